@@ -1,0 +1,34 @@
+"""Exceptions of the package. A message says what was got, what was expected and how to fix it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class ConfigError(ValueError):
+    """A name or argument in a configuration or call is wrong."""
+
+
+class WeightsError(ValueError):
+    """A checkpoint does not fit the model it is loaded into."""
+
+
+class WeightsNotFoundError(WeightsError):
+    """A checkpoint is neither at the given path nor in the local hub cache, and cannot be downloaded."""
+
+
+class DataError(ValueError):
+    """A file or sample is missing, unreadable or not what the configuration says it is."""
+
+
+def suggest(name: str, choices: Iterable[str]) -> str:
+    """Return ' Did you mean ...?' with the nearest of `choices`, or an empty string.
+
+    Args:
+        name: The name that was given.
+        choices: The valid names.
+    """
+    by_lower = {choice.lower(): choice for choice in choices}
+    near = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return f" Did you mean '{by_lower[near[0]]}'?" if near else ""

@@ -1,0 +1,352 @@
+"""The table of modalities: every number the model knows about its inputs, in one place.
+
+Source of bands, statistics, vocabulary sizes and checkpoint keys: the registration of TerraMind 1.0 in TerraTorch
+(terratorch/models/backbones/terramind) and the TerraMind paper, arXiv:2504.11171, section 3.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from terramind_plugin.errors import ConfigError, suggest
+
+
+@dataclass(frozen=True)
+class Band:
+    """One band of an image modality."""
+
+    name: str
+    """Name in the product, e.g. 'B04' or 'VV'."""
+    common_name: str
+    """Name that TerraTorch configs use, e.g. 'RED'; equal to `name` where there is none."""
+    mean: float
+    """Mean of the pre-training data, in the modality's units."""
+    std: float
+    """Standard deviation of the pre-training data, in the modality's units."""
+
+
+@dataclass(frozen=True)
+class Modality:
+    """Everything the package knows about one modality."""
+
+    name: str
+    """The user's name, e.g. 'S2L2A'."""
+    kind: Literal["image", "classes", "sequence"]
+    """'image' holds numbers per pixel, 'classes' one class id per pixel, 'sequence' a short text."""
+    units: str
+    valid_range: tuple[float, float]
+    """Smallest and largest physically meaningful value, in `units`."""
+    bands: tuple[Band, ...] = ()
+    patch_key: str | None = None
+    """Checkpoint key of the embedding that takes pixels; None if the published models take tokens only."""
+    token_key: str | None = None
+    """Checkpoint key of the embedding that takes token ids; None if there are no tokens of this modality."""
+    vocab_size: int | None = None
+    """Number of token ids in the published weights."""
+    max_length: int | None = None
+    """Longest token sequence, for kind 'sequence'."""
+    rgb: tuple[int, ...] = (0,)
+    """Indices of the bands to draw as red, green, blue, or of the one band to draw in grey."""
+    class_names: tuple[str, ...] = ()
+    class_colors: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    """Further spellings that users and data sets have for it."""
+
+    @property
+    def band_names(self) -> tuple[str, ...]:
+        """Product names of the bands, in the order of the pre-training data."""
+        return tuple(band.name for band in self.bands)
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Pre-training mean of each band."""
+        return tuple(band.mean for band in self.bands)
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Pre-training standard deviation of each band."""
+        return tuple(band.std for band in self.bands)
+
+    def find_band(self, name: object) -> int | None:
+        """Return the position of a band, or None if the modality has no band of that name.
+
+        Args:
+            name: Product name ('B04', also 'B4' or 'b04'), TerraTorch's name ('RED') or an enum member whose value is
+                such a name.
+        """
+        wanted = _band_key(getattr(name, "value", name))
+        for index, band in enumerate(self.bands):
+            if wanted in (_band_key(band.name), _band_key(band.common_name)):
+                return index
+        return None
+
+    def band_index(self, name: object) -> int:
+        """Return the position of a band in the pre-training data.
+
+        Args:
+            name: As in `find_band`.
+
+        Raises:
+            ConfigError: The modality has no such band.
+        """
+        index = self.find_band(name)
+        if index is None:
+            spellings = [band.name for band in self.bands] + [band.common_name for band in self.bands]
+            known = ", ".join(
+                band.name if band.name == band.common_name else f"{band.name} ({band.common_name})"
+                for band in self.bands
+            )
+            raise ConfigError(
+                f"Unknown band '{name}' for modality {self.name}. Its bands are: {known}.{suggest(str(name), spellings)}"
+            )
+        return index
+
+
+def _band_key(name: object) -> str:
+    """Fold case and the leading zero of Sentinel-2 names, so that b4, B4 and B04 are one band."""
+    return re.sub(r"^B0(\d)$", r"B\1", str(name).strip().upper())
+
+
+def _bands(rows: Sequence[tuple[str, str, float, float]]) -> tuple[Band, ...]:
+    return tuple(Band(*row) for row in rows)
+
+
+_S2L1C = _bands(
+    [
+        ("B01", "COASTAL_AEROSOL", 2357.089, 1624.683),
+        ("B02", "BLUE", 2137.385, 1675.806),
+        ("B03", "GREEN", 2018.788, 1557.708),
+        ("B04", "RED", 2082.986, 1833.702),
+        ("B05", "RED_EDGE_1", 2295.651, 1823.738),
+        ("B06", "RED_EDGE_2", 2854.537, 1733.977),
+        ("B07", "RED_EDGE_3", 3122.849, 1732.131),
+        ("B08", "NIR_BROAD", 3040.560, 1679.732),
+        ("B8A", "NIR_NARROW", 3306.481, 1727.26),
+        ("B09", "WATER_VAPOR", 1473.847, 1024.687),
+        ("B10", "CIRRUS", 506.070, 442.165),
+        ("B11", "SWIR_1", 2472.825, 1331.411),
+        ("B12", "SWIR_2", 1838.929, 1160.419),
+    ]
+)
+_S2L2A = _bands(
+    [
+        ("B01", "COASTAL_AEROSOL", 1390.458, 2106.761),
+        ("B02", "BLUE", 1503.317, 2141.107),
+        ("B03", "GREEN", 1718.197, 2038.973),
+        ("B04", "RED", 1853.910, 2134.138),
+        ("B05", "RED_EDGE_1", 2199.100, 2085.321),
+        ("B06", "RED_EDGE_2", 2779.975, 1889.926),
+        ("B07", "RED_EDGE_3", 2987.011, 1820.257),
+        ("B08", "NIR_BROAD", 3083.234, 1871.918),
+        ("B8A", "NIR_NARROW", 3132.220, 1753.829),
+        ("B09", "WATER_VAPOR", 3162.988, 1797.379),
+        ("B11", "SWIR_1", 2424.884, 1434.261),
+        ("B12", "SWIR_2", 1857.648, 1334.311),
+    ]
+)
+
+_TABLE = (
+    Modality(
+        name="S2L2A",
+        kind="image",
+        units="surface reflectance x 10000",
+        valid_range=(0, 20000),
+        bands=_S2L2A,
+        patch_key="untok_sen2l2a@224",
+        token_key="tok_sen2l2a@224",
+        vocab_size=15360,
+        rgb=(3, 2, 1),
+        aliases=("sen2l2a",),
+    ),
+    Modality(
+        name="S2L1C",
+        kind="image",
+        units="top-of-atmosphere reflectance x 10000",
+        valid_range=(0, 20000),
+        bands=_S2L1C,
+        patch_key="untok_sen2l1c@224",
+        rgb=(3, 2, 1),
+        aliases=("sen2l1c",),
+    ),
+    Modality(
+        name="RGB",
+        kind="image",
+        units="8-bit colour of S2L2A",
+        valid_range=(0, 255),
+        bands=_bands(
+            [("R", "RED", 87.271, 58.767), ("G", "GREEN", 80.931, 47.663), ("B", "BLUE", 66.667, 42.631)]
+        ),
+        patch_key="untok_sen2rgb@224",
+        rgb=(0, 1, 2),
+        aliases=("S2RGB", "sen2rgb"),
+    ),
+    Modality(
+        name="S1GRD",
+        kind="image",
+        units="dB",
+        valid_range=(-60, 20),
+        bands=_bands([("VV", "VV", -12.599, 5.195), ("VH", "VH", -20.293, 5.890)]),
+        patch_key="untok_sen1grd@224",
+        token_key="tok_sen1grd@224",
+        vocab_size=15360,
+        aliases=("sen1grd",),
+    ),
+    Modality(
+        name="S1RTC",
+        kind="image",
+        units="dB",
+        valid_range=(-60, 20),
+        bands=_bands([("VV", "VV", -10.93, 4.391), ("VH", "VH", -17.329, 4.459)]),
+        patch_key="untok_sen1rtc@224",
+        token_key="tok_sen1rtc@224",
+        vocab_size=15360,
+        aliases=("sen1rtc",),
+    ),
+    Modality(
+        name="DEM",
+        kind="image",
+        units="m",
+        valid_range=(-500, 9000),
+        bands=_bands([("DEM", "DEM", 670.665, 951.272)]),
+        patch_key="untok_dem@224",
+        token_key="tok_dem@224",
+        vocab_size=15360,
+        aliases=("elevation", "CopernicusDEM"),
+    ),
+    Modality(
+        name="LULC",
+        kind="classes",
+        units="class id",
+        valid_range=(0, 9),
+        bands=_bands([("LULC", "LULC", 0.0, 1.0)]),
+        token_key="tok_lulc@224",
+        vocab_size=4375,
+        class_names=(
+            "no data",
+            "water",
+            "trees",
+            "flooded vegetation",
+            "crops",
+            "built",
+            "bare",
+            "snow/ice",
+            "clouds",
+            "rangeland",
+        ),
+        class_colors=(
+            "#000000",
+            "#419bdf",
+            "#397d49",
+            "#7a87c6",
+            "#e49635",
+            "#c4281b",
+            "#a59b8f",
+            "#a8ebff",
+            "#616161",
+            "#e3e2c3",
+        ),
+        aliases=("landcover",),
+    ),
+    Modality(
+        name="NDVI",
+        kind="image",
+        units="1",
+        valid_range=(-1, 1),
+        bands=_bands([("NDVI", "NDVI", 0.327, 0.322)]),
+        token_key="tok_ndvi@224",
+        vocab_size=15360,
+    ),
+    Modality(
+        name="coords",
+        kind="sequence",
+        units="degree (longitude, latitude), on a 0.25 degree grid",
+        valid_range=(-180, 180),
+        token_key="coords",
+        vocab_size=30000,
+        max_length=4,
+        aliases=("coordinates", "location"),
+    ),
+    Modality(
+        name="caption",
+        kind="sequence",
+        units="English text",
+        valid_range=(0, 0),
+        token_key="caption",
+        vocab_size=30000,
+        max_length=256,
+        aliases=("captions",),
+    ),
+)
+
+MODALITIES: dict[str, Modality] = {modality.name: modality for modality in _TABLE}
+"""The table, by the user's name."""
+
+
+def _name_key(name: str) -> str:
+    """Fold case and separators, so that s2l2a, S2-L2A and S2_L2A are one name."""
+    return re.sub(r"[^a-z0-9@]", "", name.lower())
+
+
+_BY_KEY: dict[str, Modality] = {
+    _name_key(spelling): modality
+    for modality in _TABLE
+    for spelling in (modality.name, *modality.aliases, modality.patch_key, modality.token_key)
+    if spelling is not None
+}
+_FAMILIES = {
+    "s1": ("S1GRD", "S1RTC"),
+    "sen1": ("S1GRD", "S1RTC"),
+    "sentinel1": ("S1GRD", "S1RTC"),
+    "sar": ("S1GRD", "S1RTC"),
+    "s2": ("S2L1C", "S2L2A"),
+    "sen2": ("S2L1C", "S2L2A"),
+    "sentinel2": ("S2L1C", "S2L2A"),
+    "optical": ("S2L1C", "S2L2A", "RGB"),
+}
+
+
+def find(name: str) -> Modality | None:
+    """Return the modality that a spelling stands for, or None if there is none or more than one.
+
+    Args:
+        name: A user's name in any case and with or without separators, a known alias, or a checkpoint key.
+    """
+    return _BY_KEY.get(_name_key(name))
+
+
+def resolve(name: str) -> Modality:
+    """Return the modality that a spelling stands for.
+
+    Args:
+        name: As in `find`.
+
+    Raises:
+        ConfigError: The name is ambiguous ('S1') or unknown; the message lists what it could be.
+    """
+    modality = find(name)
+    if modality is not None:
+        return modality
+    family = _FAMILIES.get(_name_key(name))
+    if family:
+        raise ConfigError(
+            f"Modality '{name}' is ambiguous: write {' or '.join(family)}. They have different statistics and weights."
+        )
+    spellings = [spelling for m in _TABLE for spelling in (m.name, *m.aliases)]
+    raise ConfigError(f"Unknown modality '{name}'. Known: {', '.join(MODALITIES)}.{suggest(name, spellings)}")
+
+
+def statistics(modality: Modality, bands: Iterable[object]) -> tuple[list[float], list[float]]:
+    """Return pre-training means and standard deviations of some bands, in the order given.
+
+    Args:
+        modality: Entry of the table.
+        bands: Band names as in `Modality.find_band`.
+
+    Raises:
+        ConfigError: The modality has no such band.
+    """
+    chosen = [modality.bands[modality.band_index(band)] for band in bands]
+    return [band.mean for band in chosen], [band.std for band in chosen]
