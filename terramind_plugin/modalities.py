@@ -176,9 +176,7 @@ _TABLE = (
         kind="image",
         units="8-bit colour of S2L2A",
         valid_range=(0, 255),
-        bands=_bands(
-            [("R", "RED", 87.271, 58.767), ("G", "GREEN", 80.931, 47.663), ("B", "BLUE", 66.667, 42.631)]
-        ),
+        bands=_bands([("R", "RED", 87.271, 58.767), ("G", "GREEN", 80.931, 47.663), ("B", "BLUE", 66.667, 42.631)]),
         patch_key="untok_sen2rgb@224",
         rgb=(0, 1, 2),
         aliases=("S2RGB", "sen2rgb"),

@@ -20,6 +20,8 @@ class Variant:
     num_heads: int
     bias: bool
     """Whether the linear layers of the blocks have a bias."""
+    gated: bool
+    """Whether the feed-forward layers are SwiGLU (else GELU)."""
     hub_repo: str
     """Repository on the Hugging Face hub."""
     hub_file: str
@@ -29,13 +31,14 @@ class Variant:
     img_size: int = 224
 
 
-def _variant(size: str, dim: int, depth: int, num_heads: int, *, bias: bool) -> Variant:
+def _variant(size: str, dim: int, depth: int, num_heads: int, *, bias: bool, gated: bool) -> Variant:
     return Variant(
         name=f"terramind_v1_{size}",
         dim=dim,
         depth=depth,
         num_heads=num_heads,
         bias=bias,
+        gated=gated,
         hub_repo=f"ibm-esa-geospatial/TerraMind-1.0-{size}",
         hub_file=f"TerraMind_v1_{size}.pt",
     )
@@ -44,9 +47,9 @@ def _variant(size: str, dim: int, depth: int, num_heads: int, *, bias: bool) -> 
 VARIANTS: dict[str, Variant] = {
     variant.name: variant
     for variant in (
-        _variant("tiny", 192, 12, 3, bias=True),
-        _variant("small", 384, 12, 6, bias=True),
-        _variant("base", 768, 12, 12, bias=False),
-        _variant("large", 1024, 24, 16, bias=False),
+        _variant("tiny", 192, 12, 3, bias=True, gated=False),
+        _variant("small", 384, 12, 6, bias=True, gated=False),
+        _variant("base", 768, 12, 12, bias=False, gated=True),
+        _variant("large", 1024, 24, 16, bias=False, gated=True),
     )
 }

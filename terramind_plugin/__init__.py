@@ -1,0 +1,70 @@
+"""TerraMind for TerraTorch.
+
+Importing this package registers its models under the source 'terramind' in TerraTorch's registries: at once if
+TerraTorch is loaded, otherwise when it gets loaded, so that the import itself costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from terramind_plugin._version import __version__
+
+_LAZY = {
+    "TerraMindBackbone": "terramind_plugin.backbones.vit",
+    "TerraMindDataModule": "terramind_plugin.data.datamodule",
+    "TokenPyramid": "terramind_plugin.necks",
+    "BackboneUnfreeze": "terramind_plugin.callbacks",
+    "FiniteLoss": "terramind_plugin.callbacks",
+    "GeoTiffWriter": "terramind_plugin.callbacks",
+    "SegmentationImages": "terramind_plugin.callbacks",
+    "WeightsOnlyCheckpoint": "terramind_plugin.callbacks",
+}
+
+__all__ = ["__version__", *_LAZY]  # noqa: PLE0604
+_REGISTRIES = "terratorch.registry"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'. It has: {', '.join(sorted(_LAZY))}.")
+
+
+class _RegisterAfterLoad(Loader):
+    """Runs a module's own loader, then registers this package."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.loader.exec_module(module)
+        importlib.import_module("terramind_plugin.registry").register()
+
+
+class _WaitForTerraTorch(MetaPathFinder):
+    """Finds TerraTorch's registries as Python would, and has this package registered once they are loaded."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if fullname != _REGISTRIES:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _RegisterAfterLoad(spec.loader)
+        return spec
+
+
+if _REGISTRIES in sys.modules:
+    importlib.import_module("terramind_plugin.registry").register()
+else:
+    sys.meta_path.insert(0, _WaitForTerraTorch())

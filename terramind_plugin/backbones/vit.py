@@ -1,0 +1,300 @@
+"""The TerraMind encoder as a backbone for fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from terramind_plugin.backbones import fuse
+from terramind_plugin.backbones.inputs import check_shapes, collect_inputs, plan_inputs
+from terramind_plugin.errors import ConfigError, suggest
+from terramind_plugin.nn.embeddings import ImageEmbedding
+from terramind_plugin.nn.encoder import build_blocks, initialise, run_blocks
+from terramind_plugin.nn.layers import LayerNorm
+from terramind_plugin.variants import Variant
+
+
+class LayerList(list[Any]):
+    """The selected layers, in order: iterating gives them, indexing takes the layer's number in the encoder.
+
+    So `SelectIndices` with indices [2, 5, 8, 11] means the same layers whether `out_indices` left the others out or not.
+    Negative indices count from the last selected layer.
+
+    Args:
+        items: One entry for each selected layer.
+        layers: Their numbers.
+        positions: Whether an index that is no layer's number may be a position. True for channel counts, which are
+            equal for all layers and which some necks read by position.
+    """
+
+    def __init__(self, items: Sequence[Any], layers: Sequence[int], *, positions: bool = False) -> None:
+        super().__init__(items)
+        self.layers = tuple(layers)
+        self.positions = positions
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice) or index < 0 or len(self) == 1:
+            return super().__getitem__(index)
+        if index in self.layers:
+            return super().__getitem__(self.layers.index(index))
+        if self.positions:
+            return super().__getitem__(index)
+        raise IndexError(f"Layer {index} was not kept. out_indices kept {list(self.layers)}.")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(LayerList, positions=self.positions), (list(self), self.layers)
+
+    def copy(self) -> LayerList:
+        """Return a shallow copy that is indexed by layer number, too."""
+        return LayerList(self, self.layers, positions=self.positions)
+
+
+class TerraMindBackbone(nn.Module):
+    """Tokens of selected encoder layers for images of one or several modalities.
+
+    Source: TerraMind (arXiv:2504.11171); arguments are those of TerraTorch's implementation, plus the ones marked new.
+
+    Args:
+        variant: Architecture.
+        modalities: Names of the modality table; a mapping {name: channels} adds a modality without pre-trained weights.
+        bands: Bands of a modality in the order of the input's channels, e.g. {'S2L2A': ['BLUE', 'GREEN', 'RED']}.
+        new_bands: New. Entries of `bands` that the pre-training data did not have; they start from random weights.
+        merge_method: How modalities become one feature map: 'mean', 'max', 'concat' (side by side, in the order of
+            `modalities`), 'dict' (by name) or 'none' / None (all tokens, one after the other).
+        out_indices: New. Layers to return, ascending; None for all.
+        img_size: Size in pixels that position embeddings are made for, one number or (height, width).
+        drop_path_rate: Stochastic depth of the last block.
+        drop_rate: Dropout of the attention output.
+        attn_drop_rate: Dropout of the attention weights.
+        modality_drop_rate: Probability with which a sample loses a modality during training; never its last.
+        num_register_tokens: Learnt tokens in front of the sequence that no feature map holds.
+        activation_checkpointing: New. Recompute activations in the backward pass: less memory, about a third slower.
+
+    Raises:
+        ConfigError: A name or number is not possible; the message says what is.
+    """
+
+    def __init__(
+        self,
+        variant: Variant,
+        modalities: Sequence[str | Mapping[str, int]] | Mapping[str, int] | None,
+        *,
+        bands: Mapping[str, Sequence[object]] | None = None,
+        new_bands: Sequence[str] = (),
+        merge_method: str | None = "mean",
+        out_indices: Sequence[int] | None = None,
+        img_size: int | tuple[int, int] = 224,
+        drop_path_rate: float = 0.0,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        modality_drop_rate: float = 0.0,
+        num_register_tokens: int = 0,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.variant = variant
+        self.inputs = plan_inputs(modalities, bands, new_bands)
+        self.modalities = [spec.name for spec in self.inputs]
+        self.merge_method = _check_merge_method(merge_method)
+        self.layers = _check_layers(out_indices, variant.depth)
+        self.patch_size = variant.patch_size
+        self.img_size = _check_size(img_size, variant.patch_size)
+        for name, rate in (
+            ("drop_path_rate", drop_path_rate),
+            ("drop_rate", drop_rate),
+            ("attn_drop_rate", attn_drop_rate),
+            ("modality_drop_rate", modality_drop_rate),
+        ):
+            if not 0 <= rate < 1:
+                raise ConfigError(f"{name} must be at least 0 and less than 1, got {rate}.")
+        self.modality_drop_rate = modality_drop_rate
+        self.activation_checkpointing = activation_checkpointing
+
+        dim = variant.dim
+        self.encoder_embeddings = nn.ModuleDict(
+            {spec.key: ImageEmbedding(spec.channels, dim, variant.patch_size, self.img_size) for spec in self.inputs}
+        )
+        self.encoder = build_blocks(
+            dim,
+            variant.depth,
+            variant.num_heads,
+            mlp_ratio=variant.mlp_ratio,
+            bias=variant.bias,
+            gated=variant.gated,
+            drop_rate=drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            drop_path_rate=drop_path_rate,
+        )
+        self.encoder_norm = LayerNorm(dim)
+        self.num_register_tokens = num_register_tokens
+        self.register_tokens = nn.Parameter(torch.zeros(1, num_register_tokens, dim)) if num_register_tokens else None
+        if self.merge_method == "concat":
+            self.missing_mod_token = nn.Parameter(torch.zeros(dim))
+        initialise(self)
+
+        width = dim * len(self.inputs) if self.merge_method == "concat" else dim
+        widths = [width] * len(self.layers)
+        self.out_channels = widths if out_indices is None else LayerList(widths, self.layers, positions=True)
+        """Channels of each returned layer, as TerraTorch's necks read them."""
+        self._selects_layers = out_indices is not None
+
+    def forward(
+        self,
+        x: Tensor | Mapping[str, Tensor] | None = None,
+        *,
+        modality_mask: Mapping[str, Tensor] | None = None,
+        image_size: object = None,
+        **named: Tensor,
+    ) -> list[Any]:
+        """Return the features of the selected layers.
+
+        Args:
+            x: Images [B, bands, H, W] by modality, standardised, in any order; or the image of the first modality.
+                Modalities of the model that are not given are missing for the whole batch.
+            modality_mask: For some modalities a boolean [B]; False where a sample lacks that modality. While a mask is
+                given, a sample whose pixels are all NaN lacks the modality, too: that mark survives tiling.
+            image_size: Ignored; TerraTorch passes it to every backbone.
+            named: Images by modality, as keywords.
+
+        Returns:
+            For each layer a tensor [B, N, D]; [B, N, modalities * D] with 'concat'; a dict of [B, N, D] by modality
+            with 'dict'; [B, all tokens, D] with 'none'.
+
+        Raises:
+            ConfigError: An input is unknown or has a wrong shape.
+        """
+        inputs = collect_inputs(self.inputs, x, named)
+        check_shapes(self.inputs, inputs, self.patch_size, same_size=self.merge_method in ("mean", "max", "concat"))
+        present = self._present(inputs, modality_mask)
+        tokens = {}
+        for spec in self.inputs:
+            if spec.name in inputs:
+                image = inputs[spec.name] if modality_mask is None else inputs[spec.name].nan_to_num(nan=0.0)
+                tokens[spec.name] = self.encoder_embeddings[spec.key](image)
+        lengths = [t.shape[1] for t in tokens.values()]
+        sequence = torch.cat(list(tokens.values()), dim=1) if len(tokens) > 1 else next(iter(tokens.values()))
+        mask = self._token_mask(present, tokens)
+        if self.register_tokens is not None:
+            sequence = torch.cat([self.register_tokens.expand(len(sequence), -1, -1).to(sequence.dtype), sequence], 1)
+        features = run_blocks(
+            sequence,
+            self.encoder,
+            self.encoder_norm,
+            mask=mask,
+            keep=self.layers,
+            recompute=self.activation_checkpointing and self.training,
+        )
+        merged = [self._merge(layer, list(tokens), lengths, present) for layer in features]
+        return LayerList(merged, self.layers) if self._selects_layers else merged
+
+    def _present(
+        self, inputs: Mapping[str, Tensor], modality_mask: Mapping[str, Tensor] | None
+    ) -> dict[str, Tensor] | None:
+        """Return for each given modality a boolean [B], True where a sample has it; None if all have all."""
+        dropping = self.training and self.modality_drop_rate > 0 and len(inputs) > 1
+        if modality_mask is None and not dropping:
+            return None
+        first = next(iter(inputs.values()))
+        batch, device = first.shape[0], first.device
+        present = torch.ones(len(inputs), batch, dtype=torch.bool, device=device)
+        if modality_mask is not None:
+            given = self._match_mask(modality_mask, batch, device)
+            present = torch.stack(
+                [~image.isnan().flatten(1).all(dim=1) & given.get(name, present[0]) for name, image in inputs.items()]
+            )
+        if dropping:
+            keep = torch.rand(present.shape, device=device) >= self.modality_drop_rate
+            # The real modality with the highest draw survives, so that no sample ends up with none.
+            draw = torch.rand(present.shape, device=device).masked_fill(~present, -1.0)
+            keep |= torch.zeros_like(keep).scatter(0, draw.argmax(dim=0, keepdim=True), True)
+            present = present & keep
+        # A sample without any modality attends to what it was given: an empty softmax is NaN.
+        present = present | ~present.any(dim=0)
+        return dict(zip(inputs, present.unbind(0), strict=True))
+
+    def _match_mask(self, mask: Mapping[str, Tensor], batch: int, device: torch.device) -> dict[str, Tensor]:
+        """Return the given masks by the model's names; those that do not fit the batch are left to the NaN marks."""
+        matched = {}
+        for name, values in collect_inputs(self.inputs, mask, {}).items():
+            values = values.to(device=device, dtype=torch.bool).flatten()
+            if len(values) == batch:
+                matched[name] = values
+            elif batch % len(values) == 0:
+                # Tiled inference: TerraTorch interleaves the tiles of the batch's samples.
+                matched[name] = values.repeat(batch // len(values))
+        return matched
+
+    def _token_mask(self, present: Mapping[str, Tensor] | None, tokens: Mapping[str, Tensor]) -> Tensor | None:
+        """Return a boolean [B, N], True where a token may be attended to."""
+        if present is None:
+            return None
+        parts = [present[name][:, None].expand(-1, x.shape[1]) for name, x in tokens.items()]
+        if self.num_register_tokens:
+            parts.insert(0, torch.ones_like(parts[0][:, :1]).expand(-1, self.num_register_tokens))
+        return torch.cat(parts, dim=1)
+
+    def _merge(
+        self, layer: Tensor, names: Sequence[str], lengths: Sequence[int], present: Mapping[str, Tensor] | None
+    ) -> Any:
+        """Return one layer's tokens [B, N, D], merged as configured."""
+        if self.merge_method == "none" and present is None:
+            return layer
+        registers = self.num_register_tokens
+        parts = list(layer.split([registers, *lengths] if registers else list(lengths), dim=1))
+        register_part = {"register_tokens": parts.pop(0)} if registers else {}
+        tokens = dict(zip(names, parts, strict=True))
+        if self.merge_method == "mean":
+            return fuse.merge_mean(tokens, present)
+        if self.merge_method == "max":
+            return fuse.merge_max(tokens, present)
+        if self.merge_method == "concat":
+            return fuse.merge_concat(tokens, present, tuple(self.modalities), self.missing_mod_token)
+        by_name = {**register_part, **fuse.blank(tokens, present)}
+        return by_name if self.merge_method == "dict" else torch.cat(list(by_name.values()), dim=1)
+
+    def freeze(self) -> None:
+        """Stop all parameters from training and switch dropout off; `train()` keeps it so until `unfreeze()`."""
+        self.requires_grad_(False)
+        self.eval()
+
+    def unfreeze(self) -> None:
+        """Let all parameters train again and switch to training mode."""
+        self.requires_grad_(True)
+        self.train()
+
+    def train(self, mode: bool = True) -> TerraMindBackbone:
+        """Set training mode; a backbone without trainable parameters stays in evaluation mode."""
+        super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
+        return self
+
+
+def _check_merge_method(method: str | None) -> str:
+    name = "none" if method is None else str(method).lower()
+    if name not in fuse.MERGE_METHODS:
+        raise ConfigError(
+            f"Unknown merge_method '{method}'. Choose one of {', '.join(fuse.MERGE_METHODS)}."
+            f"{suggest(str(method), fuse.MERGE_METHODS)}"
+        )
+    return name
+
+
+def _check_layers(out_indices: Sequence[int] | None, depth: int) -> tuple[int, ...]:
+    if out_indices is None:
+        return tuple(range(depth))
+    layers = tuple(index + depth if index < 0 else index for index in out_indices)
+    if not layers or sorted(set(layers)) != list(layers) or layers[0] < 0 or layers[-1] >= depth:
+        raise ConfigError(
+            f"out_indices must be different layers in ascending order, 0 to {depth - 1}, got {list(out_indices)}."
+        )
+    return layers
+
+
+def _check_size(img_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
+    height, width = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    if height < patch_size or width < patch_size or height % patch_size or width % patch_size:
+        raise ConfigError(f"img_size must be a multiple of {patch_size} in height and width, got {img_size}.")
+    return height, width

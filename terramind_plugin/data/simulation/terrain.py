@@ -1,0 +1,204 @@
+"""Terrain made by its rivers: a meandering main river, a drainage tree, and the relief that the tree would carve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage, sparse, spatial
+from scipy.sparse import csgraph
+
+from terramind_plugin.data.simulation.noise import BoolArray, FloatArray, IntArray, fractal, ramp, smooth
+from terramind_plugin.data.simulation.regions import Region
+
+PIXEL = 10.0
+"""Pixel size, m."""
+MARGIN = 40
+"""Pixels simulated around the chip and cut off at the end, so that rivers, clouds and shadows come from outside."""
+_STEP = 2  # the drainage tree lives on a grid this much coarser: a quarter of the nodes, and smoother valleys
+
+
+@dataclass(frozen=True)
+class Terrain:
+    """Relief and water of a scene, before anything grows on it. All arrays are [H, W]."""
+
+    elevation: FloatArray
+    """Height of the ground above the sea, m."""
+    height_above_river: FloatArray
+    """Height of the ground above the water level of the nearest reach of the river in normal times, m."""
+    slope: FloatArray
+    """Tangent of the steepest slope."""
+    river_distance: FloatArray
+    """Distance to the bank of the main river or one of its arms, m; negative in the water."""
+    river: BoolArray
+    """Water in normal times: rivers, arms, ponds and the larger brooks."""
+    snow_line: float
+    """Height above which snow lies, m."""
+
+
+def _between(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
+    return float(rng.uniform(*bounds))
+
+
+def _meandering_line(
+    rng: np.random.Generator, side: int, width: float, meander: float, heading: float, centre: tuple[float, float]
+) -> FloatArray:
+    """Return points [N, 2] (row, column; 0.5 pixels apart) of a river course through `centre`, in flow direction.
+
+    Source: sine-generated curves, Langbein and Leopold (1966); a meander is about 12 river widths long.
+    """
+    step, reach = 0.5, 3.0 * side
+    count = int(2 * reach / step)
+    arc = np.arange(count) * step
+    # Wavelength and amplitude wander along the river, otherwise it looks like a sine.
+    wander = np.interp(arc, np.arange(0, 2 * reach + 60, 60), rng.normal(0, 1, int(2 * reach // 60) + 2))
+    strength = np.interp(arc, np.arange(0, 2 * reach + 90, 90), rng.uniform(0.5, 1.1, int(2 * reach // 90) + 2))
+    wavelength = max(13 * width, 45.0)
+    phase = 2 * np.pi * arc / wavelength + 1.3 * wander + rng.uniform(0, 2 * np.pi)
+    slow = 0.35 * np.sin(2 * np.pi * arc / (wavelength * 5.3) + rng.uniform(0, 2 * np.pi))
+    direction = heading + meander * strength * np.sin(phase) + slow
+    line = np.cumsum(np.stack([np.sin(direction), np.cos(direction)], 1), axis=0) * step
+    line += np.asarray(centre) - line[count // 2]
+    inside = np.all((line > -side * 0.3) & (line < side * 1.3), axis=1)
+    return line[inside].astype(np.float32)
+
+
+def _distance_to_lines(shape: tuple[int, int], points: FloatArray) -> tuple[FloatArray, IntArray]:
+    """Return the distance in pixels to the nearest of `points` [N, 2] and its index, each [H, W]."""
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    tree = spatial.cKDTree(points)
+    distance, nearest = tree.query(np.stack([rows.ravel(), columns.ravel()], 1), eps=0.05)
+    return distance.reshape(shape).astype(np.float32), nearest.reshape(shape)
+
+
+def _drainage_tree(cost: FloatArray, outlets: BoolArray) -> IntArray:
+    """Return for each cell of a grid the flat index of the cell it drains to; an outlet drains to itself.
+
+    The tree of cheapest paths to the outlets: like water, paths join and follow the low ground.
+
+    Args:
+        cost: [H, W], cost of crossing a cell, positive; low in hollows.
+        outlets: [H, W], True where water leaves; at least one.
+    """
+    height, width = cost.shape
+    index = np.arange(height * width).reshape(height, width)
+    starts, ends, weights = [], [], []
+    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        a = (slice(0, height - dy), slice(max(0, -dx), width - max(0, dx)))
+        b = (slice(dy, height), slice(max(0, dx), width - max(0, -dx)))
+        starts.append(index[a].ravel())
+        ends.append(index[b].ravel())
+        weights.append(((cost[a] + cost[b]) * np.float32(np.hypot(dy, dx))).ravel())
+    graph = sparse.coo_matrix(
+        (np.concatenate(weights), (np.concatenate(starts), np.concatenate(ends))), shape=(index.size, index.size)
+    )
+    _, downstream, _ = csgraph.dijkstra(
+        graph.tocsr(), directed=False, indices=index[outlets], min_only=True, return_predecessors=True
+    )
+    return np.where(downstream < 0, index.ravel(), downstream).astype(np.int64)
+
+
+def _sum_downstream(downstream: IntArray, value: FloatArray) -> FloatArray:
+    """Return the sum of `value` [N] over the path from each cell to its outlet, which counts as 0."""
+    total = np.where(downstream == np.arange(downstream.size), 0, value)
+    pointer = downstream
+    while np.any(pointer != pointer[pointer]):  # path doubling: log2(longest path) rounds
+        total = total + total[pointer]
+        pointer = pointer[pointer]
+    return total
+
+
+def _upstream_area(downstream: IntArray) -> FloatArray:
+    """Return how many cells [N] drain through each cell, itself included."""
+    hops = _sum_downstream(downstream, np.ones(downstream.size, np.float32)).astype(np.int64)
+    order = np.argsort(hops, kind="stable")
+    bounds = np.searchsorted(hops[order], np.arange(1, hops.max() + 2))
+    area = np.ones(downstream.size, np.float64)
+    for level in range(len(bounds) - 1, 0, -1):  # the farthest first
+        cells = order[bounds[level - 1] : bounds[level]]
+        np.add.at(area, downstream[cells], area[cells])
+    return area.astype(np.float32)
+
+
+def _carve(
+    rng: np.random.Generator, region: Region, river_pixels: FloatArray, shape: tuple[int, int]
+) -> tuple[FloatArray, FloatArray]:
+    """Return height above the river (m) and upstream area (cells of the coarse grid), each [H, W].
+
+    A river in balance with uplift has slope ~ area ** -0.45 (Flint's law): adding that slope up along the drainage tree
+    gives ridges, spurs and hollows at once. Close to the main river the valley floor is flat.
+    """
+    coarse = river_pixels[::_STEP, ::_STEP]
+    cost = np.exp(0.9 * fractal(rng, coarse.shape, 1.6, 60) + 0.25 * rng.standard_normal(coarse.shape))
+    downstream = _drainage_tree(cost.astype(np.float32), coarse <= _STEP)
+    area = _upstream_area(downstream)
+    floor = _between(rng, region.valley) / PIXEL * np.exp(0.35 * fractal(rng, coarse.shape, 2, 120))
+    hillside = ramp(coarse / np.maximum(floor, 4), 0.5, 1.6).ravel() + 0.01
+    slope = _between(rng, region.steepness) * area**-0.45 * np.exp(0.3 * fractal(rng, coarse.shape, 2, 80)).ravel()
+    height = _sum_downstream(downstream, slope * hillside * PIXEL * _STEP).reshape(coarse.shape)
+    height = 0.5 * smooth(height, 1.0) + 0.5 * smooth(height, 2.5)
+    zoom = (shape[0] / coarse.shape[0], shape[1] / coarse.shape[1])
+    # Offsetting the grid by a smooth random field hides the eight directions of the tree.
+    rows, columns = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
+    rows += 3.0 * fractal(rng, shape, 2, 24)
+    columns += 3.0 * fractal(rng, shape, 2, 24)
+    at = np.stack([rows / zoom[0], columns / zoom[1]])
+    height = ndimage.map_coordinates(height, at, order=1, mode="nearest")
+    log_area = ndimage.map_coordinates(np.log(area.reshape(coarse.shape)), at, order=0, mode="nearest")
+    return smooth(height, 0.8), np.exp(log_area)
+
+
+def make_terrain(rng: np.random.Generator, region: Region, size: int) -> Terrain:
+    """Return the terrain of a scene, `MARGIN` pixels larger than the chip on each side.
+
+    Args:
+        rng: Source of randomness.
+        region: Character of the landscape.
+        size: Side of the chip, pixels.
+    """
+    side = size + 2 * MARGIN
+    shape = (side, side)
+    width = _between(rng, region.river_width) / PIXEL
+    heading = rng.uniform(0, 2 * np.pi)
+    centre = (side / 2 + rng.uniform(-0.28, 0.28) * size, side / 2 + rng.uniform(-0.28, 0.28) * size)
+    main = _meandering_line(rng, side, width, _between(rng, region.meander), heading, centre)
+    lines, widths = [main], [width * (1 + 0.25 * np.interp(np.arange(len(main)), np.arange(0, len(main) + 60, 60),
+                             rng.normal(0, 1, len(main) // 60 + 2)).clip(-1.5, 2))]  # fmt: skip
+    for _ in range(rng.integers(region.side_channels[0], region.side_channels[1] + 1)):
+        arm_width = width * rng.uniform(0.15, 0.5)
+        fork = main[int(rng.uniform(0.25, 0.75) * len(main))]
+        arm = _meandering_line(
+            rng, side, max(arm_width, 2), region.meander[1], heading + rng.uniform(-0.9, 0.9), (fork[0], fork[1])
+        )
+        start = int(rng.uniform(0.0, 0.7) * len(arm))  # a piece of an arm is a cut-off loop or a blind channel
+        arm = arm[start : start + int(rng.uniform(0.15, 1.0) * len(arm)) + 8]
+        lines.append(arm)
+        widths.append(np.full(len(arm), arm_width))
+    points, half_width = np.concatenate(lines), np.concatenate(widths).astype(np.float32) / 2
+    centre_distance, nearest = _distance_to_lines(shape, points)
+    bank = centre_distance - np.maximum(half_width[nearest] + 0.5 * fractal(rng, shape, 1.5, 20), 0.5)
+
+    above, area = _carve(rng, region, np.maximum(bank, 0), shape)
+    micro = _between(rng, region.micro_relief)
+    relief = 0.8 * fractal(rng, shape, 2.2, 80) + 0.2 * fractal(rng, shape, 1.5, 16)
+    levee = micro * 1.2 * np.exp(-((np.maximum(bank, 0) / (2.5 * width + 3)) ** 2))  # rivers build up their banks
+    above = above + micro * (relief + 1.2) * (1 + 0.05 * above) + levee
+    above = np.where(bank < 1, np.minimum(above, 0.35 * bank), above)
+    brook = (area > rng.uniform(900, 2200)) & (bank > 0)
+    above = above - micro * 1.3 * smooth(np.log1p(area / 150.0), 1.6)  # brooks lie in ditches
+    ponds = (fractal(rng, shape, 2.2, 28) > rng.uniform(2.5, 3.4)) & (above < 6)
+    above = np.where(ponds, -0.5, above)
+
+    fall = rng.uniform(0.0002, 0.001) * (1 + 10 * region.steepness[0])
+    rows, columns = np.mgrid[:side, :side]
+    along = (rows * np.sin(heading) + columns * np.cos(heading)) * PIXEL
+    elevation = _between(rng, region.altitude) + above - fall * (along - along.mean())
+    dy, dx = np.gradient(smooth(elevation, 1.0), PIXEL)
+    return Terrain(
+        elevation=elevation.astype(np.float32),
+        height_above_river=above.astype(np.float32),
+        slope=np.hypot(dy, dx).astype(np.float32),
+        river_distance=(bank * PIXEL).astype(np.float32),
+        river=(bank <= 0) | brook | ponds,
+        snow_line=region.snow_line,
+    )

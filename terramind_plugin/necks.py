@@ -1,0 +1,90 @@
+"""Necks: from a backbone's tokens to what a decoder takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from terramind_plugin.errors import ConfigError
+
+STRIDES = (4, 8, 16, 32)
+"""Pixels per cell of the pyramid's levels, finest first."""
+
+
+class TokenPyramid(nn.Module):
+    """Feature pyramid at strides 4, 8, 16 and 32, made from the tokens of four layers in one step.
+
+    It does what TerraTorch's SelectIndices, ReshapeTokensToImage and LearnedInterpolateToPyramidal do together, and
+    takes the token grid from the image size, so that images need not be square. Its levels have the widths that
+    LearnedInterpolateToPyramidal gives, and its layers the same names, so weights carry over.
+
+    Args:
+        channel_list: Channels of each layer of the backbone.
+        indices: Numbers of four layers, finest level first; None takes the third, sixth, ninth and last of twelve, and
+            the same shares of other depths.
+        patch_size: Pixels per token.
+
+    Raises:
+        ConfigError: Not four layers, or numbers that the backbone does not have.
+    """
+
+    def __init__(self, channel_list: Sequence[int], indices: Sequence[int] | None = None, patch_size: int = 16) -> None:
+        super().__init__()
+        depth = len(channel_list)
+        kept = getattr(channel_list, "layers", range(depth))
+        if indices is None:
+            if depth < len(STRIDES):
+                raise ConfigError(f"terramind_pyramid needs at least four layers, the backbone gives {depth}.")
+            indices = [kept[depth * (level + 1) // len(STRIDES) - 1] for level in range(len(STRIDES))]
+        absent = [index for index in indices if index >= 0 and index not in kept]
+        if len(indices) != len(STRIDES) or absent:
+            raise ConfigError(f"terramind_pyramid needs four layers out of {list(kept)}, got indices {list(indices)}.")
+        self.indices = list(indices)
+        self.token_size = patch_size
+        self.channel_list = [channel_list[index] for index in self.indices]
+        first, second, _, _ = self.channel_list
+        self.fpn1 = nn.Sequential(
+            nn.ConvTranspose2d(first, first // 2, kernel_size=2, stride=2),
+            nn.BatchNorm2d(first // 2),
+            nn.GELU(),
+            nn.ConvTranspose2d(first // 2, first // 4, kernel_size=2, stride=2),
+        )
+        self.fpn2 = nn.Sequential(nn.ConvTranspose2d(second, second // 2, kernel_size=2, stride=2))
+        self.fpn4 = nn.MaxPool2d(kernel_size=2, stride=2)
+
+    def process_channel_list(self, channel_list: Sequence[int]) -> list[int]:
+        """Return the channels of the four levels; TerraTorch passes them on to the decoder."""
+        first, second, third, fourth = self.channel_list
+        return [first // 4, second // 2, third, fourth]
+
+    def forward(self, features: Sequence[Tensor], image_size: Any = None, **_: Any) -> list[Tensor]:
+        """Return maps [B, channels, H / stride, W / stride], finest first.
+
+        Args:
+            features: Tokens [B, N, D] of each layer.
+            image_size: Height and width of the images in pixels; needed where they are not square.
+
+        Raises:
+            ConfigError: The tokens do not form a grid of that size.
+        """
+        tokens = [features[index] for index in self.indices]
+        rows, columns = self._grid(tokens[0].shape[1], image_size)
+        maps = [rearrange(x, "b (h w) d -> b d h w", h=rows, w=columns) for x in tokens]
+        return [self.fpn1(maps[0]), self.fpn2(maps[1]), maps[2], self.fpn4(maps[3])]
+
+    def _grid(self, count: int, image_size: Any) -> tuple[int, int]:
+        if image_size is None:
+            side = round(count**0.5)
+            rows, columns = side, side
+        else:
+            rows, columns = int(image_size[0]) // self.token_size, int(image_size[1]) // self.token_size
+        if rows * columns != count:
+            raise ConfigError(
+                f"terramind_pyramid got {count} tokens for an image of {image_size}, expected {rows} x {columns}. "
+                "Use merge_method mean, max or concat, and images whose sides are multiples of "
+                f"{self.token_size}."
+            )
+        return rows, columns

@@ -1,0 +1,1 @@
+"""Shapes and math of the model: no files, no Lightning, no TerraTorch."""

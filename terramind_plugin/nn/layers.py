@@ -1,0 +1,164 @@
+"""Transformer layers.
+
+Source: TerraMind (arXiv:2504.11171), whose encoder is that of 4M (arXiv:2312.06647): pre-norm blocks without norm bias,
+SwiGLU in the large sizes. Parameter names are those of the published checkpoints.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation whose bias is fixed at zero.
+
+    The published checkpoints store that zero bias as a buffer, and so does this module.
+
+    Args:
+        dim: Size of the last dimension.
+        eps: Added to the variance.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.register_buffer("bias", torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x [..., dim] with zero mean and unit variance over the last dimension, scaled."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+    """Return softmax(q k^T / sqrt(dim)) v, shape [B, heads, N, dim].
+
+    Args:
+        q: Queries [B, heads, N, dim].
+        k: Keys [B, heads, M, dim].
+        v: Values [B, heads, M, dim].
+        mask: Boolean, broadcastable to [B, heads, N, M]; True means attend.
+        dropout: Share of attention weights that are dropped.
+    """
+    if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16):
+        # torch's CPU kernel gains nothing from half precision; two matrix products do.
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        weights = scores.softmax(dim=-1)
+        if dropout:
+            weights = F.dropout(weights, dropout)
+        return weights.to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention.
+
+    Args:
+        dim: Width of a token.
+        num_heads: Number of heads; divides `dim`.
+        bias: Whether the linear layers have a bias.
+        attn_drop: Dropout of the attention weights.
+        proj_drop: Dropout of the output.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, bias: bool, attn_drop: float = 0.0, proj_drop: float = 0.0) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attn_drop = attn_drop
+        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+        self.proj = nn.Linear(dim, dim, bias=bias)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return tokens [B, N, dim]; `mask` as in `attend`."""
+        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads).unbind(0)
+        out = attend(q, k, v, mask, self.attn_drop if self.training else 0.0)
+        return self.proj_drop(self.proj(rearrange(out, "b h n d -> b n (h d)")))
+
+
+class GatedMlp(nn.Module):
+    """SwiGLU feed-forward layer (arXiv:2002.05202).
+
+    Args:
+        dim: Width of a token.
+        hidden: Width before the two thirds that keep the parameter count of an ungated layer.
+        bias: Whether the linear layers have a bias.
+    """
+
+    def __init__(self, dim: int, hidden: int, *, bias: bool) -> None:
+        super().__init__()
+        hidden = int(2 * hidden / 3)
+        self.fc1 = nn.Linear(dim, hidden, bias=bias)
+        self.fc2 = nn.Linear(hidden, dim, bias=bias)
+        self.fc3 = nn.Linear(dim, hidden, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens [B, N, dim]."""
+        return self.fc2(F.silu(self.fc1(x)) * self.fc3(x))
+
+
+class Mlp(nn.Module):
+    """Feed-forward layer with GELU.
+
+    Args:
+        dim: Width of a token.
+        hidden: Width in between.
+        bias: Whether the linear layers have a bias.
+        drop: Dropout of the output.
+    """
+
+    def __init__(self, dim: int, hidden: int, *, bias: bool, drop: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden, bias=bias)
+        self.fc2 = nn.Linear(hidden, dim, bias=bias)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens [B, N, dim]."""
+        return self.drop(self.fc2(F.gelu(self.fc1(x))))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block.
+
+    Args:
+        dim: Width of a token.
+        num_heads: Number of attention heads.
+        mlp_ratio: Width of the feed-forward layer, as a multiple of `dim`.
+        bias: Whether the linear layers have a bias.
+        gated: Whether the feed-forward layer is a SwiGLU.
+        drop: Dropout of the attention output, and of the feed-forward output where that is not gated.
+        attn_drop: Dropout of the attention weights.
+        drop_path: Probability that a sample skips a branch.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        mlp_ratio: float,
+        bias: bool,
+        gated: bool,
+        drop: float = 0.0,
+        attn_drop: float = 0.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(dim)
+        self.attn = Attention(dim, num_heads, bias=bias, attn_drop=attn_drop, proj_drop=drop)
+        self.norm2 = LayerNorm(dim)
+        hidden = int(dim * mlp_ratio)
+        self.mlp = GatedMlp(dim, hidden, bias=bias) if gated else Mlp(dim, hidden, bias=bias, drop=drop)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return tokens [B, N, dim]; `mask` as in `attend`."""
+        x = x + self.drop_path(self.attn(self.norm1(x), mask))
+        return x + self.drop_path(self.mlp(self.norm2(x)))

@@ -1,0 +1,119 @@
+"""Entry into TerraTorch's registries: the names that a configuration may use.
+
+TerraTorch's registries take the word before the first underscore as the name of a source. With the sources registered
+here, `terramind_v1_base` means this package and `terratorch_terramind_v1_base` means TerraTorch's own model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from terratorch.registry import (
+    BACKBONE_REGISTRY,
+    FULL_MODEL_REGISTRY,
+    NECK_REGISTRY,
+    TERRATORCH_BACKBONE_REGISTRY,
+    TERRATORCH_FULL_MODEL_REGISTRY,
+    TERRATORCH_NECK_REGISTRY,
+)
+from terratorch.registry.registry import MultiSourceRegistry, Registry
+
+from terramind_plugin.errors import ConfigError, suggest
+from terramind_plugin.variants import VARIANTS
+
+SOURCE = "terramind"
+
+
+class PluginRegistry(Registry):
+    """Builders by the name behind 'terramind_', with TerraTorch's own of that full name behind them.
+
+    Args:
+        fallback: The registry of TerraTorch that is asked for names this package does not have.
+    """
+
+    def __init__(self, fallback: Registry) -> None:
+        super().__init__()
+        self.fallback = fallback
+
+    def add(self, name: str, builder: Callable[..., Any]) -> None:
+        """Register a builder.
+
+        Args:
+            name: Full name, with the source in front.
+            builder: Called with the arguments of the configuration.
+        """
+        self._registry[name.removeprefix(f"{SOURCE}_")] = builder
+
+    def build(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Return what the builder of `name` makes, or TerraTorch's own if this package has none.
+
+        Raises:
+            ConfigError: Neither has the name, or the builder failed on a missing key.
+        """
+        if name in self._registry:
+            builder = self._registry[name]
+        elif f"{SOURCE}_{name}" in self.fallback:
+            builder = self.fallback[f"{SOURCE}_{name}"]
+        else:
+            names = sorted(f"{SOURCE}_{known}" for known in self)
+            raise ConfigError(
+                f"Unknown name '{SOURCE}_{name}'.{suggest(f'{SOURCE}_{name}', names)} Known: {', '.join(names)}."
+            )
+        try:
+            return builder(*args, **kwargs)
+        except KeyError as error:
+            # TerraTorch's registries take a KeyError for an unknown name and hide it.
+            raise ConfigError(f"Building '{SOURCE}_{name}' failed: missing key {error}.") from error
+
+    def __iter__(self) -> Iterator[str]:
+        prefix = f"{SOURCE}_"
+        theirs = (name.removeprefix(prefix) for name in self.fallback if name.startswith(prefix))
+        return iter(dict.fromkeys([*self._registry, *theirs]))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._registry or f"{SOURCE}_{name}" in self.fallback
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        return self._registry[name] if name in self._registry else self.fallback[f"{SOURCE}_{name}"]
+
+
+def _source(registry: MultiSourceRegistry[Any], fallback: Registry) -> PluginRegistry:
+    """Return the plugin's source in one of TerraTorch's registries, adding it at the first call."""
+    if SOURCE not in registry.keys():  # noqa: SIM118  the registry's own `in` looks for models
+        registry.register_source(SOURCE, PluginRegistry(fallback))
+    return registry[SOURCE]
+
+
+def _backbone_builder(variant: str) -> Callable[..., Any]:
+    def build(*args: Any, **kwargs: Any) -> Any:
+        from terramind_plugin.backbones.build import build_backbone
+
+        return build_backbone(variant, *args, **kwargs)
+
+    build.__name__ = variant
+    build.__doc__ = f"Return the backbone {variant}; arguments as in `build_backbone`."
+    return build
+
+
+def _neck_builder(class_name: str) -> Callable[..., Any]:
+    def build(*args: Any, **kwargs: Any) -> Any:
+        from terramind_plugin import necks
+
+        return getattr(necks, class_name)(*args, **kwargs)
+
+    build.__name__ = class_name
+    return build
+
+
+def register() -> None:
+    """Add everything this package has to TerraTorch's registries; calling it again changes nothing."""
+    backbones = _source(BACKBONE_REGISTRY, TERRATORCH_BACKBONE_REGISTRY)
+    for variant in VARIANTS:
+        backbones.add(variant, _backbone_builder(variant))
+    necks = _source(NECK_REGISTRY, TERRATORCH_NECK_REGISTRY)
+    necks.add("terramind_pyramid", _neck_builder("TokenPyramid"))
+    _source(FULL_MODEL_REGISTRY, TERRATORCH_FULL_MODEL_REGISTRY)

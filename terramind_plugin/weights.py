@@ -1,0 +1,248 @@
+"""From a checkpoint on the hub or on disk to the weights of a model, with a report of what was and was not loaded."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from terramind_plugin.backbones.inputs import InputSpec
+from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundError
+from terramind_plugin.modalities import find
+from terramind_plugin.variants import Variant
+
+ANCHOR = "encoder_embeddings."
+"""What the names of an encoder's weights contain, whatever model they are wrapped in."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights of an encoder as stored, by their published names."""
+
+    tensors: Mapping[str, Tensor]
+    source: str
+    """Where they came from, for messages."""
+    bands: Mapping[str, Sequence[object]] | None = None
+    """Bands that the checkpoint's model was configured with, if it says so; None for pre-trained weights."""
+
+
+@dataclass
+class LoadReport:
+    """What a checkpoint did and did not bring, by the model's names."""
+
+    source: str
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    """Needed, but not in the checkpoint."""
+    mismatched: list[str] = field(default_factory=list)
+    """In the checkpoint, but of another shape."""
+    fresh: list[str] = field(default_factory=list)
+    """New in this model by configuration; they keep their initial values."""
+    unexpected: list[str] = field(default_factory=list)
+    """In the checkpoint's encoder, but not in the model."""
+    unused: int = 0
+    """Number of tensors of parts that this model does not have (decoder, other modalities)."""
+
+    def __str__(self) -> str:
+        lines = [f"Weights from {self.source}: {len(self.loaded)} loaded, {self.unused} of other parts not used"]
+        for title in ("missing", "mismatched", "unexpected", "fresh"):
+            names = getattr(self, title)
+            if names:
+                shown = ", ".join(names[:8]) + (f", and {len(names) - 8} more" if len(names) > 8 else "")
+                lines.append(f"  {title} ({len(names)}): {shown}")
+        return "\n".join(lines)
+
+    def raise_if_incomplete(self) -> None:
+        """Raise if a weight that the model needs was not loaded.
+
+        Raises:
+            WeightsError: Something is missing or has another shape; the message is the report.
+        """
+        if self.missing or self.mismatched:
+            raise WeightsError(
+                f"{self}\nThe checkpoint does not fit the model: check the size of the backbone, its modalities and bands. "
+                "A modality without pre-trained weights is given as {name: channels}."
+            )
+
+
+def fetch_published(variant: Variant) -> Path:
+    """Return the local path of a variant's published weights, downloading them if needed.
+
+    Args:
+        variant: Which model.
+
+    Raises:
+        WeightsNotFoundError: They are not in the local cache and the hub cannot be reached.
+    """
+    try:
+        return Path(hf_hub_download(repo_id=variant.hub_repo, filename=variant.hub_file))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise WeightsNotFoundError(
+            f"The weights of {variant.name} are not on this machine and could not be downloaded "
+            f"({type(error).__name__}).\n"
+            f"Needed: file {variant.hub_file} of https://huggingface.co/{variant.hub_repo}\n"
+            f"Either run on a machine with network: huggingface-cli download {variant.hub_repo} {variant.hub_file}\n"
+            f"and copy the folder models--{variant.hub_repo.replace('/', '--')} to {constants.HF_HUB_CACHE}\n"
+            f"or download the file and set backbone_ckpt_path: /path/to/{variant.hub_file}\n"
+            "or train from random weights with backbone_pretrained: false."
+        ) from error
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Return the encoder weights in a file.
+
+    Args:
+        path: A published .pt file, a .safetensors file, or a Lightning .ckpt of a task that was fine-tuned with this
+            backbone or with TerraTorch's own TerraMind. Only tensors and plain values are unpickled.
+
+    Raises:
+        WeightsNotFoundError: There is no such file.
+        WeightsError: The file cannot be read or holds no TerraMind encoder.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise WeightsNotFoundError(f"Checkpoint not found: {path}. Check ckpt_path.")
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_map(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise WeightsError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {str(error).splitlines()[0]}). "
+            "Expected a .pt, .ckpt or .safetensors file with tensors and plain values only."
+        ) from error
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, expected a mapping from names to tensors.")
+    tensors = content.get("state_dict", content.get("model", content))
+    prefixes = {name.split(ANCHOR)[0] for name in tensors if ANCHOR in name}
+    if not prefixes:
+        raise WeightsError(f"{path} holds no TerraMind encoder: none of its {len(tensors)} names contains '{ANCHOR}'.")
+    prefix = min(prefixes, key=len)
+    encoder = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return Checkpoint(tensors=encoder, source=str(path), bands=_configured_bands(content))
+
+
+def _can_map(path: Path) -> bool:
+    """Whether torch can map the file into memory: only its zip format can."""
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _configured_bands(content: Mapping[str, Any]) -> Mapping[str, Sequence[object]] | None:
+    model_args = (content.get("hyper_parameters") or {}).get("model_args")
+    if not isinstance(model_args, Mapping):
+        return None
+    kwargs = model_args.get("backbone_kwargs")
+    bands = kwargs.get("bands") if isinstance(kwargs, Mapping) else model_args.get("backbone_bands")
+    return bands if isinstance(bands, Mapping) else None
+
+
+def load_backbone(model: nn.Module, checkpoint: Checkpoint) -> LoadReport:
+    """Copy a checkpoint into a backbone and return what was loaded.
+
+    Patch weights are selected by band: the model's channels take the columns of their bands.
+
+    Args:
+        model: A `TerraMindBackbone`.
+        checkpoint: From `read_checkpoint`.
+
+    Raises:
+        WeightsError: A weight that the model needs is missing or has another shape.
+    """
+    own = model.state_dict()
+    specs: dict[str, InputSpec] = {spec.key: spec for spec in model.inputs}
+    report = LoadReport(source=checkpoint.source)
+    chosen: dict[str, Tensor] = {}
+    for name, target in own.items():
+        value = checkpoint.tensors.get(name)
+        key = name.split(".")[1] if name.startswith(ANCHOR) else None
+        spec = specs.get(key) if key else None
+        if value is None:
+            is_new = name in ("register_tokens", "missing_mod_token") or (spec is not None and spec.pretrained is None)
+            (report.fresh if is_new else report.missing).append(name)
+            continue
+        if spec is not None and name.endswith("proj.weight"):
+            value = _select_bands(value, target, spec, checkpoint, report, model.patch_size)
+        if value.shape == target.shape:
+            chosen[name] = value
+        elif name.endswith(".pos_emb"):
+            # A fixed table, not a weight: the model has made its own for its img_size.
+            report.fresh.append(name)
+        else:
+            report.mismatched.append(f"{name} {list(value.shape)} instead of {list(target.shape)}")
+    report.loaded = list(chosen)
+    parts = tuple(f"{part}." for part in ("encoder", "encoder_norm"))
+    report.unexpected = [name for name in checkpoint.tensors if name.startswith(parts) and name not in own]
+    report.unused = len(set(checkpoint.tensors) - set(own)) - len(report.unexpected)
+    report.raise_if_incomplete()
+    model.load_state_dict(chosen, strict=False)
+    return report
+
+
+def _select_bands(
+    stored: Tensor, target: Tensor, spec: InputSpec, checkpoint: Checkpoint, report: LoadReport, patch_size: int
+) -> Tensor:
+    """Return patch weights [dim, pixels * channels] with the columns of the model's bands.
+
+    Columns of new bands keep the model's initial values.
+    """
+    if spec.pretrained is None or spec.band_sources is None:
+        return stored
+    pixels = patch_size**2
+    stored_bands: list[int | None] = list(range(len(spec.pretrained.bands)))
+    for name, bands in (checkpoint.bands or {}).items():
+        if _same_modality(name, spec):
+            stored_bands = [spec.pretrained.find_band(band) for band in bands]
+            if list(stored_bands) == list(spec.band_sources):
+                return stored
+    if stored.shape[0] != target.shape[0] or stored.shape[1] != pixels * len(stored_bands):
+        return stored
+    columns = stored.unflatten(1, (pixels, len(stored_bands)))
+    selected = target.clone().unflatten(1, (pixels, len(spec.band_sources)))
+    for channel, source in enumerate(spec.band_sources):
+        if source is None:
+            report.fresh.append(f"{ANCHOR}{spec.key}.proj.weight, channel {channel}")
+        elif source in stored_bands:
+            selected[..., channel] = columns[..., stored_bands.index(source)]
+        else:
+            raise WeightsError(
+                f"{checkpoint.source}: {spec.name} has no weights for band {spec.pretrained.bands[source].name}. "
+                f"The checkpoint has {[str(b) for b in dict(checkpoint.bands or {}).get(spec.name, [])]}. "
+                "Remove the band, or name it in new_bands to start it from random weights."
+            )
+    return selected.flatten(1)
+
+
+def _same_modality(name: str, spec: InputSpec) -> bool:
+    modality = find(name)
+    return modality is not None and modality is spec.pretrained
+
+
+def load_weights(model: nn.Module, *, pretrained: bool, ckpt_path: str | Path | None) -> LoadReport | None:
+    """Load published or local weights into a backbone, as its arguments say.
+
+    Args:
+        model: A `TerraMindBackbone`.
+        pretrained: Load the published weights of the model's variant.
+        ckpt_path: Load this file instead; it goes before `pretrained`.
+
+    Returns:
+        The report, or None if neither was asked for.
+
+    Raises:
+        WeightsError: See `read_checkpoint` and `load_backbone`.
+    """
+    if not isinstance(pretrained, bool):
+        raise ConfigError(f"pretrained must be true or false, got {pretrained!r}. A file is given as ckpt_path.")
+    if ckpt_path is None and not pretrained:
+        return None
+    return load_backbone(model, read_checkpoint(ckpt_path if ckpt_path is not None else fetch_published(model.variant)))
