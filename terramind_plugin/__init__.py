@@ -24,7 +24,6 @@ _LAZY = {
     "FiniteLoss": "terramind_plugin.callbacks",
     "GeoTiffWriter": "terramind_plugin.callbacks",
     "SegmentationImages": "terramind_plugin.callbacks",
-    "WeightsOnlyCheckpoint": "terramind_plugin.callbacks",
 }
 
 __all__ = ["__version__", *_LAZY]  # noqa: PLE0604

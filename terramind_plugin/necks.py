@@ -39,12 +39,13 @@ class TokenPyramid(nn.Module):
             if depth < len(STRIDES):
                 raise ConfigError(f"terramind_pyramid needs at least four layers, the backbone gives {depth}.")
             indices = [kept[depth * (level + 1) // len(STRIDES) - 1] for level in range(len(STRIDES))]
-        absent = [index for index in indices if index >= 0 and index not in kept]
-        if len(indices) != len(STRIDES) or absent:
+        layers = [kept[index] if -depth <= index < 0 else index for index in indices]
+        if len(layers) != len(STRIDES) or not set(layers) <= set(kept):
             raise ConfigError(f"terramind_pyramid needs four layers out of {list(kept)}, got indices {list(indices)}.")
-        self.indices = list(indices)
+        # Positions, not layer numbers: TerraTorch's TemporalWrapper turns the backbone's list into a plain one.
+        self.positions = [list(kept).index(layer) for layer in layers]
         self.token_size = patch_size
-        self.channel_list = [channel_list[index] for index in self.indices]
+        self.channel_list = [list(channel_list)[position] for position in self.positions]
         first, second, _, _ = self.channel_list
         self.fpn1 = nn.Sequential(
             nn.ConvTranspose2d(first, first // 2, kernel_size=2, stride=2),
@@ -70,7 +71,14 @@ class TokenPyramid(nn.Module):
         Raises:
             ConfigError: The tokens do not form a grid of that size.
         """
-        tokens = [features[index] for index in self.indices]
+        layers = list(features)
+        tokens = [layers[position] for position in self.positions]
+        if not all(isinstance(x, Tensor) and x.ndim == 3 for x in tokens):
+            raise ConfigError(
+                f"terramind_pyramid needs tokens [B, N, D] of each layer, got {type(tokens[0]).__name__}"
+                f"{list(tokens[0].shape) if isinstance(tokens[0], Tensor) else ''}. "
+                "Use merge_method mean, max or concat, and a time series with temporal_pooling mean, max or diff."
+            )
         rows, columns = self._grid(tokens[0].shape[1], image_size)
         maps = [rearrange(x, "b (h w) d -> b d h w", h=rows, w=columns) for x in tokens]
         return [self.fpn1(maps[0]), self.fpn2(maps[1]), maps[2], self.fpn4(maps[3])]

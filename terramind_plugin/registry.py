@@ -18,11 +18,22 @@ from terratorch.registry import (
     TERRATORCH_NECK_REGISTRY,
 )
 from terratorch.registry.registry import MultiSourceRegistry, Registry
+from terratorch.utils import InvalidModelError
 
 from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.variants import VARIANTS
 
 SOURCE = "terramind"
+
+
+class UnknownNameError(ConfigError, InvalidModelError):
+    """Nothing is registered by this name.
+
+    As an InvalidModelError it lets TerraTorch go on to its next source where a name came without a source.
+    """
+
+    def __init__(self, message: str) -> None:
+        ConfigError.__init__(self, message)
 
 
 class PluginRegistry(Registry):
@@ -49,7 +60,8 @@ class PluginRegistry(Registry):
         """Return what the builder of `name` makes, or TerraTorch's own if this package has none.
 
         Raises:
-            ConfigError: Neither has the name, or the builder failed on a missing key.
+            UnknownNameError: Neither has the name.
+            ConfigError: The builder failed on a missing key.
         """
         if name in self._registry:
             builder = self._registry[name]
@@ -57,7 +69,7 @@ class PluginRegistry(Registry):
             builder = self.fallback[f"{SOURCE}_{name}"]
         else:
             names = sorted(f"{SOURCE}_{known}" for known in self)
-            raise ConfigError(
+            raise UnknownNameError(
                 f"Unknown name '{SOURCE}_{name}'.{suggest(f'{SOURCE}_{name}', names)} Known: {', '.join(names)}."
             )
         try:

@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from terramind_plugin.backbones.inputs import InputSpec
+from terramind_plugin.inputs import InputSpec
 from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundError
 from terramind_plugin.modalities import find
 from terramind_plugin.variants import Variant

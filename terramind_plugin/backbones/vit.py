@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from terramind_plugin.backbones import fuse
-from terramind_plugin.backbones.inputs import check_shapes, collect_inputs, plan_inputs
 from terramind_plugin.errors import ConfigError, suggest
+from terramind_plugin.inputs import check_shapes, collect_inputs, plan_inputs
 from terramind_plugin.nn.embeddings import ImageEmbedding
 from terramind_plugin.nn.encoder import build_blocks, initialise, run_blocks
 from terramind_plugin.nn.layers import LayerNorm
@@ -51,6 +52,17 @@ class LayerList(list[Any]):
     def copy(self) -> LayerList:
         """Return a shallow copy that is indexed by layer number, too."""
         return LayerList(self, self.layers, positions=self.positions)
+
+
+# So that compiled and exported models return the same type as this one.
+pytree.register_pytree_node(
+    LayerList,
+    lambda layers: (list(layers), (layers.layers, layers.positions)),
+    lambda items, context: LayerList(list(items), context[0], positions=context[1]),
+    serialized_type_name="terramind_plugin.LayerList",
+    to_dumpable_context=lambda context: [list(context[0]), context[1]],
+    from_dumpable_context=lambda context: (tuple(context[0]), context[1]),
+)
 
 
 class TerraMindBackbone(nn.Module):
@@ -107,10 +119,11 @@ class TerraMindBackbone(nn.Module):
             ("drop_path_rate", drop_path_rate),
             ("drop_rate", drop_rate),
             ("attn_drop_rate", attn_drop_rate),
-            ("modality_drop_rate", modality_drop_rate),
         ):
             if not 0 <= rate < 1:
                 raise ConfigError(f"{name} must be at least 0 and less than 1, got {rate}.")
+        if not 0 <= modality_drop_rate <= 1:
+            raise ConfigError(f"modality_drop_rate must be between 0 and 1, got {modality_drop_rate}.")
         self.modality_drop_rate = modality_drop_rate
         self.activation_checkpointing = activation_checkpointing
 
@@ -156,7 +169,9 @@ class TerraMindBackbone(nn.Module):
             x: Images [B, bands, H, W] by modality, standardised, in any order; or the image of the first modality.
                 Modalities of the model that are not given are missing for the whole batch.
             modality_mask: For some modalities a boolean [B]; False where a sample lacks that modality. While a mask is
-                given, a sample whose pixels are all NaN lacks the modality, too: that mark survives tiling.
+                given, a sample whose pixels are all NaN lacks the modality, too, and single NaN pixels count as the
+                mean. The NaN mark survives tiling into batches that mix samples; the mask does so only if the tiles of
+                a batch are a multiple of the samples.
             image_size: Ignored; TerraTorch passes it to every backbone.
             named: Images by modality, as keywords.
 
@@ -165,8 +180,10 @@ class TerraMindBackbone(nn.Module):
             with 'dict'; [B, all tokens, D] with 'none'.
 
         Raises:
-            ConfigError: An input is unknown or has a wrong shape.
+            ConfigError: An input is unknown or has a wrong shape, or a mask does not fit the batch.
         """
+        if not modality_mask:
+            modality_mask = None
         inputs = collect_inputs(self.inputs, x, named)
         check_shapes(self.inputs, inputs, self.patch_size, same_size=self.merge_method in ("mean", "max", "concat"))
         present = self._present(inputs, modality_mask)
@@ -199,34 +216,20 @@ class TerraMindBackbone(nn.Module):
         if modality_mask is None and not dropping:
             return None
         first = next(iter(inputs.values()))
-        batch, device = first.shape[0], first.device
-        present = torch.ones(len(inputs), batch, dtype=torch.bool, device=device)
+        present = torch.ones(len(inputs), first.shape[0], dtype=torch.bool, device=first.device)
         if modality_mask is not None:
-            given = self._match_mask(modality_mask, batch, device)
-            present = torch.stack(
-                [~image.isnan().flatten(1).all(dim=1) & given.get(name, present[0]) for name, image in inputs.items()]
-            )
+            masks = collect_inputs(self.inputs, modality_mask, {})
+            marked = {name: image.isnan().flatten(1).all(dim=1) for name, image in inputs.items()}
+            present = torch.stack([~marks & _fit_mask(name, masks.get(name), marks) for name, marks in marked.items()])
         if dropping:
-            keep = torch.rand(present.shape, device=device) >= self.modality_drop_rate
+            keep = torch.rand(present.shape, device=first.device) >= self.modality_drop_rate
             # The real modality with the highest draw survives, so that no sample ends up with none.
-            draw = torch.rand(present.shape, device=device).masked_fill(~present, -1.0)
+            draw = torch.rand(present.shape, device=first.device).masked_fill(~present, -1.0)
             keep |= torch.zeros_like(keep).scatter(0, draw.argmax(dim=0, keepdim=True), True)
             present = present & keep
         # A sample without any modality attends to what it was given: an empty softmax is NaN.
         present = present | ~present.any(dim=0)
         return dict(zip(inputs, present.unbind(0), strict=True))
-
-    def _match_mask(self, mask: Mapping[str, Tensor], batch: int, device: torch.device) -> dict[str, Tensor]:
-        """Return the given masks by the model's names; those that do not fit the batch are left to the NaN marks."""
-        matched = {}
-        for name, values in collect_inputs(self.inputs, mask, {}).items():
-            values = values.to(device=device, dtype=torch.bool).flatten()
-            if len(values) == batch:
-                matched[name] = values
-            elif batch % len(values) == 0:
-                # Tiled inference: TerraTorch interleaves the tiles of the batch's samples.
-                matched[name] = values.repeat(batch // len(values))
-        return matched
 
     def _token_mask(self, present: Mapping[str, Tensor] | None, tokens: Mapping[str, Tensor]) -> Tensor | None:
         """Return a boolean [B, N], True where a token may be attended to."""
@@ -270,6 +273,36 @@ class TerraMindBackbone(nn.Module):
         """Set training mode; a backbone without trainable parameters stays in evaluation mode."""
         super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
         return self
+
+
+def _fit_mask(name: str, mask: Tensor | None, marked: Tensor) -> Tensor:
+    """Return a modality's mask for the batch at hand.
+
+    Args:
+        name: The modality.
+        mask: Boolean [samples], False where the modality is missing; None if it never is.
+        marked: Boolean [B], True where the image is marked as missing by NaN.
+
+    Raises:
+        ConfigError: The mask does not fit the batch, and the images are not marked either.
+    """
+    if mask is None:
+        return torch.ones_like(marked)
+    mask = torch.as_tensor(mask, device=marked.device).bool().flatten()
+    batch, samples = len(marked), len(mask)
+    if batch == samples:
+        return mask
+    if samples and batch % samples == 0:
+        # Tiled inference: TerraTorch interleaves the tiles of the batch's samples.
+        return mask.repeat(batch // samples)
+    # Tiles of a part of the samples, we cannot know which. The NaN marks say it, if they are there.
+    fewest = int((~mask).sum()) - max(0, samples - batch)
+    if int(marked.sum()) < fewest:
+        raise ConfigError(
+            f"modality_mask of {name} has {samples} values for a batch of {batch}. Give one value for each sample; in "
+            f"tiled inference fill the missing images with NaN, or choose a batch_size that is a multiple of {samples}."
+        )
+    return torch.ones_like(marked)
 
 
 def _check_merge_method(method: str | None) -> str:

@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+CACHED_SIZES = 16
+"""Most image sizes whose position embeddings a model keeps."""
+
 
 def sincos_positions(height: int, width: int, dim: int) -> Tensor:
     """Return fixed sine-cosine position embeddings [1, height * width, dim], row by row.
@@ -85,6 +88,8 @@ class ImageEmbedding(nn.Module):
             return resize_positions(self.pos_emb, self.grid, size)
         key = (size, self.pos_emb.device, self.pos_emb.dtype)
         if key not in self._resized:
+            if len(self._resized) == CACHED_SIZES:
+                self._resized.clear()
             # Validation runs under inference mode; what it makes must stay usable in training.
             with torch.inference_mode(False), torch.no_grad():
                 self._resized[key] = resize_positions(self.pos_emb.clone(), self.grid, size)

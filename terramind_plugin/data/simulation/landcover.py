@@ -90,8 +90,8 @@ def _crops(rng: np.random.Generator, region: Region, parcels: _Parcels, greennes
         "tall crop": 0.26 * greenness,
         "stubble": 0.28 * (1.1 - greenness),
         "ploughed soil": 0.15,
-        "smooth soil": rng.uniform(0.02, 0.14),
-        "waterlogged soil": rng.uniform(0.02, 0.10) * (1 - region.dry),
+        "smooth soil": rng.uniform(0.0, 0.09),
+        "waterlogged soil": rng.uniform(0.02, 0.16) * (1 - region.dry),
         "meadow": 0.18,
     }
     bounds = np.cumsum(np.asarray(list(share.values())) * rng.uniform(0.4, 1.6, len(share)))
@@ -107,7 +107,7 @@ def _add_barren(rng: np.random.Generator, region: Region, terrain: Terrain, mate
     barren = lowland & (patch > np.quantile(patch, 1 - region.dry * rng.uniform(0.3, 1.0)))
     kind = ID["salt flat"] if rng.random() < 0.45 else ID["sand"]
     material[barren] = kind
-    bars = (terrain.river_distance > 0) & (terrain.river_distance < 90) & (fractal(rng, shape, 1.8, 24) > 0.9)
+    bars = (terrain.river_distance > 0) & (terrain.river_distance < 90) & (fractal(rng, shape, 1.8, 24) > 1.1)
     material[bars] = ID["sand"]
     steep = terrain.slope + 0.1 * fractal(rng, shape, 1.6, 30)
     material[steep > 0.75] = ID["rock"]

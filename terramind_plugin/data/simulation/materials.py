@@ -39,7 +39,7 @@ class Material:
 # 2017) and the ECOSTRESS library, resampled by eye to the Sentinel-2 bands; backscatter after Ulaby and Dobson,
 # Handbook of Radar Scattering Statistics for Terrain (1989), C band, and the flood literature (smooth water and dry
 # sand near -20 dB in VV, double bounce of flooded trunks and walls several dB above the dry state).
-_EMERGENT = ("flooded crops", 0.25, "flood water")
+_EMERGENT = ("flooded crops", 0.2, "flood water")
 MATERIALS = (
     Material("clear water", WATER, (30, 36, 44, 29, 24, 14, 13, 10, 8, 6, 4, 3), -21.5, -29, 0, 0, 0.04, 0.3),
     Material("flood water", WATER, (62, 80, 112, 128, 122, 92, 90, 74, 66, 45, 14, 8), -21, -28.5, 0, 0, 0.04, 0.3),
@@ -50,7 +50,7 @@ MATERIALS = (
     Material("green crop", CROPS, (25, 34, 75, 40, 120, 340, 430, 460, 480, 480, 220, 110), -11, -17.5, 1, 0, 0.05,
              0.4, _EMERGENT),
     Material("tall crop", CROPS, (25, 33, 65, 36, 100, 290, 370, 400, 420, 420, 175, 78), -9.5, -15.5, 0.9, 0, 0.06,
-             0.4, ("flooded crops", 1.3, "flood water")),
+             0.4, ("flooded crops", 1.1, "flood water")),
     Material("stubble", CROPS, (55, 74, 115, 150, 190, 230, 250, 270, 290, 300, 330, 240), -12, -20, 0, 0.6, 0.06,
              0.4, _EMERGENT),
     Material("ploughed soil", CROPS, (60, 76, 103, 130, 150, 165, 178, 192, 206, 216, 280, 240), -11, -20, 0, 1, 0.06),

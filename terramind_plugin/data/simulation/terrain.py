@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage, sparse, spatial
 from scipy.sparse import csgraph
 
@@ -40,6 +41,11 @@ def _between(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
     return float(rng.uniform(*bounds))
 
 
+def _drifting(knots: NDArray, count: int, every: float) -> NDArray:
+    """Return `count` numbers that run from one knot to the next in `every` steps."""
+    return np.interp(np.arange(count), np.arange(len(knots)) * every, knots)
+
+
 def _meandering_line(
     rng: np.random.Generator, side: int, width: float, meander: float, heading: float, centre: tuple[float, float]
 ) -> FloatArray:
@@ -51,8 +57,8 @@ def _meandering_line(
     count = int(2 * reach / step)
     arc = np.arange(count) * step
     # Wavelength and amplitude wander along the river, otherwise it looks like a sine.
-    wander = np.interp(arc, np.arange(0, 2 * reach + 60, 60), rng.normal(0, 1, int(2 * reach // 60) + 2))
-    strength = np.interp(arc, np.arange(0, 2 * reach + 90, 90), rng.uniform(0.5, 1.1, int(2 * reach // 90) + 2))
+    wander = _drifting(rng.normal(0, 1, int(2 * reach // 60) + 2), count, 60 / step)
+    strength = _drifting(rng.uniform(0.5, 1.1, int(2 * reach // 90) + 2), count, 90 / step)
     wavelength = max(13 * width, 45.0)
     phase = 2 * np.pi * arc / wavelength + 1.3 * wander + rng.uniform(0, 2 * np.pi)
     slow = 0.35 * np.sin(2 * np.pi * arc / (wavelength * 5.3) + rng.uniform(0, 2 * np.pi))
@@ -120,14 +126,13 @@ def _upstream_area(downstream: IntArray) -> FloatArray:
     return area.astype(np.float32)
 
 
-def _carve(
-    rng: np.random.Generator, region: Region, river_pixels: FloatArray, shape: tuple[int, int]
-) -> tuple[FloatArray, FloatArray]:
-    """Return height above the river (m) and upstream area (cells of the coarse grid), each [H, W].
+def _carve(rng: np.random.Generator, region: Region, river_pixels: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return height above the river (m) and distance to the nearest brook (pixels), each [H, W].
 
     A river in balance with uplift has slope ~ area ** -0.45 (Flint's law): adding that slope up along the drainage tree
     gives ridges, spurs and hollows at once. Close to the main river the valley floor is flat.
     """
+    shape = river_pixels.shape
     coarse = river_pixels[::_STEP, ::_STEP]
     cost = np.exp(0.9 * fractal(rng, coarse.shape, 1.6, 60) + 0.25 * rng.standard_normal(coarse.shape))
     downstream = _drainage_tree(cost.astype(np.float32), coarse <= _STEP)
@@ -144,8 +149,43 @@ def _carve(
     columns += 3.0 * fractal(rng, shape, 2, 24)
     at = np.stack([rows / zoom[0], columns / zoom[1]])
     height = ndimage.map_coordinates(height, at, order=1, mode="nearest")
-    log_area = ndimage.map_coordinates(np.log(area.reshape(coarse.shape)), at, order=0, mode="nearest")
-    return smooth(height, 0.8), np.exp(log_area)
+    brooks = area.reshape(coarse.shape) > rng.uniform(250, 900)
+    to_brook = ndimage.distance_transform_edt(~brooks) if brooks.any() else np.full(coarse.shape, 99.0)
+    brook_distance = ndimage.map_coordinates(to_brook, at, order=1, mode="nearest") * _STEP
+    return smooth(height, 0.8), brook_distance
+
+
+@dataclass(frozen=True)
+class _Course:
+    """Where the main river and its arms run."""
+
+    heading: float
+    width: float
+    bank: FloatArray
+
+
+def _make_course(rng: np.random.Generator, region: Region, size: int) -> _Course:
+    """Return the main river, some arms and cut-off loops; `bank` is the distance to the nearest bank in pixels."""
+    side = size + 2 * MARGIN
+    width = _between(rng, region.river_width) / PIXEL
+    heading = float(rng.uniform(0, 2 * np.pi))
+    centre = (side / 2 + rng.uniform(-0.28, 0.28) * size, side / 2 + rng.uniform(-0.28, 0.28) * size)
+    main = _meandering_line(rng, side, width, _between(rng, region.meander), heading, centre)
+    swelling = _drifting(rng.normal(0, 1, len(main) // 60 + 2), len(main), 60)
+    lines, widths = [main], [width * (1 + 0.25 * swelling.clip(-1.5, 2))]
+    for _ in range(rng.integers(region.side_channels[0], region.side_channels[1] + 1)):
+        arm_width = width * rng.uniform(0.15, 0.5)
+        fork = main[int(rng.uniform(0.25, 0.75) * len(main))]
+        turn = heading + rng.uniform(-0.9, 0.9)
+        arm = _meandering_line(rng, side, max(arm_width, 2), region.meander[1], turn, (fork[0], fork[1]))
+        start = int(rng.uniform(0.0, 0.7) * len(arm))  # a piece of an arm is a cut-off loop or a blind channel
+        arm = arm[start : start + int(rng.uniform(0.15, 1.0) * len(arm)) + 8]
+        lines.append(arm)
+        widths.append(np.full(len(arm), arm_width))
+    half_width = np.concatenate(widths).astype(np.float32) / 2
+    distance, nearest = _distance_to_lines((side, side), np.concatenate(lines))
+    bank = distance - np.maximum(half_width[nearest] + 0.5 * fractal(rng, (side, side), 1.5, 20), 0.5)
+    return _Course(heading, width, bank.astype(np.float32))
 
 
 def make_terrain(rng: np.random.Generator, region: Region, size: int) -> Terrain:
@@ -156,42 +196,25 @@ def make_terrain(rng: np.random.Generator, region: Region, size: int) -> Terrain
         region: Character of the landscape.
         size: Side of the chip, pixels.
     """
-    side = size + 2 * MARGIN
-    shape = (side, side)
-    width = _between(rng, region.river_width) / PIXEL
-    heading = rng.uniform(0, 2 * np.pi)
-    centre = (side / 2 + rng.uniform(-0.28, 0.28) * size, side / 2 + rng.uniform(-0.28, 0.28) * size)
-    main = _meandering_line(rng, side, width, _between(rng, region.meander), heading, centre)
-    lines, widths = [main], [width * (1 + 0.25 * np.interp(np.arange(len(main)), np.arange(0, len(main) + 60, 60),
-                             rng.normal(0, 1, len(main) // 60 + 2)).clip(-1.5, 2))]  # fmt: skip
-    for _ in range(rng.integers(region.side_channels[0], region.side_channels[1] + 1)):
-        arm_width = width * rng.uniform(0.15, 0.5)
-        fork = main[int(rng.uniform(0.25, 0.75) * len(main))]
-        arm = _meandering_line(
-            rng, side, max(arm_width, 2), region.meander[1], heading + rng.uniform(-0.9, 0.9), (fork[0], fork[1])
-        )
-        start = int(rng.uniform(0.0, 0.7) * len(arm))  # a piece of an arm is a cut-off loop or a blind channel
-        arm = arm[start : start + int(rng.uniform(0.15, 1.0) * len(arm)) + 8]
-        lines.append(arm)
-        widths.append(np.full(len(arm), arm_width))
-    points, half_width = np.concatenate(lines), np.concatenate(widths).astype(np.float32) / 2
-    centre_distance, nearest = _distance_to_lines(shape, points)
-    bank = centre_distance - np.maximum(half_width[nearest] + 0.5 * fractal(rng, shape, 1.5, 20), 0.5)
-
-    above, area = _carve(rng, region, np.maximum(bank, 0), shape)
+    course = _make_course(rng, region, size)
+    bank, shape = course.bank, course.bank.shape
+    above, brook_distance = _carve(rng, region, np.maximum(bank, 0))
     micro = _between(rng, region.micro_relief)
     relief = 0.8 * fractal(rng, shape, 2.2, 80) + 0.2 * fractal(rng, shape, 1.5, 16)
-    levee = micro * 1.2 * np.exp(-((np.maximum(bank, 0) / (2.5 * width + 3)) ** 2))  # rivers build up their banks
-    above = above + micro * (relief + 1.2) * (1 + 0.05 * above) + levee
+    # Rivers build up their banks; behind them the floor is lowest, and it rises towards the edge of the valley.
+    land = np.maximum(bank, 0)
+    levee = 1.1 * np.exp(-((land / (2.0 * course.width + 2)) ** 2)) * ramp(fractal(rng, shape, 2, 25), -0.8, 0.6)
+    terrace = 1.6 * ramp(land * PIXEL / region.valley[0] + 0.25 * fractal(rng, shape, 2, 60), 0.25, 1.0)
+    above = above + micro * ((relief + 1.2) * (1 + 0.05 * above) + levee + terrace)
     above = np.where(bank < 1, np.minimum(above, 0.35 * bank), above)
-    brook = (area > rng.uniform(900, 2200)) & (bank > 0)
-    above = above - micro * 1.3 * smooth(np.log1p(area / 150.0), 1.6)  # brooks lie in ditches
+    above = above - micro * 1.4 * np.exp(-((brook_distance / 2.5) ** 2))  # brooks lie in ditches
+    brook = (brook_distance < rng.uniform(0.9, 1.6)) & (bank > 0) & (above < 40)
     ponds = (fractal(rng, shape, 2.2, 28) > rng.uniform(2.5, 3.4)) & (above < 6)
     above = np.where(ponds, -0.5, above)
 
     fall = rng.uniform(0.0002, 0.001) * (1 + 10 * region.steepness[0])
-    rows, columns = np.mgrid[:side, :side]
-    along = (rows * np.sin(heading) + columns * np.cos(heading)) * PIXEL
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    along = (rows * np.sin(course.heading) + columns * np.cos(course.heading)) * PIXEL
     elevation = _between(rng, region.altitude) + above - fall * (along - along.mean())
     dy, dx = np.gradient(smooth(elevation, 1.0), PIXEL)
     return Terrain(

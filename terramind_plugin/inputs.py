@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.modalities import MODALITIES, Modality, find, resolve
@@ -96,8 +96,8 @@ def _new_modality(name: str, channels: Any) -> InputSpec:
         )
     if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
         raise ConfigError(f"New modality '{name}' needs its number of channels, got {channels!r}. Write {{{name}: 3}}.")
-    if not name.replace("_", "").isalnum():
-        raise ConfigError(f"New modality '{name}': use letters, digits and underscores only.")
+    if not name.replace("_", "").isalnum() or hasattr(nn.ModuleDict, name):
+        raise ConfigError(f"New modality '{name}': use letters, digits and underscores, and no name of torch's modules.")
     return InputSpec(name=name, key=name, channels=channels, pretrained=None, band_sources=None)
 
 

@@ -1,0 +1,126 @@
+"""The `terramind` command: TerraTorch's subcommands with this package loaded, and commands of its own."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from terramind_plugin._version import __version__
+from terramind_plugin.errors import ConfigError, DataError, WeightsError
+
+TERRATORCH_COMMANDS = {
+    "fit": "fine-tune a model",
+    "validate": "run a model on the validation data",
+    "test": "run a model on the test data",
+    "predict": "write predictions as GeoTIFFs",
+    "compute_statistics": "print mean and standard deviation of the training data, by modality and band",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status.
+
+    Args:
+        arguments: Words of the command line; None takes those of the process.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and (words[0] in TERRATORCH_COMMANDS or words[0] in ("-c", "--config", "--print_config")):
+        return _run(lambda: _terratorch(words))
+    options = build_parser().parse_args(words)
+    if not hasattr(options, "run"):
+        build_parser().print_help()
+        return 0
+    return _run(lambda: options.run(options))
+
+
+def _run(command: Callable[[], None]) -> int:
+    try:
+        command()
+    except (ConfigError, DataError, WeightsError) as error:
+        print(f"terramind: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the package's own commands; it needs neither torch nor TerraTorch."""
+    parser = argparse.ArgumentParser(
+        prog="terramind",
+        description="TerraMind for TerraTorch: fine-tuning, data and tools.",
+        epilog="`terramind fit --help` and the like show TerraTorch's own options.",
+    )
+    parser.add_argument("--version", action="version", version=f"terramind {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for name, text in TERRATORCH_COMMANDS.items():
+        commands.add_parser(name, help=f"{text} (as in terratorch)", add_help=False)
+
+    simulate = commands.add_parser("simulate", help="make a data set of simulated flood scenes")
+    simulate.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    simulate.add_argument("--chips", type=int, default=60, metavar="N", help="number of chips (default: %(default)s)")
+    simulate.add_argument("--size", type=int, default=256, metavar="PX", help="pixels per side (default: %(default)s)")
+    simulate.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="same seed, same bytes (default: %(default)s)"
+    )
+    simulate.set_defaults(run=_simulate)
+
+    splits = commands.add_parser("splits", help="turn the official Sen1Floods11 CSV lists into .txt split files")
+    splits.add_argument("--csv-dir", type=Path, required=True, metavar="DIR", help="v1.1/splits/flood_handlabeled")
+    splits.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    splits.set_defaults(run=_splits)
+
+    figure = commands.add_parser("figure", help="draw inputs, labels and predictions of some chips as a PNG")
+    figure.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with S2L1CHand, LabelHand, ...")
+    figure.add_argument("--predictions", type=Path, required=True, metavar="DIR", help="folder that predict wrote")
+    figure.add_argument("--out", type=Path, required=True, metavar="PNG", help="picture to write")
+    figure.add_argument("--chips", type=int, default=4, metavar="N", help="number of chips (default: %(default)s)")
+    figure.add_argument("--class-names", default="Land,Water", help="comma-separated (default: %(default)s)")
+    figure.set_defaults(run=_figure)
+
+    version = commands.add_parser("version", help="print the version")
+    version.set_defaults(run=lambda _: print(f"terramind {__version__}"))
+    return parser
+
+
+def _terratorch(words: list[str]) -> None:
+    from terramind_plugin.lightning_cli import run
+
+    run(words)
+
+
+def _simulate(options: argparse.Namespace) -> None:
+    from rich.progress import Progress
+
+    from terramind_plugin.data.simulate import simulate
+
+    with Progress() as progress:
+        bar = progress.add_task(f"Simulating {options.chips} chips", total=options.chips)
+        dataset = simulate(
+            options.out,
+            chips=options.chips,
+            size=options.size,
+            seed=options.seed,
+            on_chip=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    sizes = ", ".join(f"{len(ids)} {name}" for name, ids in dataset.splits.items())
+    print(f"{len(dataset.chip_ids)} chips ({sizes}) in {dataset.root}")
+
+
+def _splits(options: argparse.Namespace) -> None:
+    from terramind_plugin.data.splits import convert_sen1floods11_lists
+
+    for path in convert_sen1floods11_lists(options.csv_dir, options.out):
+        print(path)
+
+
+def _figure(options: argparse.Namespace) -> None:
+    from terramind_plugin.data.figure import draw_predictions
+
+    names = [name.strip() for name in options.class_names.split(",")]
+    draw_predictions(options.data, options.predictions, options.out, chips=options.chips, class_names=names)
+    print(options.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,305 @@
+"""TerraTorch's multi-modal data sets, with checks that name the file and with missing data made explicit."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from rasterio.errors import RasterioError
+from terratorch.datamodules.generic_multimodal_data_module import collate_samples
+from terratorch.datasets import (
+    GenericMultimodalDataset,
+    GenericMultimodalPixelwiseRegressionDataset,
+    GenericMultimodalScalarDataset,
+    GenericMultimodalSegmentationDataset,
+)
+from terratorch.datasets.utils import generate_bands_intervals
+from torch import Tensor
+
+from terramind_plugin.data.splits import check_files, read_split
+from terramind_plugin.errors import DataError
+
+logger = logging.getLogger("terramind_plugin")
+
+
+@dataclass(frozen=True)
+class ReadingPlan:
+    """What a data set needs to know beyond TerraTorch's own arguments."""
+
+    means: Mapping[str, Sequence[float]]
+    """Mean of each band that the model gets, by modality, after `constant_scale`."""
+    fill_with_mean: bool
+    """Whether pixels without data take their band's mean."""
+    temporal: bool
+    """Whether files hold several dates, date by date, and samples become [bands, dates, H, W]."""
+    keep_missing_pixels: bool = False
+    """Whether NaN stays NaN, for statistics."""
+    label_ids: tuple[int, ...] | None = None
+    """Class ids that a label may hold; None to accept all."""
+    constant_scale: Mapping[str, float] = field(default_factory=dict)
+
+
+class CheckedSamples(GenericMultimodalDataset):
+    """Mix-in: samples of a TerraTorch data set, checked, filled and with a mask of what is missing.
+
+    Args:
+        data_root: Folder or table by modality.
+        plan: What to do while reading.
+        split: Split file.
+        kwargs: Arguments of the TerraTorch data set.
+
+    Raises:
+        DataError: A folder or file is missing or not what the configuration says.
+    """
+
+    def __init__(
+        self,
+        data_root: dict[str, str | os.PathLike[str]],
+        *,
+        plan: ReadingPlan,
+        split: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.plan = plan
+        self.allow_missing = kwargs.get("allow_missing_modalities", False)
+        self._warned: set[str] = set()
+        roots = {name: str(root) for name, root in data_root.items()}
+        labels = kwargs.get("label_data_root")
+        _check_roots(roots, labels)
+        # Dates are taken apart here: TerraTorch's own way needs bands to be selected and mixes up the axes.
+        kwargs["expand_temporal_dimension"] = False
+        with tempfile.TemporaryDirectory() as scratch:
+            path = split
+            if split is not None and str(split).endswith(".txt"):
+                ids = read_split(split)
+                if not kwargs.get("skip_file_checks"):
+                    self._check_split(ids, roots, labels, str(split), kwargs)
+                # TerraTorch takes a blank line for a sample, so it gets the list without.
+                path = Path(scratch, "split.txt")
+                path.write_text("\n".join(ids), encoding="utf-8")
+            super().__init__(roots, split=path, **kwargs)
+        self.split_file = split
+        if split is None:
+            self._report_left_out(roots, kwargs.get("image_grep"))
+        self._selection = _select(self.dataset_bands, self.output_bands) if plan.temporal else {}
+        if plan.temporal:
+            self.filter_indices = {}
+
+    def _check_split(
+        self, ids: list[str], roots: Mapping[str, str], labels: Any, split: str, kwargs: Mapping[str, Any]
+    ) -> None:
+        folders = {name: root for name, root in roots.items() if os.path.isdir(root)}
+        suffixes = dict(kwargs["image_grep"])
+        optional = list(folders) if self.allow_missing else []
+        if labels is not None and os.path.isdir(labels):
+            folders["mask"] = str(labels)
+            suffixes["mask"] = kwargs["label_grep"]
+        prefix = kwargs.get("prefix")
+        stems = [os.path.join(prefix, name) for name in ids] if prefix and prefix != "*" else ids
+        substrings = kwargs.get("allow_substring_file_names", True)
+        check_files(stems, folders, suffixes, substrings=substrings, optional=optional, split=split)
+
+    def _report_left_out(self, roots: Mapping[str, str], suffixes: Mapping[str, str] | None) -> None:
+        first = self.modalities[0]
+        if suffixes is None or self.allow_missing or not os.path.isdir(roots[first]):
+            return
+        candidates = len(list(Path(roots[first]).glob(f"{self.prefix}{suffixes[first].lstrip('*')}")))
+        if candidates > len(self.samples):
+            logger.warning(
+                "%d of %d files in %s are left out: they have no counterpart in the other folders.",
+                candidates - len(self.samples),
+                candidates,
+                roots[first],
+            )
+
+    def __getitem__(self, index: Any) -> dict[str, Any]:
+        """Return one sample: 'image' by modality, 'mask' or 'label', 'filename', and 'modality_mask' if asked for.
+
+        Images are float32 [bands, H, W], or [bands, dates, H, W]. A modality that the sample lacks is all NaN and
+        False in 'modality_mask'; 'filename' then repeats a file the sample has.
+        """
+        sample = super().__getitem__(index)
+        if not isinstance(sample["image"], dict):
+            return sample
+        if self.plan.temporal:
+            for name, bands in self._selection.items():
+                if name in sample["image"]:
+                    sample["image"][name] = rearrange(sample["image"][name], "(t c) h w -> c t h w", c=len(bands))
+        if self.allow_missing:
+            self._mark_missing(sample)
+        return sample
+
+    def _mark_missing(self, sample: dict[str, Any]) -> None:
+        images = sample["image"]
+        some = next(image for name, image in images.items() if name in self.image_modalities)
+        files = sample["filename"]
+        a_file = next(files[name] for name in self.modalities if name in files)
+        absent = [name for name in self.image_modalities if name not in images]
+        for name in absent:
+            images[name] = torch.full((len(self.plan.means[name]), *some.shape[1:]), torch.nan)
+        sample["image"] = {name: images[name] for name in self.modalities if name in images}
+        sample["filename"] = {name: files.get(name, a_file) for name in [*self.modalities, *files]}
+        sample["modality_mask"] = {
+            name: torch.tensor(not bool(image.isnan().all()))
+            for name, image in sample["image"].items()
+            if name in self.image_modalities
+        }
+
+    def _load_file(self, path: Any, nan_replace: float | None = None, modality: str | None = None) -> np.ndarray:
+        is_image = modality in self.image_modalities
+        try:
+            data = super()._load_file(path, None if is_image else nan_replace, modality)
+        except (RasterioError, OSError, ValueError) as error:
+            raise DataError(f"{path} cannot be read as {modality}: {error}") from error
+        if modality == "mask":
+            return self._check_label(path, data)
+        if not is_image or data.ndim != 3:
+            return data
+        return self._fill(path, self._select_bands(path, data.astype(np.float32), str(modality)), str(modality))
+
+    def _select_bands(self, path: Any, data: np.ndarray, modality: str) -> np.ndarray:
+        """Return the bands that are read, [bands, H, W] or, with dates, [dates * bands, H, W]."""
+        if modality in self._selection:
+            count = len(self.dataset_bands[modality])
+            if data.shape[0] % count:
+                raise DataError(
+                    f"{path} has {data.shape[0]} bands, no multiple of the {count} dataset_bands of {modality}."
+                )
+            by_date = rearrange(data, "(t c) h w -> t c h w", c=count)[:, self._selection[modality]]
+            return rearrange(by_date, "t c h w -> (t c) h w")
+        expected = len(self.plan.means.get(modality, ())) or data.shape[0]
+        if modality in self.filter_indices:
+            expected = len(self.dataset_bands[modality])
+        if data.shape[0] != expected:
+            raise DataError(
+                f"{path} has {data.shape[0]} bands, expected {expected} for {modality}. Name the bands of the files in "
+                f"dataset_bands: {{{modality}: [...]}} and those the model gets in output_bands, and see that means "
+                "and stds have one number a band."
+            )
+        return data
+
+    def _fill(self, path: Any, data: np.ndarray, modality: str) -> np.ndarray:
+        """Return the image without NaN, except one that is all NaN where modalities may be missing."""
+        empty = np.isnan(data)
+        if self.plan.keep_missing_pixels or not empty.any():
+            return data
+        if empty.all():
+            if self.allow_missing:
+                return data
+            self._warn_once(f"{path}: no pixel of {modality} has data; it takes the fill value")
+        if not self.plan.fill_with_mean:
+            if self.no_data_replace is not None:
+                data[empty] = self.no_data_replace
+            return data
+        means = np.asarray(self.plan.means[modality], dtype=np.float32) / self.plan.constant_scale.get(modality, 1.0)
+        if modality in self.filter_indices:
+            # Bands that are not selected are read and dropped; any number will do for them.
+            fill = np.zeros(data.shape[0], dtype=np.float32)
+            fill[self.filter_indices[modality]] = means
+        else:
+            fill = np.tile(means, data.shape[0] // len(means))
+        return np.where(empty, fill[:, None, None], data)
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            logger.warning(message)
+
+    def _check_label(self, path: Any, label: np.ndarray) -> np.ndarray:
+        allowed = self.plan.label_ids
+        if allowed is None or self.scalar_label:
+            return label
+        shift = 1 if self.reduce_zero_label else 0
+        wrong = ~np.isin(label, [value + shift for value in allowed])
+        if wrong.any():
+            values, counts = np.unique(label[wrong], return_counts=True)
+            shown = ", ".join(f"{v:g} ({c} pixels)" for v, c in zip(values[:5], counts[:5], strict=True))
+            raise DataError(
+                f"{path} holds label values {shown}; expected 0 to {len([v for v in allowed if v >= 0]) - 1} or "
+                "ignore_index. See num_classes, ignore_index, no_label_replace and reduce_zero_label."
+            )
+        return label
+
+
+def _check_roots(roots: Mapping[str, str], labels: Any) -> None:
+    for name, root in {**roots, **({} if labels is None else {"labels": labels})}.items():
+        if not os.path.exists(root):
+            raise DataError(f"The folder of {name} does not exist: {root} (seen from {Path.cwd()}).")
+
+
+def _select(dataset_bands: dict[str, list[Any]] | None, output_bands: Mapping[str, list[Any]]) -> dict[str, list[int]]:
+    """Return for each modality the positions of the bands that the model gets, among the bands of one date."""
+    selection = {}
+    for name, bands in (dataset_bands or {}).items():
+        wanted = output_bands.get(name, bands)
+        selection[name] = [generate_bands_intervals(bands).index(band) for band in wanted]
+    return selection
+
+
+class SegmentationSamples(CheckedSamples, GenericMultimodalSegmentationDataset):
+    """Images and class masks."""
+
+
+class RegressionSamples(CheckedSamples, GenericMultimodalPixelwiseRegressionDataset):
+    """Images and continuous masks."""
+
+
+class ScalarSamples(CheckedSamples, GenericMultimodalScalarDataset):
+    """Images and one label each."""
+
+
+class UnlabelledSamples(CheckedSamples, GenericMultimodalDataset):
+    """Images alone."""
+
+
+CHECKED: dict[type, type[CheckedSamples]] = {
+    GenericMultimodalSegmentationDataset: SegmentationSamples,
+    GenericMultimodalPixelwiseRegressionDataset: RegressionSamples,
+    GenericMultimodalScalarDataset: ScalarSamples,
+    GenericMultimodalDataset: UnlabelledSamples,
+}
+"""Our data set for each of TerraTorch's."""
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a batch of samples.
+
+    Raises:
+        DataError: The samples have different sizes; the message names the files.
+    """
+    first = samples[0]
+    for sample in samples[1:]:
+        for name, shape, other in _shapes(first, sample):
+            if shape != other:
+                raise DataError(
+                    f"Samples of a batch differ in size: {_file(first, name)} {shape}, {_file(sample, name)} {other}. "
+                    "Cut the files to one size, add a crop to the transforms, or use batch_size: 1."
+                )
+    return collate_samples(samples)
+
+
+def _shapes(first: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, list[int], list[int]]]:
+    def tensors(sample: dict[str, Any]) -> dict[str, Tensor]:
+        image = sample["image"]
+        images = image if isinstance(image, dict) else {"image": image}
+        return {**images, **({"mask": sample["mask"]} if "mask" in sample else {})}
+
+    a, b = tensors(first), tensors(other)
+    return [
+        (name, list(a[name].shape), list(b[name].shape))
+        for name in a
+        if name in b and isinstance(a[name], Tensor) and isinstance(b[name], Tensor)
+    ]
+
+
+def _file(sample: dict[str, Any], name: str) -> Any:
+    files = sample.get("filename", {})
+    return files.get(name, files) if isinstance(files, dict) else files

@@ -1,0 +1,68 @@
+"""One picture of what a model made of a test set in the Sen1Floods11 folder layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+
+from terramind_plugin.errors import DataError
+from terramind_plugin.plotting import plot_samples
+
+INPUTS = {"S2L1C": ("S2L1CHand", "_S2Hand.tif"), "S1GRD": ("S1GRDHand", "_S1Hand.tif")}
+LABEL = ("LabelHand", "_LabelHand.tif")
+
+
+def draw_predictions(data: Path, predictions: Path, out: Path, *, chips: int, class_names: Sequence[str]) -> None:
+    """Write a PNG with inputs, label and prediction of the first chips that were predicted.
+
+    Args:
+        data: Folder with S2L1CHand, S1GRDHand and LabelHand, as far as they are there.
+        predictions: Folder with '<input name>_pred.tif' files.
+        out: Picture to write.
+        chips: Number of chips.
+        class_names: Names of the classes.
+
+    Raises:
+        DataError: There is no prediction, or none has an input in `data`.
+    """
+    rows = []
+    for prediction in sorted(predictions.rglob("*_pred.tif")):
+        name = _chip_name(prediction)
+        images = {key: _read(data / folder / f"{name}{suffix}") for key, (folder, suffix) in INPUTS.items()}
+        images = {key: values for key, values in images.items() if values is not None}
+        if not images:
+            continue
+        label = _read(data / LABEL[0] / f"{name}{LABEL[1]}")
+        predicted = _read(prediction)
+        rows.append((name, images, None if label is None else label[0], None if predicted is None else predicted[0]))
+        if len(rows) == chips:
+            break
+    if not rows:
+        raise DataError(
+            f"No prediction in {predictions} has an input in {data}. Expected files such as <id>_S2Hand_pred.tif there "
+            f"and {INPUTS['S2L1C'][0]}/<id>{INPUTS['S2L1C'][1]} here."
+        )
+    figure = plot_samples(rows, class_names)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.part")
+    figure.savefig(partial, format="png", dpi=110)
+    partial.replace(out)
+
+
+def _chip_name(prediction: Path) -> str:
+    stem = prediction.name.removesuffix("_pred.tif")
+    for _, suffix in INPUTS.values():
+        stem = stem.removesuffix(suffix.removesuffix(".tif"))
+    return stem
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        return None
+    with rasterio.open(path) as raster:
+        values = raster.read()
+    return values.astype(np.float32)

@@ -1,0 +1,180 @@
+"""Simulated flood scenes on disk: a data set for demonstrations and tests that needs no download.
+
+The scenes themselves come from `terramind_plugin.data.simulation`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from terramind_plugin.data.simulation.chip import SMALLEST, Chip, chip_name, simulate_chip
+from terramind_plugin.errors import ConfigError
+from terramind_plugin.geo.raster import parse_color, write_geotiff
+from terramind_plugin.modalities import MODALITIES, Modality
+
+__all__ = ["Chip", "SimulatedDataset", "make_splits", "simulate", "simulate_chip"]
+
+_VERSION = 1  # raise it when the same parameters give other chips
+_PARAMETERS_FILE = "simulation.json"
+_FILE_ENDINGS = {
+    "S2L1C": "S2Hand",
+    "S2L2A": "S2L2AHand",
+    "S1GRD": "S1Hand",
+    "S1RTC": "S1RTCHand",
+    "DEM": "DEMHand",
+    "LULC": "LULCHand",
+    "NDVI": "NDVIHand",
+    "RGB": "RGBHand",
+}
+_SPLITS = {"train": "flood_train_data.txt", "valid": "flood_valid_data.txt", "test": "flood_test_data.txt"}
+_LABEL_VALUES = "-1 = unknown, 0 = land, 1 = water"
+
+
+@dataclass(frozen=True)
+class SimulatedDataset:
+    """What `simulate` has written."""
+
+    root: Path
+    """Folder with `data`, `splits` and `simulation.json`."""
+    chip_ids: tuple[str, ...]
+    """Ids of all chips, in the order of their numbers."""
+    splits: dict[str, tuple[str, ...]]
+    """Ids of the chips in 'train', 'valid' and 'test', sorted."""
+
+
+def chip_files(root: Path, name: str) -> dict[str, Path]:
+    """Return the file of each modality of a chip, and of its 'label', in the layout of Sen1Floods11 v1.1.
+
+    Args:
+        root: Folder of the data set.
+        name: Chip id.
+    """
+    data = root / "data"
+    files = {modality: data / f"{modality}Hand" / f"{name}_{ending}.tif" for modality, ending in _FILE_ENDINGS.items()}
+    return files | {"label": data / "LabelHand" / f"{name}_LabelHand.tif"}
+
+
+def make_splits(chips: int, seed: int) -> dict[str, tuple[str, ...]]:
+    """Return about 70 % of the chips for training, 15 % for validation, 15 % for test; every region in each if possible.
+
+    Args:
+        chips: Number of chips, at least 3.
+        seed: Seed of the data set.
+
+    Raises:
+        ConfigError: There are too few chips for three splits.
+    """
+    if chips < 3:
+        raise ConfigError(f"Cannot split {chips} chips into train, valid and test; simulate at least 3.")
+    rng = np.random.default_rng([seed, chips])
+    # Sorted by region and shuffled within it, then taken at equal steps: a stratified draw.
+    order = sorted(rng.permutation(chips).tolist(), key=lambda index: chip_name(index).split("_")[0])
+    held = max(1, round(0.15 * chips))
+    places = np.floor((np.arange(2 * held) + 0.5) * chips / (2 * held)).astype(int)
+    members = {"valid": {order[p] for p in places[::2]}, "test": {order[p] for p in places[1::2]}}
+    members["train"] = set(order) - members["valid"] - members["test"]
+    return {split: tuple(sorted(chip_name(index) for index in members[split])) for split in _SPLITS}
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a text file that appears under its name only when it is complete."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _layer(modality: Modality) -> dict[str, Any]:
+    """Return how the file of a modality describes itself."""
+    layer: dict[str, Any] = {"descriptions": modality.band_names, "units": (modality.units,) * len(modality.bands)}
+    if modality.name in ("S1GRD", "S1RTC"):
+        layer["nodata"] = float("nan")  # a number would turn measured values into NaN in readers that mask
+    if modality.class_names:
+        layer["colormap"] = {i: parse_color(color) for i, color in enumerate(modality.class_colors)}
+        layer["tags"] = {"class_names": ", ".join(f"{i} = {name}" for i, name in enumerate(modality.class_names))}
+    return layer
+
+
+def _write_chip(files: dict[str, Path], chip: Chip) -> None:
+    """Write all files of a chip; the label comes last, so a chip with a label is complete."""
+    place: dict[str, Any] = {"crs": chip.crs, "transform": chip.transform}
+    for name, image in chip.images.items():
+        write_geotiff(files[name], image, **place, **_layer(MODALITIES[name]))
+    label = {"descriptions": ("water",), "units": ("class id",), "tags": {"class_names": _LABEL_VALUES}}
+    write_geotiff(files["label"], chip.label[None], **place, **label)
+
+
+def _claim_folder(root: Path, parameters: dict[str, int]) -> None:
+    """Make `root` the folder of a data set with these parameters, or raise ConfigError if it holds something else."""
+    if root.exists() and not root.is_dir():
+        raise ConfigError(f"Cannot write a data set to {root}: it is a file. Choose a folder.")
+    record = root / _PARAMETERS_FILE
+    advice = "Choose another folder, or delete this one first."
+    if record.is_file():
+        try:
+            found = json.loads(record.read_text(encoding="utf-8"))
+        except ValueError:
+            raise ConfigError(f"{record} is damaged. {advice}") from None
+        if found != parameters:
+            raise ConfigError(
+                f"{root} already holds a data set simulated with {found}, asked for {parameters}. {advice}"
+            )
+        return
+    if any((root / folder).exists() for folder in ("data", "splits")):
+        raise ConfigError(
+            f"{root} already holds data that was not simulated (there is no {_PARAMETERS_FILE}). {advice}"
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    _write_text(record, json.dumps(parameters, indent=2) + "\n")
+
+
+def simulate(
+    out: str | Path,
+    chips: int = 60,
+    size: int = 256,
+    seed: int = 0,
+    on_chip: Callable[[int, int], None] | None = None,
+) -> SimulatedDataset:
+    """Write simulated flood scenes as GeoTIFFs in the folder layout of Sen1Floods11 v1.1, with split lists.
+
+    The same arguments give the same bytes in every file. Called again on the same folder, it writes only what is
+    missing, so an interrupted run can be continued.
+
+    Args:
+        out: Folder to write to; created if it does not exist.
+        chips: Number of chips, at least 3. The first chips of a larger data set are those of a smaller one.
+        size: Side of a chip in pixels of 10 m, at least 32.
+        seed: Seed, not negative.
+        on_chip: Called after each chip with the number of finished chips and of all chips.
+
+    Raises:
+        ConfigError: An argument is out of range, or the folder holds something else.
+    """
+    root = Path(out)
+    if size < SMALLEST:
+        raise ConfigError(f"Chips of {size} pixels are too small: write a size of at least {SMALLEST}.")
+    if seed < 0:
+        raise ConfigError(f"The seed must not be negative; got {seed}.")
+    splits = make_splits(chips, seed)
+    _claim_folder(root, {"version": _VERSION, "chips": chips, "size": size, "seed": seed})
+    (root / "splits").mkdir(exist_ok=True)
+    for folder in {path.parent for path in chip_files(root, "").values()}:
+        folder.mkdir(parents=True, exist_ok=True)
+    for index in range(chips):
+        files = chip_files(root, chip_name(index))
+        if not all(path.is_file() for path in files.values()):
+            _write_chip(files, simulate_chip(seed, index, size))
+        if on_chip is not None:
+            on_chip(index + 1, chips)
+    for split, file_name in _SPLITS.items():
+        _write_text(root / "splits" / file_name, "".join(f"{name}\n" for name in splits[split]))
+    return SimulatedDataset(root, tuple(chip_name(index) for index in range(chips)), splits)

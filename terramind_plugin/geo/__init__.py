@@ -1,0 +1,1 @@
+"""Rasters: files, grids and windows. No model code."""

@@ -1,0 +1,122 @@
+"""GeoTIFF files: written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.transform import Affine
+
+from terramind_plugin.errors import ConfigError, DataError
+
+_TILE = 256
+_DTYPES = ("uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")
+
+
+def parse_color(color: str) -> tuple[int, int, int, int]:
+    """Return red, green, blue and alpha (0 to 255) of a colour written as '#rrggbb'.
+
+    Args:
+        color: The colour.
+
+    Raises:
+        ConfigError: It is not written that way.
+    """
+    digits = color.removeprefix("#")
+    try:
+        if len(digits) != 6:
+            raise ValueError
+        red, green, blue = bytes.fromhex(digits)
+    except ValueError:
+        raise ConfigError(f"Cannot read the colour '{color}'; write it as '#rrggbb', e.g. '#419bdf'.") from None
+    return red, green, blue, 255
+
+
+def _creation_options(array: NDArray) -> dict[str, Any]:
+    """Return GDAL creation options: deflate with a predictor for the type, tiles for images larger than one."""
+    options: dict[str, Any] = {"compress": "deflate", "predictor": 3 if array.dtype.kind == "f" else 2}
+    if array.itemsize == 1:
+        options["predictor"] = 1  # class ids: differences of neighbours do not compress better
+    if min(array.shape[1:]) >= _TILE:
+        options |= {"tiled": True, "blockxsize": _TILE, "blockysize": _TILE}
+    return options
+
+
+def _check(path: Path, array: NDArray, descriptions: Sequence[str], units: Sequence[str], colormap: object) -> None:
+    """Raise DataError unless the array can be written as described."""
+    if array.ndim != 3 or 0 in array.shape:
+        raise DataError(
+            f"{path}: got an array of shape {array.shape}, expected [bands, height, width], none of them 0."
+        )
+    if array.dtype.name not in _DTYPES:
+        raise DataError(f"{path}: cannot store values of type {array.dtype}; convert to one of {', '.join(_DTYPES)}.")
+    for what, given in (("descriptions", descriptions), ("units", units)):
+        if given and len(given) != len(array):
+            raise DataError(f"{path}: got {len(given)} {what} for {len(array)} bands; give one for each band or none.")
+    if colormap is not None and (len(array) != 1 or array.dtype.name not in ("uint8", "uint16")):
+        raise DataError(
+            f"{path}: a colour table needs one band of type uint8 or uint16, got {len(array)} of {array.dtype}."
+        )
+
+
+def write_geotiff(
+    path: str | Path,
+    array: NDArray,
+    *,
+    crs: object,
+    transform: Affine,
+    descriptions: Sequence[str] = (),
+    units: Sequence[str] = (),
+    nodata: float | None = None,
+    colormap: Mapping[int, tuple[int, int, int, int]] | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    """Write an image as a GeoTIFF that appears under its name only when it is complete.
+
+    The file is deflate-compressed without loss and tiled from 256 pixels on. Equal arguments give equal bytes.
+
+    Args:
+        path: Where to write; its folder must exist. An existing file is replaced.
+        array: Values, [bands, height, width], of an integer type of 8 to 32 bits or a float type.
+        crs: Coordinate reference system, anything that rasterio reads, e.g. 'EPSG:32646'.
+        transform: From pixel corners to coordinates in `crs`.
+        descriptions: Name of each band, or nothing.
+        units: Unit of each band, or nothing.
+        nodata: Value that stands for a missing one; readers that mask turn it into NaN.
+        colormap: Red, green, blue, alpha (0 to 255) of each value of a one-band image.
+        tags: Further metadata of the file.
+
+    Raises:
+        DataError: The array does not fit the description or a type GeoTIFF has not, or the folder does not exist.
+    """
+    path = Path(path)
+    _check(path, array, descriptions, units, colormap)
+    if not path.parent.is_dir():
+        raise DataError(f"Cannot write {path}: the folder {path.parent} does not exist; create it first.")
+    bands, height, width = array.shape
+    profile = {
+        "driver": "GTiff", "count": bands, "height": height, "width": width, "dtype": array.dtype.name,
+        "crs": crs, "transform": transform, "nodata": nodata,
+    }  # fmt: skip
+    # In the same folder, since a rename is atomic only within one file system.
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
+    try:
+        with rasterio.open(temporary, "w", **profile, **_creation_options(array)) as file:
+            file.write(np.ascontiguousarray(array))
+            for number, name in enumerate(descriptions, start=1):
+                file.set_band_description(number, name)
+            if units:
+                file.units = tuple(units)
+            if colormap is not None:
+                file.write_colormap(1, dict(colormap))
+            if tags:
+                file.update_tags(**tags)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,124 @@
+"""TerraTorch's command line with this package loaded."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import LightningDataModule
+from terratorch.cli_tools import (
+    CustomWriter,
+    MyLightningCLI,
+    MyTrainer,
+    StudioDeploySaveConfigCallback,
+)
+from torchgeo.trainers import BaseTask
+
+import terramind_plugin
+from terramind_plugin.data.statistics import band_statistics
+from terramind_plugin.errors import ConfigError, WeightsNotFoundError
+
+logger = logging.getLogger("terramind_plugin")
+
+RASTER_OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+"""Do not list a folder for each file that is opened; TerraTorch sets the same."""
+
+
+class StatisticsTrainer(MyTrainer):
+    """TerraTorch's trainer, whose statistics also cover several modalities."""
+
+    def compute_statistics(self, datamodule: LightningDataModule, **kwargs: Any) -> None:
+        """Print means and stds of the training data as YAML for data.init_args."""
+        if not hasattr(datamodule, "modalities"):
+            super().compute_statistics(datamodule, **kwargs)
+            return
+        means, stds = band_statistics(datamodule)
+        print(yaml.safe_dump({"means": means, "stds": stds}, sort_keys=False, default_flow_style=None))
+
+
+class TerraMindCLI(MyLightningCLI):
+    """TerraTorch's CLI, in which the configuration goes before what a checkpoint remembers of its own."""
+
+    def _parse_ckpt_path(self) -> None:
+        """Check that the checkpoint is of the configured model, and do not fetch weights it will replace.
+
+        Raises:
+            ConfigError: It is of another one.
+            WeightsNotFoundError: There is no such file.
+        """
+        options = self.config.get(self.config.get("subcommand") or "", None)
+        path = options.get("ckpt_path") if options is not None else None
+        if not path or path in ("best", "last", "hpc", "registry"):
+            return
+        if not Path(path).is_file():
+            raise WeightsNotFoundError(f"Checkpoint not found: {path}. Check --ckpt_path.")
+        stored = torch.load(path, weights_only=True, map_location="cpu", mmap=True).get("hyper_parameters", {})
+        model_args = options.get("model.init_args.model_args")
+        if not isinstance(model_args, dict):
+            return
+        _compare(model_args, stored.get("model_args") or {}, str(path))
+        if model_args.get("backbone_pretrained"):
+            model_args["backbone_pretrained"] = False
+
+
+def _compare(configured: Mapping[str, Any], stored: Mapping[str, Any], path: str) -> None:
+    """Raise if a checkpoint's model was configured otherwise.
+
+    Raises:
+        ConfigError: The message shows each difference.
+    """
+    own_matter = ("backbone_pretrained", "backbone_ckpt_path")
+    differing = [
+        f"{key}: {stored.get(key)} in the checkpoint, {configured.get(key)} in the configuration"
+        for key in dict.fromkeys([*stored, *configured])
+        if stored
+        and key not in own_matter
+        and _plain(stored.get(key)) != _plain(configured.get(key))
+        and not _same_backbone(key, stored.get(key), configured.get(key))
+    ]
+    if differing:
+        raise ConfigError(
+            f"{path} is a checkpoint of another model:\n  " + "\n  ".join(differing) + "\nUse the configuration it was "
+            "trained with, or load its backbone with backbone_ckpt_path."
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Return a value in the form YAML gives it: tuples as lists."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _same_backbone(key: str, stored: Any, configured: Any) -> bool:
+    """Whether both name one architecture: TerraTorch's own TerraMind has the same weights."""
+    if key != "backbone":
+        return False
+    return str(stored).removeprefix("terratorch_") == str(configured).removeprefix("terratorch_")
+
+
+def run(words: list[str]) -> None:
+    """Run a TerraTorch subcommand.
+
+    Args:
+        words: The command line behind `terramind`.
+    """
+    os.environ.update(RASTER_OPTIONS)
+    sys.argv = ["terramind", *words]
+    assert terramind_plugin.__version__  # the import above is what registers the models
+    TerraMindCLI(
+        model_class=BaseTask,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        save_config_callback=StudioDeploySaveConfigCallback,
+        save_config_kwargs={"overwrite": True},
+        trainer_class=StatisticsTrainer,
+        trainer_defaults={"callbacks": [CustomWriter(write_interval="batch")]},
+    )
