@@ -64,7 +64,7 @@ def plan_inputs(
     unused = set(bands) - set(keys)
     if unused:
         raise ConfigError(
-            f"bands names {sorted(unused)}, which modalities {[s.name for s in specs]} does not hold as a known modality."
+            f"bands names {sorted(unused)}, which is not among the pre-trained modalities of {[s.name for s in specs]}."
         )
     _check_new_bands(bands, new_bands)
     return tuple(specs)
@@ -97,7 +97,7 @@ def _new_modality(name: str, channels: Any) -> InputSpec:
     if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
         raise ConfigError(f"New modality '{name}' needs its number of channels, got {channels!r}. Write {{{name}: 3}}.")
     if not name.replace("_", "").isalnum() or hasattr(nn.ModuleDict, name):
-        raise ConfigError(f"New modality '{name}': use letters, digits and underscores, and no name of torch's modules.")
+        raise ConfigError(f"New modality '{name}': use letters, digits and underscores, and no word of torch's.")
     return InputSpec(name=name, key=name, channels=channels, pretrained=None, band_sources=None)
 
 

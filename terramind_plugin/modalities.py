@@ -100,7 +100,8 @@ class Modality:
                 for band in self.bands
             )
             raise ConfigError(
-                f"Unknown band '{name}' for modality {self.name}. Its bands are: {known}.{suggest(str(name), spellings)}"
+                f"Unknown band '{name}' for modality {self.name}. Its bands are: {known}."
+                f"{suggest(str(getattr(name, 'value', name)), spellings)}"
             )
         return index
 

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from terramind_plugin.inputs import InputSpec
 from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundError
+from terramind_plugin.inputs import InputSpec
 from terramind_plugin.modalities import find
 from terramind_plugin.variants import Variant
 
@@ -68,8 +69,8 @@ class LoadReport:
         """
         if self.missing or self.mismatched:
             raise WeightsError(
-                f"{self}\nThe checkpoint does not fit the model: check the size of the backbone, its modalities and bands. "
-                "A modality without pre-trained weights is given as {name: channels}."
+                f"{self}\nThe checkpoint does not fit the model: check the size of the backbone, its modalities and "
+                "bands. A modality without pre-trained weights is given as {name: channels}."
             )
 
 
@@ -89,7 +90,7 @@ def fetch_published(variant: Variant) -> Path:
             f"The weights of {variant.name} are not on this machine and could not be downloaded "
             f"({type(error).__name__}).\n"
             f"Needed: file {variant.hub_file} of https://huggingface.co/{variant.hub_repo}\n"
-            f"Either run on a machine with network: huggingface-cli download {variant.hub_repo} {variant.hub_file}\n"
+            f"Either run on a machine with network: hf download {variant.hub_repo} {variant.hub_file}\n"
             f"and copy the folder models--{variant.hub_repo.replace('/', '--')} to {constants.HF_HUB_CACHE}\n"
             f"or download the file and set backbone_ckpt_path: /path/to/{variant.hub_file}\n"
             "or train from random weights with backbone_pretrained: false."
@@ -115,20 +116,30 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             content: Any = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_map(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise WeightsError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {str(error).splitlines()[0]}). "
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {_reason(error)}). "
             "Expected a .pt, .ckpt or .safetensors file with tensors and plain values only."
         ) from error
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}, expected a mapping from names to tensors.")
-    tensors = content.get("state_dict", content.get("model", content))
+    stored = content.get("state_dict", content.get("model", content))
+    if not isinstance(stored, Mapping):
+        raise WeightsError(f"{path}: its state_dict is a {type(stored).__name__}, expected a mapping.")
+    tensors = {str(name): value for name, value in stored.items() if isinstance(value, Tensor)}
     prefixes = {name.split(ANCHOR)[0] for name in tensors if ANCHOR in name}
     if not prefixes:
         raise WeightsError(f"{path} holds no TerraMind encoder: none of its {len(tensors)} names contains '{ANCHOR}'.")
-    prefix = min(prefixes, key=len)
+    # The shortest: a TiM model's generator is an encoder, too, deeper inside.
+    prefix = min(sorted(prefixes), key=len)
     encoder = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     return Checkpoint(tensors=encoder, source=str(path), bands=_configured_bands(content))
+
+
+def _reason(error: Exception) -> str:
+    """Return the line of a message that says why: torch's starts with advice where a class is not allowed."""
+    lines = str(error).splitlines() or [""]
+    return next((line.strip() for line in lines if "Unsupported" in line), lines[0])
 
 
 def _can_map(path: Path) -> bool:
@@ -149,7 +160,8 @@ def _configured_bands(content: Mapping[str, Any]) -> Mapping[str, Sequence[objec
 def load_backbone(model: nn.Module, checkpoint: Checkpoint) -> LoadReport:
     """Copy a checkpoint into a backbone and return what was loaded.
 
-    Patch weights are selected by band: the model's channels take the columns of their bands.
+    Patch weights are selected by band: the model's channels take the columns of their bands. Where the checkpoint does
+    not say which bands it has, it has those of the pre-training data if it has as many, else those of the model.
 
     Args:
         model: A `TerraMindBackbone`.
@@ -164,6 +176,8 @@ def load_backbone(model: nn.Module, checkpoint: Checkpoint) -> LoadReport:
     chosen: dict[str, Tensor] = {}
     for name, target in own.items():
         value = checkpoint.tensors.get(name)
+        if name == "missing_mod_token" and value is not None and not value.isfinite().all():
+            value = None  # TerraTorch leaves it uninitialised where no modality was missing.
         key = name.split(".")[1] if name.startswith(ANCHOR) else None
         spec = specs.get(key) if key else None
         if value is None:
@@ -172,11 +186,12 @@ def load_backbone(model: nn.Module, checkpoint: Checkpoint) -> LoadReport:
             continue
         if spec is not None and name.endswith("proj.weight"):
             value = _select_bands(value, target, spec, checkpoint, report, model.patch_size)
-        if value.shape == target.shape:
-            chosen[name] = value
-        elif name.endswith(".pos_emb"):
+        rows, columns = model.img_size
+        if name.endswith(".pos_emb") and (value.shape != target.shape or rows != columns):
             # A fixed table, not a weight: the model has made its own for its img_size.
             report.fresh.append(name)
+        elif value.shape == target.shape:
+            chosen[name] = value
         else:
             report.mismatched.append(f"{name} {list(value.shape)} instead of {list(target.shape)}")
     report.loaded = list(chosen)
@@ -195,20 +210,21 @@ def _select_bands(
 
     Columns of new bands keep the model's initial values.
     """
-    if spec.pretrained is None or spec.band_sources is None:
+    if spec.pretrained is None:
         return stored
     pixels = patch_size**2
     stored_bands: list[int | None] = list(range(len(spec.pretrained.bands)))
+    sources = list(stored_bands) if spec.band_sources is None else list(spec.band_sources)
+    stored_names: list[str] = list(spec.pretrained.band_names)
     for name, bands in (checkpoint.bands or {}).items():
         if _same_modality(name, spec):
             stored_bands = [spec.pretrained.find_band(band) for band in bands]
-            if list(stored_bands) == list(spec.band_sources):
-                return stored
-    if stored.shape[0] != target.shape[0] or stored.shape[1] != pixels * len(stored_bands):
+            stored_names = [str(band) for band in bands]
+    if stored_bands == sources or stored.shape != (target.shape[0], pixels * len(stored_bands)):
         return stored
     columns = stored.unflatten(1, (pixels, len(stored_bands)))
-    selected = target.clone().unflatten(1, (pixels, len(spec.band_sources)))
-    for channel, source in enumerate(spec.band_sources):
+    selected = target.clone().unflatten(1, (pixels, len(sources)))
+    for channel, source in enumerate(sources):
         if source is None:
             report.fresh.append(f"{ANCHOR}{spec.key}.proj.weight, channel {channel}")
         elif source in stored_bands:
@@ -216,7 +232,7 @@ def _select_bands(
         else:
             raise WeightsError(
                 f"{checkpoint.source}: {spec.name} has no weights for band {spec.pretrained.bands[source].name}. "
-                f"The checkpoint has {[str(b) for b in dict(checkpoint.bands or {}).get(spec.name, [])]}. "
+                f"The checkpoint has {stored_names}. "
                 "Remove the band, or name it in new_bands to start it from random weights."
             )
     return selected.flatten(1)

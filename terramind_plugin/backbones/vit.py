@@ -22,8 +22,8 @@ from terramind_plugin.variants import Variant
 class LayerList(list[Any]):
     """The selected layers, in order: iterating gives them, indexing takes the layer's number in the encoder.
 
-    So `SelectIndices` with indices [2, 5, 8, 11] means the same layers whether `out_indices` left the others out or not.
-    Negative indices count from the last selected layer.
+    So `SelectIndices` with indices [2, 5, 8, 11] means the same layers whether `out_indices` left the others out or
+    not. Negative indices count from the last selected layer.
 
     Args:
         items: One entry for each selected layer.

@@ -44,6 +44,8 @@ class TerraMindDataModule(GenericMultiModalDataModule):
         stds: Standard deviation of each band by modality; what is left out comes from the table.
         predict_split: Split file for prediction; None predicts every file in predict_data_root.
         no_data_replace: Number that pixels without data take; None takes the mean of their band.
+        allow_missing_modalities: Accept samples that lack some modality; batches then hold 'modality_mask'.
+        check_stackability: Compare the sizes of all files when a loader is made, where no transform changes them.
         kwargs: Further arguments of GenericMultiModalDataModule.
 
     Raises:
@@ -58,23 +60,23 @@ class TerraMindDataModule(GenericMultiModalDataModule):
         stds: dict[str, list[float]] | None = None,
         predict_split: Path | str | None = None,
         no_data_replace: float | None = None,
+        allow_missing_modalities: bool = False,
+        check_stackability: bool = True,
         **kwargs: Any,
     ) -> None:
         if isinstance(modalities, str) or not modalities:
             raise ConfigError(f"modalities must be a list such as [S2L1C, S1GRD], got {modalities!r}.")
-        kwargs = dict(kwargs)
         for stage in ("train", "val", "test"):
             kwargs[f"{stage}_transform"] = build_transforms(kwargs.get(f"{stage}_transform"))
         images = kwargs.get("image_modalities") or modalities
-        bands = {name: self._read_bands(name, kwargs) for name in images}
+        bands = {name: _bands_read(name, kwargs) for name in images}
         self.band_means, self.band_stds = _statistics(images, bands, means, stds)
         if kwargs.get("rgb_indices") is None and kwargs.get("rgb_modality") is None:
             kwargs["rgb_indices"] = {images[0]: _rgb_indices(images[0], bands[images[0]])}
         temporal = bool(kwargs.get("expand_temporal_dimension"))
-        allow_missing = bool(kwargs.pop("allow_missing_modalities", False))
-        _check_missing_options(kwargs, allow_missing, temporal)
-        self._stackability = kwargs.pop("check_stackability", True)
-        roots = _roots(kwargs, modalities)
+        _check_missing_options(kwargs, allow_missing_modalities, temporal)
+        stand_ins = _stand_ins(kwargs, modalities)
+        kwargs.update(stand_ins)
 
         super().__init__(
             batch_size=batch_size,
@@ -83,11 +85,13 @@ class TerraMindDataModule(GenericMultiModalDataModule):
             stds={**(stds or {}), **self.band_stds},
             no_data_replace=no_data_replace,
             check_stackability=False,
-            **{**kwargs, **roots.placeholders},
+            **kwargs,
         )
-        roots.forget_placeholders(self)
-        # Handed over late: with it the parent would set the batch size to 1.
-        self.allow_missing_modalities = allow_missing
+        for name in stand_ins:
+            setattr(self, name if "label" in name else name.replace("_data_root", "_root"), None)
+        # Kept from the parent, which would set the batch size to 1.
+        self.allow_missing_modalities = allow_missing_modalities
+        self.compare_sizes = check_stackability
         self.temporal = temporal
         self.keep_missing_pixels = False
         self.predict_split = predict_split
@@ -95,15 +99,6 @@ class TerraMindDataModule(GenericMultiModalDataModule):
         if self.collate_fn is collate_samples:
             self.collate_fn = collate
         self._warn_of_fill_value()
-
-    @staticmethod
-    def _read_bands(name: str, kwargs: Mapping[str, Any]) -> list[Any] | None:
-        """Return the names of the bands that the model gets, or None for all of the modality."""
-        for key in ("output_bands", "dataset_bands"):
-            bands = (kwargs.get(key) or {}).get(name)
-            if bands is not None:
-                return list(generate_bands_intervals(list(bands)))
-        return None
 
     def _warn_of_fill_value(self) -> None:
         value = self.no_data_replace
@@ -180,7 +175,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):
                 f"{processes} process{'es' if processes > 1 else ''}. Lower batch_size, or set drop_last: false."
             )
         transform = getattr(self, "test_transform" if split == "predict" else f"{split}_transform")
-        if self._stackability and batch_size > 1 and transform is None:
+        if self.compare_sizes and batch_size > 1 and transform is None:
             _check_sizes(dataset.samples)
         return DataLoader(
             dataset,
@@ -194,18 +189,17 @@ class TerraMindDataModule(GenericMultiModalDataModule):
         )
 
 
-class _Roots:
-    """Stand-ins for folders that the parent insists on and this run may not need."""
-
-    def __init__(self, placeholders: dict[str, Any]) -> None:
-        self.placeholders = placeholders
-
-    def forget_placeholders(self, module: GenericMultiModalDataModule) -> None:
-        for name in self.placeholders:
-            setattr(module, name if "label" in name else name.replace("_data_root", "_root"), None)
+def _bands_read(name: str, kwargs: Mapping[str, Any]) -> list[Any] | None:
+    """Return the names of the bands that the model gets, or None for all of the modality."""
+    for key in ("output_bands", "dataset_bands"):
+        bands = (kwargs.get(key) or {}).get(name)
+        if bands is not None:
+            return list(generate_bands_intervals(list(bands)))
+    return None
 
 
-def _roots(kwargs: Mapping[str, Any], modalities: Sequence[str]) -> _Roots:
+def _stand_ins(kwargs: Mapping[str, Any], modalities: Sequence[str]) -> dict[str, Any]:
+    """Return values for the folders that the parent insists on, and that a run of prediction alone does not need."""
     stand_ins: dict[str, Any] = {}
     for split in ("train", "val"):
         if kwargs.get(f"{split}_data_root") is None and kwargs.get("data_root") is None:
@@ -213,7 +207,7 @@ def _roots(kwargs: Mapping[str, Any], modalities: Sequence[str]) -> _Roots:
         labels = kwargs.get(f"{split}_label_data_root") or kwargs.get("label_data_root")
         if kwargs.get("task") is not None and labels is None:
             stand_ins[f"{split}_label_data_root"] = os.curdir
-    return _Roots(stand_ins)
+    return stand_ins
 
 
 def _check_missing_options(kwargs: Mapping[str, Any], allow_missing: bool, temporal: bool) -> None:

@@ -62,7 +62,7 @@ def chip_files(root: Path, name: str) -> dict[str, Path]:
 
 
 def make_splits(chips: int, seed: int) -> dict[str, tuple[str, ...]]:
-    """Return about 70 % of the chips for training, 15 % for validation, 15 % for test; every region in each if possible.
+    """Return about 70 % of the chips for training, 15 % for validation, 15 % for test, of all regions alike.
 
     Args:
         chips: Number of chips, at least 3.
@@ -109,8 +109,14 @@ def _write_chip(files: dict[str, Path], chip: Chip) -> None:
     place: dict[str, Any] = {"crs": chip.crs, "transform": chip.transform}
     for name, image in chip.images.items():
         write_geotiff(files[name], image, **place, **_layer(MODALITIES[name]))
-    label = {"descriptions": ("water",), "units": ("class id",), "tags": {"class_names": _LABEL_VALUES}}
-    write_geotiff(files["label"], chip.label[None], **place, **label)
+    write_geotiff(
+        files["label"],
+        chip.label[None],
+        descriptions=("water",),
+        units=("class id",),
+        tags={"class_names": _LABEL_VALUES},  # no nodata value: readers that mask would lose the -1
+        **place,
+    )
 
 
 def _claim_folder(root: Path, parameters: dict[str, int]) -> None:

@@ -15,7 +15,7 @@ from terramind_plugin.data.simulation.noise import FloatArray, fractal, smooth
 from terramind_plugin.data.simulation.optics import observe_optical
 from terramind_plugin.data.simulation.radar import observe_radar, swath_gap
 from terramind_plugin.data.simulation.regions import REGIONS
-from terramind_plugin.data.simulation.terrain import MARGIN, PIXEL, Terrain, make_terrain
+from terramind_plugin.data.simulation.terrain import INSIDE, PIXEL, Terrain, make_terrain
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.modalities import MODALITIES
 
@@ -95,18 +95,17 @@ def simulate_chip(seed: int, index: int, size: int) -> Chip:
     grd, rtc = observe_radar(streams[4], terrain, cover, flood)
     elevation = _surface_model(streams[5], terrain, cover)
 
-    inside = (..., slice(MARGIN, MARGIN + size), slice(MARGIN, MARGIN + size))
     gap = swath_gap(streams[4], (size, size))
-    label = np.where(gap, -1, cover.water[inside]).astype(np.int16)
+    label = np.where(gap, -1, cover.water[INSIDE]).astype(np.int16)
     images: dict[str, NDArray] = {
-        "S2L1C": l1c[inside],
-        "S2L2A": l2a[inside],
-        "S1GRD": np.where(gap, np.nan, grd[inside]).astype(np.float32),
-        "S1RTC": np.where(gap, np.nan, rtc[inside]).astype(np.float32),
-        "DEM": elevation[None][inside],
-        "LULC": cover.lulc[None][inside],
-        "NDVI": _ndvi(l2a)[None][inside],
-        "RGB": _rgb(l2a)[inside],
+        "S2L1C": l1c,
+        "S2L2A": l2a,
+        "S1GRD": np.where(gap, np.nan, grd).astype(np.float32),
+        "S1RTC": np.where(gap, np.nan, rtc).astype(np.float32),
+        "DEM": elevation[None][INSIDE],
+        "LULC": cover.lulc[None][INSIDE],
+        "NDVI": _ndvi(l2a)[None],
+        "RGB": _rgb(l2a),
     }
     row, column = divmod(index // len(REGIONS), _CHIPS_PER_ROW)
     transform = Affine(PIXEL, 0, 400_000 + column * _SPACING, 0, -PIXEL, region.northing - row * _SPACING)

@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from terramind_plugin.data.simulation.noise import BoolArray, FloatArray, fractal, ramp, smooth
 from terramind_plugin.data.simulation.regions import Region
-from terramind_plugin.data.simulation.terrain import MARGIN, Terrain
+from terramind_plugin.data.simulation.terrain import INSIDE, Terrain
 
 _NO_FLOOD = 0.07  # share of the chips that were imaged before or after the flood
 _HIGHEST_STAGE = 9.0  # m above the normal river level
@@ -51,9 +51,8 @@ def make_flood(rng: np.random.Generator, region: Region, terrain: Terrain) -> Fl
     happens = rng.random() > _NO_FLOOD
     local = 0.12 * fractal(rng, terrain.river.shape, 2, 60)  # wind set-up and obstacles tilt a real water surface
     above = terrain.height_above_river + local
-    inside = (slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN))
-    share = min(max(target, float(terrain.river[inside].mean()) + 0.02), 0.6)
-    reached = np.where(terrain.river, -1.0, above)[inside]
+    share = min(max(target, float(terrain.river[INSIDE].mean()) + 0.02), 0.6)
+    reached = np.where(terrain.river, -1.0, above)[INSIDE]
     stage = min(float(np.quantile(reached, share)), _HIGHEST_STAGE) if happens else -0.5
     flooded = _without_small(terrain.river | (above < stage), 14)
     flooded = ~_without_small(~flooded, 8)

@@ -1,4 +1,4 @@
-"""What covers the ground: fields, woods, settlements, roads, barren land; and what an annual land-cover map says of it."""
+"""What covers the ground: fields, woods, settlements, roads, barren land; and what an annual map says of it."""
 
 from __future__ import annotations
 

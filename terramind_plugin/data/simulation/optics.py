@@ -1,4 +1,4 @@
-"""What Sentinel-2 sees: reflectance of the surface, sunlight on the relief, clouds, atmosphere, optics of the sensor."""
+"""What Sentinel-2 sees: reflectance of the surface, sunlight, clouds, atmosphere, optics of the sensor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from terramind_plugin.data.simulation.landcover import Cover
 from terramind_plugin.data.simulation.materials import ID
 from terramind_plugin.data.simulation.noise import FloatArray, fractal, ramp, smooth
 from terramind_plugin.data.simulation.regions import Region
-from terramind_plugin.data.simulation.terrain import PIXEL, Terrain
+from terramind_plugin.data.simulation.terrain import INSIDE, PIXEL, Terrain
 from terramind_plugin.modalities import MODALITIES
 
 Counts = NDArray[np.uint16]
@@ -128,7 +128,7 @@ def _illumination(terrain: Terrain, flood: Flood, sky: Sky) -> FloatArray:
     return (0.2 + 0.8 * np.clip(cosine / vertical, 0, 2.2)).astype(np.float32)
 
 
-def _digitise(rng: np.random.Generator, reflectance: FloatArray, bits: int = 14) -> Counts:
+def _digitise(rng: np.random.Generator, reflectance: FloatArray) -> Counts:
     """Return digital numbers of reflectance [bands, H, W] with sensor noise; at least 1, since 0 means no data."""
     noise = rng.standard_normal(reflectance.shape, dtype=np.float32)
     noisy = reflectance + noise * (0.0008 + 0.006 * np.abs(reflectance))
@@ -141,7 +141,7 @@ def observe_optical(
     """Return what Sentinel-2 measures: S2L1C [13, H, W] and S2L2A [12, H, W], reflectance x 10000.
 
     L1C has the light scattered by air and haze, and the whole effect of the relief; L2A is corrected for most of it.
-    Clouds and their shadows are in both.
+    Clouds and their shadows are in both. The margin of the scene is cut off.
 
     Args:
         rng: Source of randomness.
@@ -169,4 +169,4 @@ def observe_optical(
         l2a[band] = flat + sky.cloud * (1.06 * cloud_light - flat)
     # Water vapour swallows everything below the high clouds.
     l1c[_CIRRUS_BAND] = 0.0012 + 0.9 * sky.cirrus + 0.012 * sky.cloud
-    return _digitise(rng, l1c), _digitise(rng, l2a)
+    return _digitise(rng, l1c[INSIDE]), _digitise(rng, l2a[INSIDE])

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 
 from terramind_plugin.data.simulation import materials as table
 from terramind_plugin.data.simulation.flood import Flood
 from terramind_plugin.data.simulation.landcover import Cover
 from terramind_plugin.data.simulation.materials import ID
 from terramind_plugin.data.simulation.noise import FloatArray, fractal, ramp, smooth
-from terramind_plugin.data.simulation.terrain import PIXEL, Terrain
+from terramind_plugin.data.simulation.terrain import INSIDE, PIXEL, Terrain
 
 _LOOKS = 5.0
 """Equivalent number of looks of Sentinel-1 IW GRD, high resolution. Source: ESA product specification, 4.4 to 4.9."""
@@ -75,7 +74,7 @@ def observe_radar(
     """Return what Sentinel-1 measures: S1GRD and S1RTC, each [2, H, W] (VV, VH) in dB.
 
     GRD is sigma0 and carries the relief; RTC is gamma0, flattened with an elevation model and resampled, so that only
-    errors of that model remain. Both come from one overpass and share their speckle.
+    errors of that model remain. Both come from one overpass and share their speckle. The margin is cut off.
 
     Args:
         rng: Source of randomness.
@@ -95,7 +94,7 @@ def observe_radar(
     modelled = _relief_gain(smooth(ground, 1.3), look, incidence)
     flattened = grd / (np.maximum(modelled, 0.15) * np.cos(incidence))
     rtc = np.stack([smooth(band, 0.45) for band in flattened])
-    return _decibel(grd), _decibel(rtc)
+    return _decibel(grd[INSIDE]), _decibel(rtc[INSIDE])
 
 
 def swath_gap(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, sparse, spatial
+from scipy import ndimage, sparse
 from scipy.sparse import csgraph
 
 from terramind_plugin.data.simulation.noise import BoolArray, FloatArray, IntArray, fractal, ramp, smooth
@@ -16,6 +16,8 @@ PIXEL = 10.0
 """Pixel size, m."""
 MARGIN = 40
 """Pixels simulated around the chip and cut off at the end, so that rivers, clouds and shadows come from outside."""
+INSIDE = (..., slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN))
+"""Cuts the chip out of a scene [..., H, W]."""
 _STEP = 2  # the drainage tree lives on a grid this much coarser: a quarter of the nodes, and smoother valleys
 
 
@@ -69,12 +71,21 @@ def _meandering_line(
     return line[inside].astype(np.float32)
 
 
-def _distance_to_lines(shape: tuple[int, int], points: FloatArray) -> tuple[FloatArray, IntArray]:
+def _distance_to_line(shape: tuple[int, int], points: FloatArray) -> tuple[FloatArray, IntArray]:
     """Return the distance in pixels to the nearest of `points` [N, 2] and its index, each [H, W]."""
-    rows, columns = np.mgrid[: shape[0], : shape[1]]
-    tree = spatial.cKDTree(points)
-    distance, nearest = tree.query(np.stack([rows.ravel(), columns.ravel()], 1), eps=0.05)
-    return distance.reshape(shape).astype(np.float32), nearest.reshape(shape)
+    owner = np.full(shape, -1, np.int64)
+    cells = np.rint(points).astype(np.int64).clip(0, np.asarray(shape) - 1)
+    owner[cells[:, 0], cells[:, 1]] = np.arange(len(points))
+    near = ndimage.distance_transform_edt(owner < 0, return_distances=False, return_indices=True)
+    guess = owner[near[0], near[1]]
+    rows, columns = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
+    distance, nearest = np.full(shape, np.inf, np.float32), guess
+    for step in range(-3, 4):  # the nearest cell has the nearest point or one of its neighbours
+        index = (guess + step).clip(0, len(points) - 1)
+        candidate = np.hypot(points[index, 0] - rows, points[index, 1] - columns)
+        closer = candidate < distance
+        distance, nearest = np.where(closer, candidate, distance), np.where(closer, index, nearest)
+    return distance, nearest
 
 
 def _drainage_tree(cost: FloatArray, outlets: BoolArray) -> IntArray:
@@ -183,7 +194,7 @@ def _make_course(rng: np.random.Generator, region: Region, size: int) -> _Course
         lines.append(arm)
         widths.append(np.full(len(arm), arm_width))
     half_width = np.concatenate(widths).astype(np.float32) / 2
-    distance, nearest = _distance_to_lines((side, side), np.concatenate(lines))
+    distance, nearest = _distance_to_line((side, side), np.concatenate(lines))
     bank = distance - np.maximum(half_width[nearest] + 0.5 * fractal(rng, (side, side), 1.5, 20), 0.5)
     return _Course(heading, width, bank.astype(np.float32))
 
@@ -198,14 +209,14 @@ def make_terrain(rng: np.random.Generator, region: Region, size: int) -> Terrain
     """
     course = _make_course(rng, region, size)
     bank, shape = course.bank, course.bank.shape
-    above, brook_distance = _carve(rng, region, np.maximum(bank, 0))
+    hills, brook_distance = _carve(rng, region, np.maximum(bank, 0))
     micro = _between(rng, region.micro_relief)
     relief = 0.8 * fractal(rng, shape, 2.2, 80) + 0.2 * fractal(rng, shape, 1.5, 16)
     # Rivers build up their banks; behind them the floor is lowest, and it rises towards the edge of the valley.
     land = np.maximum(bank, 0)
     levee = 1.1 * np.exp(-((land / (2.0 * course.width + 2)) ** 2)) * ramp(fractal(rng, shape, 2, 25), -0.8, 0.6)
     terrace = 1.6 * ramp(land * PIXEL / region.valley[0] + 0.25 * fractal(rng, shape, 2, 60), 0.25, 1.0)
-    above = above + micro * ((relief + 1.2) * (1 + 0.05 * above) + levee + terrace)
+    above = hills + micro * ((relief + 1.2) * (1 + 0.05 * hills) + levee + terrace)
     above = np.where(bank < 1, np.minimum(above, 0.35 * bank), above)
     above = above - micro * 1.4 * np.exp(-((brook_distance / 2.5) ** 2))  # brooks lie in ditches
     brook = (brook_distance < rng.uniform(0.9, 1.6)) & (bank > 0) & (above < 40)
