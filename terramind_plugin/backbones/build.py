@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from terramind_plugin.backbones.vit import TerraMindBackbone
 from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.variants import VARIANTS
@@ -48,6 +50,8 @@ def build_backbone(
             raise ConfigError(
                 f"{variant} has no argument '{name}'.{suggest(name, choices)} It takes: {', '.join(sorted(choices))}."
             )
+    architecture = {name: _from_command_line(name, value) for name, value in architecture.items()}
+    modalities, pretrained = _from_command_line("modalities", modalities), _from_command_line("pretrained", pretrained)
     numbers = VARIANTS[variant]
     if patch_size not in (None, numbers.patch_size):
         raise ConfigError(f"{variant} has patches of {numbers.patch_size} pixels, got patch_size {patch_size}.")
@@ -56,3 +60,10 @@ def build_backbone(
     if report is not None:
         logger.info("%s", report)
     return model
+
+
+def _from_command_line(name: str, value: Any) -> Any:
+    """Return a value in its own type: TerraTorch hands on `--model...backbone_pretrained false` as a text."""
+    if not isinstance(value, str) or name == "merge_method":
+        return value
+    return yaml.safe_load(value)
