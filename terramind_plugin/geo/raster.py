@@ -11,6 +11,8 @@ from uuid import uuid4
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.errors import CRSError
 from rasterio.transform import Affine
 
 from terramind_plugin.errors import ConfigError, DataError
@@ -93,16 +95,21 @@ def write_geotiff(
         tags: Further metadata of the file.
 
     Raises:
-        DataError: The array does not fit the description or a type GeoTIFF has not, or the folder does not exist.
+        DataError: The array does not fit the description or has another type, the CRS cannot be read, or the folder
+            does not exist.
     """
     path = Path(path)
     _check(path, array, descriptions, units, colormap)
     if not path.parent.is_dir():
         raise DataError(f"Cannot write {path}: the folder {path.parent} does not exist; create it first.")
+    try:
+        system = CRS.from_user_input(crs)
+    except CRSError as error:
+        raise DataError(f"{path}: cannot read the CRS {crs!r}; write it like 'EPSG:32646'. ({error})") from error
     bands, height, width = array.shape
     profile = {
         "driver": "GTiff", "count": bands, "height": height, "width": width, "dtype": array.dtype.name,
-        "crs": crs, "transform": transform, "nodata": nodata,
+        "crs": system, "transform": transform, "nodata": nodata,
     }  # fmt: skip
     # In the same folder, since a rename is atomic only within one file system.
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")

@@ -173,23 +173,23 @@ def _add_settlements(rng: np.random.Generator, terrain: Terrain, flood: Flood, m
 
 def _add_airfield(rng: np.random.Generator, terrain: Terrain, flood: Flood, material: Material) -> None:
     """Put an airfield on flat dry land in some scenes, in place: large and dark in the radar, like water."""
-    if rng.random() > 0.18:
+    if rng.random() > 0.25:
         return
     shape = material.shape
-    rows, columns = rng.integers(0, shape[0], 200), rng.integers(0, shape[1], 200)
-    relief = (
-        ndimage.maximum_filter(terrain.slope, 31)[rows, columns]
-        + 2.0 * (ndimage.maximum_filter(flood.water, 41)[rows, columns])
-    )
-    best = int(np.argmin(relief))
-    u, v = _rotated(shape, float(rng.uniform(0, np.pi)))
-    u, v = u - u[rows[best], columns[best]], v - v[rows[best], columns[best]]
-    dry = ~flood.water
-    material[(np.abs(u) < 95) & (np.abs(v) < 14) & dry] = ID["meadow"]
-    material[(np.abs(u) < 85) & (np.abs(v) < 2.6) & dry] = ID["tarmac"]
-    material[(np.abs(u) < 70) & (np.abs(v - 9) < 1.2) & dry] = ID["tarmac"]
-    material[(np.abs(u - 20) < 18) & (v > 9) & (v < 21) & dry] = ID["tarmac"]
-    material[(np.abs(u - 20) < 14) & (np.abs(v - 23) < 2.5) & dry] = ID["large roofs"]
+    for _ in range(10):
+        u, v = _rotated(shape, float(rng.uniform(0, np.pi)))
+        y, x = rng.integers(0, shape[0]), rng.integers(0, shape[1])
+        u, v = u - u[y, x], v - v[y, x]
+        grounds = (np.abs(u) < 75) & (v > -10) & (v < 26)
+        if flood.water[grounds].mean() > 0.01 or terrain.slope[grounds].mean() > 0.05:
+            continue
+        grounds &= ~flood.water
+        material[grounds] = ID["meadow"]
+        material[grounds & (np.abs(u) < 70) & (np.abs(v) < 2.6)] = ID["tarmac"]
+        material[grounds & (np.abs(u) < 55) & (np.abs(v - 9) < 1.2)] = ID["tarmac"]
+        material[grounds & (np.abs(u - 20) < 18) & (v > 9) & (v < 21)] = ID["tarmac"]
+        material[grounds & (np.abs(u - 20) < 14) & (np.abs(v - 23) < 2.5)] = ID["large roofs"]
+        return
 
 
 def _annual_map(

@@ -145,7 +145,7 @@ def _carve(rng: np.random.Generator, region: Region, river_pixels: FloatArray) -
     """
     shape = river_pixels.shape
     coarse = river_pixels[::_STEP, ::_STEP]
-    cost = np.exp(0.9 * fractal(rng, coarse.shape, 1.6, 60) + 0.25 * rng.standard_normal(coarse.shape))
+    cost = np.exp(0.6 * fractal(rng, coarse.shape, 1.8, 40) + 0.12 * rng.standard_normal(coarse.shape))
     downstream = _drainage_tree(cost.astype(np.float32), coarse <= _STEP)
     area = _upstream_area(downstream)
     floor = _between(rng, region.valley) / PIXEL * np.exp(0.35 * fractal(rng, coarse.shape, 2, 120))
