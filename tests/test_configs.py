@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from rasterio.transform import from_origin
+
+from terramind_plugin.geo.raster import write_geotiff
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -110,3 +114,56 @@ def test_published_configuration_trains_on_simulated_chips(published, tmp_path, 
     assert cli.trainer.global_step == 1
     assert torch.isfinite(cli.trainer.callback_metrics["val/loss"])
     assert all(torch.equal(a, b) for a, b in zip(before, cli.model.model.encoder.parameters(), strict=True))
+
+
+def write_chips(folder: Path, names: list[str], bands: int, scale: float, classes: int, size: int = 64) -> None:
+    """Write random chips and masks with the file names of the HLS data sets."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for name in names:
+        image = (rng.random((bands, size, size)) * scale).astype(np.float32)
+        mask = rng.integers(0, classes, (1, size, size)).astype(np.int16)
+        for suffix, values in (("_merged.tif", image), (".mask.tif", mask)):
+            write_geotiff(folder / f"{name}{suffix}", values, crs="EPSG:32610", transform=from_origin(5e5, 4e6, 30, 30))
+
+
+def write_splits(folder: Path, splits: dict[str, list[str]]) -> None:
+    folder.mkdir(parents=True)
+    for name, ids in splits.items():
+        (folder / f"{name}.txt").write_text("\n".join(ids) + "\n")
+
+
+def train_one_epoch(path: Path, *overrides: str) -> None:
+    """Run a configuration for an epoch and check that it trained and validated with finite losses."""
+    cli = build(
+        path,
+        "--trainer.accelerator=cpu",
+        "--trainer.devices=1",
+        "--trainer.max_epochs=1",
+        "--trainer.precision=32",
+        "--trainer.logger=false",
+        "--data.init_args.num_workers=0",
+        "--data.init_args.batch_size=2",
+        *overrides,
+    )
+    # The others write: pictures, checkpoints, progress.
+    cli.trainer.callbacks = [c for c in cli.trainer.callbacks if type(c).__name__ in ("FiniteLoss", "BackboneUnfreeze")]
+    cli.trainer.fit(cli.model, cli.datamodule)
+    assert cli.trainer.global_step > 0
+    assert torch.isfinite(cli.trainer.callback_metrics["val/loss"])
+
+
+@pytest.mark.parametrize("path", [ROOT / "tests" / "conf" / "published_burnscars.yaml", ROOT / "configs" / "burnscars_base.yaml"], ids=["published", "ours"])  # fmt: skip
+def test_burn_scars_configuration_trains(path, tmp_path, monkeypatch, hub_cache):
+    write_chips(tmp_path / "hls_burn_scars" / "data", ["a", "b", "c", "d"], bands=6, scale=1, classes=2)
+    write_splits(tmp_path / "hls_burn_scars" / "splits", {"train": ["a", "b"], "val": ["c"], "test": ["d"]})
+    monkeypatch.chdir(tmp_path)
+    train_one_epoch(path, "--model.init_args.model_args.backbone=terramind_v1_tiny")
+
+
+def test_multitemporal_crop_configuration_trains(tmp_path, monkeypatch, hub_cache):
+    for folder, names in (("training_chips", ["chip_1", "chip_2"]), ("validation_chips", ["chip_3"])):
+        write_chips(tmp_path / "multi-temporal-crop-classification" / folder, names, bands=18, scale=1e4, classes=14)
+    monkeypatch.chdir(tmp_path)
+    path = ROOT / "configs" / "multitemporal_crop_base.yaml"
+    train_one_epoch(path, "--model.init_args.model_args.backbone=terramind_v1_tiny")
