@@ -52,6 +52,9 @@ class TerraMindDataModule(GenericMultiModalDataModule):
         ConfigError: An argument is not possible; the message says what is.
     """
 
+    dataset_class: Any
+    collate_fn: Any
+
     def __init__(
         self,
         batch_size: int,
@@ -67,7 +70,9 @@ class TerraMindDataModule(GenericMultiModalDataModule):
         if isinstance(modalities, str) or not modalities:
             raise ConfigError(f"modalities must be a list such as [S2L1C, S1GRD], got {modalities!r}.")
         for stage in ("train", "val", "test"):
-            kwargs[f"{stage}_transform"] = build_transforms(kwargs.get(f"{stage}_transform"))
+            kwargs[f"{stage}_transform"] = build_transforms(kwargs.get(f"{stage}_transform"), modalities)
+        if isinstance(kwargs.get("image_grep"), Mapping):
+            kwargs["image_grep"] = dict(kwargs["image_grep"])  # the parent writes into it
         images = kwargs.get("image_modalities") or modalities
         bands = {name: _bands_read(name, kwargs) for name in images}
         self.band_means, self.band_stds = _statistics(images, bands, means, stds)
@@ -75,6 +80,8 @@ class TerraMindDataModule(GenericMultiModalDataModule):
             kwargs["rgb_indices"] = {images[0]: _rgb_indices(images[0], bands[images[0]])}
         temporal = bool(kwargs.get("expand_temporal_dimension"))
         _check_missing_options(kwargs, allow_missing_modalities, temporal)
+        for key in [f"{stage}data_root" for stage in ("", "train_", "val_", "test_", "predict_")]:
+            kwargs[key] = _roots(key, kwargs.get(key), modalities, allow_missing_modalities)
         stand_ins = _stand_ins(kwargs, modalities)
         kwargs.update(stand_ins)
 
@@ -87,6 +94,9 @@ class TerraMindDataModule(GenericMultiModalDataModule):
             check_stackability=False,
             **kwargs,
         )
+        for split in ("train", "val", "test", "predict"):
+            roots = getattr(self, f"{split}_root") or {}
+            setattr(self, f"{split}_root", {name: root for name, root in roots.items() if root is not None} or None)
         for name in stand_ins:
             setattr(self, name if "label" in name else name.replace("_data_root", "_root"), None)
         # Kept from the parent, which would set the batch size to 1.
@@ -131,6 +141,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):
             fill_with_mean=self.no_data_replace is None,
             temporal=self.temporal,
             keep_missing_pixels=self.keep_missing_pixels,
+            num_classes=self.num_classes,
             label_ids=self._label_ids() if stage != "predict" else None,
             constant_scale=self.constant_scale or {},
         )
@@ -196,6 +207,20 @@ def _bands_read(name: str, kwargs: Mapping[str, Any]) -> list[Any] | None:
         if bands is not None:
             return list(generate_bands_intervals(list(bands)))
     return None
+
+
+def _roots(key: str, roots: Any, modalities: Sequence[str], allow_missing: bool) -> Any:
+    """Return the folders of the modalities in use, None for those that may be missing and have none.
+
+    Raises:
+        ConfigError: One has none.
+    """
+    if not isinstance(roots, Mapping):
+        return roots if roots is None else str(roots)
+    without = [name for name in modalities if name not in roots]
+    if without and not (allow_missing and len(without) < len(modalities)):
+        raise ConfigError(f"{key} has no folder for {', '.join(without)}; it has: {', '.join(map(str, roots))}.")
+    return {name: roots.get(name) for name in modalities}
 
 
 def _stand_ins(kwargs: Mapping[str, Any], modalities: Sequence[str]) -> dict[str, Any]:
@@ -300,19 +325,21 @@ def _check_sizes(samples: Sequence[Mapping[str, Any]]) -> None:
                 )
 
 
-def build_transforms(transforms: Any) -> Any:
+def build_transforms(transforms: Any, modalities: Sequence[str] = ()) -> Any:
     """Return transforms with every {class_path, init_args} made into an object.
 
     TerraTorch leaves a short class_path such as ToTensorV2 to jsonargparse, which does not know it.
 
     Args:
         transforms: A list of transforms and such mappings, a mapping from modality to such lists, or None.
+        modalities: All modalities; in a mapping, those it leaves out only become tensors.
 
     Raises:
         ConfigError: There is no such transform, or it does not take these arguments.
     """
     if isinstance(transforms, Mapping):
-        return {name: build_transforms(entries) for name, entries in transforms.items()}
+        as_tensor = {name: [{"class_path": "ToTensorV2"}] for name in modalities}
+        return {name: build_transforms(entries) for name, entries in {**as_tensor, **transforms}.items()}
     if not isinstance(transforms, list | tuple):
         return transforms
     return [_build_transform(entry) if isinstance(entry, Mapping) else entry for entry in transforms]
@@ -334,7 +361,7 @@ def _build_transform(entry: Mapping[str, Any]) -> Any:
             arguments = {k: v for k, v in (entry.get("init_args") or {}).items() if k != "always_apply"}
             try:
                 return getattr(module, class_name)(**arguments)
-            except TypeError as error:
-                raise ConfigError(f"Transform {class_path}: {error}.") from None
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"Transform {class_path}: {error}") from None
         known += dir(module)
     raise ConfigError(f"Unknown transform '{class_path}'.{suggest(class_name, known)}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
 import torch
 from einops import rearrange
 from rasterio.errors import RasterioError
@@ -24,7 +25,7 @@ from terratorch.datasets import (
 from terratorch.datasets.utils import generate_bands_intervals
 from torch import Tensor
 
-from terramind_plugin.data.splits import check_files, read_split
+from terramind_plugin.data.splits import TABLES, check_files, read_split
 from terramind_plugin.errors import DataError
 
 logger = logging.getLogger("terramind_plugin")
@@ -42,6 +43,8 @@ class ReadingPlan:
     """Whether files hold several dates, date by date, and samples become [bands, dates, H, W]."""
     keep_missing_pixels: bool = False
     """Whether NaN stays NaN, for statistics."""
+    num_classes: int | None = None
+    """Number of classes, if there are classes."""
     label_ids: tuple[int, ...] | None = None
     """Class ids that a label may hold; None to accept all."""
     constant_scale: Mapping[str, float] = field(default_factory=dict)
@@ -60,6 +63,8 @@ class CheckedSamples(GenericMultimodalDataset):
         DataError: A folder or file is missing or not what the configuration says.
     """
 
+    filter_indices: dict[str, list[int]]
+
     def __init__(
         self,
         data_root: dict[str, str | os.PathLike[str]],
@@ -74,18 +79,28 @@ class CheckedSamples(GenericMultimodalDataset):
         roots = {name: str(root) for name, root in data_root.items()}
         labels = kwargs.get("label_data_root")
         _check_roots(roots, labels)
+        self.expected = list(kwargs.get("image_modalities") or roots)
+        kwargs["image_modalities"] = [name for name in self.expected if name in roots]
         # Dates are taken apart here: TerraTorch's own way needs bands to be selected and mixes up the axes.
         kwargs["expand_temporal_dimension"] = False
         with tempfile.TemporaryDirectory() as scratch:
             path = split
-            if split is not None and str(split).endswith(".txt"):
+            if split is not None:
                 ids = read_split(split)
                 if not kwargs.get("skip_file_checks"):
                     self._check_split(ids, roots, labels, str(split), kwargs)
-                # TerraTorch takes a blank line for a sample, so it gets the list without.
-                path = Path(scratch, "split.txt")
-                path.write_text("\n".join(ids), encoding="utf-8")
-            super().__init__(roots, split=path, **kwargs)
+                if Path(split).suffix not in TABLES:
+                    # TerraTorch takes a blank line for a sample, so it gets the list without.
+                    path = Path(scratch, "split.txt")
+                    path.write_text("\n".join(ids), encoding="utf-8")
+            try:
+                super().__init__(roots, split=path, **kwargs)
+            except KeyError as error:
+                tables = [root for root in [*roots.values(), labels] if root is not None and os.path.isfile(root)]
+                raise DataError(f"Sample {error} is not in the index of {' or '.join(map(str, tables))}.") from None
+        by_modality = getattr(self.transform, "transforms", None)
+        if isinstance(by_modality, dict):
+            by_modality.setdefault("mask", _label_tensor)
         self.split_file = split
         if split is None:
             self._report_left_out(roots, kwargs.get("image_grep"))
@@ -139,31 +154,47 @@ class CheckedSamples(GenericMultimodalDataset):
 
     def _mark_missing(self, sample: dict[str, Any]) -> None:
         images = sample["image"]
-        some = next(image for name, image in images.items() if name in self.image_modalities)
+        some = next(images[name] for name in self.expected if name in images)
         files = sample["filename"]
-        a_file = next(files[name] for name in self.modalities if name in files)
-        absent = [name for name in self.image_modalities if name not in images]
-        for name in absent:
-            images[name] = torch.full((len(self.plan.means[name]), *some.shape[1:]), torch.nan)
-        sample["image"] = {name: images[name] for name in self.modalities if name in images}
-        sample["filename"] = {name: files.get(name, a_file) for name in [*self.modalities, *files]}
-        sample["modality_mask"] = {
-            name: torch.tensor(not bool(image.isnan().all()))
-            for name, image in sample["image"].items()
-            if name in self.image_modalities
-        }
+        a_file = next(files[name] for name in self.expected if name in files)
+        for name in self.expected:
+            if name not in images:
+                images[name] = torch.full((len(self.plan.means[name]), *some.shape[1:]), torch.nan)
+        order = [*self.expected, *self.non_image_modalities]
+        sample["image"] = {name: images[name] for name in order if name in images}
+        sample["filename"] = {name: files.get(name, a_file) for name in [*self.expected, *files]}
+        sample["modality_mask"] = {name: torch.tensor(not bool(images[name].isnan().all())) for name in self.expected}
 
     def _load_file(self, path: Any, nan_replace: float | None = None, modality: str | None = None) -> np.ndarray:
         is_image = modality in self.image_modalities
         try:
-            data = super()._load_file(path, None if is_image else nan_replace, modality)
+            if modality == "mask" and self._nodata_is_a_class(path):
+                with rasterio.open(path) as raster:
+                    data = raster.read()
+            else:
+                data = super()._load_file(path, None if is_image else nan_replace, modality)
         except (RasterioError, OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read as {modality}: {error}") from error
         if modality == "mask":
-            return self._check_label(path, data)
+            # Signed: TerraTorch subtracts 1 for reduce_zero_label, and an unsigned 0 would become the largest number.
+            return self._check_label(path, data if self.scalar_label else data.astype(np.float32))
         if not is_image or data.ndim != 3:
             return data
         return self._fill(path, self._select_bands(path, data.astype(np.float32), str(modality)), str(modality))
+
+    def _nodata_is_a_class(self, path: Any) -> bool:
+        """Whether a label file's nodata value is a class id, so that masking it would remove the class."""
+        classes = self.plan.num_classes
+        if classes is None or self.scalar_label or not str(path).lower().endswith((".tif", ".tiff")):
+            return False
+        with rasterio.open(path) as raster:
+            nodata = raster.nodata
+        first = 0 if not self.reduce_zero_label else -1
+        if nodata is None or not first <= nodata - self.reduce_zero_label < classes:
+            return False
+        if not self.reduce_zero_label:
+            self._warn_once(f"{path}: its nodata value {nodata:g} is also the id of a class and is taken as that class")
+        return True
 
     def _select_bands(self, path: Any, data: np.ndarray, modality: str) -> np.ndarray:
         """Return the bands that are read, [bands, H, W] or, with dates, [dates * bands, H, W]."""
@@ -229,6 +260,11 @@ class CheckedSamples(GenericMultimodalDataset):
         return label
 
 
+def _label_tensor(image: np.ndarray) -> dict[str, Tensor]:
+    """Return a label as a tensor, in the form of a transform; TerraTorch leaves it out of transforms by modality."""
+    return {"image": torch.from_numpy(image)}
+
+
 def _check_roots(roots: Mapping[str, str], labels: Any) -> None:
     for name, root in {**roots, **({} if labels is None else {"labels": labels})}.items():
         if not os.path.exists(root):
@@ -279,9 +315,15 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     for sample in samples[1:]:
         for name, shape, other in _shapes(first, sample):
             if shape != other:
+                turned = shape[:-2] == other[:-2] and shape[-2:] == other[:-3:-1]
+                advice = (
+                    "A transform turns or transposes images that are not square: use flips, or add a crop before it."
+                    if turned
+                    else "Cut the files to one size, add a crop to the transforms, or use batch_size: 1."
+                )
                 raise DataError(
                     f"Samples of a batch differ in size: {_file(first, name)} {shape}, {_file(sample, name)} {other}. "
-                    "Cut the files to one size, add a crop to the transforms, or use batch_size: 1."
+                    f"{advice}"
                 )
     return collate_samples(samples)
 

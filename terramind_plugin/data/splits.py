@@ -14,22 +14,27 @@ from terramind_plugin.errors import DataError
 logger = logging.getLogger("terramind_plugin")
 
 SEN1FLOODS11_LISTS = ("flood_train_data", "flood_valid_data", "flood_test_data", "flood_bolivia_data")
+TABLES = (".csv", ".parquet")
+"""Endings of split files that are tables."""
 
 
 def read_split(path: str | os.PathLike[str]) -> list[str]:
-    """Return the sample ids in a .txt split file, in order; blank lines are skipped, repeated ids used once.
+    """Return the sample ids in a split file, in order; blank lines are skipped, repeated ids used once.
 
     Args:
-        path: A text file with one id a line.
+        path: A text file with one id a line, or a .csv or .parquet table with the ids in its index (first column).
 
     Raises:
-        DataError: There is no such file, or it holds no id.
+        DataError: There is no such file, it is not UTF-8 text, or it holds no id.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"Split file not found: {path}. It should hold one sample id a line.")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    ids = [line for line in lines if line]
+    try:
+        lines = _table_index(path) if path.suffix in TABLES else path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise DataError(f"Split file {path} is not UTF-8 text. Save it as UTF-8, one sample id a line.") from None
+    ids = [line.strip() for line in lines if line.strip()]
     unique = list(dict.fromkeys(ids))
     if not unique:
         raise DataError(f"Split file {path} holds no sample id. It should hold one a line.")
@@ -38,6 +43,12 @@ def read_split(path: str | os.PathLike[str]) -> list[str]:
         logger.warning("Split file %s names %d ids more than once, e.g. %s; each is used once.", path,
                        len(ids) - len(unique), repeated)  # fmt: skip
     return unique
+
+
+def _table_index(path: Path) -> list[str]:
+    from terratorch.datasets.generic_multimodal_dataset import load_table_data
+
+    return [str(name) for name in load_table_data(path).index]
 
 
 def check_files(
@@ -62,8 +73,10 @@ def check_files(
     Raises:
         DataError: Files are missing, or an id stands for several; the message shows the first ones.
     """
-    problems = []
+    problems: list[str] = []
+    concerned = 0
     for name in ids:
+        before = len(problems)
         found = {key: _matches(Path(root) / name, suffixes[key], substrings) for key, root in roots.items()}
         for key, files in found.items():
             if len(files) > 1:
@@ -73,10 +86,12 @@ def check_files(
                 problems.append(f"{name}: no file for {key} at {Path(roots[key]) / name}{suffixes[key]}")
         if optional and not any(found[key] for key in optional):
             problems.append(f"{name}: no file of any modality ({', '.join(optional)})")
+        concerned += len(problems) > before
     if problems:
         shown = "\n  ".join(problems[:5]) + (f"\n  and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise DataError(
-            f"{split} does not match the data ({len(problems)} of {len(ids)} samples):\n  {shown}\n"
+            f"{split} does not match the data, {len(problems)} problems with {concerned} of {len(ids)} samples:\n"
+            f"  {shown}\n"
             "Check the data roots, image_grep and label_grep, or remove the ids. "
             "Samples that may lack a modality need allow_missing_modalities: true."
         )
@@ -125,12 +140,13 @@ def _read_official_list(source: Path) -> list[str]:
         for number, row in enumerate(csv.reader(file), start=1):
             if not any(cell.strip() for cell in row):
                 continue
-            name = row[0].strip()
-            if not name.endswith("_S1Hand.tif"):
+            names = [cell.strip() for cell in row]
+            name = names[0].removesuffix("_S1Hand.tif")
+            if names != [f"{name}_S1Hand.tif", f"{name}_LabelHand.tif"]:
                 raise DataError(
-                    f"{source}, line {number}: expected '<id>_S1Hand.tif,<id>_LabelHand.tif', got '{name}'."
+                    f"{source}, line {number}: expected '<id>_S1Hand.tif,<id>_LabelHand.tif', got '{','.join(row)}'."
                 )
-            ids.append(name.removesuffix("_S1Hand.tif"))
+            ids.append(name)
     if not ids:
         raise DataError(f"{source} is empty.")
     return list(dict.fromkeys(ids))

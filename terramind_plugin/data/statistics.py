@@ -8,6 +8,8 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from terramind_plugin.errors import DataError
+
 
 def band_statistics(datamodule: Any) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Return mean and standard deviation of each band of the training samples, by modality; NaN is left out.
@@ -16,6 +18,9 @@ def band_statistics(datamodule: Any) -> tuple[dict[str, list[float]], dict[str, 
 
     Args:
         datamodule: A TerraMindDataModule.
+
+    Raises:
+        DataError: A band has no pixel with data.
     """
     datamodule.train_transform = None
     datamodule.keep_missing_pixels = True
@@ -32,7 +37,9 @@ def band_statistics(datamodule: Any) -> tuple[dict[str, list[float]], dict[str, 
             moments[name] = moments.get(name, 0) + update
     means, stds = {}, {}
     for name, (count, total, squares) in moments.items():
+        if not count.all():
+            raise DataError(f"{name}: band {int(count.argmin()) + 1} has no pixel with data in the training samples.")
         mean = total / count
-        means[name] = [round(value, 4) for value in mean.tolist()]
-        stds[name] = [round(value, 4) for value in (squares / count - mean.square()).clamp_min(0).sqrt().tolist()]
+        std = (squares / count - mean.square()).clamp_min(0).sqrt()
+        means[name], stds[name] = ([float(f"{value:.6g}") for value in numbers.tolist()] for numbers in (mean, std))
     return means, stds
