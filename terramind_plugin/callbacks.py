@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ class FiniteLoss(Callback):
         self._unseen: list[tuple[int, Tensor, Any]] = []
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Any, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Look at the loss of a step.
 
@@ -140,15 +141,19 @@ class SegmentationImages(Callback):
         writer = getattr(trainer.logger, "experiment", None)
         due = trainer.is_global_zero and trainer.current_epoch % self.every_n_epochs == 0
         # TerraTorch's own plot moves the modalities out of 'image'.
-        if not due or not hasattr(writer, "add_figure") or self._drawn >= self.samples or "image" not in batch:
+        if not due or writer is None or not hasattr(writer, "add_figure") or self._drawn >= self.samples:
+            return
+        if "image" not in batch or "mask" not in batch:
             return
         images = batch["image"] if isinstance(batch["image"], Mapping) else {"image": batch["image"]}
         first = next(iter(images.values()))
-        if first.ndim != 4 or "mask" not in batch:
+        if first.ndim != 4:
             return
         extra = {key: batch[key] for key in batch.keys() - {"image", "mask", "filename"}}
         with torch.no_grad():
             predicted = pl_module(batch["image"], **extra).output.argmax(dim=1)
+        datamodule = getattr(trainer, "datamodule", None)
+        images = _as_measured(images, datamodule)
         names = batch.get("filename", {})
         names = next(iter(names.values())) if isinstance(names, Mapping) and names else names
         for index in range(min(len(first), self.samples - self._drawn)):
@@ -159,9 +164,23 @@ class SegmentationImages(Callback):
                 predicted[index],
                 pl_module.hparams.get("class_names"),
                 name,
+                bands=getattr(datamodule, "bands_read", None),
             )
             writer.add_figure(f"validation/{name}", figure, global_step=trainer.global_step)
             self._drawn += 1
+
+
+def _as_measured(images: Mapping[str, Tensor], datamodule: Any) -> Mapping[str, Tensor]:
+    """Return images in their units again, as far as the data module knows them."""
+    means, stds = getattr(datamodule, "band_means", {}), getattr(datamodule, "band_stds", {})
+
+    def measured(name: str, image: Tensor) -> Tensor:
+        if name not in means or len(means[name]) != image.shape[1]:
+            return image
+        mean, std = (image.new_tensor(numbers[name])[:, None, None] for numbers in (means, stds))
+        return image * std + mean
+
+    return {name: measured(name, image) for name, image in images.items()}
 
 
 class GeoTiffWriter(BasePredictionWriter):
@@ -169,7 +188,8 @@ class GeoTiffWriter(BasePredictionWriter):
 
     Class maps are uint8 with 255 where no input band has data, with class names and colours; probabilities, logits and
     regressions are float32 with NaN there. A file takes the input's name and its folder below the data root, so equal
-    names in different folders stay apart, and appears only when it is complete.
+    names in different folders stay apart, and appears only when it is complete. Predictions of one value or class a
+    sample go to a table, predictions.csv.
 
     Args:
         output_dir: Where to; None takes `--predict_output_dir`.
@@ -179,8 +199,9 @@ class GeoTiffWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
         self.output_dir = output_dir
         self._written: dict[Path, str] = {}
+        self._rows: list[list[Any]] = []
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:
         """Take over from TerraTorch's writer.
 
         Raises:
@@ -196,6 +217,7 @@ class GeoTiffWriter(BasePredictionWriter):
         if self.output_dir is None:
             raise ConfigError("predict needs an output folder: --predict_output_dir DIR.")
         self._written.clear()
+        self._rows.clear()
 
     def write_on_batch_end(
         self,
@@ -214,8 +236,28 @@ class GeoTiffWriter(BasePredictionWriter):
         for output in outputs:
             values, suffix = output if isinstance(output, tuple) else (output, "pred")
             for index, array in enumerate(values.detach().cpu()):
-                files = {modality: str(paths[index]) for modality, paths in sources.items()}
-                self._write(trainer, pl_module, array.float().numpy(), files, suffix, values.is_floating_point())
+                files = {name: str(paths[index]) for name, paths in sources.items() if isinstance(paths[index], str)}
+                if values.ndim < 3:
+                    self._rows.append([next(iter(files.values()), index), *array.flatten().tolist()])
+                else:
+                    self._write(trainer, pl_module, array.float().numpy(), files, suffix, values.is_floating_point())
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the table of predictions that are no maps."""
+        if not self._rows:
+            return
+        names = list(pl_module.hparams.get("class_names") or [])
+        classes = all(len(row) == 2 and isinstance(row[1], int) for row in self._rows)
+        header = ["file", "class"] if classes else ["file", *(f"value_{i}" for i in range(len(self._rows[0]) - 1))]
+        rows = [[*row, names[row[1]]] if classes and names else row for row in self._rows]
+        header += ["class_name"] if classes and names else []
+        rank = f"_{trainer.global_rank}" if trainer.world_size > 1 else ""
+        target = Path(str(self.output_dir)) / f"predictions{rank}.csv"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(".csv.part")
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([header, *rows])
+        partial.replace(target)
 
     def _write(
         self,
@@ -233,14 +275,14 @@ class GeoTiffWriter(BasePredictionWriter):
             crs, transform, shape = raster.crs, raster.transform, raster.shape
         if array.shape[1:] != shape:
             raise DataError(
-                f"{source} has {list(shape)} pixels, its prediction {list(array.shape[1:])}: test_transform changes the "
-                "size. Remove it, the model takes any size."
+                f"{source} has {list(shape)} pixels, its prediction {list(array.shape[1:])}: "
+                "test_transform changes the size. Remove it, the model takes any size."
             )
         valid = has_data(set(files.values()), shape)
         class_names = list(pl_module.hparams.get("class_names") or [])
         if continuous:
             data, nodata = np.where(valid, array, np.nan).astype(np.float32), np.nan
-            descriptions = class_names if len(class_names) == len(array) else ()
+            descriptions = tuple(class_names) if len(class_names) == len(array) else ()
             colormap = None
         else:
             data, nodata = np.where(valid, array, NO_CLASS).astype(np.uint8), NO_CLASS

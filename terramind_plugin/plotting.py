@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.colors import LightSource, to_rgb
+from matplotlib.colors import LightSource, ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -17,19 +17,41 @@ LABEL_COLORS = ("#d9cfb4", "#1f6fb4", "#4f9d5d", "#c44e52", "#8172b3", "#ccb974"
 NO_LABEL = "#000000"
 STRETCH = (2.0, 98.0)
 """Percentiles that become black and white."""
+MIDDLE = 0.35
+"""Brightness of the median pixel of an image that clouds would otherwise leave nearly black."""
+RADAR_RANGES = ((-22.0, 0.0), (-28.0, -6.0), (2.0, 20.0))
+"""Decibels that become black and white, for VV, VH and VV - VH."""
 
 
 def stretch(image: np.ndarray) -> np.ndarray:
-    """Return an image [H, W, 3] stretched to 0..1 between its percentiles, one range for all channels; NaN is black.
+    """Return an image [H, W, channels] stretched to 0..1; NaN is black.
+
+    Each channel goes from its lower to its upper percentile. Where clouds leave the rest dark, it is brightened.
 
     Args:
         image: Values in any unit.
     """
-    finite = image[np.isfinite(image)]
-    if finite.size == 0:
-        return np.zeros(image.shape, dtype=np.float32)
-    low, high = np.percentile(finite, STRETCH)
-    return np.nan_to_num(np.clip((image - low) / max(high - low, 1e-6), 0, 1), nan=0.0)
+    channels = []
+    for i in range(image.shape[-1]):
+        values = image[..., i][np.isfinite(image[..., i])]
+        low, high = np.percentile(values, STRETCH) if values.size else (0.0, 1.0)
+        channels.append(_scale(image[..., i], low, high))
+    stretched = np.stack(channels, axis=-1)
+    seen = stretched[np.isfinite(image)]
+    middle = float(np.clip(np.median(seen), 0.02, MIDDLE)) if seen.size else MIDDLE
+    return stretched ** (np.log(MIDDLE) / np.log(middle))
+
+
+def _scale(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    return np.nan_to_num(np.clip((values - low) / max(high - low, 1e-6), 0, 1), nan=0.0)
+
+
+def _radar_picture(vv: np.ndarray, vh: np.ndarray) -> np.ndarray:
+    channels = np.stack([vv, vh, vv - vh], axis=-1)
+    finite = vv[np.isfinite(vv)]
+    if finite.size and np.median(finite) < -3:  # decibels; otherwise standardised, or linear power
+        return np.stack([_scale(channels[..., i], *RADAR_RANGES[i]) for i in range(3)], axis=-1)
+    return stretch(channels)
 
 
 def class_picture(ids: np.ndarray, colors: Sequence[str]) -> np.ndarray:
@@ -54,15 +76,15 @@ def modality_picture(values: Any, modality: str, bands: Sequence[object] | None 
     if entry is not None and entry.kind == "classes":
         return class_picture(array[0], entry.class_colors)
     if name == "DEM":
-        shaded = LightSource(azdeg=315, altdeg=45).shade(
-            np.nan_to_num(array[0]), cmap=colormaps["gist_earth"], vert_exag=0.5, blend_mode="soft"
-        )
-        return shaded[..., :3]
+        known = array[0][np.isfinite(array[0])]
+        heights = np.nan_to_num(array[0], nan=float(known.min()) if known.size else 0.0)
+        # The lower quarter of 'terrain' is the sea.
+        land = ListedColormap(colormaps["terrain"](np.linspace(0.25, 1, 256)))
+        return LightSource(azdeg=315, altdeg=45).shade(heights, cmap=land, vert_exag=0.5, blend_mode="soft")[..., :3]
     if name == "NDVI":
         return colormaps["RdYlGn"](np.clip((np.nan_to_num(array[0]) + 1) / 2, 0, 1))[..., :3]
     if name in ("S1GRD", "S1RTC") and len(array) == 2:
-        channels = [stretch(band[..., None])[..., 0] for band in (array[0], array[1], array[0] - array[1])]
-        return np.stack(channels, axis=-1)
+        return _radar_picture(array[0], array[1])
     positions = _rgb_positions(entry, bands, len(array))
     return stretch(np.moveaxis(array[positions], 0, -1).repeat(3 // len(positions), axis=-1))
 
@@ -82,6 +104,7 @@ def plot_sample(
     prediction: Any = None,
     class_names: Sequence[str] | None = None,
     title: str | None = None,
+    bands: Mapping[str, Sequence[object] | None] | None = None,
 ) -> Figure:
     """Return a figure with the inputs, the label and the prediction of one sample side by side.
 
@@ -90,51 +113,76 @@ def plot_sample(
         label: Class ids [H, W]; negative or unknown ones are black.
         prediction: Class ids [H, W].
         class_names: Names of the classes, for the legend.
-        title: Text above.
+        title: Text below.
+        bands: Bands of a modality, where they are not all of them.
     """
-    return plot_samples([(title or "", images, label, prediction)], class_names)
+    return plot_samples([(title or "", images, label, prediction)], class_names, bands)
 
 
 def plot_samples(
-    rows: Sequence[tuple[str, Mapping[str, Any], Any, Any]], class_names: Sequence[str] | None = None
+    rows: Sequence[tuple[str, Mapping[str, Any], Any, Any]],
+    class_names: Sequence[str] | None = None,
+    bands: Mapping[str, Sequence[object] | None] | None = None,
 ) -> Figure:
-    """Return a figure with a row for each sample: inputs, label, prediction, and a legend of the classes.
+    """Return a figure with a row for each sample and a column for each input, label and prediction, and a legend.
 
     Args:
         rows: For each sample its title, images by modality, label and prediction, as in `plot_sample`.
         class_names: Names of the classes.
+        bands: Bands of a modality, where they are not all of them.
     """
-    count = len(class_names) if class_names else 1 + max(_highest(row) for row in rows)
+    classes = [ids for row in rows for ids in row[2:] if ids is not None]
+    count = len(class_names) if class_names else 1 + max((_highest(ids) for ids in classes), default=0)
     colors = [LABEL_COLORS[i % len(LABEL_COLORS)] for i in range(count)]
-    panels = [_panels(images, label, prediction, colors) for _, images, label, prediction in rows]
-    columns = max(len(row) for row in panels)
-    figure = Figure(figsize=(3.2 * columns, 3.2 * len(rows) + 0.5), layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for line, (row, row_panels) in enumerate(zip(rows, panels, strict=True)):
-        for axis in axes[line]:
+    panels = [_panels(images, label, prediction, colors, bands or {}) for _, images, label, prediction in rows]
+    columns = _columns(panels)
+    figure = Figure(figsize=(3.2 * len(columns), 3.2 * len(rows) + 0.5), layout="constrained")
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
+    for name, axis in zip(columns, axes[0], strict=True):
+        axis.set_title(name, fontsize=10)
+    for line, (row, pictures) in enumerate(zip(rows, panels, strict=True)):
+        for name, axis in zip(columns, axes[line], strict=True):
             axis.set_axis_off()
-        for axis, (name, picture) in zip(axes[line], row_panels, strict=False):
-            axis.imshow(picture, interpolation="nearest")
-            if line == 0 or name != panels[0][0][0]:
-                axis.set_title(name, fontsize=10)
+            if name in pictures:
+                axis.imshow(pictures[name], interpolation="nearest")
         axes[line][0].text(0, -0.02, row[0], transform=axes[line][0].transAxes, va="top", fontsize=8)
-    names = list(class_names) if class_names else [str(i) for i in range(count)]
-    handles = [Patch(facecolor=color, label=name) for color, name in zip(colors, names, strict=True)]
-    handles.append(Patch(facecolor=NO_LABEL, label="no data"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), fontsize=9, frameon=False)
+    if classes:
+        names = list(class_names) if class_names else [str(i) for i in range(count)]
+        handles = [Patch(facecolor=color, label=name) for color, name in zip(colors, names, strict=True)]
+        handles.append(Patch(facecolor=NO_LABEL, label="no data"))
+        columns_of_legend = min(len(handles), 2 * len(columns))
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns_of_legend, fontsize=9, frameon=False)
     return figure
 
 
-def _highest(row: tuple[str, Mapping[str, Any], Any, Any]) -> int:
-    values = [int(np.asarray(ids).max()) for ids in row[2:] if ids is not None]
-    return max([*values, 0])
+def _columns(panels: Sequence[Mapping[str, np.ndarray]]) -> list[str]:
+    """Return the names of all panels in the order in which they come, label and prediction last."""
+    names = list(dict.fromkeys(name for row in panels for name in row))
+    return sorted(
+        names, key=lambda name: ("label", "prediction").index(name) if name in ("label", "prediction") else -1
+    )
+
+
+def _class_ids(ids: Any) -> np.ndarray:
+    return np.asarray(ids.detach().cpu() if hasattr(ids, "detach") else ids)
+
+
+def _highest(ids: Any) -> int:
+    """Return the highest class id; 255 and more are codes for no data."""
+    known = _class_ids(ids)
+    known = known[(known >= 0) & (known < 255)]
+    return int(known.max()) if known.size else 0
 
 
 def _panels(
-    images: Mapping[str, Any], label: Any, prediction: Any, colors: Sequence[str]
-) -> list[tuple[str, np.ndarray]]:
-    panels = [(name, modality_picture(values, name)) for name, values in images.items()]
+    images: Mapping[str, Any],
+    label: Any,
+    prediction: Any,
+    colors: Sequence[str],
+    bands: Mapping[str, Sequence[object] | None],
+) -> dict[str, np.ndarray]:
+    panels = {name: modality_picture(values, name, bands.get(name)) for name, values in images.items()}
     for name, ids in (("label", label), ("prediction", prediction)):
         if ids is not None:
-            panels.append((name, class_picture(np.asarray(ids.cpu() if hasattr(ids, "cpu") else ids), colors)))
+            panels[name] = class_picture(_class_ids(ids), colors)
     return panels

@@ -75,6 +75,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):
             kwargs["image_grep"] = dict(kwargs["image_grep"])  # the parent writes into it
         images = kwargs.get("image_modalities") or modalities
         bands = {name: _bands_read(name, kwargs) for name in images}
+        self.bands_read = bands
         self.band_means, self.band_stds = _statistics(images, bands, means, stds)
         if kwargs.get("rgb_indices") is None and kwargs.get("rgb_modality") is None:
             kwargs["rgb_indices"] = {images[0]: _rgb_indices(images[0], bands[images[0]])}
