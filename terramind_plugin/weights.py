@@ -6,14 +6,14 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundError
 from terramind_plugin.inputs import InputSpec
@@ -22,6 +22,23 @@ from terramind_plugin.variants import Variant
 
 ANCHOR = "encoder_embeddings."
 """What the names of an encoder's weights contain, whatever model they are wrapped in."""
+
+
+class Backbone(Protocol):
+    """What loading needs of a model: a `TerraMindBackbone` has it."""
+
+    variant: Variant
+    inputs: tuple[InputSpec, ...]
+    patch_size: int
+    img_size: tuple[int, int]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the model's weights."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
+        """Copy weights into the model."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -157,7 +174,7 @@ def _configured_bands(content: Mapping[str, Any]) -> Mapping[str, Sequence[objec
     return bands if isinstance(bands, Mapping) else None
 
 
-def load_backbone(model: nn.Module, checkpoint: Checkpoint) -> LoadReport:
+def load_backbone(model: Backbone, checkpoint: Checkpoint) -> LoadReport:
     """Copy a checkpoint into a backbone and return what was loaded.
 
     Patch weights are selected by band: the model's channels take the columns of their bands. Where the checkpoint does
@@ -243,7 +260,7 @@ def _same_modality(name: str, spec: InputSpec) -> bool:
     return modality is not None and modality is spec.pretrained
 
 
-def load_weights(model: nn.Module, *, pretrained: bool, ckpt_path: str | Path | None) -> LoadReport | None:
+def load_weights(model: Backbone, *, pretrained: bool, ckpt_path: str | Path | None) -> LoadReport | None:
     """Load published or local weights into a backbone, as its arguments say.
 
     Args:

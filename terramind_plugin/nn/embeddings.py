@@ -59,6 +59,8 @@ class ImageEmbedding(nn.Module):
         img_size: Height and width in pixels that the position embeddings are made for; other sizes are interpolated.
     """
 
+    pos_emb: Tensor
+
     def __init__(self, channels: int, dim: int, patch_size: int, img_size: tuple[int, int]) -> None:
         super().__init__()
         self.channels = channels

@@ -1,0 +1,74 @@
+"""Fixtures that several folders use; no test reaches the network unless it is marked so."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from terramind_plugin.modalities import find
+from terramind_plugin.variants import VARIANTS
+
+torch.set_num_threads(2)
+
+
+def full_precision():
+    """Undo what importing TerraTorch sets: 'medium' computes float32 products in bfloat16 on some machines."""
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.fixture(autouse=True)
+def _reproducible():
+    torch.manual_seed(0)
+    full_precision()
+
+
+@pytest.fixture(scope="session")
+def image():
+    """Return standardised images [batch, bands, height, width] of a modality, different for each seed."""
+
+    def make(modality, batch=2, height=64, width=64, *, channels=None, seed=0, dtype=torch.float32):
+        known = find(modality)
+        channels = channels or (len(known.bands) if known else 3)
+        generator = torch.Generator().manual_seed(seed + sum(map(ord, modality)))
+        return torch.randn(batch, channels, height, width, generator=generator, dtype=dtype)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def images(image):
+    """Return images by modality."""
+
+    def make(modalities, *args, **kwargs):
+        return {name: image(name, *args, **kwargs) for name in modalities}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Return a tiny backbone in evaluation mode whose weights do not depend on what else the test draws."""
+    from terramind_plugin.backbones.vit import TerraMindBackbone
+
+    def make(modalities=("S2L2A", "S1GRD"), *, depth=12, seed=0, **kwargs):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            variant = replace(VARIANTS["terramind_v1_tiny"], depth=depth)
+            return TerraMindBackbone(variant, list(modalities), **kwargs).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def backbones():
+    """Return TerraTorch's registry of backbones, with this package in it."""
+    from terratorch.registry import BACKBONE_REGISTRY
+
+    import terramind_plugin  # noqa: F401
+
+    full_precision()
+    return BACKBONE_REGISTRY
