@@ -1,0 +1,1 @@
+"""From images, coordinates and captions to token ids and back."""

@@ -1,0 +1,270 @@
+"""Image tokenizers: from an image to token ids and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, TypedDict, Unpack
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.nn.encoder import initialise
+from terramind_plugin.tokenizers.diffusion import build_scheduler, denoise, draw_noise, plan_times
+from terramind_plugin.tokenizers.fsq import FiniteScalarQuantizer
+from terramind_plugin.tokenizers.unet import PatchedUNet
+from terramind_plugin.tokenizers.variants import TokenizerVariant
+from terramind_plugin.tokenizers.vit import ClassDecoder, ImageEncoder
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+Seeds = int | Sequence[int] | None
+
+
+class DecodeOptions(TypedDict, total=False):
+    """Further arguments of `ImageTokenizer.decode_quant`."""
+
+    generator: Generators
+    seed: Seeds
+    noise: Tensor | None
+    image_size: int | Sequence[int] | None
+    dtype: torch.dtype | None
+    verbose: bool
+
+
+class Encoding(NamedTuple):
+    """What an image becomes; unpacks as TerraTorch's (quant, code_loss, tokens)."""
+
+    codes: Tensor
+    """Quantised latents [B, D, rows, columns] in [0, 1]."""
+    loss: Tensor
+    """Zeros [1]: finite scalar quantisation needs no auxiliary loss."""
+    tokens: Tensor
+    """Token ids [B, rows, columns], int32."""
+
+
+class ImageTokenizer(nn.Module):
+    """Encoder to token ids and decoder from them, for one modality.
+
+    A new tokenizer is in evaluation mode. Source: TerraMind (arXiv:2504.11171) section 3.1.
+
+    Args:
+        variant: Architecture.
+        encoder: Build what `encode` and `tokenize` need.
+        decoder: Build what `decode_tokens` needs.
+
+    Raises:
+        ConfigError: Neither is to be built.
+    """
+
+    def __init__(self, variant: TokenizerVariant, *, encoder: bool = True, decoder: bool = True) -> None:
+        super().__init__()
+        if not encoder and not decoder:
+            raise ConfigError(f"{variant.name}: encoder and decoder are both false, so nothing is left to build.")
+        self.variant = variant
+        self.patch_size = variant.patch_size
+        self.image_size = variant.image_size
+        self.channels = variant.channels
+        grid = (variant.image_size // variant.patch_size,) * 2
+        latent_dim, sizes = len(variant.levels), {"dim": variant.dim, "depth": variant.depth}
+        self.quantize = FiniteScalarQuantizer(variant.levels)
+        self.encoder: ImageEncoder | None = None
+        self.decoder: PatchedUNet | ClassDecoder | None = None
+        if encoder:
+            self.encoder = ImageEncoder(
+                self.channels, variant.patch_size, **sizes, num_heads=variant.num_heads, grid=grid
+            )
+            self.quant_proj = nn.Conv2d(variant.dim, latent_dim, 1)
+        if decoder and variant.unet is None:
+            self.decoder = ClassDecoder(
+                self.channels, variant.patch_size, **sizes, num_heads=variant.num_heads, grid=grid
+            )
+            self.post_quant_proj = nn.Conv2d(latent_dim, variant.dim, 1)
+        elif decoder and variant.unet is not None:
+            self.decoder = PatchedUNet(self.channels, latent_dim, **vars(variant.unet))
+        for part in (self.encoder, self.decoder):
+            if isinstance(part, ImageEncoder | ClassDecoder):
+                initialise(part)
+        self.eval()
+
+    def encode(self, x: Tensor) -> Encoding:
+        """Return codes, a loss of zero and token ids.
+
+        Args:
+            x: Standardised image [B, bands, H, W], or class ids [B, H, W] or [B, 1, H, W] or scores of the classes
+                [B, classes, H, W] for class maps. H and W are multiples of the patch size and need not be equal.
+
+        Raises:
+            ConfigError: The tokenizer has no encoder, or the shape does not fit.
+            DataError: A value is NaN, infinite or no class id.
+        """
+        if self.encoder is None:
+            raise ConfigError(f"{self.variant.name} was built without its encoder. Build it with encoder: true.")
+        features = self.encoder(self._prepare(x))
+        with torch.autocast(features.device.type, enabled=False):
+            latents = self.quant_proj(features)
+            codes, tokens = self.quantize(latents.to(torch.promote_types(latents.dtype, torch.float32)))
+        return Encoding(codes, codes.new_zeros(1), tokens)
+
+    def tokenize(self, x: Tensor) -> Tensor:
+        """Return token ids [B, rows, columns], int32; arguments as in `encode`."""
+        return self.encode(x).tokens
+
+    def tokens_to_embedding(self, tokens: Tensor) -> Tensor:
+        """Return the codes [B, D, rows, columns], float32 in [0, 1], of token ids [B, rows, columns]."""
+        return self.quantize.codes(tokens)
+
+    def decode_tokens(self, tokens: Tensor, timesteps: int = 50, **options: Unpack[DecodeOptions]) -> Tensor:
+        """Return the image of token ids [B, rows, columns]; arguments and errors as in `decode_quant`.
+
+        Raises:
+            DataError: An id is not in the tokenizer's vocabulary.
+        """
+        return self.decode_quant(self.tokens_to_embedding(tokens), timesteps, **options)
+
+    def decode_quant(
+        self,
+        quant: Tensor,
+        timesteps: int = 50,
+        *,
+        generator: Generators = None,
+        seed: Seeds = None,
+        noise: Tensor | None = None,
+        image_size: int | Sequence[int] | None = None,
+        dtype: torch.dtype | None = None,
+        verbose: bool = False,
+    ) -> Tensor:
+        """Return the image [B, bands, H, W], standardised, or the class logits [B, classes, H, W] of codes.
+
+        The diffusion decoder starts from noise; without generator, seed or noise it starts from seed 0, so that the
+        same codes give the same image. It works without gradients and its values are within -1 and 1.
+        The class decoder uses none of the arguments.
+
+        Args:
+            quant: Codes [B, D, rows, columns] in [0, 1].
+            timesteps: Number of denoising steps, 1 to 1000.
+            generator: One for all samples, or one for each.
+            seed: One for every sample, or one for each.
+            noise: Standard normal [B, bands, H, W] to start from, instead of drawing it.
+            image_size: Height and width, or one number for both; by default a patch for each code.
+            dtype: Precision of the network; by default that of autocast, or else of the weights. bfloat16 takes about
+                half the time.
+            verbose: Show a progress bar.
+
+        Raises:
+            ConfigError: The tokenizer has no decoder, or an argument is not possible.
+        """
+        if self.decoder is None:
+            raise ConfigError(f"{self.variant.name} was built without its decoder. Build it with decoder: true.")
+        if isinstance(self.decoder, ClassDecoder):
+            return self.decoder(self.post_quant_proj(quant.to(self.post_quant_proj.weight.dtype)))
+        size = self._output_size(quant, image_size, self.decoder.patch_size)
+        shape = (self.channels, *size)
+        if noise is None:
+            noise = draw_noise(len(quant), shape, generator=generator, seed=seed)
+        elif tuple(noise.shape) != (len(quant), *shape):
+            raise ConfigError(f"noise must have shape {[len(quant), *shape]}, got {list(noise.shape)}.")
+        return self._denoise(self.decoder, quant, noise.to(quant.device), timesteps, dtype, verbose)
+
+    def forward(self, x: Tensor, timesteps: int = 50, **options: Unpack[DecodeOptions]) -> Tensor:
+        """Return the reconstruction of an image: encoded, quantised and decoded at its own height and width.
+
+        Args:
+            x: As in `encode`.
+            timesteps: As in `decode_quant`.
+            options: As in `decode_quant`.
+
+        Raises:
+            ConfigError: See `encode` and `decode_quant`.
+            DataError: See `encode`.
+        """
+        return self.decode_quant(self.encode(x).codes, timesteps, **options)
+
+    @torch.no_grad()
+    def _denoise(
+        self,
+        decoder: PatchedUNet,
+        codes: Tensor,
+        noise: Tensor,
+        timesteps: int,
+        dtype: torch.dtype | None,
+        verbose: bool,
+    ) -> Tensor:
+        """Return the image that the U-Net makes of noise, in at least float32."""
+        own = next(decoder.parameters()).dtype
+        device = codes.device.type
+        if dtype is None:
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else own
+        # Cast once for all steps. Convolutions want the channels last, above all on CPU.
+        weights = {
+            name: value.to(dtype, memory_format=torch.channels_last if value.dim() == 4 else torch.preserve_format)
+            for name, value in decoder.named_parameters()
+        }
+        scheduler = build_scheduler()
+        times = plan_times(scheduler, timesteps)
+        with torch.autocast(device, enabled=False), _progress(len(times), verbose) as advance:
+            shifts = [shift.to(dtype) for shift in decoder.time_shifts(torch.tensor(times, device=codes.device))]
+            codes = codes.to(dtype)
+
+            def predict(noisy: Tensor, step: int) -> Tensor:
+                now = [shift[step : step + 1] for shift in shifts]
+                advance()
+                return functional_call(decoder, weights, (noisy.to(dtype), codes, now))
+
+            return denoise(predict, times, noise.to(torch.promote_types(own, torch.float32)), scheduler)
+
+    def _prepare(self, x: Tensor) -> Tensor:
+        """Return what the encoder takes, [B, channels, H, W]: the image itself, or one-hot classes."""
+        assert self.encoder is not None
+        dtype = self.encoder.proj.weight.dtype
+        classes = bool(self.variant.modality.class_names)
+        shape, size = list(x.shape), self.patch_size
+        if classes and x.dim() == 4 and shape[1] == 1:
+            x = x[:, 0]
+        is_ids = classes and x.dim() == 3
+        if not is_ids and (x.dim() != 4 or shape[1] != self.channels):
+            expected = f"[B, {self.channels}, H, W]" + (" or class ids [B, H, W] or [B, 1, H, W]" if classes else "")
+            raise ConfigError(f"{self.variant.name} takes {expected}, got {shape}.")
+        height, width = x.shape[-2:]
+        if not height or not width or height % size or width % size:
+            raise ConfigError(
+                f"{self.variant.name} takes heights and widths that are multiples of {size}, got {shape}."
+            )
+        return _one_hot(x, self.channels).to(dtype) if is_ids else x.to(dtype)
+
+    def _output_size(self, codes: Tensor, image_size: int | Sequence[int] | None, multiple: int) -> tuple[int, int]:
+        """Return height and width of the image to be made of codes."""
+        rows, columns = codes.shape[-2:]
+        if image_size is None:
+            return rows * self.patch_size, columns * self.patch_size
+        height, width = (image_size, image_size) if isinstance(image_size, int) else map(int, image_size)
+        if height < multiple or width < multiple or height % multiple or width % multiple:
+            raise ConfigError(f"image_size must be a multiple of {multiple} in height and width, got {image_size}.")
+        return height, width
+
+
+def _one_hot(ids: Tensor, classes: int) -> Tensor:
+    """Return class ids [B, H, W] as [B, classes, H, W] of zeros and ones."""
+    whole = ids.long()
+    wrong = (ids != whole) | (whole < 0) | (whole >= classes)
+    if wrong.any():
+        found = ", ".join(f"{value:g}" for value in ids[wrong].unique()[:5].tolist())
+        raise DataError(
+            f"Class ids must be whole numbers from 0 to {classes - 1}, found {found}. Map what is missing to 0."
+        )
+    return F.one_hot(whole, classes).permute(0, 3, 1, 2)
+
+
+@contextmanager
+def _progress(total: int, verbose: bool) -> Iterator[Callable[[], object]]:
+    """Give a function that counts one step, on a progress bar if it is to be shown."""
+    if not verbose:
+        yield lambda: None
+        return
+    from rich.progress import Progress
+
+    with Progress(transient=True) as bar:
+        task = bar.add_task("Denoising", total=total)
+        yield lambda: bar.advance(task)

@@ -1,0 +1,242 @@
+"""The denoiser of the diffusion decoder: a U-Net on patches of the image, conditioned on the codes.
+
+Source: the U-Net of guided diffusion (arXiv:2105.05233) on patches (arXiv:2207.04316), as in 4M (arXiv:2312.06647);
+parameter names are those of the published checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from terramind_plugin.nn.layers import attend
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def sinusoids(times: Tensor, dim: int) -> Tensor:
+    """Return embeddings [T, dim] of diffusion times [T], float32: cosines first, then sines.
+
+    Args:
+        times: Steps of the diffusion process, 0 for the clean image.
+        dim: Even number.
+    """
+    half = dim // 2
+    rates = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=times.device) / half)
+    angles = times[:, None].float() * rates
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels)
+
+
+def _zero(layer: Layer) -> Layer:
+    """Set a layer to zero in place and return it, so that its branch starts as the identity."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+class ResBlock(nn.Module):
+    """Two convolutions with the diffusion time added in between.
+
+    Args:
+        channels: Channels of the input.
+        out_channels: Channels of the output.
+        time_dim: Width of the time embedding.
+    """
+
+    def __init__(self, channels: int, out_channels: int, time_dim: int) -> None:
+        super().__init__()
+        self.in_layers = nn.Sequential(_norm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(time_dim, out_channels))
+        # The dropout is never on; it keeps the numbering of the published weights.
+        last = _zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.out_layers = nn.Sequential(_norm(out_channels), nn.SiLU(), nn.Dropout(0.0), last)
+        same = channels == out_channels
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+        """Return [B, out_channels, H, W].
+
+        Args:
+            x: Features [B, channels, H, W].
+            shift: `emb_layers` of the time embedding, [B or 1, out_channels].
+        """
+        hidden = self.in_layers(x) + shift[:, :, None, None]
+        return self.skip_connection(x) + self.out_layers(hidden)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention with one head over all positions of a feature map.
+
+    Args:
+        channels: Channels of input and output.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = _norm(channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = _zero(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [B, channels, H, W]."""
+        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        # A convolution of width one is a linear layer; this order of axes spares the transpositions.
+        qkv = F.linear(tokens, self.qkv.weight[..., 0], self.qkv.bias)
+        q, k, v = qkv[:, None].chunk(3, dim=-1)
+        out = F.linear(attend(q, k, v)[:, 0], self.proj_out.weight[..., 0], self.proj_out.bias)
+        return x + out.transpose(1, 2).unflatten(2, x.shape[-2:])
+
+
+class Downsample(nn.Module):
+    """Convolution with stride 2; an odd size is rounded up.
+
+    Args:
+        channels: Channels of input and output.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [B, channels, ceil(H / 2), ceil(W / 2)]."""
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Doubling of the size, then a convolution.
+
+    Args:
+        channels: Channels of input and output.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        """Return [B, channels, *size]; `size` is twice that of x, or one less where rounding up had added one."""
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest")[..., : size[0], : size[1]])
+
+
+class Stage(nn.ModuleList):
+    """Layers of one step down, up or in the middle of the U-Net, one after the other."""
+
+    def forward(self, x: Tensor, shifts: Iterator[Tensor], size: Sequence[int] = ()) -> Tensor:
+        """Return the features behind the layers.
+
+        Args:
+            x: Features [B, C, H, W].
+            shifts: For the residual blocks, in order; as many are taken as there are blocks.
+            size: Height and width behind an upsampling layer.
+        """
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                x = layer(x, next(shifts))
+            elif isinstance(layer, Upsample):
+                x = layer(x, size)
+            else:
+                x = layer(x)
+        return x
+
+
+class PatchedUNet(nn.Module):
+    """Prediction of the clean image from a noisy one, the diffusion time and the codes.
+
+    Args:
+        channels: Bands of the image.
+        code_channels: Channels of the codes.
+        patch_size: Height and width of a patch in pixels.
+        width: Channels of the first level.
+        multipliers: Channels of the levels, as multiples of `width`; each level has half the size of the one before.
+        blocks: Residual blocks of a level on the way down; one more on the way up.
+        attention_at: Downsampling rates at which there is attention.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        code_channels: int,
+        *,
+        patch_size: int,
+        width: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        attention_at: Collection[int],
+    ) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.width = width
+        time_dim = 4 * width
+        self.time_embed = nn.Sequential(nn.Linear(width, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim))
+        patch_dim = channels * patch_size**2
+
+        def stage(source: int, target: int, rate: int) -> list[nn.Module]:
+            layers: list[nn.Module] = [ResBlock(source, target, time_dim)]
+            return [*layers, AttentionBlock(target)] if rate in attention_at else layers
+
+        current = width * multipliers[0]
+        self.input_blocks = nn.ModuleList([Stage([nn.Conv2d(patch_dim + code_channels, current, 3, padding=1)])])
+        skips = [current]
+        last = len(multipliers) - 1
+        for level, multiplier in enumerate(multipliers):
+            for _ in range(blocks):
+                self.input_blocks.append(Stage(stage(current, width * multiplier, 2**level)))
+                current = width * multiplier
+                skips.append(current)
+            if level < last:
+                self.input_blocks.append(Stage([Downsample(current)]))
+                skips.append(current)
+        middle = [ResBlock(current, current, time_dim), AttentionBlock(current), ResBlock(current, current, time_dim)]
+        self.middle_block = Stage(middle)
+        self.output_blocks = nn.ModuleList()
+        for level in range(last, -1, -1):
+            for index in range(blocks + 1):
+                layers = stage(current + skips.pop(), width * multipliers[level], 2**level)
+                current = width * multipliers[level]
+                if level and index == blocks:
+                    layers.append(Upsample(current))
+                self.output_blocks.append(Stage(layers))
+        self.out = nn.Sequential(_norm(current), nn.SiLU(), _zero(nn.Conv2d(current, patch_dim, 3, padding=1)))
+
+    def time_shifts(self, times: Tensor) -> list[Tensor]:
+        """Return for each residual block, in order, what it adds at the given times, [T, its channels].
+
+        Args:
+            times: Steps of the diffusion process [T].
+        """
+        embedding = self.time_embed(sinusoids(times, self.width).to(next(self.time_embed.parameters()).dtype))
+        return [block.emb_layers(embedding) for block in self.modules() if isinstance(block, ResBlock)]
+
+    def forward(self, noisy: Tensor, codes: Tensor, shifts: Sequence[Tensor]) -> Tensor:
+        """Return the predicted clean image [B, channels, H, W].
+
+        Args:
+            noisy: Image [B, channels, H, W]; H and W are multiples of the patch size.
+            codes: Codes [B, code channels, rows, columns]; repeated up to the number of patches.
+            shifts: One of the times in `time_shifts`, or one for each sample; [B or 1, its channels] for each block.
+        """
+        size = self.patch_size
+        patches = rearrange(noisy, "b c (h p) (w q) -> b (c p q) h w", p=size, q=size)
+        x = torch.cat([patches, F.interpolate(codes, size=patches.shape[-2:], mode="nearest")], dim=1)
+        x = x.contiguous(memory_format=torch.channels_last)
+        remaining = iter(shifts)
+        skips: list[Tensor] = []
+        for stage in self.input_blocks:
+            x = stage(x, remaining)
+            skips.append(x)
+        x = self.middle_block(x, remaining)
+        for stage in self.output_blocks:
+            x = torch.cat([x, skips.pop()], dim=1)
+            x = stage(x, remaining, skips[-1].shape[-2:] if skips else ())
+        return rearrange(self.out(x), "b (c p q) h w -> b c (h p) (w q)", p=size, q=size)

@@ -1,0 +1,142 @@
+"""Vision transformers of the tokenizers: image to latent features, and codes to class logits.
+
+Source: ViT-VQGAN (arXiv:2110.04627) as in 4M (arXiv:2312.06647); parameter names are those of the published
+checkpoints.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from terramind_plugin.nn.embeddings import sincos_positions
+from terramind_plugin.nn.layers import Attention, Mlp
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block whose norms have a learnt bias.
+
+    Args:
+        dim: Width of a token.
+        num_heads: Number of attention heads.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, num_heads, bias=True)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, 4 * dim, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens [B, N, dim]."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class TanhMlp(nn.Module):
+    """Feed-forward layer with tanh, which bounds what goes to and comes from the quantiser.
+
+    Args:
+        dim: Width of a token.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc2 = nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens [B, N, dim]."""
+        return self.fc2(self.fc1(x).tanh())
+
+
+class VisionTransformer(nn.Module):
+    """Blocks over a grid of tokens with fixed positions, and a last feed-forward layer.
+
+    Args:
+        dim: Width of a token.
+        depth: Number of blocks.
+        num_heads: Number of attention heads.
+        grid: Rows and columns that the positions are made for; other grids are interpolated.
+    """
+
+    pos_emb: Tensor
+
+    def __init__(self, dim: int, depth: int, num_heads: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        positions = rearrange(sincos_positions(*grid, dim), "1 (h w) d -> 1 d h w", h=grid[0])
+        self.register_buffer("pos_emb", positions.contiguous())
+        self.blocks = nn.ModuleList(Block(dim, num_heads) for _ in range(depth))
+        self.norm_mlp = nn.LayerNorm(dim, eps=1e-6)
+        self.post_mlp = TanhMlp(dim)
+
+    def transform(self, x: Tensor) -> Tensor:
+        """Return tokens [B, rows * columns, dim] of a feature map [B, dim, rows, columns], before the last layer."""
+        positions = self.pos_emb
+        if positions.shape[-2:] != x.shape[-2:]:
+            positions = F.interpolate(positions, size=x.shape[-2:], mode="bicubic", align_corners=False)
+        x = (x + positions).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Return tokens [B, N, dim] behind the last feed-forward layer."""
+        return x + self.post_mlp(self.norm_mlp(x))
+
+
+class ImageEncoder(VisionTransformer):
+    """Vision transformer from an image to a map of latent features.
+
+    Args:
+        channels: Number of bands, or of classes.
+        patch_size: Height and width of a patch in pixels.
+        dim: Width of a token.
+        depth: Number of blocks.
+        num_heads: Number of attention heads.
+        grid: As in `VisionTransformer`.
+    """
+
+    def __init__(
+        self, channels: int, patch_size: int, *, dim: int, depth: int, num_heads: int, grid: tuple[int, int]
+    ) -> None:
+        super().__init__(dim, depth, num_heads, grid)
+        self.proj = nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features [B, dim, H / patch, W / patch], at least float32, of an image [B, channels, H, W]."""
+        patches = self.proj(x)
+        tokens = self.transform(patches)
+        # Under autocast, too, the end is computed in full: half precision would move codes across rounding borders.
+        with torch.autocast(x.device.type, enabled=False):
+            tokens = self.finish(tokens.to(self.norm_mlp.weight.dtype))
+        return tokens.transpose(1, 2).unflatten(2, patches.shape[-2:])
+
+
+class ClassDecoder(VisionTransformer):
+    """Vision transformer from a feature map to class logits.
+
+    Args:
+        classes: Number of classes.
+        patch_size: Height and width of a patch in pixels.
+        dim: Width of a token.
+        depth: Number of blocks.
+        num_heads: Number of attention heads.
+        grid: As in `VisionTransformer`.
+    """
+
+    def __init__(
+        self, classes: int, patch_size: int, *, dim: int, depth: int, num_heads: int, grid: tuple[int, int]
+    ) -> None:
+        super().__init__(dim, depth, num_heads, grid)
+        self.patch_size = patch_size
+        self.out_proj = nn.Linear(dim, classes * patch_size**2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits [B, classes, rows * patch, columns * patch] of features [B, dim, rows, columns]."""
+        logits = self.out_proj(self.finish(self.transform(x)))
+        size = self.patch_size
+        return rearrange(logits, "b (h w) (c p q) -> b c (h p) (w q)", h=x.shape[-2], p=size, q=size)
