@@ -49,34 +49,32 @@ def resize_positions(positions: Tensor, grid: tuple[int, int], size: tuple[int, 
     return rearrange(image, "1 d h w -> 1 (h w) d")
 
 
-class ImageEmbedding(nn.Module):
-    """Embedding of an image modality: linear patches plus a position and a modality embedding.
+class GridEmbedding(nn.Module):
+    """Where a token is and of which modality: a position and a modality embedding for a grid of tokens.
 
     Args:
-        channels: Number of bands.
         dim: Width of a token.
-        patch_size: Height and width of a patch in pixels.
+        patch_size: Height and width in pixels that a token stands for.
         img_size: Height and width in pixels that the position embeddings are made for; other sizes are interpolated.
     """
 
     pos_emb: Tensor
 
-    def __init__(self, channels: int, dim: int, patch_size: int, img_size: tuple[int, int]) -> None:
+    def __init__(self, dim: int, patch_size: int, img_size: tuple[int, int]) -> None:
         super().__init__()
-        self.channels = channels
         self.patch_size = patch_size
         self.grid = (img_size[0] // patch_size, img_size[1] // patch_size)
         self.register_buffer("pos_emb", sincos_positions(*self.grid, dim))
         self.mod_emb = nn.Parameter(torch.zeros(1, 1, dim))
-        # No bias: the modality embedding plays that part.
-        self.proj = nn.Linear(channels * patch_size**2, dim, bias=False)
         self._resized: dict[tuple[object, ...], Tensor] = {}
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return tokens [B, rows * columns, dim] of an image [B, channels, H, W], H and W multiples of the patch."""
-        patches = rearrange(x, "b c (h ph) (w pw) -> b (h w) (ph pw c)", ph=self.patch_size, pw=self.patch_size)
-        size = (x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size)
-        return self.proj(patches) + (self.positions(size) + self.mod_emb)
+    def place(self, size: tuple[int, int]) -> Tensor:
+        """Return the sum of position and modality embedding [1, rows * columns, dim].
+
+        Args:
+            size: Rows and columns of tokens.
+        """
+        return self.positions(size) + self.mod_emb
 
     def positions(self, size: tuple[int, int]) -> Tensor:
         """Return position embeddings [1, rows * columns, dim], interpolated at the first call for a size.
@@ -100,3 +98,30 @@ class ImageEmbedding(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._resized.clear()
         super()._load_from_state_dict(*args, **kwargs)
+
+
+class ImageEmbedding(GridEmbedding):
+    """Embedding of an image modality: linear patches plus a position and a modality embedding.
+
+    Args:
+        channels: Number of bands.
+        dim: Width of a token.
+        patch_size: Height and width of a patch in pixels.
+        img_size: Height and width in pixels that the position embeddings are made for; other sizes are interpolated.
+    """
+
+    def __init__(self, channels: int, dim: int, patch_size: int, img_size: tuple[int, int]) -> None:
+        super().__init__(dim, patch_size, img_size)
+        self.channels = channels
+        # No bias: the modality embedding plays that part.
+        self.proj = nn.Linear(channels * patch_size**2, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens [B, rows * columns, dim] of an image [B, channels, H, W], H and W multiples of the patch."""
+        size = (x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size)
+        return self.project(x) + self.place(size)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Return the patches' content alone, [B, rows * columns, dim], of an image as in `forward`."""
+        patches = rearrange(x, "b c (h ph) (w pw) -> b (h w) (ph pw c)", ph=self.patch_size, pw=self.patch_size)
+        return self.proj(patches)
