@@ -114,12 +114,12 @@ def model(tiny):
 
 @pytest.mark.parametrize("given", [None, {}])
 def test_no_input(model, given):
-    with pytest.raises(ConfigError, match="got no input. It takes"):
+    with pytest.raises(ConfigError, match=r"got no input. It takes"):
         model(given)
 
 
 def test_unknown_input(model, image):
-    with pytest.raises(ConfigError, match="'S1GDR' that it does not take.*Did you mean 'S1GRD'"):
+    with pytest.raises(ConfigError, match=r"'S1GDR' that it does not take.*Did you mean 'S1GRD'"):
         model({"S2L2A": image("S2L2A"), "S1GDR": image("S1GRD")})
 
 
@@ -129,12 +129,12 @@ def test_known_modality_that_this_model_lacks(model, image):
 
 
 def test_wrong_channels(model, image):
-    with pytest.raises(ConfigError, match="S2L2A: expected 12 channels, got 13.*B01, B02"):
+    with pytest.raises(ConfigError, match=r"S2L2A: expected 12 channels, got 13.*B01, B02"):
         model(image("S2L1C"))
 
 
 def test_wrong_channels_of_a_selection(tiny, image):
-    with pytest.raises(ConfigError, match="expected 2 channels, got 12.*must list the same bands"):
+    with pytest.raises(ConfigError, match=r"expected 2 channels, got 12.*must list the same bands"):
         tiny(["S2L2A"], depth=2, bands={"S2L2A": ["RED", "BLUE"]})(image("S2L2A"))
 
 

@@ -1,0 +1,107 @@
+"""Imports point one way."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import terramind_plugin
+
+ROOT = Path(terramind_plugin.__file__).parent
+PACKAGE = ROOT.name
+
+LAYERS = (
+    ("_version", "errors"),
+    ("modalities", "variants"),
+    ("geo", "nn", "plotting"),
+    ("tokenizers",),
+    ("generation",),
+    ("inputs",),
+    ("weights",),
+    ("backbones", "necks"),
+    ("data",),
+    ("callbacks",),
+    ("registry",),
+    ("lightning_cli",),
+    ("cli",),
+)
+"""A part may import those of earlier lines."""
+RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
+KNOWS_TERRATORCH = {"registry", "data", "callbacks", "lightning_cli", "cli"}
+
+
+def part_of(path):
+    relative = path.relative_to(ROOT)
+    return relative.parts[0].removesuffix(".py")
+
+
+def imported(path):
+    """Return the full names of all modules that a file imports, wherever in the file."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+FILES = [path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"]
+by_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+
+
+@by_file
+def test_every_part_has_its_place(path):
+    assert part_of(path) in RANK, f"add '{part_of(path)}' to LAYERS"
+
+
+@by_file
+def test_imports_point_down(path):
+    part = part_of(path)
+    for name in imported(path):
+        first, _, rest = name.partition(".")
+        target = rest.split(".")[0]
+        if first == PACKAGE and target in RANK and target != part:
+            assert RANK[target] < RANK[part], f"{part} imports {target}"
+
+
+@by_file
+def test_who_knows_terratorch(path):
+    if part_of(path) not in KNOWS_TERRATORCH:
+        assert not {name for name in imported(path) if name.split(".")[0] == "terratorch"}
+
+
+FORBIDDEN = {
+    "errors": {"torch", "numpy"},
+    "modalities": {"torch", "numpy"},
+    "variants": {"torch", "numpy"},
+    "geo": {"torch", "lightning", "terratorch"},
+    "nn": {"lightning", "terratorch", "torchgeo", "rasterio"},
+    "weights": {"lightning", "terratorch", "rasterio"},
+    "backbones": {"lightning", "terratorch", "rasterio"},
+    "necks": {"lightning", "terratorch", "rasterio"},
+}
+
+
+@by_file
+def test_forbidden_libraries(path):
+    libraries = {name.split(".")[0] for name in imported(path)}
+    assert not libraries & FORBIDDEN.get(part_of(path), set())
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("terramind_plugin", {"torch", "terratorch", "lightning", "numpy", "rasterio"}),
+        ("terramind_plugin.modalities", {"torch", "terratorch", "lightning", "numpy"}),
+        ("terramind_plugin.backbones.build", {"terratorch", "lightning", "rasterio", "torchgeo"}),
+        ("terramind_plugin.necks", {"terratorch", "lightning", "rasterio", "torchgeo"}),
+    ],
+)
+def test_what_an_import_loads(module, absent):
+    code = f"import sys, {module}; print(sorted({absent!r} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
