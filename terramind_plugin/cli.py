@@ -39,7 +39,9 @@ def _run(command: Callable[[], None]) -> int:
     try:
         command()
     except (ConfigError, DataError, WeightsError) as error:
-        print(f"terramind: {error}", file=sys.stderr)
+        # A data loader's worker process sends its traceback along, with the message at the end.
+        message = str(error).rpartition(f"{type(error).__name__}: ")[2] if str(error).startswith("Caught") else error
+        print(f"terramind: {message}", file=sys.stderr)
         return 2
     return 0
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
+import re
 import sys
+from argparse import ArgumentError
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +21,12 @@ from terratorch.cli_tools import (
     MyTrainer,
     StudioDeploySaveConfigCallback,
 )
+from terratorch.registry import BACKBONE_REGISTRY, DECODER_REGISTRY, NECK_REGISTRY
 from torchgeo.trainers import BaseTask
 
 import terramind_plugin
 from terramind_plugin.data.statistics import band_statistics
-from terramind_plugin.errors import ConfigError, WeightsNotFoundError
+from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundError, suggest
 
 logger = logging.getLogger("terramind_plugin")
 
@@ -51,6 +55,7 @@ class TerraMindCLI(MyLightningCLI):
         Raises:
             ConfigError: It is of another one.
             WeightsNotFoundError: There is no such file.
+            WeightsError: The file cannot be read.
         """
         options = self.config.get(self.config.get("subcommand") or "", None)
         path = options.get("ckpt_path") if options is not None else None
@@ -58,7 +63,10 @@ class TerraMindCLI(MyLightningCLI):
             return
         if not Path(path).is_file():
             raise WeightsNotFoundError(f"Checkpoint not found: {path}. Check --ckpt_path.")
-        stored = torch.load(path, weights_only=True, map_location="cpu", mmap=True).get("hyper_parameters", {})
+        try:
+            stored = torch.load(path, weights_only=True, map_location="cpu", mmap=True).get("hyper_parameters", {})
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, AttributeError) as error:
+            raise WeightsError(f"{path} cannot be read as a checkpoint ({type(error).__name__}).") from error
         model_args = options.get("model.init_args.model_args")
         if not isinstance(model_args, dict):
             return
@@ -103,22 +111,60 @@ def _same_backbone(key: str, stored: Any, configured: Any) -> bool:
     return str(stored).removeprefix("terratorch_") == str(configured).removeprefix("terratorch_")
 
 
+def readable(message: str) -> str:
+    """Return what is wrong with a configuration, without the types and values that jsonargparse prints around it.
+
+    Args:
+        message: Text of an error of jsonargparse.
+    """
+    place = re.search(r'Parser key "([^"]+)"', message)
+    causes = re.search(r"Errors:\n(.*?)\n *Given value type:", message, flags=re.DOTALL)
+    if causes is None:
+        return message
+    items = re.split(r"^ *- ", causes.group(1), flags=re.MULTILINE)
+    uninteresting = ("Expected a <class 'NoneType'>", "Not a valid subclass of", "a ", "Multiple subclasses")
+    texts = ["\n".join(line.strip() for line in item.strip().splitlines()).replace(":\n", ": ") for item in items]
+    kept = [text for text in texts if text and not text.startswith(uninteresting)]
+    return (f"{place.group(1)}: " if place else "") + "\n".join(kept or [message]) + _nearest_name(message)
+
+
+def _nearest_name(message: str) -> str:
+    """Return a hint at the registered name that comes next to the unknown one of TerraTorch's message, if any."""
+    unknown = re.search(r"[Mm]odel (\S+) (?:could not be instantiated|not found)", message)
+    if unknown is None:
+        return ""
+    names = [name for registry in (BACKBONE_REGISTRY, DECODER_REGISTRY, NECK_REGISTRY) for name in registry]
+    return suggest(unknown.group(1), names)
+
+
 def run(words: list[str]) -> None:
     """Run a TerraTorch subcommand.
 
     Args:
         words: The command line behind `terramind`.
+
+    Raises:
+        ConfigError: The configuration is not possible; the message says what is wrong, and nothing else.
     """
     os.environ.update(RASTER_OPTIONS)
     sys.argv = ["terramind", *words]
     assert terramind_plugin.__version__  # the import above is what registers the models
-    TerraMindCLI(
-        model_class=BaseTask,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        seed_everything_default=0,
-        save_config_callback=StudioDeploySaveConfigCallback,
-        save_config_kwargs={"overwrite": True},
-        trainer_class=StatisticsTrainer,
-        trainer_defaults={"callbacks": [CustomWriter(write_interval="batch")]},
-    )
+    patient: dict[str, Any] = {"exit_on_error": False}
+    try:
+        TerraMindCLI(
+            model_class=BaseTask,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_callback=StudioDeploySaveConfigCallback,
+            save_config_kwargs={"overwrite": True},
+            trainer_class=StatisticsTrainer,
+            trainer_defaults={"callbacks": [CustomWriter(write_interval="batch")]},
+            parser_kwargs={**patient, **dict.fromkeys(TerraMindCLI.subcommands(), patient)},
+        )
+    except ArgumentError as error:
+        raise ConfigError(readable(error.message)) from error
+    except ValueError as error:
+        if "Does not validate against" not in str(error):
+            raise
+        raise ConfigError(readable(str(error))) from error

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import rasterio
 
-from terramind_plugin.errors import DataError
+from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.plotting import plot_samples
 
 INPUTS = {"S2L1C": ("S2L1CHand", "_S2Hand.tif"), "S1GRD": ("S1GRDHand", "_S1Hand.tif")}
@@ -27,8 +27,11 @@ def draw_predictions(data: Path, predictions: Path, out: Path, *, chips: int, cl
         class_names: Names of the classes.
 
     Raises:
+        ConfigError: `chips` is less than 1.
         DataError: There is no prediction, or none has an input in `data`.
     """
+    if chips < 1:
+        raise ConfigError(f"chips must be at least 1, got {chips}.")
     rows = []
     for prediction in sorted(predictions.rglob("*_pred.tif")):
         name = _chip_name(prediction)
