@@ -100,17 +100,36 @@ def fetch_published(variant: Variant) -> Path:
     Raises:
         WeightsNotFoundError: They are not in the local cache and the hub cannot be reached.
     """
+    return fetch_file(
+        variant.name,
+        variant.hub_repo,
+        variant.hub_file,
+        f"set backbone_ckpt_path: /path/to/{variant.hub_file}\n"
+        "or train from random weights with backbone_pretrained: false.",
+    )
+
+
+def fetch_file(name: str, repo: str, file: str, otherwise: str) -> Path:
+    """Return the local path of a file on the Hugging Face hub, downloading it if needed.
+
+    Args:
+        name: What needs it, for the message.
+        repo: Repository on the hub.
+        file: File in that repository.
+        otherwise: End of the message, behind 'or download the file and'.
+
+    Raises:
+        WeightsNotFoundError: It is not in the local cache and the hub cannot be reached.
+    """
     try:
-        return Path(hf_hub_download(repo_id=variant.hub_repo, filename=variant.hub_file))
+        return Path(hf_hub_download(repo_id=repo, filename=file))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise WeightsNotFoundError(
-            f"The weights of {variant.name} are not on this machine and could not be downloaded "
-            f"({type(error).__name__}).\n"
-            f"Needed: file {variant.hub_file} of https://huggingface.co/{variant.hub_repo}\n"
-            f"Either run on a machine with network: hf download {variant.hub_repo} {variant.hub_file}\n"
-            f"and copy the folder models--{variant.hub_repo.replace('/', '--')} to {constants.HF_HUB_CACHE}\n"
-            f"or download the file and set backbone_ckpt_path: /path/to/{variant.hub_file}\n"
-            "or train from random weights with backbone_pretrained: false."
+            f"The weights of {name} are not on this machine and could not be downloaded ({type(error).__name__}).\n"
+            f"Needed: file {file} of https://huggingface.co/{repo}\n"
+            f"Either run on a machine with network: hf download {repo} {file}\n"
+            f"and copy the folder models--{repo.replace('/', '--')} to {constants.HF_HUB_CACHE}\n"
+            f"or download the file and {otherwise}"
         ) from error
 
 
@@ -124,6 +143,26 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         WeightsNotFoundError: There is no such file.
         WeightsError: The file cannot be read or holds no TerraMind encoder.
+    """
+    content, tensors = read_tensors(path)
+    prefixes = {name.split(ANCHOR)[0] for name in tensors if ANCHOR in name}
+    if not prefixes:
+        raise WeightsError(f"{path} holds no TerraMind encoder: none of its {len(tensors)} names contains '{ANCHOR}'.")
+    # The shortest: a TiM model's generator is an encoder, too, deeper inside.
+    prefix = min(sorted(prefixes), key=len)
+    encoder = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return Checkpoint(tensors=encoder, source=str(path), bands=_configured_bands(content))
+
+
+def read_tensors(path: str | Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+    """Return everything a file holds, and the tensors in it by name.
+
+    Args:
+        path: As in `read_checkpoint`.
+
+    Raises:
+        WeightsNotFoundError: There is no such file.
+        WeightsError: The file cannot be read.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -144,13 +183,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not isinstance(stored, Mapping):
         raise WeightsError(f"{path}: its state_dict is a {type(stored).__name__}, expected a mapping.")
     tensors = {str(name): value for name, value in stored.items() if isinstance(value, Tensor)}
-    prefixes = {name.split(ANCHOR)[0] for name in tensors if ANCHOR in name}
-    if not prefixes:
-        raise WeightsError(f"{path} holds no TerraMind encoder: none of its {len(tensors)} names contains '{ANCHOR}'.")
-    # The shortest: a TiM model's generator is an encoder, too, deeper inside.
-    prefix = min(sorted(prefixes), key=len)
-    encoder = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    return Checkpoint(tensors=encoder, source=str(path), bands=_configured_bands(content))
+    return content, tensors
 
 
 def _reason(error: Exception) -> str:
