@@ -104,6 +104,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):
         self.allow_missing_modalities = allow_missing_modalities
         self.compare_sizes = check_stackability
         self.temporal = temporal
+        self.one_class = kwargs.get("task") == "classification"
         self.keep_missing_pixels = False
         self.predict_split = predict_split
         self.samples_class = CHECKED[self.dataset_class]
@@ -143,6 +144,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):
             temporal=self.temporal,
             keep_missing_pixels=self.keep_missing_pixels,
             num_classes=self.num_classes,
+            one_class=self.one_class,
             label_ids=self._label_ids() if stage != "predict" else None,
             constant_scale=self.constant_scale or {},
         )

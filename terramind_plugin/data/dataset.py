@@ -45,6 +45,8 @@ class ReadingPlan:
     """Whether NaN stays NaN, for statistics."""
     num_classes: int | None = None
     """Number of classes, if there are classes."""
+    one_class: bool = False
+    """Whether each sample has one class id as its label."""
     label_ids: tuple[int, ...] | None = None
     """Class ids that a label may hold; None to accept all."""
     constant_scale: Mapping[str, float] = field(default_factory=dict)
@@ -142,6 +144,8 @@ class CheckedSamples(GenericMultimodalDataset):
         False in 'modality_mask'; 'filename' then repeats a file the sample has.
         """
         sample = super().__getitem__(index)
+        if self.plan.one_class and "label" in sample:
+            sample["label"] = self._class_of(sample)
         if not isinstance(sample["image"], dict):
             return sample
         if self.plan.temporal:
@@ -151,6 +155,17 @@ class CheckedSamples(GenericMultimodalDataset):
         if self.allow_missing:
             self._mark_missing(sample)
         return sample
+
+    def _class_of(self, sample: Mapping[str, Any]) -> Tensor:
+        """Return the class id of a sample without dimensions; TerraTorch gives a row of the table."""
+        label = torch.as_tensor(sample["label"]).flatten()
+        if len(label) != 1 or not 0 <= label.item() < (self.plan.num_classes or torch.inf):
+            file = next(iter(sample["filename"].values()))
+            raise DataError(
+                f"The label of {file} is {label.tolist()}, expected one class id from 0 to num_classes - 1. "
+                "Several labels a sample need task: multilabel_classification."
+            )
+        return label[0].long()
 
     def _mark_missing(self, sample: dict[str, Any]) -> None:
         images = sample["image"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -383,10 +384,27 @@ def test_labels_from_a_table(root: Path, make_module: Any, tmp_path: Path) -> No
     module = make_module(root, task="classification", label_data_root=str(table))
     module.setup("validate")
     batch = next(iter(module.val_dataloader()))
-    assert batch["label"].flatten().tolist() == [1, 0]
+    assert batch["label"].tolist() == [1, 0]
+    assert batch["label"].dtype == torch.int64
     table.write_text("id,label\na,1\nb,0\n")
     with pytest.raises(DataError, match=f"'c' is not in the index of {table}"):
         make_module(root, task="classification", label_data_root=str(table)).setup("validate")
+
+
+@pytest.mark.parametrize(("row", "found"), [("2", "[2]"), ("1,0", "[1, 0]")])
+def test_a_label_in_a_table_that_is_no_class(
+    root: Path, make_module: Any, tmp_path: Path, row: str, found: str
+) -> None:
+    table = tmp_path / "labels.csv"
+    columns = ["one", "two"][: len(row.split(","))]
+    table.write_text("\n".join([",".join(["id", *columns]), *(f"{name},{row}" for name in "abcd")]) + "\n")
+    module = make_module(root, task="classification", label_data_root=str(table))
+    module.setup("validate")
+    with pytest.raises(DataError, match=re.escape(f"a_S2.tif is {found}, expected one class id")):
+        module.val_dataset[0]
+    module = make_module(root, task="multilabel_classification", label_data_root=str(table))
+    module.setup("validate")
+    assert next(iter(module.val_dataloader()))["label"].shape == (2, len(columns))
 
 
 def test_labels_with_transforms_by_modality(root: Path, make_module: Any) -> None:
