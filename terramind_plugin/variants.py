@@ -17,6 +17,8 @@ class Variant:
     """Width of a token."""
     depth: int
     """Number of encoder blocks."""
+    decoder_depth: int
+    """Number of decoder blocks."""
     num_heads: int
     bias: bool
     """Whether the linear layers of the blocks have a bias."""
@@ -31,11 +33,14 @@ class Variant:
     img_size: int = 224
 
 
-def _variant(size: str, dim: int, depth: int, num_heads: int, *, bias: bool, gated: bool) -> Variant:
+def _variant(
+    size: str, dim: int, depth: int, decoder_depth: int, num_heads: int, *, bias: bool, gated: bool
+) -> Variant:
     return Variant(
         name=f"terramind_v1_{size}",
         dim=dim,
         depth=depth,
+        decoder_depth=decoder_depth,
         num_heads=num_heads,
         bias=bias,
         gated=gated,
@@ -47,9 +52,9 @@ def _variant(size: str, dim: int, depth: int, num_heads: int, *, bias: bool, gat
 VARIANTS: dict[str, Variant] = {
     variant.name: variant
     for variant in (
-        _variant("tiny", 192, 12, 3, bias=True, gated=False),
-        _variant("small", 384, 12, 6, bias=True, gated=False),
-        _variant("base", 768, 12, 12, bias=False, gated=True),
-        _variant("large", 1024, 24, 16, bias=False, gated=True),
+        _variant("tiny", 192, 12, 4, 3, bias=True, gated=False),
+        _variant("small", 384, 12, 6, 6, bias=True, gated=False),
+        _variant("base", 768, 12, 12, 12, bias=False, gated=True),
+        _variant("large", 1024, 24, 24, 16, bias=False, gated=True),
     )
 }

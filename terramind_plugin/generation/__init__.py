@@ -1,0 +1,1 @@
+"""From images, places and tokens of some modalities to those of others."""

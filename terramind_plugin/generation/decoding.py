@@ -1,0 +1,144 @@
+"""Filling in token ids step by step, from a function that scores them.
+
+Source: ROAR, a random order, from 4M (arXiv:2312.06647); MaskGIT, the surest first (arXiv:2202.04200).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from terramind_plugin.generation.model import PAD
+from terramind_plugin.generation.sampling import NO_TEMPERATURE, Noise, count_draws, sample, sample_ids
+from terramind_plugin.generation.schedules import Decoding
+
+Score = Callable[[Tensor], Tensor]
+"""Gets the numbers of tokens [B, M] and returns scores of their ids [B, M, V]."""
+Reveal = Callable[[Tensor, Tensor], None]
+"""Gets the numbers of all tokens decoded so far [B, M] and their ids [B, M], after each step but the last."""
+
+START = 5
+"""Token id that begins a generated sequence, '[S_1]'."""
+STOP = 6
+"""Token id that ends it, '[S_2]'."""
+SENTINELS = range(4, 204)
+"""Token ids '[S_0]' to '[S_199]', each of which begins a piece of a sequence."""
+
+
+def fill_in_random_order(
+    score: Score, reveal: Reveal, total: int, how: Decoding, noise: Noise, device: torch.device
+) -> Tensor:
+    """Return token ids [B, total] that are drawn in random order, each sample's its own.
+
+    Args:
+        score: Scores some tokens.
+        reveal: Told what is known after a step.
+        total: Number of tokens.
+        how: Steps and sampling.
+        noise: Random numbers.
+        device: Where `score` computes.
+    """
+    order = noise.order(total).to(device)
+    draws = _draws(noise, total, how, count_draws(how.top_p, how.temperature, device), device)
+    ids = torch.zeros_like(order)
+    done = 0
+    for step in how.plan(total):
+        now = slice(done, done + step.count)
+        index = order[:, now]
+        drawn = sample_ids(
+            score(index),
+            None if draws is None else draws[:, now],
+            temperature=step.temperature,
+            top_k=how.top_k,
+            top_p=how.top_p,
+        )
+        ids.scatter_(1, index, drawn)
+        done += step.count
+        if done < total:
+            known = order[:, :done]
+            reveal(known, ids.gather(1, known))
+    return ids
+
+
+def fill_in_surest_first(
+    score: Score, reveal: Reveal, total: int, how: Decoding, noise: Noise, device: torch.device
+) -> Tensor:
+    """Return token ids [B, total]; each step draws all that are open and keeps the surest.
+
+    Args as in `fill_in_random_order`. At temperature 0, where the public implementation takes all draws for certain and
+    keeps whichever, the probability of the likeliest id decides.
+    """
+    batch = len(noise.generators)
+    remaining = torch.arange(total, device=device).expand(batch, total)
+    ids = torch.zeros_like(remaining)
+    known = remaining[:, :0]
+    for step in how.plan(total):
+        draws = _draws(noise, remaining.shape[1], how, 1, device)
+        drawn, sureness = sample(
+            score(remaining), draws, temperature=step.temperature, top_k=how.top_k, top_p=how.top_p
+        )
+        rank = sureness.argsort(dim=1, descending=True, stable=True)
+        now, later = rank[:, : step.count], rank[:, step.count :].sort(dim=1).values
+        index = remaining.gather(1, now)
+        ids = ids.scatter(1, index, drawn.gather(1, now))
+        remaining = remaining.gather(1, later)
+        known = torch.cat([known, index], dim=1)
+        if known.shape[1] < total:
+            reveal(known, ids.gather(1, known))
+    return ids
+
+
+FILLERS = {"roar": fill_in_random_order, "maskgit": fill_in_surest_first}
+
+
+def continue_sequence(
+    score_next: Callable[[Tensor], Tensor], how: Decoding, noise: Noise, device: torch.device
+) -> Tensor:
+    """Return the token ids after `START`, [B, how.max_tokens], drawn one after the other.
+
+    Args:
+        score_next: Gets a sequence [B, L] and returns scores of the id after it [B, V].
+        how: Sampling; its steps do not apply.
+        noise: Random numbers.
+        device: Where `score_next` computes.
+    """
+    sequence = torch.full((len(noise.generators), 1), START, device=device)
+    draws = _draws(noise, how.max_tokens, how, count_draws(how.top_p, how.temperature, device), device)
+    for position in range(how.max_tokens):
+        drawn = sample_ids(
+            score_next(sequence)[:, None],
+            None if draws is None else draws[:, position : position + 1],
+            temperature=how.temperature,
+            top_k=how.top_k,
+            top_p=how.top_p,
+        )
+        sequence = torch.cat([sequence, drawn], dim=1)
+    return sequence[:, 1:]
+
+
+def first_piece(ids: Tensor, sentinels: Sequence[int] | range = SENTINELS) -> Tensor:
+    """Return the text of a generated sequence without sentinels [B, L], then `PAD`.
+
+    It ends at `STOP`; another sentinel interrupts it until `START` comes again.
+
+    Args:
+        ids: Token ids after `START`, [B, L].
+        sentinels: Ids of all sentinels.
+    """
+    is_sentinel = torch.isin(ids, torch.tensor(list(sentinels), device=ids.device))
+    places = torch.arange(ids.shape[1], device=ids.device)
+    last = torch.where(is_sentinel, places, -1).cummax(dim=1).values
+    current = torch.where(last < 0, START, ids.gather(1, last.clamp(min=0)))
+    ended = (ids == STOP).cummax(dim=1).values
+    valid = ~is_sentinel & (current == START) & ~ended & (ids != PAD)
+    order = (~valid).to(torch.int8).argsort(dim=1, stable=True)
+    return torch.where(valid, ids, PAD).gather(1, order)
+
+
+def _draws(noise: Noise, count: int, how: Decoding, each: int, device: torch.device) -> Tensor | None:
+    """Return uniform numbers [B, count, each], or None where the likeliest id is taken."""
+    if how.temperature <= NO_TEMPERATURE:
+        return None
+    return noise.uniform(count, each).to(device)

@@ -1,0 +1,237 @@
+"""Drawing token ids from scores: pure functions of the scores and of given random numbers.
+
+Random numbers come as uniform draws of one sample's own generator, so that a sample gets the same tokens alone and in
+any batch.
+Source of the filters: top-p sampling (arXiv:1904.09751), MaskGIT (arXiv:2202.04200).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from terramind_plugin.errors import ConfigError
+
+NO_TEMPERATURE = 1e-10
+"""Temperatures up to here take the likeliest id."""
+REJECTION_MISS = 1e-6
+"""Share of tokens that all draws together may miss; the rest is found by sorting."""
+MOST_DRAWS = 32
+"""Most draws of a token before sorting is the cheaper way."""
+
+
+class Noise:
+    """Random numbers for a batch, those of a sample from its own generator.
+
+    Args:
+        generators: One for each sample.
+    """
+
+    def __init__(self, generators: Sequence[torch.Generator]) -> None:
+        self.generators = list(generators)
+
+    @classmethod
+    def from_seed(cls, seed: int | Sequence[int] | None, batch: int) -> Noise:
+        """Return noise for a batch.
+
+        Args:
+            seed: One that each sample starts from, or one for each sample; None for a new one in each call.
+            batch: Number of samples.
+
+        Raises:
+            ConfigError: There are not as many seeds as samples.
+        """
+        if seed is None:
+            fresh = torch.Generator()
+            seeds = [fresh.seed() for _ in range(batch)]
+        elif isinstance(seed, int):
+            seeds = [seed] * batch
+        else:
+            seeds = [int(one) for one in seed]
+        if len(seeds) != batch:
+            raise ConfigError(
+                f"Got {len(seeds)} seeds for {batch} samples. Give one for each, or a single one for all."
+            )
+        return cls([torch.Generator().manual_seed(one) for one in seeds])
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Return numbers in [0, 1), [B, *shape], float32."""
+        return torch.stack([torch.rand(shape, generator=one, device=one.device) for one in self.generators])
+
+    def order(self, count: int) -> Tensor:
+        """Return for each sample the numbers 0 to count - 1 in random order, [B, count]."""
+        return torch.stack([torch.randperm(count, generator=one, device=one.device) for one in self.generators])
+
+
+def keep_top_k(logits: Tensor, top_k: int | float) -> Tensor:
+    """Return scores [..., V] with minus infinity for all but the likeliest ids; ties with the last one stay.
+
+    Args:
+        logits: Scores [..., V].
+        top_k: How many to keep, or the share of V if it is a float; 0 for all.
+    """
+    vocabulary = logits.shape[-1]
+    count = int(top_k * vocabulary) if isinstance(top_k, float) else top_k
+    if top_k == 0 or count >= vocabulary:
+        return logits
+    least = logits.topk(max(count, 1), dim=-1).values[..., -1:]
+    return logits.masked_fill(logits < least, -math.inf)
+
+
+def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
+    """Return scores [..., V] with minus infinity outside the nucleus.
+
+    The nucleus is the smallest set of likeliest ids whose probability exceeds `top_p`, so never empty.
+
+    Args:
+        logits: Scores [..., V].
+        top_p: From 0 to 1; 0 or 1 for all ids.
+    """
+    if not 0 < top_p < 1:
+        return logits
+    ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
+    return torch.full_like(logits, -math.inf).scatter(-1, ids, _cut(ordered, top_p))
+
+
+def _cut(ordered: Tensor, top_p: float) -> Tensor:
+    """Return scores in falling order [..., V] with minus infinity behind the nucleus."""
+    mass = ordered.softmax(dim=-1).cumsum(dim=-1)
+    behind = torch.zeros_like(ordered, dtype=torch.bool)
+    behind[..., 1:] = mass[..., :-1] > top_p
+    return ordered.masked_fill(behind, -math.inf)
+
+
+def sample(
+    logits: Tensor, draws: Tensor | None, *, temperature: float = 1.0, top_k: int | float = 0, top_p: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return token ids [B, M] and how sure the model is of each, [B, M] in [0, 1].
+
+    Filters apply to the distribution at temperature 1. The sureness is the id's probability in the distribution that it
+    is drawn from; at temperature 0 it is the probability of the likeliest id, unfiltered.
+
+    Args:
+        logits: Scores [B, M, V], any float type.
+        draws: Uniform numbers [B, M, R], of which the last is used; None at temperature 0.
+        temperature: 0 takes the likeliest id.
+        top_k: As in `keep_top_k`.
+        top_p: As in `keep_top_p`.
+    """
+    logits = _exact(logits)
+    if temperature <= NO_TEMPERATURE or draws is None:
+        best = logits.max(dim=-1)
+        return best.indices, (best.values - logits.logsumexp(dim=-1)).exp()
+    logits, uniform = keep_top_k(logits, top_k), draws[..., -1:].to(logits)
+    if not 0 < top_p < 1:
+        return _draw((logits / temperature).softmax(dim=-1), uniform)
+    ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
+    ranks, sureness = _draw((_cut(ordered, top_p) / temperature).softmax(dim=-1), uniform)
+    return ids.gather(-1, ranks[..., None])[..., 0], sureness
+
+
+def sample_ids(
+    logits: Tensor, draws: Tensor | None, *, temperature: float = 1.0, top_k: int | float = 0, top_p: float = 0.0
+) -> Tensor:
+    """Return token ids [B, M] from the same distribution as `sample`, quicker with `count_draws` numbers for each.
+
+    Args:
+        logits: As in `sample`.
+        draws: Uniform numbers [B, M, R]. With R > 1 an id is drawn from all ids until one is in the nucleus.
+        temperature: As in `sample`; at most 1 for R > 1.
+        top_k: As in `sample`.
+        top_p: As in `sample`.
+    """
+    if draws is None or draws.shape[-1] == 1 or not 0 < top_p < 1 or temperature <= NO_TEMPERATURE:
+        return sample(logits, draws, temperature=temperature, top_k=top_k, top_p=top_p)[0]
+    rows = keep_top_k(_exact(logits), top_k).flatten(0, -2)
+    flat = draws.to(rows).flatten(0, -2)
+    ids, missed = _draw_by_rejection(rows, flat[:, :-1], temperature, top_p)
+    if len(missed):
+        ids[missed] = sample(rows[missed], flat[missed], temperature=temperature, top_p=top_p)[0]
+    return ids.view(logits.shape[:-1])
+
+
+def count_draws(top_p: float, temperature: float, device: torch.device) -> int:
+    """Return how many uniform numbers `sample_ids` should get for a token.
+
+    Several are for drawing until the nucleus is hit. It spares the CPU the sort of all ids, which takes longer there
+    than a small model; it pays where a draw hits with a probability of at least `top_p`, so up to temperature 1.
+
+    Args:
+        top_p: See `sample`.
+        temperature: See `sample`.
+        device: Where the scores are; elsewhere than on a CPU sorting is quick.
+    """
+    if device.type != "cpu" or temperature > 1 or not 0 < top_p < 1:
+        return 1
+    draws = math.ceil(math.log(REJECTION_MISS) / math.log(1 - top_p))
+    return draws + 1 if draws <= MOST_DRAWS else 1
+
+
+def guide(unconditional: Tensor, conditional: Sequence[Tensor], strengths: Sequence[float]) -> Tensor:
+    """Return scores moved away from the unconditional ones, towards those of each condition.
+
+    Args:
+        unconditional: Scores without the conditions, any shape.
+        conditional: Scores with each condition, same shape.
+        strengths: For each condition; 0 ignores it, 1 takes it as it is, more exaggerates it.
+
+    Source: classifier-free guidance (arXiv:2207.12598), several conditions as in arXiv:2206.01714.
+    """
+    moves = (strength * (scores - unconditional) for scores, strength in zip(conditional, strengths, strict=True))
+    return unconditional + sum(moves)
+
+
+def _exact(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _draw(probabilities: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ids [...] and their probabilities [...].
+
+    Args:
+        probabilities: [..., V], summing to 1.
+        uniform: [..., 1].
+    """
+    ids = _invert(probabilities, uniform)
+    return ids[..., 0], probabilities.gather(-1, ids)[..., 0]
+
+
+def _invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Return ids [..., R] at which the sum of probabilities [..., V] passes uniform numbers [..., R].
+
+    An id of probability 0 is never returned.
+    """
+    mass = probabilities.cumsum(dim=-1)
+    total = mass[..., -1:]
+    below = torch.minimum(uniform * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(mass, below, right=True)
+
+
+def _draw_by_rejection(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+    """Return ids [N], and the numbers of those rows that no draw brought an id of the nucleus.
+
+    An id is in the nucleus if all likelier ids together have at most `top_p`.
+
+    Args:
+        logits: [N, V].
+        uniform: [N, R].
+        temperature: Above 0, at most 1.
+        top_p: Between 0 and 1.
+    """
+    weights = logits.softmax(dim=-1)
+    drawn_from = weights if temperature == 1 else (logits / temperature).softmax(dim=-1)
+    candidates = _invert(drawn_from, uniform)
+    ids, rows = candidates[:, 0].clone(), torch.arange(len(logits), device=logits.device)
+    left, scratch = weights, torch.empty_like(weights)
+    for attempt in range(candidates.shape[1]):
+        candidate = candidates[rows, attempt]
+        ids[rows] = candidate
+        likelier = torch.gt(left, left.gather(1, candidate[:, None]), out=scratch[: len(rows)])
+        outside = likelier.mul_(left).sum(dim=-1) > top_p
+        if not outside.any():
+            return ids, rows[:0]
+        rows, left = rows[outside], left[outside]
+    return ids, rows

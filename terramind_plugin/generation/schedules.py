@@ -1,0 +1,139 @@
+"""How many tokens a decoding step fills in, and at which temperature.
+
+Source: MaskGIT (arXiv:2202.04200) for the cosine, 4M (arXiv:2312.06647) appendix for the rest; numbers as in their
+public implementations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+
+from terramind_plugin.errors import ConfigError, suggest
+
+SMALLEST_TEMPERATURE = 1e-9
+"""Where a schedule goes towards zero it stops here, so that its last steps still sample."""
+
+Scheme = Literal["roar", "maskgit"]
+SCHEMES = ("roar", "maskgit")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One decoding step."""
+
+    count: int
+    """Number of tokens it fills in, at least 1."""
+    temperature: float
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the tokens of one modality are drawn.
+
+    Raises:
+        ConfigError: A value is not possible.
+    """
+
+    steps: int = 1
+    """Decoding steps of an image modality; no more are made than it has tokens."""
+    scheme: str = "roar"
+    """'roar' fills in tokens in random order, 'maskgit' those that the model is surest of first."""
+    counts: str = "linear"
+    """Tokens per step: 'linear' (equally many) or 'cosine' (few at first)."""
+    temperature: float = 1.0
+    """Below 1 makes likely tokens likelier; 0 takes the likeliest."""
+    temperatures: str = "constant"
+    """Over the steps: 'constant', 'linear' (to zero) or 'onex:<least>:<power>' (falling as 1 / x ** power)."""
+    top_k: int | float = 0
+    """Draw from this many likeliest ids, or this share of all ids if it is a float; 0 for all."""
+    top_p: float = 0.8
+    """Draw from the likeliest ids that together have this probability; 0 or 1 for all."""
+    guidance: float = 1.0
+    """Strength of classifier-free guidance; 1 is none."""
+    max_tokens: int = 3
+    """Tokens of a sequence: latitude, longitude and end."""
+
+    def __post_init__(self) -> None:
+        for name, count in (("steps", self.steps), ("max_tokens", self.max_tokens)):
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise ConfigError(f"{name} must be a whole number of at least 1, got {count!r}.")
+        for name, value, limit in (
+            ("temperature", self.temperature, math.inf),
+            ("top_k", self.top_k, math.inf),
+            ("top_p", self.top_p, 1.0),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= limit:
+                upto = "" if limit == math.inf else f" and at most {limit:g}"
+                raise ConfigError(f"{name} must be a number of at least 0{upto}, got {value!r}.")
+        if isinstance(self.top_k, float) and self.top_k > 1:
+            raise ConfigError(f"top_k as a float is a share from 0 to 1, got {self.top_k}. Write {int(self.top_k)}.")
+        for name, text, known in (("scheme", self.scheme, SCHEMES), ("counts", self.counts, tuple(_COUNTS))):
+            if text not in known:
+                raise ConfigError(f"Unknown {name} '{text}'.{suggest(str(text), known)} Known: {', '.join(known)}.")
+        _temperatures(self.temperatures, 1.0, [1])
+
+    def plan(self, total: int) -> list[Step]:
+        """Return the steps that fill in `total` tokens, each of them once."""
+        counts = _COUNTS[self.counts](self.steps, total)
+        temperatures = _temperatures(self.temperatures, self.temperature, counts)
+        return [Step(count, degree) for count, degree in zip(counts, temperatures, strict=True) if count]
+
+
+def linear_counts(steps: int, total: int) -> list[int]:
+    """Return token counts that differ by at most one, larger ones first, without zeros.
+
+    Args:
+        steps: Number of steps.
+        total: Number of tokens.
+    """
+    edges = np.linspace(0, total, steps + 1, dtype=int)
+    return sorted((int(count) for count in np.diff(edges) if count), reverse=True)
+
+
+def cosine_counts(steps: int, total: int) -> list[int]:
+    """Return token counts that grow as the fall of a cosine; a count may be zero. Args as in `linear_counts`."""
+    shares = [0.5 * (1 + math.cos(math.pi * step / steps)) for step in range(steps)]
+    counts: list[int] = []
+    for before, after in pairwise(shares):
+        counts.append(min(round(total * (before - after)), total - sum(counts)))
+    return [*counts, total - sum(counts)]
+
+
+_COUNTS: dict[str, Callable[[int, int], list[int]]] = {"linear": linear_counts, "cosine": cosine_counts}
+
+
+def _temperatures(schedule: str, start: float, counts: Sequence[int]) -> list[float]:
+    """Return a temperature for each step.
+
+    Args:
+        schedule: See `Decoding.temperatures`.
+        start: Temperature of the first step.
+        counts: Tokens of each step.
+
+    Raises:
+        ConfigError: The schedule is unknown.
+    """
+    total, done = sum(counts), np.cumsum(counts)
+    name, *numbers = str(schedule).split(":")
+    if start == 0 or (name == "constant" and not numbers):
+        return [float(start)] * len(counts)
+    if name == "linear" and not numbers:
+        falling = start * (total - done) / total
+        values = np.concatenate([[start], falling[:-1]])
+    elif name == "onex" and len(numbers) == 2:
+        try:
+            least, power = (float(number) for number in numbers)
+        except ValueError:
+            raise ConfigError(f"temperatures '{schedule}': expected two numbers as in 'onex:0.1:0.5'.") from None
+        curve = 1 / np.linspace(1, 100, num=max(total, len(counts))) ** power
+        curve = (curve - curve.min()) / max(curve.max() - curve.min(), np.finfo(float).tiny)
+        values = least + (start - least) * (1 - done / total) * curve[: len(counts)]
+    else:
+        raise ConfigError(f"Unknown temperatures '{schedule}'. Use constant, linear or onex:<least>:<power>.")
+    return [float(value) for value in values.clip(min=SMALLEST_TEMPERATURE)]

@@ -1,0 +1,286 @@
+"""A frozen encoder-decoder that imagines the tokens of modalities nobody measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from terramind_plugin.errors import ConfigError, suggest
+from terramind_plugin.generation.decoding import FILLERS, SENTINELS, START, continue_sequence, first_piece
+from terramind_plugin.generation.model import Context, EncoderDecoder, Part, token_key
+from terramind_plugin.generation.sampling import Noise, guide
+from terramind_plugin.generation.schedules import Decoding
+from terramind_plugin.inputs import InputSpec
+from terramind_plugin.modalities import Modality, resolve
+from terramind_plugin.nn.token_embeddings import SequenceHead
+from terramind_plugin.variants import Variant
+
+Size = tuple[int, int]
+
+
+class Reading:
+    """The tokens the encoder reads, and the context they make: computed when asked for, and again after a change only.
+
+    Args:
+        model: The encoder-decoder.
+        parts: Tokens by checkpoint key.
+        batch: Number of samples.
+    """
+
+    def __init__(self, model: EncoderDecoder, parts: Mapping[str, Part], batch: int) -> None:
+        self.model = model
+        self.parts = dict(parts)
+        self.batch = batch
+        self._contexts: dict[frozenset[str], Context] = {}
+
+    def put(self, key: str, part: Part) -> None:
+        """Add or replace the tokens of a modality."""
+        self.parts[key] = part
+        self._contexts.clear()
+
+    def context(self, without: Collection[str] = ()) -> Context:
+        """Return the context of all tokens but those of some modalities."""
+        left_out = frozenset(without)
+        if left_out not in self._contexts:
+            parts = [part for key, part in self.parts.items() if key not in left_out]
+            self._contexts[left_out] = self.model.encode(parts, self.batch)
+        return self._contexts[left_out]
+
+
+class TokenGenerator(nn.Module):
+    """Token ids of some modalities, drawn one modality after the other given images and token ids of others.
+
+    It is frozen, stays in evaluation mode, and its weights are its own; it holds no image tokenizer.
+
+    Source: TerraMind (arXiv:2504.11171) sections 3.2 and 3.3.
+
+    Args:
+        variant: Architecture.
+        inputs: What it is given; those whose key is that of tokens come as token ids.
+        targets: Names of the modalities to predict, in the order of prediction.
+        remembered: Targets that the encoder reads once they are predicted, so that they condition what follows, their
+            own next step included. None for all but the last.
+        img_size: Height and width in pixels that position embeddings are made for, and that of the output if no input
+            has a size.
+        sentinels: Token ids that begin a piece of a sequence.
+
+    Raises:
+        ConfigError: A modality is unknown, named twice, or has no tokens.
+    """
+
+    def __init__(
+        self,
+        variant: Variant,
+        inputs: Sequence[InputSpec],
+        targets: Sequence[str],
+        *,
+        remembered: Sequence[str] | None = None,
+        img_size: Size = (224, 224),
+        sentinels: Sequence[int] | range = SENTINELS,
+    ) -> None:
+        super().__init__()
+        self.targets: dict[str, Modality] = plan_targets(targets)
+        names = list(self.targets)[:-1] if remembered is None else list(remembered)
+        for name in names:
+            if name not in self.targets:
+                raise ConfigError(f"remembered names '{name}', which is not among the targets {list(self.targets)}.")
+        self.sentinels = tuple(sentinels)
+        read = {spec.key: spec.pretrained for spec in inputs if _is_tokens(spec) and spec.pretrained is not None}
+        read |= {token_key(self.targets[name])[0]: self.targets[name] for name in names}
+        self.inputs = tuple(inputs)
+        self.model = EncoderDecoder(
+            variant,
+            images={spec.key: spec.channels for spec in inputs if not _is_tokens(spec)},
+            tokens=list(read.values()),
+            targets=list(self.targets.values()),
+            img_size=img_size,
+        )
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> TokenGenerator:
+        """Return itself, in evaluation mode whatever is asked: a frozen model has no other."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        inputs: Mapping[str, Tensor],
+        *,
+        targets: Sequence[str] | None = None,
+        present: Mapping[str, Tensor] | None = None,
+        image_size: Size | None = None,
+        seed: int | Sequence[int] | None = 0,
+        noise: Noise | None = None,
+        decoding: Decoding | Mapping[str, Decoding] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return token ids by name of the target: [B, rows, columns], or [B, L] for sequences, 0 where there is none.
+
+        Args:
+            inputs: By name, standardised images [B, bands, H, W] and token ids [B, rows, columns] or [B, L].
+            targets: Which of the model's targets; None for all that are not given. Their order is the model's.
+            present: For some inputs a boolean [B], False where a sample lacks it. A sample without any uses what was
+                given in its place.
+            image_size: Height and width in pixels of the targets; None for those of the inputs.
+            seed: One that each sample starts from, or one for each sample; None for a new one in each call.
+            noise: Random numbers in place of `seed`.
+            decoding: How to draw, for all or by target; the default is one step at temperature 1 and top-p 0.8.
+
+        Raises:
+            ConfigError: There is no input, a target is given or unknown, or sizes, batches or seeds do not fit.
+        """
+        reading = self.read(inputs, present=present)
+        size = self._grid(inputs, image_size)
+        noise = noise if noise is not None else Noise.from_seed(seed, reading.batch)
+        guided = set(reading.parts)
+        wanted = self._wanted(targets, reading)
+        for name in wanted:
+            self._announce(name, reading)
+        ids: dict[str, Tensor] = {}
+        for name in wanted:
+            how = decoding.get(name, Decoding()) if isinstance(decoding, Mapping) else decoding or Decoding()
+            key, _ = token_key(self.targets[name])
+            ids[name] = self._predict(key, size, how, reading, noise, guided)
+            guided.add(key)
+        return ids
+
+    def read(self, inputs: Mapping[str, Tensor], *, present: Mapping[str, Tensor] | None = None) -> Reading:
+        """Return what the encoder reads; arguments as in `forward`.
+
+        Raises:
+            ConfigError: There is no input, or batches differ.
+        """
+        specs = {spec.name: spec for spec in self.inputs}
+        unknown = [name for name in inputs if name not in specs]
+        if unknown or not inputs:
+            raise ConfigError(f"Got inputs {list(inputs)}, expected one or several of {list(specs)}.")
+        batches = {name: len(x) for name, x in inputs.items()}
+        if len(set(batches.values())) > 1:
+            raise ConfigError(f"Batch sizes differ: {batches}.")
+        masks = _masks(inputs, present)
+        parts: dict[str, Part] = {}
+        for name, x in inputs.items():
+            key = specs[name].key
+            if not _is_tokens(specs[name]):
+                # What a sample lacks may be NaN, which no mask stops.
+                part = self.model.embed_image(key, x if masks is None else x.nan_to_num(nan=0.0))
+            elif x.ndim == 3:
+                part = self.model.embed_grid(key, x)
+            else:
+                part = self.model.embed_sequence(key, x)
+            parts[key] = part.where(None if masks is None else masks[name])
+        return Reading(self.model, parts, next(iter(batches.values())))
+
+    def _wanted(self, targets: Sequence[str] | None, reading: Reading) -> list[str]:
+        """Return the targets to predict, in the model's order."""
+        given = {name for name, modality in self.targets.items() if token_key(modality)[0] in reading.parts}
+        if targets is None:
+            return [name for name in self.targets if name not in given]
+        for name in targets:
+            if name not in self.targets:
+                raise ConfigError(f"Unknown target '{name}'.{suggest(name, self.targets)} Known: {list(self.targets)}.")
+            if name in given:
+                raise ConfigError(f"{name} is given and asked for. Leave it out of the input or of the targets.")
+        return [name for name in self.targets if name in targets]
+
+    def _grid(self, inputs: Mapping[str, Tensor], image_size: Size | None) -> Size:
+        """Return rows and columns of the targets' tokens."""
+        patch = self.model.patch_size
+        sizes: dict[str, Size] = {}
+        for spec in self.inputs:
+            x = inputs.get(spec.name)
+            if x is not None and x.ndim == 4:
+                sizes[spec.name] = (x.shape[2] // patch, x.shape[3] // patch)
+            elif x is not None and x.ndim == 3:
+                sizes[spec.name] = (x.shape[1], x.shape[2])
+        if image_size is not None or not sizes:
+            height, width = image_size or self.model.img_size
+            if min(height, width) < patch or height % patch or width % patch:
+                raise ConfigError(f"image_size must be multiples of {patch}, got {height} x {width}.")
+            sizes["image_size"] = (height // patch, width // patch)
+        if len(set(sizes.values())) > 1:
+            shown = ", ".join(f"{name} {rows} x {columns}" for name, (rows, columns) in sizes.items())
+            raise ConfigError(f"Inputs and output need one size, got {shown} tokens. Resample them to one grid.")
+        return next(iter(sizes.values()))
+
+    def _announce(self, name: str, reading: Reading) -> None:
+        """Show the encoder the start of a sequence that is to come, as in pre-training."""
+        key, _ = token_key(self.targets[name])
+        if self.targets[name].max_length is not None and key in self.model.encoder_embeddings:
+            start = torch.full((reading.batch, 1), START, device=self.model.mask_token.device)
+            reading.put(key, self.model.embed_sequence(key, start))
+
+    def _predict(
+        self, key: str, size: Size, how: Decoding, reading: Reading, noise: Noise, guided: Collection[str]
+    ) -> Tensor:
+        """Return token ids of one target and let the encoder read them if it can."""
+        model, device = self.model, self.model.mask_token.device
+        is_read = key in model.encoder_embeddings
+        if how.guidance == 1:
+            guided = ()
+
+        if isinstance(model.decoder_embeddings[key], SequenceHead):
+
+            def score_next(sequence: Tensor) -> Tensor:
+                return _guided(lambda context: model.next_logits(key, sequence, context), reading, guided, how)
+
+            sequence = first_piece(continue_sequence(score_next, how, noise, device), self.sentinels)
+            if is_read:
+                reading.put(key, model.embed_sequence(key, sequence))
+            return sequence
+
+        def score(index: Tensor) -> Tensor:
+            return _guided(lambda context: model.grid_logits(key, index, size, context), reading, guided, how)
+
+        def reveal(index: Tensor, ids: Tensor) -> None:
+            if is_read:
+                reading.put(key, model.embed_some(key, ids, index, size))
+
+        ids = FILLERS[how.scheme](score, reveal, size[0] * size[1], how, noise, device).unflatten(1, size)
+        if is_read:
+            reading.put(key, model.embed_grid(key, ids))
+        return ids
+
+
+def plan_targets(names: Sequence[str]) -> dict[str, Modality]:
+    """Return the modalities to predict, by the user's names.
+
+    Raises:
+        ConfigError: There are none, or a modality is unknown, named twice, or has no tokens.
+    """
+    if not names or isinstance(names, str):
+        raise ConfigError(f"The modalities to predict must be a list of names, e.g. [LULC], got {names!r}.")
+    targets: dict[str, Modality] = {}
+    for name in names:
+        modality = resolve(str(name))
+        if modality.name == "caption":
+            raise ConfigError("caption is not supported by the TerraMind 1.0 weights: they have no captions.")
+        token_key(modality)
+        if modality in targets.values():
+            raise ConfigError(f"{modality.name} is named twice in {list(names)}.")
+        targets[str(name)] = modality
+    return targets
+
+
+def _is_tokens(spec: InputSpec) -> bool:
+    return spec.pretrained is not None and spec.key == spec.pretrained.token_key
+
+
+def _masks(inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
+    """Return for each input a boolean [B], True where a sample has it; None if all have all."""
+    if not present:
+        return None
+    first = next(iter(inputs.values()))
+    everyone = torch.ones(len(first), dtype=torch.bool, device=first.device)
+    masks = torch.stack([present.get(name, everyone).to(everyone) for name in inputs])
+    # A sample without any would attend to nothing, and softmax over nothing is NaN.
+    masks = masks | ~masks.any(dim=0)
+    return dict(zip(inputs, masks.unbind(0), strict=True))
+
+
+def _guided(score: Callable[[Context], Tensor], reading: Reading, guided: Collection[str], how: Decoding) -> Tensor:
+    """Return scores, moved away from those without the guided modalities if there are any."""
+    scores = score(reading.context())
+    return guide(score(reading.context(without=guided)), [scores], [how.guidance]) if guided else scores
