@@ -147,7 +147,7 @@ def run(words: list[str]) -> None:
         ConfigError: The configuration is not possible; the message says what is wrong, and nothing else.
     """
     os.environ.update(RASTER_OPTIONS)
-    sys.argv = ["terramind", *words]
+    sys.argv = [sys.argv[0], *words]  # the program's path stays: Lightning starts further processes with it
     assert terramind_plugin.__version__  # the import above is what registers the models
     patient: dict[str, Any] = {"exit_on_error": False}
     try:
