@@ -114,6 +114,7 @@ def test_training_after_inference_mode(embedding, calls):
     assert torch.equal(before, after)
     assert embedding.mod_emb.grad is not None
     assert calls == [(6, 6)]
+    assert not embedding.positions((6, 6)).is_inference()
 
 
 def test_the_cache_is_no_weight(embedding):

@@ -74,6 +74,16 @@ def test_other_native_size(compare, img_size):
     compare("tiny", ["S2L2A"], img_size=img_size, pixels=(256, 256))
 
 
+@pytest.mark.parametrize("img_size", [224, 256])
+def test_positions(backbones, img_size):
+    name = "encoder_embeddings.untok_dem@224.pos_emb"
+    ours, theirs = (
+        backbones.build(f"{source}_v1_tiny", modalities=["DEM"], img_size=img_size).state_dict()[name]
+        for source in ("terramind", "terratorch_terramind")
+    )
+    assert torch.allclose(ours, theirs, atol=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["small", "base", "large"])
 @pytest.mark.parametrize("pixels", [(256, 256), (512, 512)])
