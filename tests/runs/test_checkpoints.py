@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Fitted, fit_once
+from running import Fitted, fit_once
 
 from terramind_plugin.backbones.vit import TerraMindBackbone
 

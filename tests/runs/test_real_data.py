@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
-from conftest import REPOSITORY, Fitted, fit_once
 from rasterio.windows import Window
+from running import REPOSITORY, Fitted, fit_once
 
 CHIPS = REPOSITORY.parent / "shared" / "data" / "sen1floods11"
 ENDINGS = {"S2L1CHand": "S2Hand", "S1GRDHand": "S1Hand", "LabelHand": "LabelHand"}
