@@ -24,7 +24,7 @@ def build_blocks(
     drop_path_rate: float = 0.0,
 ) -> nn.ModuleList:
     """Return `depth` blocks; drop path grows linearly from 0 to `drop_path_rate` with depth."""
-    rates = torch.linspace(0, drop_path_rate, depth).tolist()
+    rates = [drop_path_rate * index / max(depth - 1, 1) for index in range(depth)]
     return nn.ModuleList(
         Block(
             dim,
