@@ -20,13 +20,15 @@ _LAZY = {
     "TerraMindBackbone": "terramind_plugin.backbones.vit",
     "TerraMindDataModule": "terramind_plugin.data.datamodule",
     "TokenPyramid": "terramind_plugin.necks",
+    "CoordsTokenizer": "terramind_plugin.tokenizers.sequence",
+    "ImageTokenizer": "terramind_plugin.tokenizers.image",
     "BackboneUnfreeze": "terramind_plugin.callbacks",
     "FiniteLoss": "terramind_plugin.callbacks",
     "GeoTiffWriter": "terramind_plugin.callbacks",
     "SegmentationImages": "terramind_plugin.callbacks",
 }
 
-__all__ = ["__version__", *_LAZY]  # noqa: PLE0604
+__all__ = ["__version__", *_LAZY]
 _REGISTRIES = "terratorch.registry"
 
 

@@ -21,6 +21,7 @@ from terratorch.registry.registry import MultiSourceRegistry, Registry
 from terratorch.utils import InvalidModelError
 
 from terramind_plugin.errors import ConfigError, suggest
+from terramind_plugin.tokenizers.variants import TOKENIZERS
 from terramind_plugin.variants import VARIANTS
 
 SOURCE = "terramind"
@@ -111,6 +112,17 @@ def _backbone_builder(variant: str) -> Callable[..., Any]:
     return build
 
 
+def _tokenizer_builder(name: str) -> Callable[..., Any]:
+    def build(*args: Any, **kwargs: Any) -> Any:
+        from terramind_plugin.builders import build_image_tokenizer
+
+        return build_image_tokenizer(name, *args, **kwargs)
+
+    build.__name__ = name
+    build.__doc__ = f"Return the image tokenizer {name}; arguments as in `build_image_tokenizer`."
+    return build
+
+
 def _neck_builder(class_name: str) -> Callable[..., Any]:
     def build(*args: Any, **kwargs: Any) -> Any:
         from terramind_plugin import necks
@@ -128,4 +140,6 @@ def register() -> None:
         backbones.add(variant, _backbone_builder(variant))
     necks = _source(NECK_REGISTRY, TERRATORCH_NECK_REGISTRY)
     necks.add("terramind_pyramid", _neck_builder("TokenPyramid"))
-    _source(FULL_MODEL_REGISTRY, TERRATORCH_FULL_MODEL_REGISTRY)
+    models = _source(FULL_MODEL_REGISTRY, TERRATORCH_FULL_MODEL_REGISTRY)
+    for tokenizer in TOKENIZERS:
+        models.add(tokenizer, _tokenizer_builder(tokenizer))
