@@ -26,6 +26,16 @@ class InputSpec:
     band_sources: tuple[int | None, ...] | None
     """For each channel its position in the pre-training data, None for a new band; None for all bands in order."""
 
+    @property
+    def is_tokens(self) -> bool:
+        """Whether it enters the model as token ids, not as pixels."""
+        return self.pretrained is not None and self.key == self.pretrained.token_key
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether it is a short text, which has no place in a feature map."""
+        return self.pretrained is not None and self.pretrained.kind == "sequence"
+
 
 def plan_inputs(
     modalities: Sequence[str | Mapping[str, int]] | Mapping[str, int] | None,

@@ -6,7 +6,7 @@ published checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from terramind_plugin.errors import ConfigError
+from terramind_plugin.inputs import InputSpec
 from terramind_plugin.modalities import MODALITIES, Modality
 from terramind_plugin.nn.decoder import CrossAttention, DecoderBlock, KeysValues, run_decoder
 from terramind_plugin.nn.embeddings import ImageEmbedding
@@ -66,9 +67,9 @@ class EncoderDecoder(nn.Module):
 
     Args:
         variant: Architecture.
-        images: Checkpoint key and channels of each modality that enters as pixels.
-        tokens: Modalities that enter as token ids.
-        targets: Modalities that can be predicted. One that is in `tokens`, too, can condition those after it.
+        inputs: What the encoder is given; those whose key is that of tokens enter as token ids.
+        targets: Modalities that can be predicted.
+        remembered: Modalities whose token ids the encoder can read besides the inputs', to condition what follows.
         img_size: Height and width in pixels that position embeddings are made for.
 
     Raises:
@@ -78,22 +79,25 @@ class EncoderDecoder(nn.Module):
     def __init__(
         self,
         variant: Variant,
-        *,
-        images: Mapping[str, int],
-        tokens: Sequence[Modality],
+        inputs: Sequence[InputSpec],
         targets: Sequence[Modality],
+        *,
+        remembered: Sequence[Modality] = (),
         img_size: tuple[int, int],
     ) -> None:
         super().__init__()
         dim, patch = variant.dim, variant.patch_size
         self.variant = variant
+        self.inputs = tuple(inputs)
         self.patch_size = patch
         self.img_size = img_size
-        encoder: dict[str, nn.Module] = {
-            key: ImageEmbedding(channels, dim, patch, img_size) for key, channels in images.items()
-        }
+        encoder: dict[str, nn.Module] = {}
         decoder: dict[str, nn.Module] = {}
-        for modality in tokens:
+        for spec in inputs:
+            if not spec.is_tokens:
+                encoder[spec.key] = ImageEmbedding(spec.channels, dim, patch, img_size)
+        read = [spec.pretrained for spec in inputs if spec.pretrained is not None and spec.is_tokens]
+        for modality in dict.fromkeys([*read, *remembered]):
             key, vocab_size = token_key(modality)
             if modality.max_length is not None:
                 encoder[key] = SequenceEmbedding(vocab_size, dim, modality.max_length)

@@ -87,14 +87,12 @@ class TokenGenerator(nn.Module):
             if name not in self.targets:
                 raise ConfigError(f"remembered names '{name}', which is not among the targets {list(self.targets)}.")
         self.sentinels = tuple(sentinels)
-        read = {spec.key: spec.pretrained for spec in inputs if _is_tokens(spec) and spec.pretrained is not None}
-        read |= {token_key(self.targets[name])[0]: self.targets[name] for name in names}
         self.inputs = tuple(inputs)
         self.model = EncoderDecoder(
             variant,
-            images={spec.key: spec.channels for spec in inputs if not _is_tokens(spec)},
-            tokens=list(read.values()),
-            targets=list(self.targets.values()),
+            inputs,
+            list(self.targets.values()),
+            remembered=[self.targets[name] for name in names],
             img_size=img_size,
         )
         self.requires_grad_(False)
@@ -136,8 +134,7 @@ class TokenGenerator(nn.Module):
         noise = noise if noise is not None else Noise.from_seed(seed, reading.batch)
         guided = set(reading.parts)
         wanted = self._wanted(targets, reading)
-        for name in wanted:
-            self._announce(name, reading)
+        self.announce(wanted, reading)
         ids: dict[str, Tensor] = {}
         for name in wanted:
             how = decoding.get(name, Decoding()) if isinstance(decoding, Mapping) else decoding or Decoding()
@@ -152,25 +149,26 @@ class TokenGenerator(nn.Module):
         Raises:
             ConfigError: There is no input, or batches differ.
         """
-        specs = {spec.name: spec for spec in self.inputs}
-        unknown = [name for name in inputs if name not in specs]
-        if unknown or not inputs:
-            raise ConfigError(f"Got inputs {list(inputs)}, expected one or several of {list(specs)}.")
+        known = [spec.name for spec in self.inputs]
+        if not inputs or any(name not in known for name in inputs):
+            raise ConfigError(f"Got inputs {list(inputs)}, expected one or several of {known}.")
         batches = {name: len(x) for name, x in inputs.items()}
         if len(set(batches.values())) > 1:
             raise ConfigError(f"Batch sizes differ: {batches}.")
         masks = _masks(inputs, present)
         parts: dict[str, Part] = {}
-        for name, x in inputs.items():
-            key = specs[name].key
-            if not _is_tokens(specs[name]):
+        for spec in self.inputs:
+            x = inputs.get(spec.name)
+            if x is None:
+                continue
+            if not spec.is_tokens:
                 # What a sample lacks may be NaN, which no mask stops.
-                part = self.model.embed_image(key, x if masks is None else x.nan_to_num(nan=0.0))
+                part = self.model.embed_image(spec.key, x if masks is None else x.nan_to_num(nan=0.0))
             elif x.ndim == 3:
-                part = self.model.embed_grid(key, x)
+                part = self.model.embed_grid(spec.key, x)
             else:
-                part = self.model.embed_sequence(key, x)
-            parts[key] = part.where(None if masks is None else masks[name])
+                part = self.model.embed_sequence(spec.key, x)
+            parts[spec.key] = part.where(None if masks is None else masks[spec.name])
         return Reading(self.model, parts, next(iter(batches.values())))
 
     def _wanted(self, targets: Sequence[str] | None, reading: Reading) -> list[str]:
@@ -196,21 +194,25 @@ class TokenGenerator(nn.Module):
             elif x is not None and x.ndim == 3:
                 sizes[spec.name] = (x.shape[1], x.shape[2])
         if image_size is not None or not sizes:
-            height, width = image_size or self.model.img_size
-            if min(height, width) < patch or height % patch or width % patch:
-                raise ConfigError(f"image_size must be multiples of {patch}, got {height} x {width}.")
+            height, width = check_size(image_size or self.model.img_size, patch)
             sizes["image_size"] = (height // patch, width // patch)
         if len(set(sizes.values())) > 1:
             shown = ", ".join(f"{name} {rows} x {columns}" for name, (rows, columns) in sizes.items())
             raise ConfigError(f"Inputs and output need one size, got {shown} tokens. Resample them to one grid.")
         return next(iter(sizes.values()))
 
-    def _announce(self, name: str, reading: Reading) -> None:
-        """Show the encoder the start of a sequence that is to come, as in pre-training."""
-        key, _ = token_key(self.targets[name])
-        if self.targets[name].max_length is not None and key in self.model.encoder_embeddings:
-            start = torch.full((reading.batch, 1), START, device=self.model.mask_token.device)
-            reading.put(key, self.model.embed_sequence(key, start))
+    def announce(self, names: Sequence[str], reading: Reading) -> None:
+        """Show the encoder the start of the sequences that are to come, as in pre-training.
+
+        Args:
+            names: The targets to predict.
+            reading: What the encoder reads, changed in place.
+        """
+        for name in names:
+            key, _ = token_key(self.targets[name])
+            if self.targets[name].max_length is not None and key in self.model.encoder_embeddings:
+                start = torch.full((reading.batch, 1), START, device=self.model.mask_token.device)
+                reading.put(key, self.model.embed_sequence(key, start))
 
     def _predict(
         self, key: str, size: Size, how: Decoding, reading: Reading, noise: Noise, guided: Collection[str]
@@ -244,6 +246,22 @@ class TokenGenerator(nn.Module):
         return ids
 
 
+def check_size(image_size: int | Sequence[int], patch_size: int) -> Size:
+    """Return height and width in pixels.
+
+    Args:
+        image_size: Height and width, or one number for both.
+        patch_size: Both must be multiples of it.
+
+    Raises:
+        ConfigError: They are not.
+    """
+    sizes = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(sizes) != 2 or any(not isinstance(n, int) or n < patch_size or n % patch_size for n in sizes):
+        raise ConfigError(f"image_size must be a multiple of {patch_size} in height and width, got {image_size}.")
+    return sizes[0], sizes[1]
+
+
 def plan_targets(names: Sequence[str]) -> dict[str, Modality]:
     """Return the modalities to predict, by the user's names.
 
@@ -262,10 +280,6 @@ def plan_targets(names: Sequence[str]) -> dict[str, Modality]:
             raise ConfigError(f"{modality.name} is named twice in {list(names)}.")
         targets[str(name)] = modality
     return targets
-
-
-def _is_tokens(spec: InputSpec) -> bool:
-    return spec.pretrained is not None and spec.key == spec.pretrained.token_key
 
 
 def _masks(inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
