@@ -6,11 +6,19 @@ SwiGLU in the large sizes. Parameter names are those of the published checkpoint
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from timm.layers import DropPath
 from torch import Tensor, nn
+
+MANY_KEYS = 1024
+"""Number of keys beyond which attention never holds all its scores at once."""
+
+HAS_AMX = hasattr(torch.cpu, "get_capabilities") and bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+"""Whether the CPU has matrix units, which torch's fused attention uses; False where torch is too old to say."""
 
 
 class LayerNorm(nn.Module):
@@ -22,6 +30,8 @@ class LayerNorm(nn.Module):
         dim: Size of the last dimension.
         eps: Added to the variance.
     """
+
+    bias: Tensor
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -41,19 +51,33 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout:
         q: Queries [B, heads, N, dim].
         k: Keys [B, heads, M, dim].
         v: Values [B, heads, M, dim].
-        mask: Boolean, broadcastable to [B, heads, N, M]; True means attend.
+        mask: Boolean, broadcastable to [B, heads, N, M]; True means attend. A query without any key gives zero.
         dropout: Share of attention weights that are dropped.
     """
-    if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16):
-        # torch's CPU kernel gains nothing from half precision; two matrix products do.
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf"))
+    if not _matmuls_are_faster(q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    # Contiguous heads: the product would otherwise copy the transposed keys element by element.
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if mask is None:
         weights = scores.softmax(dim=-1)
-        if dropout:
-            weights = F.dropout(weights, dropout)
-        return weights.to(v.dtype) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    else:
+        # The second fill is for queries that may attend to nothing: zero, as torch's own attention gives.
+        weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1).masked_fill(~mask, 0.0)
+    if dropout:
+        weights = F.dropout(weights, dropout)
+    return weights.to(v.dtype) @ v
+
+
+def _matmuls_are_faster(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Return whether two matrix products beat torch's fused attention.
+
+    They do in half precision on a CPU: the fused kernel is slow in its backward pass, and without AMX in its forward
+    pass, too. They keep all scores, so they pay only while those are few.
+    """
+    if q.device.type != "cpu" or q.dtype not in (torch.bfloat16, torch.float16) or k.shape[-2] > MANY_KEYS:
+        return False
+    return not HAS_AMX or q.requires_grad or k.requires_grad or v.requires_grad
 
 
 class Attention(nn.Module):
@@ -82,6 +106,40 @@ class Attention(nn.Module):
         return self.proj_drop(self.proj(rearrange(out, "b h n d -> b n (h d)")))
 
 
+class _SwiGlu(torch.autograd.Function):
+    """silu(gate) * value that keeps its two inputs for the backward pass, and not silu(gate) as well."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gate: Tensor, value: Tensor) -> Tensor:
+        return F.silu(gate).mul_(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, value = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * value, gate), grad * F.silu(gate)
+
+
+def swiglu(gate: Tensor, value: Tensor) -> Tensor:
+    """Return silu(gate) * value.
+
+    Args:
+        gate: Any shape; overwritten where no gradient is needed.
+        value: The same shape.
+    """
+    if torch.compiler.is_compiling():  # the compiler fuses, and chooses itself what to keep
+        return F.silu(gate) * value
+    if gate.requires_grad or value.requires_grad:
+        return _SwiGlu.apply(gate, value)
+    # Fresh memory costs a CPU more than the arithmetic does.
+    return F.silu(gate, inplace=True).mul_(value)
+
+
 class GatedMlp(nn.Module):
     """SwiGLU feed-forward layer (arXiv:2002.05202).
 
@@ -100,7 +158,7 @@ class GatedMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens [B, N, dim]."""
-        return self.fc2(F.silu(self.fc1(x)) * self.fc3(x))
+        return self.fc2(swiglu(self.fc1(x), self.fc3(x)))
 
 
 class Mlp(nn.Module):
