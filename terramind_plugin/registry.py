@@ -6,6 +6,7 @@ here, `terramind_v1_base` means this package and `terratorch_terramind_v1_base` 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -101,35 +102,21 @@ def _source(registry: MultiSourceRegistry[Any], fallback: Registry) -> PluginReg
     return registry[SOURCE]
 
 
-def _backbone_builder(variant: str) -> Callable[..., Any]:
+def _lazily(name: str, module: str, function: str, *leading: Any) -> Callable[..., Any]:
+    """Return a builder that imports what it calls when it is called.
+
+    Args:
+        name: What it builds.
+        module: Where the function is, below this package.
+        function: Its name.
+        leading: Arguments that go before those of the configuration.
+    """
+
     def build(*args: Any, **kwargs: Any) -> Any:
-        from terramind_plugin.backbones.build import build_backbone
-
-        return build_backbone(variant, *args, **kwargs)
-
-    build.__name__ = variant
-    build.__doc__ = f"Return the backbone {variant}; arguments as in `build_backbone`."
-    return build
-
-
-def _tokenizer_builder(name: str) -> Callable[..., Any]:
-    def build(*args: Any, **kwargs: Any) -> Any:
-        from terramind_plugin.builders import build_image_tokenizer
-
-        return build_image_tokenizer(name, *args, **kwargs)
+        return getattr(importlib.import_module(f"terramind_plugin.{module}"), function)(*leading, *args, **kwargs)
 
     build.__name__ = name
-    build.__doc__ = f"Return the image tokenizer {name}; arguments as in `build_image_tokenizer`."
-    return build
-
-
-def _neck_builder(class_name: str) -> Callable[..., Any]:
-    def build(*args: Any, **kwargs: Any) -> Any:
-        from terramind_plugin import necks
-
-        return getattr(necks, class_name)(*args, **kwargs)
-
-    build.__name__ = class_name
+    build.__doc__ = f"Return {name}; arguments as in terramind_plugin.{module}.{function}."
     return build
 
 
@@ -137,9 +124,11 @@ def register() -> None:
     """Add everything this package has to TerraTorch's registries; calling it again changes nothing."""
     backbones = _source(BACKBONE_REGISTRY, TERRATORCH_BACKBONE_REGISTRY)
     for variant in VARIANTS:
-        backbones.add(variant, _backbone_builder(variant))
+        backbones.add(variant, _lazily(variant, "backbones.build", "build_backbone", variant))
+        tim = f"{variant}_tim"
+        backbones.add(tim, _lazily(tim, "backbones.build", "build_tim", variant))
     necks = _source(NECK_REGISTRY, TERRATORCH_NECK_REGISTRY)
-    necks.add("terramind_pyramid", _neck_builder("TokenPyramid"))
+    necks.add("terramind_pyramid", _lazily("terramind_pyramid", "necks", "TokenPyramid"))
     models = _source(FULL_MODEL_REGISTRY, TERRATORCH_FULL_MODEL_REGISTRY)
     for tokenizer in TOKENIZERS:
-        models.add(tokenizer, _tokenizer_builder(tokenizer))
+        models.add(tokenizer, _lazily(tokenizer, "builders", "build_image_tokenizer", tokenizer))

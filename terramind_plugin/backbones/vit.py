@@ -12,10 +12,12 @@ from torch.utils import _pytree as pytree
 
 from terramind_plugin.backbones import fuse
 from terramind_plugin.errors import ConfigError, suggest
-from terramind_plugin.inputs import check_shapes, collect_inputs, plan_inputs
+from terramind_plugin.generation.model import token_key
+from terramind_plugin.inputs import InputSpec, check_shapes, collect_inputs, plan_inputs
 from terramind_plugin.nn.embeddings import ImageEmbedding
 from terramind_plugin.nn.encoder import build_blocks, initialise, run_blocks
 from terramind_plugin.nn.layers import LayerNorm
+from terramind_plugin.nn.token_embeddings import SequenceEmbedding, TokenEmbedding
 from terramind_plugin.variants import Variant
 
 
@@ -85,6 +87,7 @@ class TerraMindBackbone(nn.Module):
         modality_drop_rate: Probability with which a sample loses a modality during training; never its last.
         num_register_tokens: Learnt tokens in front of the sequence that no feature map holds.
         activation_checkpointing: New. Recompute activations in the backward pass: less memory, about a third slower.
+        imagined: New. Modalities that come as token ids, which a subclass makes itself.
 
     Raises:
         ConfigError: A name or number is not possible; the message says what is.
@@ -106,10 +109,12 @@ class TerraMindBackbone(nn.Module):
         modality_drop_rate: float = 0.0,
         num_register_tokens: int = 0,
         activation_checkpointing: bool = False,
+        imagined: Sequence[InputSpec] = (),
     ) -> None:
         super().__init__()
         self.variant = variant
-        self.inputs = plan_inputs(modalities, bands, new_bands)
+        self.given = plan_inputs(modalities, bands, new_bands)
+        self.inputs = (*self.given, *imagined)
         self.modalities = [spec.name for spec in self.inputs]
         self.merge_method = _check_merge_method(merge_method)
         self.layers = _check_layers(out_indices, variant.depth)
@@ -129,7 +134,7 @@ class TerraMindBackbone(nn.Module):
 
         dim = variant.dim
         self.encoder_embeddings = nn.ModuleDict(
-            {spec.key: ImageEmbedding(spec.channels, dim, variant.patch_size, self.img_size) for spec in self.inputs}
+            {spec.key: _build_embedding(spec, variant, self.img_size) for spec in self.inputs}
         )
         self.encoder = build_blocks(
             dim,
@@ -149,7 +154,9 @@ class TerraMindBackbone(nn.Module):
             self.missing_mod_token = nn.Parameter(torch.zeros(dim))
         initialise(self)
 
-        width = dim * len(self.inputs) if self.merge_method == "concat" else dim
+        self.places = tuple(spec.name for spec in self.inputs if not spec.is_sequence)
+        """Modalities that the feature maps hold; sequences have no place in them."""
+        width = dim * len(self.places) if self.merge_method == "concat" else dim
         widths = [width] * len(self.layers)
         self.out_channels = widths if out_indices is None else LayerList(widths, self.layers, positions=True)
         """Channels of each returned layer, as TerraTorch's necks read them."""
@@ -182,19 +189,61 @@ class TerraMindBackbone(nn.Module):
         Raises:
             ConfigError: An input is unknown or has a wrong shape, or a mask does not fit the batch.
         """
-        if not modality_mask:
-            modality_mask = None
         inputs = collect_inputs(self.inputs, x, named)
         check_shapes(self.inputs, inputs, self.patch_size, same_size=self.merge_method in ("mean", "max", "concat"))
-        present = self._present(inputs, modality_mask)
-        tokens = {}
+        if modality_mask:
+            present = self._measured(inputs, modality_mask)
+            inputs = {name: image.nan_to_num(nan=0.0) for name, image in inputs.items()}
+        else:
+            present = None
+        return self._encode(inputs, self._drop(inputs, present))
+
+    def _measured(self, inputs: Mapping[str, Tensor], modality_mask: Mapping[str, Tensor]) -> Tensor:
+        """Return a boolean [modalities, B], True where a sample has one of the given modalities."""
+        masks = collect_inputs(self.inputs, modality_mask, {})
+        marked = {name: image.isnan().flatten(1).all(dim=1) for name, image in inputs.items()}
+        return torch.stack([~marks & _fit_mask(name, masks.get(name), marks) for name, marks in marked.items()])
+
+    def _drop(self, inputs: Mapping[str, Tensor], present: Tensor | None) -> dict[str, Tensor] | None:
+        """Return for each given modality a boolean [B], True where it is used; None if all are by all samples.
+
+        Args:
+            inputs: What is given.
+            present: Boolean [modalities, B], True where a sample has it; None if all have all.
+        """
+        dropping = self.training and self.modality_drop_rate > 0 and len(inputs) > 1
+        if present is None and not dropping:
+            return None
+        first = next(iter(inputs.values()))
+        if present is None:
+            present = torch.ones(len(inputs), first.shape[0], dtype=torch.bool, device=first.device)
+        if dropping:
+            keep = torch.rand(present.shape, device=first.device) >= self.modality_drop_rate
+            # The real modality with the highest draw survives, so that no sample ends up with none.
+            draw = torch.rand(present.shape, device=first.device).masked_fill(~present, -1.0)
+            keep |= torch.zeros_like(keep).scatter(0, draw.argmax(dim=0, keepdim=True), True)
+            present = present & keep
+        # A sample without any modality attends to what it was given: an empty softmax is NaN.
+        present = present | ~present.any(dim=0)
+        return dict(zip(inputs, present.unbind(0), strict=True))
+
+    def _encode(self, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None) -> list[Any]:
+        """Return the merged features of the selected layers.
+
+        Args:
+            inputs: Images, and token ids of what is imagined, by modality and in the model's order.
+            present: From `_drop`.
+        """
+        tokens: dict[str, Tensor] = {}
+        gaps: dict[str, Tensor] = {}
         for spec in self.inputs:
             if spec.name in inputs:
-                image = inputs[spec.name] if modality_mask is None else inputs[spec.name].nan_to_num(nan=0.0)
-                tokens[spec.name] = self.encoder_embeddings[spec.key](image)
+                tokens[spec.name] = self.encoder_embeddings[spec.key](inputs[spec.name])
+                if spec.is_sequence:
+                    gaps[spec.name] = inputs[spec.name] != 0
         lengths = [t.shape[1] for t in tokens.values()]
         sequence = torch.cat(list(tokens.values()), dim=1) if len(tokens) > 1 else next(iter(tokens.values()))
-        mask = self._token_mask(present, tokens)
+        mask = self._token_mask(present, tokens, gaps)
         if self.register_tokens is not None:
             sequence = torch.cat([self.register_tokens.expand(len(sequence), -1, -1).to(sequence.dtype), sequence], 1)
         features = run_blocks(
@@ -208,34 +257,22 @@ class TerraMindBackbone(nn.Module):
         merged = [self._merge(layer, list(tokens), lengths, present) for layer in features]
         return LayerList(merged, self.layers) if self._selects_layers else merged
 
-    def _present(
-        self, inputs: Mapping[str, Tensor], modality_mask: Mapping[str, Tensor] | None
-    ) -> dict[str, Tensor] | None:
-        """Return for each given modality a boolean [B], True where a sample has it; None if all have all."""
-        dropping = self.training and self.modality_drop_rate > 0 and len(inputs) > 1
-        if modality_mask is None and not dropping:
-            return None
-        first = next(iter(inputs.values()))
-        present = torch.ones(len(inputs), first.shape[0], dtype=torch.bool, device=first.device)
-        if modality_mask is not None:
-            masks = collect_inputs(self.inputs, modality_mask, {})
-            marked = {name: image.isnan().flatten(1).all(dim=1) for name, image in inputs.items()}
-            present = torch.stack([~marks & _fit_mask(name, masks.get(name), marks) for name, marks in marked.items()])
-        if dropping:
-            keep = torch.rand(present.shape, device=first.device) >= self.modality_drop_rate
-            # The real modality with the highest draw survives, so that no sample ends up with none.
-            draw = torch.rand(present.shape, device=first.device).masked_fill(~present, -1.0)
-            keep |= torch.zeros_like(keep).scatter(0, draw.argmax(dim=0, keepdim=True), True)
-            present = present & keep
-        # A sample without any modality attends to what it was given: an empty softmax is NaN.
-        present = present | ~present.any(dim=0)
-        return dict(zip(inputs, present.unbind(0), strict=True))
+    def _token_mask(
+        self, present: Mapping[str, Tensor] | None, tokens: Mapping[str, Tensor], valid: Mapping[str, Tensor]
+    ) -> Tensor | None:
+        """Return a boolean [B, N], True where a token may be attended to; None if all may.
 
-    def _token_mask(self, present: Mapping[str, Tensor] | None, tokens: Mapping[str, Tensor]) -> Tensor | None:
-        """Return a boolean [B, N], True where a token may be attended to."""
-        if present is None:
+        Args:
+            present: From `_drop`.
+            tokens: Tokens [B, N, D] by modality.
+            valid: For sequences a boolean [B, N], True where there is a token.
+        """
+        if present is None and not valid:
             return None
-        parts = [present[name][:, None].expand(-1, x.shape[1]) for name, x in tokens.items()]
+        parts = []
+        for name, x in tokens.items():
+            part = valid.get(name, x.new_ones(x.shape[:2], dtype=torch.bool))
+            parts.append(part if present is None else part & present[name][:, None])
         if self.num_register_tokens:
             parts.insert(0, torch.ones_like(parts[0][:, :1]).expand(-1, self.num_register_tokens))
         return torch.cat(parts, dim=1)
@@ -250,12 +287,13 @@ class TerraMindBackbone(nn.Module):
         parts = list(layer.split([registers, *lengths] if registers else list(lengths), dim=1))
         register_part = {"register_tokens": parts.pop(0)} if registers else {}
         tokens = dict(zip(names, parts, strict=True))
-        if self.merge_method == "mean":
-            return fuse.merge_mean(tokens, present)
-        if self.merge_method == "max":
-            return fuse.merge_max(tokens, present)
-        if self.merge_method == "concat":
-            return fuse.merge_concat(tokens, present, tuple(self.modalities), self.missing_mod_token)
+        if self.merge_method in ("mean", "max", "concat"):
+            maps = {name: tokens[name] for name in self.places if name in tokens}
+            if self.merge_method == "mean":
+                return fuse.merge_mean(maps, present)
+            if self.merge_method == "max":
+                return fuse.merge_max(maps, present)
+            return fuse.merge_concat(maps, present, self.places, self.missing_mod_token)
         by_name = {**register_part, **fuse.blank(tokens, present)}
         return by_name if self.merge_method == "dict" else torch.cat(list(by_name.values()), dim=1)
 
@@ -273,6 +311,16 @@ class TerraMindBackbone(nn.Module):
         """Set training mode; a backbone without trainable parameters stays in evaluation mode."""
         super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
         return self
+
+
+def _build_embedding(spec: InputSpec, variant: Variant, img_size: tuple[int, int]) -> nn.Module:
+    if not spec.is_tokens:
+        return ImageEmbedding(spec.channels, variant.dim, variant.patch_size, img_size)
+    assert spec.pretrained is not None
+    _, vocab_size = token_key(spec.pretrained)
+    if spec.pretrained.max_length is not None:
+        return SequenceEmbedding(vocab_size, variant.dim, spec.pretrained.max_length)
+    return TokenEmbedding(vocab_size, variant.dim, variant.patch_size, img_size)
 
 
 def _fit_mask(name: str, mask: Tensor | None, marked: Tensor) -> Tensor:

@@ -45,6 +45,10 @@ class TokenEmbedding(GridEmbedding):
         self.vocab_size = vocab_size
         self.token_emb = nn.Embedding(vocab_size, dim)
 
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return tokens [B, rows * columns, dim] of token ids [B, rows, columns]."""
+        return self.token_emb(ids.flatten(1)) + self.place((ids.shape[1], ids.shape[2]))
+
     def place_at(self, size: tuple[int, int], index: Tensor) -> Tensor:
         """Return position plus modality embedding [B, M, dim] of some tokens of the grid.
 
@@ -73,6 +77,10 @@ class SequenceEmbedding(nn.Module):
         self.register_buffer("pos_emb", sequence_positions(SEQUENCE_POSITIONS, dim))
         self.mod_emb = nn.Parameter(torch.zeros(1, 1, dim))
         self.token_emb = nn.Embedding(vocab_size, dim, padding_idx=0)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return tokens [B, L, dim] of token ids [B, L], 0 where there is none."""
+        return self.token_emb(ids) + self.place_at(((ids != 0).cumsum(dim=1) - 1).clamp(min=0))
 
     def place_at(self, positions: Tensor) -> Tensor:
         """Return position plus modality embedding [..., L, dim].

@@ -1,0 +1,224 @@
+"""Thinking-in-Modalities: a backbone that first generates a modality it was not given, and then answers with it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from terramind_plugin.backbones.vit import TerraMindBackbone
+from terramind_plugin.errors import ConfigError, WeightsError
+from terramind_plugin.generation.model import token_key
+from terramind_plugin.generation.schedules import Decoding
+from terramind_plugin.generation.tokens import TokenGenerator, plan_targets
+from terramind_plugin.inputs import InputSpec, check_shapes, collect_inputs, plan_inputs
+from terramind_plugin.variants import Variant
+
+GENERATOR = "sampler."
+"""What the names of the generator's weights begin with, as in TerraTorch's checkpoints."""
+STEP = "tim_step"
+FINGERPRINT = "generator_sha256"
+
+
+class TerraMindTiM(TerraMindBackbone):
+    """Tokens of selected encoder layers for images and for token ids that a generator imagines from them.
+
+    The generator is frozen and owns its weights; the encoder, embeddings included, is fine-tuned. In evaluation mode
+    a sample's thought depends on the sample and `tim_seed` alone. In training it also depends on the number of steps so
+    far, which checkpoints keep.
+
+    Source: TerraMind (arXiv:2504.11171) section 3.3; arguments are those of TerraTorch's implementation, plus the ones
+    marked new.
+
+    Args:
+        variant: Architecture.
+        modalities: As in `TerraMindBackbone`. The generator sees those that are pre-trained, with their known bands.
+        tim_modalities: What to imagine, in this order.
+        tim_chained_generations: Whether what was imagined conditions what is imagined next.
+        tim_decoding_steps: Steps in which the tokens of an image modality are drawn.
+        tim_temps: Sampling temperature; 0 takes the likeliest tokens.
+        tim_top_p: Draw from the likeliest tokens that together have this probability.
+        tim_top_k: Draw from this many likeliest tokens; 0 for all.
+        tim_seed: New. Where sampling starts.
+        tim_store_generator: New. Whether checkpoints hold the generator. If not, they hold its fingerprint, and are
+            refused by a model with another one.
+        bands: As in `TerraMindBackbone`.
+        new_bands: As in `TerraMindBackbone`.
+        kwargs: Further arguments of `TerraMindBackbone`.
+
+    Raises:
+        ConfigError: A name or number is not possible; the message says what is.
+    """
+
+    def __init__(
+        self,
+        variant: Variant,
+        modalities: Sequence[str | Mapping[str, int]] | Mapping[str, int] | None,
+        *,
+        tim_modalities: Sequence[str] = ("LULC",),
+        tim_chained_generations: bool = True,
+        tim_decoding_steps: int = 1,
+        tim_temps: float = 1.0,
+        tim_top_p: float = 0.8,
+        tim_top_k: int | float = 0,
+        tim_seed: int = 0,
+        tim_store_generator: bool = True,
+        bands: Mapping[str, Sequence[object]] | None = None,
+        new_bands: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
+        targets = plan_targets(tim_modalities)
+        given = plan_inputs(modalities, bands, new_bands)
+        taken = {spec.name for spec in given}
+        names = {target: f"tim_{target}" if target in taken else target for target in targets}
+        imagined = [
+            InputSpec(names[target], token_key(modality)[0], 1, modality, None) for target, modality in targets.items()
+        ]
+        super().__init__(variant, modalities, bands=bands, new_bands=new_bands, imagined=imagined, **kwargs)
+        self.modalities = [spec.name for spec in self.given]
+        known = [_known_bands(spec) for spec in self.given if spec.pretrained is not None]
+        if not known:
+            raise ConfigError(
+                f"Thinking needs a pre-trained modality to think about, got only new ones: {self.modalities}. "
+                "Add one, e.g. S2L2A, or use the backbone without _tim."
+            )
+        self._channels = {spec.name: channels for spec, channels in known}
+        self._thoughts = names
+        self.sampler = TokenGenerator(
+            variant,
+            [spec for spec, _ in known],
+            tim_modalities,
+            remembered=tim_modalities if tim_chained_generations else (),
+            img_size=self.img_size,
+        )
+        self.decoding = Decoding(steps=tim_decoding_steps, temperature=tim_temps, top_p=tim_top_p, top_k=tim_top_k)
+        self.tim_seed = tim_seed
+        self.store_generator = tim_store_generator
+        self.step = 0
+        """Forward passes in training mode so far."""
+        self.register_state_dict_post_hook(_store)
+        self.register_load_state_dict_pre_hook(_restore)
+
+    def forward(
+        self,
+        x: Tensor | Mapping[str, Tensor] | None = None,
+        *,
+        modality_mask: Mapping[str, Tensor] | None = None,
+        image_size: object = None,
+        **named: Tensor,
+    ) -> list[Any]:
+        """Return the features of the selected layers; arguments, result and errors as in `TerraMindBackbone`.
+
+        With merge_method 'dict' the thought is there under its name, or with 'tim_' in front where an image has that
+        name.
+        """
+        inputs = collect_inputs(self.given, x, named)
+        check_shapes(self.given, inputs, self.patch_size, same_size=True)
+        present = None
+        if modality_mask:
+            present = self._measured(inputs, modality_mask)
+            inputs = {name: image.nan_to_num(nan=0.0) for name, image in inputs.items()}
+        thoughts = self.think(inputs, None if present is None else dict(zip(inputs, present.unbind(0), strict=True)))
+        if present is not None:
+            present = torch.cat([present, present.new_ones(len(thoughts), present.shape[1])])
+        inputs = {**inputs, **thoughts}
+        return self._encode(inputs, self._drop(inputs, present))
+
+    def think(self, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return the imagined token ids by name: [B, rows, columns], or [B, L] for coordinates.
+
+        Args:
+            inputs: Standardised images [B, bands, H, W] by the model's names.
+            present: For some of them a boolean [B], False where a sample lacks it.
+
+        Raises:
+            ConfigError: None of the pre-trained modalities is given.
+        """
+        seen = {name: x[:, self._channels[name]] for name, x in inputs.items() if name in self._channels}
+        if not seen:
+            raise ConfigError(f"Thinking needs one of {list(self._channels)}, got {list(inputs)}.")
+        seed = self.tim_seed
+        if self.training:
+            seed = _mix(self.tim_seed, self.step)
+            self.step += 1
+        ids = self.sampler(
+            seen,
+            present=None if present is None else {name: present[name] for name in seen},
+            seed=seed,
+            decoding=self.decoding,
+        )
+        return {self._thoughts[name]: tokens for name, tokens in ids.items()}
+
+    def unfreeze(self) -> None:
+        """Let all parameters but the generator's train again and switch to training mode."""
+        self.requires_grad_(True)
+        self.sampler.requires_grad_(False)
+        self.train()
+
+    def fingerprint(self) -> Tensor:
+        """Return the SHA-256 of the generator's weights and names, uint8 [32]."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.sampler.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
+
+
+def _known_bands(spec: InputSpec) -> tuple[InputSpec, slice | list[int]]:
+    """Return what the generator is given of a modality, and the channels that this takes."""
+    if spec.band_sources is None or None not in spec.band_sources:
+        return spec, slice(None)
+    channels = [channel for channel, source in enumerate(spec.band_sources) if source is not None]
+    if not channels:
+        raise ConfigError(
+            f"bands of {spec.name} are all new, so there is nothing to think about. Declare a new modality."
+        )
+    sources = tuple(spec.band_sources[channel] for channel in channels)
+    return replace(spec, channels=len(channels), band_sources=sources), channels
+
+
+def _mix(seed: int, step: int) -> int:
+    """Return a seed for a training step, far from those of its neighbours."""
+    digest = hashlib.sha256(f"{seed}/{step}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _store(module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
+    """Add the step to a model's weights and, if asked for, put a fingerprint in place of the generator."""
+    assert isinstance(module, TerraMindTiM)
+    if module.step:
+        state_dict[f"{prefix}{STEP}"] = torch.tensor(module.step)
+    if not module.store_generator:
+        for name in [name for name in state_dict if name.startswith(f"{prefix}{GENERATOR}")]:
+            del state_dict[name]
+        state_dict[f"{prefix}{FINGERPRINT}"] = module.fingerprint()
+
+
+def _restore(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Take from a checkpoint what is no weight, and leave out the image tokenizers of TerraTorch's."""
+    assert isinstance(module, TerraMindTiM)
+    for name in [name for name in state_dict if name.startswith(f"{prefix}tokenizer.")]:
+        del state_dict[name]
+    step = state_dict.pop(f"{prefix}{STEP}", None)
+    if step is not None:
+        module.step = int(step)
+    stored = state_dict.pop(f"{prefix}{FINGERPRINT}", None)
+    if stored is None:
+        return
+    own = module.fingerprint()
+    if not torch.equal(stored.cpu(), own):
+        raise WeightsError(
+            f"The checkpoint was made with another generator (SHA-256 {_hex(stored)}) than this model has "
+            f"({_hex(own)}), and holds none of its own. Load the same weights with backbone_pretrained or "
+            "backbone_ckpt_path, as in the run that made it."
+        )
+    for name, value in module.sampler.state_dict().items():
+        state_dict[f"{prefix}{GENERATOR}{name}"] = value
+
+
+def _hex(fingerprint: Tensor) -> str:
+    return bytes(fingerprint.tolist()).hex()[:16]
