@@ -225,7 +225,8 @@ def load_backbone(model: Backbone, checkpoint: Checkpoint) -> LoadReport:
     Raises:
         WeightsError: A weight that the model needs is missing or has another shape.
     """
-    own = model.state_dict()
+    # A TiM model's generator is loaded on its own.
+    own = {name: value for name, value in model.state_dict().items() if not name.startswith("sampler.")}
     specs: dict[str, InputSpec] = {spec.key: spec for spec in model.inputs}
     report = LoadReport(source=checkpoint.source)
     chosen: dict[str, Tensor] = {}
