@@ -22,6 +22,7 @@ _LAZY = {
     "TokenPyramid": "terramind_plugin.necks",
     "CoordsTokenizer": "terramind_plugin.tokenizers.sequence",
     "ImageTokenizer": "terramind_plugin.tokenizers.image",
+    "TerraMindGenerator": "terramind_plugin.generation.generator",
     "BackboneUnfreeze": "terramind_plugin.callbacks",
     "FiniteLoss": "terramind_plugin.callbacks",
     "GeoTiffWriter": "terramind_plugin.callbacks",

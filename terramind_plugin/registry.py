@@ -130,5 +130,8 @@ def register() -> None:
     necks = _source(NECK_REGISTRY, TERRATORCH_NECK_REGISTRY)
     necks.add("terramind_pyramid", _lazily("terramind_pyramid", "necks", "TokenPyramid"))
     models = _source(FULL_MODEL_REGISTRY, TERRATORCH_FULL_MODEL_REGISTRY)
+    for variant in VARIANTS:
+        name = f"{variant}_generate"
+        models.add(name, _lazily(name, "generators", "build_generator", variant))
     for tokenizer in TOKENIZERS:
         models.add(tokenizer, _lazily(tokenizer, "builders", "build_image_tokenizer", tokenizer))

@@ -305,3 +305,17 @@ def test_missing_tokenizers(build):
     sampler = build().sampler
     with pytest.raises(ConfigError, match="S1GRD needs the decoder of its tokenizer"):
         TerraMindGenerator(sampler, {})
+
+
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_registered_name(size):
+    from terratorch.registry import FULL_MODEL_REGISTRY
+
+    import terramind_plugin
+
+    model = FULL_MODEL_REGISTRY.build(
+        f"terramind_v1_{size}_generate", modalities=["S2L2A"], output_modalities=["LULC"], standardize=True
+    )
+    assert isinstance(model, terramind_plugin.TerraMindGenerator)
+    with pytest.raises(ConfigError, match=f"terramind_v1_{size}_generate has no argument 'output_modality'"):
+        FULL_MODEL_REGISTRY.build(f"terramind_v1_{size}_generate", output_modality=["LULC"])
