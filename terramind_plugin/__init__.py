@@ -27,6 +27,7 @@ _LAZY = {
     "FiniteLoss": "terramind_plugin.callbacks",
     "GeoTiffWriter": "terramind_plugin.callbacks",
     "SegmentationImages": "terramind_plugin.callbacks",
+    "plot_modality": "terramind_plugin.plotting",
 }
 
 __all__ = ["__version__", *_LAZY]

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.colors import LightSource, ListedColormap, to_rgb
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LightSource, ListedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from terramind_plugin.errors import ConfigError
 from terramind_plugin.modalities import find
 
 LABEL_COLORS = ("#d9cfb4", "#1f6fb4", "#4f9d5d", "#c44e52", "#8172b3", "#ccb974", "#64b5cd", "#8c8c8c", "#dd8452")
@@ -21,6 +23,8 @@ MIDDLE = 0.35
 """Brightness of the median pixel of an image that clouds would otherwise leave nearly black."""
 RADAR_RANGES = ((-22.0, 0.0), (-28.0, -6.0), (2.0, 20.0))
 """Decibels that become black and white, for VV, VH and VV - VH."""
+LAND = ListedColormap(colormaps["terrain"](np.linspace(0.25, 1, 256)))
+"""Colours of elevations; the lower quarter of 'terrain' is the sea."""
 
 
 def stretch(image: np.ndarray) -> np.ndarray:
@@ -78,9 +82,7 @@ def modality_picture(values: Any, modality: str, bands: Sequence[object] | None 
     if name == "DEM":
         known = array[0][np.isfinite(array[0])]
         heights = np.nan_to_num(array[0], nan=float(known.min()) if known.size else 0.0)
-        # The lower quarter of 'terrain' is the sea.
-        land = ListedColormap(colormaps["terrain"](np.linspace(0.25, 1, 256)))
-        return LightSource(azdeg=315, altdeg=45).shade(heights, cmap=land, vert_exag=0.5, blend_mode="soft")[..., :3]
+        return LightSource(azdeg=315, altdeg=45).shade(heights, cmap=LAND, vert_exag=0.5, blend_mode="soft")[..., :3]
     if name == "NDVI":
         return colormaps["RdYlGn"](np.clip((np.nan_to_num(array[0]) + 1) / 2, 0, 1))[..., :3]
     if name in ("S1GRD", "S1RTC") and len(array) == 2:
@@ -186,3 +188,96 @@ def _panels(
         if ids is not None:
             panels[name] = class_picture(_class_ids(ids), colors)
     return panels
+
+
+def plot_modality(tensor: Any, modality: str, ax: Any = None) -> Any:
+    """Return Matplotlib axes with one sample drawn the way people expect its modality.
+
+    Optical images are in natural colours, radar is VV, VH and VV - VH in false colour, elevation a shaded relief and
+    NDVI a ramp, both with a colour bar, land cover has its class names in a legend, and a position is a point on a map.
+
+    Args:
+        tensor: Array or tensor [bands, H, W] or [1, bands, H, W], [H, W] for one band or class ids, scores of the
+            classes [classes, H, W], or positions [2] or [N, 2] as (longitude, latitude).
+        modality: Name of the modality table; another name is drawn as its first three bands, or in grey.
+        ax: Where to draw; by default a new figure of pyplot.
+
+    Raises:
+        ConfigError: The tensor has another shape, or the modality is a text.
+    """
+    array = np.asarray(tensor.detach().cpu().float() if hasattr(tensor, "detach") else tensor)
+    entry = find(modality)
+    name = entry.name if entry is not None else modality
+    if entry is not None and entry.kind == "sequence":
+        positions = _positions(array, name)
+        ax = _axes(ax)
+        _draw_positions(ax, positions)
+        ax.set_title(name)
+        return ax
+    if array.ndim == 4 and len(array) == 1:
+        array = array[0]
+    if array.ndim not in (2, 3):
+        raise ConfigError(f"{name}: expected one sample [bands, height, width], got shape {list(array.shape)}.")
+    if entry is not None and entry.kind == "classes" and array.ndim == 3:
+        array = array.argmax(axis=0) if len(array) == len(entry.class_names) else array[0]
+    ax = _axes(ax)
+    ax.imshow(modality_picture(array, modality), interpolation="nearest")
+    ax.set_axis_off()
+    ax.set_title(name)
+    if entry is not None and entry.kind == "classes":
+        _add_legend(ax, array, entry.class_names, entry.class_colors)
+    elif name == "NDVI":
+        _add_bar(ax, colormaps["RdYlGn"], (-1, 1), "NDVI")
+    elif name == "DEM":
+        known = array[np.isfinite(array)]
+        low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
+        _add_bar(ax, LAND, (low, high) if high > low else (low - 0.5, low + 0.5), "m")
+    return ax
+
+
+def _axes(ax: Any) -> Any:
+    if ax is not None:
+        return ax
+    from matplotlib import pyplot  # only here: it chooses a window system
+
+    return pyplot.subplots(layout="constrained")[1]
+
+
+def _positions(array: np.ndarray, name: str) -> np.ndarray:
+    """Return positions [N, 2] that are known."""
+    if name != "coords" or array.ndim not in (1, 2) or array.shape[-1] != 2:
+        raise ConfigError(f"{name}: only positions [2] or [N, 2] can be drawn, got shape {list(array.shape)}.")
+    positions = array.reshape(-1, 2).astype(float)
+    return positions[np.isfinite(positions).all(axis=1)]
+
+
+def _draw_positions(ax: Any, positions: np.ndarray) -> None:
+    ax.set_axis_on()
+    ax.plot(positions[:, 0], positions[:, 1], "o", color=LABEL_COLORS[3], markersize=5)
+    ax.set(xlim=(-180, 180), ylim=(-90, 90), xticks=range(-180, 181, 90), yticks=range(-90, 91, 45), aspect="equal")
+    ax.tick_params(labelsize=7)
+    ax.grid(linewidth=0.5, alpha=0.5)
+    for longitude, latitude in positions[:1]:
+        ax.set_xlabel(f"longitude {longitude:g}, latitude {latitude:g}", fontsize=8)
+
+
+def _add_legend(ax: Any, ids: np.ndarray, names: Sequence[str], colors: Sequence[str]) -> None:
+    """Name the classes that are there, below the axes."""
+    present = [number for number in range(len(names)) if (ids == number).any()]
+    handles = [Patch(facecolor=colors[number], edgecolor="#888888", label=names[number]) for number in present]
+    ax.legend(
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.01),
+        ncols=min(3, max(len(handles), 1)),
+        fontsize=7,
+        frameon=False,
+        handlelength=1.2,
+        columnspacing=1.0,
+    )
+
+
+def _add_bar(ax: Any, colors: Any, limits: tuple[float, float], label: str) -> None:
+    bar = ax.figure.colorbar(ScalarMappable(Normalize(*limits), colors), ax=ax, shrink=0.8)
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=7)
