@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from terramind_plugin._version import __version__
+from terramind_plugin.chips.commands import add_commands
 from terramind_plugin.errors import ConfigError, DataError, WeightsError
 
 TERRATORCH_COMMANDS = {
@@ -79,6 +80,8 @@ def build_parser() -> argparse.ArgumentParser:
     figure.add_argument("--chips", type=int, default=4, metavar="N", help="number of chips (default: %(default)s)")
     figure.add_argument("--class-names", default="Land,Water", help="comma-separated (default: %(default)s)")
     figure.set_defaults(run=_figure)
+
+    add_commands(commands)
 
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=lambda _: print(f"terramind {__version__}"))

@@ -22,7 +22,7 @@ LAYERS = (
     ("builders",),
     ("generators",),
     ("backbones", "necks"),
-    ("data",),
+    ("chips", "data"),
     ("callbacks",),
     ("registry",),
     ("lightning_cli",),
@@ -86,6 +86,7 @@ FORBIDDEN = {
     "weights": {"lightning", "terratorch", "rasterio"},
     "generators": {"lightning", "terratorch", "rasterio"},
     "builders": {"lightning", "terratorch", "rasterio"},
+    "chips": {"lightning", "terratorch", "torchgeo"},
     "backbones": {"lightning", "terratorch", "rasterio"},
     "necks": {"lightning", "terratorch", "rasterio"},
 }

@@ -1,0 +1,125 @@
+"""The words of `terramind reconstruct` and `terramind generate`; heavy imports wait until one of them runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from terramind_plugin.errors import ConfigError
+
+
+def add_commands(commands: Any) -> None:
+    """Add both commands to the subparsers of `terramind`."""
+    text = "encode a chip to tokens and decode it again"
+    reconstruct = commands.add_parser("reconstruct", help=text, description=f"{text.capitalize()}.")
+    _add_common(reconstruct)
+    reconstruct.set_defaults(run=_reconstruct)
+
+    text = "imagine other modalities of a chip"
+    generate = commands.add_parser("generate", help=text, description=f"{text.capitalize()}.")
+    _add_common(generate)
+    generate.add_argument(
+        "--to", required=True, metavar="NAMES", help="outputs in the order of generation, e.g. S1GRD,DEM,LULC,coords"
+    )
+    generate.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="a further input on the grid of the chip; coords=LONGITUDE,LATITUDE for its place; can be repeated",
+    )
+    generate.add_argument(
+        "--size", default="base", choices=("tiny", "small", "base", "large"), help="of the model (default: %(default)s)"
+    )
+    generate.add_argument(
+        "--samples", type=int, default=1, metavar="N", help="from N seeds, with their spread (default: %(default)s)"
+    )
+    generate.add_argument(
+        "--tokenizer_ckpt_path",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="weights of the tokenizer of a modality; can be repeated",
+    )
+    generate.add_argument("--tokenizer_file", type=Path, metavar="FILE", help="vocabulary of coords")
+    generate.set_defaults(run=_generate)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("chip", type=Path, help="raster in the units of the modality; nodata and NaN are filled")
+    parser.add_argument("--modality", required=True, metavar="NAME", help="what the chip shows, e.g. S2L2A")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument(
+        "--pretrained",
+        type=_truth,
+        default=True,
+        metavar="true|false",
+        help="published weights, or random ones that only show that it runs (default: true)",
+    )
+    parser.add_argument("--ckpt_path", type=Path, metavar="FILE", help="weights that go before the published ones")
+    parser.add_argument(
+        "--steps", type=int, default=10, metavar="N", help="denoising steps of an image (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="same seed, same files (default: %(default)s)")
+
+
+def _truth(word: str) -> bool:
+    if word.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"write true or false, not '{word}'")
+    return word.lower() == "true"
+
+
+def _pairs(option: str, words: list[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals and value):
+            raise ConfigError(f"{option} takes NAME=FILE, e.g. S1GRD=chip_S1.tif, got '{word}'.")
+        if name in pairs:
+            raise ConfigError(f"{option} names {name} twice.")
+        pairs[name] = value
+    return pairs
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    if not options.pretrained and options.ckpt_path is None:
+        print("terramind: the weights are random, so the pictures mean nothing: they are noise.", file=sys.stderr)
+    return {
+        "pretrained": options.pretrained,
+        "ckpt_path": options.ckpt_path,
+        "steps": options.steps,
+        "seed": options.seed,
+        "verbose": sys.stdout.isatty(),
+    }
+
+
+def _reconstruct(options: argparse.Namespace) -> None:
+    from terramind_plugin.chips.run import Settings, reconstruct
+
+    for path in reconstruct(options.chip, options.modality, options.out, Settings(**_settings(options))):
+        print(path)
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from terramind_plugin.chips.run import Settings, generate
+
+    tokenizers = _pairs("--tokenizer_ckpt_path", options.tokenizer_ckpt_path)
+    settings = Settings(
+        **_settings(options),
+        tokenizer_ckpt_paths={name: Path(path) for name, path in tokenizers.items()},
+        tokenizer_file=options.tokenizer_file,
+    )
+    written = generate(
+        options.chip,
+        options.modality,
+        [name.strip() for name in options.to.split(",") if name.strip()],
+        options.out,
+        settings,
+        size=options.size,
+        samples=options.samples,
+        further=_pairs("--input", options.input),
+    )
+    for path in written:
+        print(path)

@@ -1,0 +1,275 @@
+"""Reconstruction and generation of one chip, from file to files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from terramind_plugin._version import __version__
+from terramind_plugin.builders import build_image_tokenizer
+from terramind_plugin.chips.picture import Output, draw_results
+from terramind_plugin.chips.reading import Chip, check_grid, pad, read_chip
+from terramind_plugin.chips.results import Results, spread_of
+from terramind_plugin.errors import ConfigError, WeightsNotFoundError
+from terramind_plugin.generation.generator import Places
+from terramind_plugin.generation.standardisation import Standardisation
+from terramind_plugin.generation.tokens import plan_targets
+from terramind_plugin.generators import build_generator, plan_generator_inputs
+from terramind_plugin.modalities import Modality, resolve
+from terramind_plugin.tokenizers.diffusion import TRAINING_STEPS
+from terramind_plugin.tokenizers.variants import TOKENIZERS
+from terramind_plugin.variants import VARIANTS
+
+PATCH = 16
+"""Heights and widths that the models take are multiples of it."""
+WEIGHTS_SEED = 0
+"""Random weights are the same in every run, so that a seed gives the same result."""
+PLACES = 5
+"""Likely positions that are written."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run a model; the same for reconstruction and generation."""
+
+    pretrained: bool = True
+    """Load the published weights."""
+    ckpt_path: Path | None = None
+    """A file with weights that goes before them."""
+    steps: int = 10
+    """Denoising steps of an image."""
+    seed: int = 0
+    """Where random numbers start; sample i starts from seed + i."""
+    verbose: bool = False
+    """Show a progress bar."""
+    tokenizer_ckpt_paths: Mapping[str, Path] = field(default_factory=dict)
+    """Files with tokenizer weights, by modality; for generation."""
+    tokenizer_file: Path | None = None
+    """Vocabulary of coordinates; for generation."""
+
+    def check(self) -> None:
+        """Raise a ConfigError if a number is not possible, before anything slow begins."""
+        if not 1 <= self.steps <= TRAINING_STEPS:
+            raise ConfigError(f"steps must be from 1 to {TRAINING_STEPS}, got {self.steps}.")
+        if self.seed < 0:
+            raise ConfigError(f"seed must not be negative, got {self.seed}.")
+
+    def describe(self, model: str, chips: Sequence[Chip]) -> dict[str, str]:
+        """Return the tags of what the model makes."""
+        weights = "published" if self.pretrained else f"random, from seed {WEIGHTS_SEED}"
+        tags = {"model": model, "weights": weights if self.ckpt_path is None else _fingerprint(self.ckpt_path)}
+        if self.tokenizer_ckpt_paths:
+            files = {name: _fingerprint(path) for name, path in self.tokenizer_ckpt_paths.items()}
+            tags["tokenizer_weights"] = "; ".join(f"{name}: {text}" for name, text in files.items())
+        return {
+            **tags,
+            "seed": str(self.seed),
+            "steps": str(self.steps),
+            "terramind_plugin_version": __version__,
+            "input": ", ".join(f"{chip.modality.name}: {chip.path.name}" for chip in chips),
+        }
+
+
+def reconstruct(chip: str | Path, modality: str, out: str | Path, settings: Settings) -> list[Path]:
+    """Return the files written: the chip after encoding to tokens and back, and a picture of both.
+
+    Args:
+        chip: A raster with the modality in its units.
+        modality: Name of the modality.
+        out: Folder to write to.
+        settings: How to run the tokenizer.
+
+    Raises:
+        ConfigError: The modality has no tokenizer, or a setting is not possible.
+        DataError: The file cannot be used.
+        WeightsError: The weights are not there or do not fit.
+    """
+    settings.check()
+    entry = resolve(modality)
+    names = {variant.modality.name: name for name, variant in TOKENIZERS.items()}
+    if entry.name not in names:
+        raise ConfigError(f"{entry.name} has no image tokenizer. These have one: {', '.join(names)}.")
+    source = read_chip(chip, entry)
+    with _weights():
+        tokenizer = build_image_tokenizer(
+            names[entry.name], pretrained=settings.pretrained, ckpt_path=settings.ckpt_path
+        )
+    results = Results(out, [source], settings.describe(names[entry.name], [source]))
+    x = _tensor(source)
+    scale = Standardisation(entry.mean, entry.std) if entry.kind == "image" else None
+    with torch.no_grad():
+        image = tokenizer(
+            x if scale is None else scale(x), settings.steps, seed=settings.seed, verbose=settings.verbose
+        )
+    made = _to_array(entry, image if scale is None else scale.undo(image), source.size)
+    results.write_image(f"{entry.name}_reconstructed", entry, made)
+    figure = draw_results([(entry, source.measured())], [Output(entry, [made])], _title(source, results.tags))
+    results.write_picture(f"{entry.name}_reconstructed", figure)
+    return results.written
+
+
+def generate(
+    chip: str | Path,
+    modality: str,
+    to: Sequence[str],
+    out: str | Path,
+    settings: Settings,
+    *,
+    size: str = "base",
+    samples: int = 1,
+    further: Mapping[str, str] | None = None,
+) -> list[Path]:
+    """Return the files written: images of other modalities, imagined from a chip, and a picture of all.
+
+    Args:
+        chip: A raster with the modality in its units.
+        modality: Name of the modality.
+        to: Names of the outputs, in the order of generation; each conditions those after it.
+        out: Folder to write to.
+        settings: How to run the model.
+        size: Of the model: tiny, small, base or large.
+        samples: How many times to generate, from seeds one after the other.
+        further: Other inputs by modality: rasters on the grid of the chip, and 'longitude,latitude' for coords.
+
+    Raises:
+        ConfigError: A modality or setting is not possible.
+        DataError: A file cannot be used.
+        WeightsError: The weights are not there or do not fit.
+    """
+    settings.check()
+    variant = f"terramind_v1_{size}"
+    if variant not in VARIANTS:
+        raise ConfigError(f"Unknown size '{size}'. Known: {', '.join(name.rpartition('_')[2] for name in VARIANTS)}.")
+    if samples < 1:
+        raise ConfigError(f"samples must be at least 1, got {samples}.")
+    targets = list(plan_targets(to).values())
+    chips, positions = _read_inputs(chip, modality, further or {})
+    given = [one.modality.name for one in chips] + list(positions)
+    _check_modalities(given, targets)
+    with _weights():
+        model = build_generator(
+            variant,
+            given,
+            [target.name for target in targets],
+            pretrained=settings.pretrained,
+            ckpt_path=settings.ckpt_path,
+            tokenizer_ckpt_paths=settings.tokenizer_ckpt_paths,
+            tokenizer_file=settings.tokenizer_file,
+            standardize=True,
+            timesteps=settings.steps,
+        )
+    results = Results(out, chips, settings.describe(f"{variant}_generate", chips))
+    x = {one.modality.name: _tensor(one) for one in chips} | positions
+    drawn: list[dict[str, NDArray]] = []
+    for number in range(samples):
+        images = model(x, seed=settings.seed + number, verbose=settings.verbose)
+        drawn.append({target.name: _to_array(target, images[target.name], chips[0].size) for target in targets})
+    places = model.locate(x, PLACES) if any(target.kind == "sequence" for target in targets) else None
+    outputs = [
+        _write(results, target, [one[target.name] for one in drawn], settings.seed, places) for target in targets
+    ]
+    inputs = [(one.modality, one.measured()) for one in chips]
+    inputs += [(resolve(name), position[0].numpy()) for name, position in positions.items()]
+    results.write_picture("generated", draw_results(inputs, outputs, _title(chips[0], results.tags)))
+    return results.written
+
+
+def _write(results: Results, target: Modality, samples: Sequence[NDArray], seed: int, places: Places | None) -> Output:
+    """Write all samples of one output and how far they differ, and return them."""
+    if target.kind == "sequence":
+        assert places is not None  # there are some if a target is a sequence
+        results.write_places(target.name, places, [(float(one[0]), float(one[1])) for one in samples])
+        return Output(target, [places.positions[0].numpy()])
+    for number, sample in enumerate(samples):
+        ending = target.name if number == 0 else f"{target.name}_sample{number + 1}"
+        results.write_image(ending, target, sample, seed=str(seed + number))
+    if len(samples) == 1:
+        return Output(target, samples)
+    spread = spread_of(target, samples)
+    results.write_spread(f"{target.name}_spread", target, spread, len(samples))
+    return Output(target, samples, spread)
+
+
+def _read_inputs(chip: str | Path, modality: str, further: Mapping[str, str]) -> tuple[list[Chip], dict[str, Tensor]]:
+    """Return the inputs on one grid, the chip first, and positions [1, 2] by modality."""
+    chips = [read_chip(chip, resolve(modality))]
+    positions: dict[str, Tensor] = {}
+    for name, source in further.items():
+        entry = resolve(name)
+        if entry.name in (*positions, *(one.modality.name for one in chips)):
+            raise ConfigError(f"{entry.name} is given twice as input.")
+        if entry.kind == "sequence":
+            positions[entry.name] = _position(entry, source)
+            continue
+        other = read_chip(source, entry)
+        check_grid(chips[0], other)
+        chips.append(other)
+    return chips, positions
+
+
+def _position(entry: Modality, text: str) -> Tensor:
+    try:
+        longitude, latitude = map(float, text.split(","))
+    except ValueError:
+        raise ConfigError(f"{entry.name} is given as longitude,latitude in degrees, got '{text}'.") from None
+    return torch.tensor([[longitude, latitude]], dtype=torch.float64)
+
+
+def _check_modalities(given: Sequence[str], targets: Sequence[Modality]) -> None:
+    """Check names before weights are loaded."""
+    plan_generator_inputs(given)
+    both = [target.name for target in targets if target.name in given]
+    if both:
+        raise ConfigError(
+            f"{both[0]} is input and output. To see a chip encoded and decoded, use terramind reconstruct."
+        )
+
+
+def _tensor(chip: Chip) -> Tensor:
+    """Return [1, bands, H, W] in the modality's units, or class ids [1, H, W], in whole patches."""
+    values = torch.from_numpy(pad(chip.values, PATCH))
+    return values if chip.modality.kind == "classes" else values[None]
+
+
+def _to_array(modality: Modality, image: Tensor, size: tuple[int, int]) -> NDArray:
+    """Return what a model made of one chip: [bands, H, W], class ids [1, H, W] or a position [2]."""
+    if modality.kind == "sequence":
+        return image[0].numpy()
+    height, width = size
+    cut = image[0, :, :height, :width].float()
+    if modality.kind == "classes":
+        return cut.argmax(dim=0, keepdim=True).numpy().astype(np.uint8)
+    # The decoder knows one standard deviation around the mean, whose lower end is no reflectance for some bands.
+    return cut.clamp(*modality.valid_range).numpy()
+
+
+@contextmanager
+def _weights() -> Iterator[None]:
+    """Make random weights the same each time, and say how to do without the published ones if they are not there."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(WEIGHTS_SEED)
+            yield
+    except WeightsNotFoundError as error:
+        raise WeightsNotFoundError(
+            f"{error}\nIn this command: --ckpt_path FILE, or --pretrained false to try it with random weights."
+        ) from error
+
+
+def _fingerprint(path: Path) -> str:
+    with open(path, "rb") as file:
+        return f"{Path(path).name} (sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:16]})"
+
+
+def _title(chip: Chip, tags: Mapping[str, Any]) -> str:
+    made = f"weights: {tags['weights']}, seed {tags['seed']}, {tags['steps']} steps"
+    return f"{chip.path.name}: {tags['model']}\n{made}"
