@@ -45,10 +45,10 @@ demo: $(STAMP)
 	@echo "  curves       $(BIN)/tensorboard --logdir $(OUT)/logs"
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(STAMP)
-	@$(BIN)/python -m pytest -m "not network"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not network"
 
 bench: $(STAMP)
 	@$(BIN)/python -m bench --write

@@ -12,7 +12,7 @@ import torch
 from terramind_plugin.modalities import find
 from terramind_plugin.variants import VARIANTS
 
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 def full_precision():

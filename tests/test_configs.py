@@ -1,4 +1,4 @@
-"""Every configuration that ships parses and builds; so does the one TerraMind's authors publish, with one line changed."""
+"""Every configuration that ships parses and builds; so do those that TerraMind's authors publish."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_configuration_builds(path, monkeypatch, tmp_path):
     assert type(backbone).__module__.startswith("terramind_plugin")
     assert type(cli.datamodule).__module__.startswith("terramind_plugin")
     assert set(backbone.modalities) == set(cli.datamodule.modalities)
-    for spec in backbone.inputs:
+    for spec in backbone.given:
         assert len(cli.datamodule.band_means[spec.name]) == spec.channels
 
 

@@ -65,16 +65,18 @@ def test_terratorch_keeps_its_own(backbones):
     assert type(model).__module__.startswith("terratorch.")
 
 
-@pytest.mark.parametrize("name", ["terramind_v1_tiny_tim", "terramind_v01_base", "terramind_v1_base_tim"])
+@pytest.mark.parametrize("name", ["terramind_v01_base", "terramind_v01_base_tim"])
 def test_names_we_lack_are_those_of_terratorch(backbones, name):
     assert name in backbones
     assert backbones.find_class(name).__module__.startswith("terratorch.")
 
 
-def test_generation_falls_back(registries):
+def test_thinking_and_generation_are_ours(registries, backbones):
     full = registries.FULL_MODEL_REGISTRY
-    assert "terramind_v1_tiny_generate" in full
-    assert full.find_class("terramind_v1_tiny_generate").__module__.startswith("terratorch.")
+    assert backbones.find_class("terramind_v1_tiny_tim").__module__.startswith("terramind_plugin.")
+    for name in ("terramind_v1_tiny_generate", "terramind_v1_tokenizer_lulc"):
+        assert full.find_class(name).__module__.startswith("terramind_plugin.")
+    assert full.find_class("terramind_v01_base_generate").__module__.startswith("terratorch.")
 
 
 def test_listing_has_each_name_once(backbones):
