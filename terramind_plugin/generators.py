@@ -20,13 +20,16 @@ from terramind_plugin.modalities import Modality, resolve
 from terramind_plugin.tokenizers.image import ImageTokenizer
 from terramind_plugin.tokenizers.sequence import CoordsTokenizer
 from terramind_plugin.tokenizers.variants import TOKENIZERS
-from terramind_plugin.variants import VARIANTS
+from terramind_plugin.variants import VARIANTS, Variant
 from terramind_plugin.weights import Checkpoint, LoadReport, fetch_published, load_backbone, read_tensors
 
 logger = logging.getLogger("terramind_plugin")
 
 DECODER_ANCHOR = "decoder_embeddings."
 """What the names of an encoder-decoder's weights contain, whatever model it is wrapped in."""
+
+USER_NAMES = {"steps": "decoding_steps", "temperature": "temps"}
+"""What arguments of `Decoding` are called in configurations, where the names differ."""
 
 
 def build_generator(
@@ -76,17 +79,8 @@ def build_generator(
         ConfigError: An argument is unknown or not possible.
         WeightsError: The weights are not there or do not fit.
     """
-    if unknown:
-        known = [name for name in inspect.signature(build_generator).parameters if name not in ("variant", "unknown")]
-        name = next(iter(unknown))
-        raise ConfigError(
-            f"{variant}_generate has no argument '{name}'.{suggest(name, known)} It takes: {', '.join(sorted(known))}."
-        )
-    if not isinstance(pretrained, bool):
-        raise ConfigError(f"pretrained must be true or false, got {pretrained!r}. A file is given as ckpt_path.")
     numbers = VARIANTS[variant]
-    if patch_size not in (None, numbers.patch_size):
-        raise ConfigError(f"{variant} has patches of {numbers.patch_size} pixels, got patch_size {patch_size}.")
+    _check_arguments(numbers, pretrained, patch_size, unknown)
     inputs = plan_generator_inputs(modalities)
     targets = plan_targets(output_modalities or ())
     decoding = plan_decoding(
@@ -113,6 +107,23 @@ def build_generator(
     if ckpt_path is not None or pretrained:
         logger.info("%s", load_encoder_decoder(sampler.model, ckpt_path))
     return model
+
+
+def _check_arguments(variant: Variant, pretrained: object, patch_size: int | None, unknown: Mapping[str, Any]) -> None:
+    """Raise a ConfigError if an argument of `build_generator` is not possible."""
+    name = f"{variant.name}_generate"
+    if unknown:
+        known = [
+            known for known in inspect.signature(build_generator).parameters if known not in ("variant", "unknown")
+        ]
+        first = next(iter(unknown))
+        raise ConfigError(
+            f"{name} has no argument '{first}'.{suggest(first, known)} It takes: {', '.join(sorted(known))}."
+        )
+    if not isinstance(pretrained, bool):
+        raise ConfigError(f"pretrained must be true or false, got {pretrained!r}. A file is given as ckpt_path.")
+    if patch_size not in (None, variant.patch_size):
+        raise ConfigError(f"{name} has patches of {variant.patch_size} pixels, got patch_size {patch_size}.")
 
 
 def load_encoder_decoder(model: EncoderDecoder, path: str | Path | None = None) -> LoadReport:
@@ -182,7 +193,8 @@ def plan_decoding(targets: Sequence[str], **settings: Any) -> dict[str, Decoding
     """
     for name, value in settings.items():
         if isinstance(value, Sequence) and not isinstance(value, str) and len(value) != len(targets):
-            raise ConfigError(f"{name} has {len(value)} values for the {len(targets)} modalities {list(targets)}.")
+            shown = USER_NAMES.get(name, name)
+            raise ConfigError(f"{shown} has {len(value)} values for the {len(targets)} modalities {list(targets)}.")
     return {
         target: Decoding(
             **{

@@ -168,7 +168,7 @@ def test_decoding_of_each_output(build, raw):
     model = build(decoding_steps=[1, 3], temps=[0.0, 0.7], top_p=[0.0, 0.5], top_k=[0, 9])
     assert [how.steps for how in model.decoding.values()] == [1, 3]
     model(raw("S2L2A"))
-    with pytest.raises(ConfigError, match="3 values for the 2 modalities"):
+    with pytest.raises(ConfigError, match="decoding_steps has 3 values for the 2 modalities"):
         build(decoding_steps=[1, 2, 3])
 
 
