@@ -1,0 +1,1 @@
+"""Speed and memory beside TerraTorch's own TerraMind: `python -m bench`."""
