@@ -153,7 +153,10 @@ def train_one_epoch(path: Path, *overrides: str) -> None:
     assert torch.isfinite(cli.trainer.callback_metrics["val/loss"])
 
 
-@pytest.mark.parametrize("path", [ROOT / "tests" / "conf" / "published_burnscars.yaml", ROOT / "configs" / "burnscars_base.yaml"], ids=["published", "ours"])  # fmt: skip
+BURN_SCARS = [ROOT / "tests" / "conf" / "published_burnscars.yaml", ROOT / "configs" / "burnscars_base.yaml"]
+
+
+@pytest.mark.parametrize("path", BURN_SCARS, ids=["published", "ours"])
 def test_burn_scars_configuration_trains(path, tmp_path, monkeypatch, hub_cache):
     write_chips(tmp_path / "hls_burn_scars" / "data", ["a", "b", "c", "d"], bands=6, scale=1, classes=2)
     write_splits(tmp_path / "hls_burn_scars" / "splits", {"train": ["a", "b"], "val": ["c"], "test": ["d"]})

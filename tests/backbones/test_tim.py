@@ -159,7 +159,7 @@ def test_checkpoint_without_the_generator_is_small_and_refuses_another_one(chips
 
 
 def test_published_weights_fill_encoder_and_generator(tmp_path, model):
-    weights = {name: value for name, value in model.sampler.model.state_dict().items()}
+    weights = dict(model.sampler.model.state_dict())
     torch.save(weights, tmp_path / "published.pt")
     built = build_tim("terramind_v1_tiny", list(NAMES), ckpt_path=tmp_path / "published.pt")
     for name, value in weights.items():

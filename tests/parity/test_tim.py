@@ -14,8 +14,9 @@ NAMES = ["S2L1C", "S1GRD"]
 @pytest.fixture(scope="module")
 def pair():
     """TerraTorch's TiM backbone and ours, with its weights loaded strictly."""
-    import terramind_plugin  # noqa: F401
     from terratorch.registry import BACKBONE_REGISTRY
+
+    import terramind_plugin  # noqa: F401
 
     torch.manual_seed(0)
     with pytest.warns(UserWarning, match="not pre-trained"):
