@@ -261,7 +261,7 @@ def _weights() -> Iterator[None]:
             yield
     except WeightsNotFoundError as error:
         raise WeightsNotFoundError(
-            f"{error}\nIn this command: --ckpt_path FILE, or --pretrained false to try it with random weights."
+            f"{error} In this command: --ckpt_path FILE, or --pretrained false to try it with random weights."
         ) from error
 
 
