@@ -8,16 +8,21 @@ import logging
 import warnings
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from bench.cases import PRECISIONS, SIZES, WORKS
+from bench.compare import speed_table
+from bench.generation import STEPS, measure_generator, measure_thinking, measure_thinking_step, measure_tokenizer
+from bench.held import held_table, measure_held
 from bench.machine import describe
 from bench.measure import measure_peaks, measure_size, say
-from bench.report import render, write_report
+from bench.report import describe_machine, load_line, render, write_report
 from bench.timing import CLOCKS
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "results.json"
 REPEATS = {"tiny": 15, "base": 7}
 QUICK = 3
 
@@ -25,6 +30,7 @@ QUICK = 3
 def parse_arguments() -> argparse.Namespace:
     """Return the command line's arguments."""
     parser = argparse.ArgumentParser("python -m bench", description="Speed and memory beside TerraTorch's TerraMind.")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
@@ -45,12 +51,8 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def main() -> None:
-    """Measure and print, and write if asked to."""
-    arguments = parse_arguments()
-    logging.disable(logging.WARNING)
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(arguments.threads)
+def run_backbone(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Return report and results of the backbones."""
     machine = describe() | {"clock": arguments.clock}
     say("matrix peak")
     peaks = measure_peaks(arguments.precisions, CLOCKS[arguments.clock])
@@ -68,12 +70,44 @@ def main() -> None:
         rows += more_rows
         agreements += more_agreements
     machine["peaks"] = peaks
-    report = render(machine, rows, agreements)
-    print(report)
-    if arguments.write:
-        write_report(HERE / "README.md", report)
-        results = {"machine": machine, "rows": [asdict(x) for x in rows], "agreement": [asdict(x) for x in agreements]}
-        (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    results = {"machine": machine, "rows": [asdict(x) for x in rows], "agreement": [asdict(x) for x in agreements]}
+    return render(machine, rows, agreements), results
+
+
+def run_generation(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Return report and results of tokenizers, generators and TiM models."""
+    machine = describe() | {"clock": arguments.clock}
+    clock = CLOCKS[arguments.clock]
+    held = [] if arguments.no_memory else measure_held(arguments.sizes)
+    rows, distances = measure_tokenizer(arguments.repeats or REPEATS["base"], clock)
+    for size in arguments.sizes:
+        rows += measure_thinking(size, arguments.repeats or REPEATS[size], clock)
+        rows += measure_thinking_step(size, arguments.repeats or REPEATS[size], clock)
+        # The tokenizers, nearly all of the work, are the same for all sizes.
+        rows += measure_generator(size, arguments.repeats or QUICK, clock)
+    lines = [describe_machine(machine), "", load_line(row.other_load for row in rows), "", *speed_table(rows), ""]
+    lines += [f"Pictures after {STEPS} steps, peak signal-to-noise ratio: {'; '.join(distances)}.", ""]
+    lines += held_table(held)
+    results = {"machine": machine, "rows": [asdict(x) for x in rows], "held": [asdict(x) for x in held]}
+    return "\n".join(lines), results | {"pictures": distances}
+
+
+PARTS = {"backbone": run_backbone, "generation": run_generation}
+
+
+def main() -> None:
+    """Measure and print, and write if asked to."""
+    arguments = parse_arguments()
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(arguments.threads)
+    for part in arguments.parts:
+        report, results = PARTS[part](arguments)
+        print(report)
+        if arguments.write:
+            write_report(HERE / "README.md", part, report)
+            everything = json.loads(RESULTS.read_text()) | {part: results}
+            RESULTS.write_text(json.dumps(everything, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -62,7 +62,9 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
         return re.sub(r"neck\.\d+\.", "neck.", name)
 
     wanted = {without_position(name): name for name in target.state_dict()}
-    target.load_state_dict({wanted[without_position(name)]: x for name, x in source.state_dict().items()})
+    weights = {without_position(name): x for name, x in source.state_dict().items()}
+    # TerraTorch's thinking models hold a tokenizer besides, which they never use.
+    target.load_state_dict({own: weights[name] for name, own in wanted.items()})
 
 
 def make_inputs(seed: int = 0) -> tuple[dict[str, Tensor], Tensor]:

@@ -10,7 +10,6 @@ from bench.cases import IMPLEMENTATIONS, WORKS
 from bench.measure import Agreement, Row
 from bench.models import BATCH, MODALITIES, PIXELS
 
-BEGIN, END = "<!-- results begin -->", "<!-- results end -->"
 OURS = [name for name in IMPLEMENTATIONS if name != "reference"]
 BUSY = 0.05
 """Share of the CPUs from which other load is worth a warning."""
@@ -96,9 +95,9 @@ def aim_lines(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def load_line(rows: Sequence[Row]) -> str:
-    """Return what else ran on the machine."""
-    shares = [row.other_load for row in rows if row.other_load is not None]
+def load_line(loads: Iterable[float | None]) -> str:
+    """Return what else ran on the machine, from its share of the CPUs in each row."""
+    shares = [share for share in loads if share is not None]
     if not shares:
         return "Other load on the machine: not known."
     if max(shares) < BUSY:
@@ -106,6 +105,15 @@ def load_line(rows: Sequence[Row]) -> str:
     return (
         f"**Other load was on the machine**: {min(shares):.0%} to {max(shares):.0%} of the CPUs. "
         "Times are too long and ratios uncertain; measure again when it is idle."
+    )
+
+
+def describe_machine(machine: dict[str, Any]) -> str:
+    """Return what the numbers were measured on, and when."""
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores ({', '.join(machine['instructions'])}), "
+        f"{machine['threads']} threads, torch {machine['torch']}, Python {machine['python']}, {machine['date']}. "
+        f"Clock: {machine['clock']} time."
     )
 
 
@@ -123,12 +131,11 @@ def render(machine: dict[str, Any], rows: Sequence[Row], agreements: Sequence[Ag
         for size in dict.fromkeys(row.size for row in rows)
     )
     lines = [
-        f"{machine['cpu']}, {machine['cores']} cores ({', '.join(machine['instructions'])}), "
-        f"{machine['threads']} threads, torch {machine['torch']}, Python {machine['python']}, {machine['date']}. "
+        f"{describe_machine(machine)} "
         f"Matrix peak in GFLOP/s: {peaks}. Batch {BATCH}, {PIXELS} x {PIXELS} pixels, {' + '.join(MODALITIES)}. "
-        f"Rounds: {rounds}. Clock: {machine['clock']} time.",
+        f"Rounds: {rounds}.",
         "",
-        load_line(rows),
+        load_line(row.other_load for row in rows),
         "",
         "Aims:",
         "",
@@ -146,8 +153,9 @@ def render(machine: dict[str, Any], rows: Sequence[Row], agreements: Sequence[Ag
     return "\n".join(lines)
 
 
-def write_report(path: Path, report: str) -> None:
-    """Put the report between the markers of a file."""
+def write_report(path: Path, part: str, report: str) -> None:
+    """Put the report of a part between its markers in a file."""
+    begin, end = f"<!-- {part} begin -->", f"<!-- {part} end -->"
     text = path.read_text()
-    before, rest = text.split(BEGIN, 1)
-    path.write_text(f"{before}{BEGIN}\n{report}\n{END}{rest.split(END, 1)[1]}")
+    before, rest = text.split(begin, 1)
+    path.write_text(f"{before}{begin}\n{report}\n{end}{rest.split(end, 1)[1]}")
