@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from real_chips import cut_spain
 from running import Fitted, Runner, fit_once, segmentation_config
 
 from terramind_plugin.data.simulate import SimulatedDataset, simulate
@@ -44,3 +45,9 @@ def runner(segmentation: dict[str, Any], tmp_path: Path) -> Runner:
 def fitted(segmentation: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     """Return one epoch of training, started from the root of the repository."""
     return fit_once(segmentation, tmp_path_factory.mktemp("fitted"))
+
+
+@pytest.fixture(scope="session")
+def spain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return changes to tiles of the real chip that has both sensors."""
+    return cut_spain(tmp_path_factory.mktemp("spain"))

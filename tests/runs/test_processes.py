@@ -74,3 +74,19 @@ def test_too_few_samples_for_all_processes(runner: Any, tmp_path: Path) -> None:
     result = _run("terramind", "fit", "--config", config, cwd=tmp_path)
     assert result.returncode == 2
     assert "4 training samples do not fill one batch of 3 on 2 processes" in result.stderr
+
+
+@pytest.mark.slow
+def test_thinking_on_two_processes(runner: Any, tmp_path: Path) -> None:
+    """Plain ddp: it stops at the second step if a parameter that trains has no gradient."""
+    changes = {
+        "model_args.backbone": "terramind_v1_tiny_tim",
+        "trainer.max_epochs": 3,
+        "trainer.devices": 2,
+        "trainer.strategy": "ddp",
+        "data.batch_size": 1,
+        "trainer.callbacks": [{"class_path": "terramind_plugin.FiniteLoss"}],
+    }
+    result = _run("terratorch", "fit", "--config", runner.write(changes), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "max_epochs=3" in result.stderr + result.stdout

@@ -9,55 +9,10 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio.windows import Window
-from running import REPOSITORY, Fitted, fit_once
+from real_chips import CHIPS, ENDINGS, changes_to, cut, needs_chips
+from running import Fitted, fit_once
 
-CHIPS = REPOSITORY.parent / "shared" / "data" / "sen1floods11"
-ENDINGS = {"S2L1CHand": "S2Hand", "S1GRDHand": "S1Hand", "LabelHand": "LabelHand"}
-
-pytestmark = pytest.mark.skipif(not CHIPS.is_dir(), reason=f"the real chips are not at {CHIPS}")
-
-
-def _cut(source: Path, target: Path, window: Window) -> None:
-    """Write a part of a raster with the place it has."""
-    with rasterio.open(source) as raster:
-        profile = raster.profile | {"width": window.width, "height": window.height}
-        profile |= {"transform": raster.window_transform(window), "tiled": False}
-        for key in ("blockxsize", "blockysize"):
-            profile.pop(key, None)
-        values = raster.read(window=window)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with rasterio.open(target, "w", **profile) as raster:
-        raster.write(values)
-
-
-def _data(root: Path, splits: dict[str, list[str]], modalities: list[str]) -> dict[str, Any]:
-    for split, names in splits.items():
-        (root / f"{split}.txt").write_text("\n".join(names))
-    folders = {"S2L1C": "S2L1CHand", "S1GRD": "S1GRDHand"}
-    return {
-        "data.modalities": modalities,
-        "data.data_root": {name: str(root / folders[name]) for name in modalities},
-        "data.image_grep": {name: f"*_{ENDINGS[folders[name]]}.tif" for name in modalities},
-        "data.label_data_root": str(root / "LabelHand"),
-        **{f"data.{split}_split": str(root / f"{split}.txt") for split in splits},
-        "data.train_transform": [{"class_path": "albumentations.D4"}, {"class_path": "ToTensorV2"}],
-        "model_args.backbone_modalities": modalities,
-        "model.loss": "dice",
-    }
-
-
-@pytest.fixture(scope="module")
-def spain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return changes to sixteen tiles of the chip that has both sensors."""
-    root = tmp_path_factory.mktemp("spain")
-    names = []
-    for i in range(16):
-        names.append(f"Spain_7370579_{i:02d}")
-        window = Window(128 * (i % 4), 128 * (i // 4), 128, 128)
-        for folder, ending in ENDINGS.items():
-            _cut(CHIPS / folder / f"Spain_7370579_{ending}.tif", root / folder / f"{names[-1]}_{ending}.tif", window)
-    splits = {"train": names[:10], "val": names[10:13], "test": names[13:], "predict": names[13:]}
-    return _data(root, splits, ["S2L1C", "S1GRD"])
+pytestmark = needs_chips
 
 
 def test_both_sensors(runner: Any, segmentation: dict[str, Any], spain: dict[str, Any], tmp_path: Path) -> None:
@@ -85,9 +40,9 @@ def radar(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for name in names:
         for folder in ("S1GRDHand", "LabelHand"):
             file = f"{name}_{ENDINGS[folder]}.tif"
-            _cut(CHIPS / folder / file, root / folder / file, Window(200, 200, 96, 96))
+            cut(CHIPS / folder / file, root / folder / file, Window(200, 200, 96, 96))
     assert {"Paraguay_34417", "Ghana_83483", "Ghana_53713"} <= set(names)
-    return _data(root, {"train": names, "val": names, "test": names, "predict": names}, ["S1GRD"])
+    return changes_to(root, {"train": names, "val": names, "test": names, "predict": names}, ["S1GRD"])
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
