@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from terramind_plugin._version import __version__
-from terramind_plugin.chips.commands import add_commands
+from terramind_plugin.chips import commands as chips
 from terramind_plugin.errors import ConfigError, DataError, WeightsError
+from terramind_plugin.evaluate import commands as evaluate
 
 TERRATORCH_COMMANDS = {
     "fit": "fine-tune a model",
@@ -81,7 +82,15 @@ def build_parser() -> argparse.ArgumentParser:
     figure.add_argument("--class-names", default="Land,Water", help="comma-separated (default: %(default)s)")
     figure.set_defaults(run=_figure)
 
-    add_commands(commands)
+    merge = commands.add_parser("merge", help="make a plain checkpoint of one that holds LoRA adapters")
+    merge.add_argument("checkpoint", type=Path, help="what fit wrote with backbone_lora")
+    merge.add_argument("--out", type=Path, required=True, metavar="CKPT", help="file to write")
+    merge.add_argument("--base", type=Path, metavar="FILE", help="the weights it adapts, where they are elsewhere now")
+    merge.add_argument("-c", "--config", type=Path, metavar="YAML", help="the run's, if the checkpoint has no settings")
+    merge.set_defaults(run=_merge)
+
+    chips.add_commands(commands)
+    evaluate.add_commands(commands)
 
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=lambda _: print(f"terramind {__version__}"))
@@ -125,6 +134,16 @@ def _figure(options: argparse.Namespace) -> None:
     names = [name.strip() for name in options.class_names.split(",")]
     draw_predictions(options.data, options.predictions, options.out, chips=options.chips, class_names=names)
     print(options.out)
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from terramind_plugin.adapt.merge import merge_checkpoint
+    from terramind_plugin.backbones.build import build_by_name
+
+    count = merge_checkpoint(
+        options.checkpoint, options.out, build=build_by_name, base=options.base, config=options.config
+    )
+    print(f"{count} adapters merged into {options.out}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from terratorch.registry import BACKBONE_REGISTRY, DECODER_REGISTRY, NECK_REGIST
 from torchgeo.trainers import BaseTask
 
 import terramind_plugin
+from terramind_plugin.adapt.lora import BASE
 from terramind_plugin.data.statistics import band_statistics
 from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundError, suggest
 
@@ -64,14 +65,16 @@ class TerraMindCLI(MyLightningCLI):
         if not Path(path).is_file():
             raise WeightsNotFoundError(f"Checkpoint not found: {path}. Check --ckpt_path.")
         try:
-            stored = torch.load(path, weights_only=True, map_location="cpu", mmap=True).get("hyper_parameters", {})
+            content = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+            stored = content.get("hyper_parameters", {})
+            needs_base = any(name.endswith(BASE) for name in content.get("state_dict", {}))
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, AttributeError) as error:
             raise WeightsError(f"{path} cannot be read as a checkpoint ({type(error).__name__}).") from error
         model_args = options.get("model.init_args.model_args")
         if not isinstance(model_args, dict):
             return
         _compare(model_args, stored.get("model_args") or {}, str(path))
-        if model_args.get("backbone_pretrained"):
+        if model_args.get("backbone_pretrained") and not needs_base:
             model_args["backbone_pretrained"] = False
 
 
@@ -146,12 +149,28 @@ def run(words: list[str]) -> None:
     Raises:
         ConfigError: The configuration is not possible; the message says what is wrong, and nothing else.
     """
-    os.environ.update(RASTER_OPTIONS)
     sys.argv = [sys.argv[0], *words]  # the program's path stays: Lightning starts further processes with it
-    assert terramind_plugin.__version__  # the import above is what registers the models
     patient: dict[str, Any] = {"exit_on_error": False}
+    _make({**patient, **dict.fromkeys(TerraMindCLI.subcommands(), patient)})
+
+
+def make_cli(words: list[str]) -> TerraMindCLI:
+    """Return trainer, model and data of a configuration, without running anything.
+
+    Args:
+        words: The command line behind a subcommand, e.g. ['--config', 'x.yaml'].
+
+    Raises:
+        ConfigError: As in `run`.
+    """
+    return _make({"exit_on_error": False}, args=words, run=False)
+
+
+def _make(parser: dict[str, Any], **more: Any) -> TerraMindCLI:
+    os.environ.update(RASTER_OPTIONS)
+    assert terramind_plugin.__version__  # the import above is what registers the models
     try:
-        TerraMindCLI(
+        return TerraMindCLI(
             model_class=BaseTask,
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -160,7 +179,8 @@ def run(words: list[str]) -> None:
             save_config_kwargs={"overwrite": True},
             trainer_class=StatisticsTrainer,
             trainer_defaults={"callbacks": [CustomWriter(write_interval="batch")]},
-            parser_kwargs={**patient, **dict.fromkeys(TerraMindCLI.subcommands(), patient)},
+            parser_kwargs=parser,
+            **more,
         )
     except ArgumentError as error:
         raise ConfigError(readable(error.message)) from error

@@ -14,11 +14,12 @@ PACKAGE = ROOT.name
 
 LAYERS = (
     ("_version", "errors"),
-    ("modalities", "variants"),
+    ("modalities", "settings", "variants"),
     ("geo", "inputs", "nn", "plotting"),
     ("tokenizers",),
     ("generation",),
     ("weights",),
+    ("adapt",),
     ("builders",),
     ("generators",),
     ("backbones", "necks"),
@@ -26,6 +27,7 @@ LAYERS = (
     ("callbacks",),
     ("registry",),
     ("lightning_cli",),
+    ("evaluate",),
     ("cli",),
 )
 """A part may import those of earlier lines."""
@@ -78,6 +80,7 @@ def test_who_knows_terratorch(path):
 FORBIDDEN = {
     "errors": {"torch", "numpy"},
     "modalities": {"torch", "numpy"},
+    "settings": {"torch", "numpy"},
     "variants": {"torch", "numpy"},
     "geo": {"torch", "lightning", "terratorch"},
     "nn": {"lightning", "terratorch", "torchgeo", "rasterio"},
@@ -87,6 +90,7 @@ FORBIDDEN = {
     "generators": {"lightning", "terratorch", "rasterio"},
     "builders": {"lightning", "terratorch", "rasterio"},
     "chips": {"lightning", "terratorch", "torchgeo"},
+    "adapt": {"lightning", "terratorch", "rasterio"},
     "backbones": {"lightning", "terratorch", "rasterio"},
     "necks": {"lightning", "terratorch", "rasterio"},
 }
@@ -103,7 +107,7 @@ def test_forbidden_libraries(path):
     [
         ("terramind_plugin", {"torch", "terratorch", "lightning", "numpy", "rasterio"}),
         ("terramind_plugin.modalities", {"torch", "terratorch", "lightning", "numpy"}),
-        ("terramind_plugin.backbones.build", {"terratorch", "lightning", "rasterio", "torchgeo"}),
+        ("terramind_plugin.backbones.build", {"peft", "terratorch", "lightning", "rasterio", "torchgeo"}),
         ("terramind_plugin.tokenizers.image", {"diffusers", "tokenizers", "terratorch", "lightning", "rasterio"}),
         ("terramind_plugin.tokenizers.sequence", {"diffusers", "tokenizers", "terratorch", "lightning", "rasterio"}),
         ("terramind_plugin.builders", {"diffusers", "tokenizers", "terratorch", "lightning", "rasterio"}),

@@ -1,0 +1,1 @@
+"""What a way of fine-tuning gives, and what it costs."""

@@ -1,0 +1,93 @@
+"""The arms of a comparison: one configuration, changed to several ways of fine-tuning."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from terramind_plugin.errors import ConfigError, suggest
+from terramind_plugin.variants import VARIANTS
+
+ARMS = {
+    "plain": "the whole backbone is fine-tuned",
+    "tim": "it thinks first",
+    "tim-memo": "it thinks first and remembers its thoughts",
+    "lora": "adapters in a frozen backbone",
+    "frozen": "only neck and decoder train",
+    "frozen-memo": "the same, and the backbone's features are remembered",
+}
+"""What each arm is, in the order of the report."""
+
+MEMO = "memo"
+"""Folder of a run that holds what it remembers: each run starts with an empty one."""
+LORA = {"rank": 16}
+"""Adapters of the arm 'lora', unless the configuration has some."""
+
+
+def check_arms(names: Sequence[str]) -> list[str]:
+    """Return the arms, each once.
+
+    Raises:
+        ConfigError: There are none, or one is unknown.
+    """
+    for name in names:
+        if name not in ARMS:
+            raise ConfigError(f"Unknown arm '{name}'.{suggest(name, ARMS)} Known: {', '.join(ARMS)}.")
+    if not names:
+        raise ConfigError(f"Name at least one arm: {', '.join(ARMS)}.")
+    return list(dict.fromkeys(names))
+
+
+def make_arm(config: Mapping[str, Any], arm: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Return the configuration of one run; the given one stays as it is.
+
+    Args:
+        config: A configuration as `terratorch fit` takes it, with a TerraMind backbone, thinking or not.
+        arm: Key of `ARMS`.
+        seed: Of the run.
+        folder: Where the run writes to.
+
+    Raises:
+        ConfigError: The configuration has no TerraMind backbone.
+    """
+    made = copy.deepcopy(dict(config))
+    task = made.get("model", {}).get("init_args", {})
+    arguments = task.get("model_args", {})
+    size = str(arguments.get("backbone", "")).removesuffix("_tim")
+    if size not in VARIANTS:
+        raise ConfigError(
+            f"compare needs model.init_args.model_args.backbone to be one of {', '.join(VARIANTS)}, "
+            f"got '{arguments.get('backbone')}'."
+        )
+    thinks = arm.startswith("tim")
+    arguments["backbone"] = f"{size}_tim" if thinks else size
+    for key in list(arguments):
+        of_another_arm = key.startswith("backbone_tim_") and not thinks
+        if of_another_arm or key.endswith("_memo") or (key == "backbone_lora" and arm != "lora"):
+            del arguments[key]
+    task["freeze_backbone"] = arm.startswith("frozen")
+    if arm == "lora":
+        arguments.setdefault("backbone_lora", dict(LORA))
+    if arm == "tim-memo":
+        arguments["backbone_tim_memo"] = str(folder / MEMO)
+    if arm == "frozen-memo":
+        arguments["backbone_feature_memo"] = str(folder / MEMO)
+    made["seed_everything"] = seed
+    _write_to(made.setdefault("trainer", {}), folder)
+    return made
+
+
+def _write_to(trainer: dict[str, Any], folder: Path) -> None:
+    """Let logs and checkpoints of a run end in its own folder."""
+    trainer["default_root_dir"] = str(folder)
+    entries = [*(trainer.get("callbacks") or [])]
+    loggers = trainer.get("logger")
+    entries += loggers if isinstance(loggers, list) else [loggers]
+    for entry in entries:
+        if not isinstance(entry, dict):
+            continue
+        for key in ("dirpath", "save_dir"):
+            if key in entry.get("init_args", {}):
+                entry["init_args"][key] = str(folder / Path(entry["init_args"][key]).name)

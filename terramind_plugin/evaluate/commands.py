@@ -1,0 +1,66 @@
+"""The words of `terramind compare`; heavy imports wait until it runs."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import Any
+
+from terramind_plugin.evaluate.arms import ARMS
+
+
+def add_commands(commands: Any) -> None:
+    """Add the command to the subparsers of `terramind`."""
+    text = "fine-tune in several ways under the same budget"
+    parser = commands.add_parser(
+        "compare",
+        help=text,
+        description=f"{text.capitalize()}; print and plot what each gives and costs.",
+        epilog="Arms: " + "; ".join(f"{name}: {meaning}" for name, meaning in ARMS.items()) + ".",
+    )
+    parser.add_argument("-c", "--config", type=Path, required=True, metavar="YAML", help="as for terramind fit")
+    parser.add_argument("--arms", default=",".join(ARMS), metavar="NAMES", help="comma-separated (default: all)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each arm (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument(
+        "--metric", default="test/mIoU", metavar="NAME", help="of the test; more is better (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--options",
+        default="",
+        metavar="WORDS",
+        help="options of terramind fit for all runs, in quotes, e.g. '--trainer.max_time=00:00:10:00'",
+    )
+    parser.set_defaults(run=_compare)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from terramind_plugin.evaluate.compare import Comparison, Run, compare
+    from terramind_plugin.evaluate.report import draw, markdown, summarise, table
+
+    arms = [name.strip() for name in options.arms.split(",") if name.strip()]
+    console, started = Console(), 0
+
+    def announce(run: Run, known: bool) -> None:
+        nonlocal started
+        started += 1
+        note = " (done before)" if known else ""
+        console.print(f"{started}/{len(arms) * options.seeds} {run.arm}, seed {run.seed}{note}", highlight=False)
+
+    plan = Comparison(options.config, arms, options.seeds, options.out, shlex.split(options.options))
+    results = compare(plan, announce)
+    summaries = summarise(results, options.metric)
+    head, *rows = table(summaries, options.metric)
+    shown = Table(*head, title=f"{options.config}, {options.seeds} seeds")
+    for row in rows:
+        shown.add_row(*row)
+    console.print(shown)
+    (options.out / "table.md").write_text(markdown([head, *rows]), encoding="utf-8")
+    title = f"{options.config.name}: mean and standard deviation of {options.seeds} seeds"
+    draw(summaries, options.metric, title).savefig(options.out / "figure.png", dpi=120)
+    for name in ("table.md", "figure.png", "runs"):
+        print(options.out / name)

@@ -1,0 +1,130 @@
+"""One run of a comparison in a process of its own: `python -m terramind_plugin.evaluate.run CONFIG RESULT WORDS`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from terramind_plugin.errors import ConfigError, DataError, WeightsError
+from terramind_plugin.lightning_cli import make_cli
+
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gave and what it cost."""
+
+    arm: str
+    seed: int
+    metrics: dict[str, float]
+    """Of the test, by name."""
+    fit_seconds: float
+    """Training and validation, without imports and the building of model and data."""
+    epoch_seconds: list[float]
+    """Training part of each epoch."""
+    peak_bytes: int
+    """Resident set at its peak above that before the model was built; on a GPU, its peak of allocated memory."""
+    trained_parameters: int
+    checkpoint_bytes: int
+    """Size of the checkpoint that was tested; 0 if there is none."""
+
+
+class EpochTimes(Callback):
+    """Seconds that the training part of each epoch takes."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._start = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Read the clock; the last batch of an epoch counts."""
+        if trainer.is_last_batch:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.seconds.append(time.perf_counter() - self._start)
+
+
+def execute(config: Path, words: list[str]) -> dict[str, Any]:
+    """Train, test the best checkpoint and return the fields of a `Result` that this process knows.
+
+    Args:
+        config: Configuration of the run.
+        words: Further options, e.g. ['--trainer.max_epochs=3'].
+    """
+    before = _restart_peak()
+    cli = make_cli(["--config", str(config), *words])
+    times = EpochTimes()
+    cli.trainer.callbacks.append(times)
+    trained = sum(x.numel() for x in cli.model.parameters() if x.requires_grad)
+    start = time.perf_counter()
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    seconds = time.perf_counter() - start
+    peak = _peak(before)
+    best = getattr(cli.trainer.checkpoint_callback, "best_model_path", "")
+    metrics = cli.trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=best or None, verbose=False)
+    return {
+        "metrics": {name: float(value) for part in metrics for name, value in part.items()},
+        "fit_seconds": seconds,
+        "epoch_seconds": times.seconds,
+        "peak_bytes": peak,
+        "trained_parameters": trained,
+        "checkpoint_bytes": Path(best).stat().st_size if best else 0,
+    }
+
+
+def _restart_peak() -> int:
+    """Let the peak of memory begin here, and return what this process holds already."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return 0
+    if RESET.exists():
+        RESET.write_text("5")
+    return _status("VmRSS")
+
+
+def _peak(before: int) -> int:
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    """Return a field of this process's status in bytes; 0 on systems without it."""
+    if not STATUS.exists():
+        return 0
+    return next(int(line.split()[1]) * 1024 for line in STATUS.read_text().splitlines() if line.startswith(field))
+
+
+def save(result: Result, path: Path) -> None:
+    """Write a result; it is there when it is complete."""
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(asdict(result), indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def main(config: str, target: str, arm: str, seed: str, *words: str) -> int:
+    """Run and write the result."""
+    try:
+        fields = execute(Path(config), list(words))
+    except (ConfigError, DataError, WeightsError) as error:
+        print(f"terramind: {error}", file=sys.stderr)
+        return 2
+    save(Result(arm=arm, seed=int(seed), **fields), Path(target))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
