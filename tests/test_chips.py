@@ -242,6 +242,19 @@ def test_several_inputs(files: dict[str, Path], run: Any, vocabulary: Path, tmp_
     assert _open(both / name)[1].tags["input"] == f"S2L2A: {chip.name}, S1RTC: {files['S1RTC'].name}"
 
 
+def test_an_input_on_another_grid_is_warped(files: dict[str, Path], run: Any, tmp_path: Path) -> None:
+    chip = files["S2L2A"]
+    radar, raster = _open(files["S1RTC"])
+    shifted = _write(
+        tmp_path / "shifted.tif",
+        radar[:, :48],
+        files["S1RTC"],
+        transform=Affine(*raster.transform[:2], raster.transform.c + 20, *raster.transform[3:6]),
+    )
+    both = run(chip, tmp_path / "both", "LULC", "--input", f"S1RTC={shifted}")
+    _assert_image(both / f"{chip.stem}_LULC.tif", "LULC", chip)
+
+
 def test_places(files: dict[str, Path], vocabulary: Path, tmp_path: Path, capsys: Any) -> None:
     words = [
         "generate",
@@ -411,18 +424,10 @@ def test_generate_refuses(files: dict[str, Path], tmp_path: Path, capsys: Any) -
     assert "longitude,latitude" in refused("LULC", "--input", "coords=here")
     assert "no tokenizer of" in refused("LULC", "--tokenizer_ckpt_path", "DEM=x.pt")
     radar = _open(files["S1GRD"])[0]
-    small = _write(tmp_path / "small.tif", radar[:, :32], files["S1GRD"])
-    assert "has 32 x 64 pixels" in refused("LULC", "--input", f"S1GRD={small}")
-    transform = _open(files["S1GRD"])[1].transform
-    shifted = _write(
-        tmp_path / "shifted.tif",
-        radar,
-        files["S1GRD"],
-        transform=Affine(*transform[:2], transform.c + 5, *transform[3:6]),
-    )
-    assert "lies 0.5 pixels away" in refused("LULC", "--input", f"S1GRD={shifted}")
+    nowhere = _write(tmp_path / "nowhere.tif", radar[:, :32], files["S1GRD"], crs=None)
+    assert "has CRS none, the first input has EPSG" in refused("LULC", "--input", f"S1GRD={nowhere}")
     elsewhere = _write(tmp_path / "elsewhere.tif", radar, files["S1GRD"], crs="EPSG:3857")
-    assert "has CRS EPSG:3857" in refused("LULC", "--input", f"S1GRD={elsewhere}")
+    assert "does not overlap the first input" in refused("LULC", "--input", f"S1GRD={elsewhere}")
     assert not out.exists()
 
 

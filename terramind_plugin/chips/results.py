@@ -56,7 +56,8 @@ class Results:
         self.folder = Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigError(f"Cannot write into {self.folder}: it is a file. Give a folder.")
-        self.grid = chips[0]
+        self.grid = chips[0].grid
+        self.stem = chips[0].path.stem
         self.inputs = [chip.path.resolve() for chip in chips]
         self.valid = np.logical_or.reduce([chip.valid for chip in chips])
         self.tags = dict(tags)
@@ -163,7 +164,7 @@ class Results:
         self.written.append(path)
 
     def _target(self, ending: str) -> Path:
-        path = self.folder / f"{self.grid.path.stem}_{ending}"
+        path = self.folder / f"{self.stem}_{ending}"
         if path.resolve() in self.inputs:
             raise DataError(f"{path} is an input and would be overwritten. Choose another folder with --out.")
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from terramind_plugin._version import __version__
 from terramind_plugin.builders import build_image_tokenizer
 from terramind_plugin.chips.picture import Output, draw_results
-from terramind_plugin.chips.reading import Chip, check_grid, pad, read_chip
+from terramind_plugin.chips.reading import Chip, pad, read_chip
 from terramind_plugin.chips.results import Results, spread_of
 from terramind_plugin.errors import ConfigError, WeightsNotFoundError
 from terramind_plugin.generation.generator import Places
@@ -210,9 +210,7 @@ def _read_inputs(chip: str | Path, modality: str, further: Mapping[str, str]) ->
         if entry.kind == "sequence":
             positions[entry.name] = _position(entry, source)
             continue
-        other = read_chip(source, entry)
-        check_grid(chips[0], other)
-        chips.append(other)
+        chips.append(read_chip(source, entry, chips[0].grid))
     return chips, positions
 
 
