@@ -30,9 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and (words[0] in TERRATORCH_COMMANDS or words[0] in ("-c", "--config", "--print_config")):
         return _run(lambda: _terratorch(words))
-    options = build_parser().parse_args(words)
+    parser = build_parser()
+    options, rest = parser.parse_known_args(words)
+    if rest and not hasattr(options, "words"):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.words = rest
     if not hasattr(options, "run"):
-        build_parser().print_help()
+        parser.print_help()
         return 0
     return _run(lambda: options.run(options))
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import Any
 
 from terramind_plugin.evaluate.arms import ARMS
+
+WIDTH = 110
+"""Characters that the table needs."""
 
 
 def add_commands(commands: Any) -> None:
@@ -16,7 +18,8 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
         "compare",
         help=text,
-        description=f"{text.capitalize()}; print and plot what each gives and costs.",
+        description=f"{text.capitalize()}; print and plot what each gives and costs. Options of terramind fit, such as "
+        "--trainer.max_epochs=3 or --trainer.max_time=00:00:10:00, hold for all runs.",
         epilog="Arms: " + "; ".join(f"{name}: {meaning}" for name, meaning in ARMS.items()) + ".",
     )
     parser.add_argument("-c", "--config", type=Path, required=True, metavar="YAML", help="as for terramind fit")
@@ -26,13 +29,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--metric", default="test/mIoU", metavar="NAME", help="of the test; more is better (default: %(default)s)"
     )
-    parser.add_argument(
-        "--options",
-        default="",
-        metavar="WORDS",
-        help="options of terramind fit for all runs, in quotes, e.g. '--trainer.max_time=00:00:10:00'",
-    )
-    parser.set_defaults(run=_compare)
+    parser.set_defaults(run=_compare, words=[])
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -51,14 +48,14 @@ def _compare(options: argparse.Namespace) -> None:
         note = " (done before)" if known else ""
         console.print(f"{started}/{len(arms) * options.seeds} {run.arm}, seed {run.seed}{note}", highlight=False)
 
-    plan = Comparison(options.config, arms, options.seeds, options.out, shlex.split(options.options))
+    plan = Comparison(options.config, arms, options.seeds, options.out, options.words)
     results = compare(plan, announce)
     summaries = summarise(results, options.metric)
     head, *rows = table(summaries, options.metric)
-    shown = Table(*head, title=f"{options.config}, {options.seeds} seeds")
+    shown = Table(*head, title=f"{options.config.name}, {options.seeds} seeds")
     for row in rows:
         shown.add_row(*row)
-    console.print(shown)
+    console.print(shown, width=max(console.width, WIDTH))
     (options.out / "table.md").write_text(markdown([head, *rows]), encoding="utf-8")
     title = f"{options.config.name}: mean and standard deviation of {options.seeds} seeds"
     draw(summaries, options.metric, title).savefig(options.out / "figure.png", dpi=120)

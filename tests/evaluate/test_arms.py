@@ -1,0 +1,84 @@
+"""What each arm of a comparison changes."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from terramind_plugin.errors import ConfigError
+from terramind_plugin.evaluate.arms import ARMS, check_arms, make_arm
+
+CONFIGS = sorted(Path(__file__).parents[2].glob("configs/*.yaml"))
+SETTINGS = {
+    "plain": {},
+    "tim": {"backbone_tim_modalities": ["LULC"]},
+    "tim-memo": {"backbone_tim_modalities": ["LULC"], "backbone_tim_memo": "out/memo"},
+    "lora": {"backbone_lora": {"rank": 16}},
+    "frozen": {},
+    "frozen-memo": {"backbone_feature_memo": "out/memo"},
+}
+
+
+def config(**arguments):
+    return {
+        "trainer": {
+            "callbacks": [{"class_path": "ModelCheckpoint", "init_args": {"dirpath": "mine/best", "monitor": "x"}}],
+            "logger": {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "mine"}},
+        },
+        "model": {
+            "class_path": "terratorch.tasks.SemanticSegmentationTask",
+            "init_args": {"model_args": {"backbone_modalities": ["S2L1C"], **arguments}, "freeze_backbone": True},
+        },
+    }
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"backbone": "terramind_v1_tiny_tim", "backbone_tim_modalities": ["LULC"]},
+        {"backbone": "terramind_v1_tiny_tim", "backbone_tim_modalities": ["LULC"], "backbone_tim_memo": True},
+    ],
+)
+def test_only_the_arms_own_settings_are_left(arm, given):
+    base = config(**given)
+    before = copy.deepcopy(base)
+    made = make_arm(base, arm, 3, Path("out"))
+    assert base == before
+    arguments = made["model"]["init_args"]["model_args"]
+    backbone = arguments.pop("backbone")
+    assert backbone == ("terramind_v1_tiny_tim" if arm.startswith("tim") else "terramind_v1_tiny")
+    assert arguments == {"backbone_modalities": ["S2L1C"], **SETTINGS[arm]}
+    assert made["model"]["init_args"]["freeze_backbone"] is arm.startswith("frozen")
+    assert made["seed_everything"] == 3
+
+
+def test_adapters_of_the_configuration_are_kept():
+    made = make_arm(config(backbone="terramind_v1_base", backbone_lora={"rank": 4}), "lora", 0, Path("out"))
+    assert made["model"]["init_args"]["model_args"]["backbone_lora"] == {"rank": 4}
+
+
+def test_runs_write_to_their_own_folder():
+    trainer = make_arm(config(backbone="terramind_v1_tiny"), "plain", 0, Path("out"))["trainer"]
+    assert trainer["default_root_dir"] == "out"
+    assert trainer["callbacks"][0]["init_args"] == {"dirpath": "out/best", "monitor": "x"}
+    assert trainer["logger"]["init_args"]["save_dir"] == "out/mine"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configurations_that_ship_can_be_compared(path):
+    for arm in ARMS:
+        make_arm(yaml.safe_load(path.read_text()), arm, 0, Path("out"))
+
+
+def test_mistakes():
+    with pytest.raises(ConfigError, match=r"Unknown arm 'time'\. Did you mean 'tim'"):
+        check_arms(["plain", "time"])
+    with pytest.raises(ConfigError, match="at least one arm"):
+        check_arms([])
+    with pytest.raises(ConfigError, match="got 'prithvi_eo_v2_300'"):
+        make_arm(config(backbone="prithvi_eo_v2_300"), "plain", 0, Path("out"))
+    assert check_arms(["tim", "plain", "tim"]) == ["tim", "plain"]
