@@ -101,6 +101,7 @@ class TerraMindGenerator(nn.Module):
         *,
         image_size: int | Sequence[int] | None = None,
         seed: int | Sequence[int] | None = 0,
+        noise: Noise | None = None,
         **named: Tensor,
     ) -> dict[str, Tensor]:
         """Return images [B, bands, H, W] by modality, class scores [B, classes, H, W], and positions [B, 2].
@@ -116,6 +117,7 @@ class TerraMindGenerator(nn.Module):
             image_size: Height and width in pixels of the outputs, if no input is an image; by default the model's.
             seed: One that each sample starts from, so that its result does not depend on the batch it is in; or one for
                 each sample; None for new ones in each call.
+            noise: Random numbers in place of `seed`.
             named: Inputs by modality, as keywords.
 
         Raises:
@@ -124,7 +126,7 @@ class TerraMindGenerator(nn.Module):
         """
         standardize = self.standardize if standardize is None else standardize
         inputs = self._tokenised(x, named, standardize)
-        noise = Noise.from_seed(seed, len(next(iter(inputs.values()))))
+        noise = Noise.from_seed(seed, len(next(iter(inputs.values())))) if noise is None else noise
         size = None if image_size is None else check_size(image_size, self.sampler.model.patch_size)
         tokens = self.sampler(
             inputs, targets=self.output_modalities, image_size=size, noise=noise, decoding=self.decoding
@@ -137,7 +139,10 @@ class TerraMindGenerator(nn.Module):
                 out[name] = self.coords.decode(ids)
                 continue
             tokenizer: Any = self.tokenizer[token_key(modality)[0]]
-            image = tokenizer.decode_tokens(ids, timesteps, generator=noise.generators, verbose=verbose)
+            # A decoder of classes starts from no noise.
+            rows, columns = (side * tokenizer.patch_size for side in ids.shape[1:])
+            start = None if modality.kind == "classes" else noise.normal(tokenizer.channels, rows, columns)
+            image = tokenizer.decode_tokens(ids, timesteps, noise=start, verbose=verbose)
             scale: Any = self.standardisation[name] if standardize and name in self.standardisation else None
             out[name] = image if scale is None else scale.undo(image)
         return out

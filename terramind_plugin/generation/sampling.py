@@ -61,6 +61,10 @@ class Noise:
         """Return numbers in [0, 1), [B, *shape], float32."""
         return torch.stack([torch.rand(shape, generator=one, device=one.device) for one in self.generators])
 
+    def normal(self, *shape: int) -> Tensor:
+        """Return standard normal numbers, [B, *shape], float32."""
+        return torch.stack([torch.randn(shape, generator=one, device=one.device) for one in self.generators])
+
     def order(self, count: int) -> Tensor:
         """Return for each sample the numbers 0 to count - 1 in random order, [B, count]."""
         return torch.stack([torch.randperm(count, generator=one, device=one.device) for one in self.generators])

@@ -47,7 +47,7 @@ def test_a_window_and_its_mirror_image(tmp_path: Path) -> None:
     assert not part.valid[20:].any()
 
 
-@pytest.mark.parametrize("how", ["nan", "nodata", "mask", "alpha"])
+@pytest.mark.parametrize("how", ["nan", "nodata", "mask"])
 def test_gaps_by_band(tmp_path: Path, how: str) -> None:
     values = np.random.default_rng(0).normal(-12, 3, (2, 20, 30)).astype(np.float32)
     path = tmp_path / "s1.tif"
@@ -60,13 +60,8 @@ def test_gaps_by_band(tmp_path: Path, how: str) -> None:
     else:
         mask = np.full((20, 30), 255, np.uint8)
         mask[4] = 0
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
-            if how == "mask":
-                with rasterio.open(_write(path, values), "r+") as file:
-                    file.write_mask(mask)
-            else:
-                names = ("VV", "VH", "alpha")
-                _write(path, np.concatenate([values, mask[None]]).astype(np.float32), names, alpha="yes")
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(_write(path, values), "r+") as file:
+            file.write_mask(mask)
     part = Source(path, RADAR).read(0, 0, 20, 30)
     mean = np.float32(MODALITIES["S1GRD"].mean)
     assert (part.values[:, 4] == mean[:, None]).all()

@@ -1,0 +1,202 @@
+"""A scene through a model, band of rows after band of rows, in memory that depends on its width alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from terramind_plugin.geo.large import Layer
+from terramind_plugin.geo.source import Source
+from terramind_plugin.geo.windows import Band, Plan
+from terramind_plugin.scenes.blend import RollingBlend
+from terramind_plugin.scenes.prefetch import ahead
+
+READ_AHEAD = 3
+"""Batches that are read while the model works on another."""
+
+
+class SceneModel(Protocol):
+    """What makes something of windows."""
+
+    channels: int
+    """Numbers per pixel that are blended."""
+    layers: tuple[Layer, ...]
+    """Files that the blended numbers become."""
+
+    def __call__(self, images: Mapping[str, Tensor], corners: Sequence[tuple[int, int]]) -> Tensor:
+        """Return [B, channels, h, w].
+
+        Args:
+            images: By modality [B, bands, h, w] in its units, gaps filled.
+            corners: Row and column of the first pixel of each window.
+        """
+        ...
+
+    def finish(self, blended: Tensor) -> Sequence[Tensor]:
+        """Return for each layer [bands, rows, W].
+
+        Args:
+            blended: [channels, rows, W].
+        """
+        ...
+
+
+class Batch(NamedTuple):
+    """Windows for the model at once, or the end of a band."""
+
+    images: dict[str, Tensor]
+    places: list[tuple[int, int]]
+    """Row and column number of each window."""
+    marks: list[tuple[int, int, NDArray[np.bool_]]]
+    """Where windows have data, those without any included."""
+    band: Band
+    ends: bool
+    """Whether the band ends here."""
+    ready: Any = None
+    """CUDA event after which the images are on the device."""
+
+
+@dataclass
+class Streamer:
+    """Runs a model over bands of one scene.
+
+    Memory holds a band of rows of results, a few batches of windows, and GDAL's blocks.
+    """
+
+    model: SceneModel
+    sources: Mapping[str, Source]
+    """By modality, all on one grid."""
+    plan: Plan
+    batch_size: int
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    on_windows: Callable[[int], object] = lambda count: None
+    """Called with the number of windows that are done."""
+
+    def run(
+        self, bands: Sequence[Band], finished: Sequence[tuple[int, int]], write: Callable[[int, list[NDArray]], object]
+    ) -> None:
+        """Compute bands that are not finished.
+
+        Args:
+            bands: Some of `plan.bands(batch_size)`, one after the other.
+            finished: First and last-plus-one row of what is finished.
+            write: Gets the number of the first row and for each layer [bands, rows, W], in the order of rows.
+        """
+        every = self.plan.bands(self.batch_size)
+        numbers = [every.index(band) for band in bands]
+        done = set(finished)
+        open_ = [number for number in numbers if (every[number].first, every[number].last) not in done]
+        for band in (every[number] for number in numbers if number not in open_):
+            self.on_windows(self._count(band))
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            written: Future[object] | None = None
+            for start, stop in _runs(open_):
+                for first, values, valid in self._blend(every, start, stop):
+                    if written is not None:
+                        written.result()  # one band waits at most
+                    written = pool.submit(self._finish, first, values, valid, write)
+            if written is not None:
+                written.result()
+
+    def _count(self, band: Band) -> int:
+        return len(band.rows) * len(self.plan.columns.starts)
+
+    def _blend(self, every: list[Band], start: int, stop: int) -> Iterator[tuple[int, Tensor, NDArray[np.bool_]]]:
+        """Yield first row, blended results and where there is data, of each band from one number to before another."""
+        # Windows of bands above reach into the first rows: computed again, in the same batches, for the same bytes.
+        begin = next(number for number in range(start + 1) if self.plan.reach(every[number]) > every[start].first)
+        blend = RollingBlend(self.plan, every, self.model.channels, every[begin].first, self.device)
+        with ahead(self._read(every[begin:stop]), READ_AHEAD) as batches:
+            for batch in batches:
+                for row, column, valid in batch.marks:
+                    blend.mark(row, column, valid)
+                if batch.places:
+                    self._compute(batch, blend)
+                is_new = batch.band.first >= every[start].first
+                if is_new:
+                    self.on_windows(len(batch.marks))
+                if batch.ends:
+                    values, valid = blend.take(batch.band.last)
+                    if is_new:
+                        yield batch.band.first, values, valid
+
+    def _compute(self, batch: Batch, blend: RollingBlend) -> None:
+        if batch.ready is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(batch.ready)
+            for image in batch.images.values():
+                image.record_stream(stream)
+        rows, columns = self.plan.rows.starts, self.plan.columns.starts
+        results = self.model(batch.images, [(rows[row], columns[column]) for row, column in batch.places])
+        for (row, column), result in zip(batch.places, results, strict=True):
+            blend.add(row, column, result)
+
+    def _read(self, bands: Sequence[Band]) -> Iterator[Batch]:
+        """Yield the batches of some bands; windows without data are left out, for there is nothing to see."""
+        stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        for band in bands:
+            marks: list[tuple[int, int, NDArray[np.bool_]]] = []
+            places: list[tuple[int, int]] = []
+            windows: list[dict[str, NDArray[np.float32]]] = []
+            for row, column in self.plan.windows(band):
+                values, valid = self._read_window(row, column)
+                marks.append((row, column, valid))
+                if valid.any():
+                    places.append((row, column))
+                    windows.append(values)
+                if len(windows) == self.batch_size:
+                    yield self._send(Batch(_stack(windows), places, marks, band, False), stream)
+                    marks, places, windows = [], [], []
+            yield self._send(Batch(_stack(windows), places, marks, band, True), stream)
+
+    def _read_window(self, row: int, column: int) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.bool_]]:
+        window = self.plan.rows.starts[row], self.plan.columns.starts[column], *self.plan.window
+        parts = {name: source.read(*window) for name, source in self.sources.items()}
+        valid = np.logical_or.reduce([part.valid for part in parts.values()])
+        return {name: part.values for name, part in parts.items()}, valid
+
+    def _send(self, batch: Batch, stream: torch.cuda.Stream | None) -> Batch:
+        """Copy a batch to the device, on a stream of its own so that the model's does not wait."""
+        if stream is None:
+            return batch
+        with torch.cuda.stream(stream):
+            images = {
+                name: image.pin_memory().to(self.device, non_blocking=True) for name, image in batch.images.items()
+            }
+            ready = torch.cuda.Event()
+            ready.record(stream)
+        return batch._replace(images=images, ready=ready)
+
+    @torch.no_grad()
+    def _finish(
+        self, first: int, blended: Tensor, valid: NDArray[np.bool_], write: Callable[[int, list[NDArray]], object]
+    ) -> None:
+        arrays = []
+        for layer, result in zip(self.model.layers, self.model.finish(blended), strict=True):
+            values = result.cpu().numpy().astype(layer.dtype, copy=False)
+            arrays.append(np.where(valid, values, np.array(layer.nodata, dtype=layer.dtype)))
+        write(first, arrays)
+
+
+def _stack(windows: Sequence[Mapping[str, NDArray[np.float32]]]) -> dict[str, Tensor]:
+    if not windows:
+        return {}
+    return {name: torch.from_numpy(np.stack([window[name] for window in windows])) for name in windows[0]}
+
+
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the first and last-plus-one of numbers that follow one another."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number:
+            runs[-1] = (runs[-1][0], number + 1)
+        else:
+            runs.append((number, number + 1))
+    return runs
