@@ -19,6 +19,7 @@ from torch import Tensor
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.geo.raster import parse_color, write_geotiff
 from terramind_plugin.plotting import LABEL_COLORS, plot_sample
+from terramind_plugin.thoughts import ThoughtPainter, find_thinker
 
 logger = logging.getLogger("terramind_plugin")
 
@@ -88,8 +89,10 @@ class BackboneUnfreeze(Callback):
         self.epoch = epoch
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Freeze the backbone."""
-        _backbone(pl_module).freeze()
+        """Freeze the backbone, adapters included."""
+        backbone = _backbone(pl_module)
+        backbone.requires_grad_(False)
+        backbone.eval()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Unfreeze the backbone if its epoch has come; also after resuming beyond it."""
@@ -114,14 +117,24 @@ def _backbone(pl_module: LightningModule) -> Any:
 class SegmentationImages(Callback):
     """Writes inputs, label and prediction of the first validation samples to TensorBoard, one tag a sample.
 
+    Of a model that thinks it also shows the thought.
+
     Args:
         samples: How many samples.
         every_n_epochs: In which epochs.
+        tokenizer_ckpt_paths: Files with tokenizer weights by modality, to draw imagined land cover as a map; without
+            one the published weights are used if they are in the hub's cache.
     """
 
-    def __init__(self, samples: int = 4, every_n_epochs: int = 1) -> None:
+    def __init__(
+        self,
+        samples: int = 4,
+        every_n_epochs: int = 1,
+        tokenizer_ckpt_paths: dict[str, str] | None = None,
+    ) -> None:
         self.samples = samples
         self.every_n_epochs = every_n_epochs
+        self._painter = ThoughtPainter(tokenizer_ckpt_paths)
         self._drawn = 0
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -152,6 +165,7 @@ class SegmentationImages(Callback):
         extra = {key: batch[key] for key in batch.keys() - {"image", "mask", "filename"}}
         with torch.no_grad():
             predicted = pl_module(batch["image"], **extra).output.argmax(dim=1)
+        thinker = find_thinker(pl_module)
         datamodule = getattr(trainer, "datamodule", None)
         images = _as_measured(images, datamodule)
         names = batch.get("filename", {})
@@ -165,6 +179,7 @@ class SegmentationImages(Callback):
                 pl_module.hparams.get("class_names"),
                 name,
                 bands=getattr(datamodule, "bands_read", None),
+                pictures=None if thinker is None else self._painter.paint(thinker, index),
             )
             writer.add_figure(f"validation/{name}", figure, global_step=trainer.global_step)
             self._drawn += 1

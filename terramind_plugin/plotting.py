@@ -107,6 +107,7 @@ def plot_sample(
     class_names: Sequence[str] | None = None,
     title: str | None = None,
     bands: Mapping[str, Sequence[object] | None] | None = None,
+    pictures: Mapping[str, np.ndarray] | None = None,
 ) -> Figure:
     """Return a figure with the inputs, the label and the prediction of one sample side by side.
 
@@ -117,14 +118,16 @@ def plot_sample(
         class_names: Names of the classes, for the legend.
         title: Text below.
         bands: Bands of a modality, where they are not all of them.
+        pictures: Further panels behind the inputs, [height, width, 3] in 0..1 by title.
     """
-    return plot_samples([(title or "", images, label, prediction)], class_names, bands)
+    return plot_samples([(title or "", images, label, prediction)], class_names, bands, [pictures or {}])
 
 
 def plot_samples(
     rows: Sequence[tuple[str, Mapping[str, Any], Any, Any]],
     class_names: Sequence[str] | None = None,
     bands: Mapping[str, Sequence[object] | None] | None = None,
+    pictures: Sequence[Mapping[str, np.ndarray]] | None = None,
 ) -> Figure:
     """Return a figure with a row for each sample and a column for each input, label and prediction, and a legend.
 
@@ -132,21 +135,25 @@ def plot_samples(
         rows: For each sample its title, images by modality, label and prediction, as in `plot_sample`.
         class_names: Names of the classes.
         bands: Bands of a modality, where they are not all of them.
+        pictures: For each sample, as in `plot_sample`.
     """
     classes = [ids for row in rows for ids in row[2:] if ids is not None]
     count = len(class_names) if class_names else 1 + max((_highest(ids) for ids in classes), default=0)
     colors = [LABEL_COLORS[i % len(LABEL_COLORS)] for i in range(count)]
-    panels = [_panels(images, label, prediction, colors, bands or {}) for _, images, label, prediction in rows]
+    panels = [
+        _panels(images, label, prediction, colors, bands or {}, more)
+        for (_, images, label, prediction), more in zip(rows, pictures or [{}] * len(rows), strict=True)
+    ]
     columns = _columns(panels)
     figure = Figure(figsize=(3.2 * len(columns), 3.2 * len(rows) + 0.5), layout="constrained")
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
     for name, axis in zip(columns, axes[0], strict=True):
         axis.set_title(name, fontsize=10)
-    for line, (row, pictures) in enumerate(zip(rows, panels, strict=True)):
+    for line, (row, drawn) in enumerate(zip(rows, panels, strict=True)):
         for name, axis in zip(columns, axes[line], strict=True):
             axis.set_axis_off()
-            if name in pictures:
-                axis.imshow(pictures[name], interpolation="nearest")
+            if name in drawn:
+                axis.imshow(drawn[name], interpolation="nearest")
         axes[line][0].text(0, -0.02, row[0], transform=axes[line][0].transAxes, va="top", fontsize=8)
     if classes:
         names = list(class_names) if class_names else [str(i) for i in range(count)]
@@ -182,8 +189,10 @@ def _panels(
     prediction: Any,
     colors: Sequence[str],
     bands: Mapping[str, Sequence[object] | None],
+    pictures: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
     panels = {name: modality_picture(values, name, bands.get(name)) for name, values in images.items()}
+    panels |= pictures
     for name, ids in (("label", label), ("prediction", prediction)):
         if ids is not None:
             panels[name] = class_picture(_class_ids(ids), colors)

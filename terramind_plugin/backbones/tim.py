@@ -87,7 +87,10 @@ class TerraMindTiM(TerraMindBackbone):
                 "Add one, e.g. S2L2A, or use the backbone without _tim."
             )
         self._channels = {spec.name: channels for spec, channels in known}
-        self._thoughts = names
+        self.thought_names = names
+        """By what is imagined, its name among the model's inputs."""
+        self.thoughts: dict[str, Tensor] = {}
+        """Token ids that the last forward pass imagined, by name."""
         self.sampler = TokenGenerator(
             variant,
             [spec for spec, _ in known],
@@ -123,6 +126,7 @@ class TerraMindTiM(TerraMindBackbone):
             present = self._measured(inputs, modality_mask)
             inputs = {name: image.nan_to_num(nan=0.0) for name, image in inputs.items()}
         thoughts = self.think(inputs, None if present is None else dict(zip(inputs, present.unbind(0), strict=True)))
+        self.thoughts = {name: ids.detach() for name, ids in thoughts.items()}
         if present is not None:
             present = torch.cat([present, present.new_ones(len(thoughts), present.shape[1])])
         inputs = {**inputs, **thoughts}
@@ -151,13 +155,12 @@ class TerraMindTiM(TerraMindBackbone):
             seed=seed,
             decoding=self.decoding,
         )
-        return {self._thoughts[name]: tokens for name, tokens in ids.items()}
+        return {self.thought_names[name]: tokens for name, tokens in ids.items()}
 
     def unfreeze(self) -> None:
         """Let all parameters but the generator's train again and switch to training mode."""
-        self.requires_grad_(True)
+        super().unfreeze()
         self.sampler.requires_grad_(False)
-        self.train()
 
     def fingerprint(self) -> Tensor:
         """Return the SHA-256 of the generator's weights and names, uint8 [32]."""
