@@ -145,7 +145,7 @@ def plot_samples(
         for (_, images, label, prediction), more in zip(rows, pictures or [{}] * len(rows), strict=True)
     ]
     columns = _columns(panels)
-    figure = Figure(figsize=(3.2 * len(columns), 3.2 * len(rows) + 0.5), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(columns), 3.2 * len(rows) + 0.9), layout="constrained")
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
     for name, axis in zip(columns, axes[0], strict=True):
         axis.set_title(name, fontsize=10)
