@@ -136,6 +136,7 @@ class SegmentationImages(Callback):
         self.every_n_epochs = every_n_epochs
         self._painter = ThoughtPainter(tokenizer_ckpt_paths)
         self._drawn = 0
+        self._files: dict[str, Path] = {}
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with the first sample again."""
@@ -171,7 +172,7 @@ class SegmentationImages(Callback):
         names = batch.get("filename", {})
         names = next(iter(names.values())) if isinstance(names, Mapping) and names else names
         for index in range(min(len(first), self.samples - self._drawn)):
-            name = Path(str(names[index])).stem if names else f"{batch_idx}_{index}"
+            name = self._tag(Path(str(names[index]))) if names else f"{batch_idx}_{index}"
             figure = plot_sample(
                 {key: value[index].float() for key, value in images.items()},
                 batch["mask"][index],
@@ -183,6 +184,10 @@ class SegmentationImages(Callback):
             )
             writer.add_figure(f"validation/{name}", figure, global_step=trainer.global_step)
             self._drawn += 1
+
+    def _tag(self, file: Path) -> str:
+        """Return a sample's name: that of its file, with the folder in front if another sample has the same."""
+        return file.stem if self._files.setdefault(file.stem, file) == file else f"{file.parent.name}/{file.stem}"
 
 
 def _as_measured(images: Mapping[str, Tensor], datamodule: Any) -> Mapping[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from terramind_plugin.callbacks import BackboneUnfreeze
+from terramind_plugin.callbacks import BackboneUnfreeze, SegmentationImages
 from terramind_plugin.errors import ConfigError, DataError
 
 
@@ -59,3 +59,9 @@ def test_one_tag_a_sample(runner: Any, scenes: Any, tmp_path: Path, missing: boo
 
 def test_pictures_without_a_logger_are_left_out(runner: Any) -> None:
     runner.terratorch("fit", {"trainer.callbacks": [{"class_path": "terramind_plugin.SegmentationImages"}]})
+
+
+def test_equal_names_in_two_folders_have_tags_of_their_own() -> None:
+    images = SegmentationImages()
+    files = [Path("a/chip.tif"), Path("b/chip.tif"), Path("a/chip.tif")]
+    assert [images._tag(file) for file in files] == ["chip", "b/chip", "chip"]
