@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from terramind_plugin.errors import ConfigError, suggest
+from terramind_plugin.settings import read_texts
 from terramind_plugin.tokenizers.sequence import (
     CAPTION_VOCABULARY,
     COORDS_VOCABULARY,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("terramind_plugin")
 
 
+@read_texts("ckpt_path")
 def build_image_tokenizer(
     name: str,
     *,

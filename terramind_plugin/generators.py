@@ -17,6 +17,7 @@ from terramind_plugin.generation.schedules import Decoding
 from terramind_plugin.generation.tokens import TokenGenerator, check_size, plan_targets
 from terramind_plugin.inputs import InputSpec, plan_inputs
 from terramind_plugin.modalities import Modality, resolve
+from terramind_plugin.settings import read_texts
 from terramind_plugin.tokenizers.image import ImageTokenizer
 from terramind_plugin.tokenizers.sequence import CoordsTokenizer
 from terramind_plugin.tokenizers.variants import TOKENIZERS
@@ -32,6 +33,7 @@ USER_NAMES = {"steps": "decoding_steps", "temperature": "temps"}
 """What arguments of `Decoding` are called in configurations, where the names differ."""
 
 
+@read_texts("ckpt_path", "tokenizer_file")
 def build_generator(
     variant: str,
     modalities: Sequence[str | Mapping[str, int]] | Mapping[str, int] | None = None,

@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from terramind_plugin.backbones.tim import TerraMindTiM
 from terramind_plugin.backbones.vit import TerraMindBackbone
 from terramind_plugin.errors import ConfigError, suggest
+from terramind_plugin.settings import read_texts
 from terramind_plugin.variants import VARIANTS
 from terramind_plugin.weights import load_weights
 
@@ -21,7 +20,11 @@ logger = logging.getLogger("terramind_plugin")
 Modalities = Sequence[str | Mapping[str, int]] | Mapping[str, int] | None
 Model = TypeVar("Model", bound=TerraMindBackbone)
 
+TEXTS = ("ckpt_path", "merge_method", "padding")
+"""Arguments that stay texts."""
 
+
+@read_texts(*TEXTS)
 def build_backbone(
     variant: str,
     modalities: Modalities = None,
@@ -52,6 +55,7 @@ def build_backbone(
     return model
 
 
+@read_texts(*TEXTS)
 def build_tim(
     variant: str,
     modalities: Modalities = None,
@@ -99,8 +103,7 @@ def _build(kind: type[Model], variant: str, modalities: Modalities, patch_size: 
     numbers = VARIANTS[variant]
     if patch_size not in (None, numbers.patch_size):
         raise ConfigError(f"{variant} has patches of {numbers.patch_size} pixels, got patch_size {patch_size}.")
-    arguments = {name: _from_command_line(name, value) for name, value in given.items()}
-    return kind(numbers, _from_command_line("modalities", modalities), **arguments)
+    return kind(numbers, modalities, **given)
 
 
 def _arguments(kind: type) -> list[str]:
@@ -111,15 +114,8 @@ def _arguments(kind: type) -> list[str]:
 
 def _load(model: TerraMindBackbone, pretrained: bool, ckpt_path: str | Path | None) -> bool:
     """Load weights into the encoder and return whether any were asked for."""
-    report = load_weights(model, pretrained=_from_command_line("pretrained", pretrained), ckpt_path=ckpt_path)
+    report = load_weights(model, pretrained=pretrained, ckpt_path=ckpt_path)
     if report is None:
         return False
     logger.info("%s", report)
     return True
-
-
-def _from_command_line(name: str, value: Any) -> Any:
-    """Return a value in its own type: TerraTorch hands on `--model...backbone_pretrained false` as a text."""
-    if not isinstance(value, str) or name == "merge_method":
-        return value
-    return yaml.safe_load(value)

@@ -275,7 +275,7 @@ def test_pretrained_without_network(build):
         ({"modalities": ["LULC", "LULC"]}, "named twice"),
         ({"outputs": []}, "must be a list of names"),
         ({"outputs": ["RGB"]}, "RGB has no tokens"),
-        ({"pretrained": "yes"}, "true or false"),
+        ({"pretrained": "model.pt"}, "true or false"),
         ({"patch_size": 8}, "patches of 16"),
         ({"img_size": 100}, "multiple of 16"),
         ({"tokenizer_ckpt_paths": {"DEM": "x.pt"}}, "no tokenizer of"),
@@ -284,6 +284,27 @@ def test_pretrained_without_network(build):
 def test_impossible_arguments(build, arguments, message):
     with pytest.raises(ConfigError, match=message):
         build(**arguments)
+
+
+def test_arguments_from_a_command_line():
+    """TerraTorch's command line hands on what is below model_args as texts."""
+    model = build_generator(
+        "terramind_v1_tiny",
+        modalities="[S2L2A, {THERMAL: 1}]",
+        output_modalities="[S1GRD, LULC]",
+        pretrained="false",
+        standardize="true",
+        timesteps="10",
+        temps="[0.5, 1]",
+        offset="{S1GRD: 2.5}",
+        img_size="[64, 128]",
+    )
+    assert (model.modalities, model.output_modalities) == (["S2L2A", "THERMAL"], ["S1GRD", "LULC"])
+    assert (model.timesteps, model.standardize) == (10, True)
+    assert [model.decoding[name].temperature for name in model.output_modalities] == [0.5, 1]
+    shift = model.standardisation["S1GRD"].mean.flatten() - torch.tensor(find("S1GRD").mean)
+    assert torch.allclose(shift, torch.tensor(2.5))
+    assert model.sampler.model.encoder_embeddings["untok_sen2l2a@224"].pos_emb.shape[1] == 4 * 8
 
 
 def test_impossible_calls(build, raw):

@@ -147,11 +147,19 @@ def test_encoder_from_the_registry(models, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"pretrained": "yes"}, "true or false, got 'yes'"), ({"decoder": 1}, "decoder of .* must be true or false")],
+    [
+        ({"pretrained": "model.pt"}, "true or false, got 'model.pt'"),
+        ({"decoder": 1}, "decoder of .* must be true or false"),
+    ],
 )
 def test_wrong_argument(arguments, message):
     with pytest.raises(ConfigError, match=message):
         build_image_tokenizer(DEM, **arguments)
+
+
+def test_arguments_from_a_command_line():
+    model = build_image_tokenizer(DEM, pretrained="false", decoder="false")
+    assert model.decoder is None
 
 
 def test_unknown_name():

@@ -1,0 +1,39 @@
+"""Settings given as texts."""
+
+import inspect
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from terramind_plugin.errors import ConfigError
+from terramind_plugin.settings import read_text, read_texts
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+
+
+@read_texts("path")
+def build(name, size=1, *, path=None, **others):
+    return name, size, path, others
+
+
+@given(VALUES)
+def test_what_yaml_writes_is_read(value):
+    assert read_text("value", yaml.safe_dump(value)) == value
+
+
+@given(VALUES.filter(lambda value: not isinstance(value, str)))
+def test_what_has_a_type_keeps_it(value):
+    assert read_text("value", value) is value
+
+
+def test_builder():
+    assert build("terramind_v1_tiny", "2", path="10", depth="3") == ("terramind_v1_tiny", 2, "10", {"depth": 3})
+    assert list(inspect.signature(build).parameters) == ["name", "size", "path", "others"]
+
+
+def test_no_yaml():
+    with pytest.raises(ConfigError, match=r"size: cannot read '\[S2L2A'\. Write it as in a YAML file"):
+        build("terramind_v1_tiny", size="[S2L2A")
