@@ -11,6 +11,7 @@ from terramind_plugin._version import __version__
 from terramind_plugin.chips import commands as chips
 from terramind_plugin.errors import ConfigError, DataError, WeightsError
 from terramind_plugin.evaluate import commands as evaluate
+from terramind_plugin.mapping import commands as mapping
 
 TERRATORCH_COMMANDS = {
     "fit": "fine-tune a model",
@@ -94,6 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     merge.set_defaults(run=_merge)
 
     chips.add_commands(commands)
+    mapping.add_commands(commands)
     evaluate.add_commands(commands)
 
     version = commands.add_parser("version", help="print the version")

@@ -48,7 +48,21 @@ class StatisticsTrainer(MyTrainer):
 
 
 class TerraMindCLI(MyLightningCLI):
-    """TerraTorch's CLI, in which the configuration goes before what a checkpoint remembers of its own."""
+    """TerraTorch's CLI, in which the configuration goes before what a checkpoint remembers of its own.
+
+    Args:
+        ckpt_path: Checkpoint that is loaded where no subcommand names one.
+        kwargs: As for Lightning's CLI.
+    """
+
+    def __init__(self, *, ckpt_path: str | Path | None = None, **kwargs: Any) -> None:
+        self.ckpt_path = ckpt_path
+        super().__init__(**kwargs)
+
+    def before_instantiate_classes(self) -> None:
+        """Check the checkpoint that no subcommand names."""
+        if self.ckpt_path is not None:
+            check_checkpoint(self.config, self.ckpt_path)
 
     def _parse_ckpt_path(self) -> None:
         """Check that the checkpoint is of the configured model, and do not fetch weights it will replace.
@@ -62,20 +76,35 @@ class TerraMindCLI(MyLightningCLI):
         path = options.get("ckpt_path") if options is not None else None
         if not path or path in ("best", "last", "hpc", "registry"):
             return
-        if not Path(path).is_file():
-            raise WeightsNotFoundError(f"Checkpoint not found: {path}. Check --ckpt_path.")
-        try:
-            content = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-            stored = content.get("hyper_parameters", {})
-            needs_base = any(name.endswith(BASE) for name in content.get("state_dict", {}))
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, AttributeError) as error:
-            raise WeightsError(f"{path} cannot be read as a checkpoint ({type(error).__name__}).") from error
-        model_args = options.get("model.init_args.model_args")
-        if not isinstance(model_args, dict):
-            return
-        _compare(model_args, stored.get("model_args") or {}, str(path))
-        if model_args.get("backbone_pretrained") and not needs_base:
-            model_args["backbone_pretrained"] = False
+        check_checkpoint(options, path)
+
+
+def check_checkpoint(options: Any, path: str | Path) -> None:
+    """Check that a checkpoint is of the configured model, and do not fetch weights it will replace.
+
+    Args:
+        options: A parsed configuration, whose backbone_pretrained may be changed.
+        path: The checkpoint.
+
+    Raises:
+        ConfigError: It is of another model.
+        WeightsNotFoundError: There is no such file.
+        WeightsError: The file cannot be read.
+    """
+    if not Path(path).is_file():
+        raise WeightsNotFoundError(f"Checkpoint not found: {path}. Check --ckpt_path.")
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        stored = content.get("hyper_parameters", {})
+        needs_base = any(name.endswith(BASE) for name in content.get("state_dict", {}))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, AttributeError) as error:
+        raise WeightsError(f"{path} cannot be read as a checkpoint ({type(error).__name__}).") from error
+    model_args = options.get("model.init_args.model_args")
+    if not isinstance(model_args, dict):
+        return
+    _compare(model_args, stored.get("model_args") or {}, str(path))
+    if model_args.get("backbone_pretrained") and not needs_base:
+        model_args["backbone_pretrained"] = False
 
 
 def _compare(configured: Mapping[str, Any], stored: Mapping[str, Any], path: str) -> None:
@@ -154,16 +183,17 @@ def run(words: list[str]) -> None:
     _make({**patient, **dict.fromkeys(TerraMindCLI.subcommands(), patient)})
 
 
-def make_cli(words: list[str]) -> TerraMindCLI:
+def make_cli(words: list[str], ckpt_path: str | Path | None = None) -> TerraMindCLI:
     """Return trainer, model and data of a configuration, without running anything.
 
     Args:
         words: The command line behind a subcommand, e.g. ['--config', 'x.yaml'].
+        ckpt_path: A checkpoint whose weights will go into the model; it is checked, not loaded.
 
     Raises:
         ConfigError: As in `run`.
     """
-    return _make({"exit_on_error": False}, args=words, run=False)
+    return _make({"exit_on_error": False}, args=words, run=False, ckpt_path=ckpt_path)
 
 
 def _make(parser: dict[str, Any], **more: Any) -> TerraMindCLI:

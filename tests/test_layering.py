@@ -29,12 +29,13 @@ LAYERS = (
     ("callbacks",),
     ("registry",),
     ("lightning_cli",),
+    ("mapping",),
     ("evaluate",),
     ("cli",),
 )
 """A part may import those of earlier lines."""
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
-KNOWS_TERRATORCH = {"registry", "data", "callbacks", "lightning_cli", "cli"}
+KNOWS_TERRATORCH = {"mapping", "registry", "data", "callbacks", "lightning_cli", "cli"}
 
 
 def part_of(path):

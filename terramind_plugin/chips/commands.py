@@ -8,17 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from terramind_plugin.errors import ConfigError
+from terramind_plugin.scenes.words import add_scene_options, scene_options
+
+WHAT = "in the units of the modality; nodata and NaN are filled"
 
 
 def add_commands(commands: Any) -> None:
     """Add both commands to the subparsers of `terramind`."""
     text = "encode a chip to tokens and decode it again"
     reconstruct = commands.add_parser("reconstruct", help=text, description=f"{text.capitalize()}.")
+    reconstruct.add_argument("chip", type=Path, help=f"raster {WHAT}")
     _add_common(reconstruct)
     reconstruct.set_defaults(run=_reconstruct)
 
-    text = "imagine other modalities of a chip"
+    text = "imagine other modalities of chips and whole scenes"
     generate = commands.add_parser("generate", help=text, description=f"{text.capitalize()}.")
+    generate.add_argument("scene", type=Path, nargs="+", help=f"raster of any size, {WHAT}")
     _add_common(generate)
     generate.add_argument(
         "--to", required=True, metavar="NAMES", help="outputs in the order of generation, e.g. S1GRD,DEM,LULC,coords"
@@ -28,7 +33,7 @@ def add_commands(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=FILE",
-        help="a further input on the grid of the chip; coords=LONGITUDE,LATITUDE for its place; can be repeated",
+        help="a further input of a scene, warped to its grid; coords=LONGITUDE,LATITUDE for its place; repeatable",
     )
     generate.add_argument(
         "--size", default="base", choices=("tiny", "small", "base", "large"), help="of the model (default: %(default)s)"
@@ -44,12 +49,12 @@ def add_commands(commands: Any) -> None:
         help="weights of the tokenizer of a modality; can be repeated",
     )
     generate.add_argument("--tokenizer_file", type=Path, metavar="FILE", help="vocabulary of coords")
+    add_scene_options(generate)
     generate.set_defaults(run=_generate)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("chip", type=Path, help="raster in the units of the modality; nodata and NaN are filled")
-    parser.add_argument("--modality", required=True, metavar="NAME", help="what the chip shows, e.g. S2L2A")
+    parser.add_argument("--modality", required=True, metavar="NAME", help="what it shows, e.g. S2L2A")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument(
         "--pretrained",
@@ -103,7 +108,8 @@ def _reconstruct(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from terramind_plugin.chips.run import Settings, generate
+    from terramind_plugin.chips.run import Settings
+    from terramind_plugin.chips.scenes import generate_any
 
     tokenizers = _pairs("--tokenizer_ckpt_path", options.tokenizer_ckpt_path)
     settings = Settings(
@@ -111,15 +117,16 @@ def _generate(options: argparse.Namespace) -> None:
         tokenizer_ckpt_paths={name: Path(path) for name, path in tokenizers.items()},
         tokenizer_file=options.tokenizer_file,
     )
-    written = generate(
-        options.chip,
+    written = generate_any(
+        options.scene,
         options.modality,
         [name.strip() for name in options.to.split(",") if name.strip()],
-        options.out,
         settings,
+        scene_options(options, align=16),
         size=options.size,
         samples=options.samples,
         further=_pairs("--input", options.input),
+        probabilities=options.probabilities,
     )
     for path in written:
         print(path)

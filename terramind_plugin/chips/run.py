@@ -20,11 +20,12 @@ from terramind_plugin.chips.picture import Output, draw_results
 from terramind_plugin.chips.reading import Chip, pad, read_chip
 from terramind_plugin.chips.results import Results, spread_of
 from terramind_plugin.errors import ConfigError, WeightsNotFoundError
-from terramind_plugin.generation.generator import Places
+from terramind_plugin.generation.generator import Places, TerraMindGenerator
 from terramind_plugin.generation.standardisation import Standardisation
 from terramind_plugin.generation.tokens import plan_targets
 from terramind_plugin.generators import build_generator, plan_generator_inputs
 from terramind_plugin.modalities import Modality, resolve
+from terramind_plugin.scenes.noise import SceneNoise
 from terramind_plugin.tokenizers.diffusion import TRAINING_STEPS
 from terramind_plugin.tokenizers.variants import TOKENIZERS
 from terramind_plugin.variants import VARIANTS
@@ -63,20 +64,16 @@ class Settings:
         if self.seed < 0:
             raise ConfigError(f"seed must not be negative, got {self.seed}.")
 
-    def describe(self, model: str, chips: Sequence[Chip]) -> dict[str, str]:
+    def describe(self, model: str, chips: Sequence[Chip] = ()) -> dict[str, str]:
         """Return the tags of what the model makes."""
         weights = "published" if self.pretrained else f"random, from seed {WEIGHTS_SEED}"
         tags = {"model": model, "weights": weights if self.ckpt_path is None else _fingerprint(self.ckpt_path)}
         if self.tokenizer_ckpt_paths:
             files = {name: _fingerprint(path) for name, path in self.tokenizer_ckpt_paths.items()}
             tags["tokenizer_weights"] = "; ".join(f"{name}: {text}" for name, text in files.items())
-        return {
-            **tags,
-            "seed": str(self.seed),
-            "steps": str(self.steps),
-            "terramind_plugin_version": __version__,
-            "input": ", ".join(f"{chip.modality.name}: {chip.path.name}" for chip in chips),
-        }
+        tags |= {"seed": str(self.seed), "steps": str(self.steps), "terramind_plugin_version": __version__}
+        inputs = ", ".join(f"{chip.modality.name}: {chip.path.name}" for chip in chips)
+        return {**tags, "input": inputs} if chips else tags
 
 
 def reconstruct(chip: str | Path, modality: str, out: str | Path, settings: Settings) -> list[Path]:
@@ -145,18 +142,62 @@ def generate(
         DataError: A file cannot be used.
         WeightsError: The weights are not there or do not fit.
     """
+    variant, targets = check_generation(to, settings, size, samples)
+    chips, positions = _read_inputs(chip, modality, further or {})
+    given = [one.modality.name for one in chips] + list(positions)
+    check_modalities(given, targets)
+    model = load_generator(variant, given, targets, settings)
+    results = Results(out, chips, settings.describe(f"{variant}_generate", chips))
+    x = {one.modality.name: _tensor(one) for one in chips} | positions
+    size_in_model = next(iter(x.values())).shape[-2:]
+    drawn: list[dict[str, NDArray]] = []
+    for number in range(samples):
+        # As for the first window of a scene, so that a chip gives the same alone and in a scene of its size.
+        noise = SceneNoise(settings.seed + number, [(0, 0)], (size_in_model[0], size_in_model[1]), PATCH)
+        images = model(x, noise=noise, verbose=settings.verbose)
+        drawn.append({target.name: _to_array(target, images[target.name], chips[0].size) for target in targets})
+    places = model.locate(x, PLACES) if any(target.kind == "sequence" for target in targets) else None
+    outputs = [
+        _write(results, target, [one[target.name] for one in drawn], settings.seed, places) for target in targets
+    ]
+    inputs = [(one.modality, one.measured()) for one in chips]
+    inputs += [(resolve(name), position[0].numpy()) for name, position in positions.items()]
+    results.write_picture("generated", draw_results(inputs, outputs, _title(chips[0], results.tags)))
+    return results.written
+
+
+def check_generation(to: Sequence[str], settings: Settings, size: str, samples: int) -> tuple[str, list[Modality]]:
+    """Return the name of the model and the outputs; arguments as in `generate`.
+
+    Raises:
+        ConfigError: An argument is not possible.
+    """
     settings.check()
     variant = f"terramind_v1_{size}"
     if variant not in VARIANTS:
         raise ConfigError(f"Unknown size '{size}'. Known: {', '.join(name.rpartition('_')[2] for name in VARIANTS)}.")
     if samples < 1:
         raise ConfigError(f"samples must be at least 1, got {samples}.")
-    targets = list(plan_targets(to).values())
-    chips, positions = _read_inputs(chip, modality, further or {})
-    given = [one.modality.name for one in chips] + list(positions)
-    _check_modalities(given, targets)
+    return variant, list(plan_targets(to).values())
+
+
+def load_generator(
+    variant: str, given: Sequence[str], targets: Sequence[Modality], settings: Settings
+) -> TerraMindGenerator:
+    """Return a generator between modalities in their units.
+
+    Args:
+        variant: Name of the model.
+        given: Names of the inputs.
+        targets: Outputs.
+        settings: Weights and steps.
+
+    Raises:
+        ConfigError: A setting is not possible.
+        WeightsError: The weights are not there or do not fit.
+    """
     with _weights():
-        model = build_generator(
+        return build_generator(
             variant,
             given,
             [target.name for target in targets],
@@ -167,20 +208,6 @@ def generate(
             standardize=True,
             timesteps=settings.steps,
         )
-    results = Results(out, chips, settings.describe(f"{variant}_generate", chips))
-    x = {one.modality.name: _tensor(one) for one in chips} | positions
-    drawn: list[dict[str, NDArray]] = []
-    for number in range(samples):
-        images = model(x, seed=settings.seed + number, verbose=settings.verbose)
-        drawn.append({target.name: _to_array(target, images[target.name], chips[0].size) for target in targets})
-    places = model.locate(x, PLACES) if any(target.kind == "sequence" for target in targets) else None
-    outputs = [
-        _write(results, target, [one[target.name] for one in drawn], settings.seed, places) for target in targets
-    ]
-    inputs = [(one.modality, one.measured()) for one in chips]
-    inputs += [(resolve(name), position[0].numpy()) for name, position in positions.items()]
-    results.write_picture("generated", draw_results(inputs, outputs, _title(chips[0], results.tags)))
-    return results.written
 
 
 def _write(results: Results, target: Modality, samples: Sequence[NDArray], seed: int, places: Places | None) -> Output:
@@ -208,13 +235,18 @@ def _read_inputs(chip: str | Path, modality: str, further: Mapping[str, str]) ->
         if entry.name in (*positions, *(one.modality.name for one in chips)):
             raise ConfigError(f"{entry.name} is given twice as input.")
         if entry.kind == "sequence":
-            positions[entry.name] = _position(entry, source)
+            positions[entry.name] = read_position(entry, source)
             continue
         chips.append(read_chip(source, entry, chips[0].grid))
     return chips, positions
 
 
-def _position(entry: Modality, text: str) -> Tensor:
+def read_position(entry: Modality, text: str) -> Tensor:
+    """Return [1, 2] of a text 'longitude,latitude'.
+
+    Raises:
+        ConfigError: The text is none.
+    """
     try:
         longitude, latitude = map(float, text.split(","))
     except ValueError:
@@ -222,8 +254,12 @@ def _position(entry: Modality, text: str) -> Tensor:
     return torch.tensor([[longitude, latitude]], dtype=torch.float64)
 
 
-def _check_modalities(given: Sequence[str], targets: Sequence[Modality]) -> None:
-    """Check names before weights are loaded."""
+def check_modalities(given: Sequence[str], targets: Sequence[Modality]) -> None:
+    """Check names before weights are loaded.
+
+    Raises:
+        ConfigError: One is no input, or input and output.
+    """
     plan_generator_inputs(given)
     both = [target.name for target in targets if target.name in given]
     if both:

@@ -192,9 +192,32 @@ class Source:
             DataError: A block cannot be read, or values are no class ids.
         """
         inside = min(height, self.grid.height - row), min(width, self.grid.width - column)
+        part = self._read(row, column, inside, inside)
+        beyond = ((0, height - inside[0]), (0, width - inside[1]))
+        if not any(after for _, after in beyond):
+            return part
+        return Part(np.pad(part.values, ((0, 0), *beyond), mode="reflect"), np.pad(part.valid, beyond))
+
+    def preview(self, size: tuple[int, int]) -> Part:
+        """Return the whole image at a reduced size.
+
+        Args:
+            size: Height and width in pixels.
+
+        Raises:
+            DataError: As in `read`.
+        """
+        return self._read(0, 0, self.grid.shape, size)
+
+    def _read(self, row: int, column: int, inside: tuple[int, int], size: tuple[int, int]) -> Part:
+        """Return a window that lies inside the image, at some size."""
         try:
             masked = self._raster.read(
-                self.indexes, window=Window(column, row, inside[1], inside[0]), masked=True, out_dtype="float32"
+                self.indexes,
+                window=Window(column, row, inside[1], inside[0]),
+                out_shape=(len(self.indexes), *size),
+                masked=True,
+                out_dtype="float32",
             )
         except RasterioError as error:
             raise DataError(
@@ -208,12 +231,7 @@ class Source:
         elif not self._warned and known.any():
             self._warned = True
             warn_of_units(self.path, self.expected.name, values[known])
-        filled = np.where(known, values, self._fill)
-        beyond = ((0, height - inside[0]), (0, width - inside[1]))
-        valid = known.any(axis=0)
-        if any(after for _, after in beyond):
-            return Part(np.pad(filled, ((0, 0), *beyond), mode="reflect"), np.pad(valid, beyond))
-        return Part(filled, valid)
+        return Part(np.where(known, values, self._fill), known.any(axis=0))
 
     def _check_classes(self, values: NDArray[np.float32]) -> None:
         classes = self.expected.classes

@@ -1,0 +1,1 @@
+"""Fine-tuned tasks over whole scenes."""

@@ -1,0 +1,253 @@
+"""One scene to work on: its files, its windows, what becomes of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import rasterio
+from rasterio.errors import RasterioError
+
+from terramind_plugin._version import __version__
+from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.geo.large import Layer, write_large_geotiff
+from terramind_plugin.geo.source import Expected, Grid, Source
+from terramind_plugin.geo.windows import Plan, plan_windows
+from terramind_plugin.scenes.partial import Partial
+from terramind_plugin.scenes.picture import draw_scene, write_picture
+
+RUN_TAG = "terramind_run"
+"""Tag that holds the fingerprint of everything that decides on a file."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run a model over scenes."""
+
+    out: Path
+    """Folder to write to."""
+    crop: int = 224
+    """Height and width of a window in pixels."""
+    stride: int = 176
+    """Pixels from one window to the next."""
+    margin: int = 8
+    """Pixels at the edges of a window that do not count."""
+    align: int = 1
+    """Window starts are multiples of it."""
+    batch_size: int = 8
+    precision: str = "32-true"
+    """Lightning's name of it."""
+    accelerator: str = "auto"
+    devices: int = 1
+    """Processes on each machine."""
+    nodes: int = 1
+    """Machines."""
+    cog: bool = False
+    """Write Cloud-Optimized GeoTIFFs."""
+    restart: bool = False
+    """Do not go on with an unfinished run."""
+    verbose: bool = False
+    """Show a progress bar."""
+
+    def check(self) -> None:
+        """Raise a ConfigError if a number is not possible."""
+        for name in ("batch_size", "devices", "nodes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+    def describe(self) -> dict[str, Any]:
+        """Return what decides on the results."""
+        names = ("crop", "stride", "margin", "align", "batch_size", "precision", "cog")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass
+class Job:
+    """A scene with its plan."""
+
+    inputs: dict[str, Path]
+    """Files by modality; the first gives the grid and the name."""
+    expected: dict[str, Expected]
+    """What they hold."""
+    grid: Grid
+    plan: Plan
+    folder: Path
+    layers: tuple[Layer, ...] = ()
+    record: dict[str, Any] = field(default_factory=dict)
+    """What decides on the results, and the date."""
+    warped: tuple[str, ...] = ()
+    """Inputs that lie on another grid."""
+
+    @property
+    def stem(self) -> str:
+        """Beginning of the names of all files."""
+        return next(iter(self.inputs.values())).stem
+
+    def target(self, layer: Layer) -> Path:
+        """Return the path of a file of the result."""
+        return self.folder / f"{self.stem}_{layer.ending}.tif"
+
+    @property
+    def picture(self) -> Path:
+        """Path of the picture."""
+        return self.folder / f"{self.stem}_{self.record['command']}.png"
+
+    @property
+    def written(self) -> list[Path]:
+        """Paths of all files of the result."""
+        return [*map(self.target, self.layers), self.picture]
+
+    @property
+    def partial(self) -> Partial:
+        """What is finished."""
+        folder = self.folder / f"{self.stem}_{self.record['command']}.partial"
+        return Partial(folder, self.layers, self.grid.shape)
+
+    def open(self) -> dict[str, Source]:
+        """Return the opened inputs."""
+        return {name: Source(path, self.expected[name], self.grid) for name, path in self.inputs.items()}
+
+    def decide(self, command: str, layers: Sequence[Layer], described: Mapping[str, Any], options: Options) -> None:
+        """Set what becomes of the scene.
+
+        Args:
+            command: Name of what is done.
+            layers: Files of the result.
+            described: What is known of the model.
+            options: How it runs.
+
+        Raises:
+            ConfigError: A file of the result would replace an input.
+        """
+        self.layers = tuple(layers)
+        self.record = {
+            "command": command,
+            **described,
+            **options.describe(),
+            "terramind_plugin_version": __version__,
+            "input": {name: _identity(path) for name, path in self.inputs.items()},
+            "date": _today(),
+        }
+        sources = {path.resolve() for path in self.inputs.values()}
+        for path in self.written:
+            if path.resolve() in sources:
+                raise ConfigError(f"{path} is an input and would be overwritten. Choose another folder with --out.")
+
+    def fingerprint(self) -> str:
+        """Return a hash of everything that decides on the results."""
+        settled = {key: value for key, value in self.record.items() if key != "date"}
+        return hashlib.sha256(json.dumps(settled, sort_keys=True).encode()).hexdigest()[:16]
+
+    def is_complete(self) -> bool:
+        """Whether all files of the result are there and were made by the same run."""
+        if not all(path.is_file() for path in self.written):
+            return False
+        try:
+            for layer in self.layers:
+                with rasterio.open(self.target(layer)) as file:
+                    if file.tags().get(RUN_TAG) != self.fingerprint():
+                        return False
+        except RasterioError:
+            return False
+        return True
+
+    def finish(self, partial: Partial, record: Mapping[str, Any]) -> None:
+        """Write the files of a scene whose rows are all finished, and forget the rows.
+
+        Args:
+            partial: The rows.
+            record: Of the run that began them.
+
+        Raises:
+            DataError: A file cannot be written.
+        """
+        tags = self._tags(record)
+        for layer in self.layers:
+            write_large_geotiff(
+                self.target(layer),
+                lambda first, last, layer=layer: partial.read(layer, first, last),  # type: ignore[misc]
+                layer,
+                self.grid,
+                tags,
+                cog=bool(record["cog"]),
+            )
+        figure = draw_scene(self.inputs, self.expected, self.grid, [(self.target(x), x) for x in self.layers], tags)
+        write_picture(self.picture, figure)
+        partial.remove()
+
+    def _tags(self, record: Mapping[str, Any]) -> dict[str, str]:
+        numbers = ("crop", "stride", "margin", "batch_size", "precision")
+        own = {"command", "input", *numbers, "align", "cog"}
+        return {
+            **{key: str(value) for key, value in record.items() if key not in own},
+            "input": ", ".join(f"{name}: {path.name}" for name, path in self.inputs.items()),
+            "windows": ", ".join(f"{name} {record[name]}" for name in numbers),
+            RUN_TAG: self.fingerprint(),
+        }
+
+
+def plan_job(inputs: Mapping[str, Path], expected: Mapping[str, Expected], options: Options, multiple: int) -> Job:
+    """Return a scene with its plan, after a look at the headers of its files.
+
+    Args:
+        inputs: Files by modality, the one that gives the grid first.
+        expected: What they hold.
+        options: How to run.
+        multiple: Heights and widths that the model takes are multiples of it.
+
+    Raises:
+        ConfigError: The windows are not possible.
+        DataError: A file cannot be used.
+    """
+    options.check()
+    grid: Grid | None = None
+    warped = []
+    for name, path in inputs.items():
+        source = Source(path, expected[name], grid)
+        grid = grid or source.grid
+        warped += [name] if source.warped else []
+        source.close()
+    assert grid is not None  # there is at least one input
+    plan = plan_windows(
+        *grid.shape, options.crop, options.stride, options.margin, multiple=multiple, align=options.align
+    )
+    if options.out.exists() and not options.out.is_dir():
+        raise ConfigError(f"Cannot write into {options.out}: it is a file. Give a folder.")
+    return Job(dict(inputs), dict(expected), grid, plan, options.out, warped=tuple(warped))
+
+
+def check_names(jobs: Sequence[Job]) -> None:
+    """Raise if results of two scenes would have one name.
+
+    Raises:
+        DataError: The message names both.
+    """
+    seen: dict[str, Path] = {}
+    for job in jobs:
+        path = next(iter(job.inputs.values()))
+        if job.stem in seen:
+            raise DataError(
+                f"{seen[job.stem]} and {path} would both be written to {job.folder / job.stem}_*. "
+                "Give them to two commands with another --out each."
+            )
+        seen[job.stem] = path
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    """Return what changes when a file does."""
+    if not path.is_file():
+        return {"path": str(path)}  # GDAL's own, over a network
+    status = path.stat()
+    return {"path": path.name, "bytes": status.st_size, "changed": status.st_mtime_ns}
+
+
+def _today() -> str:
+    """Return the date of a run in UTC; SOURCE_DATE_EPOCH fixes it, as for other programs."""
+    moment = int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
+    return time.strftime("%Y-%m-%d", time.gmtime(moment))

@@ -1,0 +1,130 @@
+"""A quick look at a scene and what was made of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import rasterio
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from terramind_plugin.geo.large import Layer
+from terramind_plugin.geo.source import Expected, Grid, Source
+from terramind_plugin.modalities import find
+from terramind_plugin.plotting import class_picture, modality_picture, plot_modality
+
+LONGER_SIDE = 900
+"""Pixels of a scene in the picture."""
+COLUMNS = 4
+
+
+def draw_scene(
+    inputs: Mapping[str, Path],
+    expected: Mapping[str, Expected],
+    grid: Grid,
+    layers: Sequence[tuple[Path, Layer]],
+    tags: Mapping[str, str],
+) -> Figure:
+    """Return a figure of the inputs and all files that were made of them, at reduced size.
+
+    Args:
+        inputs: Files by modality.
+        expected: What they hold.
+        grid: Of the scene.
+        layers: Files of the result.
+        tags: What made them.
+    """
+    factor = min(1.0, LONGER_SIDE / max(grid.shape))
+    size = max(1, round(grid.height * factor)), max(1, round(grid.width * factor))
+    count = len(inputs) + len(layers)
+    columns = min(COLUMNS, count)
+    rows = -(-count // columns)
+    side = 4.2
+    height = side * min(2.0, max(0.5, grid.height / grid.width))
+    figure = Figure(figsize=(side * columns, (height + 0.7) * rows + 0.5), layout="constrained")
+    figure.suptitle(_title(inputs, tags), fontsize=9)
+    figure.subplots(rows, columns)
+    for axis in figure.axes:
+        axis.set_axis_off()
+    axes = iter(figure.axes)
+    for name, path in inputs.items():
+        source = Source(path, expected[name], grid)
+        values, valid = source.preview(size)
+        source.close()
+        axis = next(axes)
+        if find(name) is None:
+            axis.imshow(modality_picture(np.where(valid, values, np.nan), name), interpolation="nearest")
+        else:
+            bands = None if expected[name].classes else expected[name].bands
+            _draw_modality(axis, np.where(valid, values, 0 if expected[name].classes else np.nan), name, bands)
+        axis.set_title(f"{name} (input)", fontsize=10)
+    for path, layer in layers:
+        with rasterio.open(path) as file:
+            values = file.read(out_shape=(file.count, *size))
+        _draw_layer(next(axes), values, layer)
+    return figure
+
+
+def _title(inputs: Mapping[str, Path], tags: Mapping[str, str]) -> str:
+    first = next(iter(inputs.values())).name
+    return f"{first}: {tags['model']}\nweights: {tags['weights']}, {tags['date']}"
+
+
+def _draw_modality(axis: Any, values: NDArray, name: str, bands: Sequence[str] | None = None) -> None:
+    entry = find(name)
+    if bands is not None and entry is not None and tuple(bands) != entry.band_names:
+        axis.imshow(modality_picture(values, name, bands), interpolation="nearest")
+    else:
+        plot_modality(values, name, axis)
+
+
+def _draw_layer(axis: Any, values: NDArray, layer: Layer) -> None:
+    if layer.modality is not None:
+        plot_modality(values, layer.modality, axis)
+    elif layer.colormap is not None:
+        ids = values[0].astype(int)
+        colors = ["#{:02x}{:02x}{:02x}".format(*color[:3]) for color in layer.colormap.values()]
+        axis.imshow(class_picture(ids, colors), interpolation="nearest")
+        names = layer.class_names or tuple(map(str, layer.colormap))
+        there = [number for number in range(len(names)) if (ids == number).any()]
+        handles = [Patch(facecolor=colors[number], edgecolor="#888888", label=names[number]) for number in there]
+        if (ids == layer.nodata).any():
+            handles.append(Patch(facecolor="#000000", label="no data"))
+        axis.legend(
+            handles=handles,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.01),
+            ncols=min(3, max(1, len(handles))),
+            fontsize=8,
+            frameon=False,
+        )
+    else:
+        shown = values[-1]
+        known = shown[np.isfinite(shown)]
+        shares = layer.units == "1" and known.size and 0 <= known.min() <= known.max() <= 1
+        low, high = (0.0, 1.0) if shares else (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+        image = np.ma.masked_invalid(shown)
+        axis.imshow(image, cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
+        bar = axis.figure.colorbar(ScalarMappable(Normalize(low, high), "viridis"), ax=axis, shrink=0.8)
+        bar.set_label(layer.units if layer.units != "1" else layer.descriptions[-1], fontsize=8)
+        bar.ax.tick_params(labelsize=7)
+    of = f": {layer.descriptions[-1]}" if len(values) > 1 and layer.modality is None else ""
+    axis.set_title(f"{layer.ending}{of} (model)", fontsize=10)
+
+
+def write_picture(path: Path, figure: Figure) -> None:
+    """Write a figure as PNG, complete or not at all."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
+    try:
+        figure.savefig(temporary, format="png", dpi=110)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

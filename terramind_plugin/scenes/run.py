@@ -1,0 +1,249 @@
+"""Scenes through a model on one or many processes, by Lightning."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import rasterio
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from torch import nn
+from torch.utils.data import DataLoader
+
+from terramind_plugin.errors import DataError
+from terramind_plugin.geo.windows import Band
+from terramind_plugin.scenes.job import Job, Options
+from terramind_plugin.scenes.partial import Partial
+from terramind_plugin.scenes.stream import Streamer
+
+LEAST_CACHE = 64 * 2**20
+MOST_CACHE = 2**30
+"""Bytes of blocks that GDAL keeps; by default it keeps a twentieth of all memory."""
+PATIENCE = timedelta(days=7)
+"""How long a process waits for one that has more to do."""
+
+Unit = tuple[int, int, int]
+"""Number of the scene, first and last-plus-one number of its bands."""
+
+
+def plan_units(bands: Sequence[int], processes: int) -> list[Unit]:
+    """Return pieces of work: whole scenes, or bands that follow one another where there are too few scenes.
+
+    Args:
+        bands: Number of bands of each scene.
+        processes: How many processes share them.
+    """
+    parts = max(1, -(-processes // len(bands)))
+    units = []
+    for scene, count in enumerate(bands):
+        edges = [count * part // parts for part in range(parts + 1)]
+        units += [(scene, first, last) for first, last in pairwise(edges) if first < last]
+    return units
+
+
+class SceneRun(LightningModule):
+    """Lightning's view of scenes and a model: a batch is a piece of work.
+
+    Args:
+        model: A `SceneModel`.
+        jobs: The scenes.
+        options: How to run.
+    """
+
+    def __init__(self, model: nn.Module, jobs: Sequence[Job], options: Options) -> None:
+        super().__init__()
+        self.model = model
+        self.jobs = list(jobs)
+        self.options = options
+        self._progress: _Bar | None = None
+        self._partials: dict[int, tuple[Partial, dict[str, Any]]] = {}
+
+    def predict_dataloader(self) -> DataLoader[Unit]:
+        """Return the pieces of work; Lightning shares them out."""
+        return DataLoader(self._units(), batch_size=1, collate_fn=_first)  # type: ignore[arg-type]
+
+    def _units(self) -> list[Unit]:
+        return plan_units([len(self._bands(job)) for job in self.jobs], self.trainer.world_size)
+
+    def _bands(self, job: Job) -> list[Band]:
+        return job.plan.bands(self.options.batch_size)
+
+    def on_predict_start(self) -> None:
+        """Begin all scenes, or go on with them."""
+        barrier = self.trainer.strategy.barrier
+        for number, job in enumerate(self.jobs):
+            partial = job.partial
+            record = job.record
+            if self.trainer.is_global_zero:
+                record = partial.start(job.record, anew=self.options.restart)
+            # The others take the date of the first.
+            record = self.trainer.strategy.broadcast(record)
+            self._partials[number] = partial, record
+        barrier()
+        if self.options.verbose and self.trainer.is_global_zero:
+            mine = self._units()[:: self.trainer.world_size]
+            total = sum(self._windows(unit) for unit in mine)
+            self._progress = _Bar(total, "Windows" if self.trainer.world_size == 1 else "Windows of this process")
+
+    def _windows(self, unit: Unit) -> int:
+        job = self.jobs[unit[0]]
+        rows = sum(len(band.rows) for band in self._bands(job)[unit[1] : unit[2]])
+        return rows * len(job.plan.columns.starts)
+
+    def predict_step(self, batch: Unit, batch_idx: int) -> None:
+        """Compute a piece of work."""
+        number, first, last = batch
+        job, bands = self.jobs[number], self._bands(self.jobs[number])
+        partial, record = self._partials[number]
+        sources = job.open()
+        blocks = sum(source.block_rows(job.plan.window[0]) for source in sources.values())
+        streamer = Streamer(
+            self.model,  # type: ignore[arg-type]
+            sources,
+            job.plan,
+            self.options.batch_size,
+            self.device,
+            self._progress.advance if self._progress is not None else lambda count: None,
+        )
+        with rasterio.Env(GDAL_CACHEMAX=int(min(max(1.2 * blocks, LEAST_CACHE), MOST_CACHE))):
+            try:
+                streamer.run(bands[first:last], partial.finished(), partial.write)
+            finally:
+                for source in sources.values():
+                    source.close()
+            if (first, last) == (0, len(bands)):
+                job.finish(partial, record)
+                del self._partials[number]
+
+    def on_predict_end(self) -> None:
+        """Write the files of scenes that several processes have worked on."""
+        self.trainer.strategy.barrier()
+        for number, (partial, record) in self._partials.items():
+            if number % self.trainer.world_size == self.trainer.global_rank and partial.folder.exists():
+                self._check_all_rows(self.jobs[number], partial)
+                self.jobs[number].finish(partial, record)
+        self.trainer.strategy.barrier()
+        self.stop()
+
+    def _check_all_rows(self, job: Job, partial: Partial) -> None:
+        missing = {(band.first, band.last) for band in self._bands(job)} - set(partial.finished())
+        if missing:
+            raise DataError(
+                f"{partial.folder} lacks rows {sorted(missing)[0][0]} to {sorted(missing)[0][1] - 1}. All processes "
+                "need one folder: give one with --out that every machine sees, and run the command again."
+            )
+
+    def stop(self) -> None:
+        """Take the progress bar away and let other runs go on."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+        for partial, _ in self._partials.values():
+            partial.release()
+
+
+def run_jobs(model: nn.Module, jobs: Sequence[Job], options: Options) -> list[Path]:
+    """Return the files of all scenes, computed where they are not there yet.
+
+    Args:
+        model: A `SceneModel`.
+        jobs: Scenes for which all is decided.
+        options: How to run.
+
+    Raises:
+        ConfigError: An unfinished run has other settings, or is still going on.
+        DataError: A file cannot be read or written.
+    """
+    options.out.mkdir(parents=True, exist_ok=True)
+    open_ = [job for job in jobs if options.restart or not job.is_complete()]
+    for job in jobs:
+        if job not in open_:
+            job.partial.remove()  # of a run that was killed at its very end
+    if open_:
+        several = options.devices * options.nodes > 1
+        run = SceneRun(model, open_, options)
+        with _quiet():
+            trainer = Trainer(
+                accelerator=options.accelerator,
+                devices=options.devices,
+                num_nodes=options.nodes,
+                precision=options.precision,  # type: ignore[arg-type]
+                strategy=DDPStrategy(timeout=PATIENCE) if several else "auto",
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                inference_mode=False,
+            )
+            try:
+                trainer.predict(run, return_predictions=False)
+            finally:
+                run.stop()
+    return [path for job in jobs for path in job.written]
+
+
+def hash_weights(model: nn.Module) -> str:
+    """Return the first 16 hexadecimal digits of a SHA-256 over all weights and buffers, by name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).flatten().numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _first(units: list[Unit]) -> Unit:
+    return units[0]
+
+
+@contextmanager
+def _quiet() -> Any:
+    """Hide what Lightning says about loaders and devices: nobody chose them."""
+    names = ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda")
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        try:
+            yield
+        finally:
+            for name, level in before.items():
+                logging.getLogger(name).setLevel(level)
+
+
+class _Speed(ProgressColumn):
+    """Windows per second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.2f}/s")
+
+
+class _Bar:
+    """Counts windows where the user can see it."""
+
+    def __init__(self, total: int, text: str) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn(),
+            # Some batches take longer than others.
+            speed_estimate_period=120,
+        )  # fmt: skip
+        self._task = self._bar.add_task(text, total=total)
+        self._bar.start()
+
+    def advance(self, count: int) -> None:
+        self._bar.advance(self._task, count)
+
+    def stop(self) -> None:
+        self._bar.stop()
