@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def put(cache: Path, repository: str, file: str, tensors: dict[str, torch.Tensor
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+def published() -> dict[str, torch.Tensor]:
     """Return what stands in for the published weights of the tiny model, of all that the scripts take and give."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -56,12 +57,13 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tenso
 
 
 @pytest.fixture(scope="module")
-def hub(published: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def hub(published: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return a hub cache with the tiny model."""
     cache = tmp_path_factory.mktemp("hub")
     variant = VARIANTS["terramind_v1_tiny"]
     put(cache, variant.hub_repo, variant.hub_file, published)
-    return cache
+    yield cache
+    shutil.rmtree(cache)  # pytest would keep it, and with tokenizers it is large
 
 
 @pytest.fixture(scope="module")
