@@ -20,7 +20,7 @@ from terramind_plugin.lightning_cli import make_cli
 from terramind_plugin.modalities import find, resolve
 from terramind_plugin.plotting import LABEL_COLORS
 from terramind_plugin.scenes.job import Job, Options, check_names, plan_job
-from terramind_plugin.scenes.run import hash_weights, run_jobs
+from terramind_plugin.scenes.run import hash_weights, quiet, run_jobs
 from terramind_plugin.weights import read_tensors
 
 logger = logging.getLogger("terramind_plugin")
@@ -143,7 +143,8 @@ def map_scenes(
     """
     if not config.is_file():
         raise ConfigError(f"There is no configuration {config}. Check -c.")
-    cli = make_cli(["--config", str(config)], ckpt_path)
+    with quiet():
+        cli = make_cli(["--config", str(config)], ckpt_path)
     expected, scales = read_data_module(cli.datamodule, cli.model)
     scenes = pair_scenes(words, list(expected))
     jobs: list[Job] = [plan_job(inputs, expected, options, PATCH) for inputs in scenes]
@@ -156,7 +157,7 @@ def map_scenes(
     described = {
         "model": _name(cli.model),
         "weights": ckpt_path.name,
-        "weights_sha256": hash_weights(model),
+        "weights_sha256": hash_weights(cli.model.model),
     }
     for job in jobs:
         job.decide("map", model.layers, described, options)

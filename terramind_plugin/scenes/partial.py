@@ -88,12 +88,14 @@ class Partial:
 
     def _hold(self) -> None:
         """Keep other runs away until this process ends, however it ends."""
+        self.release()
         self._lock = open(self.folder / "lock", "w")  # noqa: SIM115  held on purpose
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 return  # a file system without locks
+            self.release()
             raise ConfigError(
                 f"Another run is working on {self.folder}. Wait for it, or give another folder with --out."
             ) from None

@@ -101,8 +101,8 @@ class SceneRun(LightningModule):
         rows = sum(len(band.rows) for band in self._bands(job)[unit[1] : unit[2]])
         return rows * len(job.plan.columns.starts)
 
-    def predict_step(self, batch: Unit, batch_idx: int) -> None:
-        """Compute a piece of work."""
+    def predict_step(self, batch: Unit, batch_idx: int) -> Unit:
+        """Compute a piece of work and return it."""
         number, first, last = batch
         job, bands = self.jobs[number], self._bands(self.jobs[number])
         partial, record = self._partials[number]
@@ -125,6 +125,7 @@ class SceneRun(LightningModule):
             if (first, last) == (0, len(bands)):
                 job.finish(partial, record)
                 del self._partials[number]
+        return batch
 
     def on_predict_end(self) -> None:
         """Write the files of scenes that several processes have worked on."""
@@ -173,7 +174,7 @@ def run_jobs(model: nn.Module, jobs: Sequence[Job], options: Options) -> list[Pa
     if open_:
         several = options.devices * options.nodes > 1
         run = SceneRun(model, open_, options)
-        with _quiet():
+        with quiet():
             trainer = Trainer(
                 accelerator=options.accelerator,
                 devices=options.devices,
@@ -198,7 +199,7 @@ def hash_weights(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).flatten().numpy().data)
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -207,14 +208,14 @@ def _first(units: list[Unit]) -> Unit:
 
 
 @contextmanager
-def _quiet() -> Any:
-    """Hide what Lightning says about loaders and devices: nobody chose them."""
-    names = ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda")
+def quiet() -> Any:
+    """Hide what Lightning says about loaders, loggers and devices: nobody chose them."""
+    names = ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric")
     before = {name: logging.getLogger(name).level for name in names}
     for name in names:
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", module="lightning.*")
         try:
             yield
         finally:
