@@ -1,0 +1,113 @@
+"""Keys of samples: a digest of all that a result depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from terramind_plugin._version import __version__
+from terramind_plugin.inputs import InputSpec
+
+KEY_BYTES = 32
+
+
+class Fingerprint:
+    """SHA-256 of a module's weights, computed anew when they were written to or moved.
+
+    It sees what is written to the tensors themselves, as by loading, by optimisers or by `.to()`; not what is written
+    to their `.data`.
+    """
+
+    def __init__(self) -> None:
+        self._state: tuple[Any, ...] = ()
+        self._digest = ""
+
+    def of(self, module: nn.Module) -> str:
+        """Return the digest as hexadecimal digits."""
+        tensors = [*module.parameters(), *module.buffers()]
+        state = tuple((x.data_ptr(), 0 if x.is_inference() else x._version, x.shape) for x in tensors)
+        if state != self._state:
+            self._digest = hash_weights(module).hexdigest()
+            self._state = state
+        return self._digest
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __setstate__(self, _: Mapping[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]  # a copy has tensors of its own
+
+
+def hash_weights(module: nn.Module) -> Any:
+    """Return SHA-256 of the names and values of all parameters and persistent buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(_bytes_of(value))
+    return digest
+
+
+def describe_context(**settings: Any) -> bytes:
+    """Return a digest of what holds for all samples: settings, precision and the version of this package.
+
+    Args:
+        settings: Whatever the result depends on; its `repr` must say all.
+    """
+    devices = ("cuda", "cpu")
+    precision = [str(torch.get_autocast_dtype(name)) if torch.is_autocast_enabled(name) else "" for name in devices]
+    parts = {
+        "version": __version__,
+        "autocast": precision,
+        "matmul": torch.get_float32_matmul_precision(),
+        **{name: repr(value) for name, value in settings.items()},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).digest()
+
+
+def describe_specs(specs: tuple[InputSpec, ...]) -> list[Any]:
+    """Return what tells one set of inputs from another."""
+    return [(spec.name, spec.key, spec.channels, spec.band_sources) for spec in specs]
+
+
+def sample_keys(
+    context: bytes, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | Tensor | None
+) -> list[bytes]:
+    """Return a key for each sample of a batch: of its exact values, and of what it has.
+
+    On a GPU this copies the inputs to the host, once a step.
+
+    Args:
+        context: From `describe_context`.
+        inputs: By name, [B, ...].
+        present: Boolean [B] by name, or [inputs, B]; None if all have all.
+    """
+    hosts = {name: x.detach().to("cpu").contiguous() for name, x in inputs.items()}
+    masks = None
+    if present is not None:
+        rows = list(present.values()) if isinstance(present, Mapping) else list(present.unbind(0))
+        masks = torch.stack([row.to("cpu") for row in rows], dim=1).tolist()
+    keys = []
+    for index in range(len(next(iter(hosts.values())))):
+        digest = hashlib.blake2b(context, digest_size=KEY_BYTES)
+        if masks is not None:
+            digest.update(repr(masks[index]).encode())
+        for name in sorted(hosts):
+            x = hosts[name][index]
+            digest.update(f"{name} {x.dtype} {list(x.shape)}".encode())
+            digest.update(_bytes_of(x))
+        keys.append(digest.digest())
+    return keys
+
+
+def seed_of(key: bytes, seed: int) -> int:
+    """Return a seed that is a function of a sample's key and of the user's seed."""
+    return int.from_bytes(hashlib.sha256(key + str(seed).encode()).digest()[:8], "big") >> 1
+
+
+def _bytes_of(x: Tensor) -> Any:
+    return x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data

@@ -1,0 +1,202 @@
+"""Values on disk by key, in an SQLite file that several processes and runs may share.
+
+An entry that is damaged is found by its checksum and dropped; a file that is damaged is put aside and begun anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from terramind_plugin.errors import ConfigError
+
+logger = logging.getLogger("terramind_plugin")
+Answer = TypeVar("Answer")
+
+FORMAT = 1
+"""Of the table; a file of another one is put aside."""
+TABLE = """
+CREATE TABLE IF NOT EXISTS entries (
+    key BLOB PRIMARY KEY, used INTEGER NOT NULL, size INTEGER NOT NULL, checksum BLOB NOT NULL, value BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS by_use ON entries (used, size);
+"""
+PATIENCE = 60.0
+"""Seconds to wait for another process that writes."""
+REFRESH = 3600
+"""Seconds after which the time of use of an entry is written again."""
+KEPT = 0.9
+"""Share of the limit that is left when entries were dropped."""
+DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
+
+
+class Store:
+    """Bytes by key; the first value that is put under a key stays.
+
+    Args:
+        path: The file; it and its folder are made when they are needed.
+        limit: Bytes of values to keep; those that were not used for longest go first.
+    """
+
+    def __init__(self, path: Path, limit: int) -> None:
+        if limit <= 0:
+            raise ConfigError(f"{path}: a memo needs a size above 0, got {limit} bytes.")
+        self.path = path
+        self.limit = limit
+        self.full = False
+        """Whether nothing more can be written."""
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._owner = (0, 0)
+        self._since_check = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "limit": self.limit}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]  # a copy opens the file itself
+
+    def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return for each key its value, or None where there is none."""
+        return self._try(lambda connection: self._read(connection, keys), [None] * len(keys))
+
+    def put(self, values: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+        """Store values and return what is stored under their keys: an earlier value if there is one.
+
+        Where nothing can be written, the values themselves come back.
+        """
+        if self.full:
+            return dict(values)
+        return self._try(lambda connection: self._write(connection, values), dict(values))
+
+    def size(self) -> int:
+        """Return the bytes of all values."""
+        return self._try(_total, 0)
+
+    def close(self) -> None:
+        """Close the file; the next call opens it again."""
+        with self._lock:
+            if self._connection is not None and self._owner[0] == os.getpid():
+                self._connection.close()
+            self._connection = None
+
+    def _try(self, action: Callable[[sqlite3.Connection], Answer], otherwise: Answer) -> Answer:
+        """Return an action's answer, or another where the file does not allow it; begin a damaged file anew."""
+        with self._lock:
+            for _ in range(2):
+                try:
+                    return action(self._open())
+                except sqlite3.DatabaseError as error:
+                    if getattr(error, "sqlite_errorname", "").startswith(DAMAGED):
+                        self._put_aside(error)
+                        continue
+                    self._give_up(error)
+                    return otherwise
+                except OSError as error:
+                    self._give_up(error)
+                    return otherwise
+            self._give_up("it was damaged again at once")
+            return otherwise
+
+    def _open(self) -> sqlite3.Connection:
+        """Return this process's connection: one that was made before a fork must not be used."""
+        if self._connection is not None and self._owner[0] == os.getpid():
+            return self._connection
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+        self._owner = (os.getpid(), self.path.stat().st_ino)
+        self._connection = connection
+        connection.execute("PRAGMA journal_mode = WAL")  # stays as it is where the file system knows no shared memory
+        connection.execute("PRAGMA synchronous = NORMAL")
+        (found,) = connection.execute("PRAGMA user_version").fetchone()
+        if found not in (0, FORMAT):
+            raise ConfigError(
+                f"{self.path} is a memo of format {found}, not {FORMAT}. Name another folder, or delete it."
+            )
+        connection.executescript(TABLE)
+        connection.execute(f"PRAGMA user_version = {FORMAT}")
+        return connection
+
+    def _read(self, connection: sqlite3.Connection, keys: Sequence[bytes]) -> list[bytes | None]:
+        now = int(time.time())
+        found: list[bytes | None] = []
+        for key in keys:
+            row = connection.execute("SELECT used, checksum, value FROM entries WHERE key = ?", (key,)).fetchone()
+            if row is None:
+                found.append(None)
+                continue
+            used, checksum, value = row
+            if checksum != _checksum(key, value):
+                logger.warning("%s: a damaged entry was dropped.", self.path)
+                connection.execute("DELETE FROM entries WHERE key = ?", (key,))
+                found.append(None)
+                continue
+            if now - used > REFRESH and not self.full:
+                connection.execute("UPDATE entries SET used = ? WHERE key = ?", (now, key))
+            found.append(value)
+        return found
+
+    def _write(self, connection: sqlite3.Connection, values: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+        now = int(time.time())
+        rows = [(key, now, len(value), _checksum(key, value), value) for key, value in values.items()]
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            connection.executemany("INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?, ?)", rows)
+            self._since_check += sum(row[2] for row in rows)
+            if self._since_check > self.limit * (1 - KEPT) / 2:
+                self._since_check = 0
+                self._drop_oldest(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        stored = self._read(connection, list(values))
+        return {key: value if value is not None else values[key] for key, value in zip(values, stored, strict=True)}
+
+    def _drop_oldest(self, connection: sqlite3.Connection) -> None:
+        total = _total(connection)
+        if total <= self.limit:
+            return
+        excess, keys = total - int(self.limit * KEPT), []
+        for key, size in connection.execute("SELECT key, size FROM entries ORDER BY used, rowid"):
+            if excess <= 0:
+                break
+            keys.append((key,))
+            excess -= size
+        connection.executemany("DELETE FROM entries WHERE key = ?", keys)
+
+    def _put_aside(self, error: Exception) -> None:
+        """Close a damaged file and move it away, unless another process has done so already."""
+        inode = self._owner[1]
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if not self.path.exists() or self.path.stat().st_ino != inode:
+            return
+        aside = self.path.with_name(f"{self.path.name}.damaged")
+        for ending in ("-wal", "-shm"):
+            Path(f"{self.path}{ending}").unlink(missing_ok=True)
+        os.replace(self.path, aside)
+        logger.warning("%s is damaged (%s). It is kept as %s and begun anew.", self.path, error, aside.name)
+
+    def _give_up(self, reason: object) -> None:
+        """Go on without storing, and say so once."""
+        if not self.full:
+            logger.warning("%s: %s. The run goes on without storing more.", self.path, reason)
+        self.full = True
+
+
+def _total(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT COALESCE(SUM(size), 0) FROM entries").fetchone()[0])
+
+
+def _checksum(key: bytes, value: bytes) -> bytes:
+    return hashlib.blake2b(value, digest_size=16, key=key[:64]).digest()

@@ -1,0 +1,210 @@
+"""The store: what is put comes back, from several processes, and never anything else."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import os
+import pickle
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from terramind_plugin.errors import ConfigError
+from terramind_plugin.memo.store import Store
+
+BIG = 10**9
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path / "a" / "memo.sqlite3", BIG)
+    yield store
+    store.close()
+
+
+@settings(max_examples=40, deadline=None)
+@given(values=st.dictionaries(st.binary(min_size=1, max_size=64), st.binary(max_size=5000), max_size=8))
+def test_what_is_put_comes_back(tmp_path_factory, values):
+    store = Store(tmp_path_factory.mktemp("store") / "memo.sqlite3", BIG)
+    assert store.put(values) == values
+    assert store.get([*values, b"unknown" * 9]) == [*values.values(), None]
+    again = pickle.loads(pickle.dumps(store))
+    store.close()
+    assert again.get(list(values)) == list(values.values())
+    assert again.size() == sum(map(len, values.values()))
+    again.close()
+
+
+def test_the_first_value_stays(store):
+    assert store.put({b"a": b"1"}) == {b"a": b"1"}
+    assert store.put({b"a": b"2", b"b": b"3"}) == {b"a": b"1", b"b": b"3"}
+    assert copy.deepcopy(store).get([b"a"]) == [b"1"]
+
+
+def test_what_was_not_used_for_longest_goes_first(tmp_path, monkeypatch):
+    store = Store(tmp_path / "memo.sqlite3", 10_000)
+    now = time.time()
+    for number in range(30):
+        monkeypatch.setattr(time, "time", lambda number=number: now + 4000 * number)
+        store.put({bytes([number]): bytes(1000)})
+        assert store.get([b"\0"]) == [bytes(1000)]  # used all the time
+        assert store.size() <= 10_000 + 1000
+    left = [number for number in range(30) if store.get([bytes([number])])[0] is not None]
+    assert left[0] == 0
+    assert left[1:] == list(range(left[1], 30))
+    store.close()
+
+
+def _fill(path, start, count):
+    store = Store(path, BIG)
+    for number in range(start, start + count):
+        store.put({f"{number}".encode(): f"{number} by {start}".encode() * 50})
+    store.close()
+
+
+def test_two_processes_fill_one_file(tmp_path):
+    path = tmp_path / "memo.sqlite3"
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_fill, args=(path, start, 60)) for start in (0, 30)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    store = Store(path, BIG)
+    values = store.get([f"{number}".encode() for number in range(90)])
+    for number, value in enumerate(values):
+        assert value in [f"{number} by {start}".encode() * 50 for start in (0, 30) if start <= number < start + 60]
+    store.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_fork_opens_the_file_itself(store):
+    store.put({b"a": b"1"})
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, store.get([b"a"])[0] or b"nothing")
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reader, 10) == b"1"
+    assert store.get([b"a"]) == [b"1"]
+
+
+FILLER = """
+import sys
+from pathlib import Path
+from terramind_plugin.memo.store import Store
+
+store = Store(Path(sys.argv[1]), 10**9)
+for number in range(10**6):
+    store.put({str(number).encode(): str(number).encode() * 2000})
+    print(number, flush=True)
+"""
+
+
+def test_killed_while_it_fills(tmp_path):
+    path = tmp_path / "memo.sqlite3"
+    for _ in range(3):
+        with subprocess.Popen([sys.executable, "-c", FILLER, path], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            written = [int(process.stdout.readline()) for _ in range(20)]
+            time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+        store = Store(path, BIG)
+        for number, value in enumerate(store.get([str(number).encode() for number in range(len(written) + 500)])):
+            assert value is None or value == str(number).encode() * 2000
+            assert value is not None or number not in written
+        assert not store.full
+        store.close()
+
+
+@pytest.mark.parametrize("part", range(12))
+def test_flipped_bytes(tmp_path, part):
+    """Wherever in the file: what comes back is right or nothing, and the store goes on."""
+    path = tmp_path / "memo.sqlite3"
+    values = {os.urandom(32): os.urandom(3000) for _ in range(20)}
+    store = Store(path, BIG)
+    store.put(values)
+    store.close()  # the log is merged into the file
+    data = bytearray(path.read_bytes())
+    for offset in range(part, len(data), 12 * 97):
+        data[offset] ^= 0xFF
+    path.write_bytes(data)
+    store = Store(path, BIG)
+    for value, expected in zip(store.get(list(values)), values.values(), strict=True):
+        assert value in (None, expected)
+    assert store.put(values) == values
+    assert store.get(list(values)) == list(values.values())
+    store.close()
+
+
+def test_a_file_of_something_else_is_put_aside(tmp_path, caplog):
+    path = tmp_path / "memo.sqlite3"
+    path.write_text("my thesis\n" * 1000)
+    store = Store(path, BIG)
+    assert store.get([b"a"]) == [None]
+    assert store.put({b"a": b"1"}) == {b"a": b"1"}
+    assert (tmp_path / "memo.sqlite3.damaged").read_text().startswith("my thesis")
+    assert "is damaged" in caplog.text
+    store.close()
+
+
+def test_a_file_of_another_format_is_left_alone(tmp_path):
+    path = tmp_path / "memo.sqlite3"
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(ConfigError, match="format 99, not 1"):
+        Store(path, BIG).get([b"a"])
+
+
+LIMITED = """
+import resource, sys, signal
+from pathlib import Path
+from terramind_plugin.memo.store import Store
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+store = Store(Path(sys.argv[1]), 10**9)
+for number in range(100):
+    key, value = str(number).encode(), bytes([number]) * 5000
+    assert store.put({key: value}) == {key: value}
+found = store.get([str(number).encode() for number in range(100)])
+assert all(value in (None, bytes([number]) * 5000) for number, value in enumerate(found))
+print(store.full, sum(value is not None for value in found))
+"""
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="this system limits no files")
+def test_a_full_disk(tmp_path):
+    """A limit of the file's size stands in for a disk that is full."""
+    command = [sys.executable, "-c", LIMITED, tmp_path / "memo.sqlite3"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    full, known = result.stdout.split()
+    assert full == "True"
+    assert 0 < int(known) < 100
+    assert result.stderr.count("goes on without storing more") == 1
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    store = Store(blocked / "memo.sqlite3", BIG)
+    assert store.get([b"a"]) == [None]
+    assert store.put({b"a": b"1"}) == {b"a": b"1"}
+    assert store.full
+
+
+def test_no_size(tmp_path):
+    with pytest.raises(ConfigError, match="size above 0"):
+        Store(tmp_path / "memo.sqlite3", 0)
