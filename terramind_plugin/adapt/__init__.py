@@ -1,0 +1,1 @@
+"""Fine-tuning by adapters: small weights beside those of a frozen backbone."""

@@ -1,0 +1,142 @@
+"""From a checkpoint of adapters to one of plain weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from terramind_plugin.adapt.lora import BASE, merge_lora
+from terramind_plugin.errors import ConfigError, WeightsError
+from terramind_plugin.weights import read_tensors
+
+OF_THE_RUN = ("optimizer_states", "lr_schedulers", "callbacks")
+"""Parts of a Lightning checkpoint that belong to the training of the adapters."""
+OF_TERRATORCH = ("use_temporal", "temporal_")
+"""What the names of backbone arguments begin with that TerraTorch takes for itself."""
+
+
+def merge_checkpoint(
+    path: Path,
+    out: Path,
+    *,
+    build: Callable[..., Any],
+    base: Path | None = None,
+    config: Path | None = None,
+) -> int:
+    """Write a checkpoint with the adapters added to the weights they adapt, and return how many there were.
+
+    The file is of the model without `backbone_lora`: it loads with --ckpt_path and as backbone_ckpt_path, here and in
+    TerraTorch's own TerraMind. It holds no optimiser state, so that no training can be resumed from it.
+
+    Args:
+        path: A checkpoint made with `backbone_lora`.
+        out: The file to write.
+        build: Returns a backbone of a name and its arguments.
+        base: The weights that are adapted; None for those that the settings name.
+        config: YAML of the run; None for the settings that the checkpoint holds.
+
+    Raises:
+        ConfigError: The settings are missing or not possible.
+        WeightsError: The file holds no adapters, or the base is missing or another one.
+    """
+    content, tensors = read_tensors(path)
+    marks = [name for name in tensors if name == BASE or name.endswith(f".{BASE}")]
+    if len(marks) != 1:
+        raise WeightsError(
+            f"{path} holds no adapters made with backbone_lora, so there is nothing to merge."
+            + (" Those of peft_config come with their weights." if any(".lora_A." in name for name in tensors) else "")
+        )
+    prefix = marks[0].removesuffix(BASE)
+    model = _build(_settings(content, path) if config is None else _read_config(config), base, build)
+    _load(model, {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}, path)
+    count = merge_lora(model)
+    plain = {f"{prefix}{name}": value for name, value in model.state_dict().items()}
+    others = {name: value for name, value in tensors.items() if not name.startswith(prefix)}
+    kept = {key: value for key, value in content.items() if "state_dict" in content and key not in OF_THE_RUN}
+    _write(out, {**kept, **_plain_settings(content), "state_dict": {**plain, **others}})
+    return count
+
+
+def _build(model_args: Mapping[str, Any], base: Path | None, build: Callable[..., Any]) -> Any:
+    """Return the backbone with adapters that a model's settings describe."""
+    kwargs = model_args.get("backbone_kwargs") or {
+        key.removeprefix("backbone_"): value for key, value in model_args.items() if key.startswith("backbone_")
+    }
+    kwargs = {key: value for key, value in kwargs.items() if not key.startswith(OF_TERRATORCH)}
+    if not kwargs.get("lora"):
+        raise ConfigError(
+            "The settings have no backbone_lora: give the configuration of the run that made the adapters."
+        )
+    if base is not None:
+        kwargs |= {"ckpt_path": str(base), "pretrained": False}
+    return build(str(model_args.get("backbone")), **kwargs)
+
+
+def _load(model: Any, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load adapters into a backbone.
+
+    Raises:
+        WeightsError: They are not for it.
+    """
+    try:
+        model.load_state_dict(tensors)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error} Here: --base FILE.") from error
+    except RuntimeError as error:
+        raise WeightsError(f"{path} does not fit the settings: {' '.join(str(error).split())}") from error
+
+
+def _settings(content: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    model_args = (content.get("hyper_parameters") or {}).get("model_args")
+    if not isinstance(model_args, Mapping):
+        raise ConfigError(f"{path} does not say which model it is of: give the run's configuration with --config.")
+    return model_args
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    for key in ("model", "init_args", "model_args"):
+        settings = settings.get(key) if isinstance(settings, Mapping) else None
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"{path} has no model.init_args.model_args. Give the configuration of the run.")
+    return settings
+
+
+def _plain_settings(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the merged model: no adapters, and no weights to fetch."""
+    stored = content.get("hyper_parameters")
+    if not isinstance(stored, Mapping) or not isinstance(stored.get("model_args"), Mapping):
+        return {}
+
+    def plain(arguments: Mapping[str, Any], start: str) -> dict[str, Any]:
+        gone = (f"{start}lora", f"{start}ckpt_path")
+        return {key: value for key, value in arguments.items() if key not in gone} | {f"{start}pretrained": False}
+
+    model_args = dict(stored["model_args"])
+    if model_args.get("backbone_kwargs"):
+        model_args["backbone_kwargs"] = plain(model_args["backbone_kwargs"], "")
+    else:
+        model_args = plain(model_args, "backbone_")
+    return {"hyper_parameters": {**stored, "model_args": model_args}}
+
+
+def _write(out: Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint that is there only when it is complete."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.part")
+    try:
+        torch.save(dict(content), partial)
+        os.replace(partial, out)
+    except OSError as error:
+        raise ConfigError(f"Cannot write {out}: {error.strerror or error}. Choose another --out.") from error
+    finally:
+        partial.unlink(missing_ok=True)
