@@ -150,6 +150,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         WeightsError: The file cannot be read or holds no TerraMind encoder.
     """
     content, tensors = read_tensors(path)
+    if any(".lora_A." in name for name in tensors):
+        raise WeightsError(
+            f"{path} holds LoRA adapters, which are no weights to start from. Make a plain checkpoint of them: "
+            f"terramind merge {path} --out FILE, and give that one."
+        )
     prefixes = {name.split(ANCHOR)[0] for name in tensors if ANCHOR in name}
     if not prefixes:
         raise WeightsError(f"{path} holds no TerraMind encoder: none of its {len(tensors)} names contains '{ANCHOR}'.")

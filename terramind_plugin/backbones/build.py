@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from terramind_plugin.adapt.lora import add_lora, read_settings
 from terramind_plugin.backbones.tim import TerraMindTiM
 from terramind_plugin.backbones.vit import TerraMindBackbone
 from terramind_plugin.errors import ConfigError, suggest
@@ -31,6 +32,7 @@ def build_backbone(
     *,
     pretrained: bool = False,
     ckpt_path: str | Path | None = None,
+    lora: Mapping[str, Any] | bool | None = None,
     patch_size: int | None = None,
     padding: str | None = None,
     **architecture: Any,
@@ -42,6 +44,7 @@ def build_backbone(
         modalities: See `TerraMindBackbone`.
         pretrained: Load the published weights.
         ckpt_path: Load a local .pt, .safetensors or Lightning .ckpt file instead.
+        lora: Train low-rank adapters beside the loaded weights: rank, alpha, dropout, target (attention, mlp or all).
         patch_size: The published models have 16; another number is an error.
         padding: Ignored here: TerraTorch's EncoderDecoderFactory reads it as `backbone_padding`.
         architecture: Further arguments of `TerraMindBackbone`.
@@ -51,7 +54,7 @@ def build_backbone(
         WeightsError: The weights are not there or do not fit.
     """
     model = _build(TerraMindBackbone, variant, modalities, patch_size, architecture)
-    _load(model, pretrained, ckpt_path)
+    _adapt(model, lora, loaded=_load(model, pretrained, ckpt_path))
     return model
 
 
@@ -62,6 +65,7 @@ def build_tim(
     *,
     pretrained: bool = False,
     ckpt_path: str | Path | None = None,
+    lora: Mapping[str, Any] | bool | None = None,
     patch_size: int | None = None,
     padding: str | None = None,
     **architecture: Any,
@@ -73,6 +77,7 @@ def build_tim(
         modalities: See `TerraMindTiM`.
         pretrained: As in `build_backbone`.
         ckpt_path: Load encoder and generator from this published file, or from one that a TiM model was saved to.
+        lora: As in `build_backbone`; the generator gets none.
         patch_size: As in `build_backbone`.
         padding: As in `build_backbone`.
         architecture: Further arguments of `TerraMindTiM`.
@@ -84,11 +89,31 @@ def build_tim(
     from terramind_plugin.generators import load_encoder_decoder
 
     model = _build(TerraMindTiM, variant, modalities, patch_size, architecture)
-    if _load(model, pretrained, ckpt_path):
+    loaded = _load(model, pretrained, ckpt_path)
+    if loaded:
         logger.info("Generator. %s", load_encoder_decoder(model.sampler.model, ckpt_path))
     else:
         logger.warning("%s_tim has random weights: what it thinks means nothing until weights are loaded.", variant)
+    _adapt(model, lora, loaded=loaded)
     return model
+
+
+def build_by_name(name: str, **arguments: Any) -> TerraMindBackbone:
+    """Return the backbone that a configuration calls by its registered name.
+
+    Args:
+        name: E.g. 'terramind_v1_base' or 'terramind_v1_base_tim'.
+        arguments: As in `build_backbone` or `build_tim`.
+
+    Raises:
+        ConfigError: There is no such backbone, or an argument is not possible.
+        WeightsError: The weights are not there or do not fit.
+    """
+    variant = name.removesuffix("_tim")
+    if variant not in VARIANTS:
+        names = [*VARIANTS, *(f"{known}_tim" for known in VARIANTS)]
+        raise ConfigError(f"Unknown backbone '{name}'.{suggest(name, names)} Known: {', '.join(names)}.")
+    return (build_backbone if name == variant else build_tim)(variant, **arguments)
 
 
 def _build(kind: type[Model], variant: str, modalities: Modalities, patch_size: int | None, given: Any) -> Model:
@@ -96,7 +121,7 @@ def _build(kind: type[Model], variant: str, modalities: Modalities, patch_size: 
     takes = [name for name in _arguments(kind) if name not in ("variant", "imagined", "kwargs")]
     for name in given:
         if name not in takes:
-            choices = [*takes, "pretrained", "ckpt_path"]
+            choices = [*takes, "pretrained", "ckpt_path", "lora"]
             raise ConfigError(
                 f"{variant} has no argument '{name}'.{suggest(name, choices)} It takes: {', '.join(sorted(choices))}."
             )
@@ -119,3 +144,17 @@ def _load(model: TerraMindBackbone, pretrained: bool, ckpt_path: str | Path | No
         return False
     logger.info("%s", report)
     return True
+
+
+def _adapt(model: TerraMindBackbone, lora: Mapping[str, Any] | bool | None, *, loaded: bool) -> None:
+    """Add adapters if asked for."""
+    settings = read_settings(lora)
+    if settings is None:
+        return
+    if not loaded:
+        logger.warning(
+            "%s gets adapters to random weights: set backbone_pretrained or backbone_ckpt_path. Checkpoints do not "
+            "hold these weights, and fit them only if the same seed draws them again.",
+            model.variant.name,
+        )
+    add_lora(model, settings)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from terramind_plugin.adapt.lora import refuse_adapters, trained_parameters
 from terramind_plugin.backbones import fuse
 from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.generation.model import token_key
@@ -161,6 +162,9 @@ class TerraMindBackbone(nn.Module):
         self.out_channels = widths if out_indices is None else LayerList(widths, self.layers, positions=True)
         """Channels of each returned layer, as TerraTorch's necks read them."""
         self._selects_layers = out_indices is not None
+        self.trained: frozenset[str] | None = None
+        """Names of the parameters that train where the backbone has adapters; None for all."""
+        self.register_load_state_dict_pre_hook(refuse_adapters)
 
     def forward(
         self,
@@ -298,13 +302,21 @@ class TerraMindBackbone(nn.Module):
         return by_name if self.merge_method == "dict" else torch.cat(list(by_name.values()), dim=1)
 
     def freeze(self) -> None:
-        """Stop all parameters from training and switch dropout off; `train()` keeps it so until `unfreeze()`."""
+        """Stop all parameters from training and switch dropout off; `train()` keeps it so until `unfreeze()`.
+
+        With adapters these go on: they are there to train beside a frozen backbone.
+        """
+        if trained_parameters(self) is not None:
+            self.unfreeze()
+            return
         self.requires_grad_(False)
         self.eval()
 
     def unfreeze(self) -> None:
-        """Let all parameters train again and switch to training mode."""
-        self.requires_grad_(True)
+        """Let all parameters train again, or with adapters those that belong to them, and switch to training mode."""
+        trained = trained_parameters(self)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(trained is None or name in trained)
         self.train()
 
     def train(self, mode: bool = True) -> TerraMindBackbone:
