@@ -65,7 +65,11 @@ class FeatureMemo:
 
         def make_keys() -> list[bytes]:
             context = describe_context(
-                what="features", weights=self._fingerprint.of(model), dtype=self.dtype, **dict(settings)
+                what="features",
+                weights=self._fingerprint.of(model),
+                dtype=self.dtype,
+                given=list(inputs),  # what all samples of a batch lack is not in its features
+                **dict(settings),
             )
             return sample_keys(context, inputs, present)
 

@@ -19,21 +19,23 @@ KEY_BYTES = 32
 class Fingerprint:
     """SHA-256 of a module's weights, computed anew when they were written to or moved.
 
-    It sees what is written to the tensors themselves, as by loading, by optimisers or by `.to()`; not what is written
-    to their `.data`.
+    What is written to tensors (by loading, optimisers, `.to()`) shows in their version and place. What is written to
+    their `.data` does not: one number of each tensor is looked at, too, so that a tensor written as a whole is noticed.
     """
 
     def __init__(self) -> None:
         self._state: tuple[Any, ...] = ()
+        self._probe = torch.empty(0)
         self._digest = ""
 
     def of(self, module: nn.Module) -> str:
         """Return the digest as hexadecimal digits."""
         tensors = [*module.parameters(), *module.buffers()]
         state = tuple((x.data_ptr(), 0 if x.is_inference() else x._version, x.shape) for x in tensors)
-        if state != self._state:
+        probe = torch.cat([x.detach().reshape(-1)[-1:].float() for x in tensors])
+        if state != self._state or not torch.equal(probe, self._probe):
             self._digest = hash_weights(module).hexdigest()
-            self._state = state
+            self._state, self._probe = state, probe
         return self._digest
 
     def __getstate__(self) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def describe_specs(specs: tuple[InputSpec, ...]) -> list[Any]:
 def sample_keys(
     context: bytes, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | Tensor | None
 ) -> list[bytes]:
-    """Return a key for each sample of a batch: of its exact values, and of what it has.
+    """Return a key for each sample of a batch: of the exact values of what it has, whatever the others have.
 
     On a GPU this copies the inputs to the host, once a step.
 
@@ -87,16 +89,16 @@ def sample_keys(
         present: Boolean [B] by name, or [inputs, B]; None if all have all.
     """
     hosts = {name: x.detach().to("cpu").contiguous() for name, x in inputs.items()}
-    masks = None
+    held = [list(hosts)] * len(next(iter(hosts.values())))
     if present is not None:
         rows = list(present.values()) if isinstance(present, Mapping) else list(present.unbind(0))
-        masks = torch.stack([row.to("cpu") for row in rows], dim=1).tolist()
+        masks = torch.stack(rows, dim=1).tolist()
+        # A sample without any uses what was given in its place, as models do.
+        held = [[name for name, has in zip(hosts, mask, strict=True) if has or not any(mask)] for mask in masks]
     keys = []
-    for index in range(len(next(iter(hosts.values())))):
+    for index, names in enumerate(held):
         digest = hashlib.blake2b(context, digest_size=KEY_BYTES)
-        if masks is not None:
-            digest.update(repr(masks[index]).encode())
-        for name in sorted(hosts):
+        for name in sorted(names):
             x = hosts[name][index]
             digest.update(f"{name} {x.dtype} {list(x.shape)}".encode())
             digest.update(_bytes_of(x))

@@ -16,8 +16,12 @@ from terramind_plugin.memo.store import Store
 
 Value = dict[str, Tensor]
 """What is remembered of one sample."""
+COST = "seconds"
+"""Name under which a value says how long it took to compute."""
 FOLDER = "memo"
 """Name of the folder under the run's root where none is named."""
+SECONDS = "seconds"
+"""Name in a value of the time that it took to compute."""
 GIB = 2**30
 
 
@@ -27,7 +31,6 @@ class Statistics:
 
     looked_up: int = 0
     hits: int = 0
-    computed: int = 0
     compute_seconds: float = 0.0
     look_up_seconds: float = 0.0
     """Keys included."""
@@ -66,7 +69,6 @@ class Memo:
         self.evaluation = Statistics()
         self.seconds_saved = 0.0
         """Since the beginning, less what looking up took."""
-        self._seconds_each = 0.0
         self._store: Store | None = None
 
     @property
@@ -103,20 +105,22 @@ class Memo:
         missing = [index for index, value in enumerate(found) if value is None]
         looked = time.perf_counter()
         if missing:
-            made = dict(zip([keys[index] for index in missing], map(save, compute(missing, keys)), strict=True))
+            made = compute(missing, keys)
             computed = time.perf_counter()
-            made = self.store.put(made) if looking else made
-            found = [value if value is not None else made[key] for key, value in zip(keys, found, strict=True)]
-            counts.computed += len(missing)
+            each = torch.tensor((computed - looked) / len(missing))
+            fresh = {keys[index]: save({**value, SECONDS: each}) for index, value in zip(missing, made, strict=True)}
+            if looking:
+                fresh = self.store.put(fresh)
+            found = [fresh[key] if value is None else value for key, value in zip(keys, found, strict=True)]
             counts.compute_seconds += computed - looked
-            self._seconds_each = (computed - looked) / len(missing)
             looked += time.perf_counter() - computed
         values = [load(value) for value in found if value is not None]
+        seconds = [float(value.pop(SECONDS)) for value in values]
         counts.look_up_seconds += looked - start
         if looking:
             counts.looked_up += len(keys)
             counts.hits += len(keys) - len(missing)
-            self.seconds_saved += (len(keys) - len(missing)) * self._seconds_each - (looked - start)
+            self.seconds_saved += sum(seconds) - sum(seconds[index] for index in missing) - (looked - start)
         return values
 
 

@@ -34,7 +34,8 @@ REFRESH = 3600
 """Seconds after which the time of use of an entry is written again."""
 KEPT = 0.9
 """Share of the limit that is left when entries were dropped."""
-DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
+DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR")
+"""What SQLite says of a damaged file; SQLITE_ERROR is a table that is not as it was made."""
 
 
 class Store:
@@ -93,8 +94,8 @@ class Store:
             for _ in range(2):
                 try:
                     return action(self._open())
-                except sqlite3.DatabaseError as error:
-                    if getattr(error, "sqlite_errorname", "").startswith(DAMAGED):
+                except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter from a damaged schema
+                    if isinstance(error, UnicodeDecodeError) or _name(error).startswith(DAMAGED):
                         self._put_aside(error)
                         continue
                     self._give_up(error)
@@ -112,7 +113,15 @@ class Store:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
         self._owner = (os.getpid(), self.path.stat().st_ino)
+        try:
+            self._prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
         self._connection = connection
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA journal_mode = WAL")  # stays as it is where the file system knows no shared memory
         connection.execute("PRAGMA synchronous = NORMAL")
         (found,) = connection.execute("PRAGMA user_version").fetchone()
@@ -122,7 +131,6 @@ class Store:
             )
         connection.executescript(TABLE)
         connection.execute(f"PRAGMA user_version = {FORMAT}")
-        return connection
 
     def _read(self, connection: sqlite3.Connection, keys: Sequence[bytes]) -> list[bytes | None]:
         now = int(time.time())
@@ -133,7 +141,8 @@ class Store:
                 found.append(None)
                 continue
             used, checksum, value = row
-            if checksum != _checksum(key, value):
+            is_whole = isinstance(value, bytes) and isinstance(used, int)
+            if not is_whole or checksum != _checksum(key, value):
                 logger.warning("%s: a damaged entry was dropped.", self.path)
                 connection.execute("DELETE FROM entries WHERE key = ?", (key,))
                 found.append(None)
@@ -192,6 +201,11 @@ class Store:
         if not self.full:
             logger.warning("%s: %s. The run goes on without storing more.", self.path, reason)
         self.full = True
+
+
+def _name(error: sqlite3.Error) -> str:
+    """Return SQLite's name of an error."""
+    return getattr(error, "sqlite_errorname", "")
 
 
 def _total(connection: sqlite3.Connection) -> int:
