@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from real_chips import needs_chips
 from running import Fitted, Runner, fit_once
 
-from terramind_plugin.backbones.build import build_backbone
+from terramind_plugin.backbones.build import build_backbone, build_tim
 from terramind_plugin.backbones.vit import TerraMindBackbone
 
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.1, "target": "attention"}
@@ -168,3 +172,59 @@ def test_adapters_after_the_decoder(runner: Runner, changes: dict[str, Any]) -> 
         backbone = cli.model.model.encoder
         assert any(p.any() for name, p in backbone.named_parameters() if "lora_B" in name) is moved
         assert not backbone.encoder[0].attn.qkv.base_layer.weight.requires_grad
+
+
+def test_thinking(
+    runner: Runner, segmentation: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from terramind_plugin.cli import main
+
+    base = tmp_path / "tim.pt"
+    torch.save(build_tim("terramind_v1_tiny", ["S2L1C", "S1GRD"]).state_dict(), base)
+    plain = {"model_args.backbone": "terramind_v1_tiny_tim"}
+    changes = {**plain, "model_args.backbone_ckpt_path": str(base), "model_args.backbone_lora": LORA}
+    fitted = fit_once(segmentation, tmp_path, changes)
+    assert sum(p.numel() for p in fitted.cli.model.model.encoder.parameters() if p.requires_grad) == ADAPTERS
+    assert not any("sampler" in name for name in _state(fitted.checkpoint))
+    want = _metrics(runner.terratorch("test", changes, "--ckpt_path", fitted.checkpoint))
+    assert main(["merge", str(fitted.checkpoint), "--out", str(tmp_path / "merged.ckpt")]) == 0
+    got = _metrics(runner.terratorch("test", plain, "--ckpt_path", tmp_path / "merged.ckpt"))
+    assert got == pytest.approx(want, abs=1e-4, nan_ok=True)
+
+
+@needs_chips
+def test_real_chip(
+    runner: Runner, segmentation: dict[str, Any], spain: dict[str, Any], changes: dict[str, Any], tmp_path: Path
+) -> None:
+    fitted = fit_once(segmentation, tmp_path, {**spain, **changes})
+    assert fitted.cli.trainer.callback_metrics["train/loss"].isfinite()
+    tested = runner.terratorch("test", {**spain, **changes}, "--ckpt_path", fitted.checkpoint)
+    assert 0 <= tested.trainer.callback_metrics["test/mIoU"] <= 1
+
+
+@pytest.mark.slow
+def test_two_processes(runner: Runner, changes: dict[str, Any], tmp_path: Path) -> None:
+    """Without find_unused_parameters: each trained weight has a gradient."""
+    command = [Path(sys.executable).with_name("terramind"), "fit", "--config"]
+    several = {**changes, "trainer.devices": 2, "trainer.strategy": "ddp"}
+    result = subprocess.run(
+        [*command, runner.write(several)], capture_output=True, text=True, timeout=540, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def test_merging_with_the_configuration(
+    runner: Runner, adapted: Fitted, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    from terramind_plugin.cli import main
+
+    bare = tmp_path / "bare.ckpt"
+    torch.save({"state_dict": _state(adapted.checkpoint)}, bare)
+    words = ["merge", str(bare), "--out", str(tmp_path / "merged.ckpt")]
+    assert main(words) == 2
+    assert main([*words, "--config", str(runner.write({"model_args.backbone": "terramind_v1_tiny"}))]) == 2
+    assert main([*words, "--config", str(tmp_path / "none.yaml")]) == 2
+    assert not (tmp_path / "merged.ckpt").exists()
+    assert main([*words, "--config", str(runner.write(changes))]) == 0
+    assert build_backbone("terramind_v1_tiny", ["S2L1C"], ckpt_path=tmp_path / "merged.ckpt")
