@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from terramind_plugin.errors import ConfigError, WeightsError
 from terramind_plugin.generation.model import token_key
 from terramind_plugin.generation.schedules import Decoding
 from terramind_plugin.generation.tokens import TokenGenerator, plan_targets
-from terramind_plugin.inputs import InputSpec, check_shapes, collect_inputs, plan_inputs
+from terramind_plugin.inputs import InputSpec, plan_inputs
+from terramind_plugin.memo.keys import Fingerprint, describe_context, describe_specs, hash_weights, sample_keys, seed_of
+from terramind_plugin.memo.memo import Memo, Value, stack, unstack
 from terramind_plugin.variants import Variant
 
 GENERATOR = "sampler."
@@ -29,7 +32,8 @@ class TerraMindTiM(TerraMindBackbone):
 
     The generator is frozen and owns its weights; the encoder, embeddings included, is fine-tuned. In evaluation mode
     a sample's thought depends on the sample and `tim_seed` alone. In training it also depends on the number of steps so
-    far, which checkpoints keep.
+    far, which checkpoints keep; with a memo it does not. All images need one size. With merge_method 'dict' the thought
+    is there under its name, or with 'tim_' in front where an image has that name.
 
     Source: TerraMind (arXiv:2504.11171) section 3.3; arguments are those of TerraTorch's implementation, plus the ones
     marked new.
@@ -44,6 +48,9 @@ class TerraMindTiM(TerraMindBackbone):
         tim_top_p: Draw from the likeliest tokens that together have this probability.
         tim_top_k: Draw from this many likeliest tokens; 0 for all.
         tim_seed: New. Where sampling starts.
+        tim_memo: New. Folder in which thoughts are remembered, so that none is generated twice for the same input; True
+            for 'memo' under the run's root. With it a thought is a function of the chip, in training, too.
+        tim_memo_gib: New. Size that the memo may have, in GiB; what was not used for longest is forgotten.
         tim_store_generator: New. Whether checkpoints hold the generator. If not, they hold its fingerprint, and are
             refused by a model with another one.
         bands: As in `TerraMindBackbone`.
@@ -66,6 +73,8 @@ class TerraMindTiM(TerraMindBackbone):
         tim_top_p: float = 0.8,
         tim_top_k: int | float = 0,
         tim_seed: int = 0,
+        tim_memo: str | Path | bool | None = None,
+        tim_memo_gib: float = 1.0,
         tim_store_generator: bool = True,
         bands: Mapping[str, Sequence[object]] | None = None,
         new_bands: Sequence[str] = (),
@@ -90,7 +99,7 @@ class TerraMindTiM(TerraMindBackbone):
         self.thought_names = names
         """By what is imagined, its name among the model's inputs."""
         self.thoughts: dict[str, Tensor] = {}
-        """Token ids that the last forward pass imagined, by name."""
+        """Token ids that the last forward pass imagined, by name; none with a feature memo."""
         self.sampler = TokenGenerator(
             variant,
             [spec for spec, _ in known],
@@ -100,37 +109,37 @@ class TerraMindTiM(TerraMindBackbone):
         )
         self.decoding = Decoding(steps=tim_decoding_steps, temperature=tim_temps, top_p=tim_top_p, top_k=tim_top_k)
         self.tim_seed = tim_seed
+        self.tim_memo = Memo(tim_memo, "thoughts", tim_memo_gib) if tim_memo else None
+        self._fingerprint = Fingerprint()
         self.store_generator = tim_store_generator
         self.step = 0
         """Forward passes in training mode so far."""
         self.register_state_dict_post_hook(_store)
         self.register_load_state_dict_pre_hook(_restore)
 
-    def forward(
-        self,
-        x: Tensor | Mapping[str, Tensor] | None = None,
-        *,
-        modality_mask: Mapping[str, Tensor] | None = None,
-        image_size: object = None,
-        **named: Tensor,
-    ) -> list[Any]:
-        """Return the features of the selected layers; arguments, result and errors as in `TerraMindBackbone`.
+    def _needs_one_size(self) -> bool:
+        return True
 
-        With merge_method 'dict' the thought is there under its name, or with 'tim_' in front where an image has that
-        name.
-        """
-        inputs = collect_inputs(self.given, x, named)
-        check_shapes(self.given, inputs, self.patch_size, same_size=True)
-        present = None
-        if modality_mask:
-            present = self._measured(inputs, modality_mask)
-            inputs = {name: image.nan_to_num(nan=0.0) for name, image in inputs.items()}
+    def _compute(self, inputs: Mapping[str, Tensor], present: Tensor | None) -> list[Any]:
         thoughts = self.think(inputs, None if present is None else dict(zip(inputs, present.unbind(0), strict=True)))
-        self.thoughts = {name: ids.detach() for name, ids in thoughts.items()}
+        if self.feature_memo is None:  # else it is not thought about all samples
+            self.thoughts = {name: ids.detach() for name, ids in thoughts.items()}
         if present is not None:
             present = torch.cat([present, present.new_ones(len(thoughts), present.shape[1])])
-        inputs = {**inputs, **thoughts}
-        return self._encode(inputs, self._drop(inputs, present))
+        return super()._compute({**inputs, **thoughts}, present)
+
+    def _describe(self) -> dict[str, Any]:
+        return {**super()._describe(), **self._describe_thoughts(), "derived seeds": self.tim_memo is not None}
+
+    def _describe_thoughts(self) -> dict[str, Any]:
+        """Return what thoughts depend on besides weights and inputs."""
+        return {
+            "generator": describe_specs(self.sampler.inputs),
+            "targets": list(self.sampler.targets),
+            "read": sorted(self.sampler.model.encoder_embeddings),
+            "decoding": self.decoding,
+            "seed": self.tim_seed,
+        }
 
     def think(self, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Return the imagined token ids by name: [B, rows, columns], or [B, L] for coordinates.
@@ -145,17 +154,39 @@ class TerraMindTiM(TerraMindBackbone):
         seen = {name: x[:, self._channels[name]] for name, x in inputs.items() if name in self._channels}
         if not seen:
             raise ConfigError(f"Thinking needs one of {list(self._channels)}, got {list(inputs)}.")
-        seed = self.tim_seed
-        if self.training:
-            seed = _mix(self.tim_seed, self.step)
-            self.step += 1
-        ids = self.sampler(
-            seen,
-            present=None if present is None else {name: present[name] for name in seen},
-            seed=seed,
-            decoding=self.decoding,
-        )
+        held = None if present is None else {name: present[name] for name in seen}
+        if self.tim_memo is not None:
+            ids = self._recall(self.tim_memo, seen, held)
+        else:
+            seed = self.tim_seed
+            if self.training:
+                seed = _mix(self.tim_seed, self.step)
+                self.step += 1
+            ids = self.sampler(seen, present=held, seed=seed, decoding=self.decoding)
         return {self.thought_names[name]: tokens for name, tokens in ids.items()}
+
+    def _recall(
+        self, memo: Memo, seen: Mapping[str, Tensor], present: Mapping[str, Tensor] | None
+    ) -> dict[str, Tensor]:
+        """Return token ids by target; each sample starts from a seed of its own, so that no other decides them."""
+        device = next(iter(seen.values())).device
+
+        def make_keys() -> list[bytes]:
+            weights = self._fingerprint.of(self.sampler)
+            context = describe_context(what="thoughts", weights=weights, **self._describe_thoughts())
+            return sample_keys(context, seen, present)
+
+        def compute(index: list[int], keys: Sequence[bytes]) -> list[Value]:
+            rows = torch.tensor(index, device=device)
+            ids = self.sampler(
+                {name: x[rows] for name, x in seen.items()},
+                present=None if present is None else {name: x[rows] for name, x in present.items()},
+                seed=[seed_of(keys[i], self.tim_seed) for i in index],
+                decoding=self.decoding,
+            )
+            return unstack(ids)
+
+        return stack(memo.remember(make_keys, compute), device)
 
     def unfreeze(self) -> None:
         """Let all parameters but the generator's train again and switch to training mode."""
@@ -164,11 +195,7 @@ class TerraMindTiM(TerraMindBackbone):
 
     def fingerprint(self) -> Tensor:
         """Return the SHA-256 of the generator's weights and names, uint8 [32]."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.sampler.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
+        return torch.frombuffer(bytearray(hash_weights(self.sampler).digest()), dtype=torch.uint8)
 
 
 def _known_bands(spec: InputSpec) -> tuple[InputSpec, slice | list[int]]:

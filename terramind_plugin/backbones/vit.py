@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from terramind_plugin.backbones import fuse
 from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.generation.model import token_key
 from terramind_plugin.inputs import InputSpec, check_shapes, collect_inputs, plan_inputs
+from terramind_plugin.memo.features import FeatureMemo
+from terramind_plugin.memo.keys import describe_specs
+from terramind_plugin.memo.memo import Memo
 from terramind_plugin.nn.embeddings import ImageEmbedding
 from terramind_plugin.nn.encoder import build_blocks, initialise, run_blocks
 from terramind_plugin.nn.layers import LayerNorm
@@ -88,6 +92,10 @@ class TerraMindBackbone(nn.Module):
         modality_drop_rate: Probability with which a sample loses a modality during training; never its last.
         num_register_tokens: Learnt tokens in front of the sequence that no feature map holds.
         activation_checkpointing: New. Recompute activations in the backward pass: less memory, about a third slower.
+        feature_memo: New. Folder in which the features of a frozen backbone are remembered, so that none is computed
+            twice; True for 'memo' under the run's root.
+        feature_memo_dtype: New. Precision of remembered features: 'bfloat16', 'float16' or 'float32'.
+        feature_memo_gib: New. Size that the memo may have, in GiB; what was not used for longest is forgotten.
         imagined: New. Modalities that come as token ids, which a subclass makes itself.
 
     Raises:
@@ -110,6 +118,9 @@ class TerraMindBackbone(nn.Module):
         modality_drop_rate: float = 0.0,
         num_register_tokens: int = 0,
         activation_checkpointing: bool = False,
+        feature_memo: str | Path | bool | None = None,
+        feature_memo_dtype: str = "bfloat16",
+        feature_memo_gib: float = 20.0,
         imagined: Sequence[InputSpec] = (),
     ) -> None:
         super().__init__()
@@ -132,6 +143,9 @@ class TerraMindBackbone(nn.Module):
             raise ConfigError(f"modality_drop_rate must be between 0 and 1, got {modality_drop_rate}.")
         self.modality_drop_rate = modality_drop_rate
         self.activation_checkpointing = activation_checkpointing
+        self.feature_memo = (
+            FeatureMemo(Memo(feature_memo, "features", feature_memo_gib), feature_memo_dtype) if feature_memo else None
+        )
 
         dim = variant.dim
         self.encoder_embeddings = nn.ModuleDict(
@@ -193,18 +207,44 @@ class TerraMindBackbone(nn.Module):
         Raises:
             ConfigError: An input is unknown or has a wrong shape, or a mask does not fit the batch.
         """
-        inputs = collect_inputs(self.inputs, x, named)
-        check_shapes(self.inputs, inputs, self.patch_size, same_size=self.merge_method in ("mean", "max", "concat"))
+        inputs = collect_inputs(self.given, x, named)
+        check_shapes(self.given, inputs, self.patch_size, same_size=self._needs_one_size())
+        present = None
         if modality_mask:
             present = self._measured(inputs, modality_mask)
             inputs = {name: image.nan_to_num(nan=0.0) for name, image in inputs.items()}
-        else:
-            present = None
+        if self.feature_memo is None:
+            return self._select(self._compute(inputs, present))
+        return self._select(self.feature_memo.recall(self, inputs, present, self._compute, settings=self._describe()))
+
+    def _needs_one_size(self) -> bool:
+        """Whether all images must have one size."""
+        return self.merge_method in ("mean", "max", "concat")
+
+    def _compute(self, inputs: Mapping[str, Tensor], present: Tensor | None) -> list[Any]:
+        """Return the merged features of the selected layers.
+
+        Args:
+            inputs: Images by modality.
+            present: Boolean [modalities, B]; None if all have all.
+        """
         return self._encode(inputs, self._drop(inputs, present))
+
+    def _select(self, features: list[Any]) -> list[Any]:
+        return LayerList(features, self.layers) if self._selects_layers else features
+
+    def _describe(self) -> dict[str, Any]:
+        """Return what features depend on besides weights and inputs."""
+        return {
+            "inputs": describe_specs(self.inputs),
+            "layers": self.layers,
+            "merge": self.merge_method,
+            "registers": self.num_register_tokens,
+        }
 
     def _measured(self, inputs: Mapping[str, Tensor], modality_mask: Mapping[str, Tensor]) -> Tensor:
         """Return a boolean [modalities, B], True where a sample has one of the given modalities."""
-        masks = collect_inputs(self.inputs, modality_mask, {})
+        masks = collect_inputs(self.given, modality_mask, {})
         marked = {name: image.isnan().flatten(1).all(dim=1) for name, image in inputs.items()}
         return torch.stack([~marks & _fit_mask(name, masks.get(name), marks) for name, marks in marked.items()])
 
@@ -258,8 +298,7 @@ class TerraMindBackbone(nn.Module):
             keep=self.layers,
             recompute=self.activation_checkpointing and self.training,
         )
-        merged = [self._merge(layer, list(tokens), lengths, present) for layer in features]
-        return LayerList(merged, self.layers) if self._selects_layers else merged
+        return [self._merge(layer, list(tokens), lengths, present) for layer in features]
 
     def _token_mask(
         self, present: Mapping[str, Tensor] | None, tokens: Mapping[str, Tensor], valid: Mapping[str, Tensor]

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from terramind_plugin.data.dataset import CHECKED, ReadingPlan, UnlabelledSamples, collate
 from terramind_plugin.errors import ConfigError, DataError, suggest
+from terramind_plugin.memo.log import MemoLog, find_memos
 from terramind_plugin.modalities import Modality, find, resolve, statistics
 
 logger = logging.getLogger("terramind_plugin")
@@ -155,6 +156,16 @@ class TerraMindDataModule(GenericMultiModalDataModule):
             dataset = getattr(self, f"{name}_dataset", None)
             if dataset is not None and hasattr(dataset, "class_names"):
                 dataset.class_names = self.class_names
+        self._add_memo_log()
+
+    def _add_memo_log(self) -> None:
+        """Let a memo's figures be logged without a line in the configuration."""
+        module = getattr(self.trainer, "lightning_module", None) if self.trainer is not None else None
+        callbacks = getattr(self.trainer, "callbacks", None)
+        if module is None or callbacks is None or any(isinstance(callback, MemoLog) for callback in callbacks):
+            return
+        if any(True for _ in find_memos(module)):
+            callbacks.append(MemoLog())
 
     def _check_configured(self, stage: str) -> None:
         needs = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]

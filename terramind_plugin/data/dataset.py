@@ -143,6 +143,7 @@ class CheckedSamples(GenericMultimodalDataset):
         Images are float32 [bands, H, W], or [bands, dates, H, W]. A modality that the sample lacks is all NaN and
         False in 'modality_mask'; 'filename' then repeats a file the sample has.
         """
+        self._seed_transforms()
         sample = super().__getitem__(index)
         if self.plan.one_class and "label" in sample:
             sample["label"] = self._class_of(sample)
@@ -155,6 +156,17 @@ class CheckedSamples(GenericMultimodalDataset):
         if self.allow_missing:
             self._mark_missing(sample)
         return sample
+
+    def _seed_transforms(self) -> None:
+        """Let augmentation follow seed_everything, and differ between worker processes and epochs.
+
+        Albumentations draws from a generator of its own, which a worker process gets a copy of.
+        """
+        transforms = getattr(self.transform, "transforms", None)
+        for transform in transforms.values() if isinstance(transforms, Mapping) else [transforms]:
+            reseed = getattr(transform, "set_random_seed", None)
+            if reseed is not None:
+                reseed(int(torch.randint(2**31, ())))
 
     def _class_of(self, sample: Mapping[str, Any]) -> Tensor:
         """Return the class id of a sample without dimensions; TerraTorch gives a row of the table."""

@@ -358,3 +358,24 @@ def test_class_names_reach_the_data_set(root: Path, make_module: Callable[..., A
     module = make_module(root, class_names=["Land", "Water"])
     module.setup("fit")
     assert module.val_dataset.class_names == ["Land", "Water"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_augmentation_follows_the_seed_and_differs_between_epochs(
+    root: Path, make_module: Callable[..., Any], workers: int
+) -> None:
+    """Albumentations' own generator knows nothing of seed_everything, and worker processes get copies of it."""
+    transforms = [{"class_path": "albumentations.D4"}, {"class_path": "ToTensorV2"}]
+
+    def corners(seed: int) -> list[set[str]]:
+        torch.manual_seed(seed)
+        module = make_module(root, num_workers=workers, train_transform=transforms)
+        module.setup("fit")
+        loader = module.train_dataloader()
+        # In any order: that of the chips follows the seed, too.
+        return [{str(image[0].tolist()) for batch in loader for image in batch["image"]["S2L1C"]} for _ in range(3)]
+
+    first = corners(0)
+    assert corners(0) == first
+    assert corners(1) != first
+    assert first[0] != first[1] or first[1] != first[2]
