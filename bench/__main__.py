@@ -18,6 +18,7 @@ from bench.generation import STEPS, measure_generator, measure_thinking, measure
 from bench.held import held_table, measure_held
 from bench.machine import describe
 from bench.measure import measure_peaks, measure_size, say
+from bench.remembering import measure_frozen_memo, measure_thinking_memo
 from bench.report import describe_machine, load_line, render, write_report
 from bench.timing import CLOCKS
 
@@ -92,7 +93,21 @@ def run_generation(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     return "\n".join(lines), results | {"pictures": distances}
 
 
-PARTS = {"backbone": run_backbone, "generation": run_generation}
+def run_memo(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Return report and results of memos."""
+    machine = describe() | {"clock": arguments.clock}
+    rows, shares = [], []
+    for size in arguments.sizes:
+        for measure in (measure_thinking_memo, measure_frozen_memo):
+            more_rows, more_shares = measure(size, arguments.repeats or REPEATS[size], CLOCKS[arguments.clock])
+            rows += more_rows
+            shares += [f"{size} {share}" for share in more_shares]
+    lines = [describe_machine(machine), "", load_line(row.other_load for row in rows), "", *speed_table(rows), ""]
+    lines += [f"Looking up, in bf16: {'; '.join(shares)}."]
+    return "\n".join(lines), {"machine": machine, "rows": [asdict(x) for x in rows], "look_up": shares}
+
+
+PARTS = {"backbone": run_backbone, "generation": run_generation, "memo": run_memo}
 
 
 def main() -> None:

@@ -25,18 +25,28 @@ NECKS: list[dict[str, Any]] = [
 OWN_NECKS: list[dict[str, Any]] = [{"name": "terramind_pyramid", "indices": LAYERS}]
 
 
-def build_task(implementation: str, size: str) -> SemanticSegmentationTask:
+def build_task(
+    implementation: str,
+    size: str,
+    *,
+    modalities: Mapping[str, int] = MODALITIES,
+    freeze: bool = False,
+    more: Mapping[str, Any] | None = None,
+) -> SemanticSegmentationTask:
     """Return a segmentation task as a configuration would build it, with random weights.
 
     Args:
         implementation: Key of `cases.IMPLEMENTATIONS`.
         size: Size of the backbone.
+        modalities: Bands by modality.
+        freeze: Whether the backbone is frozen.
+        more: Further arguments of the model.
     """
     own_necks = implementation == "own necks"
     arguments: dict[str, Any] = {
         "backbone": f"{'terratorch_' if implementation == 'reference' else ''}terramind_v1_{size}",
         "backbone_pretrained": False,
-        "backbone_modalities": list(MODALITIES),
+        "backbone_modalities": list(modalities),
         "backbone_merge_method": "mean",
         "necks": [dict(neck) for neck in (OWN_NECKS if own_necks else NECKS)],
         "decoder": "UNetDecoder",
@@ -46,7 +56,12 @@ def build_task(implementation: str, size: str) -> SemanticSegmentationTask:
     if own_necks:
         arguments["backbone_out_indices"] = LAYERS
     return SemanticSegmentationTask(
-        model_args=arguments, model_factory="EncoderDecoderFactory", loss="dice", ignore_index=-1, plot_on_val=False
+        model_args={**arguments, **(more or {})},
+        model_factory="EncoderDecoderFactory",
+        loss="dice",
+        ignore_index=-1,
+        plot_on_val=False,
+        freeze_backbone=freeze,
     )
 
 
@@ -67,11 +82,11 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
     target.load_state_dict({own: weights[name] for name, own in wanted.items()})
 
 
-def make_inputs(seed: int = 0) -> tuple[dict[str, Tensor], Tensor]:
+def make_inputs(seed: int = 0, modalities: Mapping[str, int] = MODALITIES) -> tuple[dict[str, Tensor], Tensor]:
     """Return standardised images by modality and labels [batch, height, width]."""
     generator = torch.Generator().manual_seed(seed)
     images = {
-        name: torch.randn(BATCH, channels, PIXELS, PIXELS, generator=generator) for name, channels in MODALITIES.items()
+        name: torch.randn(BATCH, channels, PIXELS, PIXELS, generator=generator) for name, channels in modalities.items()
     }
     return images, torch.randint(0, CLASSES, (BATCH, PIXELS, PIXELS), generator=generator)
 
@@ -81,14 +96,17 @@ def select_layers(features: Any) -> list[Tensor]:
     return [features[index] for index in LAYERS]
 
 
-def make_round(task: SemanticSegmentationTask, case: Case) -> Callable[[], Any]:
+def make_round(
+    task: SemanticSegmentationTask, case: Case, modalities: Mapping[str, int] = MODALITIES
+) -> Callable[[], Any]:
     """Return a function that does the case's work once.
 
     Args:
         task: Its model is put into training or evaluation mode.
         case: What to do.
+        modalities: What the model is given.
     """
-    images, labels = make_inputs()
+    images, labels = make_inputs(modalities=modalities)
     model = task.model
     model.train(case.work != "forward")
 
