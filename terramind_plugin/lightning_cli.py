@@ -113,7 +113,10 @@ def _compare(configured: Mapping[str, Any], stored: Mapping[str, Any], path: str
     Raises:
         ConfigError: The message shows each difference.
     """
-    own_matter = ("backbone_pretrained", "backbone_ckpt_path")
+    own_matter = ["backbone_pretrained", "backbone_ckpt_path"]
+    own_matter += [
+        key for key in (*stored, *configured) if key.startswith(("backbone_tim_memo", "backbone_feature_memo"))
+    ]
     differing = [
         f"{key}: {stored.get(key)} in the checkpoint, {configured.get(key)} in the configuration"
         for key in dict.fromkeys([*stored, *configured])
