@@ -21,12 +21,17 @@ from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
 from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.geo.rows import RowBuffer
 from terramind_plugin.modalities import Modality, find
 
 logger = logging.getLogger("terramind_plugin")
 
 TOLERANCE = 0.01
 """Largest distance, in pixels, between two grids that count as one."""
+MOST_ROWS = 2**30
+"""Bytes of rows that are kept at most."""
+PREVIEW_TILE = 1024
+"""Height and width, at most, of what is read at once for a preview."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,7 @@ class Source:
         self._raster = self._warp() if self.warped else self._file
         self._fill = np.array(expected.fill, dtype=np.float32)[:, None, None]
         self._warned = False
+        self._rows: RowBuffer | None = None
 
     def _matches(self, grid: Grid) -> bool:
         own = self.native
@@ -198,40 +204,74 @@ class Source:
             return part
         return Part(np.pad(part.values, ((0, 0), *beyond), mode="reflect"), np.pad(part.valid, beyond))
 
-    def preview(self, size: tuple[int, int]) -> Part:
-        """Return the whole image at a reduced size.
+    def preview(self, size: tuple[int, int], bands: Sequence[int]) -> Part:
+        """Return the whole image at a reduced size, each pixel the nearest one.
 
         Args:
             size: Height and width in pixels.
+            bands: Positions of the bands to read, among those expected.
 
         Raises:
             DataError: As in `read`.
         """
-        return self._read(0, 0, self.grid.shape, size)
+        indexes = [self.indexes[band] for band in bands]
+        if self.warped or self._file.overviews(1):
+            return self._read(0, 0, self.grid.shape, size, bands)
+        # Block by block: at once GDAL would decode each block again for each band.
+        tall, wide = (max(PREVIEW_TILE // side, 1) * side for side in self._file.block_shapes[0])
+        rows, columns = (
+            ((np.arange(small) + 0.5) * large / small).astype(int)
+            for small, large in zip(size, self.grid.shape, strict=True)
+        )
+        values = np.zeros((len(indexes), *size), np.float32)
+        valid = np.zeros(size, bool)
+        for top in range(0, self.grid.height, tall):
+            for left in range(0, self.grid.width, wide):
+                inside = min(tall, self.grid.height - top), min(wide, self.grid.width - left)
+                down = (rows >= top) & (rows < top + inside[0])
+                across = (columns >= left) & (columns < left + inside[1])
+                if down.any() and across.any():
+                    part = self._read(top, left, inside, inside, bands)
+                    here, there = np.ix_(down, across), np.ix_(rows[down] - top, columns[across] - left)
+                    values[:, *here] = part.values[:, *there]
+                    valid[here] = part.valid[there]
+        return Part(values, valid)
 
-    def _read(self, row: int, column: int, inside: tuple[int, int], size: tuple[int, int]) -> Part:
-        """Return a window that lies inside the image, at some size."""
+    def _read(
+        self,
+        row: int,
+        column: int,
+        inside: tuple[int, int],
+        size: tuple[int, int],
+        bands: Sequence[int] | None = None,
+    ) -> Part:
+        """Return some bands of a window that lies inside the image, at some size."""
+        indexes = self.indexes if bands is None else [self.indexes[band] for band in bands]
         try:
-            masked = self._raster.read(
-                self.indexes,
-                window=Window(column, row, inside[1], inside[0]),
-                out_shape=(len(self.indexes), *size),
-                masked=True,
-                out_dtype="float32",
-            )
+            if self._rows is not None and bands is None and size == inside:
+                values, known = self._rows.window(row, column, *inside)
+            else:
+                masked = self._raster.read(
+                    indexes,
+                    window=Window(column, row, inside[1], inside[0]),
+                    out_shape=(len(indexes), *size),
+                    masked=True,
+                    out_dtype="float32",
+                )
+                values = masked.data
+                known = ~np.ma.getmaskarray(masked) & np.isfinite(values)
         except RasterioError as error:
             raise DataError(
                 f"{self.path}: rows {row} to {row + inside[0] - 1}, columns {column} to {column + inside[1] - 1} "
                 f"cannot be read: {_one_line(error)}. The file may be damaged or incomplete; copy or download it again."
             ) from error
-        values = masked.data
-        known = ~np.ma.getmaskarray(masked) & np.isfinite(values)
         if self.expected.classes:
             self._check_classes(values[known])
         elif not self._warned and known.any():
             self._warned = True
             warn_of_units(self.path, self.expected.name, values[known])
-        return Part(np.where(known, values, self._fill), known.any(axis=0))
+        fill = self._fill if bands is None else self._fill[list(bands)]
+        return Part(np.where(known, values, fill), np.asarray(known.any(axis=0)))
 
     def _check_classes(self, values: NDArray[np.float32]) -> None:
         classes = self.expected.classes
@@ -243,14 +283,19 @@ class Source:
                 f"{found}. Map what is missing to 0, or declare it as nodata of the file."
             )
 
-    def block_rows(self, height: int) -> int:
-        """Return the bytes of the file's blocks that a row of windows of some height touches, all columns of them."""
-        block = self._file.block_shapes[0][0]
-        rows = (-(-height // block) + 1) * block
-        return rows * self._file.width * self._file.count * np.dtype(self._file.dtypes[0]).itemsize
+    def keep_rows(self, height: int) -> None:
+        """Keep the rows of windows that are read one after the other, row by row of windows, top to bottom.
+
+        Args:
+            height: Of the windows.
+        """
+        rows = RowBuffer(self._raster, self.indexes, height)
+        # Blocks may be as large as the image; then GDAL keeps what it can.
+        self._rows = rows if rows.values.nbytes <= MOST_ROWS else None
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file and forget its rows."""
+        self._rows = None
         if self.warped:
             self._raster.close()
         self._file.close()

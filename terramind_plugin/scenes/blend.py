@@ -70,14 +70,17 @@ class RollingBlend:
             (slice(top - down, bottom - down), slice(left - across, right - across)),
         )
 
-    def take(self, last: int) -> tuple[Tensor, NDArray[np.bool_]]:
-        """Return the results [channels, rows, W] above a row, and where there is data [rows, W], and forget them."""
+    def done(self, last: int) -> tuple[Tensor, NDArray[np.bool_]]:
+        """Return a view of the results [channels, rows, W] above a row, and of where there is data [rows, W]."""
         count = last - self.top
-        values, valid = self.values[:, :count].clone(), self.valid[:count].copy()
+        return self.values[:, :count], self.valid[:count]
+
+    def move(self, last: int) -> None:
+        """Forget the rows above a row."""
+        count = last - self.top
         left = self.valid.shape[0] - count
         self.values[:, :left] = self.values[:, count:].clone()
         self.values[:, left:] = 0
         self.valid[:left] = self.valid[count:].copy()
         self.valid[left:] = False
         self.top = last
-        return values, valid

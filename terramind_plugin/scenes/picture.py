@@ -57,14 +57,12 @@ def draw_scene(
     axes = iter(figure.axes)
     for name, path in inputs.items():
         source = Source(path, expected[name], grid)
-        values, valid = source.preview(size)
+        shown = _bands_shown(expected[name])
+        values, valid = source.preview(size, shown)
         source.close()
         axis = next(axes)
-        if find(name) is None:
-            axis.imshow(modality_picture(np.where(valid, values, np.nan), name), interpolation="nearest")
-        else:
-            bands = None if expected[name].classes else expected[name].bands
-            _draw_modality(axis, np.where(valid, values, 0 if expected[name].classes else np.nan), name, bands)
+        values = np.where(valid, values, 0 if expected[name].classes else np.nan)
+        _draw_modality(axis, values, expected[name].name, [expected[name].bands[band] for band in shown])
         axis.set_title(f"{name} (input)", fontsize=10)
     for path, layer in layers:
         with rasterio.open(path) as file:
@@ -78,12 +76,21 @@ def _title(inputs: Mapping[str, Path], tags: Mapping[str, str]) -> str:
     return f"{first}: {tags['model']}\nweights: {tags['weights']}, {tags['date']}"
 
 
-def _draw_modality(axis: Any, values: NDArray, name: str, bands: Sequence[str] | None = None) -> None:
+def _bands_shown(expected: Expected) -> list[int]:
+    """Return the positions of the bands that a picture needs."""
+    entry, count = find(expected.name), len(expected.bands)
+    if entry is None or entry.name in ("S1GRD", "S1RTC"):
+        return list(range(min(3, count)))
+    found = [entry.find_band(band) for band in expected.bands]
+    return [found.index(band) for band in entry.rgb] if set(entry.rgb) <= set(found) else [0]
+
+
+def _draw_modality(axis: Any, values: NDArray, name: str, bands: Sequence[str]) -> None:
     entry = find(name)
-    if bands is not None and entry is not None and tuple(bands) != entry.band_names:
-        axis.imshow(modality_picture(values, name, bands), interpolation="nearest")
-    else:
+    if entry is not None and tuple(bands) == entry.band_names:
         plot_modality(values, name, axis)
+    else:
+        axis.imshow(modality_picture(values, name, bands), interpolation="nearest")
 
 
 def _draw_layer(axis: Any, values: NDArray, layer: Layer) -> None:

@@ -16,6 +16,8 @@ import rasterio
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 from torch import nn
@@ -27,9 +29,8 @@ from terramind_plugin.scenes.job import Job, Options
 from terramind_plugin.scenes.partial import Partial
 from terramind_plugin.scenes.stream import Streamer
 
-LEAST_CACHE = 64 * 2**20
-MOST_CACHE = 2**30
-"""Bytes of blocks that GDAL keeps; by default it keeps a twentieth of all memory."""
+CACHE, CACHE_TO_WARP = 48 * 2**20, 256 * 2**20
+"""Bytes of blocks that GDAL keeps; by default it keeps a twentieth of all memory. Warping needs some blocks again."""
 PATIENCE = timedelta(days=7)
 """How long a process waits for one that has more to do."""
 
@@ -107,7 +108,8 @@ class SceneRun(LightningModule):
         job, bands = self.jobs[number], self._bands(self.jobs[number])
         partial, record = self._partials[number]
         sources = job.open()
-        blocks = sum(source.block_rows(job.plan.window[0]) for source in sources.values())
+        for source in sources.values():
+            source.keep_rows(job.plan.window[0])
         streamer = Streamer(
             self.model,  # type: ignore[arg-type]
             sources,
@@ -116,7 +118,7 @@ class SceneRun(LightningModule):
             self.device,
             self._progress.advance if self._progress is not None else lambda count: None,
         )
-        with rasterio.Env(GDAL_CACHEMAX=int(min(max(1.2 * blocks, LEAST_CACHE), MOST_CACHE))):
+        with rasterio.Env(GDAL_CACHEMAX=CACHE_TO_WARP if job.warped else CACHE):
             try:
                 streamer.run(bands[first:last], partial.finished(), partial.write)
             finally:
@@ -155,7 +157,7 @@ class SceneRun(LightningModule):
 
 
 def run_jobs(model: nn.Module, jobs: Sequence[Job], options: Options) -> list[Path]:
-    """Return the files of all scenes, computed where they are not there yet.
+    """Return the files of all scenes, computed where they are not there yet; nothing in further processes.
 
     Args:
         model: A `SceneModel`.
@@ -191,7 +193,8 @@ def run_jobs(model: nn.Module, jobs: Sequence[Job], options: Options) -> list[Pa
                 trainer.predict(run, return_predictions=False)
             finally:
                 run.stop()
-    return [path for job in jobs for path in job.written]
+    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    return [path for job in jobs for path in job.written] if first else []
 
 
 def hash_weights(model: nn.Module) -> str:
@@ -237,8 +240,8 @@ class _Bar:
     def __init__(self, total: int, text: str) -> None:
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn(),
-            # Some batches take longer than others.
-            speed_estimate_period=120,
+            # Some batches take longer than others. The paths on stdout are for other programs.
+            speed_estimate_period=120, console=Console(stderr=True),
         )  # fmt: skip
         self._task = self._bar.add_task(text, total=total)
         self._bar.start()

@@ -18,8 +18,10 @@ from terramind_plugin.geo.windows import Band, Plan
 from terramind_plugin.scenes.blend import RollingBlend
 from terramind_plugin.scenes.prefetch import ahead
 
-READ_AHEAD = 3
+READ_AHEAD = 2
 """Batches that are read while the model works on another."""
+FINISH_ROWS = 32
+"""Blended rows that become layers at once."""
 
 
 class SceneModel(Protocol):
@@ -98,18 +100,18 @@ class Streamer:
         with ThreadPoolExecutor(max_workers=1) as pool:
             written: Future[object] | None = None
             for start, stop in _runs(open_):
-                for first, values, valid in self._blend(every, start, stop):
+                for first, arrays in self._blend(every, start, stop):
                     if written is not None:
                         written.result()  # one band waits at most
-                    written = pool.submit(self._finish, first, values, valid, write)
+                    written = pool.submit(write, first, arrays)
             if written is not None:
                 written.result()
 
     def _count(self, band: Band) -> int:
         return len(band.rows) * len(self.plan.columns.starts)
 
-    def _blend(self, every: list[Band], start: int, stop: int) -> Iterator[tuple[int, Tensor, NDArray[np.bool_]]]:
-        """Yield first row, blended results and where there is data, of each band from one number to before another."""
+    def _blend(self, every: list[Band], start: int, stop: int) -> Iterator[tuple[int, list[NDArray]]]:
+        """Yield first row and the layers of each band from one number to before another."""
         # Windows of bands above reach into the first rows: computed again, in the same batches, for the same bytes.
         begin = next(number for number in range(start + 1) if self.plan.reach(every[number]) > every[start].first)
         blend = RollingBlend(self.plan, every, self.model.channels, every[begin].first, self.device)
@@ -123,9 +125,9 @@ class Streamer:
                 if is_new:
                     self.on_windows(len(batch.marks))
                 if batch.ends:
-                    values, valid = blend.take(batch.band.last)
                     if is_new:
-                        yield batch.band.first, values, valid
+                        yield batch.band.first, self._finish(*blend.done(batch.band.last))
+                    blend.move(batch.band.last)
 
     def _compute(self, batch: Batch, blend: RollingBlend) -> None:
         if batch.ready is not None:
@@ -142,19 +144,21 @@ class Streamer:
         """Yield the batches of some bands; windows without data are left out, for there is nothing to see."""
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         for band in bands:
-            marks: list[tuple[int, int, NDArray[np.bool_]]] = []
-            places: list[tuple[int, int]] = []
-            windows: list[dict[str, NDArray[np.float32]]] = []
+            batch = Batch({}, [], [], band, False)
             for row, column in self.plan.windows(band):
                 values, valid = self._read_window(row, column)
-                marks.append((row, column, valid))
+                batch.marks.append((row, column, valid))
                 if valid.any():
-                    places.append((row, column))
-                    windows.append(values)
-                if len(windows) == self.batch_size:
-                    yield self._send(Batch(_stack(windows), places, marks, band, False), stream)
-                    marks, places, windows = [], [], []
-            yield self._send(Batch(_stack(windows), places, marks, band, True), stream)
+                    for name, image in values.items():
+                        if name not in batch.images:
+                            batch.images[name] = torch.empty(self.batch_size, *image.shape)
+                        batch.images[name][len(batch.places)] = torch.from_numpy(image)
+                    batch.places.append((row, column))
+                if len(batch.places) == self.batch_size:
+                    yield self._send(batch, stream)
+                    batch = Batch({}, [], [], band, False)
+            filled = {name: image[: len(batch.places)] for name, image in batch.images.items()}
+            yield self._send(batch._replace(images=filled, ends=True), stream)
 
     def _read_window(self, row: int, column: int) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.bool_]]:
         window = self.plan.rows.starts[row], self.plan.columns.starts[column], *self.plan.window
@@ -175,20 +179,16 @@ class Streamer:
         return batch._replace(images=images, ready=ready)
 
     @torch.no_grad()
-    def _finish(
-        self, first: int, blended: Tensor, valid: NDArray[np.bool_], write: Callable[[int, list[NDArray]], object]
-    ) -> None:
-        arrays = []
-        for layer, result in zip(self.model.layers, self.model.finish(blended), strict=True):
-            values = result.cpu().numpy().astype(layer.dtype, copy=False)
-            arrays.append(np.where(valid, values, np.array(layer.nodata, dtype=layer.dtype)))
-        write(first, arrays)
-
-
-def _stack(windows: Sequence[Mapping[str, NDArray[np.float32]]]) -> dict[str, Tensor]:
-    if not windows:
-        return {}
-    return {name: torch.from_numpy(np.stack([window[name] for window in windows])) for name in windows[0]}
+    def _finish(self, blended: Tensor, valid: NDArray[np.bool_]) -> list[NDArray]:
+        """Return the layers of finished rows, with their own value where there is no data."""
+        layers = self.model.layers
+        arrays = [np.empty((len(layer.descriptions), *valid.shape), layer.dtype) for layer in layers]
+        for first in range(0, len(valid), FINISH_ROWS):  # a few at once: models need room for what they make of them
+            rows = slice(first, first + FINISH_ROWS)
+            for layer, array, result in zip(layers, arrays, self.model.finish(blended[:, rows]), strict=True):
+                array[:, rows] = result.cpu().numpy()
+                array[:, rows][:, ~valid[rows]] = layer.nodata
+        return arrays
 
 
 def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 from rasterio.warp import Resampling, calculate_default_transform, reproject
@@ -47,8 +49,9 @@ def test_a_window_and_its_mirror_image(tmp_path: Path) -> None:
     assert not part.valid[20:].any()
 
 
+@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("how", ["nan", "nodata", "mask"])
-def test_gaps_by_band(tmp_path: Path, how: str) -> None:
+def test_gaps_by_band(tmp_path: Path, how: str, keep: bool) -> None:
     values = np.random.default_rng(0).normal(-12, 3, (2, 20, 30)).astype(np.float32)
     path = tmp_path / "s1.tif"
     if how == "nan":
@@ -62,7 +65,10 @@ def test_gaps_by_band(tmp_path: Path, how: str) -> None:
         mask[4] = 0
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(_write(path, values), "r+") as file:
             file.write_mask(mask)
-    part = Source(path, RADAR).read(0, 0, 20, 30)
+    source = Source(path, RADAR)
+    if keep:
+        source.keep_rows(20)
+    part = source.read(0, 0, 20, 30)
     mean = np.float32(MODALITIES["S1GRD"].mean)
     assert (part.values[:, 4] == mean[:, None]).all()
     assert (part.valid == (np.arange(20) != 4)[:, None]).all()
@@ -139,6 +145,7 @@ def test_warped_while_reading(tmp_path: Path) -> None:
     assert not whole.valid[:, 83:].any()
     assert whole.valid[3:-3, 3:77].all()
     assert (whole.values[0, :, 83:] == np.float32(MODALITIES["DEM"].mean[0])).all()
+    source.keep_rows(16)
     for row, column in ((0, 0), (20, 30), (44, 74)):
         part = source.read(row, column, 16, 16)
         np.testing.assert_array_equal(part.values, whole.values[:, row : row + 16, column : column + 16])
@@ -160,3 +167,44 @@ def test_a_grid_shifted_by_rounding_is_the_same(tmp_path: Path) -> None:
     path = _write(tmp_path / "dem.tif", _hills())
     assert not Source(path, HEIGHTS, Grid(60, 80, CRS.from_epsg(32632), Affine(10, 0, 500_000.001, 0, -10, 5e6))).warped
     assert Source(path, HEIGHTS, Grid(60, 80, CRS.from_epsg(32632), Affine(10, 0, 500_005, 0, -10, 5e6))).warped
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    block=st.sampled_from([None, 16, 64]),
+    starts=st.lists(st.tuples(st.integers(0, 180), st.integers(0, 130)), min_size=1, max_size=12),
+    ordered=st.booleans(),
+    dtype=st.sampled_from(["uint8", "uint16", "int16", "float32"]),
+    nodata=st.sampled_from([None, 7, -9999]),
+)
+def test_kept_rows_change_nothing(
+    tmp_path_factory: pytest.TempPathFactory, block: Any, starts: Any, ordered: bool, dtype: str, nodata: Any
+) -> None:
+    values = np.random.default_rng(0).integers(0, 9, (1, 200, 150)).astype(dtype)
+    if nodata is not None and nodata < 0 and dtype.startswith("u"):
+        nodata = 200
+    options = {"tiled": True, "blockxsize": block, "blockysize": block} if block else {}
+    path = _write(tmp_path_factory.mktemp("rows") / "dem.tif", values, nodata=nodata, **options)
+    plain, kept = Source(path, HEIGHTS), Source(path, HEIGHTS)
+    kept.keep_rows(20)
+    for row, column in sorted(starts) if ordered else starts:
+        one, other = plain.read(row, column, 20, 30), kept.read(row, column, 20, 30)
+        np.testing.assert_array_equal(one.values, other.values)
+        np.testing.assert_array_equal(one.valid, other.valid)
+
+
+@pytest.mark.parametrize("overviews", [False, True])
+def test_preview(tmp_path: Path, overviews: bool) -> None:
+    y, x = np.mgrid[:1500, :1100]
+    values = np.stack([x, y]).astype(np.float32)
+    values[:, :300] = np.nan
+    path = _write(tmp_path / "s1.tif", values, tiled=True, blockxsize=256, blockysize=256)
+    if overviews:
+        with rasterio.open(path, "r+") as file:
+            file.build_overviews([2, 4])
+    part = Source(path, RADAR).preview((150, 110), [1, 0])
+    assert part.values.shape == (2, 150, 110)
+    np.testing.assert_allclose(part.values[0, 30:, 0], 305 + 10 * np.arange(120), atol=6)
+    np.testing.assert_allclose(part.values[1, 40], 5 + 10 * np.arange(110), atol=6)
+    assert part.valid[32:].all()
+    assert not part.valid[:28].any()

@@ -80,6 +80,7 @@ def run(path: Path, model: Any, plan: Any, batch_size: int, finished: Any = ()) 
             layer[:, first : first + array.shape[1]] = array
 
     source = Source(path, TWO_BANDS)
+    source.keep_rows(plan.window[0])
     Streamer(model, {"OWN": source}, plan, batch_size).run(plan.bands(batch_size), finished, write)
     source.close()
     return layers, times
