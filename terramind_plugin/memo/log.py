@@ -14,8 +14,8 @@ from terramind_plugin.memo.memo import Memo, Statistics
 
 logger = logging.getLogger("terramind_plugin")
 
-EPOCHS = 3
-"""Epochs of training after which a memo must have been of use."""
+EPOCHS, SAMPLES = 3, 32
+"""Epochs of training, and samples after the first epoch, after which a memo must have been of use."""
 LEAST = 0.05
 """Share of hits, in all of them but the first, that is of use: with flips and turns (D4) it is about 0.18."""
 
@@ -29,6 +29,7 @@ class MemoLog(Callback):
 
     def __init__(self) -> None:
         self._epochs: dict[str, list[Statistics]] = {}
+        self._judged: set[str] = set()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tell memos where the run's root is."""
@@ -53,12 +54,15 @@ class MemoLog(Callback):
                 self._judge(memo, epoch)
 
     def _judge(self, memo: Memo, epoch: Statistics) -> None:
+        if memo.name in self._judged:
+            return
         epochs = self._epochs.setdefault(memo.name, [])
         epochs.append(epoch)
-        if len(epochs) != EPOCHS:
-            return
         looked_up = sum(one.looked_up for one in epochs[1:])
-        rate = sum(one.hits for one in epochs[1:]) / max(looked_up, 1)
+        if len(epochs) < EPOCHS or looked_up < SAMPLES:
+            return
+        self._judged.add(memo.name)
+        rate = sum(one.hits for one in epochs[1:]) / looked_up
         if rate < LEAST:
             memo.resting = True
             logger.warning(
@@ -67,7 +71,7 @@ class MemoLog(Callback):
                 memo.name,
                 100 * rate,
                 looked_up,
-                EPOCHS,
+                len(epochs),
             )
 
 

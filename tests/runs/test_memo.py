@@ -77,12 +77,12 @@ def test_random_crops_are_not_remembered_for_ever(
     changes = {
         **ARMS["thoughts"](tmp_path / "memo"),
         **_log(tmp_path, "crops"),
-        "trainer.max_epochs": 5,
+        "trainer.max_epochs": 11,
         "data.train_transform": CROP,
     }
     with caplog.at_level(logging.WARNING):
         runner.terratorch("fit", changes)
-    said = [record.message for record in caplog.records if "only 0.0 % of 8 training samples" in record.message]
+    said = [record.message for record in caplog.records if "only 0.0 % of 32 training samples" in record.message]
     assert len(said) == 1
     assert _column(tmp_path, "crops", "memo/thoughts_evaluation_hit_rate")[-1] == 1
 
