@@ -15,7 +15,9 @@ PACKAGE = ROOT.name
 LAYERS = (
     ("_version", "errors"),
     ("modalities", "settings", "variants"),
+    ("units",),
     ("geo", "inputs", "nn", "plotting"),
+    ("contract",),
     ("memo",),
     ("tokenizers",),
     ("generation",),
@@ -30,13 +32,13 @@ LAYERS = (
     ("callbacks",),
     ("registry",),
     ("lightning_cli",),
-    ("mapping",),
+    ("check", "mapping"),
     ("evaluate",),
     ("cli",),
 )
 """A part may import those of earlier lines."""
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
-KNOWS_TERRATORCH = {"mapping", "registry", "data", "callbacks", "lightning_cli", "cli"}
+KNOWS_TERRATORCH = {"check", "mapping", "registry", "data", "callbacks", "lightning_cli", "cli"}
 
 
 def part_of(path):
@@ -86,6 +88,7 @@ FORBIDDEN = {
     "modalities": {"torch", "numpy"},
     "settings": {"torch", "numpy"},
     "variants": {"torch", "numpy"},
+    "contract": {"torch", "lightning", "terratorch"},
     "geo": {"torch", "lightning", "terratorch"},
     "nn": {"lightning", "terratorch", "torchgeo", "rasterio"},
     "tokenizers": {"lightning", "terratorch", "torchgeo", "rasterio"},

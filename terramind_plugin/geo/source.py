@@ -23,6 +23,7 @@ from rasterio.windows import Window
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.geo.rows import RowBuffer
 from terramind_plugin.modalities import Modality, find
+from terramind_plugin.units import other_unit
 
 logger = logging.getLogger("terramind_plugin")
 
@@ -348,17 +349,7 @@ def warn_of_units(path: Path, name: str, values: NDArray) -> None:
     modality = find(name)
     if modality is None:
         return
-    guess = ""
-    if modality.name in ("S2L2A", "S2L1C") and values.max() <= 10:
-        guess = "reflectance that was not multiplied by 10000"
-    elif modality.name in ("S1GRD", "S1RTC") and values.min() >= 0:
-        guess = "linear power, not decibels"
-    elif modality.name == "RGB" and values.max() <= 1:
-        guess = "colours from 0 to 1, not 0 to 255"
-    low, high = modality.valid_range
-    outside = float(np.mean((values < low) | (values > high)))
-    if not guess and outside > 0.5:
-        guess = f"another unit: {outside:.0%} of them are outside {low:g} to {high:g}"
+    guess = other_unit(modality, values)
     if guess:
         logger.warning("%s: its values look like %s. Expected: %s.", path, guess, modality.units)
 

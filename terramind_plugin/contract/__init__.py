@@ -1,0 +1,1 @@
+"""What data have to be: checks of files, values and labels that need neither a model nor TerraTorch."""

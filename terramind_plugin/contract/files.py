@@ -1,0 +1,342 @@
+"""Checks of split lists and of the headers of files."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio.crs import CRS
+from rasterio.errors import RasterioError
+from rasterio.transform import Affine
+from rasterio.warp import transform_bounds
+
+from terramind_plugin.contract.findings import Finding, some
+from terramind_plugin.contract.plan import LABEL, RASTERS, DataPlan, Split
+
+THREADS = 8
+OVERLAP = 0.01
+"""Share of a chip that may lie in one of another split: neighbours that share a row of pixels."""
+OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a raster says of itself."""
+
+    path: Path
+    shape: tuple[int, int] = (0, 0)
+    bands: int = 0
+    dtype: str = ""
+    nodata: float | None = None
+    crs: CRS | None = None
+    transform: Affine = Affine.identity()
+    descriptions: tuple[str | None, ...] = ()
+    units: tuple[str | None, ...] = ()
+    problem: str = ""
+    """Why it cannot be read, or is not complete."""
+
+    @property
+    def placed(self) -> bool:
+        """Whether it has a place on Earth."""
+        return self.crs is not None and not self.transform.is_identity
+
+
+def read_header(path: Path) -> Header:
+    """Return a raster's header; 'problem' says so where it cannot be read or ends too early.
+
+    Args:
+        path: The raster.
+    """
+    try:
+        with rasterio.Env(**OPTIONS), rasterio.open(path) as raster:
+            return Header(
+                path=path,
+                shape=raster.shape,
+                bands=raster.count,
+                dtype=raster.dtypes[0],
+                nodata=raster.nodata,
+                crs=raster.crs,
+                transform=raster.transform,
+                descriptions=raster.descriptions,
+                units=raster.units,
+                problem=_missing_end(path, raster),
+            )
+    except (RasterioError, OSError) as error:
+        return Header(path, problem=" ".join(str(error).split()))
+
+
+def _missing_end(path: Path, raster: rasterio.DatasetReader) -> str:
+    """Return a text if the last block of a GeoTIFF lies behind the end of the file."""
+    if raster.driver != "GTiff":
+        return ""
+    rows, columns = raster.block_shapes[0]
+    last = f"{(raster.width - 1) // columns}_{(raster.height - 1) // rows}"
+    size = path.stat().st_size
+    for band in {1, raster.count}:
+        offset, length = (raster.get_tag_item(f"BLOCK_{what}_{last}", "TIFF", bidx=band) for what in ("OFFSET", "SIZE"))
+        if offset is not None and length is not None and int(offset) + int(length) > size:
+            return f"it ends after {size} bytes, its last block at {int(offset) + int(length)}"
+    return ""
+
+
+def read_headers(plan: DataPlan) -> dict[Path, Header]:
+    """Return the headers of all rasters of a plan; they are read by several threads.
+
+    Args:
+        plan: What to read.
+    """
+    paths = {
+        path
+        for split in plan.splits
+        for files in split.samples.values()
+        for path in files.values()
+        if path.suffix.lower() in RASTERS
+    }
+    with ThreadPoolExecutor(THREADS) as pool:
+        return {header.path: header for header in pool.map(read_header, sorted(paths), chunksize=64)}
+
+
+def check_folders(plan: DataPlan) -> Iterator[Finding]:
+    """Yield what is wrong with the folders that a configuration names."""
+    for name, root in plan.roots.items():
+        if not os.path.exists(root):
+            yield Finding("files: folders", "error", f"{name}: {root} does not exist.", f"Seen from {Path.cwd()}.")
+
+
+def check_splits(plan: DataPlan) -> Iterator[Finding]:
+    """Yield what is wrong with the lists of samples and their files."""
+    for split in plan.splits:
+        where = f"files: {split.name} split"
+        if split.problem:
+            yield Finding(where, "error", f"{split.problem}.", "It should hold one sample id a line, as UTF-8 text.")
+            continue
+        yield from _check_lines(plan, split, where)
+        yield from _check_found(plan, split, where)
+    ids = {split.name: set(split.samples) for split in plan.splits if split.file is not None}
+    for (one, ids_one), (other, ids_other) in combinations(ids.items(), 2):
+        shared = sorted(ids_one & ids_other)
+        same_place = _roots_of(plan, one) == _roots_of(plan, other)
+        if shared and same_place:
+            yield Finding(
+                "files: splits",
+                "error",
+                f"{len(shared)} ids are in {one} and {other}: {some(shared)}.",
+                f"Remove them from one: results on {other} would be too good.",
+            )
+    train = next((split for split in plan.splits if split.name == "train"), None)
+    if train is not None and train.samples and plan.drop_last and len(train.samples) < plan.batch_size:
+        yield Finding(
+            "files: train split",
+            "error",
+            f"{len(train.samples)} samples do not fill one batch of {plan.batch_size}: no training step.",
+            "Lower batch_size, or set drop_last: false.",
+        )
+
+
+def _roots_of(plan: DataPlan, split: str) -> list[str]:
+    return [root for name, root in plan.roots.items() if name.startswith(f"{split} ")]
+
+
+def _check_lines(plan: DataPlan, split: Split, where: str) -> Iterator[Finding]:
+    if split.file is None:
+        return
+    blank = sum(not line.strip() for line in split.lines)
+    if blank and not plan.own:
+        yield Finding(
+            where,
+            "error",
+            f"{split.file} has {blank} blank lines; each adds a wrong sample.",
+            "Remove them, or use terramind_plugin.TerraMindDataModule, which skips them.",
+        )
+    elif blank:
+        yield Finding(where, "note", f"{split.file} has {blank} blank lines, which are skipped.")
+    if split.windows_ends:
+        yield Finding(where, "note", f"{split.file} has Windows line ends, which are removed.")
+    repeated = [name for name, count in Counter(split.ids).items() if count > 1]
+    if repeated:
+        yield Finding(
+            where,
+            "warning",
+            f"{split.file} names {len(repeated)} ids more than once: {some(repeated)}.",
+            "Remove the copies" + ("; each is used once." if plan.own else "; each counts several times."),
+        )
+
+
+def _check_found(plan: DataPlan, split: Split, where: str) -> Iterator[Finding]:
+    missing = {
+        sample: [key for key in split.needed if key not in files]
+        for sample, files in split.samples.items()
+        if any(key not in files for key in split.needed)
+    }
+    if plan.missing_allowed:
+        images = [key for key in split.needed if key != LABEL]
+        missing = {
+            sample: keys for sample, keys in missing.items() if LABEL in keys or all(key in keys for key in images)
+        }
+    if missing and split.file is not None:
+        names = [f"{sample} ({', '.join(keys)})" for sample, keys in missing.items()]
+        yield Finding(
+            where,
+            "error",
+            f"{len(missing)} of {len(split.samples)} ids have no file of some modality: {some(names)}.",
+            "Check the roots, image_grep and label_grep, or remove the ids."
+            + ("" if plan.own else " TerraTorch leaves them out without a word."),
+        )
+    elif missing:
+        yield Finding(
+            where,
+            "warning",
+            f"{len(missing)} of {len(split.samples)} files have no counterpart: {some(list(missing))}.",
+        )
+    if not split.samples:
+        yield Finding(where, "error", "no sample.", "Check the roots, image_grep and label_grep.")
+    if split.several:
+        (sample, key), files = next(iter(split.several.items()))
+        yield Finding(
+            where,
+            "error",
+            f"{len(split.several)} ids stand for several files, e.g. {sample} for {key}: {some(files)}.",
+            "Make the id or image_grep exact.",
+        )
+
+
+def check_headers(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Finding]:
+    """Yield what headers tell: damaged files, other bands, pairs on different grids, mixed sizes."""
+    broken = [header for header in headers.values() if header.problem]
+    if broken:
+        shown = some([f"{header.path} ({header.problem})" for header in broken], 2)
+        yield Finding(
+            "files: readable",
+            "error",
+            f"{len(broken)} of {len(headers)} files: {shown}.",
+            "Copy or download them again.",
+        )
+    yield from _check_pairs(plan, headers)
+    for image in plan.images:
+        own = [
+            headers[files[image.name]]
+            for split in plan.splits
+            for files in split.samples.values()
+            if image.name in files and files[image.name] in headers
+        ]
+        own = [header for header in own if not header.problem]
+        count = len(image.file_bands) or len(image.means)
+        wrong = [h for h in own if count and (h.bands % count if image.dates else h.bands != count)]
+        if wrong:
+            yield Finding(
+                f"files: {image.name} bands",
+                "error",
+                f"{len(wrong)} of {len(own)} files have not {count} bands, e.g. {wrong[0].path}: {wrong[0].bands}.",
+                f"Name the bands of the files in dataset_bands: {{{image.name}: [...]}}.",
+            )
+
+
+def _check_pairs(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Finding]:
+    problems: dict[str, list[str]] = {"size": [], "crs": [], "place": []}
+    sizes: dict[str, Counter[tuple[int, int]]] = {}
+    for split in plan.splits:
+        for sample, files in split.samples.items():
+            rasters = {key: headers[path] for key, path in files.items() if path in headers}
+            rasters = {key: header for key, header in rasters.items() if not header.problem}
+            if not rasters:
+                continue
+            key, first = next(iter(rasters.items()))
+            sizes.setdefault(split.name, Counter())[first.shape] += 1
+            for other, header in list(rasters.items())[1:]:
+                text = f"{sample}: {key} and {other}"
+                if header.shape != first.shape:
+                    problems["size"].append(f"{text}, {list(first.shape)} and {list(header.shape)}")
+                elif header.placed and first.placed and header.crs != first.crs:
+                    problems["crs"].append(f"{text}, {_crs(first)} and {_crs(header)}")
+                elif header.placed and first.placed and (shift := _shift(first, header)) > 0.5:
+                    problems["place"].append(f"{text}, {shift:.3g} pixels apart")
+    advice = "Resample them to one grid; pixels are matched by row and column."
+    for kind, texts in problems.items():
+        if texts:
+            verdict = "error" if kind == "size" else "warning"
+            yield Finding(f"files: pairs differ in {kind}", verdict, f"{len(texts)} samples, e.g. {texts[0]}.", advice)
+    yield from _check_sizes(plan, sizes)
+
+
+def _check_sizes(plan: DataPlan, sizes: Mapping[str, Counter[tuple[int, int]]]) -> Iterator[Finding]:
+    for split, counts in sizes.items():
+        if split in plan.transformed:
+            continue
+        odd = [shape for shape in counts if shape[0] % 16 or shape[1] % 16]
+        if odd:
+            yield Finding(
+                f"files: {split} sizes",
+                "error",
+                f"{sum(counts[shape] for shape in odd)} samples have sizes that 16 does not divide, e.g. {list(odd[0])}.",
+                "Crop or pad the chips, or add a crop to the transforms.",
+            )
+        if len(counts) > 1 and plan.batch_size > 1:
+            shown = some([f"{count} of {list(shape)}" for shape, count in counts.most_common()])
+            yield Finding(
+                f"files: {split} sizes",
+                "error",
+                f"mixed sizes: {shown}.",
+                "Cut the files to one size, add a crop to the transforms, or use batch_size: 1.",
+            )
+
+
+def _crs(header: Header) -> str:
+    return header.crs.to_string()[:20] if header.crs is not None else "none"
+
+
+def _shift(one: Header, other: Header) -> float:
+    """Return how far, in pixels, the corners of two grids are apart."""
+    inverse = ~one.transform
+    far = 0.0
+    for column, row in ((0, 0), (one.shape[1], 0), (0, one.shape[0])):
+        x, y = _at(inverse, *_at(other.transform, column, row))
+        far = max(far, float(np.hypot(x - column, y - row)))
+    return far
+
+
+def _at(transform: Affine, x: float, y: float) -> tuple[float, float]:
+    # Written out: the operator that applies a transform is `*` in affine 2 and `@` in affine 3.
+    return transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f
+
+
+def check_overlap(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Finding]:
+    """Yield splits whose chips show the same ground."""
+    from shapely import STRtree, box
+
+    boxes: dict[str, list[tuple[str, tuple[float, float, float, float]]]] = {}
+    for split in plan.splits:
+        for sample, files in split.samples.items():
+            header = next((headers[path] for path in files.values() if path in headers), None)
+            if header is not None and header.placed and not header.problem:
+                boxes.setdefault(split.name, []).append((sample, _bounds(header)))
+    for (one, here), (other, there) in combinations(boxes.items(), 2):
+        first, second = ([box(*bounds) for _, bounds in part] for part in (here, there))
+        pairs = []
+        for index, position in STRtree(second).query(first, predicate="intersects").T:
+            a, b = first[index], second[position]
+            # A sample that is in both lists is an error of its own.
+            if here[index][0] != there[position][0] and a.intersection(b).area > OVERLAP * min(a.area, b.area):
+                pairs.append(f"{here[index][0]} and {there[position][0]}")
+        if pairs:
+            yield Finding(
+                "files: overlap in space",
+                "warning",
+                f"{len(pairs)} chips of {one} and {other} show the same ground: {some(pairs, 2)}.",
+                f"Split by place: results on {other} would be too good.",
+            )
+
+
+def _bounds(header: Header) -> tuple[float, float, float, float]:
+    """Return west, south, east, north in degrees."""
+    corners = [_at(header.transform, x, y) for x in (0, header.shape[1]) for y in (0, header.shape[0])]
+    xs, ys = zip(*corners, strict=True)
+    bounds = (min(xs), min(ys), max(xs), max(ys))
+    assert header.crs is not None
+    return bounds if header.crs.is_geographic else transform_bounds(header.crs, "EPSG:4326", *bounds)

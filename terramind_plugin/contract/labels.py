@@ -1,0 +1,157 @@
+"""Checks of label masks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio.errors import RasterioError
+
+from terramind_plugin.contract.files import OPTIONS, THREADS
+from terramind_plugin.contract.findings import Finding, some
+from terramind_plugin.contract.plan import LABEL, RASTERS, DataPlan
+
+MOST = 1000
+"""Label files that are read."""
+RARE = 0.02
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What was seen in a label file."""
+
+    path: Path
+    split: str
+    counts: dict[float, int]
+    nodata: float | None
+    problem: str = ""
+
+
+def read_labels(plan: DataPlan, most: int = MOST) -> list[Mask]:
+    """Return the values of label files and how often each occurs; of many files, some drawn from all splits.
+
+    Args:
+        plan: What there is.
+        most: How many to read.
+    """
+    jobs = [
+        (split.name, files[LABEL])
+        for split in plan.splits
+        for files in split.samples.values()
+        if LABEL in files and files[LABEL].suffix.lower() in RASTERS
+    ]
+    if len(jobs) > most:
+        chosen = np.random.default_rng(0).permutation(len(jobs))[:most]
+        jobs = [jobs[index] for index in sorted(chosen)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(lambda job: _read(*job), jobs))
+
+
+def _read(split: str, path: Path) -> Mask:
+    try:
+        with rasterio.Env(**OPTIONS), rasterio.open(path) as raster:
+            values, counts = np.unique(raster.read(1), return_counts=True)
+            return Mask(path, split, dict(zip(values.tolist(), counts.tolist(), strict=True)), raster.nodata)
+    except (RasterioError, OSError) as error:
+        return Mask(path, split, {}, None, " ".join(str(error).split()))
+
+
+def check_labels(
+    plan: DataPlan, masks: list[Mask], ignored: float | None, loss: str = "", weighted: bool = False
+) -> Iterator[Finding]:
+    """Yield what is wrong with the labels of a segmentation.
+
+    Args:
+        plan: What the configuration says.
+        masks: What was read.
+        ignored: The task's ignore_index.
+        loss: Name of the task's loss.
+        weighted: Whether the task has weights for its classes.
+    """
+    broken = [mask for mask in masks if mask.problem]
+    if broken:
+        yield Finding("labels: readable", "error", f"{len(broken)} files, e.g. {broken[0].path}: {broken[0].problem}.")
+    if plan.task != "segmentation" or not plan.num_classes:
+        return
+    shift = 1 if plan.reduce_zero_label else 0
+    classes = range(shift, plan.num_classes + shift)
+    masks = [mask for mask in masks if not mask.problem]
+    allowed = {float(value) for value in classes} | ({float(ignored + shift)} if ignored is not None else set())
+    yield from _check_ids(plan, masks, allowed, set(map(float, classes)), ignored)
+    total: Counter[float] = Counter()
+    for split in dict.fromkeys(mask.split for mask in masks):
+        counts: Counter[float] = Counter()
+        for mask in masks:
+            if mask.split == split:
+                counts.update(mask.counts)
+        total.update(counts)
+        absent = [_name(plan, value - shift) for value in classes if not counts[value]]
+        if absent and split in ("train", "val"):
+            yield Finding(
+                f"labels: {split} classes",
+                "warning",
+                f"no pixel of {some(absent)}.",
+                "Check num_classes and the split.",
+            )
+    empty = [mask for mask in masks if not any(value in classes for value in mask.counts)]
+    if empty:
+        yield Finding(
+            "labels: empty",
+            "warning" if len(empty) < len(masks) else "error",
+            f"{len(empty)} of {len(masks)} files hold no class at all: {some([m.path.name for m in empty])}.",
+            "Remove these samples: they teach nothing.",
+        )
+    seen = {value: total[value] for value in classes if total[value]}
+    if len(seen) > 1 and loss == "ce" and not weighted:
+        rarest = min(seen, key=lambda value: seen[value])
+        share = seen[rarest] / sum(seen.values())
+        if share < RARE:
+            yield Finding(
+                "labels: balance",
+                "note",
+                f"{share:.2%} of the pixels are {_name(plan, rarest - shift)}, and the loss is ce.",
+                "Try loss: dice or focal, or class_weights.",
+            )
+
+
+def _name(plan: DataPlan, value: int) -> str:
+    name = f" ({plan.class_names[value]})" if value < len(plan.class_names) else ""
+    return f"class {value}{name}"
+
+
+def _check_ids(
+    plan: DataPlan, masks: list[Mask], allowed: set[float], classes: set[float], ignored: float | None
+) -> Iterator[Finding]:
+    wrong = []
+    colliding = []
+    for mask in masks:
+        if mask.nodata in classes and not (plan.reduce_zero_label and mask.nodata == 0):
+            colliding.append(mask)
+        for value, count in mask.counts.items():
+            missing = value == mask.nodata or value != value
+            value = plan.no_label_replace if missing and plan.no_label_replace is not None else value
+            # Label 0 becomes -1 with reduce_zero_label, and what stands for no label is not shifted.
+            fine = value in allowed or (missing and value == ignored)
+            if not fine:
+                wrong.append(f"{mask.path.name} {value:g} ({count} pixels)")
+    if wrong:
+        yield Finding(
+            "labels: ids",
+            "error",
+            f"{len(wrong)} values in {len(masks)} files are neither 0 to {int(plan.num_classes or 0) - 1} nor "
+            f"ignore_index {ignored}: {some(wrong)}.",
+            "See num_classes, ignore_index, no_label_replace and reduce_zero_label.",
+        )
+    if colliding:
+        yield Finding(
+            "labels: nodata",
+            "warning" if plan.own else "error",
+            f"in {len(colliding)} files nodata is {colliding[0].nodata:g}, also the id of a class.",
+            "Take the tag away: gdal_edit.py -unsetnodata."
+            + (" Here it counts as the class." if plan.own else " TerraTorch turns the class into no label."),
+        )

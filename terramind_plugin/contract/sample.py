@@ -1,0 +1,120 @@
+"""Pixels of a bounded random sample, summed up file by file."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
+
+from terramind_plugin.contract.files import OPTIONS, THREADS
+from terramind_plugin.contract.plan import LABEL, RASTERS, DataPlan, ImagePlan
+
+LARGEST = 1024
+"""Pixels per side that are read of a file, from its middle."""
+PIXELS = 2048
+"""Pixels that are kept of a file."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was seen in one image."""
+
+    path: Path
+    split: str
+    low: NDArray
+    """First percentile of each band of the file, in the units the model gets; NaN where it has no pixel."""
+    median: NDArray
+    constant: NDArray
+    """Whether each band holds one value only."""
+    pixels: NDArray
+    """[bands, n] of pixels in which all bands have data; n may be 0."""
+    missing: float
+    """Share of pixels in which some band is NaN or nodata."""
+    zero: float
+    """Share of pixels in which all bands are 0, and which are not declared to be nodata."""
+
+
+@dataclass
+class Sample:
+    """What was seen in a sample of the data."""
+
+    images: dict[str, list[Summary]] = field(default_factory=dict)
+    """By modality."""
+    problems: list[tuple[Path, str]] = field(default_factory=list)
+    """Files that cannot be read, and why."""
+    of: int = 0
+    """Samples that there are."""
+    read: int = 0
+
+
+def read_sample(plan: DataPlan, count: int, seed: int = 0) -> Sample:
+    """Return summaries of the images of some samples, drawn from all splits.
+
+    Args:
+        plan: What there is.
+        count: How many samples, at most.
+        seed: Of the draw.
+    """
+    every = [(split.name, files) for split in plan.splits for files in split.samples.values()]
+    order = np.random.default_rng(seed).permutation(len(every))[:count]
+    jobs = [
+        (image, split, files[image.name])
+        for split, files in (every[index] for index in sorted(order))
+        for image in plan.images
+        if image.name in files and image.name != LABEL and files[image.name].suffix.lower() in RASTERS
+    ]
+    result = Sample(of=len(every), read=len(order))
+    with ThreadPoolExecutor(THREADS) as pool:
+        for (image, _, path), got in zip(jobs, pool.map(lambda job: _summary(*job), jobs), strict=True):
+            if isinstance(got, str):
+                result.problems.append((path, got))
+            else:
+                result.images.setdefault(image.name, []).append(got)
+    return result
+
+
+def read_middle(raster: rasterio.DatasetReader) -> np.ma.MaskedArray:
+    """Return all bands of a raster, or of its middle if it is large.
+
+    Args:
+        raster: An open file.
+    """
+    height, width = min(raster.height, LARGEST), min(raster.width, LARGEST)
+    window = Window((raster.width - width) // 2, (raster.height - height) // 2, width, height)
+    return raster.read(window=window, masked=True)
+
+
+def _summary(image: ImagePlan, split: str, path: Path) -> Summary | str:
+    try:
+        with rasterio.Env(**OPTIONS), rasterio.open(path) as raster:
+            masked = read_middle(raster)
+    except (RasterioError, OSError) as error:
+        return " ".join(str(error).split())
+    data = masked.data.astype(np.float32)
+    count = len(image.file_bands)
+    known = ~np.ma.getmaskarray(masked) & np.isfinite(data)
+    bands = count if image.dates and count and not len(data) % count else len(data)
+    data, known = (array.reshape(-1, bands, *array.shape[1:]).swapaxes(0, 1).reshape(bands, -1)
+                   for array in (data, known))  # fmt: skip
+    zero = float(((data == 0) & known).all(axis=0).mean())
+    data = data * image.scale
+    full = known.all(axis=0)
+    seen = [row[mask] for row, mask in zip(data, known, strict=True)]
+    kept = np.flatnonzero(full)
+    kept = kept[:: max(1, len(kept) // PIXELS)]
+    return Summary(
+        path=path,
+        split=split,
+        low=np.array([np.percentile(row, 1) if row.size else np.nan for row in seen]),
+        median=np.array([np.median(row) if row.size else np.nan for row in seen]),
+        constant=np.array([bool(row.size) and bool(row.min() == row.max()) for row in seen]),
+        pixels=data[:, kept],
+        missing=float(1 - full.mean()),
+        zero=zero,
+    )
