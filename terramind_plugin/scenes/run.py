@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import logging
 import warnings
@@ -31,6 +32,8 @@ from terramind_plugin.scenes.stream import Streamer
 
 CACHE, CACHE_TO_WARP = 48 * 2**20, 256 * 2**20
 """Bytes of blocks that GDAL keeps; by default it keeps a twentieth of all memory. Warping needs some blocks again."""
+MMAP_THRESHOLD, LARGE_BLOCK = -3, 8 * 2**20
+"""glibc's M_MMAP_THRESHOLD, and bytes from which on a block is returned to the system."""
 PATIENCE = timedelta(days=7)
 """How long a process waits for one that has more to do."""
 
@@ -169,6 +172,7 @@ def run_jobs(model: nn.Module, jobs: Sequence[Job], options: Options) -> list[Pa
         DataError: A file cannot be read or written.
     """
     options.out.mkdir(parents=True, exist_ok=True)
+    _return_large_blocks()
     open_ = [job for job in jobs if options.restart or not job.is_complete()]
     for job in jobs:
         if job not in open_:
@@ -204,6 +208,13 @@ def hash_weights(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def _return_large_blocks() -> None:
+    """Let glibc give blocks of batches back when they are freed; it would keep them in pieces, a third more in all."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def _first(units: list[Unit]) -> Unit:
