@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from terramind_plugin._version import __version__
+from terramind_plugin.check import commands as check
 from terramind_plugin.chips import commands as chips
-from terramind_plugin.errors import ConfigError, DataError, WeightsError
+from terramind_plugin.errors import CheckError, ConfigError, DataError, WeightsError
 from terramind_plugin.evaluate import commands as evaluate
 from terramind_plugin.mapping import commands as mapping
 
@@ -45,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(command: Callable[[], None]) -> int:
     try:
         command()
+    except CheckError as error:
+        print(f"terramind: {error}", file=sys.stderr)
+        return error.status
     except (ConfigError, DataError, WeightsError) as error:
         # A data loader's worker process sends its traceback along, with the message at the end.
         message = str(error).rpartition(f"{type(error).__name__}: ")[2] if str(error).startswith("Caught") else error
@@ -94,6 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     merge.add_argument("-c", "--config", type=Path, metavar="YAML", help="the run's, if the checkpoint has no settings")
     merge.set_defaults(run=_merge)
 
+    check.add_commands(commands)
     chips.add_commands(commands)
     mapping.add_commands(commands)
     evaluate.add_commands(commands)

@@ -22,6 +22,19 @@ class DataError(ValueError):
     """A file or sample is missing, unreadable or not what the configuration says it is."""
 
 
+class CheckError(ValueError):
+    """A check has found something; the details are printed before.
+
+    Args:
+        message: In one line.
+        status: Exit status of the command.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 def suggest(name: str, choices: Iterable[str]) -> str:
     """Return ' Did you mean ...?' with the nearest of `choices`, or an empty string.
 

@@ -186,24 +186,27 @@ def run(words: list[str]) -> None:
     _make({**patient, **dict.fromkeys(TerraMindCLI.subcommands(), patient)})
 
 
-def make_cli(words: list[str], ckpt_path: str | Path | None = None) -> TerraMindCLI:
+def make_cli(
+    words: list[str], ckpt_path: str | Path | None = None, kind: type[TerraMindCLI] = TerraMindCLI
+) -> TerraMindCLI:
     """Return trainer, model and data of a configuration, without running anything.
 
     Args:
         words: The command line behind a subcommand, e.g. ['--config', 'x.yaml'].
         ckpt_path: A checkpoint whose weights will go into the model; it is checked, not loaded.
+        kind: Class of the command line.
 
     Raises:
         ConfigError: As in `run`.
     """
-    return _make({"exit_on_error": False}, args=words, run=False, ckpt_path=ckpt_path)
+    return _make({"exit_on_error": False}, kind, args=words, run=False, ckpt_path=ckpt_path)
 
 
-def _make(parser: dict[str, Any], **more: Any) -> TerraMindCLI:
+def _make(parser: dict[str, Any], kind: type[TerraMindCLI] = TerraMindCLI, **more: Any) -> TerraMindCLI:
     os.environ.update(RASTER_OPTIONS)
     assert terramind_plugin.__version__  # the import above is what registers the models
     try:
-        return TerraMindCLI(
+        return kind(
             model_class=BaseTask,
             subclass_mode_model=True,
             subclass_mode_data=True,

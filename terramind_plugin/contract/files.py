@@ -17,13 +17,16 @@ from rasterio.errors import RasterioError
 from rasterio.transform import Affine
 from rasterio.warp import transform_bounds
 
-from terramind_plugin.contract.findings import Finding, some
+from terramind_plugin.contract.findings import Finding, Verdict, some
 from terramind_plugin.contract.plan import LABEL, RASTERS, DataPlan, Split
 
 THREADS = 8
 OVERLAP = 0.01
 """Share of a chip that may lie in one of another split: neighbours that share a row of pixels."""
 OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_NUM_THREADS": "1"}
+
+
+NOWHERE = Affine.identity()
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Header:
     dtype: str = ""
     nodata: float | None = None
     crs: CRS | None = None
-    transform: Affine = Affine.identity()
+    transform: Affine = NOWHERE
     descriptions: tuple[str | None, ...] = ()
     units: tuple[str | None, ...] = ()
     problem: str = ""
@@ -260,7 +263,7 @@ def _check_pairs(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Fin
     advice = "Resample them to one grid; pixels are matched by row and column."
     for kind, texts in problems.items():
         if texts:
-            verdict = "error" if kind == "size" else "warning"
+            verdict: Verdict = "error" if kind == "size" else "warning"
             yield Finding(f"files: pairs differ in {kind}", verdict, f"{len(texts)} samples, e.g. {texts[0]}.", advice)
     yield from _check_sizes(plan, sizes)
 
@@ -274,7 +277,7 @@ def _check_sizes(plan: DataPlan, sizes: Mapping[str, Counter[tuple[int, int]]]) 
             yield Finding(
                 f"files: {split} sizes",
                 "error",
-                f"{sum(counts[shape] for shape in odd)} samples have sizes that 16 does not divide, e.g. {list(odd[0])}.",
+                f"{sum(counts[shape] for shape in odd)} samples: 16 does not divide their size, e.g. {list(odd[0])}.",
                 "Crop or pad the chips, or add a crop to the transforms.",
             )
         if len(counts) > 1 and plan.batch_size > 1:

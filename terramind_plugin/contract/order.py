@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +73,7 @@ def _fit(order: list[str], alike: NDArray, levels: NDArray) -> float:
     """Return how well the bands of files fit if they are in this order."""
     place = {name: index for index, name in enumerate(order)}
     present = [name for name in SPECTRUM if name in place]
-    score = float(np.mean([alike[place[a], place[b]] for a, b in zip(present, present[1:], strict=False)]))
+    score = float(np.mean([alike[place[a], place[b]] for a, b in pairwise(present)]))
     if "B10" in place:
         score -= 0.0 if levels.argmin() == place["B10"] else 0.5
     return score

@@ -100,8 +100,7 @@ def _summary(image: ImagePlan, split: str, path: Path) -> Summary | str:
     count = len(image.file_bands)
     known = ~np.ma.getmaskarray(masked) & np.isfinite(data)
     bands = count if image.dates and count and not len(data) % count else len(data)
-    data, known = (array.reshape(-1, bands, *array.shape[1:]).swapaxes(0, 1).reshape(bands, -1)
-                   for array in (data, known))  # fmt: skip
+    data, known = _by_band(data, bands), _by_band(known, bands)
     zero = float(((data == 0) & known).all(axis=0).mean())
     data = data * image.scale
     full = known.all(axis=0)
@@ -118,3 +117,8 @@ def _summary(image: ImagePlan, split: str, path: Path) -> Summary | str:
         missing=float(1 - full.mean()),
         zero=zero,
     )
+
+
+def _by_band(values: NDArray, bands: int) -> NDArray:
+    """Return [bands, n] of [dates * bands, H, W]."""
+    return values.reshape(-1, bands, *values.shape[1:]).swapaxes(0, 1).reshape(bands, -1)

@@ -89,9 +89,9 @@ def _check_gaps(plan: DataPlan, image: ImagePlan, summaries: Sequence[Summary]) 
                 "If 0 means no data, say so in the files: gdal_edit.py -a_nodata 0.",
             )
     level = image.modality is not None and image.modality.name in ("DEM", "LULC")
-    flat = [s for s in summaries if s.constant.any() and not s.zero == 1]
+    flat = [s for s in summaries if s.constant.any() and s.zero != 1]
     if flat and not level:
-        bands = sorted({_band(image, index) for s in flat for index in np.flatnonzero(s.constant)})
+        bands = sorted({_band(image, int(index)) for s in flat for index in np.flatnonzero(s.constant)})
         yield Finding(
             f"values: {image.name} constant",
             "warning",

@@ -1,0 +1,120 @@
+"""A configuration parsed and built as `terratorch fit` would, without reading weights."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from terramind_plugin import lightning_cli
+from terramind_plugin.check.keys import check_agreement, check_model_args, check_training
+from terramind_plugin.contract.findings import Finding
+from terramind_plugin.errors import ConfigError, DataError, WeightsError
+
+
+class ParsingCLI(lightning_cli.TerraMindCLI):
+    """The command line that only parses."""
+
+    def before_instantiate_classes(self) -> None:
+        """Do nothing: weights are not looked at."""
+
+    def instantiate_classes(self) -> None:
+        """Do nothing."""
+
+
+@dataclass
+class Built:
+    """What could be made of a configuration."""
+
+    findings: list[Finding] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    datamodule: Any = None
+    model: Any = None
+
+
+def build(config: Path, words: list[str]) -> Built:
+    """Return data module and model of a configuration, the model without weights, and what went wrong.
+
+    Args:
+        config: The YAML file.
+        words: Further options, as for terramind fit.
+    """
+    built = Built()
+    content = _read(config, built)
+    if content is None:
+        return built
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+            cli = lightning_cli.make_cli(["--config", str(config), *words], kind=ParsingCLI)
+    except ConfigError as error:
+        built.findings.append(Finding("yaml: parsing", "error", _line(error)))
+        built.findings += _static(content)
+        return built
+    built.config = cli.config.as_dict()
+    built.findings += _static(built.config)
+    model_args = cli.config.get("model.init_args.model_args")
+    if isinstance(model_args, dict):
+        for key in ("backbone_pretrained", "backbone_ckpt_path"):
+            model_args.pop(key, None)
+    built.datamodule = _instantiate(cli, "data", built)
+    broken = any(finding.verdict == "error" for finding in built.findings if finding.check == "yaml: keys")
+    if not broken:
+        with torch.device("meta"):
+            built.model = _instantiate(cli, "model", built)
+    return built
+
+
+def _read(config: Path, built: Built) -> dict[str, Any] | None:
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        built.findings.append(Finding("yaml: parsing", "error", f"{config} cannot be read: {_line(error)}"))
+        return None
+    if not isinstance(content, dict):
+        built.findings.append(Finding("yaml: parsing", "error", f"{config} is no mapping with data, model, trainer."))
+        return None
+    return content
+
+
+def _static(config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield what can be seen without building."""
+    parts = {name: config.get(name) for name in ("data", "model", "trainer")}
+    data, model = (
+        (part.get("init_args") or {}) if isinstance(part, Mapping) else {} for part in (parts["data"], parts["model"])
+    )
+    if not isinstance(data, Mapping) or not isinstance(model, Mapping):
+        return
+    arguments = model.get("model_args")
+    if isinstance(arguments, Mapping):
+        yield from check_model_args(arguments, str(model.get("model_factory") or "EncoderDecoderFactory"))
+        yield from check_agreement(data, model)
+    if isinstance(parts["trainer"], Mapping | None):
+        yield from check_training(config)
+
+
+def _instantiate(cli: Any, part: str, built: Built) -> Any:
+    from jsonargparse import Namespace
+
+    make = getattr(cli.parser, "instantiate", None) or cli.parser.instantiate_classes
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return make(Namespace({part: cli.config[part]}))[part]
+    except (ConfigError, DataError, WeightsError) as error:
+        built.findings.append(Finding(f"yaml: {part}", "error", _line(error)))
+    except Exception as error:  # whatever a library raises at a wrong argument
+        message = lightning_cli.readable(str(error)) or type(error).__name__
+        built.findings.append(Finding(f"yaml: {part}", "error", f"{_line(message)}"))
+        logging.getLogger("terramind_plugin").debug("Building %s failed", part, exc_info=True)
+    return None
+
+
+def _line(error: object) -> str:
+    return " ".join(str(error).split())

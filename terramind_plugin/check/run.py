@@ -1,0 +1,53 @@
+"""All checks of a configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from terramind_plugin.check.build import Built, build
+from terramind_plugin.check.disk import check_disk
+from terramind_plugin.contract.findings import Finding
+from terramind_plugin.contract.plan import describe
+from terramind_plugin.contract.run import check_data
+
+
+def check(config: Path, words: list[str], samples: int = 64) -> list[Finding]:
+    """Return everything that was found, good and bad.
+
+    Args:
+        config: The YAML file.
+        words: Further options, as for terramind fit.
+        samples: How many samples to read pixels of, at most.
+    """
+    built = build(config, words)
+    findings = list(built.findings)
+    if built.model is not None:
+        findings += check_disk(built.config, built.model)
+    if built.datamodule is not None:
+        findings += _data(built, samples)
+    if not any(finding.check.startswith("yaml") for finding in findings):
+        findings.insert(0, Finding("yaml", "ok", "parsed; data module and model built, without weights."))
+    return findings
+
+
+def _data(built: Built, samples: int) -> list[Finding]:
+    plan = describe(built.datamodule)
+    if plan is None:
+        return [
+            Finding(
+                "data",
+                "note",
+                f"{type(built.datamodule).__name__} is not known here: files and values were not looked at.",
+                "Use terramind_plugin.TerraMindDataModule.",
+            )
+        ]
+    task = (built.config.get("model") or {}).get("init_args") or {}
+    return list(
+        check_data(
+            plan,
+            samples=samples,
+            ignored=task.get("ignore_index"),
+            loss=str(task.get("loss") or ""),
+            weighted=bool(task.get("class_weights")),
+        )
+    )
