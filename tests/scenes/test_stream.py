@@ -219,3 +219,24 @@ def test_the_reading_thread_ends_with_its_user() -> None:
         assert [next(taken) for _ in range(5)] == [0, 1, 2, 3, 4]
         assert threading.active_count() == before + 1
     assert threading.active_count() == before
+
+
+def test_as_tiled_inference_where_both_blend_alike(tmp_path: Path) -> None:
+    """TerraTorch adds 1e-6 to all weights, which shows at the edge of the image alone, where its weights are small."""
+    from terratorch.tasks.tiled_inference import tiled_inference
+
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 8, 5, padding=2), torch.nn.ReLU(), torch.nn.Conv2d(8, 1, 5, padding=2)
+    ).requires_grad_(False)
+
+    class Network(Mean):
+        def __call__(self, images: Any, corners: Any) -> Tensor:
+            return network(images["OWN"])
+
+    values = np.random.default_rng(0).normal(size=(2, 300, 350)).astype(np.float32)
+    (ours,), _ = run(write_scene(tmp_path / "a.tif", values), Network(), plan_windows(300, 350, 112, 80), 4)
+    x = torch.from_numpy(values)[None]
+    theirs = tiled_inference(network, x, crop=112, stride=80, delta=0, padding=False, batch_size=4)[0].numpy()
+    np.testing.assert_allclose(ours[:, 32:-32, 32:-32], theirs[:, 32:-32, 32:-32], atol=1e-5)
+    np.testing.assert_allclose(ours, theirs, atol=1e-3)
