@@ -10,7 +10,7 @@ from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.settings import read_texts
 from terramind_plugin.tokenizers.sequence import (
     CAPTION_VOCABULARY,
-    COORDS_VOCABULARY,
+    COORDS_VOCABULARIES,
     CaptionTokenizer,
     CoordsTokenizer,
     Vocabulary,
@@ -63,16 +63,17 @@ def build_image_tokenizer(
     return model
 
 
-def build_coords_tokenizer(tokenizer_file: str | Path | None = None) -> CoordsTokenizer:
+def build_coords_tokenizer(tokenizer_file: str | Path | None = None, family: str = "terramind_v1") -> CoordsTokenizer:
     """Return the tokenizer of coordinates.
 
     Args:
-        tokenizer_file: A local vocabulary file; by default the published one.
+        tokenizer_file: A local vocabulary file; by default that of the family.
+        family: Which models it is for, 'terramind_v1' or 'terramind_sim_nano'.
 
     Raises:
         WeightsError: The vocabulary is not there or is none.
     """
-    return CoordsTokenizer(_fetch_vocabulary(COORDS_VOCABULARY) if tokenizer_file is None else tokenizer_file)
+    return CoordsTokenizer(_fetch_vocabulary(COORDS_VOCABULARIES[family]) if tokenizer_file is None else tokenizer_file)
 
 
 def build_caption_tokenizer(weights: str, tokenizer_file: str | Path | None = None) -> CaptionTokenizer:

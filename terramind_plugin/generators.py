@@ -20,7 +20,7 @@ from terramind_plugin.modalities import Modality, resolve
 from terramind_plugin.settings import read_texts
 from terramind_plugin.tokenizers.image import ImageTokenizer
 from terramind_plugin.tokenizers.sequence import CoordsTokenizer
-from terramind_plugin.tokenizers.variants import TOKENIZERS
+from terramind_plugin.tokenizers.variants import tokenizers_of
 from terramind_plugin.variants import VARIANTS, Variant
 from terramind_plugin.weights import Checkpoint, LoadReport, fetch_published, load_backbone, read_tensors
 
@@ -50,7 +50,7 @@ def build_generator(
     temps: float | Sequence[float] = 1.0,
     top_p: float | Sequence[float] = 0.8,
     top_k: int | float | Sequence[float] = 0,
-    img_size: int | Sequence[int] = 224,
+    img_size: int | Sequence[int] | None = None,
     patch_size: int | None = None,
     **unknown: Any,
 ) -> TerraMindGenerator:
@@ -73,8 +73,8 @@ def build_generator(
         top_p: Draw from the likeliest tokens that together have this probability; 0 for all. Likewise.
         top_k: Draw from this many likeliest tokens, 0 for all. Likewise.
         img_size: Height and width in pixels that position embeddings are made for, and of outputs where no input is an
-            image.
-        patch_size: The published models have 16; another number is an error.
+            image; by default that of the variant, 224 for the published ones.
+        patch_size: That of the variant, 16 for the published ones; another number is an error.
         unknown: Not taken; named here to say so.
 
     Raises:
@@ -89,17 +89,17 @@ def build_generator(
         list(targets), steps=decoding_steps, temperature=temps, top_p=top_p, top_k=top_k, max_tokens=3
     )
     uses_coords = any(modality.kind == "sequence" for modality in _modalities(inputs, targets))
-    coords = build_coords_tokenizer(tokenizer_file) if uses_coords else None
+    coords = build_coords_tokenizer(tokenizer_file, numbers.family) if uses_coords else None
     sampler = TokenGenerator(
         numbers,
         inputs,
         list(targets),
-        img_size=check_size(img_size, numbers.patch_size),
+        img_size=check_size(numbers.img_size if img_size is None else img_size, numbers.patch_size),
         sentinels=SENTINELS if coords is None else find_sentinels(coords),
     )
     model = TerraMindGenerator(
         sampler,
-        _build_tokenizers(inputs, targets, pretrained, ckpt_path, tokenizer_ckpt_paths or {}),
+        _build_tokenizers(inputs, targets, pretrained, ckpt_path, tokenizer_ckpt_paths or {}, numbers.family),
         coords,
         standardize=standardize,
         offset=offset,
@@ -229,12 +229,13 @@ def _build_tokenizers(
     pretrained: bool,
     ckpt_path: str | Path | None,
     paths: Mapping[str, str | Path],
+    family: str,
 ) -> dict[str, ImageTokenizer]:
     """Return the image tokenizers by checkpoint key, each with the parts that are needed."""
     files = {resolve(name).name: path for name, path in paths.items()}
     encoded = {spec.key for spec in inputs if spec.is_tokens}
     decoded = {token_key(modality)[0] for modality in targets.values()}
-    names = {variant.modality.name: name for name, variant in TOKENIZERS.items()}
+    names = {name: variant.name for name, variant in tokenizers_of(family).items()}
     stored = [] if ckpt_path is None else [name for name in read_tensors(ckpt_path)[1] if "tokenizer." in name]
     tokenizers: dict[str, ImageTokenizer] = {}
     for modality in dict.fromkeys(_modalities(inputs, targets)):

@@ -14,15 +14,14 @@ from torch import Tensor, nn
 
 from terramind_plugin.backbones.tim import TerraMindTiM
 from terramind_plugin.builders import build_image_tokenizer
-from terramind_plugin.modalities import Modality, resolve
+from terramind_plugin.modalities import resolve
 from terramind_plugin.plotting import modality_picture
 from terramind_plugin.tokenizers.fsq import FiniteScalarQuantizer
 from terramind_plugin.tokenizers.image import ImageTokenizer
-from terramind_plugin.tokenizers.variants import TOKENIZERS
+from terramind_plugin.tokenizers.variants import TokenizerVariant, tokenizers_of
+from terramind_plugin.weights import SHIPPED
 
 logger = logging.getLogger("terramind_plugin")
-
-VARIANTS = {variant.modality.name: variant for variant in TOKENIZERS.values()}
 
 
 def find_thinker(model: nn.Module) -> TerraMindTiM | None:
@@ -57,32 +56,41 @@ class ThoughtPainter:
             if modality.kind == "sequence" or name not in backbone.thoughts:
                 continue
             ids = backbone.thoughts[name][index]
-            tokenizer = self._tokenizer(modality) if modality.kind == "classes" else None
+            variant = tokenizers_of(backbone.variant.family)[modality.name]
+            tokenizer = self._tokenizer(variant) if modality.kind == "classes" else None
             if tokenizer is None:
-                pictures[f"{modality.name} (thought, tokens)"] = paint_codes(ids, modality)
+                pictures[f"{modality.name} (thought, tokens)"] = paint_codes(ids, variant)
             else:
                 scores = tokenizer.to(ids.device).decode_tokens(ids[None])[0]
                 pictures[f"{modality.name} (thought)"] = modality_picture(scores.argmax(dim=0), modality.name)
         return pictures
 
-    def _tokenizer(self, modality: Modality) -> ImageTokenizer | None:
+    def _tokenizer(self, variant: TokenizerVariant) -> ImageTokenizer | None:
         """Return the decoding half of a tokenizer, or None where its weights are not at hand."""
-        if modality.name not in self._tokenizers:
-            variant, path = VARIANTS[modality.name], self.paths.get(modality.name)
-            cached = try_to_load_from_cache(variant.hub_repo, variant.hub_file)
-            if path is None and isinstance(cached, str):
-                path = cached
+        if variant.name not in self._tokenizers:
+            path = self.paths.get(variant.modality.name)
             if path is None:
-                logger.info("%s: its tokenizer is not at hand, so thoughts are drawn as tokens.", modality.name)
-                self._tokenizers[modality.name] = None
+                path = _at_hand(variant)
+            if path is None:
+                logger.info("%s: its tokenizer is not at hand, so thoughts are drawn as tokens.", variant.modality.name)
+                self._tokenizers[variant.name] = None
             else:
                 tokenizer = build_image_tokenizer(variant.name, ckpt_path=path, encoder=False)
-                self._tokenizers[modality.name] = tokenizer.requires_grad_(False)
-        return self._tokenizers[modality.name]
+                self._tokenizers[variant.name] = tokenizer.requires_grad_(False)
+        return self._tokenizers[variant.name]
 
 
-def paint_codes(ids: Tensor, modality: Modality) -> NDArray:
+def _at_hand(variant: TokenizerVariant) -> str | Path | None:
+    """Return the file of a tokenizer's weights if no download is needed for it."""
+    if variant.hub_repo is None:
+        shipped = SHIPPED / variant.hub_file
+        return shipped if shipped.is_file() else None
+    cached = try_to_load_from_cache(variant.hub_repo, variant.hub_file)
+    return cached if isinstance(cached, str) else None
+
+
+def paint_codes(ids: Tensor, variant: TokenizerVariant) -> NDArray:
     """Return a picture [rows, columns, 3] in 0..1 of token ids [rows, columns]."""
     with torch.no_grad():
-        codes = FiniteScalarQuantizer(VARIANTS[modality.name].levels).codes(ids.cpu()[None])
+        codes = FiniteScalarQuantizer(variant.levels).codes(ids.cpu()[None])
     return np.asarray(codes[0, :3].permute(1, 2, 0), dtype=np.float32)

@@ -1,16 +1,17 @@
-"""The published model sizes: numbers only.
+"""The model sizes, those published and the small one of this package: numbers only.
 
 Source: TerraTorch's registration of TerraMind 1.0 and the model cards of the repositories named here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Architecture of one published model and where its weights are."""
+    """Architecture of one model and where its weights are."""
 
     name: str
     dim: int
@@ -24,13 +25,17 @@ class Variant:
     """Whether the linear layers of the blocks have a bias."""
     gated: bool
     """Whether the feed-forward layers are SwiGLU (else GELU)."""
-    hub_repo: str
-    """Repository on the Hugging Face hub."""
+    hub_repo: str | None
+    """Repository on the Hugging Face hub; None for weights that ship with this package."""
     hub_file: str
-    """File in that repository."""
+    """File in that repository, or in the package's folder `shipped`."""
     mlp_ratio: float = 4.0
     patch_size: int = 16
     img_size: int = 224
+    family: str = "terramind_v1"
+    """What the names of its tokenizers begin with: see `terramind_plugin.tokenizers.variants`."""
+    vocab_sizes: Mapping[str, int] = field(default_factory=dict)
+    """Number of token ids by modality, where it is not that of the modality table."""
 
 
 def _variant(
@@ -56,5 +61,25 @@ VARIANTS: dict[str, Variant] = {
         _variant("small", 384, 12, 6, 6, bias=True, gated=False),
         _variant("base", 768, 12, 12, 12, bias=False, gated=True),
         _variant("large", 1024, 24, 24, 16, bias=False, gated=True),
+        # Trained by this package on simulated worlds alone; it is none of the published models.
+        Variant(
+            name="terramind_sim_nano",
+            dim=128,
+            depth=6,
+            decoder_depth=3,
+            num_heads=4,
+            bias=False,
+            gated=True,
+            hub_repo=None,
+            hub_file="terramind_sim_nano.safetensors",
+            patch_size=8,
+            img_size=64,
+            family="terramind_sim_nano",
+            vocab_sizes={
+                **dict.fromkeys(("S2L2A", "S1GRD", "S1RTC", "DEM", "NDVI"), 1000),
+                "LULC": 256,
+                "coords": 126,
+            },
+        ),
     )
 }

@@ -23,6 +23,8 @@ from terramind_plugin.variants import Variant
 if TYPE_CHECKING:
     from terramind_plugin.tokenizers.image import ImageTokenizer
 
+SHIPPED = Path(__file__).parent / "shipped"
+"""Folder of the weights and vocabularies that come with the package."""
 ANCHOR = "encoder_embeddings."
 """What the names of an encoder's weights contain, whatever model they are wrapped in."""
 TOKENIZER_ANCHORS = ("quant_proj.weight", "post_quant_proj.weight", "decoder.time_embed.0.weight")
@@ -114,18 +116,20 @@ def fetch_published(variant: Variant) -> Path:
     )
 
 
-def fetch_file(name: str, repo: str, file: str, otherwise: str) -> Path:
+def fetch_file(name: str, repo: str | None, file: str, otherwise: str) -> Path:
     """Return the local path of a file on the Hugging Face hub, downloading it if needed.
 
     Args:
         name: What needs it, for the message.
-        repo: Repository on the hub.
-        file: File in that repository.
+        repo: Repository on the hub; None for a file that ships with this package.
+        file: File in that repository, or in the package.
         otherwise: End of the message, behind 'or download the file and'.
 
     Raises:
         WeightsNotFoundError: It is not in the local cache and the hub cannot be reached.
     """
+    if repo is None:
+        return _shipped_file(name, file)
     try:
         return Path(hf_hub_download(repo_id=repo, filename=file))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
@@ -136,6 +140,16 @@ def fetch_file(name: str, repo: str, file: str, otherwise: str) -> Path:
             f"and copy the folder models--{repo.replace('/', '--')} to {constants.HF_HUB_CACHE}\n"
             f"or download the file and {otherwise}"
         ) from error
+
+
+def _shipped_file(name: str, file: str) -> Path:
+    path = SHIPPED / file
+    if not path.is_file():
+        raise WeightsNotFoundError(
+            f"The weights of {name} should be in {path}, which is not there. They are trained with `make nano` in a "
+            "clone of the repository; or start from random weights with pretrained: false."
+        )
+    return path
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

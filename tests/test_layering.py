@@ -32,7 +32,7 @@ LAYERS = (
     ("callbacks",),
     ("registry",),
     ("lightning_cli",),
-    ("check", "mapping"),
+    ("check", "mapping", "pretrain"),
     ("evaluate",),
     ("cli",),
 )

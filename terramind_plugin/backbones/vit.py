@@ -85,7 +85,8 @@ class TerraMindBackbone(nn.Module):
         merge_method: How modalities become one feature map: 'mean', 'max', 'concat' (side by side, in the order of
             `modalities`), 'dict' (by name) or 'none' / None (all tokens, one after the other).
         out_indices: New. Layers to return, ascending; None for all.
-        img_size: Size in pixels that position embeddings are made for, one number or (height, width).
+        img_size: Size in pixels that position embeddings are made for, one number or (height, width); None for that
+            of the variant, 224 for the published ones.
         drop_path_rate: Stochastic depth of the last block.
         drop_rate: Dropout of the attention output.
         attn_drop_rate: Dropout of the attention weights.
@@ -111,7 +112,7 @@ class TerraMindBackbone(nn.Module):
         new_bands: Sequence[str] = (),
         merge_method: str | None = "mean",
         out_indices: Sequence[int] | None = None,
-        img_size: int | tuple[int, int] = 224,
+        img_size: int | tuple[int, int] | None = None,
         drop_path_rate: float = 0.0,
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
@@ -131,7 +132,7 @@ class TerraMindBackbone(nn.Module):
         self.merge_method = _check_merge_method(merge_method)
         self.layers = _check_layers(out_indices, variant.depth)
         self.patch_size = variant.patch_size
-        self.img_size = _check_size(img_size, variant.patch_size)
+        self.img_size = _check_size(variant.img_size if img_size is None else img_size, variant.patch_size)
         for name, rate in (
             ("drop_path_rate", drop_path_rate),
             ("drop_rate", drop_rate),
@@ -368,7 +369,7 @@ def _build_embedding(spec: InputSpec, variant: Variant, img_size: tuple[int, int
     if not spec.is_tokens:
         return ImageEmbedding(spec.channels, variant.dim, variant.patch_size, img_size)
     assert spec.pretrained is not None
-    _, vocab_size = token_key(spec.pretrained)
+    _, vocab_size = token_key(spec.pretrained, variant)
     if spec.pretrained.max_length is not None:
         return SequenceEmbedding(vocab_size, variant.dim, spec.pretrained.max_length)
     return TokenEmbedding(vocab_size, variant.dim, variant.patch_size, img_size)

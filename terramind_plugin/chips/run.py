@@ -27,7 +27,7 @@ from terramind_plugin.generators import build_generator, plan_generator_inputs
 from terramind_plugin.modalities import Modality, resolve
 from terramind_plugin.scenes.noise import SceneNoise
 from terramind_plugin.tokenizers.diffusion import TRAINING_STEPS
-from terramind_plugin.tokenizers.variants import TOKENIZERS
+from terramind_plugin.tokenizers.variants import tokenizers_of
 from terramind_plugin.variants import VARIANTS
 
 PATCH = 16
@@ -92,7 +92,7 @@ def reconstruct(chip: str | Path, modality: str, out: str | Path, settings: Sett
     """
     settings.check()
     entry = resolve(modality)
-    names = {variant.modality.name: name for name, variant in TOKENIZERS.items()}
+    names = {name: variant.name for name, variant in tokenizers_of().items()}
     if entry.name not in names:
         raise ConfigError(f"{entry.name} has no image tokenizer. These have one: {', '.join(names)}.")
     source = read_chip(chip, entry)

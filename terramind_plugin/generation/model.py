@@ -98,13 +98,13 @@ class EncoderDecoder(nn.Module):
                 encoder[spec.key] = ImageEmbedding(spec.channels, dim, patch, img_size)
         read = [spec.pretrained for spec in inputs if spec.pretrained is not None and spec.is_tokens]
         for modality in dict.fromkeys([*read, *remembered]):
-            key, vocab_size = token_key(modality)
+            key, vocab_size = token_key(modality, variant)
             if modality.max_length is not None:
                 encoder[key] = SequenceEmbedding(vocab_size, dim, modality.max_length)
             else:
                 encoder[key] = TokenEmbedding(vocab_size, dim, patch, img_size)
         for modality in targets:
-            key, vocab_size = token_key(modality)
+            key, vocab_size = token_key(modality, variant)
             if modality.max_length is not None:
                 decoder[key] = SequenceHead(vocab_size, dim, modality.max_length)
             else:
@@ -250,8 +250,12 @@ class EncoderDecoder(nn.Module):
         return head.to_logits(x[:, -1])
 
 
-def token_key(modality: Modality) -> tuple[str, int]:
+def token_key(modality: Modality, variant: Variant | None = None) -> tuple[str, int]:
     """Return the checkpoint key of a modality's tokens and the number of token ids.
+
+    Args:
+        modality: Entry of the table.
+        variant: Whose token ids are counted; None for the published models.
 
     Raises:
         ConfigError: The published models have no tokens of this modality.
@@ -261,4 +265,5 @@ def token_key(modality: Modality) -> tuple[str, int]:
             f"{modality.name} has no tokens in TerraMind 1.0, so it can be an input but not an output. "
             f"Outputs are {', '.join(m.name for m in MODALITIES.values() if m.token_key)}."
         )
-    return modality.token_key, modality.vocab_size
+    own = {} if variant is None else variant.vocab_sizes
+    return modality.token_key, own.get(modality.name, modality.vocab_size)

@@ -17,8 +17,12 @@ TRAINING_STEPS = 1000
 """Length of the diffusion process that the published decoders were trained on."""
 
 
-def build_scheduler() -> Any:
-    """Return the DDIM scheduler of the published decoders, from diffusers."""
+def build_scheduler(largest: float = 1.0) -> Any:
+    """Return the DDIM scheduler of the published decoders, from diffusers.
+
+    Args:
+        largest: Predicted clean images are clipped to plus and minus this; the published decoders have 1.
+    """
     # Here and not at the top: importing diffusers takes seconds, and only decoding needs it.
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
@@ -34,12 +38,12 @@ def build_scheduler() -> Any:
         # all pixels in front of it.
         thresholding=False,
         clip_sample=True,
-        clip_sample_range=1.0,
+        clip_sample_range=largest,
     )
 
 
 def denoise(predict: Callable[[Tensor, int], Tensor], times: Sequence[int], noise: Tensor, scheduler: Any) -> Tensor:
-    """Return a clean image [B, C, H, W] with values in [-1, 1].
+    """Return a clean image [B, C, H, W] with values within the scheduler's clipping range.
 
     Args:
         predict: Gets the noisy image and the number of the step, 0 first, and returns the clean image it expects.

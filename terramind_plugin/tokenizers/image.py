@@ -139,7 +139,8 @@ class ImageTokenizer(nn.Module):
         """Return the image [B, bands, H, W], standardised, or the class logits [B, classes, H, W] of codes.
 
         The diffusion decoder starts from noise; without generator, seed or noise it starts from seed 0, so that the
-        same codes give the same image. It works without gradients and its values are within -1 and 1.
+        same codes give the same image. It works without gradients and its values are within plus and minus
+        the variant's `largest`, 1 in the published ones.
         The class decoder uses none of the arguments.
 
         Args:
@@ -202,7 +203,7 @@ class ImageTokenizer(nn.Module):
             name: value.to(dtype, memory_format=torch.channels_last if value.dim() == 4 else torch.preserve_format)
             for name, value in decoder.named_parameters()
         }
-        scheduler = build_scheduler()
+        scheduler = build_scheduler(self.variant.largest)
         times = plan_times(scheduler, timesteps)
         with torch.autocast(device, enabled=False), _progress(len(times), verbose) as advance:
             shifts = [shift.to(dtype) for shift in decoder.time_shifts(torch.tensor(times, device=codes.device))]

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 EOS, PAD, UNKNOWN, SENTINEL = "[EOS]", "[PAD]", "[UNK]", "[S_1]"
-STEPS_PER_DEGREE = 4
-"""The grid of coordinates: 0.25 degrees."""
+PUBLISHED_STEPS_PER_DEGREE = 4.0
 _WORD = re.compile(r"(lat|lon)=(-?\d+\.\d+)")
 _LIMITS = {"lat": 90.0, "lon": 180.0}
 
@@ -32,15 +31,20 @@ class Vocabulary:
     """Where a published vocabulary file is."""
 
     name: str
-    hub_repo: str
-    """Repository on the Hugging Face hub."""
+    hub_repo: str | None
+    """Repository on the Hugging Face hub; None for a file that ships with this package."""
     hub_file: str
-    """File in that repository."""
+    """File in that repository, or in the package's folder `shipped`."""
 
 
 COORDS_VOCABULARY = Vocabulary(
     "terramind_v1_coords_tokenizer", "ibm-esa-geospatial/TerraMind-1.0-Tokenizer-Coords", "config.json"
 )
+COORDS_VOCABULARIES = {
+    "terramind_v1": COORDS_VOCABULARY,
+    "terramind_sim_nano": Vocabulary("terramind_sim_nano_coords_tokenizer", None, "terramind_sim_nano_coords.json"),
+}
+"""By family of models."""
 CAPTION_VOCABULARY = Vocabulary(
     "terramind_v01_caption_tokenizer", "FAST-EO/TerraMind-v0.1-Tokenizer-Text", "config.json"
 )
@@ -99,6 +103,7 @@ class CoordsTokenizer:
         self.pad_id = _token_id(self.tokenizer, PAD)
         if not self.latitudes or not self.longitudes:
             raise WeightsError(f"{tokenizer_file} has no words such as 'lat=48.25' and 'lon=11.50'.")
+        self.steps_per_degree = _steps_per_degree(sorted(self.latitudes.values()))
 
     @cached_property
     def latitudes(self) -> dict[int, float]:
@@ -115,7 +120,7 @@ class CoordsTokenizer:
 
         Args:
             coords: Positions [B, 2] as (longitude, latitude) in degrees, -180 to 180 and -90 to 90; the nearest point
-                of the 0.25 degree grid is taken.
+                of the vocabulary's grid is taken: 0.25 degrees for the published one.
 
         Raises:
             DataError: A position is out of range, NaN or not in the vocabulary.
@@ -124,7 +129,7 @@ class CoordsTokenizer:
         positions = torch.as_tensor(coords)
         if positions.dim() != 2 or positions.shape[1] != 2:
             raise ConfigError(f"Coordinates have shape [B, 2] as (longitude, latitude), got {list(positions.shape)}.")
-        grid = (positions.double() * STEPS_PER_DEGREE).round() / STEPS_PER_DEGREE
+        grid = (positions.double() * self.steps_per_degree).round() / self.steps_per_degree
         texts = [self._text(*pair) for pair in zip(positions.tolist(), grid.tolist(), strict=True)]
         rows = [row.ids for row in self.tokenizer.encode_batch(texts, add_special_tokens=True)]
         unknown = self.tokenizer.token_to_id(UNKNOWN)
@@ -169,6 +174,14 @@ class CoordsTokenizer:
                 word = f"{axis}=0.00"
             words.append(word)
         return f"{' '.join(words)} {EOS}"
+
+
+def _steps_per_degree(latitudes: Sequence[float]) -> float:
+    """Return the resolution of a vocabulary whose latitudes, ascending, are a whole grid; else the published one's."""
+    steps = len(latitudes) - 1
+    if steps > 0 and all(abs(value + 90 - 180 * n / steps) < 0.01 for n, value in enumerate(latitudes)):
+        return steps / 180
+    return PUBLISHED_STEPS_PER_DEGREE
 
 
 class CaptionTokenizer:

@@ -1,4 +1,4 @@
-"""The published image tokenizers: numbers only.
+"""The image tokenizers, those published and the small ones of this package: numbers only.
 
 Source: TerraTorch's registration of TerraMind 1.0 and the model cards of the repositories named here.
 """
@@ -11,6 +11,8 @@ from terramind_plugin.modalities import MODALITIES, Modality
 
 CODE_LEVELS = (8, 8, 8, 6, 5)
 CLASS_CODE_LEVELS = (7, 5, 5, 5, 5)
+NANO_CODE_LEVELS = (8, 5, 5, 5)
+NANO_CLASS_CODE_LEVELS = (4, 4, 4, 4)
 
 
 @dataclass(frozen=True)
@@ -30,16 +32,16 @@ class UNetSize:
 
 @dataclass(frozen=True)
 class TokenizerVariant:
-    """Architecture of one published tokenizer and where its weights are."""
+    """Architecture of one tokenizer and where its weights are."""
 
     name: str
     modality: Modality
     levels: tuple[int, ...]
     """Quantisation levels of the code channels."""
-    hub_repo: str
-    """Repository on the Hugging Face hub."""
+    hub_repo: str | None
+    """Repository on the Hugging Face hub; None for weights that ship with this package."""
     hub_file: str
-    """File in that repository."""
+    """File in that repository, or in the package's folder `shipped`."""
     unet: UNetSize | None
     """The diffusion decoder; None for class maps, which a vision transformer decodes."""
     dim: int = 768
@@ -49,6 +51,10 @@ class TokenizerVariant:
     patch_size: int = 16
     image_size: int = 256
     """Height and width that position embeddings are made for."""
+    largest: float = 1.0
+    """Decoded images stay within plus and minus this, in standard deviations."""
+    family: str = "terramind_v1"
+    """What its name begins with: the models that use it are of the same family."""
 
     @property
     def channels(self) -> int:
@@ -68,7 +74,32 @@ def _variant(modality: str) -> TokenizerVariant:
     )
 
 
+def _nano(modality: str) -> TokenizerVariant:
+    classes = MODALITIES[modality].kind == "classes"
+    return TokenizerVariant(
+        name=f"terramind_sim_nano_tokenizer_{modality.lower()}",
+        modality=MODALITIES[modality],
+        levels=NANO_CLASS_CODE_LEVELS if classes else NANO_CODE_LEVELS,
+        hub_repo=None,
+        hub_file=f"terramind_sim_nano_tokenizer_{modality.lower()}.safetensors",
+        unet=None if classes else UNetSize(width=32, multipliers=(1, 2), blocks=1, attention_at=(2,)),
+        dim=96,
+        depth=3,
+        num_heads=3,
+        patch_size=8,
+        image_size=64,
+        largest=4.0,
+        family="terramind_sim_nano",
+    )
+
+
+_TOKENIZED = ("S2L2A", "S1GRD", "S1RTC", "DEM", "LULC", "NDVI")
 TOKENIZERS: dict[str, TokenizerVariant] = {
-    variant.name: variant for variant in map(_variant, ("S2L2A", "S1GRD", "S1RTC", "DEM", "LULC", "NDVI"))
+    variant.name: variant for build in (_variant, _nano) for variant in map(build, _TOKENIZED)
 }
-"""The published image tokenizers, by the name they are registered under."""
+"""The image tokenizers, by the name they are registered under."""
+
+
+def tokenizers_of(family: str = "terramind_v1") -> dict[str, TokenizerVariant]:
+    """Return the tokenizers of a family of models by the name of their modality."""
+    return {variant.modality.name: variant for variant in TOKENIZERS.values() if variant.family == family}

@@ -64,7 +64,7 @@ def test_kind(info, modality):
     assert (modality.kind == "sequence") == (info[modality.token_key]["type"] == "seq")
 
 
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=lambda v: v.name)
+@pytest.mark.parametrize("variant", [v for v in VARIANTS.values() if v.hub_repo], ids=lambda v: v.name)
 def test_hub_file(register, variant):
     entry = register.pretrained_weights[variant.name]
     assert (variant.hub_repo, variant.hub_file) == (entry["hf_hub_id"], entry["hf_hub_filename"])

@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from terramind_plugin.modalities import resolve
 from terramind_plugin.plotting import class_picture
 from terramind_plugin.thoughts import ThoughtPainter, find_thinker, paint_codes
+from terramind_plugin.tokenizers.variants import tokenizers_of
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +66,9 @@ def test_a_panel_for_the_thought(runner: Any, tmp_path: Path, tokenizer_file: Pa
 
 def test_codes_as_colours() -> None:
     ids = torch.arange(15360).view(120, 128)
-    picture = paint_codes(ids, resolve("S1GRD"))
+    picture = paint_codes(ids, tokenizers_of()["S1GRD"])
     assert picture.shape == (120, 128, 3)
     assert picture.min() == 0
     assert picture.max() == 1
-    same = paint_codes(torch.full((2, 2), 7), resolve("LULC"))
+    same = paint_codes(torch.full((2, 2), 7), tokenizers_of()["LULC"])
     assert (same == same[0, 0]).all()

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.generation.model import token_key
 from terramind_plugin.tokenizers.fsq import FiniteScalarQuantizer
 from terramind_plugin.tokenizers.variants import CLASS_CODE_LEVELS, CODE_LEVELS, TOKENIZERS
+from terramind_plugin.variants import VARIANTS
 
 levels = st.lists(st.integers(2, 9), min_size=1, max_size=5)
 
@@ -70,7 +72,8 @@ def test_gradient_passes_through_rounding():
 
 def test_vocabulary_sizes_are_the_tables():
     for variant in TOKENIZERS.values():
-        assert math.prod(variant.levels) == variant.modality.vocab_size
+        model = next(model for model in VARIANTS.values() if model.family == variant.family)
+        assert math.prod(variant.levels) == token_key(variant.modality, model)[1]
 
 
 @pytest.mark.parametrize("ids", [[-1], [15360]])

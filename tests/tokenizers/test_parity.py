@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from terramind_plugin.tokenizers.diffusion import build_scheduler, denoise, plan_times
-from terramind_plugin.tokenizers.variants import TOKENIZERS
+from terramind_plugin.tokenizers.variants import tokenizers_of
 
 EXACT, SINGLE = 1e-9, 1e-4
 DIFFUSION = ["s2l2a", "s1grd", "s1rtc", "dem", "ndvi"]
@@ -123,7 +123,7 @@ def test_denoising_is_the_same_to_the_bit(models, steps):
     assert torch.equal(denoise(lambda _, step: predictions[step], times, noise, ours), image)
 
 
-@pytest.mark.parametrize("variant", TOKENIZERS.values(), ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", tokenizers_of().values(), ids=lambda variant: variant.name)
 def test_hub_file(models, variant):
     from terratorch.models.backbones.terramind.tokenizer import tokenizer_register
 

@@ -1,0 +1,1 @@
+"""Pre-training: tokenizers, stored tokens, masked modelling."""

@@ -1,0 +1,64 @@
+"""The small variant: numbers that fit each other, a vocabulary that ships, models that build."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from terramind_plugin.backbones.build import build_backbone, build_tim
+from terramind_plugin.builders import build_coords_tokenizer
+from terramind_plugin.errors import ConfigError, WeightsNotFoundError
+from terramind_plugin.generators import build_generator
+from terramind_plugin.pretrain.vocabulary import NANO_DEGREES, NANO_SENTINELS, write_coords_vocabulary
+from terramind_plugin.tokenizers.variants import tokenizers_of
+from terramind_plugin.variants import VARIANTS
+from terramind_plugin.weights import SHIPPED
+
+NANO = "terramind_sim_nano"
+
+
+def test_codebooks():
+    tokenizers = tokenizers_of(NANO)
+    assert set(tokenizers) == {"S2L2A", "S1GRD", "S1RTC", "DEM", "LULC", "NDVI"}
+    for name, variant in tokenizers.items():
+        assert math.prod(variant.levels) == VARIANTS[NANO].vocab_sizes[name] <= 1024
+        assert variant.patch_size == VARIANTS[NANO].patch_size
+
+
+def test_vocabulary_that_ships_is_the_one_that_is_written(tmp_path):
+    count = write_coords_vocabulary(tmp_path / "a.json", NANO_DEGREES, NANO_SENTINELS)
+    assert (tmp_path / "a.json").read_bytes() == (SHIPPED / f"{NANO}_coords.json").read_bytes()
+    assert count == VARIANTS[NANO].vocab_sizes["coords"]
+    coords = build_coords_tokenizer(family=NANO)
+    ids = coords.encode([[11.5, 48.2], [-180.0, -90.0]]).ids
+    assert ids.max() < count
+    assert coords.decode(ids).tolist() == [[10.0, 50.0], [-180.0, -90.0]]
+
+
+@pytest.mark.parametrize(("degrees", "sentinels"), [(7, 12), (0, 12), (-5, 12), (5, 2)])
+def test_vocabularies_that_are_not_possible(tmp_path, degrees, sentinels):
+    with pytest.raises(ConfigError, match="must divide 90"):
+        write_coords_vocabulary(tmp_path / "a.json", degrees, sentinels)
+    assert not list(tmp_path.iterdir())
+
+
+def test_models():
+    image = torch.randn(2, 12, 64, 64)
+    features = build_backbone(NANO, ["S2L2A"])(image)
+    assert [tuple(x.shape) for x in features] == [(2, 64, 128)] * 6
+    thinking = build_tim(NANO, ["S2L2A"], tim_modalities=["LULC", "coords"]).eval()
+    assert thinking(image)[-1].shape[0] == 2
+    assert thinking.thoughts["LULC"].max() < 256
+    generator = build_generator(NANO, ["S2L2A"], ["S1GRD", "LULC", "coords"], timesteps=2)
+    made = generator({"S2L2A": image})
+    assert made["S1GRD"].shape == (2, 2, 64, 64)
+    assert made["LULC"].shape == (2, 10, 64, 64)
+    assert made["coords"].shape == (2, 2)
+
+
+def test_weights_that_are_not_there_yet(monkeypatch, tmp_path):
+    monkeypatch.setattr("terramind_plugin.weights.SHIPPED", tmp_path)
+    with pytest.raises(WeightsNotFoundError, match="make nano"):
+        build_backbone(NANO, ["S2L2A"], pretrained=True)
