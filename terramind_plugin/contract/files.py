@@ -122,7 +122,8 @@ def check_splits(plan: DataPlan) -> Iterator[Finding]:
             continue
         yield from _check_lines(plan, split, where)
         yield from _check_found(plan, split, where)
-    ids = {split.name: set(split.samples) for split in plan.splits if split.file is not None}
+    ids = {split.name: set(split.samples) for split in plan.splits}
+    whole = [split.name for split in plan.splits if split.file is None]
     for (one, ids_one), (other, ids_other) in combinations(ids.items(), 2):
         shared = sorted(ids_one & ids_other)
         same_place = _roots_of(plan, one) == _roots_of(plan, other)
@@ -130,7 +131,8 @@ def check_splits(plan: DataPlan) -> Iterator[Finding]:
             yield Finding(
                 "files: splits",
                 "error",
-                f"{len(shared)} ids are in {one} and {other}: {some(shared)}.",
+                f"{len(shared)} ids are in {one} and {other}: {some(shared)}."
+                + "".join(f" {name} has no list and takes every file." for name in (one, other) if name in whole),
                 f"Remove them from one: results on {other} would be too good.",
             )
     train = next((split for split in plan.splits if split.name == "train"), None)

@@ -36,6 +36,8 @@ def check_values(plan: DataPlan, sample: Sample) -> Iterator[Finding]:
         )
     for image in plan.images:
         summaries = sample.images.get(image.name, [])
+        # Another number of bands is an error of its own, see check_headers.
+        summaries = [s for s in summaries if len(s.median) == (len(image.file_bands) or len(summaries[0].median))]
         if not summaries:
             continue
         yield from _check_gaps(plan, image, summaries)
@@ -207,7 +209,7 @@ def has_offset(image: ImagePlan, summary: Summary) -> bool | None:
         return False if low.size else None
     cirrus = [index for index, band in enumerate(image.file_bands) if band.upper() in ("B10", "CIRRUS")]
     if cirrus:
-        return True if low[cirrus[0]] < 1.2 * OFFSET else None
+        return True if summary.low[cirrus[0]] < 1.2 * OFFSET else None
     near = (low < 1.5 * OFFSET).sum()
     return True if near >= max(2, len(low) // 3) else None
 

@@ -16,6 +16,8 @@ from terratorch.datamodules.generic_multimodal_data_module import collate_sample
 from terratorch.datasets.utils import generate_bands_intervals
 from torch.utils.data import DataLoader
 
+from terramind_plugin.contract.plan import describe
+from terramind_plugin.contract.run import check_cheaply
 from terramind_plugin.data.dataset import CHECKED, ReadingPlan, UnlabelledSamples, collate
 from terramind_plugin.errors import ConfigError, DataError, suggest
 from terramind_plugin.memo.log import MemoLog, find_memos
@@ -47,6 +49,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):
         no_data_replace: Number that pixels without data take; None takes the mean of their band.
         allow_missing_modalities: Accept samples that lack some modality; batches then hold 'modality_mask'.
         check_stackability: Compare the sizes of all files when a loader is made, where no transform changes them.
+        check_values: Look at the values of a few samples when training starts, and log what is odd about them.
         kwargs: Further arguments of GenericMultiModalDataModule.
 
     Raises:
@@ -66,6 +69,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):
         no_data_replace: float | None = None,
         allow_missing_modalities: bool = False,
         check_stackability: bool = True,
+        check_values: bool = True,
         **kwargs: Any,
     ) -> None:
         if isinstance(modalities, str) or not modalities:
@@ -104,6 +108,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):
         # Kept from the parent, which would set the batch size to 1.
         self.allow_missing_modalities = allow_missing_modalities
         self.compare_sizes = check_stackability
+        self.check_values = check_values
         self.temporal = temporal
         self.one_class = kwargs.get("task") == "classification"
         self.keep_missing_pixels = False
@@ -157,6 +162,14 @@ class TerraMindDataModule(GenericMultiModalDataModule):
             if dataset is not None and hasattr(dataset, "class_names"):
                 dataset.class_names = self.class_names
         self._add_memo_log()
+        if stage == "fit" and self.check_values and (self.trainer is None or self.trainer.is_global_zero):
+            self._report_values()
+
+    def _report_values(self) -> None:
+        plan = describe(self)
+        for finding in check_cheaply(plan) if plan is not None else ():
+            if finding.verdict in ("warning", "error"):
+                logger.warning("%s terramind check says more; check_values: false says nothing.", finding)
 
     def _add_memo_log(self) -> None:
         """Let a memo's figures be logged without a line in the configuration."""

@@ -33,6 +33,7 @@ YAML_MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         "those of S1RTC",
     ),
     "batch": ({"data.batch_size": 50}, "files: train split", "do not fill one batch of 50"),
+    "no list": ({"data.test_split": ...}, "files: splits", "test has no list and takes every file"),
     "folder": ({"data.label_data_root": "/nowhere"}, "files: folders", "/nowhere does not exist"),
 }
 
