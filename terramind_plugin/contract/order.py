@@ -12,8 +12,10 @@ from terramind_plugin.contract.findings import Finding
 from terramind_plugin.contract.plan import ImagePlan
 from terramind_plugin.contract.sample import Summary
 
-MARGIN = 0.04
-"""By which another order has to fit better, as a mean correlation of neighbours."""
+MARGIN = 0.3
+"""Share of what the configured order lacks to a mean correlation of 1 that another one has to make good."""
+SMALLEST = 0.02
+"""Difference of mean correlations that means something."""
 SPECTRUM = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
 """By wavelength; water vapour and cirrus are left out: they show the air."""
 
@@ -42,7 +44,7 @@ def check_order(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Find
     levels = np.median([np.median(pixels, axis=1) for pixels in usable], axis=0)
     scores = {text: _fit(order, alike, levels) for text, order in _orders(names).items()}
     best = max(scores, key=lambda text: scores[text])
-    if best and scores[best] > scores[""] + MARGIN:
+    if best and scores[best] - scores[""] > max(MARGIN * (1 - scores[""]), SMALLEST):
         yield Finding(
             f"values: {image.name} band order",
             "warning",
@@ -55,16 +57,10 @@ def check_order(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Find
 def _orders(names: list[str]) -> dict[str, list[str]]:
     """Return orders that happen, by a description; '' is the configured one."""
     by_file_name = sorted(name for name in names if name != "B8A") + (["B8A"] if "B8A" in names else [])
-    visible = ["B02", "B03", "B04"]
-    turned = list(names)
-    if set(visible) <= set(names):
-        first, last = names.index("B02"), names.index("B04")
-        turned[first], turned[last] = "B04", "B02"
     result = {
         "": names,
         "those of an alphabetical list, B8A last": by_file_name,
         "those in reverse": names[::-1],
-        "red and blue exchanged": turned,
     }
     return {text: order for text, order in result.items() if not text or order != names}
 

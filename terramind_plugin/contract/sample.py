@@ -61,7 +61,8 @@ def read_sample(plan: DataPlan, count: int, seed: int = 0) -> Sample:
         count: How many samples, at most.
         seed: Of the draw.
     """
-    every = [(split.name, files) for split in plan.splits for files in split.samples.values()]
+    names = {image.name for image in plan.images}
+    every = [(split.name, files) for split in plan.splits for files in split.samples.values() if names & files.keys()]
     order = np.random.default_rng(seed).permutation(len(every))[:count]
     jobs = [
         (image, split, files[image.name])
