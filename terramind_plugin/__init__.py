@@ -19,6 +19,7 @@ from terramind_plugin._version import __version__
 _LAZY = {
     "TerraMindBackbone": "terramind_plugin.backbones.vit",
     "TerraMindDataModule": "terramind_plugin.data.datamodule",
+    "TokenizerTask": "terramind_plugin.pretrain.tokenizer",
     "TokenPyramid": "terramind_plugin.necks",
     "CoordsTokenizer": "terramind_plugin.tokenizers.sequence",
     "ImageTokenizer": "terramind_plugin.tokenizers.image",
