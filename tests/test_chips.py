@@ -354,7 +354,7 @@ def test_a_file_without_a_place(files: dict[str, Path], run: Any, tmp_path: Path
         ("S2L2A", lambda values: values / 1e4, "not multiplied by 10000"),
         ("S1GRD", lambda values: 10 ** (values / 10), "linear power"),
         ("RGB", lambda values: values / 255, "colours from 0 to 1"),
-        ("NDVI", lambda values: values * 100 + 200, "another unit"),
+        ("NDVI", lambda values: values * 100 + 200, "stretched to whole numbers"),
         ("DEM", lambda values: values, ""),
     ],
 )
