@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from terramind_plugin._version import __version__
 from terramind_plugin.inputs import InputSpec
 
-KEY_BYTES = 32
-
 
 class Fingerprint:
     """SHA-256 of a module's weights, computed anew when they were written to or moved.
@@ -97,7 +95,7 @@ def sample_keys(
         held = [[name for name, has in zip(hosts, mask, strict=True) if has or not any(mask)] for mask in masks]
     keys = []
     for index, names in enumerate(held):
-        digest = hashlib.blake2b(context, digest_size=KEY_BYTES)
+        digest = hashlib.sha256(context)
         for name in sorted(names):
             x = hosts[name][index]
             digest.update(f"{name} {x.dtype} {list(x.shape)}".encode())
