@@ -40,7 +40,7 @@ def _compare(options: argparse.Namespace) -> None:
     from terramind_plugin.evaluate.report import draw, markdown, summarise, table
 
     arms = [name.strip() for name in options.arms.split(",") if name.strip()]
-    console, started = Console(), 0
+    started, console = 0, Console(width=max(Console().width, WIDTH))
 
     def announce(run: Run, known: bool) -> None:
         nonlocal started
@@ -55,7 +55,7 @@ def _compare(options: argparse.Namespace) -> None:
     shown = Table(*head, title=f"{options.config.name}, {options.seeds} seeds")
     for row in rows:
         shown.add_row(*row)
-    console.print(shown, width=max(console.width, WIDTH))
+    console.print(shown)
     (options.out / "table.md").write_text(markdown([head, *rows]), encoding="utf-8")
     title = f"{options.config.name}: mean and standard deviation of {options.seeds} seeds"
     draw(summaries, options.metric, title).savefig(options.out / "figure.png", dpi=120)
