@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 
 from bench.cases import Case
-from bench.memory import give_memory_back, read_status
+from bench.memory import give_memory_back
 from bench.models import SemanticSegmentationTask, build_task, make_inputs, make_round
 from bench.report import table
+from terramind_plugin.evaluate.memory import RESET, read_status
 
 KINDS = {"reference": "TerraTorch", "own necks": "ours"}
 MIB = 2**20
@@ -47,7 +48,7 @@ def measure_here(implementation: str, size: str) -> Held:
     give_memory_back()
     peaks = []
     for work in ("forward", "training step"):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak restarts here
+        RESET.write_text("5")  # the peak restarts here
         case = Case(size, work, "float32")
         with case.context():
             run = make_round(task, case)

@@ -11,26 +11,15 @@ import gc
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 
 from bench.cases import PRECISIONS, WORKS, Case, all_cases
 from bench.models import SemanticSegmentationTask, build_task, make_round
+from terramind_plugin.evaluate.memory import RESET, read_status
 
 ROUNDS = 2
 """In the second, the optimiser's state is there."""
-
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
-def read_status(field: str) -> int:
-    """Return a field of the process's status in bytes.
-
-    Args:
-        field: 'VmRSS' for the resident set, 'VmHWM' for its peak.
-    """
-    return next(int(x.split()[1]) * 1024 for x in STATUS.read_text().splitlines() if x.startswith(f"{field}:"))
 
 
 def give_memory_back() -> None:

@@ -35,6 +35,15 @@ class CheckError(ValueError):
         self.status = status
 
 
+def one_line(error: object) -> str:
+    """Return the text of an error without line breaks.
+
+    Args:
+        error: An exception, or its text.
+    """
+    return " ".join(str(error).split())
+
+
 def suggest(name: str, choices: Iterable[str]) -> str:
     """Return ' Did you mean ...?' with the nearest of `choices`, or an empty string.
 

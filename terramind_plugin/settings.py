@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import yaml
 
-from terramind_plugin.errors import ConfigError
+from terramind_plugin.errors import ConfigError, one_line
 
 Parameters = ParamSpec("Parameters")
 Model = TypeVar("Model")
@@ -51,7 +51,7 @@ def read_text(name: str, value: Any) -> Any:
     try:
         return yaml.safe_load(value)
     except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ConfigError(
             f"{name}: cannot read {value!r}. Write it as in a YAML file, e.g. '[S2L2A]'. {reason}"
         ) from error

@@ -15,7 +15,7 @@ import yaml
 from terramind_plugin import lightning_cli
 from terramind_plugin.check.keys import check_agreement, check_model_args, check_training
 from terramind_plugin.contract.findings import Finding
-from terramind_plugin.errors import ConfigError, DataError, WeightsError
+from terramind_plugin.errors import ConfigError, DataError, WeightsError, one_line
 
 
 class ParsingCLI(lightning_cli.TerraMindCLI):
@@ -54,7 +54,7 @@ def build(config: Path, words: list[str]) -> Built:
             warnings.filterwarnings("ignore", "LightningCLI's args parameter")
             cli = lightning_cli.make_cli(["--config", str(config), *words], kind=ParsingCLI)
     except ConfigError as error:
-        built.findings.append(Finding("yaml: parsing", "error", _line(error)))
+        built.findings.append(Finding("yaml: parsing", "error", one_line(error)))
         built.findings += _static(content)
         return built
     built.config = cli.config.as_dict()
@@ -75,7 +75,7 @@ def _read(config: Path, built: Built) -> dict[str, Any] | None:
     try:
         content = yaml.safe_load(config.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        built.findings.append(Finding("yaml: parsing", "error", f"{config} cannot be read: {_line(error)}"))
+        built.findings.append(Finding("yaml: parsing", "error", f"{config} cannot be read: {one_line(error)}"))
         return None
     if not isinstance(content, dict):
         built.findings.append(Finding("yaml: parsing", "error", f"{config} is no mapping with data, model, trainer."))
@@ -108,13 +108,9 @@ def _instantiate(cli: Any, part: str, built: Built) -> Any:
             warnings.simplefilter("ignore")
             return make(Namespace({part: cli.config[part]}))[part]
     except (ConfigError, DataError, WeightsError) as error:
-        built.findings.append(Finding(f"yaml: {part}", "error", _line(error)))
+        built.findings.append(Finding(f"yaml: {part}", "error", one_line(error)))
     except Exception as error:  # whatever a library raises at a wrong argument
         message = lightning_cli.readable(str(error)) or type(error).__name__
-        built.findings.append(Finding(f"yaml: {part}", "error", f"{_line(message)}"))
+        built.findings.append(Finding(f"yaml: {part}", "error", f"{one_line(message)}"))
         logging.getLogger("terramind_plugin").debug("Building %s failed", part, exc_info=True)
     return None
-
-
-def _line(error: object) -> str:
-    return " ".join(str(error).split())

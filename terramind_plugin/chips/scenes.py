@@ -18,6 +18,7 @@ from terramind_plugin.chips.run import (
 )
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.geo.source import Expected, Source
+from terramind_plugin.memo.keys import hash_weights
 from terramind_plugin.modalities import resolve
 from terramind_plugin.scenes.job import Options, check_names, plan_job
 
@@ -72,7 +73,7 @@ def generate_any(
 
     # Here and not at the top: chips do without Lightning, whose import takes seconds.
     from terramind_plugin.scenes.generation import SceneGenerator
-    from terramind_plugin.scenes.run import hash_weights, run_jobs
+    from terramind_plugin.scenes.run import run_jobs
 
     model = SceneGenerator(
         load_generator(variant, given, targets, settings),
@@ -81,7 +82,7 @@ def generate_any(
         positions=positions,
         probabilities=probabilities,
     )
-    described = settings.describe(f"{variant}_generate") | {"weights_sha256": hash_weights(model)}
+    described = settings.describe(f"{variant}_generate") | {"weights_sha256": hash_weights(model).hexdigest()[:16]}
     described |= {"to": ", ".join(target.name for target in targets), "samples": str(samples)}
     described |= {name: further[name] for name in further if resolve(name).name in positions}
     for job in jobs:

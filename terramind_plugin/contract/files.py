@@ -19,6 +19,7 @@ from rasterio.warp import transform_bounds
 
 from terramind_plugin.contract.findings import Finding, Verdict, some
 from terramind_plugin.contract.plan import LABEL, RASTERS, DataPlan, Split
+from terramind_plugin.errors import one_line
 
 THREADS = 8
 OVERLAP = 0.01
@@ -72,7 +73,7 @@ def read_header(path: Path) -> Header:
                 problem=_missing_end(path, raster),
             )
     except (RasterioError, OSError) as error:
-        return Header(path, problem=" ".join(str(error).split()))
+        return Header(path, problem=one_line(error))
 
 
 def _missing_end(path: Path, raster: rasterio.DatasetReader) -> str:

@@ -15,6 +15,7 @@ from rasterio.errors import RasterioError
 from terramind_plugin.contract.files import OPTIONS, THREADS
 from terramind_plugin.contract.findings import Finding, some
 from terramind_plugin.contract.plan import LABEL, RASTERS, DataPlan
+from terramind_plugin.errors import one_line
 
 MOST = 1000
 """Label files that are read."""
@@ -58,7 +59,7 @@ def _read(split: str, path: Path) -> Mask:
             values, counts = np.unique(raster.read(1), return_counts=True)
             return Mask(path, split, dict(zip(values.tolist(), counts.tolist(), strict=True)), raster.nodata)
     except (RasterioError, OSError) as error:
-        return Mask(path, split, {}, None, " ".join(str(error).split()))
+        return Mask(path, split, {}, None, one_line(error))
 
 
 def check_labels(

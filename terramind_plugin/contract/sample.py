@@ -14,6 +14,7 @@ from rasterio.windows import Window
 
 from terramind_plugin.contract.files import OPTIONS, THREADS
 from terramind_plugin.contract.plan import LABEL, RASTERS, DataPlan, ImagePlan
+from terramind_plugin.errors import one_line
 
 LARGEST = 1024
 """Pixels per side that are read of a file, from its middle."""
@@ -96,7 +97,7 @@ def _summary(image: ImagePlan, split: str, path: Path) -> Summary | str:
         with rasterio.Env(**OPTIONS), rasterio.open(path) as raster:
             masked = read_middle(raster)
     except (RasterioError, OSError) as error:
-        return " ".join(str(error).split())
+        return one_line(error)
     data = masked.data.astype(np.float32)
     count = len(image.file_bands)
     known = ~np.ma.getmaskarray(masked) & np.isfinite(data)

@@ -171,9 +171,13 @@ class TerraMindDataModule(GenericMultiModalDataModule):
             if finding.verdict in ("warning", "error"):
                 logger.warning("%s terramind check says more; check_values: false says nothing.", finding)
 
+    def _task(self) -> Any:
+        """Return the task in use, or None outside of a run."""
+        return getattr(self.trainer, "lightning_module", None)
+
     def _add_memo_log(self) -> None:
         """Let a memo's figures be logged without a line in the configuration."""
-        module = getattr(self.trainer, "lightning_module", None) if self.trainer is not None else None
+        module = self._task()
         callbacks = getattr(self.trainer, "callbacks", None)
         if module is None or callbacks is None or any(isinstance(callback, MemoLog) for callback in callbacks):
             return
@@ -193,7 +197,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):
 
     def _label_ids(self) -> tuple[int, ...] | None:
         """Return the class ids that labels may hold, if the task in use says what it ignores."""
-        module = getattr(self.trainer, "lightning_module", None) if self.trainer is not None else None
+        module = self._task()
         if module is None or self.num_classes is None or "ignore_index" not in module.hparams:
             return None
         ignored = module.hparams["ignore_index"]

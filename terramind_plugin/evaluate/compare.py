@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.errors import ConfigError, DataError, one_line
 from terramind_plugin.evaluate.arms import check_arms, make_arm
 
 RESULT, LOG, CONFIG = "result.json", "log.txt", "config.yaml"
@@ -89,7 +89,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path} is no YAML: {one_line(error)}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{path} holds no configuration.")
     return config

@@ -14,9 +14,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from terramind_plugin.errors import ConfigError, DataError, WeightsError
+from terramind_plugin.evaluate.memory import peak_since, restart_peak
 from terramind_plugin.lightning_cli import make_cli
-
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def execute(config: Path, words: list[str]) -> dict[str, Any]:
         config: Configuration of the run.
         words: Further options, e.g. ['--trainer.max_epochs=3'].
     """
-    before = _restart_peak()
+    before = restart_peak()
     cli = make_cli(["--config", str(config), *words])
     times = EpochTimes()
     cli.trainer.callbacks.append(times)
@@ -74,7 +73,7 @@ def execute(config: Path, words: list[str]) -> dict[str, Any]:
     start = time.perf_counter()
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     seconds = time.perf_counter() - start
-    peak = _peak(before)
+    peak = peak_since(before)
     best = getattr(cli.trainer.checkpoint_callback, "best_model_path", "")
     metrics = cli.trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=best or None, verbose=False)
     return {
@@ -85,27 +84,6 @@ def execute(config: Path, words: list[str]) -> dict[str, Any]:
         "trained_parameters": trained,
         "checkpoint_bytes": Path(best).stat().st_size if best else 0,
     }
-
-
-def _restart_peak() -> int:
-    """Let the peak of memory begin here, and return what this process holds already."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        return 0
-    if RESET.exists():
-        RESET.write_text("5")
-    return _status("VmRSS")
-
-
-def _peak(before: int) -> int:
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _status("VmHWM") - before
-
-
-def _status(field: str) -> int:
-    """Return a field of this process's status in bytes; 0 on systems without it."""
-    if not STATUS.exists():
-        return 0
-    return next(int(line.split()[1]) * 1024 for line in STATUS.read_text().splitlines() if line.startswith(field))
 
 
 def save(result: Result, path: Path) -> None:

@@ -17,7 +17,7 @@ from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from terramind_plugin.errors import DataError
+from terramind_plugin.errors import DataError, one_line
 from terramind_plugin.geo.source import Grid
 
 BLOCK = 256
@@ -82,7 +82,7 @@ def write_large_geotiff(
         _check_complete(temporary, layer, grid, rows)
         os.replace(temporary, path)
     except (RasterioError, OSError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise DataError(
             f"{path} cannot be written: {reason}. Is the disk full? Make room in {path.parent} and run the same "
             "command again; what is finished is kept."

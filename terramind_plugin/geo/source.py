@@ -20,7 +20,7 @@ from rasterio.warp import transform as transform_positions
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
-from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.errors import ConfigError, DataError, one_line
 from terramind_plugin.geo.rows import RowBuffer
 from terramind_plugin.modalities import Modality, find
 from terramind_plugin.units import other_unit
@@ -129,7 +129,7 @@ class Source:
         try:
             self._file = rasterio.open(path)
         except RasterioError as error:
-            raise DataError(f"{path} cannot be read as a raster: {_one_line(error)}") from error
+            raise DataError(f"{path} cannot be read as a raster: {one_line(error)}") from error
         self.native = Grid(self._file.height, self._file.width, self._file.crs or CRS(), self._file.transform)
         self.grid = grid or self.native
         self.indexes = [index + 1 for index in find_bands(self.path, expected, self._file.descriptions)]
@@ -184,7 +184,7 @@ class Source:
                 add_alpha=nodata is None and MaskFlags.alpha not in flags,
             )
         except RasterioError as error:
-            raise DataError(f"{self.path} cannot be warped to {self.grid.crs}: {_one_line(error)}") from error
+            raise DataError(f"{self.path} cannot be warped to {self.grid.crs}: {one_line(error)}") from error
 
     def read(self, row: int, column: int, height: int, width: int) -> Part:
         """Return a window that starts inside the image; what reaches beyond it, below or right, is its mirror image.
@@ -264,7 +264,7 @@ class Source:
         except RasterioError as error:
             raise DataError(
                 f"{self.path}: rows {row} to {row + inside[0] - 1}, columns {column} to {column + inside[1] - 1} "
-                f"cannot be read: {_one_line(error)}. The file may be damaged or incomplete; copy or download it again."
+                f"cannot be read: {one_line(error)}. The file may be damaged or incomplete; copy or download it again."
             ) from error
         if self.expected.classes:
             self._check_classes(values[known])
@@ -352,10 +352,6 @@ def warn_of_units(path: Path, name: str, values: NDArray) -> None:
     guess = other_unit(modality, values)
     if guess:
         logger.warning("%s: its values look like %s. Expected: %s.", path, guess, modality.units)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 def _shown(bounds: Sequence[float]) -> str:

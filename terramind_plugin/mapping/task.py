@@ -13,14 +13,16 @@ from terratorch.tasks import PixelwiseRegressionTask, SemanticSegmentationTask
 from torch import Tensor, nn
 
 from terramind_plugin.errors import ConfigError, WeightsError
+from terramind_plugin.generation.standardisation import Standardisation
 from terramind_plugin.geo.large import Layer
 from terramind_plugin.geo.raster import parse_color
 from terramind_plugin.geo.source import Expected
 from terramind_plugin.lightning_cli import make_cli
+from terramind_plugin.memo.keys import hash_weights
 from terramind_plugin.modalities import find, resolve
 from terramind_plugin.plotting import LABEL_COLORS
 from terramind_plugin.scenes.job import Job, Options, check_names, plan_job
-from terramind_plugin.scenes.run import hash_weights, quiet, run_jobs
+from terramind_plugin.scenes.run import quiet, run_jobs
 from terramind_plugin.weights import read_tensors
 
 logger = logging.getLogger("terramind_plugin")
@@ -101,7 +103,7 @@ class SceneTask(nn.Module):
         return (classes, Layer("probabilities", "float32", names, "1", float("nan")))[: 1 + probabilities]
 
 
-class Standardised(nn.Module):
+class Standardised(Standardisation):
     """Subtracts means and divides by standard deviations, as the data module does.
 
     Args:
@@ -110,18 +112,13 @@ class Standardised(nn.Module):
         scale: Factor before that.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, mean: Sequence[float], std: Sequence[float], scale: float = 1.0) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(std)[:, None, None])
+        super().__init__(mean, std)
         self.scale = scale
 
     def forward(self, image: Tensor) -> Tensor:
         """Return a standardised copy of an image [..., bands, H, W]."""
-        return (image * self.scale - self.mean) / self.std
+        return super().forward(image * self.scale)
 
 
 def map_scenes(
@@ -157,7 +154,7 @@ def map_scenes(
     described = {
         "model": _name(cli.model),
         "weights": ckpt_path.name,
-        "weights_sha256": hash_weights(cli.model.model),
+        "weights_sha256": hash_weights(cli.model.model).hexdigest()[:16],
     }
     for job in jobs:
         job.decide("map", model.layers, described, options)

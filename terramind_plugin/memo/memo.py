@@ -16,8 +16,6 @@ from terramind_plugin.memo.store import Store
 
 Value = dict[str, Tensor]
 """What is remembered of one sample."""
-COST = "seconds"
-"""Name under which a value says how long it took to compute."""
 FOLDER = "memo"
 """Name of the folder under the run's root where none is named."""
 SECONDS = "seconds"

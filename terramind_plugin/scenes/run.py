@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import logging
 import warnings
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import rasterio
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
@@ -199,15 +197,6 @@ def run_jobs(model: nn.Module, jobs: Sequence[Job], options: Options) -> list[Pa
                 run.stop()
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     return [path for job in jobs for path in job.written] if first else []
-
-
-def hash_weights(model: nn.Module) -> str:
-    """Return the first 16 hexadecimal digits of a SHA-256 over all weights and buffers, by name."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def _return_large_blocks() -> None:

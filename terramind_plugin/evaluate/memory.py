@@ -1,0 +1,35 @@
+"""Peak memory of this process, or of its GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def restart_peak() -> int:
+    """Let the peak begin here, and return the bytes that this process holds already."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return 0
+    if RESET.exists():
+        RESET.write_text("5")
+    return read_status("VmRSS")
+
+
+def peak_since(before: int) -> int:
+    """Return the bytes at the peak above what `restart_peak` returned; on a GPU, those that were allocated."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else read_status("VmHWM") - before
+
+
+def read_status(field: str) -> int:
+    """Return a field of this process's status in bytes; 0 on systems without it.
+
+    Args:
+        field: 'VmRSS' for the resident set, 'VmHWM' for its peak.
+    """
+    if not STATUS.exists():
+        return 0
+    return next(int(x.split()[1]) * 1024 for x in STATUS.read_text().splitlines() if x.startswith(f"{field}:"))
