@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 from terratorch.cli_tools import CustomWriter
 from torch import Tensor
 
+from terramind_plugin.data.classes import class_names_of
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.geo.raster import parse_color, write_geotiff
 from terramind_plugin.plotting import LABEL_COLORS, plot_sample
@@ -177,7 +178,7 @@ class SegmentationImages(Callback):
                 {key: value[index].float() for key, value in images.items()},
                 batch["mask"][index],
                 predicted[index],
-                pl_module.hparams.get("class_names"),
+                class_names_of(pl_module, datamodule) or None,
                 name,
                 bands=getattr(datamodule, "bands_read", None),
                 pictures=None if thinker is None else self._painter.paint(thinker, index),
@@ -266,7 +267,7 @@ class GeoTiffWriter(BasePredictionWriter):
         """Write the table of predictions that are no maps."""
         if not self._rows:
             return
-        names = list(pl_module.hparams.get("class_names") or [])
+        names = class_names_of(pl_module, getattr(trainer, "datamodule", None))
         classes = all(len(row) == 2 and isinstance(row[1], int) for row in self._rows)
         header = ["file", "class"] if classes else ["file", *(f"value_{i}" for i in range(len(self._rows[0]) - 1))]
         rows = [[*row, names[row[1]]] if classes and names else row for row in self._rows]
@@ -299,7 +300,7 @@ class GeoTiffWriter(BasePredictionWriter):
                 "test_transform changes the size. Remove it, the model takes any size."
             )
         valid = has_data(set(files.values()), shape)
-        class_names = list(pl_module.hparams.get("class_names") or [])
+        class_names = class_names_of(pl_module, getattr(trainer, "datamodule", None))
         if continuous:
             data, nodata = np.where(valid, array, np.nan).astype(np.float32), np.nan
             descriptions = tuple(class_names) if len(class_names) == len(array) else ()

@@ -26,6 +26,7 @@ from torchgeo.trainers import BaseTask
 
 import terramind_plugin
 from terramind_plugin.adapt.lora import BASE
+from terramind_plugin.data.classes import compare_class_names
 from terramind_plugin.data.statistics import band_statistics
 from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundError, suggest
 
@@ -99,12 +100,31 @@ def check_checkpoint(options: Any, path: str | Path) -> None:
         needs_base = any(name.endswith(BASE) for name in content.get("state_dict", {}))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, AttributeError) as error:
         raise WeightsError(f"{path} cannot be read as a checkpoint ({type(error).__name__}).") from error
+    _settle_class_names(options, content, str(path))
     model_args = options.get("model.init_args.model_args")
     if not isinstance(model_args, dict):
         return
     _compare(model_args, stored.get("model_args") or {}, str(path))
     if model_args.get("backbone_pretrained") and not needs_base:
         model_args["backbone_pretrained"] = False
+
+
+def _settle_class_names(options: Any, content: Mapping[str, Any], path: str) -> None:
+    """Compare the configured class names with those of a checkpoint, or take them over where there are none.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    kind = str(options.get("data.class_path") or "").rpartition(".")[2]
+    parts = [content.get("hyper_parameters"), content.get(kind)]
+    stored = next(
+        (part["class_names"] for part in parts if isinstance(part, Mapping) and part.get("class_names")), None
+    )
+    for part in ("model", "data"):
+        compare_class_names(options.get(f"{part}.init_args.class_names"), stored, (f"{part}.init_args", path))
+    task = options.get("model.init_args")
+    if stored and task is not None and "class_names" in task and task["class_names"] is None:
+        task["class_names"] = list(stored)
 
 
 def _compare(configured: Mapping[str, Any], stored: Mapping[str, Any], path: str) -> None:

@@ -33,6 +33,8 @@ class ImagePlan:
     stds: tuple[float, ...]
     scale: float = 1.0
     """Factor on the values of the files."""
+    offset: float | None = None
+    """Added to the values of the files, before that; None if the configuration does not say."""
     dates: bool = False
     """Whether a file holds several dates, date by date."""
 
@@ -154,6 +156,7 @@ def _image(module: Any, name: str, own: bool) -> ImagePlan:
         means=tuple(float(value) for value in means),
         stds=tuple(float(value) for value in stds),
         scale=float((module.constant_scale or {}).get(name, 1.0)),
+        offset=(getattr(module, "offsets", None) or {}).get(name),
         dates=bool(module.expand_temporal_dimension or getattr(module, "temporal", False)),
     )
 

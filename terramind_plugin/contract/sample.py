@@ -104,7 +104,7 @@ def _summary(image: ImagePlan, split: str, path: Path) -> Summary | str:
     bands = count if image.dates and count and not len(data) % count else len(data)
     data, known = _by_band(data, bands), _by_band(known, bands)
     zero = float(((data == 0) & known).all(axis=0).mean())
-    data = data * image.scale
+    data = (data + (image.offset or 0.0)) * image.scale
     full = known.all(axis=0)
     seen = [row[mask] for row, mask in zip(data, known, strict=True)]
     kept = np.flatnonzero(full)

@@ -180,10 +180,16 @@ def _check_modality(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[
 
 
 def check_offset(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Finding]:
-    """Yield a finding if some files carry the +1000 offset of newer Sentinel-2 products and others do not."""
+    """Yield a finding if the +1000 offset of newer Sentinel-2 products is not in the files as the configuration says.
+
+    Args:
+        image: What the configuration says.
+        summaries: What the files hold.
+    """
     shifted = [summary for summary in summaries if has_offset(image, summary) is True]
     plain = [summary for summary in summaries if has_offset(image, summary) is False]
-    where = f"values: {image.name} offset"
+    added = (image.offset or 0.0) * image.scale
+    where, declared = f"values: {image.name} offset", f"offsets: {{{image.name}: {-OFFSET / image.scale:g}}}"
     if shifted and plain:
         few, what = (shifted, "have") if len(shifted) <= len(plain) else (plain, "have not")
         yield Finding(
@@ -193,24 +199,38 @@ def check_offset(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Fin
             f"{some([s.path.name for s in few])}.",
             f"Subtract {OFFSET} from files of processing baseline 4 and later.",
         )
-    elif shifted:
+    elif shifted and image.offset is None:
         yield Finding(
-            where, "note", f"{len(shifted)} of {len(summaries)} files have the offset of +{OFFSET}, none not."
+            where,
+            "warning",
+            f"{len(shifted)} of {len(summaries)} files have the offset of +{OFFSET}, none not; offsets says nothing.",
+            f"Set {declared} to take it away while reading, or {{{image.name}: 0}} to keep it; the same for all data "
+            "that the model will see.",
+        )
+    elif (added < 0 and plain) or (added > 0 and shifted):
+        wrong, what = (plain, "have not") if plain else (shifted, "have")
+        yield Finding(
+            where,
+            "error",
+            f"{len(wrong)} of {len(summaries)} files {what} the offset of +{OFFSET}, but offsets adds "
+            f"{image.offset:g}, e.g. {wrong[0].path.name}: its lowest values become {np.nanmin(wrong[0].low):g}.",
+            f"Remove {image.name} from offsets.",
         )
 
 
 def has_offset(image: ImagePlan, summary: Summary) -> bool | None:
-    """Return whether a Sentinel-2 image has the offset; None if that cannot be seen.
+    """Return whether a Sentinel-2 file has the offset; None if that cannot be seen.
 
     The cirrus band is nearly black in an image without clouds. Other images have some dark pixels; with the offset
     several bands end in a wall just above it, while bright ground brightens with wavelength.
     """
-    low = summary.low[np.isfinite(summary.low)]
+    in_file = summary.low - (image.offset or 0.0) * image.scale
+    low = in_file[np.isfinite(in_file)]
     if not low.size or low.min() < 0.85 * OFFSET:
         return False if low.size else None
     cirrus = [index for index, band in enumerate(image.file_bands) if band.upper() in ("B10", "CIRRUS")]
     if cirrus:
-        return True if summary.low[cirrus[0]] < 1.2 * OFFSET else None
+        return True if in_file[cirrus[0]] < 1.2 * OFFSET else None
     near = (low < 1.5 * OFFSET).sum()
     return True if near >= max(2, len(low) // 3) else None
 

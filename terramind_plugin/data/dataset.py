@@ -50,6 +50,8 @@ class ReadingPlan:
     label_ids: tuple[int, ...] | None = None
     """Class ids that a label may hold; None to accept all."""
     constant_scale: Mapping[str, float] = field(default_factory=dict)
+    offsets: Mapping[str, float] = field(default_factory=dict)
+    """Added to the numbers of files, before `constant_scale`."""
 
 
 class CheckedSamples(GenericMultimodalDataset):
@@ -205,9 +207,11 @@ class CheckedSamples(GenericMultimodalDataset):
         if modality == "mask":
             # Signed: TerraTorch subtracts 1 for reduce_zero_label, and an unsigned 0 would become the largest number.
             return self._check_label(path, data if self.scalar_label else data.astype(np.float32))
-        if not is_image or data.ndim != 3:
+        if not is_image:
             return data
-        return self._fill(path, self._select_bands(path, data.astype(np.float32), str(modality)), str(modality))
+        name = str(modality)
+        data = data.astype(np.float32) + np.float32(self.plan.offsets.get(name, 0.0))
+        return data if data.ndim != 3 else self._fill(path, self._select_bands(path, data, name), name)
 
     def _nodata_is_a_class(self, path: Any) -> bool:
         """Whether a label file's nodata value is a class id, so that masking it would remove the class."""

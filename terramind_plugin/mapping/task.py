@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from lightning.pytorch import LightningModule
 from terratorch.tasks import PixelwiseRegressionTask, SemanticSegmentationTask
 from torch import Tensor, nn
 
+from terramind_plugin.data.classes import class_names_of
 from terramind_plugin.errors import ConfigError, WeightsError
 from terramind_plugin.generation.standardisation import Standardisation
 from terramind_plugin.geo.large import Layer
@@ -41,13 +44,19 @@ class SceneTask(nn.Module):
         inputs: What the data module standardises, by modality.
         probabilities: Also make a file with the probabilities of all classes.
         crop: Height and width of a window in pixels.
+        class_names: Names of the classes; none for their numbers.
 
     Raises:
         ConfigError: The task makes no maps.
     """
 
     def __init__(
-        self, task: LightningModule, inputs: Mapping[str, Standardised], probabilities: bool, crop: int
+        self,
+        task: LightningModule,
+        inputs: Mapping[str, Standardised],
+        probabilities: bool,
+        crop: int,
+        class_names: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if not isinstance(task, SemanticSegmentationTask | PixelwiseRegressionTask):
@@ -65,7 +74,7 @@ class SceneTask(nn.Module):
         self.channels = made.shape[1]
         if self.classes and self.channels < 2:
             raise ConfigError(f"The task has {self.channels} class; a map of classes needs two. Set num_classes: 2.")
-        self.layers = self._layers(probabilities)
+        self.layers = self._layers(probabilities, tuple(class_names))
 
     def forward(self, images: Mapping[str, Tensor], corners: Sequence[tuple[int, int]]) -> Tensor:
         """Return probabilities [B, classes, h, w] or values [B, 1, h, w]."""
@@ -82,8 +91,7 @@ class SceneTask(nn.Module):
         maps = [blended.argmax(dim=0, keepdim=True).to(torch.uint8)]
         return maps + ([blended] if len(self.layers) > 1 else [])
 
-    def _layers(self, probabilities: bool) -> tuple[Layer, ...]:
-        given = tuple(self.task.hparams.get("class_names") or ())
+    def _layers(self, probabilities: bool, given: tuple[str, ...]) -> tuple[Layer, ...]:
         if not self.classes:
             names = tuple(f"prediction_{number + 1}" for number in range(self.channels))
             return (Layer("pred", "float32", names if len(names) > 1 else ("prediction",), "", float("nan")),)
@@ -110,15 +118,17 @@ class Standardised(Standardisation):
         mean: Of each band.
         std: Of each band.
         scale: Factor before that.
+        shift: Number that is added to the values of the files, before all else.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], scale: float = 1.0) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], scale: float = 1.0, shift: float = 0.0) -> None:
         super().__init__(mean, std)
         self.scale = scale
+        self.shift = shift
 
     def forward(self, image: Tensor) -> Tensor:
         """Return a standardised copy of an image [..., bands, H, W]."""
-        return super().forward(image * self.scale)
+        return super().forward((image + self.shift) * self.scale)
 
 
 def map_scenes(
@@ -150,15 +160,22 @@ def map_scenes(
         for name in job.warped:
             logger.info("%s is warped to the grid of the first input.", job.inputs[name])
     _load(cli.model, ckpt_path)
-    model = SceneTask(cli.model.eval(), scales, probabilities, options.crop)
+    model = SceneTask(cli.model.eval(), scales, probabilities, options.crop, class_names_of(cli.model, cli.datamodule))
     described = {
         "model": _name(cli.model),
         "weights": ckpt_path.name,
         "weights_sha256": hash_weights(cli.model.model).hexdigest()[:16],
+        "inputs_sha256": _hash_inputs(scales),
     }
     for job in jobs:
         job.decide("map", model.layers, described, options)
     return run_jobs(model, jobs, options)
+
+
+def _hash_inputs(inputs: Mapping[str, Standardised]) -> str:
+    """Return a hash of how inputs are standardised: with other numbers it is another map."""
+    numbers = {name: [x.shift, x.scale, x.mean.tolist(), x.std.tolist()] for name, x in inputs.items()}
+    return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _load(task: LightningModule, path: Path) -> None:
@@ -204,16 +221,17 @@ def read_data_module(datamodule: Any, task: LightningModule) -> tuple[dict[str, 
     for name in names:
         mean, std = (list(map(float, numbers[name] if several else numbers)) for numbers in (means, stds))
         scale = _of(datamodule, "constant_scale", name) or 1.0
+        shift = _of(datamodule, "offsets", name) or 0.0
         fill = getattr(datamodule, "no_data_replace", None)
-        # The mean after scaling, as the data module gives it.
-        filled = tuple(value / scale if fill is None else float(fill) / scale for value in mean)
+        # In the numbers of the files: what the data module fills with is scaled, but not shifted.
+        filled = tuple((value / scale if fill is None else float(fill)) - shift for value in mean)
         known = find(_modality(name, task))
         stored, read = (_names(_of(datamodule, what, name)) for what in ("dataset_bands", "output_bands"))
         bands = read or stored or (known.band_names if known is not None else ())
         if len(bands) != len(mean):
             bands = tuple(f"{name}_{number + 1}" for number in range(len(mean)))
         expected[name] = Expected(known.name if known is not None else name, bands, filled, file_bands=stored)
-        scales[name] = Standardised(mean, std, scale)
+        scales[name] = Standardised(mean, std, scale, shift)
     return expected, scales
 
 

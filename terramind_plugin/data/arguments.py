@@ -1,0 +1,158 @@
+"""Arguments of the data module, checked and completed from the modality table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from terratorch.datasets.utils import generate_bands_intervals
+
+from terramind_plugin.errors import ConfigError, suggest
+from terramind_plugin.modalities import MODALITIES, Modality, find, resolve, statistics
+
+STAGES = ("train", "val", "test", "predict")
+BY_MODALITY = (
+    "image_grep", "dataset_bands", "output_bands", "constant_scale", "rgb_indices", "data_root",
+    *(f"{stage}_data_root" for stage in STAGES), *(f"{stage}_transform" for stage in STAGES[:3]),
+)  # fmt: skip
+"""Arguments that may have an entry for each modality."""
+
+
+def check_names(argument: str, mapping: Any, modalities: Sequence[str]) -> None:
+    """Raise if an entry by modality has the name of one in use misspelt, so that nothing would read it.
+
+    Entries of modalities that are not in use may stay.
+
+    Args:
+        argument: For the message.
+        mapping: Entries by modality; anything else is left alone.
+        modalities: Those in use.
+
+    Raises:
+        ConfigError: The message says which is meant.
+    """
+    if not isinstance(mapping, Mapping):
+        return
+    lacking = [name for name in modalities if name not in mapping]
+    for key in map(str, mapping):
+        same = [name for name in lacking if find(key) is not None and find(name) is find(key)]
+        hint = suggest(key, same or lacking) if key not in modalities and (same or key not in MODALITIES) else ""
+        if same or hint:
+            raise ConfigError(
+                f"{argument} has an entry '{key}', but modalities has {', '.join(modalities)}: nothing would read it."
+                f"{hint or suggest(same[0], same)}"
+            )
+
+
+def bands_read(name: str, kwargs: Mapping[str, Any]) -> list[Any] | None:
+    """Return the names of the bands that the model gets, or None for all of the modality."""
+    for key in ("output_bands", "dataset_bands"):
+        bands = (kwargs.get(key) or {}).get(name)
+        if bands is not None:
+            return list(generate_bands_intervals(list(bands)))
+    return None
+
+
+def read_roots(key: str, roots: Any, modalities: Sequence[str], allow_missing: bool) -> Any:
+    """Return the folders of the modalities in use, None for those that may be missing and have none.
+
+    Raises:
+        ConfigError: One has none.
+    """
+    if not isinstance(roots, Mapping):
+        return roots if roots is None else str(roots)
+    without = [name for name in modalities if name not in roots]
+    if without and not (allow_missing and len(without) < len(modalities)):
+        raise ConfigError(f"{key} has no folder for {', '.join(without)}; it has: {', '.join(map(str, roots))}.")
+    return {name: roots.get(name) for name in modalities}
+
+
+def make_stand_ins(kwargs: Mapping[str, Any], modalities: Sequence[str]) -> dict[str, Any]:
+    """Return values for the folders that the parent insists on, and that a run of prediction alone does not need."""
+    stand_ins: dict[str, Any] = {}
+    for split in ("train", "val"):
+        if kwargs.get(f"{split}_data_root") is None and kwargs.get("data_root") is None:
+            stand_ins[f"{split}_data_root"] = dict.fromkeys(modalities, os.curdir)
+        labels = kwargs.get(f"{split}_label_data_root") or kwargs.get("label_data_root")
+        if kwargs.get("task") is not None and labels is None:
+            stand_ins[f"{split}_label_data_root"] = os.curdir
+    return stand_ins
+
+
+def check_missing_options(kwargs: Mapping[str, Any], allow_missing: bool, temporal: bool) -> None:
+    """Raise if options do not go together.
+
+    Raises:
+        ConfigError: The message names them.
+    """
+    if allow_missing and temporal:
+        raise ConfigError(
+            "allow_missing_modalities does not work with expand_temporal_dimension: TerraTorch's temporal wrapper "
+            "does not pass the mask on to the backbone. Set one of them to false."
+        )
+    if allow_missing and kwargs.get("concat_bands"):
+        raise ConfigError("allow_missing_modalities does not work with concat_bands. Set one of them to false.")
+    if temporal and not kwargs.get("dataset_bands"):
+        raise ConfigError(
+            "expand_temporal_dimension needs dataset_bands: the bands of one date, e.g. {S2L2A: [BLUE, GREEN, RED]}."
+        )
+
+
+def settle_statistics(
+    names: Sequence[str],
+    bands: Mapping[str, list[Any] | None],
+    means: Mapping[str, Sequence[float]] | None,
+    stds: Mapping[str, Sequence[float]] | None,
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Return mean and standard deviation of every band that is read, given ones first, then those of the table.
+
+    Raises:
+        ConfigError: A modality has none, or not one for each band.
+    """
+    result: tuple[dict[str, list[float]], dict[str, list[float]]] = ({}, {})
+    for name in names:
+        given = ((means or {}).get(name), (stds or {}).get(name))
+        if None in given:
+            table = _table_statistics(_known(name, given), bands[name])
+            given = (given[0] if given[0] is not None else table[0], given[1] if given[1] is not None else table[1])
+        for target, values in zip(result, given, strict=True):
+            target[name] = [float(value) for value in values or ()]
+        count = None if bands[name] is None else len(bands[name] or ())
+        lengths = (len(result[0][name]), len(result[1][name]))
+        if lengths[0] != lengths[1] or count not in (None, lengths[0]):
+            raise ConfigError(
+                f"{name}: {lengths[0]} means and {lengths[1]} stds"
+                + (f" for {count} bands" if count is not None else "")
+                + ". Give one mean and one std a band, or leave them out to take the pre-training ones."
+            )
+        if min(result[1][name]) <= 0:
+            raise ConfigError(f"{name}: stds must be positive, got {result[1][name]}.")
+    return result
+
+
+def _known(name: str, given: tuple[Any, Any]) -> Modality:
+    try:
+        return resolve(name)
+    except ConfigError as error:
+        raise ConfigError(f"{error} For a modality of your own give its means and stds.") from None
+
+
+def _table_statistics(modality: Modality, bands: list[Any] | None) -> tuple[list[float], list[float]]:
+    if bands is None:
+        return list(modality.mean), list(modality.std)
+    try:
+        return statistics(modality, bands)
+    except ConfigError as error:
+        raise ConfigError(f"{error} For bands of your own give means and stds of {modality.name}.") from None
+
+
+def find_rgb(name: str, bands: list[Any] | None) -> list[int]:
+    """Return the positions of red, green and blue among the bands that are read, or of the first band."""
+    modality = find(name)
+    if modality is None:
+        return [0]
+    if bands is None:
+        return list(modality.rgb)
+    positions = [modality.find_band(band) for band in bands]
+    return [positions.index(i) for i in modality.rgb] if set(modality.rgb) <= set(positions) else [0]

@@ -1,0 +1,54 @@
+"""Transforms of a configuration, made into objects."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from terramind_plugin.errors import ConfigError, suggest
+
+TRANSFORM_MODULES = ("albumentations", "albumentations.pytorch", "terratorch.datasets.transforms")
+"""Where a transform with a short class_path is looked for."""
+
+
+def build_transforms(transforms: Any, modalities: Sequence[str] = ()) -> Any:
+    """Return transforms with every {class_path, init_args} made into an object.
+
+    TerraTorch leaves a short class_path such as ToTensorV2 to jsonargparse, which does not know it.
+
+    Args:
+        transforms: A list of transforms and such mappings, a mapping from modality to such lists, or None.
+        modalities: All modalities; in a mapping, those it leaves out only become tensors.
+
+    Raises:
+        ConfigError: There is no such transform, or it does not take these arguments.
+    """
+    if isinstance(transforms, Mapping):
+        as_tensor = {name: [{"class_path": "ToTensorV2"}] for name in modalities}
+        return {name: build_transforms(entries) for name, entries in {**as_tensor, **transforms}.items()}
+    if not isinstance(transforms, list | tuple):
+        return transforms
+    return [_build_transform(entry) if isinstance(entry, Mapping) else entry for entry in transforms]
+
+
+def _build_transform(entry: Mapping[str, Any]) -> Any:
+    class_path = entry.get("class_path")
+    if not isinstance(class_path, str):
+        raise ConfigError(f"A transform needs a class_path, e.g. albumentations.D4; got {dict(entry)}.")
+    module_name, _, class_name = class_path.rpartition(".")
+    known: list[str] = []
+    for name in (module_name,) if module_name else TRANSFORM_MODULES:
+        try:
+            module = importlib.import_module(name)
+        except ImportError as error:
+            raise ConfigError(f"Transform {class_path}: {error}.") from None
+        if hasattr(module, class_name):
+            # 'always_apply' was an argument of albumentations 1 and means p=1.
+            arguments = {k: v for k, v in (entry.get("init_args") or {}).items() if k != "always_apply"}
+            try:
+                return getattr(module, class_name)(**arguments)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"Transform {class_path}: {error}") from None
+        known += dir(module)
+    raise ConfigError(f"Unknown transform '{class_path}'.{suggest(class_name, known)}")
