@@ -168,6 +168,23 @@ def test_a_mistake_in_the_data(mistake: str, chips: Any, check: Any) -> None:
     assert any(re.search(text, str(finding)) for finding in found)
 
 
+@pytest.mark.parametrize("declared", [-1000, 0, None])
+def test_an_offset_in_the_files(declared: int | None, chips: Any, check: Any) -> None:
+    every(S2, lambda v: v + np.uint16(1000))(chips)
+    found = check(chips, {} if declared is None else {"data.offsets": {S2: declared}})
+    assert [f.check for f in found if f.check.startswith("values")] == (
+        ["values: S2L1C offset"] if declared is None else []
+    )
+    assert all("offsets: {S2L1C: -1000}" in f.advice for f in found)
+
+
+@pytest.mark.parametrize("declared", [-1000, 0])
+def test_no_offset_in_the_files(declared: int, sound: Any, check: Any) -> None:
+    found = [f for f in check(sound, {"data.offsets": {S2: declared}}) if f.check == "values: S2L1C offset"]
+    assert [f.verdict for f in found] == (["error"] if declared else [])
+    assert all("12 of 12 files have not the offset of +1000, but offsets adds -1000" in f.seen for f in found)
+
+
 @pytest.mark.parametrize(("words", "status"), [((), 0), (("--strict",), 0)])
 def test_exit_status_of_sound_data(words: tuple[str, ...], status: int, sound: Any, tmp_path: Path) -> None:
     assert _main(sound, tmp_path, words) == status
