@@ -69,13 +69,20 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in TERRATORCH_COMMANDS.items():
         commands.add_parser(name, help=f"{text} (as in terratorch)", add_help=False)
 
-    simulate = commands.add_parser("simulate", help="make a data set of simulated flood scenes")
+    simulate = commands.add_parser("simulate", help="make a data set of simulated scenes")
     simulate.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     simulate.add_argument("--chips", type=int, default=60, metavar="N", help="number of chips (default: %(default)s)")
     simulate.add_argument("--size", type=int, default=256, metavar="PX", help="pixels per side (default: %(default)s)")
     simulate.add_argument(
         "--seed", type=int, default=0, metavar="S", help="same seed, same bytes (default: %(default)s)"
     )
+    simulate.add_argument(
+        "--world",
+        default="floods",
+        metavar="NAME",
+        help="floods: regions that flood; globe: places anywhere, for pre-training (default: %(default)s)",
+    )
+    simulate.add_argument("--processes", type=int, default=1, metavar="N", help="that share the work (default: 1)")
     simulate.set_defaults(run=_simulate)
 
     splits = commands.add_parser("splits", help="turn the official Sen1Floods11 CSV lists into .txt split files")
@@ -126,6 +133,8 @@ def _simulate(options: argparse.Namespace) -> None:
             chips=options.chips,
             size=options.size,
             seed=options.seed,
+            world=options.world,
+            processes=options.processes,
             on_chip=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     sizes = ", ".join(f"{len(ids)} {name}" for name, ids in dataset.splits.items())

@@ -1,4 +1,4 @@
-"""Simulated flood scenes on disk: a data set for demonstrations and tests that needs no download.
+"""Simulated scenes on disk: data sets for demonstrations, tests and pre-training that need no download.
 
 The scenes themselves come from `terramind_plugin.data.simulation`.
 """
@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from terramind_plugin.data.simulation.chip import SMALLEST, Chip, chip_name, simulate_chip
-from terramind_plugin.errors import ConfigError
+from terramind_plugin.data.simulation.chip import SMALLEST, Chip, simulate_chip
+from terramind_plugin.data.simulation.globe import Globe
+from terramind_plugin.data.simulation.sites import FloodRegions, World
+from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.geo.raster import parse_color, write_geotiff
 from terramind_plugin.modalities import MODALITIES, Modality
 
@@ -34,6 +39,9 @@ _FILE_ENDINGS = {
     "RGB": "RGBHand",
 }
 _SPLITS = {"train": "flood_train_data.txt", "valid": "flood_valid_data.txt", "test": "flood_test_data.txt"}
+WORLDS: dict[str, World] = {world.name: world for world in (FloodRegions(), Globe())}
+"""Where chips can lie: in regions known for floods, or anywhere on a globe whose climate follows latitude."""
+PLACES_FILE = "labels.csv"
 _LABEL_VALUES = "-1 = unknown, 0 = land, 1 = water"
 
 
@@ -61,12 +69,19 @@ def chip_files(root: Path, name: str) -> dict[str, Path]:
     return files | {"label": data / "LabelHand" / f"{name}_LabelHand.tif"}
 
 
-def make_splits(chips: int, seed: int) -> dict[str, tuple[str, ...]]:
+def chip_names(chips: int, seed: int, world: World | None = None) -> tuple[str, ...]:
+    """Return the ids of the first chips of a data set; arguments as in `make_splits`."""
+    world = world or FloodRegions()
+    return tuple(world.site(seed, index).name for index in range(chips))
+
+
+def make_splits(chips: int, seed: int, world: World | None = None) -> dict[str, tuple[str, ...]]:
     """Return about 70 % of the chips for training, 15 % for validation, 15 % for test, of all regions alike.
 
     Args:
         chips: Number of chips, at least 3.
         seed: Seed of the data set.
+        world: Where the chips lie; by default in the regions that are known for floods.
 
     Raises:
         ConfigError: There are too few chips for three splits.
@@ -74,13 +89,14 @@ def make_splits(chips: int, seed: int) -> dict[str, tuple[str, ...]]:
     if chips < 3:
         raise ConfigError(f"Cannot split {chips} chips into train, valid and test; simulate at least 3.")
     rng = np.random.default_rng([seed, chips])
+    names = chip_names(chips, seed, world)
     # Sorted by region and shuffled within it, then taken at equal steps: a stratified draw.
-    order = sorted(rng.permutation(chips).tolist(), key=lambda index: chip_name(index).split("_")[0])
+    order = sorted(rng.permutation(chips).tolist(), key=lambda index: names[index].split("_")[0])
     held = max(1, round(0.15 * chips))
     places = np.floor((np.arange(2 * held) + 0.5) * chips / (2 * held)).astype(int)
     members = {"valid": {order[p] for p in places[::2]}, "test": {order[p] for p in places[1::2]}}
     members["train"] = set(order) - members["valid"] - members["test"]
-    return {split: tuple(sorted(chip_name(index) for index in members[split])) for split in _SPLITS}
+    return {split: tuple(sorted(names[index] for index in members[split])) for split in _SPLITS}
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -119,7 +135,7 @@ def _write_chip(files: dict[str, Path], chip: Chip) -> None:
     )
 
 
-def _claim_folder(root: Path, parameters: dict[str, int]) -> None:
+def _claim_folder(root: Path, parameters: dict[str, Any]) -> None:
     """Make `root` the folder of a data set with these parameters, or raise ConfigError if it holds something else."""
     if root.exists() and not root.is_dir():
         raise ConfigError(f"Cannot write a data set to {root}: it is a file. Choose a folder.")
@@ -149,11 +165,14 @@ def simulate(
     size: int = 256,
     seed: int = 0,
     on_chip: Callable[[int, int], None] | None = None,
+    *,
+    world: str = "floods",
+    processes: int = 1,
 ) -> SimulatedDataset:
-    """Write simulated flood scenes as GeoTIFFs in the folder layout of Sen1Floods11 v1.1, with split lists.
+    """Write simulated scenes as GeoTIFFs in the folder layout of Sen1Floods11 v1.1, with split lists.
 
     The same arguments give the same bytes in every file. Called again on the same folder, it writes only what is
-    missing, so an interrupted run can be continued.
+    missing, so an interrupted run can be continued. A globe also gets `labels.csv`: chip, biome, longitude, latitude.
 
     Args:
         out: Folder to write to; created if it does not exist.
@@ -161,26 +180,58 @@ def simulate(
         size: Side of a chip in pixels of 10 m, at least 32.
         seed: Seed, not negative.
         on_chip: Called after each chip with the number of finished chips and of all chips.
+        world: Where the chips lie, a name in `WORLDS`.
+        processes: Number of processes that share the work.
 
     Raises:
         ConfigError: An argument is out of range, or the folder holds something else.
     """
     root = Path(out)
+    if world not in WORLDS:
+        raise ConfigError(f"There is no world '{world}'.{suggest(world, WORLDS)} Known: {', '.join(WORLDS)}.")
     if size < SMALLEST:
         raise ConfigError(f"Chips of {size} pixels are too small: write a size of at least {SMALLEST}.")
-    if seed < 0:
-        raise ConfigError(f"The seed must not be negative; got {seed}.")
-    splits = make_splits(chips, seed)
-    _claim_folder(root, {"version": _VERSION, "chips": chips, "size": size, "seed": seed})
+    if seed < 0 or processes < 1:
+        raise ConfigError(f"The seed must not be negative, processes be at least 1; got {seed} and {processes}.")
+    splits = make_splits(chips, seed, WORLDS[world])
+    parameters: dict[str, Any] = {"version": _VERSION, "chips": chips, "size": size, "seed": seed}
+    _claim_folder(root, parameters if world == "floods" else parameters | {"world": world})
     (root / "splits").mkdir(exist_ok=True)
     for folder in {path.parent for path in chip_files(root, "").values()}:
         folder.mkdir(parents=True, exist_ok=True)
-    for index in range(chips):
-        files = chip_files(root, chip_name(index))
-        if not all(path.is_file() for path in files.values()):
-            _write_chip(files, simulate_chip(seed, index, size))
+    names = chip_names(chips, seed, WORLDS[world])
+    missing = [i for i, name in enumerate(names) if not all(path.is_file() for path in chip_files(root, name).values())]
+    for done in _make_chips(missing, root, world, seed, size, processes):
         if on_chip is not None:
-            on_chip(index + 1, chips)
+            on_chip(chips - len(missing) + done, chips)
     for split, file_name in _SPLITS.items():
         _write_text(root / "splits" / file_name, "".join(f"{name}\n" for name in splits[split]))
-    return SimulatedDataset(root, tuple(chip_name(index) for index in range(chips)), splits)
+    if world == "globe":
+        _write_places(root, chips, seed)
+    return SimulatedDataset(root, names, splits)
+
+
+def _make_chips(indices: list[int], root: Path, world: str, seed: int, size: int, processes: int) -> Iterator[int]:
+    """Write chips, and yield how many are done after each."""
+    make = partial(_make_chip, root=root, world=world, seed=seed, size=size)
+    if processes == 1:
+        yield from (done for done, _ in enumerate(map(make, indices), start=1))
+        return
+    # Forked children of a process with threads may hang.
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        yield from (done for done, _ in enumerate(pool.map(make, indices, chunksize=4), start=1))
+
+
+def _make_chip(index: int, *, root: Path, world: str, seed: int, size: int) -> None:
+    chip = simulate_chip(seed, index, size, WORLDS[world])
+    _write_chip(chip_files(root, chip.name), chip)
+
+
+def _write_places(root: Path, chips: int, seed: int) -> None:
+    """Write where each chip of a globe lies and its biome."""
+    rows = ["chip,label,longitude,latitude"]
+    for index in range(chips):
+        site = WORLDS["globe"].site(seed, index)
+        longitude, latitude = site.position
+        rows.append(f"{site.name},{site.region.name},{longitude:.5f},{latitude:.5f}")
+    _write_text(root / PLACES_FILE, "\n".join(rows) + "\n")

@@ -14,7 +14,7 @@ from terramind_plugin.data.simulation.materials import ID
 from terramind_plugin.data.simulation.noise import FloatArray, fractal, smooth
 from terramind_plugin.data.simulation.optics import observe_optical
 from terramind_plugin.data.simulation.radar import observe_radar, swath_gap
-from terramind_plugin.data.simulation.regions import REGIONS
+from terramind_plugin.data.simulation.sites import FloodRegions, World
 from terramind_plugin.data.simulation.terrain import INSIDE, PIXEL, Terrain, make_terrain
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.modalities import MODALITIES
@@ -22,8 +22,6 @@ from terramind_plugin.modalities import MODALITIES
 SMALLEST = 32
 """Smallest side of a chip, pixels."""
 _RGB_WHITE = 3000  # digital number of L2A that becomes 255
-_SPACING = 12_000.0  # m between the corners of chips of one region
-_CHIPS_PER_ROW = 25
 
 
 @dataclass(frozen=True)
@@ -40,11 +38,6 @@ class Chip:
     """From pixel corners to metres in `crs`."""
     crs: str
     """Coordinate reference system, e.g. 'EPSG:32646'."""
-
-
-def chip_name(index: int) -> str:
-    """Return the id of chip `index`, counted from 0: region name and number, counted from 1."""
-    return f"{REGIONS[index % len(REGIONS)].name}_{index + 1:04d}"
 
 
 def _surface_model(rng: np.random.Generator, terrain: Terrain, cover: Cover) -> FloatArray:
@@ -70,13 +63,14 @@ def _rgb(l2a: NDArray[np.uint16]) -> NDArray[np.uint8]:
     return np.rint(np.clip(colours / _RGB_WHITE, 0, 1) * 255).astype(np.uint8)
 
 
-def simulate_chip(seed: int, index: int, size: int) -> Chip:
+def simulate_chip(seed: int, index: int, size: int, world: World | None = None) -> Chip:
     """Return one chip of the simulated data set; the same arguments always give the same chip.
 
     Args:
         seed: Seed of the data set, not negative.
         index: Number of the chip, from 0. A chip does not depend on how many others there are.
         size: Side in pixels of 10 m, at least 32.
+        world: Where chips lie; by default in the regions that are known for floods.
 
     Raises:
         ConfigError: An argument is too small.
@@ -87,7 +81,8 @@ def simulate_chip(seed: int, index: int, size: int) -> Chip:
         raise ConfigError(f"Seed and index of a chip must not be negative; got seed {seed}, index {index}.")
     # One stream per stage: a change in one does not reshuffle the others.
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence([seed, index]).spawn(6)]
-    region = REGIONS[index % len(REGIONS)]
+    site = (world or FloodRegions()).site(seed, index)
+    region = site.region
     terrain = make_terrain(streams[0], region, size)
     flood = make_flood(streams[1], region, terrain)
     cover = make_cover(streams[2], region, terrain, flood)
@@ -107,12 +102,10 @@ def simulate_chip(seed: int, index: int, size: int) -> Chip:
         "NDVI": _ndvi(l2a)[None],
         "RGB": _rgb(l2a),
     }
-    row, column = divmod(index // len(REGIONS), _CHIPS_PER_ROW)
-    transform = Affine(PIXEL, 0, 400_000 + column * _SPACING, 0, -PIXEL, region.northing - row * _SPACING)
     return Chip(
-        name=chip_name(index),
+        name=site.name,
         images={name: np.ascontiguousarray(image) for name, image in images.items()},
         label=label,
-        transform=transform,
+        transform=Affine(PIXEL, 0, site.easting, 0, -PIXEL, site.northing),
         crs=f"EPSG:{region.epsg}",
     )
