@@ -20,6 +20,8 @@ _LAZY = {
     "TerraMindBackbone": "terramind_plugin.backbones.vit",
     "TerraMindDataModule": "terramind_plugin.data.datamodule",
     "TokenizerTask": "terramind_plugin.pretrain.tokenizer",
+    "TokenizerDataModule": "terramind_plugin.pretrain.images",
+    "ReconstructionImages": "terramind_plugin.pretrain.pictures",
     "TokenPyramid": "terramind_plugin.necks",
     "CoordsTokenizer": "terramind_plugin.tokenizers.sequence",
     "ImageTokenizer": "terramind_plugin.tokenizers.image",

@@ -86,7 +86,7 @@ def region_at(longitude: float, latitude: float) -> Region:
         steepness=_around(0.006 + 0.9 * rugged**3, 0.003 + 0.3 * rugged**3),
         valley=(250 + 900 * (1 - rugged), 500 + 1700 * (1 - rugged)),
         micro_relief=(0.4, 0.9),
-        river_width=(25 + 40 * wet, 60 + 190 * wet * (1 - rugged)),
+        river_width=(25 + 40 * wet, 60 + 40 * wet + 150 * wet * (1 - rugged)),
         meander=(0.5, 0.9 + 0.6 * (1 - rugged)),
         side_channels=(0, 1 + round(2 * wet)),
         flooded=(0.04 + 0.06 * wet, 0.12 + 0.3 * wet * (1 - 0.6 * rugged)),

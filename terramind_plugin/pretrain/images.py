@@ -1,0 +1,143 @@
+"""Stage 1: the images of one modality as a data module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from terramind_plugin.errors import ConfigError
+from terramind_plugin.pretrain.chips import (
+    TURNS,
+    ChipFolder,
+    ChipReader,
+    choose,
+    draw_window,
+    make_folders,
+    to_tensor,
+    turn,
+)
+from terramind_plugin.pretrain.order import Draw, ResumableOrder
+
+MIDDLE = 0
+"""Seed of the crops that validation sees."""
+
+
+class Crops(Dataset[dict[str, Tensor]]):
+    """Crops of chips: {'image': standardised [bands, crop, crop] or class ids [crop, crop]}.
+
+    Args:
+        folder: Where the chips are.
+        names: Their ids.
+        crop: Side in pixels.
+        reader: Reads them.
+    """
+
+    def __init__(self, folder: ChipFolder, names: list[str], crop: int, reader: ChipReader) -> None:
+        self.folder = folder
+        self.names = names
+        self.crop = crop
+        self.reader = reader
+
+    def __len__(self) -> int:
+        """Return the number of chips."""
+        return len(self.names)
+
+    def __getitem__(self, draw: Draw | int) -> dict[str, Tensor]:
+        """Return a random crop in a random position; for a plain index always the same one, as it lies."""
+        is_drawn = isinstance(draw, Draw)
+        name = self.names[draw.index if isinstance(draw, Draw) else draw]
+        random = draw.random() if isinstance(draw, Draw) else np.random.default_rng([MIDDLE, draw])
+        chip = self.reader.read(self.folder, name)
+        window = draw_window(random, chip.shape[1:], self.crop, 1, self.folder.path(name))
+        image = chip[:, *window]
+        return {
+            "image": to_tensor(turn(image, int(random.integers(TURNS))) if is_drawn else image, self.folder.modality)
+        }
+
+
+class TokenizerDataModule(LightningDataModule):
+    """Images of one modality, cropped, turned and standardised with the pre-training statistics, for `TokenizerTask`.
+
+    A run that is resumed goes on with the batch that would have come next; every process gets `batch_size` samples.
+
+    Args:
+        modality: Name in the table, e.g. 'S2L2A'.
+        folder: GeoTIFFs of that modality.
+        suffix: End of their names; what stands before it is the id that split lists hold.
+        train_split: List of ids; without lists every twentieth chip is for validation.
+        val_split: List of ids.
+        crop: Side of a crop in pixels.
+        batch_size: Crops a step and process.
+        num_workers: Processes that read.
+        keep_in_memory: Read each chip once; 2 bytes a pixel and band, in each worker.
+        seed: Of order, crops and turns.
+
+    Raises:
+        ConfigError: The modality has no raster, or only one split is given.
+        DataError: See `choose`.
+    """
+
+    def __init__(
+        self,
+        modality: str,
+        folder: str,
+        suffix: str = ".tif",
+        train_split: str | None = None,
+        val_split: str | None = None,
+        crop: int = 256,
+        batch_size: int = 16,
+        num_workers: int = 0,
+        keep_in_memory: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if (train_split is None) != (val_split is None):
+            raise ConfigError("Give both train_split and val_split, or none of them.")
+        (self.folder,) = make_folders({modality: folder}, {modality: suffix}).values()
+        self.splits: dict[bool, str | Path | None] = {False: train_split, True: val_split}
+        self.crop = crop
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.reader = ChipReader(keep_in_memory)
+
+    def setup(self, stage: str) -> None:
+        """Find the chips."""
+        names = {
+            validation: choose([self.folder], self.splits[validation], validation=validation)
+            for validation in (False, True)
+        }
+        self.train_data, self.val_data = (
+            Crops(self.folder, names[key], self.crop, self.reader) for key in (False, True)
+        )
+
+    def train_dataloader(self) -> Any:
+        """Return training batches, from the trainer's step on."""
+        trainer = self.trainer
+        order = ResumableOrder(
+            len(self.train_data),
+            self.batch_size,
+            self.seed,
+            trainer.global_step * trainer.accumulate_grad_batches if trainer else 0,
+            replicas=trainer.world_size if trainer else 1,
+            rank=trainer.global_rank if trainer else 0,
+        )
+        return self._loader(self.train_data, sampler=order, drop_last=True)
+
+    def val_dataloader(self) -> Any:
+        """Return validation batches."""
+        return self._loader(self.val_data)
+
+    def _loader(self, data: Crops, **options: Any) -> DataLoader[Any]:
+        return DataLoader(
+            data,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            **options,
+        )
