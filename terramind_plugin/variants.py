@@ -76,7 +76,7 @@ VARIANTS: dict[str, Variant] = {
             img_size=64,
             family="terramind_sim_nano",
             vocab_sizes={
-                **dict.fromkeys(("S2L2A", "S1GRD", "S1RTC", "DEM", "NDVI"), 1000),
+                **dict.fromkeys(("S2L2A", "S1GRD", "S1RTC", "DEM", "NDVI"), 640),
                 "LULC": 256,
                 "coords": 126,
             },

@@ -23,7 +23,7 @@ from terramind_plugin.pretrain.chips import (
 )
 from terramind_plugin.pretrain.order import Draw, ResumableOrder
 
-MIDDLE = 0
+FIXED = 0
 """Seed of the crops that validation sees."""
 
 
@@ -50,14 +50,13 @@ class Crops(Dataset[dict[str, Tensor]]):
     def __getitem__(self, draw: Draw | int) -> dict[str, Tensor]:
         """Return a random crop in a random position; for a plain index always the same one, as it lies."""
         is_drawn = isinstance(draw, Draw)
-        name = self.names[draw.index if isinstance(draw, Draw) else draw]
-        random = draw.random() if isinstance(draw, Draw) else np.random.default_rng([MIDDLE, draw])
+        name = self.names[draw.number if isinstance(draw, Draw) else draw]
+        random = draw.random() if isinstance(draw, Draw) else np.random.default_rng([FIXED, draw])
         chip = self.reader.read(self.folder, name)
-        window = draw_window(random, chip.shape[1:], self.crop, 1, self.folder.path(name))
-        image = chip[:, *window]
-        return {
-            "image": to_tensor(turn(image, int(random.integers(TURNS))) if is_drawn else image, self.folder.modality)
-        }
+        image = chip[:, *draw_window(random, chip.shape[1:], self.crop, 1, self.folder.path(name))]
+        if is_drawn:
+            image = turn(image, int(random.integers(TURNS)))
+        return {"image": to_tensor(image, self.folder.modality)}
 
 
 class TokenizerDataModule(LightningDataModule):
@@ -108,13 +107,9 @@ class TokenizerDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Find the chips."""
-        names = {
-            validation: choose([self.folder], self.splits[validation], validation=validation)
-            for validation in (False, True)
-        }
-        self.train_data, self.val_data = (
-            Crops(self.folder, names[key], self.crop, self.reader) for key in (False, True)
-        )
+        train, val = (choose([self.folder], self.splits[key], validation=key) for key in (False, True))
+        self.train_data = Crops(self.folder, train, self.crop, self.reader)
+        self.val_data = Crops(self.folder, val, self.crop, self.reader)
 
     def train_dataloader(self) -> Any:
         """Return training batches, from the trainer's step on."""

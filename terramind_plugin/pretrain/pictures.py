@@ -34,7 +34,7 @@ class ReconstructionImages(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw the first batch."""
-        writer = getattr(trainer.logger, "experiment", None)
+        writer: Any = getattr(trainer.logger, "experiment", None)
         if batch_idx or trainer.sanity_checking or not trainer.is_global_zero or not hasattr(writer, "add_figure"):
             return
         images = batch["image"][: self.samples]

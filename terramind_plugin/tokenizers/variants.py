@@ -11,7 +11,7 @@ from terramind_plugin.modalities import MODALITIES, Modality
 
 CODE_LEVELS = (8, 8, 8, 6, 5)
 CLASS_CODE_LEVELS = (7, 5, 5, 5, 5)
-NANO_CODE_LEVELS = (8, 5, 5, 5)
+NANO_CODE_LEVELS = (8, 5, 4, 4)
 NANO_CLASS_CODE_LEVELS = (4, 4, 4, 4)
 
 
