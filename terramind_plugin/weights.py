@@ -250,12 +250,15 @@ def load_backbone(model: Backbone, checkpoint: Checkpoint) -> LoadReport:
     report = LoadReport(source=checkpoint.source)
     chosen: dict[str, Tensor] = {}
     for name, target in own.items():
-        value = checkpoint.tensors.get(name)
+        value = _find(checkpoint.tensors, name)
         if name == "missing_mod_token" and value is not None and not value.isfinite().all():
             value = None  # TerraTorch leaves it uninitialised where no modality was missing.
         key = name.split(".")[1] if name.startswith(ANCHOR) else None
         spec = specs.get(key) if key else None
         if value is None:
+            if name.endswith(".pos_emb"):
+                report.fresh.append(name)  # a fixed table, which the model makes for itself
+                continue
             is_new = name in ("register_tokens", "missing_mod_token") or (spec is not None and spec.pretrained is None)
             (report.fresh if is_new else report.missing).append(name)
             continue
@@ -276,6 +279,12 @@ def load_backbone(model: Backbone, checkpoint: Checkpoint) -> LoadReport:
     report.raise_if_incomplete()
     model.load_state_dict(chosen, strict=False)
     return report
+
+
+def _find(tensors: Mapping[str, Tensor], name: str) -> Tensor | None:
+    """Return a stored weight. Scores of token ids have the weights of their embedding, which a file may hold once."""
+    value = tensors.get(name)
+    return tensors.get(name.replace(".to_logits.", ".token_emb.")) if value is None else value
 
 
 def _select_bands(
@@ -355,7 +364,9 @@ def load_tokenizer(model: ImageTokenizer, path: str | Path) -> LoadReport:
     report, own, chosen = LoadReport(source=str(path)), model.state_dict(), {}
     for key, target in own.items():
         value = stored.get(key)
-        if value is None:
+        if value is None and key.endswith("pos_emb"):
+            report.fresh.append(key)
+        elif value is None:
             report.missing.append(prefix + key)
         elif value.shape == target.shape:
             chosen[key] = value

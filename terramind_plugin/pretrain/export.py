@@ -1,0 +1,55 @@
+"""A trained checkpoint as a file of weights: small, without the optimiser, for `ckpt_path` or to be published."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from terramind_plugin._version import __version__
+from terramind_plugin.errors import ConfigError, WeightsError
+from terramind_plugin.weights import read_tensors
+
+PREFIX = "model."
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def export_weights(checkpoint: Path, out: Path, dtype: str = "float32") -> int:
+    """Write the weights of a pre-training checkpoint as .safetensors and return the bytes of the file.
+
+    Position tables, which a model makes for itself, and the second name of shared weights are left out.
+
+    Args:
+        checkpoint: What fit wrote with `TokenizerTask` or `MaskedModellingTask`; averaged weights if it averaged.
+        out: File to write.
+        dtype: Name in `DTYPES`. float16 is off by 1 part in 2048, bfloat16 by 1 in 256.
+
+    Raises:
+        ConfigError: The type is unknown, or the name does not end in .safetensors.
+        WeightsError: The checkpoint cannot be read, is of another task, or a weight does not fit the type.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got '{dtype}'.")
+    if out.suffix != ".safetensors":
+        raise ConfigError(f"The file to write must end in .safetensors, got {out}.")
+    _, stored = read_tensors(checkpoint)
+    weights: dict[str, Tensor] = {}
+    for name, value in stored.items():
+        own = name.removeprefix(PREFIX)
+        if own != name and not own.endswith(("pos_emb", "to_logits.weight")):
+            weights[own] = value.to(DTYPES[dtype]).contiguous()
+            if not weights[own].isfinite().all():
+                raise WeightsError(f"{checkpoint}: {name} is not finite as {dtype}. Choose float32, or train again.")
+    if not weights:
+        raise WeightsError(f"{checkpoint} is not of a pre-training task: no name begins with '{PREFIX}'.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.tmp")
+    try:
+        save_file(weights, temporary, {"format": "pt", "terramind_plugin": __version__})
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return out.stat().st_size
