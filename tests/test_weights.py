@@ -220,7 +220,7 @@ def test_missing_weights(tmp_path, published):
 def test_missing_modality(tmp_path, published):
     path = tmp_path / "model.pt"
     torch.save({name: v for name, v in published.items() if "sen1grd" not in name}, path)
-    with pytest.raises(WeightsError, match=r"missing \(3\): encoder_embeddings.untok_sen1grd@224"):
+    with pytest.raises(WeightsError, match=r"missing \(2\): encoder_embeddings.untok_sen1grd@224"):
         build_backbone(TINY, PAIR, ckpt_path=path)
 
 
