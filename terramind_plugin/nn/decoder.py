@@ -101,6 +101,7 @@ def run_decoder(
     memory: Sequence[KeysValues],
     *,
     mask: Tensor | None = None,
+    self_mask: Tensor | None = None,
     causal: bool = False,
 ) -> Tensor:
     """Return decoded tokens [B, M, dim], normalised.
@@ -111,11 +112,14 @@ def run_decoder(
         norm: Applied to the last block's output.
         memory: For each block what its `keys_values` made of the context.
         mask: Boolean [B, N]; True where the context has a token.
-        causal: Let a token attend to itself and those before it only.
+        self_mask: Boolean [B, M, M]; True where a token may attend to another; None if all may attend to all.
+        causal: Let a token attend to itself and those before it only, in place of `self_mask`.
     """
     attend_to = None if mask is None else mask[:, None, None, :]
     length = x.shape[1]
-    before = torch.ones(length, length, dtype=torch.bool, device=x.device).tril() if causal and length > 1 else None
+    among = None if self_mask is None else self_mask[:, None]
+    if causal and length > 1:
+        among = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
     for block, keys_values in zip(blocks, memory, strict=True):
-        x = block(x, keys_values, attend_to, before)
+        x = block(x, keys_values, attend_to, among)
     return norm(x)

@@ -1,0 +1,242 @@
+"""What masked modelling is trained on: the loss of a batch, given what is read and what is to be predicted.
+
+Only the chosen tokens are embedded and encoded, packed to one length: the cost is that of the budgets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypedDict
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from terramind_plugin.errors import ConfigError
+from terramind_plugin.generation.decoding import START, STOP
+from terramind_plugin.generation.model import Context, EncoderDecoder, Part, token_key
+from terramind_plugin.modalities import resolve
+from terramind_plugin.nn.decoder import run_decoder
+from terramind_plugin.pretrain.masking import Masks
+
+PADDING = -1
+
+
+class Chips(TypedDict):
+    """A batch, by the names of the modalities."""
+
+    pixels: dict[str, Tensor]
+    """Standardised images [B, bands, H, W]."""
+    tokens: dict[str, Tensor]
+    """Token ids [B, rows, columns]."""
+    sequences: dict[str, Tensor]
+    """Token ids [B, length] without a start and without padding, e.g. latitude, longitude and '[EOS]'."""
+
+
+class MaskedLoss(NamedTuple):
+    """Loss of a batch."""
+
+    loss: Tensor
+    by_modality: dict[str, Tensor]
+    """Mean over the predicted tokens of a modality; 0 where there are none."""
+    counts: dict[str, int]
+    """Number of predicted tokens."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Tokens of several entries, those of a sample one after the other and padded to the longest sample."""
+
+    rows: dict[str, Tensor]
+    """By entry, numbers of the chosen tokens in the batch, sample by sample [K]: sample x places + place."""
+    positions: dict[str, Tensor]
+    """Where they are in the packed batch [K]: sample x M + position."""
+    slots: Tensor
+    """For each position of the packed batch its number in all entries' rows, one after the other [B, M]."""
+    entry: Tensor
+    """Number of its entry [B, M], `PADDING` where there is no token."""
+
+    def join(self, rows: Sequence[Tensor]) -> Tensor:
+        """Return the packed batch [B, M, dim] of all entries' rows [K, dim]; padding is zero."""
+        return torch.cat([*rows, rows[0].new_zeros(1, rows[0].shape[1])])[self.slots]
+
+    @property
+    def valid(self) -> Tensor | None:
+        """Boolean [B, M], True where there is a token; None if there is no padding."""
+        return None if self.slots.numel() == sum(map(len, self.rows.values())) else self.entry != PADDING
+
+    def to(self, device: torch.device) -> Packing:
+        """Return the same on another device."""
+        rows, positions = ({name: x.to(device) for name, x in part.items()} for part in (self.rows, self.positions))
+        return Packing(rows, positions, self.slots.to(device), self.entry.to(device))
+
+
+def pack(masks: Mapping[str, Tensor]) -> Packing:
+    """Return where the chosen tokens are.
+
+    Args:
+        masks: By entry, boolean [B, places] on the CPU, True where chosen.
+    """
+    joined = torch.cat(list(masks.values()), dim=1)
+    rows = {name: mask.flatten().nonzero()[:, 0] for name, mask in masks.items()}
+    numbers, total = [], 0
+    for name, mask in masks.items():
+        numbers.append((mask.flatten().cumsum(dim=0) - 1).view_as(mask) + total)
+        total += len(rows[name])
+    order = (~joined).to(torch.int8).argsort(dim=1, stable=True)[:, : int(joined.sum(dim=1).max())]
+    is_there = joined.gather(1, order)
+    slots = torch.where(is_there, torch.cat(numbers, dim=1).gather(1, order), total)
+    widths = torch.tensor([mask.shape[1] for mask in masks.values()])
+    entry = torch.where(is_there, torch.arange(len(masks)).repeat_interleave(widths)[order], PADDING)
+    positions = {name: (entry == number).flatten().nonzero()[:, 0] for number, name in enumerate(masks)}
+    return Packing(rows, positions, slots, entry)
+
+
+def masked_loss(
+    model: EncoderDecoder, chips: Chips, masks: Masks, *, average: Literal["modality", "token"] = "modality"
+) -> MaskedLoss:
+    """Return the cross-entropy of the tokens to predict, given those to read.
+
+    Tokens of an image modality are predicted at once and attend to each other, those of a sequence one after the other
+    with the true ones before; those of different modalities do not attend to each other.
+
+    Source: 4M (arXiv:2312.06647) section 3.
+
+    Args:
+        model: Has embeddings of all that is read and heads of all that is predicted.
+        chips: What `masks` name; all images of one size.
+        masks: From `draw_masks`.
+        average: Mean over the modalities' means, those without a token counted as 0, as 4M does; or over all tokens.
+
+    Raises:
+        ConfigError: A modality is missing or its size is not that of its mask, or the model has no part for it.
+    """
+    size = _check(model, chips, masks)
+    device = model.mask_token.device
+    context = _read(model, chips, pack(masks.inputs).to(device), size)
+    return _predict(model, chips, pack(masks.targets).to(device), size, context, average)
+
+
+def _read(model: EncoderDecoder, chips: Chips, packing: Packing, size: tuple[int, int]) -> Context:
+    """Return the context of the tokens to read."""
+    contents, places = [], []
+    count = size[0] * size[1]
+    for entry, rows in packing.rows.items():
+        kind, _, name = entry.partition(".")
+        embedding: Any = model.encoder_embeddings[key_of(entry)]
+        if kind == "pixels":
+            patch = model.patch_size
+            patches = rearrange(chips["pixels"][name], "b c (h p) (w q) -> (b h w) (p q c)", p=patch, q=patch)
+            contents.append(embedding.proj(patches[rows]))
+        elif kind == "tokens":
+            contents.append(embedding.token_emb(chips["tokens"][name].flatten()[rows].long()))
+        if kind != "sequences":
+            places.append(embedding.place(size)[0][rows % count])
+            continue
+        ids = F.pad(chips["sequences"][name], (1, 0), value=START)
+        contents.append(embedding.token_emb(ids.flatten()[rows].long()))
+        # Positions count what is there: the start alone, or all but the start.
+        places.append(embedding.place_at((rows % ids.shape[1] - 1).clamp(min=0)))
+    part = Part(packing.join(contents), packing.join(places), packing.valid)
+    return model.encode([part], len(packing.slots))
+
+
+def _predict(
+    model: EncoderDecoder,
+    chips: Chips,
+    packing: Packing,
+    size: tuple[int, int],
+    context: Context,
+    average: str,
+) -> MaskedLoss:
+    """Return the loss of the tokens to predict."""
+    queries, answers = [], {}
+    count = size[0] * size[1]
+    for entry, rows in packing.rows.items():
+        kind, _, name = entry.partition(".")
+        head: Any = model.decoder_embeddings[key_of(entry)]
+        if kind == "tokens":
+            queries.append(model.mask_token[0] + head.place(size)[0][rows % count])
+            answers[entry] = chips["tokens"][name].flatten()[rows].long()
+            continue
+        ids = F.pad(chips["sequences"][name], (1, 0), value=START)
+        queries.append(head.token_emb(ids.flatten()[rows].long()) + head.place_at(rows % ids.shape[1]))
+        answers[entry] = F.pad(ids[:, 1:], (0, 1), value=STOP).flatten()[rows].long()
+    y = run_decoder(
+        packing.join(queries),
+        model.decoder,
+        model.decoder_norm,
+        context.memory,
+        mask=context.mask,
+        self_mask=_attention(packing),
+    ).flatten(0, 1)
+    sums: dict[str, Tensor] = {}
+    for entry, ids in answers.items():
+        head = model.decoder_embeddings[key_of(entry)]
+        logits = head.to_logits(y[packing.positions[entry]])
+        exact = torch.promote_types(logits.dtype, torch.float32)
+        # The sum: the mean of no token is no number, and its gradient neither.
+        sums[entry] = F.cross_entropy(logits.to(exact), ids, reduction="sum")
+    counts = {entry: len(ids) for entry, ids in answers.items()}
+    means = {entry: value / max(counts[entry], 1) for entry, value in sums.items()}
+    loss = sum(means.values()) / len(means) if average == "modality" else sum(sums.values()) / sum(counts.values())
+    names = {entry: entry.partition(".")[2] for entry in answers}
+    return MaskedLoss(
+        loss,
+        {name: means[entry].detach() for entry, name in names.items()},
+        {name: counts[entry] for entry, name in names.items()},
+    )
+
+
+def _attention(packing: Packing) -> Tensor:
+    """Return which tokens to predict attend to which, boolean [B, M, M]; padding attends to padding."""
+    entry = packing.entry
+    is_same = entry[:, :, None] == entry[:, None, :]
+    is_sequence = [entry.startswith("sequences.") for entry in packing.rows]
+    if not any(is_sequence):
+        return is_same
+    causal = torch.tensor([*is_sequence, False], device=entry.device)[entry]  # the last for PADDING
+    return is_same & (~causal[:, :, None] | torch.ones_like(is_same[0]).tril())
+
+
+def key_of(entry: str) -> str:
+    """Return the checkpoint key of an entry's embedding.
+
+    Args:
+        entry: 'pixels.S2L2A', 'tokens.LULC' or 'sequences.coords'.
+
+    Raises:
+        ConfigError: The models know no pixels or tokens of that modality.
+    """
+    kind, _, name = entry.partition(".")
+    modality = resolve(name)
+    if kind != "pixels":
+        return token_key(modality)[0]
+    if modality.patch_key is None:
+        raise ConfigError(f"{modality.name} enters TerraMind as tokens, not as pixels. Move it to tokens.")
+    return modality.patch_key
+
+
+def _check(model: EncoderDecoder, chips: Chips, masks: Masks) -> tuple[int, int]:
+    """Return rows and columns of tokens after checking that everything fits."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for entry, mask in {**masks.targets, **masks.inputs}.items():
+        kind, _, name = entry.partition(".")
+        parts: Any = chips
+        if name not in parts[kind]:
+            raise ConfigError(f"The batch has no {kind} of {name}, only {list(parts[kind])}; the task names it.")
+        x = parts[kind][name]
+        if kind == "sequences":
+            if mask.shape[1] != x.shape[1] + 1:
+                raise ConfigError(f"{name} should have {mask.shape[1] - 1} token ids, got {x.shape[1]}.")
+            continue
+        scale = model.patch_size if kind == "pixels" else 1
+        sizes[entry] = (x.shape[-2] // scale, x.shape[-1] // scale)
+        if sizes[entry][0] * sizes[entry][1] != mask.shape[1] or x.shape[-2] % scale or x.shape[-1] % scale:
+            raise ConfigError(f"{entry} should have {mask.shape[1]} tokens, got {list(x.shape)}.")
+    if len(set(sizes.values())) != 1:
+        shown = ", ".join(f"{entry} {rows} x {columns}" for entry, (rows, columns) in sizes.items())
+        raise ConfigError(f"All modalities need one size in tokens, got {shown}.")
+    return next(iter(sizes.values()))
