@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torchgeo.trainers import BaseTask
 
 from terramind_plugin.builders import build_image_tokenizer
-from terramind_plugin.errors import ConfigError
 from terramind_plugin.pretrain.objectives import codebook_usage, reconstruction_loss
+from terramind_plugin.pretrain.training import build_optimizer, make_generator
 
 
 class TokenizerTask(BaseTask):
@@ -81,25 +79,9 @@ class TokenizerTask(BaseTask):
         self.log("val/perplexity", perplexity.float())
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW with a warm-up and a cosine over trainer.max_steps.
-
-        Raises:
-            ConfigError: The trainer has no max_steps above the warm-up.
-        """
-        warmup, total = self.hparams["warmup_steps"], self.trainer.max_steps
-        if total <= warmup:
-            raise ConfigError(f"trainer.max_steps must be above warmup_steps {warmup}, got {total}. Set max_steps.")
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=self.hparams["lr"],
-            betas=(0.9, 0.95),
-            weight_decay=self.hparams["weight_decay"],
-        )
-        rise = LinearLR(optimizer, start_factor=0.01, total_iters=max(warmup, 1))
-        schedule = SequentialLR(optimizer, [rise, CosineAnnealingLR(optimizer, total - warmup)], [warmup])
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        """Return AdamW with a warm-up and a cosine over trainer.max_steps; errors as in `build_optimizer`."""
+        settings = {name: self.hparams[name] for name in ("lr", "warmup_steps", "weight_decay")}
+        return build_optimizer(self.model.parameters(), self.trainer, **settings)
 
     def _generator(self, step: int) -> torch.Generator:
-        text = f"{self.hparams['seed']}/{step}/{self.global_rank}"
-        digest = hashlib.sha256(text.encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        return make_generator(self.hparams["seed"], step, self.global_rank)

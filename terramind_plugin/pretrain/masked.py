@@ -1,0 +1,171 @@
+"""Stage 2: the encoder-decoder learns to name masked tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torchgeo.trainers import BaseTask
+
+from terramind_plugin.errors import ConfigError, suggest
+from terramind_plugin.generation.model import EncoderDecoder
+from terramind_plugin.generation.tokens import check_size, plan_targets
+from terramind_plugin.generators import load_encoder_decoder, plan_generator_inputs
+from terramind_plugin.inputs import plan_inputs
+from terramind_plugin.modalities import resolve
+from terramind_plugin.pretrain.masking import MaskPlan, draw_masks
+from terramind_plugin.pretrain.modelling import Chips, MaskedLoss, masked_loss
+from terramind_plugin.pretrain.training import build_optimizer, make_generator
+from terramind_plugin.variants import VARIANTS
+
+SEQUENCE_LENGTHS = {"coords": 3}
+"""Latitude, longitude and end."""
+
+
+class MaskedModellingTask(BaseTask):
+    """Trains the encoder-decoder on batches of `Chips`: reads some patches and tokens, predicts others.
+
+    Masks depend on `seed`, step and process alone, so that a resumed run goes on as the interrupted one, and every
+    validation uses the same. For averaged weights add Lightning's EMAWeightAveraging to the callbacks: it validates and
+    saves the average. The checkpoint is what `ckpt_path` of a backbone, a TiM model and a generator takes.
+
+    Source: TerraMind (arXiv:2504.11171) section 3.2 and 4M (arXiv:2312.06647). Optimiser settings are chosen here.
+
+    Args:
+        variant: E.g. 'terramind_v1_base' or 'terramind_sim_nano'.
+        pixels: Modalities that are read as patches.
+        tokens: Image modalities that are read and predicted as token ids.
+        sequences: Modalities that are read and predicted as a whole: coords.
+        pretrained: Start from the published weights.
+        ckpt_path: Start from the weights in this file instead.
+        input_tokens: Fewest and most tokens that a sample reads; drawn for each batch.
+        target_tokens: Most tokens that are predicted of a sample.
+        input_alphas: See `MaskPlan`.
+        target_alphas: See `MaskPlan`.
+        average: 'modality' weighs modalities equally, as 4M does, 'token' all tokens.
+        img_size: Height and width in pixels that position embeddings are made for; by default that of the variant.
+        lr: Largest learning rate.
+        warmup_steps: Steps in which it grows to that, before it falls as a cosine to zero at trainer.max_steps.
+        weight_decay: Of AdamW.
+        seed: Where masks start.
+    """
+
+    monitor = "val/loss"
+
+    def __init__(
+        self,
+        variant: str,
+        pixels: Sequence[str] = (),
+        tokens: Sequence[str] = (),
+        sequences: Sequence[str] = (),
+        pretrained: bool = False,
+        ckpt_path: str | None = None,
+        input_tokens: Sequence[int] = (32, 128),
+        target_tokens: int = 128,
+        input_alphas: Mapping[str, float] | None = None,
+        target_alphas: Mapping[str, float] | None = None,
+        average: Literal["modality", "token"] = "modality",
+        img_size: int | Sequence[int] | None = None,
+        lr: float = 1e-3,
+        warmup_steps: int = 200,
+        weight_decay: float = 0.05,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+
+    def configure_models(self) -> None:
+        """Build the model and load the weights asked for.
+
+        Raises:
+            ConfigError: The variant or a modality is unknown or of another kind, or a budget is not possible.
+            WeightsError: The weights are not there or do not fit.
+        """
+        given = self.hparams
+        if given["variant"] not in VARIANTS:
+            raise ConfigError(
+                f"Unknown variant '{given['variant']}'.{suggest(given['variant'], VARIANTS)} "
+                f"Known: {', '.join(VARIANTS)}."
+            )
+        self.plan = make_plan(given)
+        numbers = VARIANTS[given["variant"]]
+        targets = plan_targets([*self.plan.tokens, *self.plan.sequences])
+        keys = [str(modality.token_key) for modality in targets.values()]
+        size = check_size(numbers.img_size if given["img_size"] is None else given["img_size"], numbers.patch_size)
+        inputs = plan_generator_inputs([*self.plan.pixels, *keys])
+        self.model = EncoderDecoder(numbers, inputs, list(targets.values()), img_size=size)
+        if given["pretrained"] or given["ckpt_path"] is not None:
+            load_encoder_decoder(self.model, given["ckpt_path"])
+
+    def training_step(self, batch: Chips, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        made = self._loss(batch, self.global_step)
+        self.log("train/loss", made.loss, batch_size=1)
+        self.log_dict(
+            {f"train/{name}": made.by_modality[name] for name, count in made.counts.items() if count}, batch_size=1
+        )
+        return made.loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the losses of the last validation."""
+        self.sums = torch.zeros(2, len(self.plan.tokens) + len(self.plan.sequences), device=self.device)
+
+    def validation_step(self, batch: Chips, batch_idx: int) -> None:
+        """Add up losses."""
+        made = self._loss(batch, -1 - batch_idx)
+        counts = torch.tensor(list(made.counts.values()), device=self.device)
+        self.sums += torch.stack([torch.stack(list(made.by_modality.values())) * counts, counts])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the loss of each modality in nats a token, and their mean, over all processes."""
+        gathered: Any = self.all_gather(self.sums)
+        sums, counts = gathered.reshape(-1, *self.sums.shape).sum(dim=0)
+        means = sums / counts.clamp(min=1)
+        for name, mean in zip([*self.plan.tokens, *self.plan.sequences], means.unbind(), strict=True):
+            self.log(f"val/{name}", mean)
+        self.log("val/loss", means.mean())
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW with a warm-up and a cosine over trainer.max_steps; errors as in `build_optimizer`."""
+        settings = {name: self.hparams[name] for name in ("lr", "warmup_steps", "weight_decay")}
+        return build_optimizer(self.model.parameters(), self.trainer, **settings)
+
+    def _loss(self, batch: Chips, step: int) -> MaskedLoss:
+        ids = batch["tokens"][self.plan.tokens[0]]
+        generator = make_generator(self.hparams["seed"], step, self.global_rank)
+        masks = draw_masks(self.plan, len(ids), ids.shape[-2] * ids.shape[-1], generator)
+        return masked_loss(self.model, batch, masks, average=self.hparams["average"])
+
+
+def make_plan(given: Mapping[str, Any]) -> MaskPlan:
+    """Return the budgets of the task's arguments.
+
+    Args:
+        given: The arguments of `MaskedModellingTask`.
+
+    Raises:
+        ConfigError: A modality is of another kind, or a budget is not possible.
+    """
+    pixels = [resolve(name) for name in given["pixels"]]
+    if pixels:
+        plan_inputs([modality.name for modality in pixels])  # refuses what has no pixels
+    tokens, sequences = ([resolve(name) for name in given[kind]] for kind in ("tokens", "sequences"))
+    for modality in tokens:
+        if modality.kind == "sequence":
+            raise ConfigError(f"{modality.name} is a sequence. Move it from tokens to sequences.")
+    for modality in sequences:
+        if modality.name not in SEQUENCE_LENGTHS:
+            raise ConfigError(f"sequences can name {', '.join(SEQUENCE_LENGTHS)}, got {modality.name}.")
+    inputs = tuple(given["input_tokens"])
+    if len(inputs) != 2:
+        raise ConfigError(f"input_tokens must be the fewest and the most tokens, e.g. [32, 128], got {list(inputs)}.")
+    return MaskPlan(
+        tuple(modality.name for modality in pixels),
+        tuple(modality.name for modality in tokens),
+        {modality.name: SEQUENCE_LENGTHS[modality.name] for modality in sequences},
+        inputs,
+        given["target_tokens"],
+        given["input_alphas"] or {},
+        given["target_alphas"] or {},
+    )
