@@ -181,7 +181,10 @@ def _predict(
         sums[entry] = F.cross_entropy(logits.to(exact), ids, reduction="sum")
     counts = {entry: len(ids) for entry, ids in answers.items()}
     means = {entry: value / max(counts[entry], 1) for entry, value in sums.items()}
-    loss = sum(means.values()) / len(means) if average == "modality" else sum(sums.values()) / sum(counts.values())
+    if average == "modality":
+        loss = torch.stack(list(means.values())).mean()
+    else:
+        loss = torch.stack(list(sums.values())).sum() / max(sum(counts.values()), 1)
     names = {entry: entry.partition(".")[2] for entry in answers}
     return MaskedLoss(
         loss,
