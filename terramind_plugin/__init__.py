@@ -21,6 +21,8 @@ _LAZY = {
     "TerraMindDataModule": "terramind_plugin.data.datamodule",
     "TokenizerTask": "terramind_plugin.pretrain.tokenizer",
     "TokenizerDataModule": "terramind_plugin.pretrain.images",
+    "MaskedModellingTask": "terramind_plugin.pretrain.masked",
+    "MaskedDataModule": "terramind_plugin.pretrain.tiles",
     "ReconstructionImages": "terramind_plugin.pretrain.pictures",
     "TokenPyramid": "terramind_plugin.necks",
     "CoordsTokenizer": "terramind_plugin.tokenizers.sequence",

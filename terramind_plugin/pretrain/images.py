@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from terramind_plugin.errors import ConfigError
 from terramind_plugin.pretrain.chips import (
     TURNS,
     ChipFolder,
@@ -21,7 +16,8 @@ from terramind_plugin.pretrain.chips import (
     to_tensor,
     turn,
 )
-from terramind_plugin.pretrain.order import Draw, ResumableOrder
+from terramind_plugin.pretrain.loading import PretrainingDataModule
+from terramind_plugin.pretrain.order import Draw
 
 FIXED = 0
 """Seed of the crops that validation sees."""
@@ -59,7 +55,7 @@ class Crops(Dataset[dict[str, Tensor]]):
         return {"image": to_tensor(image, self.folder.modality)}
 
 
-class TokenizerDataModule(LightningDataModule):
+class TokenizerDataModule(PretrainingDataModule):
     """Images of one modality, cropped, turned and standardised with the pre-training statistics, for `TokenizerTask`.
 
     A run that is resumed goes on with the batch that would have come next; every process gets `batch_size` samples.
@@ -94,45 +90,14 @@ class TokenizerDataModule(LightningDataModule):
         keep_in_memory: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        if (train_split is None) != (val_split is None):
-            raise ConfigError("Give both train_split and val_split, or none of them.")
+        super().__init__(train_split, val_split, batch_size, num_workers, seed)
         (self.folder,) = make_folders({modality: folder}, {modality: suffix}).values()
-        self.splits: dict[bool, str | Path | None] = {False: train_split, True: val_split}
         self.crop = crop
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.seed = seed
         self.reader = ChipReader(keep_in_memory)
 
     def setup(self, stage: str) -> None:
         """Find the chips."""
-        train, val = (choose([self.folder], self.splits[key], validation=key) for key in (False, True))
+        splits = {False: self.train_split, True: self.val_split}
+        train, val = (choose([self.folder], splits[key], validation=key) for key in (False, True))
         self.train_data = Crops(self.folder, train, self.crop, self.reader)
         self.val_data = Crops(self.folder, val, self.crop, self.reader)
-
-    def train_dataloader(self) -> Any:
-        """Return training batches, from the trainer's step on."""
-        trainer = self.trainer
-        order = ResumableOrder(
-            len(self.train_data),
-            self.batch_size,
-            self.seed,
-            trainer.global_step * trainer.accumulate_grad_batches if trainer else 0,
-            replicas=trainer.world_size if trainer else 1,
-            rank=trainer.global_rank if trainer else 0,
-        )
-        return self._loader(self.train_data, sampler=order, drop_last=True)
-
-    def val_dataloader(self) -> Any:
-        """Return validation batches."""
-        return self._loader(self.val_data)
-
-    def _loader(self, data: Crops, **options: Any) -> DataLoader[Any]:
-        return DataLoader(
-            data,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            **options,
-        )

@@ -1,0 +1,68 @@
+"""What the data modules of both stages share: loaders whose order an interrupted run takes up again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from terramind_plugin.errors import ConfigError
+from terramind_plugin.pretrain.order import ResumableOrder
+
+
+class PretrainingDataModule(LightningDataModule):
+    """Loaders over `train_data` and `val_data`, which take a `Draw` in training and a number in validation.
+
+    Args:
+        train_split: List of ids.
+        val_split: List of ids.
+        batch_size: Samples a step and process.
+        num_workers: Processes that read.
+        seed: Of order, crops and turns.
+
+    Raises:
+        ConfigError: Only one split is given.
+    """
+
+    train_data: Dataset[Any]
+    val_data: Dataset[Any]
+
+    def __init__(
+        self, train_split: str | None, val_split: str | None, batch_size: int, num_workers: int, seed: int
+    ) -> None:
+        super().__init__()
+        if (train_split is None) != (val_split is None):
+            raise ConfigError("Give both train_split and val_split, or none of them.")
+        self.train_split = train_split
+        self.val_split = val_split
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+
+    def train_dataloader(self) -> Any:
+        """Return training batches, from the trainer's step on."""
+        trainer = self.trainer
+        data: Any = self.train_data
+        order = ResumableOrder(
+            len(data),
+            self.batch_size,
+            self.seed,
+            trainer.global_step * trainer.accumulate_grad_batches if trainer else 0,
+            replicas=trainer.world_size if trainer else 1,
+            rank=trainer.global_rank if trainer else 0,
+        )
+        return self._loader(data, sampler=order, drop_last=True)
+
+    def val_dataloader(self) -> Any:
+        """Return validation batches."""
+        return self._loader(self.val_data)
+
+    def _loader(self, data: Dataset[Any], **options: Any) -> DataLoader[Any]:
+        return DataLoader(
+            data,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            **options,
+        )

@@ -1,0 +1,181 @@
+"""Stage 2: pixels, stored tokens and places of the same tiles as a data module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from terramind_plugin.builders import build_coords_tokenizer
+from terramind_plugin.errors import ConfigError, DataError, suggest
+from terramind_plugin.geo.source import Expected, Source
+from terramind_plugin.modalities import resolve
+from terramind_plugin.pretrain.chips import ChipFolder, ChipReader, choose, make_folders, to_tensor, turn
+from terramind_plugin.pretrain.loading import PretrainingDataModule
+from terramind_plugin.pretrain.modelling import Chips
+from terramind_plugin.pretrain.order import Draw
+from terramind_plugin.pretrain.store import TokenFile
+from terramind_plugin.tokenizers.sequence import CoordsTokenizer
+from terramind_plugin.tokenizers.variants import tokenizers_of
+from terramind_plugin.variants import VARIANTS, Variant
+
+
+class Tiles(Dataset[Chips]):
+    """Tiles of chips, see `Chips`.
+
+    Args:
+        folders: Where the pixels are.
+        tokens: The stored tokens.
+        names: Ids of the chips.
+        reader: Reads them.
+        coords: Tokenizer of places; None for no places.
+    """
+
+    def __init__(
+        self,
+        folders: Sequence[ChipFolder],
+        tokens: Sequence[TokenFile],
+        names: Sequence[str],
+        reader: ChipReader,
+        coords: CoordsTokenizer | None,
+    ) -> None:
+        self.folders = folders
+        self.tokens = tokens
+        self.reader = reader
+        self.coords = coords
+        self.side = tokens[0].recipe.tile
+        self.turns = min(file.recipe.turns for file in tokens)
+        self.tiles = [(name, row, column) for name in names for row, column in np.ndindex(self._layout(name))]
+        self._places: dict[str, Tensor] = {}
+
+    def _layout(self, name: str) -> tuple[int, int]:
+        layouts = {file.path.name: (file.chips[name].rows, file.chips[name].columns) for file in self.tokens}
+        if len(set(layouts.values())) > 1:
+            shown = ", ".join(f"{file} {rows} x {columns}" for file, (rows, columns) in layouts.items())
+            raise DataError(f"{name}: files of different size, got {shown} tiles. Modalities must lie on one grid.")
+        return next(iter(layouts.values()))
+
+    def __len__(self) -> int:
+        """Return the number of tiles."""
+        return len(self.tiles)
+
+    def __getitem__(self, draw: Draw | int) -> Chips:
+        """Return a tile in a random position; for a plain index as it lies."""
+        is_drawn = isinstance(draw, Draw)
+        name, row, column = self.tiles[draw.number if isinstance(draw, Draw) else draw]
+        turned = int(draw.random().integers(self.turns)) if isinstance(draw, Draw) and is_drawn else 0
+        top, left = row * self.side, column * self.side
+        pixels = {}
+        for folder in self.folders:
+            chip = self.reader.read(folder, name)
+            tile = chip[:, top : top + self.side, left : left + self.side]
+            if tile.shape[1:] != (self.side, self.side):
+                raise DataError(
+                    f"{folder.path(name)} has {chip.shape[1]} x {chip.shape[2]} pixels, smaller than "
+                    f"{self.tokens[0].path.name} of that chip. Modalities must lie on one grid."
+                )
+            pixels[folder.modality.name] = to_tensor(np.ascontiguousarray(turn(tile, turned)), folder.modality)
+        tokens = {file.modality.name: torch.from_numpy(file.read(name, row, column, turned)) for file in self.tokens}
+        return {"pixels": pixels, "tokens": tokens, "sequences": self._sequences(name)}
+
+    def _sequences(self, name: str) -> dict[str, Tensor]:
+        """Return the place of a chip's centre as token ids."""
+        if self.coords is None:
+            return {}
+        if name not in self._places:
+            folder = self.folders[0]
+            source = Source(folder.path(name), Expected.of(folder.modality))
+            centre = source.grid.centre()
+            source.close()
+            if centre is None:
+                raise DataError(f"{folder.path(name)} has no coordinate reference system. Set coords: false.")
+            self._places[name] = self.coords.encode([centre]).ids[0]
+        return {"coords": self._places[name]}
+
+
+class MaskedDataModule(PretrainingDataModule):
+    """Pixels, tokens and places of the same tiles, standardised and turned alike, for `MaskedModellingTask`.
+
+    Tokens come from a store that `terramind tokenize` has made; a tile is what it cut. A run that is resumed goes on
+    with the batch that would have come next; every process gets `batch_size` samples.
+
+    Args:
+        variant: Name of the model, e.g. 'terramind_sim_nano'.
+        folders: By modality, GeoTIFFs that are given as pixels.
+        tokens: Modalities that are given as token ids.
+        store: Folder that `terramind tokenize` wrote.
+        suffixes: End of the file names by modality, '.tif' where none is given; what stands before it is the id that
+            split lists hold.
+        coords: Whether to give the place of a chip's centre.
+        train_split: List of ids; without lists every twentieth chip is for validation.
+        val_split: List of ids.
+        batch_size: Tiles a step and process.
+        num_workers: Processes that read.
+        keep_in_memory: Read each chip once; 2 bytes a pixel and band, in each worker.
+        seed: Of order and turns.
+
+    Raises:
+        ConfigError: A name is unknown, or there are no pixels or no tokens.
+        DataError: The store is not there, or not of this family.
+    """
+
+    def __init__(
+        self,
+        variant: str,
+        folders: Mapping[str, str],
+        tokens: Sequence[str],
+        store: str,
+        suffixes: Mapping[str, str] | None = None,
+        coords: bool = True,
+        train_split: str | None = None,
+        val_split: str | None = None,
+        batch_size: int = 32,
+        num_workers: int = 0,
+        keep_in_memory: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(train_split, val_split, batch_size, num_workers, seed)
+        if variant not in VARIANTS:
+            raise ConfigError(f"Unknown variant '{variant}'.{suggest(variant, VARIANTS)} Known: {', '.join(VARIANTS)}.")
+        if not folders or not tokens:
+            raise ConfigError("folders and tokens must name one modality each, at least.")
+        self.variant = VARIANTS[variant]
+        self.folders = make_folders(folders, suffixes or {})
+        self.names = [resolve(name).name for name in tokens]
+        self.store = store
+        self.has_coords = coords
+        self.reader = ChipReader(keep_in_memory)
+
+    def setup(self, stage: str) -> None:
+        """Find chips and tokens, and check that they belong together."""
+        files = [open_tokens(self.store, name, self.variant) for name in self.names]
+        folders = list(self.folders.values())
+        coords = build_coords_tokenizer(family=self.variant.family) if self.has_coords else None
+        splits = {False: self.train_split, True: self.val_split}
+        train, val = (choose(folders, splits[key], validation=key) for key in (False, True))
+        for file in files:
+            file.check([*train, *val])
+            if file.modality.name in self.folders:
+                file.check_files(self.folders[file.modality.name], [*train, *val])
+        self.train_data: Tiles = Tiles(folders, files, train, self.reader, coords)
+        self.val_data: Tiles = Tiles(folders, files, val, self.reader, coords)
+
+
+def open_tokens(store: str | Path, name: str, variant: Variant) -> TokenFile:
+    """Return the stored tokens of a modality.
+
+    Raises:
+        DataError: They are not there, or those of another family of models.
+    """
+    file = TokenFile(store, resolve(name))
+    wanted = tokenizers_of(variant.family).get(name)
+    if wanted is None or file.recipe.tokenizer != wanted.name:
+        raise DataError(
+            f"{file.path} was made with {file.recipe.tokenizer}, which is none of {variant.name}. "
+            f"Run terramind tokenize --family {variant.family} with another --out."
+        )
+    return file
