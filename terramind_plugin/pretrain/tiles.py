@@ -65,9 +65,8 @@ class Tiles(Dataset[Chips]):
 
     def __getitem__(self, draw: Draw | int) -> Chips:
         """Return a tile in a random position; for a plain index as it lies."""
-        is_drawn = isinstance(draw, Draw)
-        name, row, column = self.tiles[draw.number if isinstance(draw, Draw) else draw]
-        turned = int(draw.random().integers(self.turns)) if isinstance(draw, Draw) and is_drawn else 0
+        number, turned = (draw.number, int(draw.random().integers(self.turns))) if isinstance(draw, Draw) else (draw, 0)
+        name, row, column = self.tiles[number]
         top, left = row * self.side, column * self.side
         pixels = {}
         for folder in self.folders:
