@@ -30,7 +30,7 @@ _LAZY = {
     "TerraMindGenerator": "terramind_plugin.generation.generator",
     "BackboneUnfreeze": "terramind_plugin.callbacks",
     "FiniteLoss": "terramind_plugin.callbacks",
-    "GeoTiffWriter": "terramind_plugin.callbacks",
+    "GeoTiffWriter": "terramind_plugin.data.writer",
     "MemoLog": "terramind_plugin.memo.log",
     "SegmentationImages": "terramind_plugin.callbacks",
     "plot_modality": "terramind_plugin.plotting",

@@ -29,6 +29,7 @@ from terramind_plugin.data.arguments import (
 from terramind_plugin.data.classes import class_names_of, compare_class_names
 from terramind_plugin.data.dataset import CHECKED, ReadingPlan, UnlabelledSamples, collate
 from terramind_plugin.data.transforms import build_transforms
+from terramind_plugin.data.writer import take_over
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.memo.log import MemoLog, find_memos
 
@@ -182,6 +183,8 @@ class TerraMindDataModule(GenericMultiModalDataModule):
             if dataset is not None and hasattr(dataset, "class_names"):
                 dataset.class_names = self.class_names
         self._add_memo_log()
+        if stage == "predict":
+            take_over(self.trainer)
         if stage == "fit" and self.check_values and (self.trainer is None or self.trainer.is_global_zero):
             self._report_values()
 

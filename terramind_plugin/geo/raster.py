@@ -12,10 +12,10 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.errors import CRSError
+from rasterio.errors import CRSError, RasterioError
 from rasterio.transform import Affine
 
-from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.errors import ConfigError, DataError, one_line
 
 _TILE = 256
 _DTYPES = ("uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")
@@ -95,8 +95,8 @@ def write_geotiff(
         tags: Further metadata of the file.
 
     Raises:
-        DataError: The array does not fit the description or has another type, the CRS cannot be read, or the folder
-            does not exist.
+        DataError: The array does not fit the description or has another type, the CRS cannot be read, the folder
+            does not exist, or the file cannot be written.
     """
     path = Path(path)
     _check(path, array, descriptions, units, colormap)
@@ -125,5 +125,7 @@ def write_geotiff(
             if tags:
                 file.update_tags(**tags)
         os.replace(temporary, path)
+    except (RasterioError, OSError) as error:
+        raise DataError(f"{path} cannot be written: {one_line(error)}. Is the disk full?") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from terramind_plugin.errors import DataError, one_line
 from terramind_plugin.geo.large import Layer
 from terramind_plugin.geo.source import Expected, Grid, Source
 from terramind_plugin.modalities import find
@@ -128,10 +129,16 @@ def _draw_layer(axis: Any, values: NDArray, layer: Layer) -> None:
 
 
 def write_picture(path: Path, figure: Figure) -> None:
-    """Write a figure as PNG, complete or not at all."""
+    """Write a figure as PNG, complete or not at all.
+
+    Raises:
+        DataError: It cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
     try:
         figure.savefig(temporary, format="png", dpi=110)
         os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {one_line(error)}. Is the disk full?") from error
     finally:
         temporary.unlink(missing_ok=True)

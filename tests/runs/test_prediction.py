@@ -11,8 +11,8 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 
-from terramind_plugin.callbacks import NO_CLASS
 from terramind_plugin.data.simulate import chip_files
+from terramind_plugin.data.writer import NO_CLASS, choose_types, has_data
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.lightning_cli import run
 
@@ -103,6 +103,59 @@ def test_pixels_without_data(predict: Any, tmp_path: Path) -> None:
         probabilities = raster.read()
     assert np.isnan(probabilities[:, :5]).all()
     assert np.isfinite(probabilities[:, 5:]).all()
+
+
+def test_a_mask_in_the_file_counts(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.tif", np.full((2, 20, 30), 7, np.uint16))
+    assert has_data({str(path)}, (20, 30)).all()
+    mask = np.full((20, 30), 255, np.uint8)
+    mask[:, 10] = 0
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as raster:
+        raster.write_mask(mask)
+    assert (has_data({str(path)}, (20, 30)) == (mask > 0)).all()
+    other = _write(tmp_path / "b.tif", np.full((1, 20, 30), np.nan, np.float32))
+    assert not has_data({str(other)}, (20, 30)).any()
+    assert (has_data({str(path), str(other)}, (20, 30)) == (mask > 0)).all()
+
+
+@pytest.mark.parametrize(
+    ("asked", "classes", "probabilities"), [("uint16", "uint16", "float32"), ("float64", "float64", "float64")]
+)
+def test_the_type_that_is_asked_for(predict: Any, scenes: Any, asked: str, classes: str, probabilities: str) -> None:
+    out = predict({"model.output_on_inference": ["prediction", "probabilities"]}, "--out_dtype", asked)
+    (name,) = scenes.splits["test"]
+    for what, dtype in (("pred", classes), ("probabilities", probabilities)):
+        with rasterio.open(out / f"{name}_S2Hand_{what}.tif") as raster:
+            assert set(raster.dtypes) == {dtype}
+            assert np.isnan(raster.nodata) if dtype.startswith("float") else raster.nodata == NO_CLASS
+            assert np.isfinite(raster.read()).all()
+            assert len(np.unique(raster.read())) > 1
+
+
+def test_types_to_choose_from() -> None:
+    assert choose_types("int16") == choose_types("uint8") == ("uint8", "float32")
+    assert choose_types("float32") == ("float32", "float32")
+    with pytest.raises(ConfigError, match="--out_dtype int8: a map of classes with 255 for no data can be uint8,"):
+        choose_types("int8")
+
+
+def test_the_data_module_brings_the_writer(predict: Any) -> None:
+    out = predict({"trainer.callbacks": [{"class_path": "terramind_plugin.FiniteLoss"}]})
+    (path,) = out.iterdir()
+    with rasterio.open(path) as raster:
+        assert (raster.dtypes, raster.nodata, raster.compression.value) == (("uint8",), NO_CLASS, "DEFLATE")
+
+
+def test_a_folder_of_chips_and_nothing_else(predict: Any, tmp_path: Path) -> None:
+    """No labels, no folders or splits for training; a split says which chips."""
+    for name in "ab":
+        _chip(tmp_path, name)
+    (tmp_path / "split.txt").write_text("b\n")
+    nothing = [f"data.{split}_split" for split in ("train", "val", "test")]
+    nothing += ["data.data_root", "data.label_data_root", "data.label_grep"]
+    changes = _roots(tmp_path) | dict.fromkeys(nothing, ...)
+    out = predict(changes | {"data.predict_split": str(tmp_path / "split.txt")})
+    assert [path.name for path in out.iterdir()] == ["b_S2Hand_pred.tif"]
 
 
 def test_equal_names_in_folders_stay_apart(predict: Any, tmp_path: Path) -> None:

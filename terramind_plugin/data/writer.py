@@ -1,0 +1,225 @@
+"""What `predict` writes: GeoTIFFs on the grid of the input."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from numpy.typing import NDArray
+from terratorch.cli_tools import CustomWriter
+from torch import Tensor
+
+from terramind_plugin.data.classes import class_names_of
+from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.geo.raster import parse_color, write_geotiff
+from terramind_plugin.plotting import LABEL_COLORS
+
+logger = logging.getLogger("terramind_plugin")
+
+NO_CLASS = 255
+"""Value of a class map where the input has no data."""
+UNDECIDED = "int16"
+"""TerraTorch's default of --out_dtype, which suits neither classes nor probabilities: what is written decides."""
+CLASS_TYPES = ("uint8", "uint16", "int32", "uint32", "float32", "float64")
+CONTINUOUS_TYPES = ("float32", "float64")
+
+
+class GeoTiffWriter(BasePredictionWriter):
+    """Writes predictions as GeoTIFFs on the input's grid, in place of TerraTorch's writer.
+
+    Class maps are uint8 with 255 where no input band has data, with class names and colours; probabilities, logits and
+    regressions are float32 with NaN there. `--out_dtype` asks for another type; int16, its default, does not. A file
+    takes the input's name and its folder below the data root, so equal names in different folders stay apart, and
+    appears only when it is complete. Predictions of one value or class a sample go to a table, predictions.csv.
+    `TerraMindDataModule` adds this callback when it predicts.
+
+    Args:
+        output_dir: Where to; None takes `--predict_output_dir`.
+    """
+
+    def __init__(self, output_dir: str | None = None) -> None:
+        super().__init__(write_interval="batch")
+        self.output_dir = output_dir
+        self._types = CLASS_TYPES[0], CONTINUOUS_TYPES[0]
+        self._written: dict[Path, str] = {}
+        self._rows: list[list[Any]] = []
+
+    def setup(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:
+        """Take over from TerraTorch's writer.
+
+        Raises:
+            ConfigError: There is no output folder, or --out_dtype is no type to write.
+        """
+        super().setup(trainer, pl_module, stage)
+        if stage != "predict":
+            return
+        for theirs in [callback for callback in trainer.callbacks if isinstance(callback, CustomWriter)]:
+            self.output_dir = self.output_dir or theirs.output_dir
+        trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, CustomWriter)]
+        self.output_dir = self.output_dir or getattr(trainer, "predict_output_dir", None)
+        if self.output_dir is None:
+            raise ConfigError("predict needs an output folder: --predict_output_dir DIR.")
+        self._types = choose_types(getattr(trainer, "out_dtype", None) or UNDECIDED)
+        self._written.clear()
+        self._rows.clear()
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Write the predictions of a batch."""
+        outputs, names = prediction
+        outputs = [outputs] if isinstance(outputs, Tensor | tuple) else outputs
+        sources = names if isinstance(names, Mapping) else {"image": names}
+        for output in outputs:
+            values, suffix = output if isinstance(output, tuple) else (output, "pred")
+            for index, array in enumerate(values.detach().cpu()):
+                files = {name: str(paths[index]) for name, paths in sources.items() if isinstance(paths[index], str)}
+                if values.ndim < 3:
+                    self._rows.append([next(iter(files.values()), index), *array.flatten().tolist()])
+                else:
+                    self._write(trainer, pl_module, array.float().numpy(), files, suffix, values.is_floating_point())
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the table of predictions that are no maps."""
+        if not self._rows:
+            return
+        names = class_names_of(pl_module, getattr(trainer, "datamodule", None))
+        classes = all(len(row) == 2 and isinstance(row[1], int) for row in self._rows)
+        header = ["file", "class"] if classes else ["file", *(f"value_{i}" for i in range(len(self._rows[0]) - 1))]
+        rows = [[*row, names[row[1]]] if classes and names else row for row in self._rows]
+        header += ["class_name"] if classes and names else []
+        rank = f"_{trainer.global_rank}" if trainer.world_size > 1 else ""
+        target = Path(str(self.output_dir)) / f"predictions{rank}.csv"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(".csv.part")
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([header, *rows])
+        partial.replace(target)
+
+    def _write(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        array: np.ndarray,
+        files: Mapping[str, str],
+        suffix: str,
+        continuous: bool,
+    ) -> None:
+        source = next(iter(files.values()))
+        target = self._target(trainer, source, suffix)
+        array = array[None] if array.ndim == 2 else array
+        with rasterio.open(source) as raster:
+            crs, transform, shape = raster.crs, raster.transform, raster.shape
+        if array.shape[1:] != shape:
+            raise DataError(
+                f"{source} has {list(shape)} pixels, its prediction {list(array.shape[1:])}: "
+                "test_transform changes the size. Remove it, the model takes any size."
+            )
+        valid = has_data(set(files.values()), shape)
+        class_names = class_names_of(pl_module, getattr(trainer, "datamodule", None))
+        dtype = self._types[continuous]
+        nodata = np.nan if np.dtype(dtype).kind == "f" else NO_CLASS
+        data = np.where(valid, array, nodata).astype(dtype)
+        colormap = None
+        if continuous:
+            descriptions = tuple(class_names) if len(class_names) == len(array) else ()
+        else:
+            descriptions = ("class",)
+            count = max(len(class_names), int(pl_module.hparams["model_args"].get("num_classes") or 0), 1)
+            if count > NO_CLASS:
+                raise ConfigError(f"A class map has room for {NO_CLASS} classes beside {NO_CLASS}, got {count}.")
+            if dtype in ("uint8", "uint16"):  # only these have colour tables
+                colormap = {i: parse_color(LABEL_COLORS[i % len(LABEL_COLORS)]) for i in range(count)}
+        tags = {f"class_{i}": name for i, name in enumerate(class_names)} if not continuous else {}
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_geotiff(
+            target,
+            data,
+            crs=crs,
+            transform=transform,
+            descriptions=descriptions,
+            nodata=nodata,
+            colormap=colormap,
+            tags=tags,
+        )
+
+    def _target(self, trainer: Trainer, source: str, suffix: str) -> Path:
+        roots = getattr(getattr(trainer, "datamodule", None), "predict_root", None) or {}
+        folder = Path()
+        for root in roots.values() if isinstance(roots, Mapping) else [roots]:
+            if Path(source).resolve().is_relative_to(Path(root).resolve()):
+                folder = Path(source).resolve().relative_to(Path(root).resolve()).parent
+                break
+        prefix = getattr(trainer, "output_file_prefix", None)
+        stem = f"{prefix}_{Path(source).stem}" if prefix else Path(source).stem
+        target = Path(str(self.output_dir)) / folder / f"{stem}_{suffix}.tif"
+        before = self._written.setdefault(target, source)
+        if before != source:
+            raise DataError(f"{before} and {source} would both be written to {target}. Predict them into two folders.")
+        return target
+
+
+def take_over(trainer: Any) -> None:
+    """Let this package write what TerraTorch's writer would; nothing where none of them is among the callbacks."""
+    callbacks = getattr(trainer, "callbacks", None) or []
+    if any(isinstance(callback, GeoTiffWriter) for callback in callbacks):
+        return
+    if any(isinstance(callback, CustomWriter) for callback in callbacks):
+        trainer.callbacks = [*callbacks, GeoTiffWriter()]
+
+
+def choose_types(asked: str) -> tuple[str, str]:
+    """Return the types of class maps and of continuous values.
+
+    Args:
+        asked: Value of --out_dtype.
+
+    Raises:
+        ConfigError: No class map can have this type.
+    """
+    if asked == UNDECIDED:
+        return CLASS_TYPES[0], CONTINUOUS_TYPES[0]
+    if asked not in CLASS_TYPES:
+        raise ConfigError(
+            f"--out_dtype {asked}: a map of classes with {NO_CLASS} for no data can be {', '.join(CLASS_TYPES)}. Leave "
+            f"--out_dtype out for {CLASS_TYPES[0]} classes and {CONTINUOUS_TYPES[0]} probabilities."
+        )
+    if asked not in CONTINUOUS_TYPES:
+        logger.info("--out_dtype %s holds for class maps; other values stay %s.", asked, CONTINUOUS_TYPES[0])
+        return asked, CONTINUOUS_TYPES[0]
+    return asked, asked
+
+
+def has_data(files: set[str], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return a boolean [H, W], True where some band of some file has data.
+
+    Args:
+        files: Rasters on one grid; others than that size are left out.
+        shape: Height and width.
+    """
+    valid = np.zeros(shape, dtype=bool)
+    for file in files:
+        with rasterio.open(file) as raster:
+            if raster.shape != shape:
+                continue
+            # Masked are nodata, by band, and what a mask or an alpha band of the file leaves out.
+            values = raster.read(masked=True)
+        here = ~np.ma.getmaskarray(values)
+        if values.dtype.kind == "f":
+            here &= np.isfinite(values.data)
+        valid |= here.any(axis=0)
+    return valid
