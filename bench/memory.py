@@ -16,7 +16,7 @@ import torch
 
 from bench.cases import PRECISIONS, WORKS, Case, all_cases
 from bench.models import SemanticSegmentationTask, build_task, make_round
-from terramind_plugin.evaluate.memory import RESET, read_status
+from terramind_plugin.memory import RESET, read_status
 
 ROUNDS = 2
 """In the second, the optimiser's state is there."""

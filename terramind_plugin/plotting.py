@@ -128,7 +128,8 @@ def plot_samples(
     class_names: Sequence[str] | None = None,
     bands: Mapping[str, Sequence[object] | None] | None = None,
     pictures: Sequence[Mapping[str, np.ndarray]] | None = None,
-) -> Figure:
+    figure: Any = None,
+) -> Any:
     """Return a figure with a row for each sample and a column for each input, label and prediction, and a legend.
 
     Args:
@@ -136,6 +137,7 @@ def plot_samples(
         class_names: Names of the classes.
         bands: Bands of a modality, where they are not all of them.
         pictures: For each sample, as in `plot_sample`.
+        figure: Part of a figure to draw on; a new one by default.
     """
     classes = [ids for row in rows for ids in row[2:] if ids is not None]
     count = len(class_names) if class_names else 1 + max((_highest(ids) for ids in classes), default=0)
@@ -145,7 +147,8 @@ def plot_samples(
         for (_, images, label, prediction), more in zip(rows, pictures or [{}] * len(rows), strict=True)
     ]
     columns = _columns(panels)
-    figure = Figure(figsize=(3.2 * len(columns), 3.2 * len(rows) + 0.9), layout="constrained")
+    if figure is None:
+        figure = Figure(figsize=(3.2 * len(columns), 3.2 * len(rows) + 0.9), layout="constrained")
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
     for name, axis in zip(columns, axes[0], strict=True):
         axis.set_title(name, fontsize=10)

@@ -17,6 +17,9 @@ from terramind_plugin.check.keys import check_agreement, check_model_args, check
 from terramind_plugin.contract.findings import Finding
 from terramind_plugin.errors import ConfigError, DataError, WeightsError, one_line
 
+MEMOS = ("backbone_tim_memo", "backbone_feature_memo")
+"""Settings that would write to the disk."""
+
 
 class ParsingCLI(lightning_cli.TerraMindCLI):
     """The command line that only parses."""
@@ -36,6 +39,8 @@ class Built:
     config: dict[str, Any] = field(default_factory=dict)
     datamodule: Any = None
     model: Any = None
+    cli: Any = None
+    """The parsed command line."""
 
 
 def build(config: Path, words: list[str]) -> Built:
@@ -57,6 +62,7 @@ def build(config: Path, words: list[str]) -> Built:
         built.findings.append(Finding("yaml: parsing", "error", one_line(error)))
         built.findings += _static(content)
         return built
+    built.cli = cli
     built.config = cli.config.as_dict()
     built.findings += _static(built.config)
     model_args = cli.config.get("model.init_args.model_args")
@@ -69,6 +75,18 @@ def build(config: Path, words: list[str]) -> Built:
         with torch.device("meta"):
             built.model = _instantiate(cli, "model", built)
     return built
+
+
+def build_again(built: Built) -> Any:
+    """Return the model of a configuration in memory, with random weights and without memos; None if that fails.
+
+    Args:
+        built: What `build` returned; what goes wrong is added.
+    """
+    arguments = built.cli.config.get("model.init_args.model_args")
+    for key in [key for key in arguments or {} if key.startswith(MEMOS)]:
+        arguments.pop(key)
+    return _instantiate(built.cli, "model", built)
 
 
 def _read(config: Path, built: Built) -> dict[str, Any] | None:

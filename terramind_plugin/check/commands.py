@@ -26,6 +26,12 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--samples", type=int, default=64, metavar="N", help="samples to read pixels of (default: %(default)s)"
     )
+    parser.add_argument(
+        "--timed", action="store_true", help="also train some steps with random weights: seconds an epoch, peak memory"
+    )
+    parser.add_argument(
+        "--sheet", type=Path, metavar="PNG", help="draw samples, and each band beside the pre-training data"
+    )
     parser.add_argument("--strict", action="store_true", help="exit with 1 on a warning")
     parser.set_defaults(run=_check, words=[])
 
@@ -38,7 +44,7 @@ def _check(options: argparse.Namespace) -> None:
     from terramind_plugin.check.run import check
     from terramind_plugin.contract.findings import worst
 
-    findings = check(options.config, options.words, options.samples)
+    findings = check(options.config, options.words, options.samples, timed=options.timed, sheet=options.sheet)
     table = Table("check", "verdict", "what was seen", "what to do", title=str(options.config), show_lines=True)
     for finding in findings:
         row = (finding.check, finding.verdict, finding.seen, finding.advice)

@@ -207,5 +207,5 @@ def check_precision(precision: str, accelerator: str) -> Iterator[Finding]:
             f"precision {precision} is made for GPUs; this machine has none that is used.",
             "Set bf16-mixed for a CPU.",
         )
-    if precision.startswith("bf16") and cuda and not torch.cuda.is_bf16_supported():
+    if precision.startswith("bf16") and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
         yield Finding("run: precision", "error", f"this GPU has no {precision}.", "Set 16-mixed.")

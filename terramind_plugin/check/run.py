@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from terramind_plugin.check.build import Built, build
+from terramind_plugin.check.build import Built, build, build_again
 from terramind_plugin.check.disk import check_disk
+from terramind_plugin.check.sheet import draw_sheet
+from terramind_plugin.check.step import check_step
 from terramind_plugin.contract.findings import Finding
 from terramind_plugin.contract.plan import describe
 from terramind_plugin.contract.run import check_data
 
 
-def check(config: Path, words: list[str], samples: int = 64) -> list[Finding]:
+def check(
+    config: Path, words: list[str], samples: int = 64, timed: bool = False, sheet: Path | None = None
+) -> list[Finding]:
     """Return everything that was found, good and bad.
 
     Args:
         config: The YAML file.
         words: Further options, as for terramind fit.
         samples: How many samples to read pixels of, at most.
+        timed: Also run a few training steps.
+        sheet: Picture of the data to write.
+
+    Raises:
+        ConfigError: The picture cannot be written.
+        DataError: There is nothing to draw on it.
     """
     built = build(config, words)
     findings = list(built.findings)
@@ -25,6 +35,12 @@ def check(config: Path, words: list[str], samples: int = 64) -> list[Finding]:
         findings += check_disk(built.config, built.model)
     if built.datamodule is not None:
         findings += _data(built, samples)
+        plan = describe(built.datamodule)
+        if sheet is not None and plan is not None:
+            draw_sheet(plan, sheet, samples)
+    if timed and built.model is not None and built.datamodule is not None:
+        model = build_again(built)
+        findings += [] if model is None else check_step(built.config, model, built.datamodule)
     if not any(finding.check.startswith("yaml") for finding in findings):
         findings.insert(0, Finding("yaml", "ok", "parsed; data module and model built, without weights."))
     return findings

@@ -54,6 +54,29 @@ class Sample:
     read: int = 0
 
 
+def _with_images(plan: DataPlan) -> list[tuple[str, str, dict[str, Path]]]:
+    names = {image.name for image in plan.images}
+    return [
+        (split.name, name, files)
+        for split in plan.splits
+        for name, files in split.samples.items()
+        if names & files.keys()
+    ]
+
+
+def draw_samples(plan: DataPlan, count: int, seed: int = 0) -> list[tuple[str, str, dict[str, Path]]]:
+    """Return split, id and files of some samples that have an image, drawn from all splits.
+
+    Args:
+        plan: What there is.
+        count: How many samples, at most.
+        seed: Of the draw.
+    """
+    every = _with_images(plan)
+    order = np.random.default_rng(seed).permutation(len(every))[:count]
+    return [every[index] for index in sorted(order)]
+
+
 def read_sample(plan: DataPlan, count: int, seed: int = 0) -> Sample:
     """Return summaries of the images of some samples, drawn from all splits.
 
@@ -62,16 +85,14 @@ def read_sample(plan: DataPlan, count: int, seed: int = 0) -> Sample:
         count: How many samples, at most.
         seed: Of the draw.
     """
-    names = {image.name for image in plan.images}
-    every = [(split.name, files) for split in plan.splits for files in split.samples.values() if names & files.keys()]
-    order = np.random.default_rng(seed).permutation(len(every))[:count]
+    drawn = draw_samples(plan, count, seed)
     jobs = [
         (image, split, files[image.name])
-        for split, files in (every[index] for index in sorted(order))
+        for split, _, files in drawn
         for image in plan.images
         if image.name in files and image.name != LABEL and files[image.name].suffix.lower() in RASTERS
     ]
-    result = Sample(of=len(every), read=len(order))
+    result = Sample(of=len(_with_images(plan)), read=len(drawn))
     with ThreadPoolExecutor(THREADS) as pool:
         for (image, _, path), got in zip(jobs, pool.map(lambda job: _summary(*job), jobs), strict=True):
             if isinstance(got, str):

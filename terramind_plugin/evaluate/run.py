@@ -14,8 +14,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from terramind_plugin.errors import ConfigError, DataError, WeightsError
-from terramind_plugin.evaluate.memory import peak_since, restart_peak
 from terramind_plugin.lightning_cli import make_cli
+from terramind_plugin.memory import peak_since, restart_peak
 
 
 @dataclass(frozen=True)
