@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch import LightningDataModule
 from terratorch.cli_tools import (
     CustomWriter,
@@ -27,7 +26,7 @@ from torchgeo.trainers import BaseTask
 import terramind_plugin
 from terramind_plugin.adapt.lora import BASE
 from terramind_plugin.data.classes import compare_class_names
-from terramind_plugin.data.statistics import band_statistics
+from terramind_plugin.data.statistics import band_statistics, describe_statistics
 from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundError, suggest
 
 logger = logging.getLogger("terramind_plugin")
@@ -40,12 +39,11 @@ class StatisticsTrainer(MyTrainer):
     """TerraTorch's trainer, whose statistics also cover several modalities."""
 
     def compute_statistics(self, datamodule: LightningDataModule, **kwargs: Any) -> None:
-        """Print means and stds of the training data as YAML for data.init_args."""
+        """Print statistics of the training data as YAML for data.init_args."""
         if not hasattr(datamodule, "modalities"):
             super().compute_statistics(datamodule, **kwargs)
             return
-        means, stds = band_statistics(datamodule)
-        print(yaml.safe_dump({"means": means, "stds": stds}, sort_keys=False, default_flow_style=None))
+        print(describe_statistics(band_statistics(datamodule), getattr(datamodule, "bands_read", {})))
 
 
 class TerraMindCLI(MyLightningCLI):

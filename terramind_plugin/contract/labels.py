@@ -107,17 +107,27 @@ def check_labels(
             f"{len(empty)} of {len(masks)} files hold no class at all: {some([m.path.name for m in empty])}.",
             "Remove these samples: they teach nothing.",
         )
-    seen = {value: total[value] for value in classes if total[value]}
-    if len(seen) > 1 and loss == "ce" and not weighted:
-        rarest = min(seen, key=lambda value: seen[value])
-        share = seen[rarest] / sum(seen.values())
-        if share < RARE:
-            yield Finding(
-                "labels: balance",
-                "note",
-                f"{share:.2%} of the pixels are {_name(plan, rarest - shift)}, and the loss is ce.",
-                "Try loss: dice or focal, or class_weights.",
-            )
+    yield from _check_balance(plan, [total[value] for value in classes], loss == "ce" and not weighted)
+
+
+def _check_balance(plan: DataPlan, counts: list[int], unweighted: bool) -> Iterator[Finding]:
+    """Yield the share of each class, with a loss that suits if one is rare and the present one does not see it."""
+    if not sum(counts):
+        return
+    shares = [count / sum(counts) for count in counts]
+    order = sorted(range(len(shares)), key=lambda value: -shares[value])
+    seen = some([f"{shares[value]:.2%} {_name(plan, value)}" for value in order], 6)
+    rarest = min((share for share in shares if share), default=1.0)
+    if rarest >= RARE or not unweighted:
+        yield Finding("labels: balance", "ok", f"{seen}.")
+        return
+    # By square roots: the plain inverse would make a class of few pixels drown all others.
+    raw = [share**-0.5 if share else 1.0 for share in shares]
+    weights = ", ".join(f"{weight * len(raw) / sum(raw):.2f}" for weight in raw)
+    advice = (
+        f"Try loss: dice or focal, or class_weights: [{weights}]." if len(raw) <= 20 else "Try loss: dice or focal."
+    )
+    yield Finding("labels: balance", "note", f"{seen}; the loss is ce.", advice)
 
 
 def _name(plan: DataPlan, value: int) -> str:

@@ -168,6 +168,17 @@ def test_a_mistake_in_the_data(mistake: str, chips: Any, check: Any) -> None:
     assert any(re.search(text, str(finding)) for finding in found)
 
 
+def test_a_rare_class_under_a_loss_that_does_not_see_it(chips: Any, check: Any) -> None:
+    rare = np.zeros((1, 64, 64), np.int16)
+    rare[0, :8, :8] = 1
+    every("Label", lambda v: rare)(chips)
+    (found,) = [f for f in check(chips) if f.check == "labels: balance"]
+    assert found.verdict == "note"
+    assert "98.44% class 0 (Land), 1.56% class 1 (Water)" in found.seen
+    assert "class_weights: [0.22, 1.78]" in found.advice
+    assert check(chips, {"model.loss": "dice"}) == check(chips, {"model.class_weights": [0.2, 1.8]}) == []
+
+
 @pytest.mark.parametrize("declared", [-1000, 0, None])
 def test_an_offset_in_the_files(declared: int | None, chips: Any, check: Any) -> None:
     every(S2, lambda v: v + np.uint16(1000))(chips)
