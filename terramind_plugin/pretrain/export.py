@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from terramind_plugin._version import __version__
@@ -48,7 +48,7 @@ def export_weights(checkpoint: Path, out: Path, dtype: str = "float32") -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.tmp")
     try:
-        save_file(weights, temporary, {"format": "pt", "terramind_plugin": __version__})
+        temporary.write_bytes(save(weights, {"format": "pt", "terramind_plugin": __version__}))
         os.replace(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)
