@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -19,6 +20,8 @@ from terramind_plugin.pretrain.masking import MaskPlan, draw_masks
 from terramind_plugin.pretrain.modelling import Chips, MaskedLoss, masked_loss
 from terramind_plugin.pretrain.training import build_optimizer, make_generator
 from terramind_plugin.variants import VARIANTS
+
+logger = logging.getLogger("terramind_plugin")
 
 SEQUENCE_LENGTHS = {"coords": 3}
 """Latitude, longitude and end."""
@@ -96,7 +99,7 @@ class MaskedModellingTask(BaseTask):
         inputs = plan_generator_inputs([*self.plan.pixels, *keys])
         self.model = EncoderDecoder(numbers, inputs, list(targets.values()), img_size=size)
         if given["pretrained"] or given["ckpt_path"] is not None:
-            load_encoder_decoder(self.model, given["ckpt_path"])
+            logger.info("%s", load_encoder_decoder(self.model, given["ckpt_path"]))
 
     def training_step(self, batch: Chips, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
