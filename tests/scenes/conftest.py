@@ -1,7 +1,9 @@
-"""A task with random weights, and scenes for it."""
+"""Tasks and generators with random weights, and scenes for them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,10 @@ import yaml
 from rasterio.transform import Affine
 from running import change, segmentation_config
 
+from terramind_plugin.generators import build_generator
 from terramind_plugin.modalities import MODALITIES
+from terramind_plugin.tokenizers import variants
+from tests.generation.conftest import scatter_weights
 
 PLACE = Affine(10, 0, 500_000, 0, -10, 5_000_000)
 
@@ -71,3 +76,22 @@ def radar_task(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def both_task(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Return configuration and checkpoint of a task with two modalities."""
     return make_task(tmp_path_factory.mktemp("both"), {})
+
+
+@pytest.fixture(scope="module")
+def small_tokenizers() -> Iterator[None]:
+    """Tokenizers of the right kind, with few weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, variant in list(variants.TOKENIZERS.items()):
+            unet = variant.unet and variants.UNetSize(width=32, multipliers=(1, 1), blocks=1, attention_at=(2,))
+            patch.setitem(variants.TOKENIZERS, name, replace(variant, dim=48, depth=1, num_heads=3, unet=unet))
+        yield
+
+
+def save_generator(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Path:
+    """Write weights of a tiny generator that gives no constant images, as untrained decoders do."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = scatter_weights(build_generator("terramind_v1_tiny", list(inputs), list(outputs)))
+    torch.save(model.state_dict(), path)
+    return path

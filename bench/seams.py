@@ -1,0 +1,64 @@
+"""Whether windows show in a map: `python -m bench.seams FILE --crop 224 --stride 176 --margin 8 --align 16`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+
+from terramind_plugin.geo.windows import Axis, Plan, plan_windows
+
+
+def measure_seams(values: NDArray, plan: Plan, patch: int = 16) -> float:
+    """Return the mean jump from pixel to pixel where windows begin or end, divided by that elsewhere.
+
+    Only pixels at borders of patches are compared with one another, as windows usually begin at one and as a decoder
+    may show them. 1 means that nobody can tell where a window begins; NaN, that there is one window.
+
+    Args:
+        values: [H, W] of a continuous map, or class ids, for which a jump is another class; NaN is left out.
+        plan: The windows that the map was made with.
+        patch: Height and width of a patch in pixels.
+    """
+    at_borders, elsewhere = [], []
+    for axis, image in ((plan.rows, values), (plan.columns, values.T)):
+        if image.dtype.kind in "ui":
+            jumps = (image[1:] != image[:-1]).astype(np.float64)
+        else:
+            jumps = np.abs(np.diff(image.astype(np.float64), axis=0))
+        borders = _borders(axis)
+        places = np.arange(1, axis.length)
+        comparable = np.isin(places % patch, np.unique(borders % patch))
+        is_border = np.isin(places, borders)
+        at_borders.append(jumps[is_border].ravel())
+        elsewhere.append(jumps[comparable & ~is_border].ravel())
+    return float(np.nanmean(np.concatenate(at_borders)) / np.nanmean(np.concatenate(elsewhere)))
+
+
+def _borders(axis: Axis) -> NDArray[np.int64]:
+    """Return the first pixels of windows and those after the last, without the edges of the image."""
+    ends = {end for index in range(len(axis.starts)) for end in axis.used(index)}
+    return np.array(sorted(ends - {0, axis.length}), dtype=np.int64)
+
+
+def main() -> None:
+    """Print the measure of each band."""
+    parser = argparse.ArgumentParser("python -m bench.seams", description="Jump at window borders by jump elsewhere.")
+    parser.add_argument("file", type=Path)
+    for name, default in (("crop", 224), ("stride", 176), ("margin", 8), ("align", 16)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = parser.parse_args()
+    with rasterio.open(options.file) as raster:
+        image, names = raster.read(), raster.descriptions
+    plan = plan_windows(
+        *image.shape[1:], options.crop, options.stride, options.margin, multiple=16, align=options.align
+    )
+    for name, band in zip(names, image, strict=True):
+        print(f"{name or 'band'}: {measure_seams(band, plan):.3f}")
+
+
+if __name__ == "__main__":
+    main()
