@@ -1,0 +1,199 @@
+"""The labelled chips of a configuration's test split, as files."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.errors import RasterioError
+
+from terramind_plugin.check.build import ParsingCLI
+from terramind_plugin.contract.plan import LABEL, DataPlan, ImagePlan, describe
+from terramind_plugin.errors import ConfigError, DataError, one_line
+from terramind_plugin.evaluate.compare import read_config
+from terramind_plugin.geo.source import Expected
+from terramind_plugin.lightning_cli import make_cli
+from terramind_plugin.variants import VARIANTS
+
+
+@dataclass(frozen=True)
+class Labels:
+    """How label files are read."""
+
+    ignored: int | None
+    """Class id that does not count."""
+    shifted: bool
+    """Whether files count classes from 1, and 0 is no label."""
+    classes: int | None
+    """Number of classes; a nodata value among them is a class."""
+
+    def read(self, path: Path) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return class ids [H, W], and where there is one that counts.
+
+        Raises:
+            DataError: The file cannot be read, or holds no class ids.
+        """
+        try:
+            with rasterio.open(path) as file:
+                values, nodata = file.read(1).astype(np.float64), file.nodata
+        except RasterioError as error:
+            raise DataError(f"{path} cannot be read as a label: {one_line(error)}") from error
+        missing = ~np.isfinite(values)
+        if nodata is not None and not 0 <= nodata - self.shifted < (self.classes or 0):
+            missing |= values == nodata
+        ids = np.where(missing, 0, values)
+        if (ids != np.round(ids)).any():
+            raise DataError(f"{path} is no label: it holds {ids[ids != np.round(ids)][0]:g}, expected class ids.")
+        shifted = ids.astype(np.int64) - self.shifted
+        missing |= shifted < 0 if self.shifted else False
+        return shifted, ~missing if self.ignored is None else ~missing & (shifted != self.ignored)
+
+
+@dataclass(frozen=True)
+class TestChip:
+    """One labelled chip."""
+
+    __test__ = False  # no test, whatever pytest thinks of the name
+
+    name: str
+    files: Mapping[str, Path]
+    """By modality, as the configuration calls it; those there are."""
+    label: Path
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """What a configuration tests on."""
+
+    __test__ = False
+
+    chips: Sequence[TestChip]
+    expected: Mapping[str, Expected]
+    """What files hold, by modality, in the order of the configuration."""
+    scales: Mapping[str, float]
+    """Factor from a file's values to the units of its modality."""
+    labels: Labels
+
+    def having(self, modalities: Sequence[str]) -> list[TestChip]:
+        """Return the chips that have all of some modalities."""
+        return [chip for chip in self.chips if all(name in chip.files for name in modalities)]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A configuration's model and test set."""
+
+    variant: str
+    pretrained: bool
+    ckpt_path: Path | None
+    test: TestSet
+
+
+def read_experiment(config: Path, words: Sequence[str] = ()) -> Experiment:
+    """Return model and test set of a configuration for `terratorch fit`; nothing is trained or loaded.
+
+    Args:
+        config: YAML file.
+        words: Further options of `terramind fit`.
+
+    Raises:
+        ConfigError: The configuration is not possible, has no TerraMind backbone or another data module.
+        DataError: Its test split lacks files.
+    """
+    read_config(config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+        cli = make_cli(["--config", str(config), *words], kind=_DataCLI)
+    task = cli.config.get("model.init_args") or {}
+    arguments = task.get("model_args") or {}
+    backbone = str(arguments.get("backbone"))
+    variant = backbone.removeprefix("terratorch_").removesuffix("_tim")
+    if variant not in VARIANTS:
+        raise ConfigError(
+            f"{config}: model.init_args.model_args.backbone must be one of {', '.join(VARIANTS)}, got '{backbone}'."
+        )
+    plan = describe(cli.datamodule)
+    if plan is None or plan.task != "segmentation":
+        raise ConfigError(
+            f"{config}: zero-shot mapping needs labelled maps: class_path: terramind_plugin.TerraMindDataModule with "
+            f"task: segmentation, got {type(cli.datamodule).__name__}."
+        )
+    path = arguments.get("backbone_ckpt_path")
+    return Experiment(
+        variant,
+        bool(arguments.get("backbone_pretrained")),
+        None if path is None else Path(path),
+        _read_test_set(plan, task.get("ignore_index"), config),
+    )
+
+
+class _DataCLI(ParsingCLI):
+    """The command line that builds the data module alone."""
+
+    def instantiate_classes(self) -> None:
+        """Build the data module; the model would want its decoder and weights."""
+        from jsonargparse import Namespace
+
+        make = getattr(self.parser, "instantiate", None) or self.parser.instantiate_classes
+        self.datamodule = make(Namespace(data=self.config["data"]))["data"]
+
+
+def _read_test_set(plan: DataPlan, ignored: int | None, config: Path) -> TestSet:
+    if plan.no_label_replace is not None:
+        ignored = int(plan.no_label_replace) if ignored is None else ignored
+    images = {image.name: image for image in plan.images if _is_known(image)}
+    if not images:
+        raise ConfigError(f"{config}: none of data.modalities is one that TerraMind was pre-trained with.")
+    split = next((split for split in plan.splits if split.name == "test"), None)
+    if split is None or split.problem:
+        reason = split.problem if split is not None else "data.init_args.test_data_root (or data_root) is missing"
+        raise DataError(f"{config}: there is no test set: {reason}.")
+    chips = []
+    for name, files in split.samples.items():
+        missing = [key for key in split.needed if key not in files]
+        if missing and (LABEL in missing or not plan.missing_allowed):
+            roots = ", ".join(plan.roots[f"test {key}"] for key in missing)
+            raise DataError(f"Test sample {name} of {split.file or config} has no file of {', '.join(missing)} in {roots}.")
+        if LABEL not in files:
+            raise ConfigError(f"{config}: zero-shot mapping needs data.init_args.test_label_data_root (or label_data_root).")
+        chips.append(TestChip(name, {key: path for key, path in files.items() if key in images}, files[LABEL]))
+    if not chips:
+        raise DataError(f"{config}: the test split {split.file or ''} has no samples.")
+    return TestSet(
+        chips,
+        {name: _expect(image) for name, image in images.items()},
+        {name: image.scale for name, image in images.items()},
+        Labels(ignored, plan.reduce_zero_label, plan.num_classes),
+    )
+
+
+def _is_known(image: ImagePlan) -> bool:
+    """Whether a generator of land cover can take it."""
+    modality = image.modality
+    if image.dates:
+        raise ConfigError("Zero-shot mapping takes chips of one date; the configuration has several.")
+    return modality is not None and modality.kind == "image"
+
+
+def _expect(image: ImagePlan) -> Expected:
+    """Return what files of a modality hold: all bands that the model was pre-trained with, whatever is selected."""
+    modality: Any = image.modality
+    return Expected(
+        modality.name,
+        modality.band_names,
+        tuple(value / image.scale for value in modality.mean),
+        file_bands=image.file_bands,
+    )
+
+
+def input_sets(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Yield each non-empty set of some names, small ones first."""
+    masks = sorted(range(1, 1 << len(names)), key=lambda mask: (mask.bit_count(), mask))
+    for mask in masks:
+        yield tuple(name for place, name in enumerate(names) if mask >> place & 1)

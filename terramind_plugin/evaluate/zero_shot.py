@@ -1,0 +1,285 @@
+"""Maps of a land cover class that nobody trained for: generated land cover, compared with labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from terramind_plugin.chips.run import WEIGHTS_SEED
+from terramind_plugin.errors import ConfigError, DataError, suggest
+from terramind_plugin.evaluate.scores import Overlap, Score, count_overlap, precision, recall, score_overlaps
+from terramind_plugin.evaluate.testset import Experiment, TestChip, TestSet, input_sets
+from terramind_plugin.generation.generator import TerraMindGenerator
+from terramind_plugin.generators import build_generator
+from terramind_plugin.geo.large import Layer
+from terramind_plugin.geo.raster import parse_color
+from terramind_plugin.memo.keys import hash_weights
+from terramind_plugin.modalities import MODALITIES, find, resolve
+from terramind_plugin.plotting import LABEL_COLORS
+from terramind_plugin.scenes.generation import SceneGenerator
+from terramind_plugin.scenes.job import Job, Options, check_names, plan_job
+from terramind_plugin.scenes.run import run_jobs
+from terramind_plugin.variants import VARIANTS
+
+LAND_COVER = "LULC"
+TARGET = "target"
+"""End of the names of the files with the target's pixels."""
+NO_DATA = 255
+MARGIN, OVERLAP = 8, 0.15
+"""As for scenes: pixels at the edge of a window that do not count, and the share that windows overlap besides."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is looked for."""
+
+    classes: tuple[int, ...]
+    """Ids of land cover classes."""
+    positive: tuple[int, ...] = (1,)
+    """Ids in the labels that mean the same."""
+
+    @property
+    def name(self) -> str:
+        """Names of the classes."""
+        return ", ".join(MODALITIES[LAND_COVER].class_names[number] for number in self.classes)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one set of inputs gives."""
+
+    inputs: tuple[str, ...]
+    chips: Sequence[str]
+    overlaps: Sequence[Overlap]
+    """One for each chip."""
+    iou: Score
+    precision: Score
+    recall: Score
+
+
+class TargetGenerator(SceneGenerator):
+    """A generator of land cover as the model of a scene, which also marks the classes of a target.
+
+    Args:
+        generator: Makes land cover.
+        target: What is looked for.
+        scales: Factor from the values of files to the units of their modality.
+        seed: Where random numbers start.
+    """
+
+    def __init__(self, generator: TerraMindGenerator, target: Target, scales: Mapping[str, float], seed: int) -> None:
+        super().__init__(generator, seed=seed)
+        self.target = target
+        self.scales = dict(scales)
+        names = ("other", target.name)
+        self.layers += (
+            Layer(
+                TARGET,
+                "uint8",
+                (target.name,),
+                "class id",
+                NO_DATA,
+                {number: parse_color(LABEL_COLORS[number]) for number in range(len(names))},
+                class_names=names,
+                tags={"class_names": ", ".join(f"{number} = {name}" for number, name in enumerate(names))},
+            ),
+        )
+
+    def forward(self, images: Mapping[str, Tensor], corners: Sequence[tuple[int, int]]) -> Tensor:
+        """Return probabilities of the land cover classes [B, classes, h, w]."""
+        return super().forward({name: image * self.scales[name] for name, image in images.items()}, corners)
+
+    def finish(self, blended: Tensor) -> list[Tensor]:
+        """Return land cover and target, [1, rows, W] each."""
+        cover = blended.argmax(dim=0, keepdim=True)
+        wanted = torch.tensor(self.target.classes, device=cover.device)
+        return [cover.to(torch.uint8), torch.isin(cover, wanted).to(torch.uint8)]
+
+
+def read_target(words: str, positive: str = "1") -> Target:
+    """Return what is looked for.
+
+    Args:
+        words: Names of land cover classes with commas between them, e.g. 'water,flooded vegetation'.
+        positive: Ids in the labels, likewise.
+
+    Raises:
+        ConfigError: There is no such class, or an id is none.
+    """
+    known = {name.lower(): number for number, name in enumerate(MODALITIES[LAND_COVER].class_names) if number > 0}
+    classes = []
+    for word in (word.strip().lower() for word in words.split(",") if word.strip()):
+        if word not in known:
+            raise ConfigError(f"'{word}' is no land cover class.{suggest(word, known)} Classes: {', '.join(known)}.")
+        classes.append(known[word])
+    try:
+        ids = [int(word) for word in positive.split(",")]
+    except ValueError:
+        raise ConfigError(f"--positive takes class ids of the labels, e.g. 1 or 1,2; got '{positive}'.") from None
+    if not classes:
+        raise ConfigError(f"--target names no class. Classes: {', '.join(known)}.")
+    return Target(tuple(dict.fromkeys(classes)), tuple(dict.fromkeys(ids)))
+
+
+def choose_inputs(given: Sequence[str], wanted: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return sets of inputs in the spelling of the configuration.
+
+    Args:
+        given: Modalities of the configuration.
+        wanted: Sets as on the command line, e.g. ['S2L1C', 'S1GRD,S2L1C']; empty for all.
+
+    Raises:
+        ConfigError: A name is not among those given.
+    """
+    if not wanted:
+        return list(input_sets(given))
+    spelling = {resolve(name).name: name for name in given}
+    sets = []
+    for words in wanted:
+        names = []
+        for word in (word.strip() for word in words.split(",") if word.strip()):
+            entry = find(word)
+            if entry is None or entry.name not in spelling:
+                raise ConfigError(f"--inputs names '{word}', the configuration has {', '.join(given)}.")
+            names.append(spelling[entry.name])
+        if not names:
+            raise ConfigError("--inputs names nothing; give e.g. --inputs S2L1C,S1GRD.")
+        sets.append(tuple(name for name in given if name in names))
+    return list(dict.fromkeys(sets))
+
+
+def window_options(variant: str, out: Path, **more: Any) -> Options:
+    """Return how a model runs over chips that are larger than its image.
+
+    Args:
+        variant: Name of the model.
+        out: Folder to write to.
+        more: Further fields.
+    """
+    numbers = VARIANTS[variant]
+    crop, patch = numbers.img_size, numbers.patch_size
+    stride = max(patch, round((1 - OVERLAP) * (crop - 2 * MARGIN)) // patch * patch)
+    return Options(out, crop=crop, stride=stride, margin=MARGIN, align=patch, **more)
+
+
+def build_land_cover_generator(
+    experiment: Experiment,
+    *,
+    temperature: float = 0.0,
+    tokenizer_ckpt_paths: Mapping[str, Path] | None = None,
+) -> TerraMindGenerator:
+    """Return the generator of land cover from all modalities of a configuration.
+
+    Args:
+        experiment: The configuration.
+        temperature: Of the sampling; 0 takes the likeliest tokens.
+        tokenizer_ckpt_paths: Files with tokenizer weights, by modality.
+
+    Raises:
+        ConfigError: A setting is not possible.
+        WeightsError: The weights are not there or do not fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(WEIGHTS_SEED)  # random weights are the same in every run
+        return build_generator(
+            experiment.variant,
+            list(experiment.test.expected),
+            [LAND_COVER],
+            pretrained=experiment.pretrained,
+            ckpt_path=experiment.ckpt_path,
+            tokenizer_ckpt_paths=tokenizer_ckpt_paths,
+            standardize=True,
+            temps=temperature,
+        )
+
+
+def map_target(
+    model: TargetGenerator,
+    experiment: Experiment,
+    sets: Sequence[tuple[str, ...]],
+    options: Options,
+    described: Mapping[str, Any],
+) -> dict[tuple[str, ...], list[tuple[TestChip, Job]]]:
+    """Write the maps of all chips from each set of inputs, where they are not there yet.
+
+    Args:
+        model: Makes the maps.
+        experiment: The configuration.
+        sets: Sets of inputs.
+        options: How to run.
+        described: What is known of the model.
+
+    Raises:
+        ConfigError: The windows are not possible, or an unfinished run has other settings.
+        DataError: A file cannot be used, or no chip has the inputs.
+    """
+    test, patch = experiment.test, VARIANTS[experiment.variant].patch_size
+    known = {**described, "weights_sha256": hash_weights(model).hexdigest()[:16], "target": model.target.name}
+    done: dict[tuple[str, ...], list[tuple[TestChip, Job]]] = {}
+    for names in sets:
+        own = replace(options, out=options.out / "+".join(names))
+        chips = test.having(names)
+        if not chips:
+            raise DataError(f"No chip of the test set has {' and '.join(names)}. Leave the set out with --inputs.")
+        jobs = []
+        for chip in chips:
+            job = plan_job({name: chip.files[name] for name in names}, test.expected, own, patch)
+            job.decide("zero-shot", model.layers, known, own)
+            jobs.append(job)
+        check_names(jobs)
+        own.out.mkdir(parents=True, exist_ok=True)
+        done[names] = list(zip(chips, jobs, strict=True))
+    run_jobs(model, [job for pairs in done.values() for _, job in pairs], options)
+    return done
+
+
+def read_map(job: Job, ending: str) -> NDArray[np.uint8]:
+    """Return a map that was written, [H, W].
+
+    Args:
+        job: Its scene.
+        ending: Of its name.
+    """
+    layer = next(layer for layer in job.layers if layer.ending == ending)
+    with rasterio.open(job.target(layer)) as file:
+        return file.read(1)
+
+
+def score(test: TestSet, target: Target, names: tuple[str, ...], pairs: Sequence[tuple[TestChip, Job]]) -> Row:
+    """Return how maps agree with labels; pixels without label or without data do not count.
+
+    Args:
+        test: Says how labels are read.
+        target: What is looked for.
+        names: The inputs.
+        pairs: Chips and their maps.
+
+    Raises:
+        DataError: A label cannot be read, or has another size than its chip.
+    """
+    overlaps = []
+    for chip, job in pairs:
+        ids, known = test.labels.read(chip.label)
+        found = read_map(job, TARGET)
+        if found.shape != ids.shape:
+            raise DataError(
+                f"{chip.label} has {ids.shape[0]} x {ids.shape[1]} pixels, {chip.files[names[0]]} has "
+                f"{found.shape[0]} x {found.shape[1]}. Resample them to one grid."
+            )
+        overlaps.append(count_overlap(found == 1, np.isin(ids, target.positive), known & (found != NO_DATA)))
+    return Row(
+        names,
+        [chip.name for chip, _ in pairs],
+        overlaps,
+        score_overlaps(overlaps),
+        score_overlaps(overlaps, precision),
+        score_overlaps(overlaps, recall),
+    )
