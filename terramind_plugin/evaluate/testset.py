@@ -56,10 +56,8 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class TestChip:
+class LabelledChip:
     """One labelled chip."""
-
-    __test__ = False  # no test, whatever pytest thinks of the name
 
     name: str
     files: Mapping[str, Path]
@@ -68,19 +66,17 @@ class TestChip:
 
 
 @dataclass(frozen=True)
-class TestSet:
+class LabelledSet:
     """What a configuration tests on."""
 
-    __test__ = False
-
-    chips: Sequence[TestChip]
+    chips: Sequence[LabelledChip]
     expected: Mapping[str, Expected]
     """What files hold, by modality, in the order of the configuration."""
     scales: Mapping[str, float]
     """Factor from a file's values to the units of its modality."""
     labels: Labels
 
-    def having(self, modalities: Sequence[str]) -> list[TestChip]:
+    def having(self, modalities: Sequence[str]) -> list[LabelledChip]:
         """Return the chips that have all of some modalities."""
         return [chip for chip in self.chips if all(name in chip.files for name in modalities)]
 
@@ -92,7 +88,7 @@ class Experiment:
     variant: str
     pretrained: bool
     ckpt_path: Path | None
-    test: TestSet
+    test: LabelledSet
 
 
 def read_experiment(config: Path, words: Sequence[str] = ()) -> Experiment:
@@ -144,7 +140,7 @@ class _DataCLI(ParsingCLI):
         self.datamodule = make(Namespace(data=self.config["data"]))["data"]
 
 
-def _read_test_set(plan: DataPlan, ignored: int | None, config: Path) -> TestSet:
+def _read_test_set(plan: DataPlan, ignored: int | None, config: Path) -> LabelledSet:
     if plan.no_label_replace is not None:
         ignored = int(plan.no_label_replace) if ignored is None else ignored
     images = {image.name: image for image in plan.images if _is_known(image)}
@@ -159,13 +155,17 @@ def _read_test_set(plan: DataPlan, ignored: int | None, config: Path) -> TestSet
         missing = [key for key in split.needed if key not in files]
         if missing and (LABEL in missing or not plan.missing_allowed):
             roots = ", ".join(plan.roots[f"test {key}"] for key in missing)
-            raise DataError(f"Test sample {name} of {split.file or config} has no file of {', '.join(missing)} in {roots}.")
+            raise DataError(
+                f"Test sample {name} of {split.file or config} has no file of {', '.join(missing)} in {roots}."
+            )
         if LABEL not in files:
-            raise ConfigError(f"{config}: zero-shot mapping needs data.init_args.test_label_data_root (or label_data_root).")
-        chips.append(TestChip(name, {key: path for key, path in files.items() if key in images}, files[LABEL]))
+            raise ConfigError(
+                f"{config}: zero-shot mapping needs data.init_args.test_label_data_root (or label_data_root)."
+            )
+        chips.append(LabelledChip(name, {key: path for key, path in files.items() if key in images}, files[LABEL]))
     if not chips:
         raise DataError(f"{config}: the test split {split.file or ''} has no samples.")
-    return TestSet(
+    return LabelledSet(
         chips,
         {name: _expect(image) for name, image in images.items()},
         {name: image.scale for name, image in images.items()},

@@ -16,7 +16,7 @@ from torch import Tensor
 from terramind_plugin.chips.run import WEIGHTS_SEED
 from terramind_plugin.errors import ConfigError, DataError, suggest
 from terramind_plugin.evaluate.scores import Overlap, Score, count_overlap, precision, recall, score_overlaps
-from terramind_plugin.evaluate.testset import Experiment, TestChip, TestSet, input_sets
+from terramind_plugin.evaluate.testset import Experiment, LabelledChip, LabelledSet, input_sets
 from terramind_plugin.generation.generator import TerraMindGenerator
 from terramind_plugin.generators import build_generator
 from terramind_plugin.geo.large import Layer
@@ -207,7 +207,7 @@ def map_target(
     sets: Sequence[tuple[str, ...]],
     options: Options,
     described: Mapping[str, Any],
-) -> dict[tuple[str, ...], list[tuple[TestChip, Job]]]:
+) -> dict[tuple[str, ...], list[tuple[LabelledChip, Job]]]:
     """Write the maps of all chips from each set of inputs, where they are not there yet.
 
     Args:
@@ -223,7 +223,7 @@ def map_target(
     """
     test, patch = experiment.test, VARIANTS[experiment.variant].patch_size
     known = {**described, "weights_sha256": hash_weights(model).hexdigest()[:16], "target": model.target.name}
-    done: dict[tuple[str, ...], list[tuple[TestChip, Job]]] = {}
+    done: dict[tuple[str, ...], list[tuple[LabelledChip, Job]]] = {}
     for names in sets:
         own = replace(options, out=options.out / "+".join(names))
         chips = test.having(names)
@@ -253,7 +253,7 @@ def read_map(job: Job, ending: str) -> NDArray[np.uint8]:
         return file.read(1)
 
 
-def score(test: TestSet, target: Target, names: tuple[str, ...], pairs: Sequence[tuple[TestChip, Job]]) -> Row:
+def score(test: LabelledSet, target: Target, names: tuple[str, ...], pairs: Sequence[tuple[LabelledChip, Job]]) -> Row:
     """Return how maps agree with labels; pixels without label or without data do not count.
 
     Args:

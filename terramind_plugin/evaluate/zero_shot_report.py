@@ -1,0 +1,148 @@
+"""The results of zero-shot mapping as a table, a file and a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from terramind_plugin.evaluate.scores import Score, intersection_over_union
+from terramind_plugin.evaluate.testset import LabelledChip, LabelledSet
+from terramind_plugin.evaluate.zero_shot import LAND_COVER, NO_DATA, TARGET, Row, Target, read_map
+from terramind_plugin.geo.source import Source
+from terramind_plugin.modalities import MODALITIES
+from terramind_plugin.plotting import NO_LABEL, class_picture, modality_picture
+from terramind_plugin.scenes.job import Job
+
+PAPER = (
+    "For comparison, the paper's IoU on Sen1Floods11 (arXiv:2504.11171): TerraMind v1 base, zero-shot 0.454; a model "
+    "pre-trained to generate land cover alone 0.698; fine-tuned 0.844."
+)
+AGREEMENT = {"neither": "#d9cfb4", "hit": "#1f6fb4", "false alarm": "#e49635", "missed": "#c4281b"}
+"""Colours of what map and label say of a pixel."""
+CHIPS = 4
+"""Chips that are drawn."""
+
+
+def table(rows: Sequence[Row]) -> list[list[str]]:
+    """Return head and rows."""
+    head = ["inputs", "chips", "IoU", "95 % interval", "precision", "recall"]
+    return [head, *([" + ".join(row.inputs), str(len(row.chips)), *_cells(row)] for row in rows)]
+
+
+def _cells(row: Row) -> list[str]:
+    low, high = row.iou.interval
+    interval = f"{low:.3f} to {high:.3f}" if len(row.chips) > 1 else "-"
+    return [f"{row.iou.value:.3f}", interval, f"{row.precision.value:.3f}", f"{row.recall.value:.3f}"]
+
+
+def record(rows: Sequence[Row], target: Target, described: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all numbers for a JSON file; what cannot be computed is null.
+
+    Args:
+        rows: Results.
+        target: What was looked for.
+        described: What made the maps.
+    """
+    return {
+        **described,
+        "target": target.name,
+        "positive_label_ids": list(target.positive),
+        "rows": [
+            {
+                "inputs": list(row.inputs),
+                **{what: plain(getattr(row, what)) for what in ("iou", "precision", "recall")},
+                "chips": {
+                    name: dict(zip(("hits", "false", "missed"), overlap, strict=True))
+                    for name, overlap in zip(row.chips, row.overlaps, strict=True)
+                },
+            }
+            for row in rows
+        ],
+    }
+
+
+def plain(score: Score) -> dict[str, Any]:
+    """Return a score for a JSON file."""
+    low, high = (_number(value) for value in score.interval)
+    return {"value": _number(score.value), "low": low, "high": high}
+
+
+def _number(value: float) -> float | None:
+    return round(value, 6) if np.isfinite(value) else None
+
+
+def draw(test: LabelledSet, target: Target, row: Row, pairs: Sequence[tuple[LabelledChip, Job]], title: str) -> Figure:
+    """Return a figure of some chips from the best to the worst: inputs, land cover, target, label.
+
+    Args:
+        test: Says how files are read.
+        target: What was looked for.
+        row: Results of one set of inputs.
+        pairs: Its chips and their maps.
+        title: Above all.
+    """
+    chosen = choose_chips(row)
+    names = [*row.inputs, f"{LAND_COVER} (model)", f"{target.name} (model)", "label"]
+    figure = Figure(figsize=(2.9 * len(names), 3.0 * len(chosen) + 1.5), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    axes = figure.subplots(len(chosen), len(names), squeeze=False)
+    seen: set[int] = set()
+    for line, number in zip(axes, chosen, strict=True):
+        chip, job = pairs[number]
+        cover = read_map(job, LAND_COVER)
+        seen |= set(np.unique(cover).tolist())
+        ids, known = test.labels.read(chip.label)
+        wanted, found = np.isin(ids, target.positive), read_map(job, TARGET)
+        panels = [_picture(test, chip, name, job) for name in row.inputs]
+        panels.append(class_picture(cover, MODALITIES[LAND_COVER].class_colors))
+        panels += [_agreement(found == 1, wanted, known & (found != NO_DATA)), _agreement(wanted, wanted, known)]
+        for name, axis, panel in zip(names, line, panels, strict=True):
+            axis.imshow(panel, interpolation="nearest")
+            axis.set_axis_off()
+            if line is axes[0]:
+                axis.set_title(name, fontsize=10)
+        iou = float(intersection_over_union(row.overlaps[number]))
+        text = f"{chip.name}: IoU {iou:.2f}" if np.isfinite(iou) else f"{chip.name}: nothing to find"
+        line[0].text(0, -0.02, text, transform=line[0].transAxes, va="top", fontsize=8)
+    _add_legends(figure, seen)
+    return figure
+
+
+def choose_chips(row: Row) -> list[int]:
+    """Return the numbers of some chips from the best IoU to the worst, at equal steps."""
+    each = intersection_over_union(row.overlaps)
+    judged = [int(number) for number in np.argsort(-each, kind="stable") if np.isfinite(each[number])]
+    ranked = judged or list(range(len(each)))
+    places = np.linspace(0, len(ranked) - 1, min(CHIPS, len(ranked))).round().astype(int)
+    return [ranked[place] for place in places]
+
+
+def _picture(test: LabelledSet, chip: LabelledChip, name: str, job: Job) -> NDArray:
+    expected = test.expected[name]
+    source = Source(chip.files[name], expected, job.grid)
+    part = source.read(0, 0, *job.grid.shape)
+    source.close()
+    return modality_picture(np.where(part.valid, part.values, np.nan) * test.scales[name], expected.name)
+
+
+def _agreement(found: NDArray[np.bool_], wanted: NDArray[np.bool_], known: NDArray[np.bool_]) -> NDArray:
+    ids = np.select([found & wanted, found & ~wanted, ~found & wanted], [1, 2, 3], 0)
+    return class_picture(np.where(known, ids, -1), list(AGREEMENT.values()))
+
+
+def _add_legends(figure: Figure, seen: set[int]) -> None:
+    cover = MODALITIES[LAND_COVER]
+    names, colors = list(AGREEMENT), list(AGREEMENT.values())
+    handles = [Patch(facecolor=color, label=f"map: {name}") for name, color in zip(names, colors, strict=True)]
+    handles.append(Patch(facecolor=NO_LABEL, label="no label or no data"))
+    handles += [
+        Patch(facecolor=cover.class_colors[number], label=f"{LAND_COVER}: {cover.class_names[number]}")
+        for number in sorted(seen)
+        if number > 0
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
