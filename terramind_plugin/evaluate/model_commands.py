@@ -6,7 +6,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ RANDOM = "terramind: the weights are random, so the results say nothing but that
 def add_commands(commands: Any) -> None:
     """Add the commands to the subparsers of `terramind`."""
     _add_zero_shot(commands)
+    _add_localise(commands)
+    _add_few_shot(commands)
 
 
 def _add_zero_shot(commands: Any) -> None:
@@ -101,6 +104,169 @@ def _zero_shot(options: argparse.Namespace) -> None:
         print(options.out / "+".join(names))
 
 
+def _add_localise(commands: Any) -> None:
+    text = "say where chips are"
+    parser = commands.add_parser(
+        "localise",
+        help=text,
+        description=f"{text.capitalize()}: the probability of each place of the model's grid, as a map. Of a chip that "
+        "is larger than the model's image its middle is looked at.",
+    )
+    parser.add_argument("chips", type=Path, nargs="+", metavar="PATH", help="rasters, or folders with rasters")
+    _add_model_options(parser)
+    parser.add_argument("--tokenizer_file", type=Path, metavar="FILE", help="vocabulary of coords")
+    parser.add_argument(
+        "--top", type=int, default=5, metavar="N", help="likeliest places to print (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--labelled", action="store_true", help="compare with the places in the files' georeferences, without maps"
+    )
+    parser.add_argument(
+        "--mass",
+        type=float,
+        default=0.999,
+        metavar="P",
+        help="leave out latitudes that together are less likely than 1 - P (default: %(default)s)",
+    )
+    parser.set_defaults(run=_localise)
+
+
+def _add_few_shot(commands: Any) -> None:
+    text = "tell classes from a few labelled patches, without training"
+    parser = commands.add_parser(
+        "few-shot",
+        help=text,
+        description=f"{text.capitalize()}: the nearest class mean of the encoder's tokens, next to that of band means "
+        "and to random weights.",
+    )
+    parser.add_argument(
+        "patches", type=Path, metavar="PATH", help="a folder with a folder for each class, or a CSV: path,label"
+    )
+    _add_model_options(parser)
+    for name, default, meaning in (
+        ("ways", 5, "classes in an episode"),
+        ("shots", 1, "labelled patches of each class"),
+        ("queries", 15, "further patches of each class, to be told"),
+        ("episodes", 600, "random choices of classes and patches"),
+        ("seed", 0, "of the episodes"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{meaning} (default: {default})")
+    parser.add_argument(
+        "--resize", type=int, metavar="PX", help="resample patches to so many pixels (default: as they are)"
+    )
+    parser.set_defaults(run=_few_shot)
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--modality", required=True, metavar="NAME", help="what they show, e.g. S2L2A")
+    parser.add_argument("--bands", metavar="NAMES", help="order of the files' bands, if it is another: B01,B02,...")
+    parser.add_argument("--model", default="terramind_v1_base", metavar="NAME", help="default: %(default)s")
+    parser.add_argument(
+        "--pretrained", type=truth, default=True, metavar="true|false", help="published weights (default: true)"
+    )
+    parser.add_argument("--ckpt_path", type=Path, metavar="FILE", help="weights that go before the published ones")
+    parser.add_argument("--batch_size", type=int, default=16, metavar="N", help="chips at once (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+
+
+def _localise(options: argparse.Namespace) -> None:
+    import numpy as np
+
+    from terramind_plugin.evaluate import places as work
+    from terramind_plugin.evaluate import places_report as report
+
+    modality, size, patch = work.size_of(options.model, options.modality)
+    if options.top < 1:
+        raise ConfigError(f"top must be at least 1, got {options.top}.")
+    paths = work.find_rasters(options.chips)
+    chips = [work.read_middle(path, modality, size, patch, split_names(options.bands)) for path in paths]
+    true = work.true_places(chips) if options.labelled else None
+    model = work.build_locator(
+        options.model,
+        modality.name,
+        pretrained=options.pretrained,
+        ckpt_path=options.ckpt_path,
+        tokenizer_file=options.tokenizer_file,
+    )
+    weights = weights_of(options.pretrained, options.ckpt_path)
+    described = {"model": f"{options.model}_generate", "weights": weights, "modality": modality.name}
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows, likeliest, middles = [], [], []
+    with progress("Places", len(chips)) as advance:
+        located = work.locate(model, modality.name, chips, mass=options.mass, batch_size=options.batch_size)
+        for chip, belief in located:
+            best, shares = belief.likeliest(options.top)
+            likeliest.append(best[0])
+            middles.append(belief.middle())
+            rows.append(report.describe(chip, best, shares, middles[-1]))
+            if true is None:
+                stem = options.out / f"{chip.path.stem}_places"
+                report.write_belief(stem.with_suffix(".tif"), belief, {**described, "input": chip.path.name})
+                title = f"{chip.path.name}: {described['model']}, weights: {weights}"
+                save(report.draw_chip(chip, modality.name, belief, options.top, title), stem.with_suffix(".png"))
+            advance(1)
+    report.write_places(options.out / "places.csv", rows)
+    if true is None:
+        for row in rows:
+            print(report.sentence(row))
+        print(options.out)
+        return
+    errors = work.compare_errors(true, np.stack(likeliest), np.stack(middles))
+    show(report.table(errors), f"{len(chips)} chips, {described['model']}, weights: {weights}")
+    write_json(options.out / "places.json", {**described, "chips": len(chips), "errors": report.record(errors)})
+    title = f"{len(chips)} chips, {modality.name}: {described['model']}, weights: {weights}"
+    save(report.draw_errors(true, np.stack(middles), errors, title), options.out / "places.png")
+    for name in ("places.csv", "places.json", "places.png"):
+        print(options.out / name)
+
+
+def _few_shot(options: argparse.Namespace) -> None:
+    from terramind_plugin.evaluate import few_shot as work
+    from terramind_plugin.evaluate.places import read_middle, size_of
+    from terramind_plugin.evaluate.scores import Score
+
+    modality, size, patch = size_of(options.model, options.modality)
+    if options.resize is not None and (options.resize < patch or options.resize % patch):
+        raise ConfigError(f"resize must be a multiple of {patch}, got {options.resize}.")
+    task = work.Task(options.ways, options.shots, options.queries, options.episodes, options.seed)
+    patches = work.list_patches(options.patches)
+    labels = [one.label for one in patches]
+    episodes = work.draw_episodes(labels, task)
+    chips = [read_middle(one.path, modality, size, patch, split_names(options.bands)) for one in patches]
+    arms: dict[str, Score] = {}
+    weights = weights_of(options.pretrained, options.ckpt_path)
+    settings = [(weights, options.pretrained, options.ckpt_path), ("random", False, None)]
+    for name, pretrained, ckpt_path in settings[: 1 if weights == "random" else 2]:
+        model = work.build_encoder(options.model, modality.name, pretrained=pretrained, ckpt_path=ckpt_path)
+        with progress(f"Features, {name} weights", len(chips)) as advance:
+            features = work.token_features(
+                model, modality, chips, resize=options.resize, batch_size=options.batch_size, on_batch=advance
+            )
+        arms[f"{options.model}, {name} weights"] = work.evaluate(features, episodes)
+    arms["band means"] = work.evaluate(work.band_features(modality, chips), episodes)
+    rows = [
+        [name, f"{100 * one.value:.2f}", f"{100 * one.interval[0]:.2f} to {100 * one.interval[1]:.2f}"]
+        for name, one in arms.items()
+    ]
+    rows.append(["chance", f"{100 / task.ways:.2f}", "-"])
+    head = ["features", "accuracy, %", "95 % interval"]
+    show([head, *rows], f"{task.ways}-way {task.shots}-shot, {task.episodes} episodes, {len(patches)} patches")
+    print(
+        "For comparison, the paper's accuracy on EuroSAT (arXiv:2504.11171), 5-way 1-shot: TerraMind v1 base 70.83 %."
+    )
+    from terramind_plugin.evaluate.zero_shot_report import plain
+
+    content = {
+        "modality": modality.name,
+        "patches": len(patches),
+        "classes": sorted(set(labels)),
+        **vars(task),
+        "accuracy": {name: plain(one) for name, one in arms.items()},
+    }
+    write_json(options.out / "few_shot.json", content)
+    print(options.out / "few_shot.json")
+
+
 def weights_of(pretrained: bool, ckpt_path: Path | None) -> str:
     """Return which weights a model has, and say so where they are random."""
     if ckpt_path is None and not pretrained:
@@ -136,6 +302,29 @@ def save(figure: Any, path: Path) -> None:
     partial = path.with_name(f".{path.name}.part")
     figure.savefig(partial, format="png", dpi=110)
     os.replace(partial, path)
+
+
+@contextmanager
+def progress(text: str, total: int) -> Iterator[Callable[[int], object]]:
+    """Show a bar, and give a function that moves it on."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bar:  # what is on stdout is for other programs
+        task = bar.add_task(text, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def truth(word: str) -> bool:
+    """Return true or false."""
+    if word.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"write true or false, not '{word}'")
+    return word.lower() == "true"
+
+
+def split_names(words: str | None) -> list[str]:
+    """Return names with commas between them."""
+    return [word.strip() for word in (words or "").split(",") if word.strip()]
 
 
 def _pairs(words: Sequence[str]) -> dict[str, str]:

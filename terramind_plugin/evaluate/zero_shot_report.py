@@ -22,7 +22,7 @@ PAPER = (
     "For comparison, the paper's IoU on Sen1Floods11 (arXiv:2504.11171): TerraMind v1 base, zero-shot 0.454; a model "
     "pre-trained to generate land cover alone 0.698; fine-tuned 0.844."
 )
-AGREEMENT = {"neither": "#d9cfb4", "hit": "#1f6fb4", "false alarm": "#e49635", "missed": "#c4281b"}
+AGREEMENT = {"neither": "#d9cfb4", "hit": "#1f6fb4", "false alarm": "#f2c500", "missed": "#c51b7d"}
 """Colours of what map and label say of a pixel."""
 CHIPS = 4
 """Chips that are drawn."""
@@ -92,6 +92,8 @@ def draw(test: LabelledSet, target: Target, row: Row, pairs: Sequence[tuple[Labe
     figure.suptitle(title, fontsize=10)
     axes = figure.subplots(len(chosen), len(names), squeeze=False)
     seen: set[int] = set()
+    for name, axis in zip(names, axes[0], strict=True):
+        axis.set_title(name, fontsize=10)
     for line, number in zip(axes, chosen, strict=True):
         chip, job = pairs[number]
         cover = read_map(job, LAND_COVER)
@@ -101,11 +103,9 @@ def draw(test: LabelledSet, target: Target, row: Row, pairs: Sequence[tuple[Labe
         panels = [_picture(test, chip, name, job) for name in row.inputs]
         panels.append(class_picture(cover, MODALITIES[LAND_COVER].class_colors))
         panels += [_agreement(found == 1, wanted, known & (found != NO_DATA)), _agreement(wanted, wanted, known)]
-        for name, axis, panel in zip(names, line, panels, strict=True):
+        for axis, panel in zip(line, panels, strict=True):
             axis.imshow(panel, interpolation="nearest")
             axis.set_axis_off()
-            if line is axes[0]:
-                axis.set_title(name, fontsize=10)
         iou = float(intersection_over_union(row.overlaps[number]))
         text = f"{chip.name}: IoU {iou:.2f}" if np.isfinite(iou) else f"{chip.name}: nothing to find"
         line[0].text(0, -0.02, text, transform=line[0].transAxes, va="top", fontsize=8)
@@ -145,4 +145,4 @@ def _add_legends(figure: Figure, seen: set[int]) -> None:
         for number in sorted(seen)
         if number > 0
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=-(-len(handles) // 5), fontsize=8, frameon=False)

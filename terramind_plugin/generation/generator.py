@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.generation.model import token_key
-from terramind_plugin.generation.places import most_likely_pairs
+from terramind_plugin.generation.places import most_likely_pairs, pair_probabilities
 from terramind_plugin.generation.sampling import Noise
 from terramind_plugin.generation.schedules import Decoding
 from terramind_plugin.generation.standardisation import Standardisation
@@ -30,6 +30,17 @@ class Places(NamedTuple):
     """[B, K, 2] as (longitude, latitude) in degrees, float64."""
     probabilities: Tensor
     """[B, K] in [0, 1], among all positions of the 0.25 degree grid."""
+
+
+class PlaceMap(NamedTuple):
+    """How likely each position is for a batch of samples."""
+
+    longitudes: Tensor
+    """[columns] in degrees, ascending, float64."""
+    latitudes: Tensor
+    """[rows] in degrees, descending, float64."""
+    probabilities: Tensor
+    """[B, rows, columns]."""
 
 
 class TerraMindGenerator(nn.Module):
@@ -167,16 +178,54 @@ class TerraMindGenerator(nn.Module):
         Raises:
             ConfigError: Coordinates are no output of the model, or as in `forward`.
         """
+        target, coords = self._place_target()
+        inputs = self._tokenised(x, named, self.standardize if standardize is None else standardize)
+        latitudes, longitudes = coords.latitudes, coords.longitudes
+        pairs, probabilities = most_likely_pairs(self.sampler, target, inputs, list(latitudes), list(longitudes), count)
+        degrees = [[(longitudes[lon], latitudes[lat]) for lat, lon in row] for row in pairs.tolist()]
+        return Places(torch.tensor(degrees, dtype=torch.float64), probabilities)
+
+    @torch.no_grad()
+    def map_places(
+        self,
+        x: Tensor | Mapping[str, Tensor] | None = None,
+        mass: float = 1.0,
+        *,
+        standardize: bool | None = None,
+        on_latitude: Callable[[int, int], object] = lambda done, total: None,
+        **named: Tensor,
+    ) -> PlaceMap:
+        """Return how likely each position of the vocabulary's grid is.
+
+        Args:
+            x: As in `forward`.
+            mass: Less than 1 leaves out latitudes that together are less likely than the rest, to be quicker; the model
+                runs once for each that stays, and the published vocabulary has 721.
+            standardize: As in `forward`.
+            on_latitude: Called after each latitude with the number of those done and of all.
+            named: As in `forward`.
+
+        Raises:
+            ConfigError: As in `locate`.
+        """
+        target, coords = self._place_target()
+        inputs = self._tokenised(x, named, self.standardize if standardize is None else standardize)
+        latitudes, longitudes = coords.latitudes, coords.longitudes
+        pairs = pair_probabilities(
+            self.sampler, target, inputs, list(latitudes), list(longitudes), mass, on_latitude
+        ).cpu()
+        north, rows = torch.tensor(list(latitudes.values()), dtype=torch.float64).unique(return_inverse=True)
+        east, columns = torch.tensor(list(longitudes.values()), dtype=torch.float64).unique(return_inverse=True)
+        # A vocabulary may hold two words for one place, such as 0.00 and -0.00.
+        grid = pairs.new_zeros(len(pairs), len(north), len(columns)).index_add_(1, rows, pairs)
+        grid = pairs.new_zeros(len(pairs), len(north), len(east)).index_add_(2, columns, grid)
+        return PlaceMap(east, north.flip(0), grid.flip(1))
+
+    def _place_target(self) -> tuple[str, CoordsTokenizer]:
         names = [name for name, modality in self.sampler.targets.items() if modality.kind == "sequence"]
         if not names or self.coords is None:
             raise ConfigError(f"locate needs coords among output_modalities, which are {self.output_modalities}.")
-        inputs = self._tokenised(x, named, self.standardize if standardize is None else standardize)
-        latitudes, longitudes = self.coords.latitudes, self.coords.longitudes
-        pairs, probabilities = most_likely_pairs(
-            self.sampler, names[0], inputs, list(latitudes), list(longitudes), count
-        )
-        degrees = [[(longitudes[lon], latitudes[lat]) for lat, lon in row] for row in pairs.tolist()]
-        return Places(torch.tensor(degrees, dtype=torch.float64), probabilities)
+        return names[0], self.coords
 
     def _tokenised(
         self, x: Tensor | Mapping[str, Tensor] | None, named: Mapping[str, Tensor], standardize: bool

@@ -1,8 +1,8 @@
-"""The likeliest texts of two words, found by looking at the likeliest first words only."""
+"""Probabilities of texts of two words: of the likeliest, or of all."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -51,3 +51,44 @@ def most_likely_pairs(
     top = torch.cat(candidates, dim=1).topk(count, dim=1)
     begin, end = best.indices.gather(1, top.indices // len(second)), top.indices % len(second)
     return torch.stack([firsts[begin], seconds[end]], dim=2), top.values.exp()
+
+
+def pair_probabilities(
+    generator: TokenGenerator,
+    target: str,
+    inputs: Mapping[str, Tensor],
+    first: Sequence[int],
+    second: Sequence[int],
+    mass: float = 1.0,
+    on_word: Callable[[int, int], object] = lambda done, total: None,
+) -> Tensor:
+    """Return the probability of each pair, [B, first, second], float32.
+
+    Args:
+        generator: The model.
+        target: Name of a sequence among its targets.
+        inputs: As in `TokenGenerator.forward`.
+        first: Ids that the first word can be; probabilities are among these.
+        second: Ids that the second word can be, likewise.
+        mass: First words that together have less than 1 - mass in every sample are left out: their pairs get 0.
+        on_word: Called after each first word with the number of those done and of all.
+    """
+    model, key = generator.model, token_key(generator.targets[target])[0]
+    reading = generator.read(inputs)
+    generator.announce([target], reading)
+    context = reading.context()
+    device = model.mask_token.device
+    firsts, seconds = torch.tensor(first, device=device), torch.tensor(second, device=device)
+    start = torch.full((reading.batch, 1), START, device=device)
+    begins = model.next_logits(key, start, context)[:, firsts].float().softmax(dim=1)
+    ordered, order = begins.sort(dim=1, descending=True)
+    wanted = torch.zeros_like(begins, dtype=torch.bool)
+    wanted.scatter_(1, order, ordered.cumsum(dim=1) - ordered < mass)
+    places = wanted.any(dim=0).nonzero()[:, 0].tolist()
+    pairs = begins.new_zeros(reading.batch, len(first), len(second))
+    for number, place in enumerate(places, start=1):
+        sequence = torch.cat([start, firsts[place].expand(reading.batch, 1)], dim=1)
+        ends = model.next_logits(key, sequence, context)[:, seconds].float().softmax(dim=1)
+        pairs[:, place] = begins[:, place : place + 1] * ends
+        on_word(number, len(places))
+    return pairs

@@ -1,0 +1,234 @@
+"""Classes told from one or a few labelled patches each: nearest class mean, over many random episodes."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from terramind_plugin.backbones.build import build_backbone
+from terramind_plugin.backbones.vit import TerraMindBackbone
+from terramind_plugin.chips.run import WEIGHTS_SEED
+from terramind_plugin.errors import ConfigError, DataError, one_line
+from terramind_plugin.evaluate.places import RASTERS, Chip, batches, check_variant
+from terramind_plugin.evaluate.scores import Score, score_mean
+from terramind_plugin.modalities import Modality
+
+EPISODES_AT_ONCE = 100
+"""Bounds the memory that random numbers take."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A labelled file."""
+
+    path: Path
+    label: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an episode asks."""
+
+    ways: int = 5
+    """Classes to tell apart."""
+    shots: int = 1
+    """Labelled patches of each."""
+    queries: int = 15
+    """Further patches of each that are to be told."""
+    episodes: int = 600
+    seed: int = 0
+
+    def check(self, labels: Sequence[str]) -> None:
+        """Raise a ConfigError if a number is not possible, a DataError if there are too few patches.
+
+        Args:
+            labels: Of all patches.
+        """
+        for name, least in (("ways", 2), ("shots", 1), ("queries", 1), ("episodes", 2)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        names, counts = np.unique(labels, return_counts=True)
+        needed = self.shots + self.queries
+        large = counts >= needed
+        if large.sum() < self.ways:
+            few = ", ".join(
+                f"{name} {count}" for name, count in zip(names[~large][:5], counts[~large][:5], strict=True)
+            )
+            raise DataError(
+                f"{self.ways} ways need {self.ways} classes with {needed} patches each (shots and queries), got "
+                f"{int(large.sum())}" + (f"; too few: {few}" if few else "") + ". Lower --ways or --queries."
+            )
+
+
+def list_patches(source: Path) -> list[Patch]:
+    """Return labelled files, in a fixed order.
+
+    Args:
+        source: A folder with a folder of rasters for each class, or a CSV with the columns path and label, whose paths
+            are absolute or as seen from the CSV.
+
+    Raises:
+        DataError: There are none, or a file that is named is not there.
+    """
+    if source.is_dir():
+        patches = [
+            Patch(path, folder.name)
+            for folder in sorted(source.iterdir())
+            if folder.is_dir() and not folder.name.startswith(".")
+            for path in sorted(folder.iterdir())
+            if path.suffix.lower() in RASTERS
+        ]
+        if not patches:
+            raise DataError(
+                f"{source} has no folders of rasters. Expected one for each class: Forest/1.tif, River/2.tif."
+            )
+        return patches
+    try:
+        with open(source, encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{source} is neither a folder nor a CSV: {one_line(error)}") from error
+    if not rows or not {"path", "label"} <= set(rows[0]):
+        found = ", ".join(map(str, rows[0])) if rows else "nothing"
+        raise DataError(f"{source} needs rows with the columns path and label, got {found}.")
+    patches = [Patch(source.parent / (row["path"] or "").strip(), (row["label"] or "").strip()) for row in rows]
+    for patch in patches:
+        if not patch.path.is_file() or not patch.label:
+            raise DataError(f"{source}: {patch.path} {'has no label' if patch.path.is_file() else 'does not exist'}.")
+    return patches
+
+
+def build_encoder(
+    variant: str, modality: str, *, pretrained: bool = True, ckpt_path: Path | None = None
+) -> TerraMindBackbone:
+    """Return an encoder whose last layer is asked for; random weights are the same in every run.
+
+    Args:
+        variant: Name of the model.
+        modality: Its input.
+        pretrained: Load the published weights.
+        ckpt_path: A file with weights instead, a fine-tuned model's, too.
+
+    Raises:
+        ConfigError: The model or modality is unknown.
+        WeightsError: The weights are not there or do not fit.
+    """
+    check_variant(variant)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(WEIGHTS_SEED)
+        return build_backbone(
+            variant, [modality], pretrained=pretrained and ckpt_path is None, ckpt_path=ckpt_path
+        ).eval()
+
+
+@torch.no_grad()
+def token_features(
+    model: TerraMindBackbone,
+    modality: Modality,
+    chips: Sequence[Chip],
+    *,
+    resize: int | None = None,
+    batch_size: int = 32,
+    on_batch: Callable[[int], object] = lambda count: None,
+) -> NDArray[np.float32]:
+    """Return the mean of each chip's tokens in the last layer, [chips, D].
+
+    Args:
+        model: From `build_encoder`.
+        modality: What the chips show; they are standardised with its pre-training statistics.
+        chips: In the units of the modality.
+        resize: Height and width in pixels that chips are resampled to.
+        batch_size: Chips at once.
+        on_batch: Called with the number of chips that are done.
+    """
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (modality.mean, modality.std))
+    features = []
+    for batch in batches(chips, batch_size):
+        images = (torch.from_numpy(np.stack([chip.values for chip in batch])) - mean) / std
+        if resize is not None:
+            images = torch.nn.functional.interpolate(images, (resize, resize), mode="bilinear", antialias=True)
+        features.append(model(images)[-1].mean(dim=1))
+        on_batch(len(batch))
+    return torch.cat(features).numpy()
+
+
+def band_features(modality: Modality, chips: Sequence[Chip]) -> NDArray[np.float32]:
+    """Return the mean of each chip's bands, standardised likewise, [chips, bands].
+
+    Args:
+        modality: What the chips show.
+        chips: In its units.
+    """
+    means = np.stack([chip.values.mean(axis=(1, 2), where=chip.valid) for chip in chips])
+    return ((means - np.array(modality.mean)) / np.array(modality.std)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Which patches each episode shows and asks for."""
+
+    support: NDArray[np.int64]
+    """[episodes, ways, shots], numbers of patches."""
+    query: NDArray[np.int64]
+    """[episodes, ways, queries], likewise; none is shown."""
+
+
+def draw_episodes(labels: Sequence[str], task: Task) -> Episodes:
+    """Return random episodes: classes with enough patches are equally likely, and so are patches of a class.
+
+    Args:
+        labels: Of all patches.
+        task: Seed and numbers.
+
+    Raises:
+        ConfigError: A number is not possible.
+        DataError: There are too few patches.
+    """
+    task.check(labels)
+    names, inverse = np.unique(labels, return_inverse=True)
+    needed = task.shots + task.queries
+    members = [np.flatnonzero(inverse == number) for number in range(len(names))]
+    members = [numbers for numbers in members if len(numbers) >= needed]
+    longest = max(map(len, members))
+    padded = np.stack([np.pad(numbers, (0, longest - len(numbers))) for numbers in members])
+    is_padding = np.stack([np.arange(longest) >= len(numbers) for numbers in members])
+    rng = np.random.default_rng(task.seed)
+    drawn = []
+    for first in range(0, task.episodes, EPISODES_AT_ONCE):
+        count = min(EPISODES_AT_ONCE, task.episodes - first)
+        classes = rng.random((count, len(members))).argsort(axis=1)[:, : task.ways]
+        keys = np.where(is_padding[classes], np.inf, rng.random((count, task.ways, longest)))
+        chosen = np.argsort(keys, axis=2)[:, :, :needed]
+        drawn.append(np.take_along_axis(padded[classes], chosen, axis=2))
+    patches = np.concatenate(drawn)
+    return Episodes(patches[:, :, : task.shots], patches[:, :, task.shots :])
+
+
+def nearest_mean_accuracy(features: NDArray, episodes: Episodes) -> NDArray[np.float64]:
+    """Return the share of queries whose nearest class mean is that of their class, [episodes].
+
+    Args:
+        features: [patches, D]; the Euclidean distance counts.
+        episodes: Which patches are shown and asked for.
+    """
+    accuracy = []
+    for first in range(0, len(episodes.query), EPISODES_AT_ONCE):
+        part = slice(first, first + EPISODES_AT_ONCE)
+        means = features[episodes.support[part]].astype(np.float64).mean(axis=2)
+        asked = features[episodes.query[part]].astype(np.float64)
+        # |q - m|^2 without |q|^2, which is the same for all classes.
+        distance = (means**2).sum(axis=2)[:, None, None] - 2 * np.einsum("ewqd,evd->ewqv", asked, means)
+        right = distance.argmin(axis=3) == np.arange(means.shape[1])[:, None]
+        accuracy.append(right.mean(axis=(1, 2)))
+    return np.concatenate(accuracy)
+
+
+def evaluate(features: NDArray, episodes: Episodes) -> Score:
+    """Return the mean accuracy with its interval over episodes; arguments as in `nearest_mean_accuracy`."""
+    return score_mean(nearest_mean_accuracy(features, episodes))
