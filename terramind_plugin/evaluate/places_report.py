@@ -160,7 +160,7 @@ def draw_chip(chip: Chip, modality: str, belief: Belief, count: int, title: str)
     right.annotate(f"{shares[0]:.2g}", places[0], xytext=(7, 7), textcoords="offset points", fontsize=8)
     right.scatter(*belief.middle(), marker="s", s=40, color=LABEL_COLORS[2], label="least expected distance")
     if chip.place is not None:
-        right.scatter(*chip.place, marker="x", s=70, color=LABEL_COLORS[3], linewidths=2, label="true place")
+        right.scatter(*chip.place, marker="X", s=90, color="#00b4d8", edgecolors="#000000", label="true place")
     _frame(right)
     figure.legend(loc="outside lower right", ncols=3, fontsize=8, frameon=False)
     return figure
@@ -198,7 +198,9 @@ def draw_errors(true: NDArray, named: NDArray, errors: Sequence[Errors], title: 
         right.step([0, *order], [0, *shares], where="post", color=f"C{number}", label=one.name)
     reach = np.linspace(0, 2 * ANYWHERE, 200)
     right.plot(reach, [_share_within(x) for x in reach], color="#999999", linestyle="--", label="anywhere on the globe")
-    right.set(xlabel="error, km", ylabel="share of chips", xlim=(0, 2 * ANYWHERE), ylim=(0, 1))
+    right.set(
+        xlabel="error, km", ylabel="share of chips", xlim=(0, 2 * ANYWHERE), ylim=(0, 1), xticks=range(0, 20001, 5000)
+    )
     right.grid(alpha=0.3)
     right.legend(fontsize=8, frameon=False, loc="lower right")
     return figure
