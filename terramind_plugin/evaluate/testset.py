@@ -72,8 +72,8 @@ class LabelledSet:
     chips: Sequence[LabelledChip]
     expected: Mapping[str, Expected]
     """What files hold, by modality, in the order of the configuration."""
-    scales: Mapping[str, float]
-    """Factor from a file's values to the units of its modality."""
+    scales: Mapping[str, tuple[float, float]]
+    """What is added to a file's values, and the factor after that, for the units of the modality."""
     labels: Labels
 
     def having(self, modalities: Sequence[str]) -> list[LabelledChip]:
@@ -168,7 +168,7 @@ def _read_test_set(plan: DataPlan, ignored: int | None, config: Path) -> Labelle
     return LabelledSet(
         chips,
         {name: _expect(image) for name, image in images.items()},
-        {name: image.scale for name, image in images.items()},
+        {name: (image.offset or 0.0, image.scale) for name, image in images.items()},
         Labels(ignored, plan.reduce_zero_label, plan.num_classes),
     )
 
@@ -187,7 +187,7 @@ def _expect(image: ImagePlan) -> Expected:
     return Expected(
         modality.name,
         modality.band_names,
-        tuple(value / image.scale for value in modality.mean),
+        tuple(value / image.scale - (image.offset or 0.0) for value in modality.mean),
         file_bands=image.file_bands,
     )
 

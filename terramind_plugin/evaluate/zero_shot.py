@@ -71,11 +71,13 @@ class TargetGenerator(SceneGenerator):
     Args:
         generator: Makes land cover.
         target: What is looked for.
-        scales: Factor from the values of files to the units of their modality.
+        scales: From the values of files to the units of their modality, see `LabelledSet`.
         seed: Where random numbers start.
     """
 
-    def __init__(self, generator: TerraMindGenerator, target: Target, scales: Mapping[str, float], seed: int) -> None:
+    def __init__(
+        self, generator: TerraMindGenerator, target: Target, scales: Mapping[str, tuple[float, float]], seed: int
+    ) -> None:
         super().__init__(generator, seed=seed)
         self.target = target
         self.scales = dict(scales)
@@ -95,7 +97,8 @@ class TargetGenerator(SceneGenerator):
 
     def forward(self, images: Mapping[str, Tensor], corners: Sequence[tuple[int, int]]) -> Tensor:
         """Return probabilities of the land cover classes [B, classes, h, w]."""
-        return super().forward({name: image * self.scales[name] for name, image in images.items()}, corners)
+        in_units = {name: (image + self.scales[name][0]) * self.scales[name][1] for name, image in images.items()}
+        return super().forward(in_units, corners)
 
     def finish(self, blended: Tensor) -> list[Tensor]:
         """Return land cover and target, [1, rows, W] each."""
@@ -223,6 +226,7 @@ def map_target(
     """
     test, patch = experiment.test, VARIANTS[experiment.variant].patch_size
     known = {**described, "weights_sha256": hash_weights(model).hexdigest()[:16], "target": model.target.name}
+    known["units"] = ", ".join(f"{name}: {shift:+g}, x {scale:g}" for name, (shift, scale) in test.scales.items())
     done: dict[tuple[str, ...], list[tuple[LabelledChip, Job]]] = {}
     for names in sets:
         own = replace(options, out=options.out / "+".join(names))

@@ -127,7 +127,8 @@ def _picture(test: LabelledSet, chip: LabelledChip, name: str, job: Job) -> NDAr
     source = Source(chip.files[name], expected, job.grid)
     part = source.read(0, 0, *job.grid.shape)
     source.close()
-    return modality_picture(np.where(part.valid, part.values, np.nan) * test.scales[name], expected.name)
+    shift, scale = test.scales[name]
+    return modality_picture((np.where(part.valid, part.values, np.nan) + shift) * scale, expected.name)
 
 
 def _agreement(found: NDArray[np.bool_], wanted: NDArray[np.bool_], known: NDArray[np.bool_]) -> NDArray:

@@ -1,0 +1,95 @@
+"""Scores against computations of another kind."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from terramind_plugin.evaluate import scores
+
+bits = arrays.arrays(bool, (3, 40))
+places = st.tuples(st.floats(-180, 180), st.floats(-90, 90))
+
+
+@given(bits)
+def test_overlap(masks):
+    predicted, true, known = masks
+    there, wanted, counted = ({*np.flatnonzero(mask)} for mask in masks)
+    overlap = scores.count_overlap(predicted, true, known)
+    found, sought = there & counted, wanted & counted
+    assert overlap == (len(found & sought), len(found - sought), len(sought - found))
+    for measure, whole in (
+        (scores.intersection_over_union, found | sought),
+        (scores.precision, found),
+        (scores.recall, sought),
+    ):
+        value = float(measure(overlap))
+        assert np.isnan(value) if not whole else value == pytest.approx(len(found & sought) / len(whole))
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 50)] * 3), min_size=1, max_size=12))
+def test_intervals_over_chips(counts):
+    made = scores.score_overlaps(counts)
+    hits, false, missed = (sum(column) for column in zip(*counts, strict=True))
+    if not hits + false + missed:
+        assert np.isnan(made.value)
+        return
+    assert made.value == pytest.approx(hits / (hits + false + missed))
+    assert 0 <= made.interval[0] <= made.interval[1] <= 1
+    if len(counts) == 1:
+        assert made.interval == pytest.approx((made.value, made.value))
+
+
+def test_the_interval_is_that_of_drawing_chips_one_by_one():
+    rng = np.random.default_rng(3)
+    counts = rng.integers(1, 100, (25, 3))
+    made = scores.score_overlaps(counts)
+    drawn = []
+    for _ in range(4000):
+        hits, false, missed = sum(counts[rng.integers(25)] for _ in range(25))
+        drawn.append(hits / (hits + false + missed))
+    assert made.interval == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.01)
+    assert scores.score_overlaps(counts) == made
+
+
+@given(arrays.arrays(np.int64, (2, 3, 30), elements=st.integers(0, 3)), st.sampled_from([None, 0]))
+def test_mean_class_iou(ids, ignored):
+    predicted, true = ids
+    each = [scores.count_confusion(a, b, 4, ignored) for a, b in zip(predicted, true, strict=True)]
+    counted = true != ignored if ignored is not None else np.ones_like(true, bool)
+    ious = []
+    for number in range(4):
+        found, sought = (predicted == number) & counted, (true == number) & counted
+        if sought.any():
+            ious.append((found & sought).sum() / (found | sought).sum())
+    if ious:
+        assert float(scores.mean_class_iou(sum(each))) == pytest.approx(np.mean(ious))
+
+
+def test_a_class_that_no_label_holds_does_not_count():
+    confusion = np.array([[3, 1], [0, 0]])
+    made = scores.score_confusions(np.stack([confusion] * 4))
+    assert made.value == made.interval[0] == made.interval[1] == 0.75
+
+
+@given(places, places)
+def test_great_circles(first, second):
+    def point(place):
+        east, north = np.deg2rad(place)
+        return np.array([np.cos(north) * np.cos(east), np.cos(north) * np.sin(east), np.sin(north)])
+
+    one, other = point(first), point(second)
+    angle = np.arctan2(np.linalg.norm(np.cross(one, other)), one @ other)
+    assert float(scores.great_circle(first, second)) == pytest.approx(angle * 6371.0088, abs=0.01)
+    assert float(scores.great_circle(first, (second[0] + 360, second[1]))) == pytest.approx(angle * 6371.0088, abs=0.01)
+
+
+def test_other_intervals():
+    assert scores.score_median([3.0]) == scores.Score(3.0, (3.0, 3.0))
+    assert scores.score_median([1.0, 2.0, 9.0]).value == 2
+    made = scores.score_mean([0.0, 1.0] * 50)
+    assert made.value == 0.5
+    assert made.interval == pytest.approx((0.4015, 0.5985), abs=1e-3)
