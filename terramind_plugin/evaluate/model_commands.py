@@ -83,7 +83,12 @@ def _zero_shot(options: argparse.Namespace) -> None:
         "terramind_plugin_version": __version__,
     }
     generator = work.build_land_cover_generator(
-        experiment, temperature=options.temperature, tokenizer_ckpt_paths=tokenizers
+        experiment.variant,
+        list(experiment.test.expected),
+        pretrained=experiment.pretrained,
+        ckpt_path=experiment.ckpt_path,
+        tokenizer_ckpt_paths=tokenizers,
+        temperature=options.temperature,
     )
     model = work.TargetGenerator(generator, target, experiment.test.scales, options.seed)
     window = work.window_options(

@@ -174,30 +174,36 @@ def window_options(variant: str, out: Path, **more: Any) -> Options:
 
 
 def build_land_cover_generator(
-    experiment: Experiment,
+    variant: str,
+    modalities: Sequence[str],
     *,
-    temperature: float = 0.0,
+    pretrained: bool,
+    ckpt_path: Path | None = None,
     tokenizer_ckpt_paths: Mapping[str, Path] | None = None,
+    temperature: float = 0.0,
 ) -> TerraMindGenerator:
-    """Return the generator of land cover from all modalities of a configuration.
+    """Return a generator of land cover from images in their units; random weights are the same in every run.
 
     Args:
-        experiment: The configuration.
-        temperature: Of the sampling; 0 takes the likeliest tokens.
+        variant: Name of the model.
+        modalities: Inputs; a call may leave some out.
+        pretrained: Load the published weights.
+        ckpt_path: A file with weights that goes before them.
         tokenizer_ckpt_paths: Files with tokenizer weights, by modality.
+        temperature: Of the sampling; 0 takes the likeliest tokens.
 
     Raises:
         ConfigError: A setting is not possible.
         WeightsError: The weights are not there or do not fit.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(WEIGHTS_SEED)  # random weights are the same in every run
+        torch.manual_seed(WEIGHTS_SEED)
         return build_generator(
-            experiment.variant,
-            list(experiment.test.expected),
+            variant,
+            list(modalities),
             [LAND_COVER],
-            pretrained=experiment.pretrained,
-            ckpt_path=experiment.ckpt_path,
+            pretrained=pretrained,
+            ckpt_path=ckpt_path,
             tokenizer_ckpt_paths=tokenizer_ckpt_paths,
             standardize=True,
             temps=temperature,

@@ -1,0 +1,354 @@
+"""What a model has learned, measured on simulated chips that no training touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from terramind_plugin.builders import build_image_tokenizer
+from terramind_plugin.chips.run import WEIGHTS_SEED
+from terramind_plugin.data.simulate import chip_files
+from terramind_plugin.errors import DataError
+from terramind_plugin.evaluate import few_shot, places
+from terramind_plugin.evaluate.places import Chip, Errors, read_middle
+from terramind_plugin.evaluate.scores import (
+    Overlap,
+    Score,
+    count_confusion,
+    count_overlap,
+    score_confusions,
+    score_overlaps,
+)
+from terramind_plugin.evaluate.testset import Labels
+from terramind_plugin.evaluate.zero_shot import LAND_COVER, build_land_cover_generator
+from terramind_plugin.generation.generator import TerraMindGenerator
+from terramind_plugin.generation.standardisation import Standardisation
+from terramind_plugin.modalities import MODALITIES, Modality
+from terramind_plugin.tokenizers.image import ImageTokenizer
+from terramind_plugin.tokenizers.variants import tokenizers_of
+from terramind_plugin.variants import VARIANTS
+
+INPUTS = (("S2L2A",), ("S2L1C",), ("S1GRD",), ("S2L2A", "S1GRD"))
+"""What land cover is generated from."""
+WATER = (1, 3)
+"""Water and flooded vegetation, which the labels of the simulated floods hold as one."""
+FEATURES = "S2L2A"
+"""What places and features are taken from."""
+STEPS = 10
+"""Denoising steps of a reconstruction."""
+BATCH = 32
+TASKS = (few_shot.Task(5, 1), few_shot.Task(5, 5))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Which weights a model gets."""
+
+    pretrained: bool
+    ckpt_path: Path | None = None
+    tokenizer_ckpt_paths: Mapping[str, Path] | None = None
+
+
+RANDOM = Weights(False)
+
+
+@dataclass(frozen=True)
+class World:
+    """Simulated chips in memory."""
+
+    names: Sequence[str]
+    images: Mapping[str, Sequence[Chip]]
+    """By modality."""
+    water: NDArray[np.bool_]
+    """[chips, H, W], what the label calls water."""
+    labelled: NDArray[np.bool_]
+    """[chips, H, W], where there is a label."""
+
+    @property
+    def biomes(self) -> list[str]:
+        """First part of each name."""
+        return [name.split("_")[0] for name in self.names]
+
+    def stack(self, modality: str) -> NDArray[np.float32]:
+        """Return the images of a modality, [chips, bands, H, W]."""
+        return np.stack([chip.values for chip in self.images[modality]])
+
+
+def read_world(root: Path, variant: str) -> World:
+    """Return the chips of a simulated data set.
+
+    Args:
+        root: Folder that `terramind simulate` wrote to.
+        variant: Name of the model, whose image is as large as the chips at least.
+
+    Raises:
+        DataError: There are no chips, or they are larger than the model's image.
+    """
+    numbers = VARIANTS[variant]
+    ending = "_LabelHand.tif"
+    labels = sorted((root / "data" / "LabelHand").glob(f"*{ending}"))
+    names = [path.name.removesuffix(ending) for path in labels]
+    if not names:
+        raise DataError(f"{root} holds no simulated chips. Make some: terramind simulate --world globe --out {root}.")
+    wanted = sorted({name for one in INPUTS for name in one} | set(tokenizers_of(numbers.family)))
+    images: dict[str, list[Chip]] = {modality: [] for modality in wanted}
+    water, labelled = [], []
+    for name, path in zip(names, labels, strict=True):
+        files = chip_files(root, name)
+        for modality in wanted:
+            chip = read_middle(files[modality], MODALITIES[modality], numbers.img_size, numbers.patch_size)
+            images[modality].append(chip)
+        ids, known = Labels(-1, False, 2).read(path)
+        if ids.shape != images[wanted[0]][-1].valid.shape:
+            raise DataError(
+                f"{path} has {ids.shape[0]} x {ids.shape[1]} pixels. Simulate chips with --size {numbers.img_size}, or "
+                f"smaller ones whose side {numbers.patch_size} divides."
+            )
+        water.append(ids == 1)
+        labelled.append(known)
+    return World(names, images, np.stack(water), np.stack(labelled))
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """How well a tokenizer encodes and decodes."""
+
+    modality: str
+    quality: float
+    """PSNR in dB, or share of right pixels for classes."""
+    baseline: float
+    """The same of the mean of each band, or of the most frequent class."""
+    used: int
+    """Token ids that occur."""
+    vocabulary: int
+    perplexity: float
+    """Number of ids that would occur as evenly."""
+    example: NDArray
+    """Of the first chip [bands, H, W], in its units or as class ids [1, H, W]."""
+
+
+def measure_tokenizers(world: World, variant: str, weights: Weights) -> Iterator[Reconstruction]:
+    """Yield how well each tokenizer of a model reconstructs.
+
+    Args:
+        world: Test chips.
+        variant: Name of the model.
+        weights: Of the tokenizers.
+
+    Raises:
+        WeightsError: They are not there or do not fit.
+    """
+    for name, tokenizer in tokenizers_of(VARIANTS[variant].family).items():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(WEIGHTS_SEED)
+            model = build_image_tokenizer(
+                tokenizer.name,
+                pretrained=weights.pretrained,
+                ckpt_path=(weights.tokenizer_ckpt_paths or {}).get(name),
+            )
+        yield _reconstruct(model, MODALITIES[name], world)
+
+
+@torch.no_grad()
+def _reconstruct(model: ImageTokenizer, modality: Modality, world: World) -> Reconstruction:
+    classes = modality.kind == "classes"
+    scale = None if classes else Standardisation(modality.mean, modality.std)
+    images = torch.from_numpy(world.stack(modality.name))
+    made, ids = [], []
+    for batch in images.split(BATCH):
+        x = batch[:, 0].long() if classes or scale is None else scale(batch)
+        tokens = model.tokenize(x)
+        decoded = model.decode_tokens(tokens, STEPS, seed=0)
+        made.append(decoded.argmax(dim=1, keepdim=True) if scale is None else scale.undo(decoded))
+        ids.append(tokens.flatten())
+    again, true = torch.cat(made).numpy(), images.numpy()
+    valid = np.stack([chip.valid for chip in world.images[modality.name]])
+    counts = np.bincount(torch.cat(ids).numpy())
+    shares = counts[counts > 0] / counts.sum()
+    quality, baseline = _accuracies(again, true, valid) if classes else peak_signal_to_noise(again, true, valid)
+    return Reconstruction(
+        modality.name,
+        quality,
+        baseline,
+        int((counts > 0).sum()),
+        int(np.prod(model.variant.levels)),
+        float(np.exp(-(shares * np.log(shares)).sum())),
+        again[0],
+    )
+
+
+def peak_signal_to_noise(made: NDArray, true: NDArray, valid: NDArray[np.bool_]) -> tuple[float, float]:
+    """Return PSNR in dB of images, and of the mean of each band in their place; both are means over bands.
+
+    The peak is the range between the 0.1st and the 99.9th percentile of a band.
+
+    Args:
+        made: [chips, bands, H, W].
+        true: Likewise.
+        valid: [chips, H, W], pixels that count.
+    """
+    pairs = []
+    for band in range(true.shape[1]):
+        wanted, found = (array[:, band][valid].astype(np.float64) for array in (true, made))
+        low, high = np.quantile(wanted, [0.001, 0.999])
+        errors = ((found - wanted) ** 2).mean(), wanted.var()
+        pairs.append([10 * np.log10((high - low) ** 2 / error) for error in errors])
+    quality, baseline = np.mean(pairs, axis=0)
+    return float(quality), float(baseline)
+
+
+def _accuracies(made: NDArray, true: NDArray, valid: NDArray[np.bool_]) -> tuple[float, float]:
+    found, wanted = made[:, 0][valid], true[:, 0][valid]
+    most = np.bincount(wanted.astype(int)).argmax()
+    return float((found == wanted).mean()), float((wanted == most).mean())
+
+
+@dataclass(frozen=True)
+class LandCover:
+    """How well land cover is generated from some inputs."""
+
+    inputs: tuple[str, ...]
+    agreement: Score
+    """Mean IoU of the classes."""
+    water: Score
+    """IoU of water."""
+    maps: NDArray
+    """Class ids [chips, H, W]."""
+
+
+def measure_land_cover(world: World, variant: str, weights: Weights) -> list[LandCover]:
+    """Return how well land cover is generated from each set of inputs.
+
+    Args:
+        world: Test chips.
+        variant: Name of the model.
+        weights: Of the model and its tokenizer of land cover.
+
+    Raises:
+        WeightsError: They are not there or do not fit.
+    """
+    model = build_land_cover_generator(
+        variant,
+        list(dict.fromkeys(name for names in INPUTS for name in names)),
+        pretrained=weights.pretrained,
+        ckpt_path=weights.ckpt_path,
+        tokenizer_ckpt_paths=_only(weights.tokenizer_ckpt_paths, [LAND_COVER]),
+    )
+    return [judge_land_cover(world, names, generate_land_cover(model, world, names)) for names in INPUTS]
+
+
+def _only(paths: Mapping[str, Path] | None, names: Sequence[str]) -> dict[str, Path]:
+    return {name: path for name, path in (paths or {}).items() if name in names}
+
+
+def generate_land_cover(model: TerraMindGenerator, world: World, names: Sequence[str]) -> NDArray[np.int64]:
+    """Return class ids [chips, H, W] generated from some inputs."""
+    images = {name: torch.from_numpy(world.stack(name)) for name in names}
+    made = []
+    for first in range(0, len(world.names), BATCH):
+        scores = model({name: image[first : first + BATCH] for name, image in images.items()})[LAND_COVER]
+        made.append(scores.argmax(dim=1))
+    return torch.cat(made).numpy()
+
+
+def judge_land_cover(world: World, names: tuple[str, ...], maps: NDArray[np.int64]) -> LandCover:
+    """Return how maps [chips, H, W] agree with the chips' land cover and water."""
+    true = world.stack(LAND_COVER)[:, 0].astype(np.int64)
+    classes = len(MODALITIES[LAND_COVER].class_names)
+    confusions = np.stack([count_confusion(a, b, classes, 0) for a, b in zip(maps, true, strict=True)])
+    overlaps: list[Overlap] = [
+        count_overlap(np.isin(one, WATER), water, known)
+        for one, water, known in zip(maps, world.water, world.labelled, strict=True)
+    ]
+    return LandCover(names, score_confusions(confusions), score_overlaps(overlaps), maps)
+
+
+def majority_land_cover(world: World) -> LandCover:
+    """Return what a map of nothing but the most frequent class gives."""
+    true = world.stack(LAND_COVER)[:, 0].astype(np.int64)
+    most = int(np.bincount(true[true > 0]).argmax())
+    return judge_land_cover(world, (MODALITIES[LAND_COVER].class_names[most],), np.full_like(true, most))
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where a model takes chips to be."""
+
+    true: NDArray[np.float64]
+    """[chips, 2] as (longitude, latitude)."""
+    middles: NDArray[np.float64]
+    """Places of least expected distance, likewise."""
+    errors: list[Errors]
+    """As `compare_errors` returns them."""
+
+
+def measure_places(world: World, variant: str, weights: Weights) -> Located:
+    """Return where a model takes the chips to be; arguments as in `measure_land_cover`."""
+    chips = world.images[FEATURES]
+    model = places.build_locator(variant, FEATURES, pretrained=weights.pretrained, ckpt_path=weights.ckpt_path)
+    likeliest, middles = [], []
+    for _, belief in places.locate(model, FEATURES, chips, mass=1, batch_size=BATCH):
+        likeliest.append(belief.likeliest(1)[0][0])
+        middles.append(belief.middle())
+    true = places.true_places(chips)
+    return Located(true, np.stack(middles), places.compare_errors(true, np.stack(likeliest), np.stack(middles)))
+
+
+def measure_few_shot(world: World, variant: str, weights: Weights) -> dict[str, list[Score]]:
+    """Return the accuracy of each few-shot task by kind of features; arguments as in `measure_land_cover`."""
+    modality, chips = MODALITIES[FEATURES], world.images[FEATURES]
+    features: dict[str, NDArray] = {}
+    for name, one in (("model", weights), ("random weights", RANDOM)):
+        encoder = few_shot.build_encoder(variant, FEATURES, pretrained=one.pretrained, ckpt_path=one.ckpt_path)
+        features[name] = few_shot.token_features(encoder, modality, chips, batch_size=BATCH)
+    features["band means"] = few_shot.band_features(modality, chips)
+    episodes = [few_shot.draw_episodes(world.biomes, task) for task in TASKS]
+    return {name: [few_shot.evaluate(one, drawn) for drawn in episodes] for name, one in features.items()}
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that a results page shows."""
+
+    world: World
+    tokenizers: list[Reconstruction]
+    land_cover: dict[str, list[LandCover]]
+    """By weights: 'model', 'random weights', 'most frequent class'."""
+    places: dict[str, Located]
+    """By weights."""
+    few_shot: dict[str, list[Score]]
+
+
+def measure(world: World, variant: str, weights: Weights, on_step: Callable[[str], Any] = lambda what: None) -> Results:
+    """Return all results of a model.
+
+    Args:
+        world: Test chips.
+        variant: Name of the model.
+        weights: Of the model and its tokenizers.
+        on_step: Called before each part.
+
+    Raises:
+        WeightsError: The weights are not there or do not fit.
+    """
+    on_step("tokenizers")
+    tokenizers = list(measure_tokenizers(world, variant, weights))
+    on_step("land cover")
+    cover = {
+        "model": measure_land_cover(world, variant, weights),
+        "random weights": measure_land_cover(world, variant, RANDOM),
+        "most frequent class": [majority_land_cover(world)],
+    }
+    on_step("places")
+    located = {
+        "model": measure_places(world, variant, weights),
+        "random weights": measure_places(world, variant, RANDOM),
+    }
+    on_step("few-shot")
+    return Results(world, tokenizers, cover, located, measure_few_shot(world, variant, weights))
