@@ -8,6 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export NO_ALBUMENTATIONS_UPDATE ?= 1
 
 .PHONY: help setup demo test test-all bench nano lint clean
+.PHONY: help setup demo test test-all bench results lint clean
 
 help:
 	@echo "make demo      set up, simulate data, fit, test, predict, draw a figure"
@@ -15,6 +16,7 @@ help:
 	@echo "make test-all  the slow tests, too"
 	@echo "make bench     compare speed and memory with TerraTorch's own TerraMind"
 	@echo "make nano      train terramind_sim_nano from nothing (over an hour on two cores)"
+	@echo "make results   measure what terramind_sim_nano has learned; writes RESULTS.md"
 	@echo "make lint      ruff and mypy"
 
 setup: $(STAMP)
@@ -91,6 +93,10 @@ nano/masked/done: nano/tokens/done
 	@$(BIN)/terratorch fit --config configs/pretrain/masked_nano.yaml \
 		$(if $(wildcard nano/masked/last.ckpt),--ckpt_path nano/masked/last.ckpt)
 	@touch $@
+# A seed that no training uses.
+results: $(STAMP)
+	@$(BIN)/terramind simulate --world globe --chips 240 --size 64 --seed 7001 --out output/results_world
+	@$(BIN)/terramind results --data output/results_world --out .
 
 lint: $(STAMP)
 	@$(BIN)/ruff format --check .

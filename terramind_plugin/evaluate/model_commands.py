@@ -72,7 +72,7 @@ def _zero_shot(options: argparse.Namespace) -> None:
     from terramind_plugin.evaluate.testset import read_experiment
 
     target = work.read_target(options.target, options.positive)
-    tokenizers = {name: Path(path) for name, path in _pairs(options.tokenizer_ckpt_path).items()}
+    tokenizers = named_files(options.tokenizer_ckpt_path)
     experiment = read_experiment(options.config, options.words)
     sets = work.choose_inputs(list(experiment.test.expected), options.inputs)
     described = {
@@ -332,8 +332,16 @@ def split_names(words: str | None) -> list[str]:
     return [word.strip() for word in (words or "").split(",") if word.strip()]
 
 
-def _pairs(words: Sequence[str]) -> dict[str, str]:
+def named_files(words: Sequence[str]) -> dict[str, Path]:
+    """Return files by modality.
+
+    Args:
+        words: NAME=FILE each.
+
+    Raises:
+        ConfigError: One is written otherwise, or a modality is named twice.
+    """
     pairs = dict(word.partition("=")[::2] for word in words)
     if not all(pairs.values()) or len(pairs) < len(words):
         raise ConfigError(f"--tokenizer_ckpt_path takes NAME=FILE once for each modality, got {' '.join(words)}.")
-    return pairs
+    return {name: Path(path) for name, path in pairs.items()}

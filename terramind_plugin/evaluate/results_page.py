@@ -1,0 +1,224 @@
+"""The results page: tables in Markdown, all numbers as JSON, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from terramind_plugin.evaluate.places_report import draw_errors
+from terramind_plugin.evaluate.report import markdown
+from terramind_plugin.evaluate.results import FEATURES, STEPS, TASKS, LandCover, Located, Results
+from terramind_plugin.evaluate.scores import Score
+from terramind_plugin.evaluate.zero_shot import LAND_COVER
+from terramind_plugin.evaluate.zero_shot_report import plain
+from terramind_plugin.modalities import MODALITIES
+from terramind_plugin.plotting import class_picture, modality_picture
+
+PAGE, FOLDER = "RESULTS.md", "results"
+NUMBERS = "results.json"
+COVER, AGAIN, PLACES = "land_cover.png", "reconstructions.png", "places.png"
+CHIPS = 5
+"""Chips that are drawn, at equal steps of the amount of water."""
+
+
+def pictures(results: Results, title: str) -> dict[str, Figure]:
+    """Return the figures of the page by file name.
+
+    Args:
+        results: What was measured.
+        title: Name of the model and its weights.
+    """
+    located = results.places["model"]
+    return {
+        COVER: draw_land_cover(results, title),
+        AGAIN: draw_reconstructions(results, title),
+        PLACES: draw_errors(located.true, located.middles, located.errors, f"{title}, from {FEATURES}"),
+    }
+
+
+def draw_land_cover(results: Results, title: str) -> Figure:
+    """Return a figure of some chips: inputs, true land cover, and what was generated from each input."""
+    world, made = results.world, results.land_cover["model"]
+    order = np.argsort(world.water.mean(axis=(1, 2)), kind="stable")
+    chosen = order[np.linspace(len(order) - 1, 0, min(CHIPS, len(order))).round().astype(int)]
+    colors = MODALITIES[LAND_COVER].class_colors
+    names = ["S2L2A", "S1GRD", f"{LAND_COVER} (true)", *(f"from {' + '.join(one.inputs)}" for one in made)]
+    figure = Figure(figsize=(2.1 * len(names), 2.25 * len(chosen) + 1.0), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    axes = figure.subplots(len(chosen), len(names), squeeze=False)
+    true = world.stack(LAND_COVER)[:, 0]
+    for name, axis in zip(names, axes[0], strict=True):
+        axis.set_title(name, fontsize=9)
+    for line, number in zip(axes, chosen, strict=True):
+        panels = [_picture(results, name, int(number)) for name in names[:2]]
+        panels += [class_picture(ids[number], colors) for ids in (true, *(one.maps for one in made))]
+        for axis, panel in zip(line, panels, strict=True):
+            axis.imshow(panel, interpolation="nearest")
+            axis.set_axis_off()
+        line[0].text(0, -0.02, world.names[number], transform=line[0].transAxes, va="top", fontsize=7)
+    _add_legend(figure)
+    return figure
+
+
+def draw_reconstructions(results: Results, title: str) -> Figure:
+    """Return a figure of the first chip's modalities, and of what their tokenizers make of them."""
+    made = results.tokenizers
+    figure = Figure(figsize=(2.3 * len(made), 5.6), layout="constrained")
+    figure.suptitle(f"{results.world.names[0]}: {title}", fontsize=10)
+    axes = figure.subplots(2, len(made), squeeze=False)
+    for column, one in enumerate(made):
+        axes[0, column].imshow(_picture(results, one.modality, 0), interpolation="nearest")
+        axes[1, column].imshow(modality_picture(one.example, one.modality), interpolation="nearest")
+        axes[0, column].set_title(one.modality, fontsize=9)
+        axes[1, column].set_title("encoded and decoded", fontsize=9)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    _add_legend(figure)
+    return figure
+
+
+def _picture(results: Results, modality: str, number: int) -> NDArray:
+    chip = results.world.images[modality][number]
+    missing = 0 if MODALITIES[modality].kind == "classes" else np.nan
+    return modality_picture(np.where(chip.valid, chip.values, missing), modality)
+
+
+def _add_legend(figure: Figure) -> None:
+    entry = MODALITIES[LAND_COVER]
+    pairs = list(zip(entry.class_colors, entry.class_names, strict=True))[1:]
+    handles = [Patch(facecolor=color, label=name) for color, name in pairs]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
+
+
+def record(results: Results, described: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all numbers for a JSON file.
+
+    Args:
+        results: What was measured.
+        described: Model, weights, data, versions.
+    """
+    return {
+        **described,
+        "chips": len(results.world.names),
+        "tokenizers": {
+            one.modality: {
+                "quality": round(one.quality, 4),
+                "baseline": round(one.baseline, 4),
+                "used": one.used,
+                "vocabulary": one.vocabulary,
+                "perplexity": round(one.perplexity, 2),
+            }
+            for one in results.tokenizers
+        },
+        "land_cover": {
+            name: [
+                {"inputs": list(one.inputs), "mean_iou": plain(one.agreement), "water_iou": plain(one.water)}
+                for one in rows
+            ]
+            for name, rows in results.land_cover.items()
+        },
+        "median_error_km": {
+            name: {one.name: plain(one.median) for one in located.errors} for name, located in results.places.items()
+        },
+        "few_shot": {
+            name: {f"{task.ways}-way {task.shots}-shot": plain(one) for task, one in zip(TASKS, scores, strict=True)}
+            for name, scores in results.few_shot.items()
+        },
+    }
+
+
+def write_page(results: Results, described: Mapping[str, Any]) -> str:
+    """Return the page in Markdown.
+
+    Args:
+        results: What was measured.
+        described: As in `record`.
+    """
+    parts = [
+        f"# Results of {described['model']}\n\n"
+        f"Measured by `make results` on {len(results.world.names)} simulated chips that no training touched "
+        f"(`{described['data']}`); weights: {described['weights']}. Intervals are 95 %, over chips or episodes. "
+        "Simulated chips are not the Earth: nothing here says how a model does there.\n"
+        "All numbers: "
+        f"[{NUMBERS}]({FOLDER}/{NUMBERS}).\n",
+        _tokenizer_part(results),
+        _cover_part(results.land_cover),
+        _places_part(results.places),
+        _few_shot_part(results.few_shot),
+    ]
+    return "\n".join(parts)
+
+
+def _tokenizer_part(results: Results) -> str:
+    head = ["modality", "reconstructed", "baseline", "token ids used", "perplexity"]
+    rows = []
+    for one in results.tokenizers:
+        show: Callable[[float], str] = (
+            (lambda value: f"{100 * value:.1f} %")
+            if MODALITIES[one.modality].kind == "classes"
+            else (lambda value: f"{value:.1f} dB")
+        )
+        used = f"{one.used} of {one.vocabulary}"
+        rows.append([one.modality, show(one.quality), show(one.baseline), used, f"{one.perplexity:.0f}"])
+    return (
+        f"## Tokenizers\n\nPSNR after encoding and decoding in {STEPS} steps, mean over bands; the baseline is the mean of "
+        "each band. Of land cover the share of right pixels; its baseline is the most frequent class. Perplexity is the "
+        f"number of token ids that would occur as evenly.\n\n{markdown([head, *rows])}\n![reconstructions]"
+        f"({FOLDER}/{AGAIN})\n"
+    )
+
+
+def _cover_part(cover: Mapping[str, Sequence[LandCover]]) -> str:
+    head = ["from", "mean IoU", "random weights", "water IoU", "random weights"]
+    rows = [
+        [
+            " + ".join(one.inputs),
+            str(one.agreement),
+            f"{random.agreement.value:.3f}",
+            str(one.water),
+            f"{random.water.value:.3f}",
+        ]
+        for one, random in zip(cover["model"], cover["random weights"], strict=True)
+    ]
+    most = cover["most frequent class"][0]
+    rows.append([f"all {most.inputs[0]}", f"{most.agreement.value:.3f}", "", f"{most.water.value:.3f}", ""])
+    return (
+        "## Land cover and zero-shot water\n\nGenerated land cover next to the true one: mean IoU of the classes that "
+        "occur. Water is water and flooded vegetation, next to the labels of the floods. The last row is a map of the "
+        f"most frequent class.\n\n{markdown([head, *rows])}\n![land cover]({FOLDER}/{COVER})\n"
+    )
+
+
+def _places_part(located: Mapping[str, Located]) -> str:
+    head = ["", "median error, km", "95 % interval"]
+    rows = []
+    for weights, one in located.items():
+        for errors in one.errors:
+            constant = errors.name.startswith("one place")
+            if constant and weights != "model":
+                continue
+            low, high = errors.median.interval
+            name = errors.name if constant else f"{errors.name}, {weights}"
+            rows.append([name, f"{errors.median.value:.0f}", f"{low:.0f} to {high:.0f}"])
+    return (
+        f"## Places\n\nCoordinates generated from {FEATURES}, on a grid of the model. The prior names one place for all "
+        "chips, the best there is for these.\n\n"
+        f"{markdown([head, *rows])}\n![places]({FOLDER}/{PLACES})\n"
+    )
+
+
+def _few_shot_part(scores: Mapping[str, Sequence[Score]]) -> str:
+    head = ["features", *(f"{task.ways}-way {task.shots}-shot, %" for task in TASKS)]
+    rows = [
+        [name, *(f"{100 * one.value:.1f} ± {50 * (one.interval[1] - one.interval[0]):.1f}" for one in own)]
+        for name, own in scores.items()
+    ]
+    return (
+        f"## Few-shot\n\nBiomes told by the nearest class mean of {FEATURES} features, {TASKS[0].episodes} episodes with "
+        f"{TASKS[0].queries} queries a class; chance is {100 / TASKS[0].ways:.0f} %.\n\n{markdown([head, *rows])}"
+    )
