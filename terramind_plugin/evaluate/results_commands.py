@@ -72,9 +72,7 @@ def _simulated_with(root: Path) -> str:
 
     try:
         known = json.loads((root / "simulation.json").read_text(encoding="utf-8"))
-        return (
-            f"terramind simulate --world {known.get('world', 'floods')} --chips {known['chips']} --size {known['size']} "
-            f"--seed {known['seed']}"
-        )
+        words = " ".join(f"--{name} {known[name]}" for name in ("chips", "size", "seed"))
+        return f"terramind simulate --world {known.get('world', 'floods')} {words}"
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{root} is no folder of terramind simulate ({type(error).__name__}).") from error

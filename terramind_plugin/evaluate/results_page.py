@@ -166,9 +166,9 @@ def _tokenizer_part(results: Results) -> str:
         used = f"{one.used} of {one.vocabulary}"
         rows.append([one.modality, show(one.quality), show(one.baseline), used, f"{one.perplexity:.0f}"])
     return (
-        f"## Tokenizers\n\nPSNR after encoding and decoding in {STEPS} steps, mean over bands; the baseline is the mean of "
-        "each band. Of land cover the share of right pixels; its baseline is the most frequent class. Perplexity is the "
-        f"number of token ids that would occur as evenly.\n\n{markdown([head, *rows])}\n![reconstructions]"
+        f"## Tokenizers\n\nPSNR after encoding and decoding in {STEPS} steps, mean over bands; the baseline is the mean "
+        "of each band. Of land cover the share of right pixels; its baseline is the most frequent class. Perplexity is "
+        f"the number of token ids that would occur as evenly.\n\n{markdown([head, *rows])}\n![reconstructions]"
         f"({FOLDER}/{AGAIN})\n"
     )
 
@@ -194,6 +194,10 @@ def _cover_part(cover: Mapping[str, Sequence[LandCover]]) -> str:
     )
 
 
+def _cells(own: Score, random: Score) -> list[str]:
+    return [str(own), f"{random.value:.3f}"]
+
+
 def _places_part(located: Mapping[str, Located]) -> str:
     head = ["", "median error, km", "95 % interval"]
     rows = []
@@ -206,8 +210,8 @@ def _places_part(located: Mapping[str, Located]) -> str:
             name = errors.name if constant else f"{errors.name}, {weights}"
             rows.append([name, f"{errors.median.value:.0f}", f"{low:.0f} to {high:.0f}"])
     return (
-        f"## Places\n\nCoordinates generated from {FEATURES}, on a grid of the model. The prior names one place for all "
-        "chips, the best there is for these.\n\n"
+        f"## Places\n\nCoordinates generated from {FEATURES}, on the model's grid. The prior names one place for "
+        "all chips, the best there is for these.\n\n"
         f"{markdown([head, *rows])}\n![places]({FOLDER}/{PLACES})\n"
     )
 
@@ -219,6 +223,6 @@ def _few_shot_part(scores: Mapping[str, Sequence[Score]]) -> str:
         for name, own in scores.items()
     ]
     return (
-        f"## Few-shot\n\nBiomes told by the nearest class mean of {FEATURES} features, {TASKS[0].episodes} episodes with "
-        f"{TASKS[0].queries} queries a class; chance is {100 / TASKS[0].ways:.0f} %.\n\n{markdown([head, *rows])}"
+        f"## Few-shot\n\nBiomes told by the nearest class mean of {FEATURES} features, {TASKS[0].episodes} episodes "
+        f"with {TASKS[0].queries} queries a class; chance is {100 / TASKS[0].ways:.0f} %.\n\n{markdown([head, *rows])}"
     )
