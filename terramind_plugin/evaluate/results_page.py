@@ -166,8 +166,8 @@ def _tokenizer_part(results: Results) -> str:
         used = f"{one.used} of {one.vocabulary}"
         rows.append([one.modality, show(one.quality), show(one.baseline), used, f"{one.perplexity:.0f}"])
     return (
-        f"## Tokenizers\n\nPSNR after encoding and decoding in {STEPS} steps, mean over bands; the baseline is the mean "
-        "of each band. Of land cover the share of right pixels; its baseline is the most frequent class. Perplexity is "
+        f"## Tokenizers\n\nPSNR after encoding and decoding in {STEPS} steps, mean over bands; the baseline is each "
+        "band's mean. Of land cover the share of right pixels; its baseline is the most frequent class. Perplexity is "
         f"the number of token ids that would occur as evenly.\n\n{markdown([head, *rows])}\n![reconstructions]"
         f"({FOLDER}/{AGAIN})\n"
     )

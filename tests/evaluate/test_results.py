@@ -1,0 +1,81 @@
+"""`terramind results` on a few simulated chips, with random weights."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from terramind_plugin.cli import main
+from terramind_plugin.data.simulate import simulate
+from terramind_plugin.evaluate import few_shot, results
+from terramind_plugin.evaluate.results import judge_land_cover, majority_land_cover, peak_signal_to_noise, read_world
+
+NANO = "terramind_sim_nano"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return simulate(tmp_path_factory.mktemp("results") / "floods", chips=12, size=32).root
+
+
+@pytest.fixture(scope="module")
+def world(root):
+    return read_world(root, NANO)
+
+
+def test_page(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results, "STEPS", 1)
+    monkeypatch.setattr(results, "TASKS", (few_shot.Task(3, 1, 2, 20), few_shot.Task(3, 1, 2, 30)))
+    assert main(["results", "--data", str(root), "--pretrained", "false", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'RESULTS.md'}\n"
+    page = (tmp_path / "RESULTS.md").read_text()
+    for name in ("land_cover.png", "reconstructions.png", "places.png"):
+        assert f"(results/{name})" in page
+        assert (tmp_path / "results" / name).stat().st_size > 5000
+    made = json.loads((tmp_path / "results" / "results.json").read_text())
+    assert made["chips"] == 12
+    assert made["data"] == "terramind simulate --world floods --chips 12 --size 32 --seed 0"
+    assert set(made["tokenizers"]) == {"S2L2A", "S1GRD", "S1RTC", "DEM", "LULC", "NDVI"}
+    for one in made["tokenizers"].values():
+        assert 1 <= one["perplexity"] <= one["used"] <= one["vocabulary"]
+    # The model is random, too, and from the same seed.
+    assert made["land_cover"]["model"] == made["land_cover"]["random weights"]
+    assert made["few_shot"]["model"] == made["few_shot"]["random weights"]
+    assert f"{made['land_cover']['model'][2]['water_iou']['value']:.3f}" in page
+
+
+def test_chips(world):
+    assert world.stack("S2L2A").shape == (12, 12, 32, 32)
+    assert set(world.biomes) == {name.split("_")[0] for name in world.names}
+    assert len(set(world.biomes)) == 4
+    assert (world.water & world.labelled).any()
+
+
+def test_true_land_cover_is_right_and_the_majority_is_not(world):
+    true = world.stack("LULC")[:, 0].astype(int)
+    right = judge_land_cover(world, ("true",), true)
+    assert right.agreement.value == 1
+    assert right.water.value > 0.7  # the label knows water under trees and clouds, too
+    most = majority_land_cover(world)
+    values, counts = np.unique(true[true > 0], return_counts=True)
+    assert (most.maps == values[counts.argmax()]).all()
+    assert most.agreement.value == pytest.approx(counts.max() / counts.sum() / len(values))
+
+
+def test_peak_signal_to_noise():
+    rng = np.random.default_rng(0)
+    true = rng.uniform(0, 1, (4, 2, 50, 50)) * np.array([1, 1000])[:, None, None]
+    valid = np.ones((4, 50, 50), bool)
+    valid[:, :10] = False
+    made = true + 0.01 * np.array([1, 1000])[:, None, None]
+    made[:, :, :10] = 1e9  # does not count
+    quality, baseline = peak_signal_to_noise(made, true, valid)
+    assert quality == pytest.approx(40, abs=0.1)
+    assert baseline == pytest.approx(10 * np.log10(12), abs=0.2)
+
+
+def test_data_that_are_not_simulated(tmp_path, capsys):
+    assert main(["results", "--data", str(tmp_path), "--pretrained", "false", "--out", str(tmp_path / "out")]) == 2
+    assert "no folder of terramind simulate" in capsys.readouterr().err
