@@ -15,7 +15,7 @@ from terramind_plugin.backbones.build import build_backbone
 from terramind_plugin.backbones.vit import TerraMindBackbone
 from terramind_plugin.chips.run import WEIGHTS_SEED
 from terramind_plugin.errors import ConfigError, DataError, one_line
-from terramind_plugin.evaluate.places import RASTERS, Chip, batches, check_variant
+from terramind_plugin.evaluate.places import RASTERS, Chip, batches, best_device, check_variant
 from terramind_plugin.evaluate.scores import Score, score_mean
 from terramind_plugin.modalities import Modality
 
@@ -122,9 +122,8 @@ def build_encoder(
     check_variant(variant)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(WEIGHTS_SEED)
-        return build_backbone(
-            variant, [modality], pretrained=pretrained and ckpt_path is None, ckpt_path=ckpt_path
-        ).eval()
+        model = build_backbone(variant, [modality], pretrained=pretrained and ckpt_path is None, ckpt_path=ckpt_path)
+    return model.eval().to(best_device())
 
 
 @torch.no_grad()
@@ -148,12 +147,13 @@ def token_features(
         on_batch: Called with the number of chips that are done.
     """
     mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (modality.mean, modality.std))
+    device = next(model.parameters()).device
     features = []
     for batch in batches(chips, batch_size):
         images = (torch.from_numpy(np.stack([chip.values for chip in batch])) - mean) / std
         if resize is not None:
             images = torch.nn.functional.interpolate(images, (resize, resize), mode="bilinear", antialias=True)
-        features.append(model(images)[-1].mean(dim=1))
+        features.append(model(images.to(device))[-1].mean(dim=1).cpu())
         on_batch(len(batch))
     return torch.cat(features).numpy()
 

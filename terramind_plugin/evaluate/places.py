@@ -101,7 +101,12 @@ def build_locator(
             ckpt_path=ckpt_path,
             tokenizer_file=tokenizer_file,
             standardize=True,
-        )
+        ).to(best_device())
+
+
+def best_device() -> torch.device:
+    """Return the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def check_variant(name: str) -> None:
@@ -175,8 +180,9 @@ def locate(
     """
     if not 0 < mass <= 1:
         raise ConfigError(f"mass must be above 0 and at most 1, got {mass}.")
+    device = next(model.parameters()).device
     for batch in batches(chips, batch_size):
-        images = torch.from_numpy(np.stack([chip.values for chip in batch]))
+        images = torch.from_numpy(np.stack([chip.values for chip in batch])).to(device)
         made = model.map_places({modality: images}, mass, on_latitude=on_latitude)
         longitudes, latitudes = made.longitudes.numpy(), made.latitudes.numpy()
         for chip, probabilities in zip(batch, made.probabilities.numpy(), strict=True):

@@ -9,7 +9,7 @@ import pytest
 
 from terramind_plugin.cli import main
 from terramind_plugin.data.simulate import simulate
-from terramind_plugin.evaluate import few_shot, results
+from terramind_plugin.evaluate import few_shot, results, results_page
 from terramind_plugin.evaluate.results import judge_land_cover, majority_land_cover, peak_signal_to_noise, read_world
 
 NANO = "terramind_sim_nano"
@@ -27,7 +27,8 @@ def world(root):
 
 def test_page(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(results, "STEPS", 1)
-    monkeypatch.setattr(results, "TASKS", (few_shot.Task(3, 1, 2, 20), few_shot.Task(3, 1, 2, 30)))
+    for module in (results, results_page):
+        monkeypatch.setattr(module, "TASKS", (few_shot.Task(3, 1, 2, 20), few_shot.Task(3, 1, 2, 30)))
     assert main(["results", "--data", str(root), "--pretrained", "false", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'RESULTS.md'}\n"
     page = (tmp_path / "RESULTS.md").read_text()
