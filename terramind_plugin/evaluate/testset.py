@@ -141,8 +141,6 @@ class _DataCLI(ParsingCLI):
 
 
 def _read_test_set(plan: DataPlan, ignored: int | None, config: Path) -> LabelledSet:
-    if plan.no_label_replace is not None:
-        ignored = int(plan.no_label_replace) if ignored is None else ignored
     images = {image.name: image for image in plan.images if _is_known(image)}
     if not images:
         raise ConfigError(f"{config}: none of data.modalities is one that TerraMind was pre-trained with.")

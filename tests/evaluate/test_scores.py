@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -14,6 +14,7 @@ bits = arrays.arrays(bool, (3, 40))
 places = st.tuples(st.floats(-180, 180), st.floats(-90, 90))
 
 
+@settings(deadline=None)
 @given(bits)
 def test_overlap(masks):
     predicted, true, known = masks
@@ -30,6 +31,7 @@ def test_overlap(masks):
         assert np.isnan(value) if not whole else value == pytest.approx(len(found & sought) / len(whole))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(*[st.integers(0, 50)] * 3), min_size=1, max_size=12))
 def test_intervals_over_chips(counts):
     made = scores.score_overlaps(counts)
@@ -55,6 +57,7 @@ def test_the_interval_is_that_of_drawing_chips_one_by_one():
     assert scores.score_overlaps(counts) == made
 
 
+@settings(deadline=None)
 @given(arrays.arrays(np.int64, (2, 3, 30), elements=st.integers(0, 3)), st.sampled_from([None, 0]))
 def test_mean_class_iou(ids, ignored):
     predicted, true = ids
@@ -75,6 +78,7 @@ def test_a_class_that_no_label_holds_does_not_count():
     assert made.value == made.interval[0] == made.interval[1] == 0.75
 
 
+@settings(deadline=None)
 @given(places, places)
 def test_great_circles(first, second):
     def point(place):

@@ -22,7 +22,7 @@ BOTH = "S2L1C+S1GRD"
 def scenes(tmp_path_factory):
     from terramind_plugin.data.simulate import simulate
 
-    return simulate(tmp_path_factory.mktemp("zero_shot") / "scenes", chips=8, size=80)
+    return simulate(tmp_path_factory.mktemp("zero_shot") / "scenes", chips=6, size=72)
 
 
 @pytest.fixture(scope="module")
