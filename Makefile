@@ -7,8 +7,7 @@ CONFIG := configs/demo_flood.yaml
 export HF_HUB_OFFLINE ?= 1
 export NO_ALBUMENTATIONS_UPDATE ?= 1
 
-.PHONY: help setup demo test test-all bench nano lint clean
-.PHONY: help setup demo test test-all bench results lint clean
+.PHONY: help setup demo test test-all bench nano results lint clean
 
 help:
 	@echo "make demo      set up, simulate data, fit, test, predict, draw a figure"
@@ -93,9 +92,11 @@ nano/masked/done: nano/tokens/done
 	@$(BIN)/terratorch fit --config configs/pretrain/masked_nano.yaml \
 		$(if $(wildcard nano/masked/last.ckpt),--ckpt_path nano/masked/last.ckpt)
 	@touch $@
+
 # A seed that no training uses.
 results: $(STAMP)
-	@$(BIN)/terramind simulate --world globe --chips 240 --size 64 --seed 7001 --out output/results_world
+	@$(BIN)/terramind simulate --world globe --chips 240 --size 128 --seed 7001 \
+		--processes 2 --out output/results_world
 	@$(BIN)/terramind results --data output/results_world --out .
 
 lint: $(STAMP)

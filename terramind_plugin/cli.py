@@ -12,7 +12,6 @@ from terramind_plugin.check import commands as check
 from terramind_plugin.chips import commands as chips
 from terramind_plugin.errors import CheckError, ConfigError, DataError, WeightsError
 from terramind_plugin.evaluate import commands as evaluate
-from terramind_plugin.evaluate import model_commands, results_commands
 from terramind_plugin.mapping import commands as mapping
 from terramind_plugin.pretrain import commands as pretrain
 
@@ -112,8 +111,6 @@ def build_parser() -> argparse.ArgumentParser:
     mapping.add_commands(commands)
     evaluate.add_commands(commands)
     pretrain.add_commands(commands)
-    model_commands.add_commands(commands)
-    results_commands.add_commands(commands)
 
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=lambda _: print(f"terramind {__version__}"))

@@ -1,4 +1,4 @@
-"""The words of `terramind compare`; heavy imports wait until it runs."""
+"""The words of `terramind compare`, and the commands beside it; heavy imports wait until one of them runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from terramind_plugin.evaluate import model_commands, results_commands
 from terramind_plugin.evaluate.arms import ARMS
 
 WIDTH = 110
@@ -13,7 +14,13 @@ WIDTH = 110
 
 
 def add_commands(commands: Any) -> None:
-    """Add the command to the subparsers of `terramind`."""
+    """Add all commands of this folder to the subparsers of `terramind`."""
+    _add_compare(commands)
+    model_commands.add_commands(commands)
+    results_commands.add_commands(commands)
+
+
+def _add_compare(commands: Any) -> None:
     text = "fine-tune in several ways under the same budget"
     parser = commands.add_parser(
         "compare",

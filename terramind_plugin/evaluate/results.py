@@ -81,16 +81,17 @@ class World:
 
 
 def read_world(root: Path, variant: str) -> World:
-    """Return the chips of a simulated data set.
+    """Return the middles of the chips of a simulated data set, as large as the model's image.
 
     Args:
         root: Folder that `terramind simulate` wrote to.
-        variant: Name of the model, whose image is as large as the chips at least.
+        variant: Name of the model.
 
     Raises:
-        DataError: There are no chips, or they are larger than the model's image.
+        DataError: There are no chips, or they are smaller than that.
     """
     numbers = VARIANTS[variant]
+    size = numbers.img_size
     ending = "_LabelHand.tif"
     labels = sorted((root / "data" / "LabelHand").glob(f"*{ending}"))
     names = [path.name.removesuffix(ending) for path in labels]
@@ -102,16 +103,13 @@ def read_world(root: Path, variant: str) -> World:
     for name, path in zip(names, labels, strict=True):
         files = chip_files(root, name)
         for modality in wanted:
-            chip = read_middle(files[modality], MODALITIES[modality], numbers.img_size, numbers.patch_size)
-            images[modality].append(chip)
+            images[modality].append(read_middle(files[modality], MODALITIES[modality], size, numbers.patch_size))
         ids, known = Labels(-1, False, 2).read(path)
-        if ids.shape != images[wanted[0]][-1].valid.shape:
-            raise DataError(
-                f"{path} has {ids.shape[0]} x {ids.shape[1]} pixels. Simulate chips with --size {numbers.img_size}, or "
-                f"smaller ones whose side {numbers.patch_size} divides."
-            )
-        water.append(ids == 1)
-        labelled.append(known)
+        if min(ids.shape) < size:
+            raise DataError(f"{path} has {ids.shape[0]} x {ids.shape[1]} pixels. Simulate chips with --size {size}.")
+        rows, columns = (slice((side - size) // 2, (side - size) // 2 + size) for side in ids.shape)
+        water.append(ids[rows, columns] == 1)
+        labelled.append(known[rows, columns])
     return World(names, images, np.stack(water), np.stack(labelled))
 
 

@@ -6,9 +6,12 @@ import json
 
 import numpy as np
 import pytest
+import rasterio
+from rasterio.windows import Window
 
 from terramind_plugin.cli import main
 from terramind_plugin.data.simulate import simulate
+from terramind_plugin.errors import DataError
 from terramind_plugin.evaluate import few_shot, results, results_page
 from terramind_plugin.evaluate.results import judge_land_cover, majority_land_cover, peak_signal_to_noise, read_world
 
@@ -17,7 +20,7 @@ NANO = "terramind_sim_nano"
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return simulate(tmp_path_factory.mktemp("results") / "floods", chips=12, size=32).root
+    return simulate(tmp_path_factory.mktemp("results") / "floods", chips=12, size=72).root
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,7 @@ def test_page(root, tmp_path, monkeypatch, capsys):
         assert (tmp_path / "results" / name).stat().st_size > 5000
     made = json.loads((tmp_path / "results" / "results.json").read_text())
     assert made["chips"] == 12
-    assert made["data"] == "terramind simulate --world floods --chips 12 --size 32 --seed 0"
+    assert made["data"] == "terramind simulate --world floods --chips 12 --size 72 --seed 0"
     assert set(made["tokenizers"]) == {"S2L2A", "S1GRD", "S1RTC", "DEM", "LULC", "NDVI"}
     for one in made["tokenizers"].values():
         assert 1 <= one["perplexity"] <= one["used"] <= one["vocabulary"]
@@ -47,11 +50,15 @@ def test_page(root, tmp_path, monkeypatch, capsys):
     assert f"{made['land_cover']['model'][2]['water_iou']['value']:.3f}" in page
 
 
-def test_chips(world):
-    assert world.stack("S2L2A").shape == (12, 12, 32, 32)
+def test_chips(root, world):
+    assert world.stack("S2L2A").shape == (12, 12, 64, 64)
     assert set(world.biomes) == {name.split("_")[0] for name in world.names}
     assert len(set(world.biomes)) == 4
     assert (world.water & world.labelled).any()
+    path = root / "data" / "LabelHand" / f"{world.names[3]}_LabelHand.tif"
+    with rasterio.open(path) as file:
+        label = file.read(1, window=Window(4, 4, 64, 64))
+    assert (np.where(world.labelled[3], world.water[3], -1) == label).all()
 
 
 def test_true_land_cover_is_right_and_the_majority_is_not(world):
@@ -75,6 +82,11 @@ def test_peak_signal_to_noise():
     quality, baseline = peak_signal_to_noise(made, true, valid)
     assert quality == pytest.approx(40, abs=0.1)
     assert baseline == pytest.approx(10 * np.log10(12), abs=0.2)
+
+
+def test_chips_that_are_too_small(tmp_path):
+    with pytest.raises(DataError, match="has 32 x 32 pixels. Simulate chips with --size 64"):
+        read_world(simulate(tmp_path / "floods", chips=3, size=32).root, NANO)
 
 
 def test_data_that_are_not_simulated(tmp_path, capsys):
