@@ -85,7 +85,7 @@ def test_peak_signal_to_noise():
 
 
 def test_chips_that_are_too_small(tmp_path):
-    with pytest.raises(DataError, match="has 32 x 32 pixels. Simulate chips with --size 64"):
+    with pytest.raises(DataError, match="has 32 x 32 pixels"):
         read_world(simulate(tmp_path / "floods", chips=3, size=32).root, NANO)
 
 
