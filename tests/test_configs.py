@@ -53,9 +53,13 @@ def test_configuration_builds(path, monkeypatch, tmp_path):
         assert len(cli.datamodule.band_means[spec.name]) == spec.channels
 
 
-def test_demo_configuration_does_not_need_the_hub():
-    config = yaml.safe_load((ROOT / "configs" / "demo_flood.yaml").read_text())
-    assert config["model"]["init_args"]["model_args"]["backbone_pretrained"] is False
+@pytest.mark.parametrize("name", ["demo_flood", "demo_flood_tim"])
+def test_demo_configuration_does_not_need_the_hub(name):
+    from terramind_plugin.variants import VARIANTS
+
+    arguments = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())["model"]["init_args"]["model_args"]
+    ships = VARIANTS[arguments["backbone"].removesuffix("_tim")].hub_repo is None
+    assert ships or arguments["backbone_pretrained"] is False
 
 
 @pytest.fixture
