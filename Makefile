@@ -95,7 +95,7 @@ nano/masked/done: nano/tokens/done
 
 # A seed that no training uses.
 results: $(STAMP)
-	@$(BIN)/terramind simulate --world globe --chips 240 --size 128 --seed 7001 \
+	@$(BIN)/terramind simulate --world globe --chips 320 --size 128 --seed 7001 \
 		--processes 2 --out output/results_world
 	@$(BIN)/terramind results --data output/results_world --out .
 

@@ -333,8 +333,11 @@ def measure(world: World, variant: str, weights: Weights, on_step: Callable[[str
         on_step: Called before each part.
 
     Raises:
+        DataError: There are too few chips of some biomes.
         WeightsError: The weights are not there or do not fit.
     """
+    for task in TASKS:
+        task.check(world.biomes)  # before what takes long
     on_step("tokenizers")
     tokenizers = list(measure_tokenizers(world, variant, weights))
     on_step("land cover")
