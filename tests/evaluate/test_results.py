@@ -93,3 +93,8 @@ def test_chips_that_are_too_small(tmp_path):
 def test_data_that_are_not_simulated(tmp_path, capsys):
     assert main(["results", "--data", str(tmp_path), "--pretrained", "false", "--out", str(tmp_path / "out")]) == 2
     assert "no folder of terramind simulate" in capsys.readouterr().err
+
+
+def test_too_few_chips_are_found_first(world):
+    with pytest.raises(DataError, match="5 ways need 5 classes"):
+        results.measure(world, NANO, results.RANDOM, on_step=pytest.fail)
