@@ -16,6 +16,7 @@ MARGIN = 0.3
 """Share of what the configured order lacks to a mean correlation of 1 that another one has to make good."""
 SMALLEST = 0.02
 """Difference of mean correlations that means something."""
+BY_RESOLUTION = ("B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11", "B12", "B01", "B09", "B10")
 SPECTRUM = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
 """By wavelength; water vapour and cirrus are left out: they show the air."""
 
@@ -61,6 +62,8 @@ def _orders(names: list[str]) -> dict[str, list[str]]:
         "": names,
         "those of an alphabetical list, B8A last": by_file_name,
         "those in reverse": names[::-1],
+        "those by resolution, 10, 20, 60 m": [name for name in BY_RESOLUTION if name in names],
+        "those with B10 last": sorted(names, key=lambda name: name == "B10"),
     }
     return {text: order for text, order in result.items() if not text or order != names}
 

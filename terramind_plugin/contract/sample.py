@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,3 +146,19 @@ def _summary(image: ImagePlan, split: str, path: Path) -> Summary | str:
 def _by_band(values: NDArray, bands: int) -> NDArray:
     """Return [bands, n] of [dates * bands, H, W]."""
     return values.reshape(-1, bands, *values.shape[1:]).swapaxes(0, 1).reshape(bands, -1)
+
+
+def _read_bands(image: ImagePlan, pixels: NDArray) -> NDArray:
+    """Return the bands that the model gets."""
+    return pixels[list(image.read)] if image.read and max(image.read) < len(pixels) else pixels
+
+
+def pooled(image: ImagePlan, summaries: Sequence[Summary]) -> NDArray:
+    """Return pixels [bands, n] of all files, of the bands that the model gets.
+
+    Args:
+        image: What the configuration says.
+        summaries: Of its files, at least one.
+    """
+    bands = min(len(summary.pixels) for summary in summaries)
+    return np.concatenate([_read_bands(image, summary.pixels)[:bands] for summary in summaries], axis=1)

@@ -8,16 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terramind_plugin.contract.findings import Finding, some
+from terramind_plugin.contract.gaps import check_gaps
 from terramind_plugin.contract.order import check_order
 from terramind_plugin.contract.plan import DataPlan, ImagePlan
-from terramind_plugin.contract.sample import Sample, Summary
+from terramind_plugin.contract.sample import Sample, Summary, pooled
+from terramind_plugin.contract.statistics import check_statistics
 from terramind_plugin.modalities import MODALITIES
 from terramind_plugin.units import RADAR, REFLECTANCE, other_unit
 
 OFFSET = 1000
 """Added to digital numbers of Sentinel-2 from processing baseline 4 on."""
-GAPS = 0.01
-"""Share of zeros from which on they are taken for pixels without data."""
 FOOT = 0.3048
 """In metres."""
 
@@ -40,7 +40,7 @@ def check_values(plan: DataPlan, sample: Sample) -> Iterator[Finding]:
         summaries = [s for s in summaries if len(s.median) == (len(image.file_bands) or len(summaries[0].median))]
         if not summaries:
             continue
-        yield from _check_gaps(plan, image, summaries)
+        yield from check_gaps(plan, image, summaries)
         filled = [summary for summary in summaries if summary.pixels.size]
         yield from check_statistics(image, filled)
         special = image.modality is not None and image.modality.name in ("DEM", "LULC")
@@ -48,73 +48,6 @@ def check_values(plan: DataPlan, sample: Sample) -> Iterator[Finding]:
         yield from wrong
         if not wrong:
             yield from _check_modality(image, filled)
-
-
-def _check_gaps(plan: DataPlan, image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Finding]:
-    empty = [summary for summary in summaries if np.isnan(summary.median).all()]
-    where = f"values: {image.name} gaps"
-    if empty:
-        yield Finding(
-            where,
-            "error" if len(empty) == len(summaries) else "warning",
-            f"{len(empty)} of {len(summaries)} files are all NaN or nodata: {some([s.path.name for s in empty])}.",
-            "Remove them, or set allow_missing_modalities: true.",
-        )
-    partly = [s for s in summaries if np.isnan(s.median).any() and s not in empty]
-    if partly:
-        yield Finding(where, "warning", f"{len(partly)} files have bands without data, e.g. {partly[0].path}.")
-    share = float(np.mean([summary.missing for summary in summaries if summary not in empty] or [0.0]))
-    if share and plan.no_data_replace is None and not plan.own:
-        yield Finding(
-            where,
-            "error",
-            f"{share:.1%} of the pixels have no data and no_data_replace is not set: the loss becomes NaN.",
-            "Use terramind_plugin.TerraMindDataModule, which fills with the mean.",
-        )
-    elif share > 0 and plan.no_data_replace is not None and image.means:
-        away = max(abs(plan.no_data_replace - m) / s for m, s in zip(image.means, image.stds, strict=True))
-        if away > 2:
-            yield Finding(
-                where,
-                "warning",
-                f"{share:.1%} of the pixels have no data and take {plan.no_data_replace:g}, "
-                f"{away:.1f} standard deviations from the mean.",
-                "Leave no_data_replace out." if plan.own else "Set it to a typical value.",
-            )
-    if image.modality is None or image.modality.name in (*REFLECTANCE, *RADAR):
-        zeros = [summary for summary in summaries if summary.zero > GAPS]
-        if zeros:
-            yield Finding(
-                where,
-                "warning",
-                f"{len(zeros)} of {len(summaries)} files have pixels that are 0 in all bands, up to "
-                f"{max(s.zero for s in zeros):.0%}: {some([s.path.name for s in zeros])}.",
-                "If 0 means no data, say so in the files: gdal_edit.py -a_nodata 0.",
-            )
-    level = image.modality is not None and image.modality.name in ("DEM", "LULC")
-    flat = [s for s in summaries if s.constant.any() and s.zero != 1]
-    if flat and not level:
-        bands = sorted({_band(image, int(index)) for s in flat for index in np.flatnonzero(s.constant)})
-        yield Finding(
-            f"values: {image.name} constant",
-            "warning",
-            f"{len(flat)} files have one value only in {some(bands)}, e.g. {flat[0].path.name}.",
-            "Check how the files were made.",
-        )
-
-
-def _band(image: ImagePlan, index: int) -> str:
-    return image.file_bands[index] if index < len(image.file_bands) else f"band {index + 1}"
-
-
-def _read(image: ImagePlan, pixels: NDArray) -> NDArray:
-    """Return the bands that the model gets."""
-    return pixels[list(image.read)] if image.read and max(image.read) < len(pixels) else pixels
-
-
-def _pooled(image: ImagePlan, summaries: Sequence[Summary]) -> NDArray:
-    bands = min(len(summary.pixels) for summary in summaries)
-    return np.concatenate([_read(image, summary.pixels)[:bands] for summary in summaries], axis=1)
 
 
 def _own_units(image: ImagePlan, pixels: NDArray) -> bool:
@@ -133,7 +66,7 @@ def _own_units(image: ImagePlan, pixels: NDArray) -> bool:
 
 
 def _check_units(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Finding]:
-    if image.modality is None or not summaries or _own_units(image, _pooled(image, summaries)):
+    if image.modality is None or not summaries or _own_units(image, pooled(image, summaries)):
         return
     guesses = [other_unit(image.modality, summary.pixels) for summary in summaries]
     wrong = [(summary, guess) for summary, guess in zip(summaries, guesses, strict=True) if guess]
@@ -147,12 +80,12 @@ def _check_units(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Fin
             f"Expected: {image.modality.units}. {_conversion(image)}",
         )
         return
-    pooled = _pooled(image, summaries)
-    if image.modality.name in REFLECTANCE and pooled.max() <= 255:
+    pixels = pooled(image, summaries)
+    if image.modality.name in REFLECTANCE and pixels.max() <= 255:
         yield Finding(
             where,
             "error",
-            f"no value above {pooled.max():g}: pictures of 8 bits, not {image.modality.units}.",
+            f"no value above {pixels.max():g}: pictures of 8 bits, not {image.modality.units}.",
             "Use the original product.",
         )
 
@@ -297,48 +230,3 @@ def _check_classes(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[F
     else:
         seen, advice = f"values {some([f'{value:g}' for value in wrong])}", "Class ids are 0 to 9."
     yield Finding(f"values: {image.name} classes", "error", f"{seen}.", advice)
-
-
-def check_statistics(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Finding]:
-    """Yield what is wrong with means and stds: missing, of another modality, or far from the data."""
-    where = f"values: {image.name} statistics"
-    if not image.means or not image.stds:
-        yield Finding(
-            where,
-            "error",
-            "no means and stds: its values are not standardised.",
-            "Names must match in modalities, means.",
-        )
-        return
-    yield from _check_whose(image, where)
-    if not summaries:
-        return
-    pixels = _pooled(image, summaries)
-    if len(pixels) != len(image.means):
-        return
-    away = np.abs(np.median(pixels, axis=1) - image.means) / image.stds
-    if away.max() > 4:
-        band = image.bands[int(away.argmax())] if image.bands else f"band {int(away.argmax()) + 1}"
-        yield Finding(
-            where,
-            "warning",
-            f"the median of {band} is {away.max():.1f} standard deviations from the configured mean.",
-            "Compare with terramind compute_statistics.",
-        )
-
-
-def _check_whose(image: ImagePlan, where: str) -> Iterator[Finding]:
-    own = image.modality
-    if own is None:
-        return
-    for other in MODALITIES.values():
-        if other.name == own.name or len(other.bands) != len(image.means) or other.kind != "image":
-            continue
-        if np.allclose(image.means, other.mean, rtol=1e-3) and not np.allclose(
-            image.means, own.mean[: len(image.means)]
-        ):
-            yield Finding(where, "error", f"these means are those of {other.name}.", "Leave means and stds out.")
-    if len(own.bands) == len(image.means) > 1 and not np.allclose(image.means, own.mean, rtol=1e-3):
-        same = np.allclose(sorted(image.means), sorted(own.mean), rtol=1e-3)
-        if same and tuple(image.bands) == own.band_names:
-            yield Finding(where, "error", "the means are in another order than the bands.", "Leave means and stds out.")
