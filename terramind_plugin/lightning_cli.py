@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Mapping
@@ -20,14 +19,14 @@ from terratorch.cli_tools import (
     MyTrainer,
     StudioDeploySaveConfigCallback,
 )
-from terratorch.registry import BACKBONE_REGISTRY, DECODER_REGISTRY, NECK_REGISTRY
 from torchgeo.trainers import BaseTask
 
 import terramind_plugin
 from terramind_plugin.adapt.lora import BASE
+from terramind_plugin.causes import readable
 from terramind_plugin.data.classes import compare_class_names
 from terramind_plugin.data.statistics import band_statistics, describe_statistics
-from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundError, suggest
+from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundError
 
 logger = logging.getLogger("terramind_plugin")
 
@@ -162,32 +161,6 @@ def _same_backbone(key: str, stored: Any, configured: Any) -> bool:
     if key != "backbone":
         return False
     return str(stored).removeprefix("terratorch_") == str(configured).removeprefix("terratorch_")
-
-
-def readable(message: str) -> str:
-    """Return what is wrong with a configuration, without the types and values that jsonargparse prints around it.
-
-    Args:
-        message: Text of an error of jsonargparse.
-    """
-    place = re.search(r'Parser key "([^"]+)"', message)
-    causes = re.search(r"Errors:\n(.*?)\n *Given value type:", message, flags=re.DOTALL)
-    if causes is None:
-        return message
-    items = re.split(r"^ *- ", causes.group(1), flags=re.MULTILINE)
-    uninteresting = ("Expected a <class 'NoneType'>", "Not a valid subclass of", "a ", "Multiple subclasses")
-    texts = ["\n".join(line.strip() for line in item.strip().splitlines()).replace(":\n", ": ") for item in items]
-    kept = [text for text in texts if text and not text.startswith(uninteresting)]
-    return (f"{place.group(1)}: " if place else "") + "\n".join(kept or [message]) + _nearest_name(message)
-
-
-def _nearest_name(message: str) -> str:
-    """Return a hint at the registered name that comes next to the unknown one of TerraTorch's message, if any."""
-    unknown = re.search(r"[Mm]odel (\S+) (?:could not be instantiated|not found)", message)
-    if unknown is None:
-        return ""
-    names = [name for registry in (BACKBONE_REGISTRY, DECODER_REGISTRY, NECK_REGISTRY) for name in registry]
-    return suggest(unknown.group(1), names)
 
 
 def run(words: list[str]) -> None:

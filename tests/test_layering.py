@@ -31,6 +31,7 @@ LAYERS = (
     ("thoughts",),
     ("callbacks",),
     ("registry",),
+    ("causes",),
     ("lightning_cli",),
     ("check", "mapping", "pretrain"),
     ("evaluate",),
@@ -38,7 +39,7 @@ LAYERS = (
 )
 """A part may import those of earlier lines."""
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
-KNOWS_TERRATORCH = {"check", "mapping", "registry", "data", "callbacks", "lightning_cli", "cli"}
+KNOWS_TERRATORCH = {"check", "mapping", "registry", "data", "callbacks", "causes", "lightning_cli", "cli"}
 
 
 def part_of(path):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from terramind_plugin import lightning_cli
+from terramind_plugin import causes, lightning_cli
 from terramind_plugin.check.keys import check_agreement, check_model_args, check_training
 from terramind_plugin.contract.findings import Finding
 from terramind_plugin.errors import ConfigError, DataError, WeightsError, one_line
@@ -70,7 +70,7 @@ def build(config: Path, words: list[str]) -> Built:
         for key in ("backbone_pretrained", "backbone_ckpt_path"):
             model_args.pop(key, None)
     built.datamodule = _instantiate(cli, "data", built)
-    broken = any(finding.verdict == "error" for finding in built.findings if finding.check == "yaml: keys")
+    broken = any(f.verdict == "error" for f in built.findings if f.check in ("yaml: keys", "yaml: layers"))
     if not broken:
         with torch.device("meta"):
             built.model = _instantiate(cli, "model", built)
@@ -128,7 +128,7 @@ def _instantiate(cli: Any, part: str, built: Built) -> Any:
     except (ConfigError, DataError, WeightsError) as error:
         built.findings.append(Finding(f"yaml: {part}", "error", one_line(error)))
     except Exception as error:  # whatever a library raises at a wrong argument
-        message = lightning_cli.readable(str(error)) or type(error).__name__
+        message = causes.readable(str(error)) or type(error).__name__
         built.findings.append(Finding(f"yaml: {part}", "error", f"{one_line(message)}"))
         logging.getLogger("terramind_plugin").debug("Building %s failed", part, exc_info=True)
     return None

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from terramind_plugin.contract.findings import Finding
 from terramind_plugin.errors import suggest
+from terramind_plugin.modalities import find
 from terramind_plugin.variants import VARIANTS
 
 FACTORY = ("backbone", "decoder", "necks", "num_classes", "num_outputs", "aux_decoders", "rescale", "image_size_out",
            "peft_config", "backbone_kwargs", "decoder_kwargs", "head_kwargs")  # fmt: skip
 """Keys of model_args for TerraTorch's EncoderDecoderFactory."""
+DEFAULT_RATE = 0.001
+"""Of TerraTorch's tasks."""
 PREFIXES = ("backbone_", "decoder_", "head_")
 
 
@@ -25,25 +29,35 @@ def check_model_args(arguments: Mapping[str, Any], factory: str) -> Iterator[Fin
     """
     if factory != "EncoderDecoderFactory":
         return
-    for key in arguments:
-        if key not in FACTORY and not key.startswith(PREFIXES):
-            yield _unknown(key, [*FACTORY, *(f"backbone_{name}" for name in backbone_keys(arguments))])
-    known = backbone_keys(arguments)
-    for key in arguments:
-        name = key.removeprefix("backbone_")
-        if known and key.startswith("backbone_") and key not in FACTORY and name not in known:
-            yield _unknown(key, [f"backbone_{choice}" for choice in known])
-    known = _parameters("decoder", arguments.get("decoder"))
-    for key in arguments:
-        name = key.removeprefix("decoder_")
-        if known and key.startswith("decoder_") and key not in FACTORY and name not in known:
-            yield _unknown(key, [f"decoder_{choice}" for choice in known])
+    known = {"backbone_": backbone_keys(arguments), "decoder_": _parameters("DECODER", arguments.get("decoder"))}
+    for key in map(str, arguments):
+        prefix = next((prefix for prefix in PREFIXES if key.startswith(prefix)), "")
+        if key in FACTORY:
+            continue
+        if not prefix:
+            yield _unknown(key, [*FACTORY, *(f"backbone_{name}" for name in known["backbone_"])])
+        elif known.get(prefix) and key.removeprefix(prefix) not in known[prefix]:
+            yield _unknown(key, [f"{prefix}{choice}" for choice in known[prefix]])
+    yield from _check_necks(arguments)
     yield from _check_layers(arguments)
 
 
-def _unknown(key: str, choices: list[str]) -> Finding:
+def _check_necks(arguments: Mapping[str, Any]) -> Iterator[Finding]:
+    necks = arguments.get("necks")
+    for neck in necks if isinstance(necks, list) else []:
+        name = neck.get("name") if isinstance(neck, Mapping) else None
+        if not isinstance(name, str):
+            yield Finding("yaml: keys", "error", f"a neck without name: {neck}.", "E.g. {name: terramind_pyramid}.")
+            continue
+        known = _parameters("NECK", name)
+        for key in map(str, neck):
+            if known and key not in known and key != "name":
+                yield _unknown(key, known, f"the neck {name}")
+
+
+def _unknown(key: str, choices: list[str], where: str = "model_args") -> Finding:
     hint = suggest(key, choices).strip()
-    return Finding("yaml: keys", "error", f"model_args has a key '{key}' that nothing reads.", hint or "Remove it.")
+    return Finding("yaml: keys", "error", f"{where} has a key '{key}' that nothing reads.", hint or "Remove it.")
 
 
 def backbone_keys(arguments: Mapping[str, Any]) -> list[str]:
@@ -60,14 +74,14 @@ def backbone_keys(arguments: Mapping[str, Any]) -> list[str]:
     return sorted({name for name in names if name not in ("variant", "imagined", "kwargs", "architecture")})
 
 
-def _parameters(registry: str, name: Any) -> list[str]:
-    """Return the arguments of a decoder, if they can be seen."""
-    from terratorch.registry import DECODER_REGISTRY
+def _parameters(kind: str, name: Any) -> list[str]:
+    """Return the arguments of a 'DECODER' or 'NECK', if they can be seen."""
+    from terratorch import registry
 
-    if registry != "decoder" or not isinstance(name, str):
+    if not isinstance(name, str):
         return []
     try:
-        found = DECODER_REGISTRY.find_class(name)
+        found = getattr(registry, f"{kind}_REGISTRY").find_class(name)
         parameters = inspect.signature(found).parameters
     except (KeyError, ValueError, TypeError):
         return []
@@ -83,12 +97,14 @@ def _check_layers(arguments: Mapping[str, Any]) -> Iterator[Finding]:
     chosen = arguments.get("backbone_out_indices")
     count = len(chosen) if isinstance(chosen, list) and chosen else variant.depth
     places = {"backbone_out_indices": (chosen, variant.depth)}
-    for neck in arguments.get("necks") or []:
+    necks = arguments.get("necks")
+    for neck in necks if isinstance(necks, list) else []:
         if isinstance(neck, Mapping) and neck.get("name") == "SelectIndices":
             # Indices count the layers of the model, or those that backbone_out_indices has left.
             places["necks: SelectIndices"] = (neck.get("indices"), variant.depth if chosen else count)
     for where, (indices, limit) in places.items():
-        wrong = [index for index in indices or [] if isinstance(index, int) and not -limit <= index < limit]
+        listed = indices if isinstance(indices, list) else []
+        wrong = [index for index in listed if isinstance(index, int) and not -limit <= index < limit]
         if wrong:
             yield Finding(
                 "yaml: layers",
@@ -105,11 +121,12 @@ def check_agreement(data: Mapping[str, Any], model: Mapping[str, Any]) -> Iterat
         data: init_args of the data module.
         model: init_args of the task.
     """
-    arguments = model.get("model_args") or {}
+    arguments = mapping(model.get("model_args"))
     taken = arguments.get("backbone_modalities")
     given = data.get("image_modalities") or data.get("modalities")
     if isinstance(taken, list) and isinstance(given, list):
-        names = [name for entry in taken for name in (entry if isinstance(entry, Mapping) else [entry])]
+        names = [str(name) for entry in taken for name in (entry if isinstance(entry, Mapping) else [entry])]
+        given = list(map(str, given))
         if set(names) != set(given):
             yield Finding(
                 "yaml: modalities",
@@ -117,74 +134,75 @@ def check_agreement(data: Mapping[str, Any], model: Mapping[str, Any]) -> Iterat
                 f"the data have {given}, the model takes {names}.",
                 "Use the same names in modalities and backbone_modalities.",
             )
-    classes, count = data.get("num_classes"), arguments.get("num_classes")
-    if classes is not None and count is not None and classes != count:
-        yield Finding(
-            "yaml: classes", "error", f"the data have num_classes {classes}, the model {count}.", "Align them."
-        )
-    bands = arguments.get("backbone_bands") or {}
-    for name, wanted in bands.items() if isinstance(bands, Mapping) else ():
-        read = (data.get("output_bands") or {}).get(name) or (data.get("dataset_bands") or {}).get(name)
-        if read is not None and list(map(str, read)) != list(map(str, wanted)):
+        yield from _check_bands(data, mapping(arguments.get("backbone_bands")), taken)
+    yield from _check_classes(data, model)
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """Return a part of a configuration, an empty one if it is something else."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _check_bands(data: Mapping[str, Any], bands: Mapping[str, Any], taken: list[Any]) -> Iterator[Finding]:
+    for name in (entry for entry in taken if isinstance(entry, str)):
+        modality = find(name)
+        wanted = bands.get(name) or (modality and modality.band_names)
+        read = mapping(data.get("output_bands")).get(name) or mapping(data.get("dataset_bands")).get(name)
+        read = read or (modality and modality.band_names)
+        if not isinstance(wanted, list | tuple) or not isinstance(read, list | tuple):
+            continue
+        wanted, read = list(map(str, wanted)), list(map(str, read))
+        same = [modality.find_band(band) if modality else band for band in wanted]
+        if same != [modality.find_band(band) if modality else band for band in read] and "-" not in "".join(read):
             yield Finding(
                 "yaml: bands",
                 "error" if len(read) != len(wanted) else "warning",
-                f"{name}: the data give {list(map(str, read))}, the model takes {list(map(str, wanted))}.",
-                "List the same bands in the same order.",
+                f"{name}: the data give {read}, the model takes {wanted}.",
+                "List the same bands in the same order in dataset_bands (or output_bands) and backbone_bands.",
             )
 
 
+def _check_classes(data: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[Finding]:
+    where, arguments = "yaml: classes", mapping(model.get("model_args"))
+    count, own = arguments.get("num_classes"), data.get("num_classes")
+    if own is not None and count is not None and own != count:
+        yield Finding(where, "error", f"the data have num_classes {own}, the model {count}.", "Align them.")
+    for part, key in ((data, "class_names"), (model, "class_names"), (model, "class_weights")):
+        values = part.get(key)
+        if isinstance(values, list) and isinstance(count, int) and len(values) != count:
+            text = f"{'data' if part is data else 'model'} has {len(values)} {key} for {count} classes."
+            yield Finding(where, "error", text, "One for each class, in the order of their ids.")
+    names, others = data.get("class_names"), model.get("class_names")
+    if names and others and names != others:
+        yield Finding(
+            where, "error", f"class_names of the data are {names}, of the model {others}.", "Use one order of names."
+        )
+    size = data.get("batch_size")
+    if isinstance(size, int) and size < 1:
+        yield Finding("yaml: batch size", "error", f"batch_size is {size}.", "At least 1.")
+
+
 def check_training(config: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield what would go wrong in the training loop: monitors that are never logged, precision, learning rates.
+    """Yield what would go wrong in the training loop: precision, weights, learning rates.
 
     Args:
         config: The whole configuration.
     """
-    yield from _check_monitors(config)
-    trainer = config.get("trainer") or {}
+    trainer = mapping(config.get("trainer"))
     yield from check_precision(str(trainer.get("precision") or "32-true"), str(trainer.get("accelerator") or "auto"))
-    initial = (config.get("model") or {}).get("init_args") or {}
-    if config.get("optimizer") and initial.get("lr") is not None and "lr" in initial and initial["lr"] != 0.001:
-        rate = (config["optimizer"].get("init_args") or {}).get("lr")
-        if rate is not None and rate != initial["lr"]:
-            yield Finding(
-                "yaml: learning rate",
-                "warning",
-                f"model.init_args.lr is {initial['lr']:g}, optimizer.init_args.lr {rate:g}: the latter is used.",
-                "Remove one.",
-            )
-
-
-METRICS = {
-    "segmentation": ("loss", "mIoU", "mIoU_Micro", "Accuracy", "Pixel_Accuracy", "F1_Score", "Boundary_mIoU"),
-    "regression": ("loss", "MAE", "MSE", "RMSE", "R2"),
-}
-
-
-def _check_monitors(config: Mapping[str, Any]) -> Iterator[Finding]:
-    task = str((config.get("model") or {}).get("class_path", "")).rpartition(".")[2].lower()
-    known = next((names for key, names in METRICS.items() if key in task), None)
-    if known is None:
-        return
-    monitors: dict[str, Any] = {}
-    for callback in (config.get("trainer") or {}).get("callbacks") or []:
-        if isinstance(callback, Mapping):
-            name = str(callback.get("class_path", "")).rpartition(".")[2]
-            monitors[name] = (callback.get("init_args") or {}).get("monitor")
-    scheduler = config.get("lr_scheduler") or {}
-    monitors["lr_scheduler"] = scheduler.get("monitor") or (scheduler.get("init_args") or {}).get("monitor")
-    names = [f"{split}/{metric}" for split in ("val", "train") for metric in known]
-    for where, monitor in monitors.items():
-        if not isinstance(monitor, str) or monitor in names:
-            continue
-        # The metrics of single classes have names of their own.
-        if monitor.startswith(("val/", "train/")) and monitor.count("_") and "classwise" in monitor.lower():
-            continue
-        near = suggest(monitor, names).strip()
-        if monitor.startswith(("val/", "train/")) and not near:
-            continue
+    initial = mapping(mapping(config.get("model")).get("init_args"))
+    path = mapping(initial.get("model_args")).get("backbone_ckpt_path")
+    if isinstance(path, str) and not Path(path).is_file():
+        yield Finding("yaml: weights", "error", f"backbone_ckpt_path {path} is no file.", f"Seen from {Path.cwd()}.")
+    chosen = initial.get("lr")
+    rate = mapping(mapping(config.get("optimizer")).get("init_args")).get("lr")
+    numbers = isinstance(chosen, int | float) and isinstance(rate, int | float)
+    if numbers and chosen != DEFAULT_RATE and rate != chosen:
         yield Finding(
-            "yaml: monitor", "error", f"{where} monitors '{monitor}', which is never logged.", near or "E.g. val/loss."
+            "yaml: learning rate",
+            "warning",
+            f"model.init_args.lr is {chosen:g}, optimizer.init_args.lr {rate:g}: the latter is used.",
+            "Remove one.",
         )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from terramind_plugin.check.build import Built, build, build_again
 from terramind_plugin.check.disk import check_disk
+from terramind_plugin.check.monitors import check_monitors
 from terramind_plugin.check.sheet import draw_sheet
 from terramind_plugin.check.step import check_step
 from terramind_plugin.contract.findings import Finding
@@ -32,6 +33,7 @@ def check(
     built = build(config, words)
     findings = list(built.findings)
     if built.model is not None:
+        findings += check_monitors(built.config, built.model)
         findings += check_disk(built.config, built.model)
     if built.datamodule is not None:
         findings += _data(built, samples)

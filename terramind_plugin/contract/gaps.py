@@ -78,7 +78,7 @@ def _check_numbers(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[F
         # Where it is most of the pixels, the unit is another one.
         if shares and max(shares) <= 0.5:
             pixels = odd[0].pixels
-            number = (pixels.min() if pixels.min() < low - span else pixels.max()) / image.scale
+            number = (pixels.min() if pixels.min() < low - span else pixels.max()) / image.scale - (image.offset or 0)
             yield Finding(
                 where,
                 "error",

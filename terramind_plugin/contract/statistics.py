@@ -46,6 +46,12 @@ def check_statistics(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator
         return
     pixels = pooled(image, summaries)
     if len(pixels) != len(image.means):
+        yield Finding(
+            where,
+            "error",
+            f"{len(image.means)} means for {len(pixels)} bands.",
+            "Give one mean and one std a band, or leave means and stds out.",
+        )
         return
     away = np.abs(np.median(pixels, axis=1) - image.means) / image.stds
     if away.max() > 4:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,9 +47,21 @@ def _build_transform(entry: Mapping[str, Any]) -> Any:
         if hasattr(module, class_name):
             # 'always_apply' was an argument of albumentations 1 and means p=1.
             arguments = {k: v for k, v in (entry.get("init_args") or {}).items() if k != "always_apply"}
+            _check_arguments(class_path, getattr(module, class_name), arguments)
             try:
                 return getattr(module, class_name)(**arguments)
             except (TypeError, ValueError) as error:
                 raise ConfigError(f"Transform {class_path}: {error}") from None
         known += dir(module)
     raise ConfigError(f"Unknown transform '{class_path}'.{suggest(class_name, known)}")
+
+
+def _check_arguments(class_path: str, kind: Any, arguments: Mapping[str, Any]) -> None:
+    """Raise if a transform has no such argument: albumentations only warns, and leaves it out."""
+    known = inspect.signature(kind).parameters
+    unknown = [name for name in arguments if name not in known]
+    if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        raise ConfigError(
+            f"Transform {class_path} has no argument '{unknown[0]}'.{suggest(unknown[0], known)} "
+            f"It takes: {', '.join(known)}."
+        )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import rasterio
 from running import change, segmentation_config
 
@@ -109,6 +110,11 @@ def second_file(dataset: SimulatedDataset) -> None:
     for version in ("v1", "v2"):
         (path.parent / f"{name}_{version}_S2Hand.tif").write_bytes(path.read_bytes())
     path.unlink()
+
+
+def every_fifth(names: Iterable[str]) -> list[Any]:
+    """Return the names; four of five are for the slow tests."""
+    return [name if index % 5 == 0 else pytest.param(name, marks=pytest.mark.slow) for index, name in enumerate(names)]
 
 
 def look(dataset: SimulatedDataset, changes: Mapping[str, Any] | None = None, samples: int = 64) -> list[Finding]:
