@@ -58,8 +58,10 @@ def build(config: Path, words: list[str]) -> Built:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "LightningCLI's args parameter")
             cli = lightning_cli.make_cli(["--config", str(config), *words], kind=ParsingCLI)
-    except ConfigError as error:
-        built.findings.append(Finding("yaml: parsing", "error", one_line(error)))
+    except Exception as error:  # whatever jsonargparse raises at a value of another type
+        text = one_line(error) if isinstance(error, ConfigError) else one_line(causes.readable(str(error)))
+        logging.getLogger("terramind_plugin").debug("Parsing failed", exc_info=True)
+        built.findings.append(Finding("yaml: parsing", "error", text or type(error).__name__))
         built.findings += _static(content)
         return built
     built.cli = cli
@@ -92,7 +94,7 @@ def build_again(built: Built) -> Any:
 def _read(config: Path, built: Built) -> dict[str, Any] | None:
     try:
         content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: bytes, impossible dates
         built.findings.append(Finding("yaml: parsing", "error", f"{config} cannot be read: {one_line(error)}"))
         return None
     if not isinstance(content, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,7 +34,7 @@ def check_disk(config: Mapping[str, Any], model: Any) -> Iterator[Finding]:
         # AdamW keeps two numbers for each weight that it trains.
         size += copies * BYTES * (total + (0 if options.get("save_weights_only") else 2 * trained))
         kept += copies
-    folder = Path(str(trainer.get("default_root_dir") or ".")).resolve()
+    folder = Path(os.path.abspath(str(trainer.get("default_root_dir") or ".")))
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free

@@ -24,10 +24,14 @@ from terramind_plugin.errors import one_line
 THREADS = 8
 OVERLAP = 0.01
 """Share of a chip that may lie in one of another split: neighbours that share a row of pixels."""
+UNREADABLE = (RasterioError, OSError, ValueError, MemoryError)
+"""What reading a damaged file may raise: ValueError stands for a CRS or text in it."""
 OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_NUM_THREADS": "1"}
 
 
 NOWHERE = Affine.identity()
+Bounds = tuple[float, float, float, float]
+"""West, south, east, north in degrees."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,14 @@ class Header:
     @property
     def placed(self) -> bool:
         """Whether it has a place on Earth."""
-        return self.crs is not None and not self.transform.is_identity
+        numbers = self.transform[:6]
+        usable = np.isfinite(numbers).all() and np.isfinite(self.transform.determinant)
+        return (
+            self.crs is not None
+            and bool(usable)
+            and not self.transform.is_identity
+            and not self.transform.is_degenerate
+        )
 
 
 def read_header(path: Path) -> Header:
@@ -72,7 +83,7 @@ def read_header(path: Path) -> Header:
                 units=raster.units,
                 problem=_missing_end(path, raster),
             )
-    except (RasterioError, OSError) as error:
+    except UNREADABLE as error:
         return Header(path, problem=one_line(error))
 
 
@@ -314,35 +325,53 @@ def _at(transform: Affine, x: float, y: float) -> tuple[float, float]:
 
 def check_overlap(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Finding]:
     """Yield splits whose chips show the same ground."""
-    from shapely import STRtree, box
-
-    boxes: dict[str, list[tuple[str, tuple[float, float, float, float]]]] = {}
+    boxes: dict[str, dict[str, Bounds]] = {}
     for split in plan.splits:
         for sample, files in split.samples.items():
             header = next((headers[path] for path in files.values() if path in headers), None)
-            if header is not None and header.placed and not header.problem:
-                boxes.setdefault(split.name, []).append((sample, _bounds(header)))
+            bounds = _bounds(header) if header is not None and header.placed and not header.problem else None
+            if bounds is not None:
+                boxes.setdefault(split.name, {})[sample] = bounds
     for (one, here), (other, there) in combinations(boxes.items(), 2):
-        first, second = ([box(*bounds) for _, bounds in part] for part in (here, there))
-        pairs = []
-        for index, position in STRtree(second).query(first, predicate="intersects").T:
-            a, b = first[index], second[position]
-            # A sample that is in both lists is an error of its own.
-            if here[index][0] != there[position][0] and a.intersection(b).area > OVERLAP * min(a.area, b.area):
-                pairs.append(f"{here[index][0]} and {there[position][0]}")
+        pairs = _same_ground(here, there)
         if pairs:
             yield Finding(
                 "files: overlap in space",
                 "warning",
-                f"{len(pairs)} chips of {one} and {other} show the same ground: {some(pairs, 2)}.",
+                f"{len(pairs)} chips of {other} show ground of {one}: {some(pairs, 2)}.",
                 f"Split by place: results on {other} would be too good.",
             )
 
 
-def _bounds(header: Header) -> tuple[float, float, float, float]:
-    """Return west, south, east, north in degrees."""
+def _same_ground(here: Mapping[str, Bounds], there: Mapping[str, Bounds]) -> list[str]:
+    """Return, for each chip of one split that overlaps some of another, its name and one of theirs."""
+    from shapely import STRtree, box
+
+    names, others = list(here), list(there)
+    tree = STRtree([box(*here[name]) for name in names])
+    first = np.array([here[name] for name in names])
+    pairs = []
+    for other in others:
+        bounds = np.array(there[other])
+        near = tree.query(box(*bounds))
+        width = np.minimum(first[near, 2:], bounds[2:]) - np.maximum(first[near, :2], bounds[:2])
+        smaller = np.minimum(np.prod(first[near, 2:] - first[near, :2], axis=1), np.prod(bounds[2:] - bounds[:2]))
+        overlapping = near[np.prod(width.clip(0), axis=1) > OVERLAP * smaller]
+        # A sample that is in both lists is an error of its own.
+        name = next((names[index] for index in overlapping if names[index] != other), None)
+        if name is not None:
+            pairs.append(f"{name} and {other}")
+    return pairs
+
+
+def _bounds(header: Header) -> Bounds | None:
+    """Return where a file is, or None where the file's place is not on Earth."""
     corners = [_at(header.transform, x, y) for x in (0, header.shape[1]) for y in (0, header.shape[0])]
     xs, ys = zip(*corners, strict=True)
     bounds = (min(xs), min(ys), max(xs), max(ys))
     assert header.crs is not None
-    return bounds if header.crs.is_geographic else transform_bounds(header.crs, "EPSG:4326", *bounds)
+    try:
+        degrees = bounds if header.crs.is_geographic else transform_bounds(header.crs, "EPSG:4326", *bounds)
+    except UNREADABLE:
+        return None
+    return degrees if np.isfinite(degrees).all() else None

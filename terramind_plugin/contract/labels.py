@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-from rasterio.errors import RasterioError
 
-from terramind_plugin.contract.files import OPTIONS, THREADS
+from terramind_plugin.contract.files import OPTIONS, THREADS, UNREADABLE
 from terramind_plugin.contract.findings import Finding, some
 from terramind_plugin.contract.plan import LABEL, RASTERS, DataPlan
+from terramind_plugin.contract.sample import read_middle
 from terramind_plugin.errors import one_line
 
+LARGEST = 8192
+"""Pixels per side that are read of a label file, from its middle."""
 MOST = 1000
 """Label files that are read."""
 RARE = 0.02
@@ -56,9 +58,9 @@ def read_labels(plan: DataPlan, most: int = MOST) -> list[Mask]:
 def _read(split: str, path: Path) -> Mask:
     try:
         with rasterio.Env(**OPTIONS), rasterio.open(path) as raster:
-            values, counts = np.unique(raster.read(1), return_counts=True)
+            values, counts = np.unique(read_middle(raster, [1], LARGEST).data, return_counts=True)
             return Mask(path, split, dict(zip(values.tolist(), counts.tolist(), strict=True)), raster.nodata)
-    except (RasterioError, OSError) as error:
+    except UNREADABLE as error:
         return Mask(path, split, {}, None, one_line(error))
 
 

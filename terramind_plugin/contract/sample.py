@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from terramind_plugin.contract.files import OPTIONS, THREADS
+from terramind_plugin.contract.files import OPTIONS, THREADS, UNREADABLE
 from terramind_plugin.contract.plan import LABEL, RASTERS, DataPlan, ImagePlan
 from terramind_plugin.errors import one_line
 
 LARGEST = 1024
 """Pixels per side that are read of a file, from its middle."""
+MOST_BANDS = 1024
+"""Dates times bands; a file with more is damaged."""
 PIXELS = 2048
 """Pixels that are kept of a file."""
 
@@ -103,22 +104,28 @@ def read_sample(plan: DataPlan, count: int, seed: int = 0) -> Sample:
     return result
 
 
-def read_middle(raster: rasterio.DatasetReader) -> np.ma.MaskedArray:
-    """Return all bands of a raster, or of its middle if it is large.
+def read_middle(
+    raster: rasterio.DatasetReader, bands: list[int] | None = None, largest: int = LARGEST
+) -> np.ma.MaskedArray:
+    """Return pixels [bands, H, W] of a raster, or of its middle if it is large.
 
     Args:
         raster: An open file.
+        bands: Their numbers, from 1 on; None for all.
+        largest: Pixels per side, at most.
     """
-    height, width = min(raster.height, LARGEST), min(raster.width, LARGEST)
+    height, width = min(raster.height, largest), min(raster.width, largest)
     window = Window((raster.width - width) // 2, (raster.height - height) // 2, width, height)
-    return raster.read(window=window, masked=True)
+    return raster.read(bands, window=window, masked=True)
 
 
 def _summary(image: ImagePlan, split: str, path: Path) -> Summary | str:
     try:
         with rasterio.Env(**OPTIONS), rasterio.open(path) as raster:
+            if raster.count > MOST_BANDS:
+                return f"it has {raster.count} bands"
             masked = read_middle(raster)
-    except (RasterioError, OSError) as error:
+    except UNREADABLE as error:
         return one_line(error)
     data = masked.data.astype(np.float32)
     count = len(image.file_bands)

@@ -100,7 +100,7 @@ FILES: dict[str, Broken] = {
                                 train_list(lambda t, v: t.replace("\n", "\r\n"))),
     "too large a batch": Broken("files: train split", "error", "8 samples do not fill one batch of 50",
                                 changes={"data.batch_size": 50}),
-    "same ground": Broken("files: overlap in space", "warning", "1 chips of train and val show the same", same_ground),
+    "same ground": Broken("files: overlap in space", "warning", "1 chips of val show ground of train", same_ground),
     "truncated": Broken("files: readable", "error", "1 of 36 files.*Copy or download", raw(S2, lambda b: b[:-4000])),
     "empty file": Broken("files: readable", "error", "1 of 36 files", raw(S1, lambda b: b"")),
     "no GeoTIFF": Broken("files: readable", "error", "not recognized", raw(LABEL, lambda b: b"<html>404</html>")),
