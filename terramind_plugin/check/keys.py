@@ -194,6 +194,11 @@ def check_training(config: Mapping[str, Any]) -> Iterator[Finding]:
     path = mapping(initial.get("model_args")).get("backbone_ckpt_path")
     if isinstance(path, str) and not Path(path).is_file():
         yield Finding("yaml: weights", "error", f"backbone_ckpt_path {path} is no file.", f"Seen from {Path.cwd()}.")
+    yield from _check_optimisation(initial)
+    for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"):
+        if isinstance(trainer.get(key), float) and trainer[key] == 1:
+            seen = f"trainer.{key} is 1.0: all batches, not one."
+            yield Finding("run: batches", "note", seen, "For one: trainer.fast_dev_run: 1.")
     chosen = initial.get("lr")
     rate = mapping(mapping(config.get("optimizer")).get("init_args")).get("lr")
     numbers = isinstance(chosen, int | float) and isinstance(rate, int | float)
@@ -204,6 +209,26 @@ def check_training(config: Mapping[str, Any]) -> Iterator[Finding]:
             f"model.init_args.lr is {chosen:g}, optimizer.init_args.lr {rate:g}: the latter is used.",
             "Remove one.",
         )
+
+
+def _check_optimisation(task: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield arguments that a task's optimizer and scheduler do not have: TerraTorch looks when training starts."""
+    import torch
+
+    places = {"optimizer": (torch.optim, "lr"), "scheduler": (torch.optim.lr_scheduler, "interval")}
+    for part, (module, own) in places.items():
+        name, given = task.get(part), mapping(task.get(f"{part}_hparams"))
+        if not isinstance(name, str):
+            continue
+        kind = getattr(module, name, None)
+        if not inspect.isclass(kind):
+            hint = suggest(name, [key for key in dir(module) if inspect.isclass(getattr(module, key))]).strip()
+            yield Finding(f"yaml: {part}", "error", f"{module.__name__} has no {name}.", hint)
+        elif name != "SequentialLR":
+            known = list(inspect.signature(kind).parameters)
+            for key in (str(key) for key in given if key not in known and key != own):
+                hint = suggest(key, known).strip()
+                yield Finding(f"yaml: {part}", "error", f"{name} has no argument '{key}'.", hint or f"{known[1:]}")
 
 
 def check_precision(precision: str, accelerator: str) -> Iterator[Finding]:

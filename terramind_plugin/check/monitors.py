@@ -59,10 +59,10 @@ def logged_names(model: Any) -> list[str]:
 
 def _monitors(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield who monitors, and what."""
-    places = list((config.get("trainer") or {}).get("callbacks") or [])
+    places = (config.get("trainer") or {}).get("callbacks") or []
     found = [
         (str(place.get("class_path", "")).rpartition(".")[2], (place.get("init_args") or {}).get("monitor"))
-        for place in places
+        for place in (places if isinstance(places, list) else [places])
         if isinstance(place, Mapping)
     ]
     scheduler = config.get("lr_scheduler") or {}

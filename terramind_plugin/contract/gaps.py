@@ -72,13 +72,15 @@ def _check_numbers(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[F
     where = f"values: {image.name} gaps"
     if image.modality is not None and image.modality.name not in ("DEM", "LULC"):
         low, high = image.modality.valid_range
-        span = high - low
-        odd = [s for s in summaries if s.pixels.size and (s.pixels.min() < low - span or s.pixels.max() > high + span)]
-        shares = [float(((s.pixels < low - span) | (s.pixels > high + span)).mean()) for s in odd]
+        low, high = 2 * low - high, 2 * high - low
+        if image.modality.name in RADAR:
+            high = np.inf  # linear power may be large, and is no placeholder
+        odd = [s for s in summaries if s.pixels.size and (s.pixels.min() < low or s.pixels.max() > high)]
+        shares = [float(((s.pixels < low) | (s.pixels > high)).mean()) for s in odd]
         # Where it is most of the pixels, the unit is another one.
         if shares and max(shares) <= 0.5:
             pixels = odd[0].pixels
-            number = (pixels.min() if pixels.min() < low - span else pixels.max()) / image.scale - (image.offset or 0)
+            number = (pixels.min() if pixels.min() < low else pixels.max()) / image.scale - (image.offset or 0)
             yield Finding(
                 where,
                 "error",

@@ -19,6 +19,7 @@ from terramind_plugin.errors import one_line
 
 LARGEST = 8192
 """Pixels per side that are read of a label file, from its middle."""
+MOST_CLASSES = 65536
 MOST = 1000
 """Label files that are read."""
 RARE = 0.02
@@ -80,6 +81,9 @@ def check_labels(
     if broken:
         yield Finding("labels: readable", "error", f"{len(broken)} files, e.g. {broken[0].path}: {broken[0].problem}.")
     if plan.task != "segmentation" or not plan.num_classes:
+        return
+    if not 0 < plan.num_classes <= MOST_CLASSES:
+        yield Finding("labels: ids", "error", f"num_classes is {plan.num_classes}.", f"1 to {MOST_CLASSES}.")
         return
     shift = 1 if plan.reduce_zero_label else 0
     classes = range(shift, plan.num_classes + shift)

@@ -58,7 +58,10 @@ def _build_transform(entry: Mapping[str, Any]) -> Any:
 
 def _check_arguments(class_path: str, kind: Any, arguments: Mapping[str, Any]) -> None:
     """Raise if a transform has no such argument: albumentations only warns, and leaves it out."""
-    known = inspect.signature(kind).parameters
+    try:
+        known = inspect.signature(kind).parameters
+    except (TypeError, ValueError):  # no class, or one that does not say
+        return
     unknown = [name for name in arguments if name not in known]
     if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         raise ConfigError(

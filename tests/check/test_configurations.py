@@ -113,6 +113,12 @@ ROWS: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "GPU": ({"trainer.accelerator": "gpu"}, "run: hardware", "error", "accelerator: auto"),
     "half precision": ({"trainer.precision": "16-mixed"}, "run: precision", "note", "bf16-mixed"),
     "precision": ({"trainer.precision": "17"}, "yaml: parsing", "error", "trainer.precision"),
+    "task's scheduler": ({"model.scheduler": "CosineAnnealing"}, "yaml: scheduler", "error", "Did you mean 'Cosine"),
+    "task's scheduler key": ({"model.scheduler": "StepLR", "model.scheduler_hparams": {"step_sise": 2}},
+                             "yaml: scheduler", "error", "Did you mean 'step_size'"),
+    "task's optimizer key": ({"model.optimizer_hparams": {"weight_decy": 0.1}, "model.optimizer": "AdamW"},
+                             "yaml: optimizer", "error", "Did you mean 'weight_decay'"),
+    "one batch": ({"trainer.limit_train_batches": 1.0}, "run: batches", "note", "all batches, not one"),
     "two learning rates": ({"model.lr": 3e-4, **optimizer(lr=1e-4)}, "yaml: learning rate", "warning", "the latter"),
 }  # fmt: skip
 

@@ -126,6 +126,11 @@ def test_model_in_half_precision(small, image):
     assert model(image("S1GRD"), timesteps=2).isfinite().all()
 
 
+def test_moving_without_blocking(small, image):
+    model = small("S1GRD").to("cpu", non_blocking=True)
+    assert model(image("S1GRD").to("cpu", non_blocking=True), timesteps=1).isfinite().all()
+
+
 def test_input_is_not_changed(s1, image):
     x = image("S1GRD")
     copy = x.clone()
