@@ -58,7 +58,8 @@ def nearest(message: str) -> str:
         return suggest(option.group(1) or option.group(2), inspect.signature(Trainer).parameters)
     missing = re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message)
     if missing is not None:
-        return suggest(missing.group(2), _classes(missing.group(1)))
+        listed = re.search(r"It has: ([\w, ]+)", message)
+        return suggest(missing.group(2), listed.group(1).split(", ") if listed else _classes(missing.group(1)))
     short = re.search(r"Expected a dot import path string: (\w+)$", message, flags=re.MULTILINE)
     if short is not None:
         return suggest(short.group(1), [name for module in SHORT_NAMES for name in _classes(module)])

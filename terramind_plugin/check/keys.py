@@ -78,10 +78,14 @@ def _parameters(kind: str, name: Any) -> list[str]:
     """Return the arguments of a 'DECODER' or 'NECK', if they can be seen."""
     from terratorch import registry
 
+    from terramind_plugin.necks import TokenPyramid
+
     if not isinstance(name, str):
         return []
     try:
-        found = getattr(registry, f"{kind}_REGISTRY").find_class(name)
+        # Our own name stands for a function that imports the class when it is called.
+        own = (kind, name) == ("NECK", "terramind_pyramid")
+        found = TokenPyramid if own else getattr(registry, f"{kind}_REGISTRY").find_class(name)
         parameters = inspect.signature(found).parameters
     except (KeyError, ValueError, TypeError):
         return []
