@@ -124,9 +124,14 @@ def _instantiate(cli: Any, part: str, built: Built) -> Any:
 
     make = getattr(cli.parser, "instantiate", None) or cli.parser.instantiate_classes
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return make(Namespace({part: cli.config[part]}))[part]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            made = make(Namespace({part: cli.config[part]}))[part]
+        # Albumentations leaves out arguments that it does not know.
+        texts = {str(warning.message) for warning in caught}
+        ignored = sorted(text for text in texts if "not valid for transform" in text)
+        built.findings += [Finding(f"yaml: {part}", "error", f"{one_line(text)}.") for text in ignored]
+        return made
     except (ConfigError, DataError, WeightsError) as error:
         built.findings.append(Finding(f"yaml: {part}", "error", one_line(error)))
     except Exception as error:  # whatever a library raises at a wrong argument

@@ -49,7 +49,7 @@ ROWS: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "callback key": (callback("ModelCheckpoint", monitr="x"), "yaml: parsing", "error", "Did you mean 'monitor'"),
     "optimizer key": (optimizer(weight_decy=0.1), "yaml: parsing", "error", "Did you mean 'weight_decay'"),
     "scheduler key": (scheduler(patienc=3), "yaml: parsing", "error", "Did you mean 'patience'"),
-    "transform key": (transform("albumentations.HorizontalFlip", prob=1), "yaml: data", "error", "no argument 'prob'"),
+    "transform key": (transform("albumentations.HorizontalFlip", prob=1), "yaml: data", "error", "'prob'"),
     "LoRA key": ({"model_args.backbone_lora": {"rnk": 4}}, "yaml: model", "error", "Did you mean 'rank'"),
     "backbone": ({"model_args.backbone": "terramind_v1_tinny"}, "yaml: model", "error", "'terramind_v1_tiny'"),
     "source": ({"model_args.backbone": "teramind_v1_tiny"}, "yaml: model", "error", "'terramind_v1_tiny'"),
