@@ -27,13 +27,17 @@ def readable(message: str) -> str:
     place = re.search(r'Parser key "([^"]+)"', message)
     causes = re.search(r"Errors:\n(.*?)\n *Given value type:", message, flags=re.DOTALL)
     if causes is None:
-        return message + nearest(message)
+        return _with_hint(message, nearest(message))
     items = re.split(r"^ *- ", causes.group(1), flags=re.MULTILINE)
     uninteresting = ("Expected a <class 'NoneType'>", "Not a valid subclass of", "a ", "Multiple subclasses")
     texts = ["\n".join(line.strip() for line in item.strip().splitlines()).replace(":\n", ": ") for item in items]
     kept = [text for text in texts if text and not text.startswith(uninteresting)]
     text = "\n".join(kept or [message])
-    return (f"{place.group(1)}: " if place else "") + text + (nearest(text) or nearest(message))
+    return _with_hint((f"{place.group(1)}: " if place else "") + text, nearest(text) or nearest(message))
+
+
+def _with_hint(text: str, hint: str) -> str:
+    return text + ("." if hint and not text.endswith(".") else "") + hint
 
 
 def nearest(message: str) -> str:

@@ -15,9 +15,9 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 
+from terramind_plugin.causes import readable
 from terramind_plugin.contract.findings import Finding, Verdict
 from terramind_plugin.errors import one_line
-from terramind_plugin.lightning_cli import readable
 from terramind_plugin.memory import read_status, restart_peak
 
 STEPS = 4

@@ -77,7 +77,7 @@ def _check_units(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Fin
             where,
             "error",
             f"{len(wrong)} of {len(summaries)} files ({mixed}) look like {wrong[0][1]}, e.g. {wrong[0][0].path.name}.",
-            f"Expected: {image.modality.units}. {_conversion(image)}",
+            f"Expected: {'-1 to 1' if image.modality.name == 'NDVI' else image.modality.units}. {_conversion(image)}",
         )
         return
     pixels = pooled(image, summaries)
