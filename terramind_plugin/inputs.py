@@ -117,6 +117,7 @@ def _known_modality(name: str, bands: Mapping[str, Sequence[object]], new_bands:
         raise ConfigError(
             f"Modality {modality.name} enters TerraMind as tokens, which this backbone does not take yet. "
             f"Use modalities with pixels: {', '.join(m.name for m in MODALITIES.values() if m.patch_key)}; "
+            f"give it to a _tim backbone by backbone_tim_given: [{modality.name}]; "
             f"or declare it as a new one under another name, e.g. {{{modality.name}_map: 1}}."
         )
     names = bands.get(modality.patch_key)

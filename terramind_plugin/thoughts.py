@@ -52,7 +52,7 @@ class ThoughtPainter:
         """
         pictures = {}
         for target, name in backbone.thought_names.items():
-            modality = backbone.sampler.targets[target]
+            modality = backbone.targets[target]
             if modality.kind == "sequence" or name not in backbone.thoughts:
                 continue
             ids = backbone.thoughts[name][index]

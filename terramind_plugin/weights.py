@@ -244,8 +244,9 @@ def load_backbone(model: Backbone, checkpoint: Checkpoint) -> LoadReport:
     Raises:
         WeightsError: A weight that the model needs is missing or has another shape.
     """
-    # A TiM model's generator is loaded on its own.
-    own = {name: value for name, value in model.state_dict().items() if not name.startswith("sampler.")}
+    # A TiM model's generator and tokenizers are loaded on their own.
+    frozen = ("sampler.", "given_tokens.")
+    own = {name: value for name, value in model.state_dict().items() if not name.startswith(frozen)}
     specs: dict[str, InputSpec] = {spec.key: spec for spec in model.inputs}
     report = LoadReport(source=checkpoint.source)
     chosen: dict[str, Tensor] = {}

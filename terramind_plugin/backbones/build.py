@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 from terramind_plugin.adapt.lora import add_lora, read_settings
 from terramind_plugin.backbones.tim import TerraMindTiM
 from terramind_plugin.backbones.vit import TerraMindBackbone
-from terramind_plugin.errors import ConfigError, suggest
+from terramind_plugin.errors import ConfigError, WeightsError, suggest
+from terramind_plugin.generation.model import token_key
+from terramind_plugin.modalities import resolve
 from terramind_plugin.settings import read_texts
 from terramind_plugin.variants import VARIANTS
-from terramind_plugin.weights import load_weights
+from terramind_plugin.weights import fetch_file, load_tokenizer, load_weights, read_tensors
 
 logger = logging.getLogger("terramind_plugin")
 
@@ -65,6 +67,7 @@ def build_tim(
     *,
     pretrained: bool = False,
     ckpt_path: str | Path | None = None,
+    tim_tokenizer_ckpt_paths: Mapping[str, str | Path] | None = None,
     lora: Mapping[str, Any] | bool | None = None,
     patch_size: int | None = None,
     padding: str | None = None,
@@ -77,6 +80,8 @@ def build_tim(
         modalities: See `TerraMindTiM`.
         pretrained: As in `build_backbone`.
         ckpt_path: Load encoder and generator from this published file, or from one that a TiM model was saved to.
+        tim_tokenizer_ckpt_paths: Files with the weights of the tokenizers of `tim_given`, by modality; without one they
+            come from `ckpt_path` if it holds them, else the published ones with `pretrained`.
         lora: As in `build_backbone`; the generator gets none.
         patch_size: As in `build_backbone`.
         padding: As in `build_backbone`.
@@ -86,14 +91,13 @@ def build_tim(
         ConfigError: An argument is unknown or not possible.
         WeightsError: The weights are not there or do not fit.
     """
-    from terramind_plugin.generators import load_encoder_decoder
-
     model = _build(TerraMindTiM, variant, modalities, patch_size, architecture)
     loaded = _load(model, pretrained, ckpt_path)
     if loaded:
-        logger.info("Generator. %s", load_encoder_decoder(model.sampler.model, ckpt_path))
+        _load_generator(model, ckpt_path)
     else:
         logger.warning("%s_tim has random weights: what it thinks means nothing until weights are loaded.", variant)
+    _load_tokenizers(model, pretrained, ckpt_path, tim_tokenizer_ckpt_paths or {})
     _adapt(model, lora, loaded=loaded)
     return model
 
@@ -121,7 +125,8 @@ def _build(kind: type[Model], variant: str, modalities: Modalities, patch_size: 
     takes = [name for name in _arguments(kind) if name not in ("variant", "imagined", "kwargs")]
     for name in given:
         if name not in takes:
-            choices = [*takes, "pretrained", "ckpt_path", "lora"]
+            own = ["tim_tokenizer_ckpt_paths"] if kind is TerraMindTiM else []
+            choices = [*takes, "pretrained", "ckpt_path", "lora", *own]
             raise ConfigError(
                 f"{variant} has no argument '{name}'.{suggest(name, choices)} It takes: {', '.join(sorted(choices))}."
             )
@@ -144,6 +149,42 @@ def _load(model: TerraMindBackbone, pretrained: bool, ckpt_path: str | Path | No
         return False
     logger.info("%s", report)
     return True
+
+
+def _load_generator(model: TerraMindTiM, ckpt_path: str | Path | None) -> None:
+    """Load weights into the generator, if there is one."""
+    from terramind_plugin.generators import load_encoder_decoder
+
+    if model.sampler is not None:
+        logger.info("Generator. %s", load_encoder_decoder(model.sampler.model, ckpt_path))
+
+
+def _load_tokenizers(
+    model: TerraMindTiM, pretrained: bool, ckpt_path: str | Path | None, paths: Mapping[str, str | Path]
+) -> None:
+    """Load weights into the tokenizers of what is given.
+
+    Raises:
+        ConfigError: A path is of a modality that is not given.
+        WeightsError: The weights are not there or do not fit.
+    """
+    tokenizers = {} if model.given_tokens is None else model.given_tokens.tokenizers()
+    files = {token_key(resolve(name))[0]: path for name, path in paths.items()}
+    names = [tokenizer.variant.modality.name for tokenizer in tokenizers.values()]
+    if not set(files) <= set(tokenizers):
+        raise ConfigError(f"tim_tokenizer_ckpt_paths names {list(paths)}; tim_given has {names}.")
+    stored = read_tensors(ckpt_path)[1] if tokenizers and ckpt_path is not None else {}
+    for (key, tokenizer), name in zip(tokenizers.items(), names, strict=True):
+        advice = f"set backbone_tim_tokenizer_ckpt_paths: {{{name}: /path/to/{tokenizer.variant.hub_file}}}."
+        path = files.get(key)
+        if path is None and any(f"{key}.quant_proj.weight" in stored_name for stored_name in stored):
+            path = ckpt_path
+        if path is None and pretrained:
+            path = fetch_file(tokenizer.variant.name, tokenizer.variant.hub_repo, tokenizer.variant.hub_file, advice)
+        if path is not None:
+            logger.info("Tokenizer of %s. %s", name, load_tokenizer(tokenizer, path))
+        elif ckpt_path is not None:
+            raise WeightsError(f"{ckpt_path} holds no tokenizer of {name}, which tim_given needs: {advice}")
 
 
 def _adapt(model: TerraMindBackbone, lora: Mapping[str, Any] | bool | None, *, loaded: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from terramind_plugin.backbones.given import GivenTokens, plan_given
 from terramind_plugin.backbones.vit import TerraMindBackbone
 from terramind_plugin.errors import ConfigError, WeightsError
 from terramind_plugin.generation.model import token_key
@@ -23,6 +24,8 @@ from terramind_plugin.variants import Variant
 
 GENERATOR = "sampler."
 """What the names of the generator's weights begin with, as in TerraTorch's checkpoints."""
+FROZEN = (GENERATOR, "given_tokens.")
+"""The same for all parts that are frozen."""
 STEP = "tim_step"
 FINGERPRINT = "generator_sha256"
 
@@ -48,11 +51,15 @@ class TerraMindTiM(TerraMindBackbone):
         tim_top_p: Draw from the likeliest tokens that together have this probability.
         tim_top_k: Draw from this many likeliest tokens; 0 for all.
         tim_seed: New. Where sampling starts.
+        tim_given: New. Those of `tim_modalities` that are not imagined but come with the images, e.g. true land cover
+            as class ids [B, 1, H, W]: frozen tokenizers turn them into the token ids that the generator would have
+            imagined. With `tim_chained_generations` they condition what is imagined. If all are given, there is no
+            generator.
         tim_memo: New. Folder in which thoughts are remembered, so that none is generated twice for the same input; True
             for 'memo' under the run's root. With it a thought is a function of the chip, in training, too.
         tim_memo_gib: New. Size that the memo may have, in GiB; what was not used for longest is forgotten.
-        tim_store_generator: New. Whether checkpoints hold the generator. If not, they hold its fingerprint, and are
-            refused by a model with another one.
+        tim_store_generator: New. Whether checkpoints hold the generator and the tokenizers of `tim_given`. If not, they
+            hold their fingerprint, and are refused by a model with others.
         bands: As in `TerraMindBackbone`.
         new_bands: As in `TerraMindBackbone`.
         kwargs: Further arguments of `TerraMindBackbone`.
@@ -73,6 +80,7 @@ class TerraMindTiM(TerraMindBackbone):
         tim_top_p: float = 0.8,
         tim_top_k: int | float = 0,
         tim_seed: int = 0,
+        tim_given: Sequence[str] = (),
         tim_memo: str | Path | bool | None = None,
         tim_memo_gib: float = 1.0,
         tim_store_generator: bool = True,
@@ -81,32 +89,33 @@ class TerraMindTiM(TerraMindBackbone):
         **kwargs: Any,
     ) -> None:
         targets = plan_targets(tim_modalities)
-        given = plan_inputs(modalities, bands, new_bands)
-        taken = {spec.name for spec in given}
+        images = plan_inputs(modalities, bands, new_bands)
+        true = plan_given(tim_given, targets, images, variant.family)
+        taken = {spec.name for spec in images}
         names = {target: f"tim_{target}" if target in taken else target for target in targets}
         imagined = [
             InputSpec(names[target], token_key(modality)[0], 1, modality, None) for target, modality in targets.items()
         ]
         super().__init__(variant, modalities, bands=bands, new_bands=new_bands, imagined=imagined, **kwargs)
-        self.modalities = [spec.name for spec in self.given]
         known = [_known_bands(spec) for spec in self.given if spec.pretrained is not None]
         if not known:
             raise ConfigError(
-                f"Thinking needs a pre-trained modality to think about, got only new ones: {self.modalities}. "
-                "Add one, e.g. S2L2A, or use the backbone without _tim."
+                "Thinking needs a pre-trained modality to think about, got only new ones: "
+                f"{[spec.name for spec in self.given]}. Add one, e.g. S2L2A, or use the backbone without _tim."
             )
+        self.given = (*self.given, *true)
+        self.modalities = [spec.name for spec in self.given]
         self._channels = {spec.name: channels for spec, channels in known}
+        self.targets = targets
+        """What is imagined or given as tokens, by the user's names."""
         self.thought_names = names
         """By what is imagined, its name among the model's inputs."""
         self.thoughts: dict[str, Tensor] = {}
         """Token ids that the last forward pass imagined, by name; none with a feature memo."""
-        self.sampler = TokenGenerator(
-            variant,
-            [spec for spec, _ in known],
-            tim_modalities,
-            remembered=tim_modalities if tim_chained_generations else (),
-            img_size=self.img_size,
-        )
+        self.given_tokens = GivenTokens(true, variant.family) if true else None
+        self.sampler = self._build_generator([spec for spec, _ in known], true, tim_chained_generations)
+        if tim_memo and self.sampler is None:
+            raise ConfigError("tim_memo remembers what is imagined, and tim_given gives all of it. Leave tim_memo out.")
         self.decoding = Decoding(steps=tim_decoding_steps, temperature=tim_temps, top_p=tim_top_p, top_k=tim_top_k)
         self.tim_seed = tim_seed
         self.tim_memo = Memo(tim_memo, "thoughts", tim_memo_gib) if tim_memo else None
@@ -117,68 +126,99 @@ class TerraMindTiM(TerraMindBackbone):
         self.register_state_dict_post_hook(_store)
         self.register_load_state_dict_pre_hook(_restore)
 
+    def _build_generator(
+        self, known: Sequence[InputSpec], true: Sequence[InputSpec], chained: bool
+    ) -> TokenGenerator | None:
+        """Return a generator of what is not given, or None if all is."""
+        left = [target for target in self.targets if target not in {spec.name for spec in true}]
+        if not left:
+            return None
+        inputs = [*known, *true] if chained else known
+        return TokenGenerator(self.variant, inputs, left, remembered=left if chained else (), img_size=self.img_size)
+
     def _needs_one_size(self) -> bool:
         return True
 
     def _compute(self, inputs: Mapping[str, Tensor], present: Tensor | None) -> list[Any]:
-        thoughts = self.think(inputs, None if present is None else dict(zip(inputs, present.unbind(0), strict=True)))
+        held = None if present is None else dict(zip(inputs, present.unbind(0), strict=True))
+        tokens = self.think(inputs, held)
+        true = () if self.given_tokens is None else [spec.name for spec in self.given_tokens.specs]
         if self.feature_memo is None:  # else it is not thought about all samples
-            self.thoughts = {name: ids.detach() for name, ids in thoughts.items()}
-        if present is not None:
-            present = torch.cat([present, present.new_ones(len(thoughts), present.shape[1])])
-        return super()._compute({**inputs, **thoughts}, present)
+            self.thoughts = {name: ids.detach() for name, ids in tokens.items() if name not in true}
+        read = {name: x for name, x in inputs.items() if name not in true} | tokens
+        if present is not None and held is not None:
+            everyone = present.new_ones(present.shape[1])
+            present = torch.stack([held.get(name, everyone) for name in read])
+        return super()._compute(read, present)
 
     def _describe(self) -> dict[str, Any]:
         return {**super()._describe(), **self._describe_thoughts(), "derived seeds": self.tim_memo is not None}
 
     def _describe_thoughts(self) -> dict[str, Any]:
         """Return what thoughts depend on besides weights and inputs."""
-        return {
-            "generator": describe_specs(self.sampler.inputs),
-            "targets": list(self.sampler.targets),
-            "read": sorted(self.sampler.model.encoder_embeddings),
-            "decoding": self.decoding,
-            "seed": self.tim_seed,
-        }
+        described: dict[str, Any] = {}
+        if self.given_tokens is not None:
+            described["told"] = describe_specs(self.given_tokens.specs)
+        if self.sampler is not None:
+            described |= {
+                "generator": describe_specs(self.sampler.inputs),
+                "targets": list(self.sampler.targets),
+                "read": sorted(self.sampler.model.encoder_embeddings),
+                "decoding": self.decoding,
+                "seed": self.tim_seed,
+            }
+        return described
 
     def think(self, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Return the imagined token ids by name: [B, rows, columns], or [B, L] for coordinates.
+        """Return the token ids of `tim_modalities`, imagined or given, by name: [B, rows, columns], [B, L] for coords.
 
         Args:
             inputs: Standardised images [B, bands, H, W] by the model's names.
             present: For some of them a boolean [B], False where a sample lacks it.
 
         Raises:
-            ConfigError: None of the pre-trained modalities is given.
+            ConfigError: None of the pre-trained modalities is there, or one of `tim_given` is not.
+            DataError: What is given holds values that are none of its modality.
         """
+        true = {} if self.given_tokens is None else self.given_tokens(inputs)
         seen = {name: x[:, self._channels[name]] for name, x in inputs.items() if name in self._channels}
         if not seen:
             raise ConfigError(f"Thinking needs one of {list(self._channels)}, got {list(inputs)}.")
+        if self.sampler is None:
+            return true
+        read = {spec.name for spec in self.sampler.inputs}
+        seen |= {name: ids for name, ids in true.items() if name in read}
+        imagined = self._imagine(self.sampler, seen, present)
+        tokens = {self.thought_names[name]: ids for name, ids in imagined.items()} | true
+        return {name: tokens[name] for name in self.thought_names.values()}
+
+    def _imagine(
+        self, sampler: TokenGenerator, seen: Mapping[str, Tensor], present: Mapping[str, Tensor] | None
+    ) -> dict[str, Tensor]:
+        """Return token ids by target, given images and token ids."""
         held = None if present is None else {name: present[name] for name in seen}
         if self.tim_memo is not None:
-            ids = self._recall(self.tim_memo, seen, held)
-        else:
-            seed = self.tim_seed
-            if self.training:
-                seed = _mix(self.tim_seed, self.step)
-                self.step += 1
-            ids = self.sampler(seen, present=held, seed=seed, decoding=self.decoding)
-        return {self.thought_names[name]: tokens for name, tokens in ids.items()}
+            return self._recall(self.tim_memo, sampler, seen, held)
+        seed = self.tim_seed
+        if self.training:
+            seed = _mix(self.tim_seed, self.step)
+            self.step += 1
+        return sampler(seen, present=held, seed=seed, decoding=self.decoding)
 
     def _recall(
-        self, memo: Memo, seen: Mapping[str, Tensor], present: Mapping[str, Tensor] | None
+        self, memo: Memo, sampler: TokenGenerator, seen: Mapping[str, Tensor], present: Mapping[str, Tensor] | None
     ) -> dict[str, Tensor]:
         """Return token ids by target; each sample starts from a seed of its own, so that no other decides them."""
         device = next(iter(seen.values())).device
 
         def make_keys() -> list[bytes]:
-            weights = self._fingerprint.of(self.sampler)
+            weights = self._fingerprint.of(sampler)
             context = describe_context(what="thoughts", weights=weights, **self._describe_thoughts())
             return sample_keys(context, seen, present)
 
         def compute(index: list[int], keys: Sequence[bytes]) -> list[Value]:
             rows = torch.tensor(index, device=device)
-            ids = self.sampler(
+            ids = sampler(
                 {name: x[rows] for name, x in seen.items()},
                 present=None if present is None else {name: x[rows] for name, x in present.items()},
                 seed=[seed_of(keys[i], self.tim_seed) for i in index],
@@ -189,13 +229,21 @@ class TerraMindTiM(TerraMindBackbone):
         return stack(memo.remember(make_keys, compute), device)
 
     def unfreeze(self) -> None:
-        """Let all parameters but the generator's train again and switch to training mode."""
+        """Let all parameters but those of the frozen parts train again and switch to training mode."""
         super().unfreeze()
-        self.sampler.requires_grad_(False)
+        for part in self._frozen_parts().values():
+            part.requires_grad_(False)
 
     def fingerprint(self) -> Tensor:
-        """Return the SHA-256 of the generator's weights and names, uint8 [32]."""
-        return torch.frombuffer(bytearray(hash_weights(self.sampler).digest()), dtype=torch.uint8)
+        """Return the SHA-256 of the weights and names of the frozen parts, uint8 [32]."""
+        digests = [hash_weights(part).digest() for part in self._frozen_parts().values()]
+        digest = digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()
+        return torch.frombuffer(bytearray(digest), dtype=torch.uint8)
+
+    def _frozen_parts(self) -> dict[str, nn.Module]:
+        """Return the generator and the tokenizers of what is given, as far as there are any, by the prefix of names."""
+        parts = zip(FROZEN, (self.sampler, self.given_tokens), strict=True)
+        return {prefix: part for prefix, part in parts if part is not None}
 
 
 def _known_bands(spec: InputSpec) -> tuple[InputSpec, slice | list[int]]:
@@ -223,7 +271,8 @@ def _store(module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -
     if module.step:
         state_dict[f"{prefix}{STEP}"] = torch.tensor(module.step)
     if not module.store_generator:
-        for name in [name for name in state_dict if name.startswith(f"{prefix}{GENERATOR}")]:
+        frozen = tuple(f"{prefix}{part}" for part in FROZEN)
+        for name in [name for name in state_dict if name.startswith(frozen)]:
             del state_dict[name]
         state_dict[f"{prefix}{FINGERPRINT}"] = module.fingerprint()
 
@@ -246,8 +295,9 @@ def _restore(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
             f"({_hex(own)}), and holds none of its own. Load the same weights with backbone_pretrained or "
             "backbone_ckpt_path, as in the run that made it."
         )
-    for name, value in module.sampler.state_dict().items():
-        state_dict[f"{prefix}{GENERATOR}{name}"] = value
+    for part, frozen in module._frozen_parts().items():
+        for name, value in frozen.state_dict().items():
+            state_dict[f"{prefix}{part}{name}"] = value
 
 
 def _hex(fingerprint: Tensor) -> str:

@@ -62,15 +62,16 @@ def _unknown(key: str, choices: list[str], where: str = "model_args") -> Finding
 
 def backbone_keys(arguments: Mapping[str, Any]) -> list[str]:
     """Return the arguments of a backbone of this package, without 'backbone_'; none for others."""
-    from terramind_plugin.backbones.build import _arguments, build_backbone
+    from terramind_plugin.backbones.build import _arguments, build_backbone, build_tim
     from terramind_plugin.backbones.tim import TerraMindTiM
     from terramind_plugin.backbones.vit import TerraMindBackbone
 
     name = str(arguments.get("backbone"))
     if name.removesuffix("_tim") not in VARIANTS:
         return []
-    kind = TerraMindTiM if name.endswith("_tim") else TerraMindBackbone
-    names = [*_arguments(kind), *inspect.signature(build_backbone).parameters]
+    thinks = name.endswith("_tim")
+    build = build_tim if thinks else build_backbone
+    names = [*_arguments(TerraMindTiM if thinks else TerraMindBackbone), *inspect.signature(build).parameters]
     return sorted({name for name in names if name not in ("variant", "imagined", "kwargs", "architecture")})
 
 
@@ -130,6 +131,7 @@ def check_agreement(data: Mapping[str, Any], model: Mapping[str, Any]) -> Iterat
     given = data.get("image_modalities") or data.get("modalities")
     if isinstance(taken, list) and isinstance(given, list):
         names = [str(name) for entry in taken for name in (entry if isinstance(entry, Mapping) else [entry])]
+        names += map(str, arguments.get("backbone_tim_given") or [])
         given = list(map(str, given))
         if set(names) != set(given):
             yield Finding(

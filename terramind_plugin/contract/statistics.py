@@ -42,7 +42,7 @@ def check_statistics(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator
         )
         return
     yield from _check_whose(image, where)
-    if not summaries:
+    if not summaries or (image.modality is not None and image.modality.kind == "classes"):
         return
     pixels = pooled(image, summaries)
     if len(pixels) != len(image.means):
