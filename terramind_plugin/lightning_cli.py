@@ -23,6 +23,7 @@ from torchgeo.trainers import BaseTask
 
 import terramind_plugin
 from terramind_plugin.adapt.lora import BASE
+from terramind_plugin.backbones.tim import FINGERPRINT
 from terramind_plugin.causes import readable
 from terramind_plugin.data.classes import compare_class_names
 from terramind_plugin.data.statistics import band_statistics, describe_statistics
@@ -94,7 +95,7 @@ def check_checkpoint(options: Any, path: str | Path) -> None:
     try:
         content = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
         stored = content.get("hyper_parameters", {})
-        needs_base = any(name.endswith(BASE) for name in content.get("state_dict", {}))
+        needs_base = any(name.endswith((BASE, FINGERPRINT)) for name in content.get("state_dict", {}))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, AttributeError) as error:
         raise WeightsError(f"{path} cannot be read as a checkpoint ({type(error).__name__}).") from error
     _settle_class_names(options, content, str(path))
@@ -130,7 +131,7 @@ def _compare(configured: Mapping[str, Any], stored: Mapping[str, Any], path: str
     Raises:
         ConfigError: The message shows each difference.
     """
-    own_matter = ["backbone_pretrained", "backbone_ckpt_path"]
+    own_matter = ["backbone_pretrained", "backbone_ckpt_path", "backbone_tim_tokenizer_ckpt_paths"]
     own_matter += [
         key for key in (*stored, *configured) if key.startswith(("backbone_tim_memo", "backbone_feature_memo"))
     ]
