@@ -12,7 +12,7 @@ import numpy as np
 import rasterio
 from terratorch.datamodules import GenericMultiModalDataModule
 from terratorch.datamodules.generic_multimodal_data_module import collate_samples
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 
 from terramind_plugin.contract.plan import describe
 from terramind_plugin.contract.run import check_cheaply
@@ -58,6 +58,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):
         predict_split: Split file for prediction; None predicts every file in predict_data_root.
         no_data_replace: Number that pixels without data take; None takes the mean of their band.
         allow_missing_modalities: Accept samples that lack some modality; batches then hold 'modality_mask'.
+        train_repeats: How often an epoch shows each training sample, augmented anew each time.
         check_stackability: Compare the sizes of all files when a loader is made, where no transform changes them.
         check_values: Look at the values of a few samples when training starts, and log what is odd about them.
         kwargs: Further arguments of GenericMultiModalDataModule.
@@ -80,12 +81,15 @@ class TerraMindDataModule(GenericMultiModalDataModule):
         predict_split: Path | str | None = None,
         no_data_replace: float | None = None,
         allow_missing_modalities: bool = False,
+        train_repeats: int = 1,
         check_stackability: bool = True,
         check_values: bool = True,
         **kwargs: Any,
     ) -> None:
         if isinstance(modalities, str) or not modalities:
             raise ConfigError(f"modalities must be a list such as [S2L1C, S1GRD], got {modalities!r}.")
+        if train_repeats < 1:
+            raise ConfigError(f"train_repeats must be at least 1, got {train_repeats}.")
         named = {"means": means, "stds": stds, "offsets": offsets, **{key: kwargs.get(key) for key in BY_MODALITY}}
         for key, mapping in named.items():
             check_names(key, mapping, modalities)
@@ -123,6 +127,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):
             setattr(self, name if "label" in name else name.replace("_data_root", "_root"), None)
         # Kept from the parent, which would set the batch size to 1.
         self.allow_missing_modalities = allow_missing_modalities
+        self.train_repeats = train_repeats
         self.compare_sizes = check_stackability
         self.check_values = check_values
         self.temporal = temporal
@@ -267,16 +272,17 @@ class TerraMindDataModule(GenericMultiModalDataModule):
         batch_size = self._valid_attribute(f"{split}_batch_size", "batch_size")
         drop_last = split == "train" and self.drop_last
         processes = self.trainer.world_size if self.trainer is not None else 1
-        if drop_last and len(dataset) < batch_size * processes:
+        samples = ConcatDataset([dataset] * (self.train_repeats if split == "train" else 1))
+        if drop_last and len(samples) < batch_size * processes:
             raise ConfigError(
-                f"No training batch: {len(dataset)} training samples do not fill one batch of {batch_size} on "
+                f"No training batch: {len(samples)} training samples do not fill one batch of {batch_size} on "
                 f"{processes} process{'es' if processes > 1 else ''}. Lower batch_size, or set drop_last: false."
             )
         transform = getattr(self, "test_transform" if split == "predict" else f"{split}_transform")
         if self.compare_sizes and batch_size > 1 and transform is None:
             _check_sizes(dataset.samples)
         return DataLoader(
-            dataset,
+            samples if len(samples) > len(dataset) else dataset,
             batch_size=batch_size,
             shuffle=split == "train",
             drop_last=drop_last,

@@ -288,6 +288,18 @@ def test_no_training_batch_is_an_error(root: Path, make_module: Callable[..., An
     assert [len(batch["mask"]) for batch in module.train_dataloader()] == [4]
 
 
+def test_an_epoch_may_show_samples_several_times(root: Path, make_module: Callable[..., Any]) -> None:
+    module = make_module(root, batch_size=8, train_repeats=4)
+    module.setup("fit")
+    batches = list(module.train_dataloader())
+    assert [len(batch["mask"]) for batch in batches] == [8, 8]
+    names = [name for batch in batches for name in batch["filename"]["S1GRD"]]
+    assert sorted(map(names.count, names)) == [4] * 16
+    assert sum(len(batch["mask"]) for batch in module.val_dataloader()) == 4
+    with pytest.raises(ConfigError, match="train_repeats must be at least 1, got 0"):
+        make_module(root, train_repeats=0)
+
+
 def test_training_samples_are_shuffled_and_others_are_not(make_chips: Any, make_module: Callable[..., Any]) -> None:
     names = [f"{i:02d}" for i in range(20)]
     module = make_module(make_chips(names), batch_size=20)
