@@ -17,11 +17,16 @@ ARMS = {
     "lora": "adapters in a frozen backbone",
     "frozen": "only neck and decoder train",
     "frozen-memo": "the same, and the backbone's features are remembered",
+    "oracle": "it is given the truth in place of a thought",
 }
 """What each arm is, in the order of the report."""
+DEFAULT_ARMS = tuple(name for name in ARMS if name != "oracle")
+"""Those that need no more data than any training."""
 
 MEMO = "memo"
 """Folder of a run that holds what it remembers: each run starts with an empty one."""
+THOUGHT = "LULC"
+"""What a thinking model imagines unless the configuration says otherwise."""
 LORA = {"rank": 16}
 """Adapters of the arm 'lora', unless the configuration has some."""
 
@@ -50,7 +55,7 @@ def make_arm(config: Mapping[str, Any], arm: str, seed: int, folder: Path) -> di
         folder: Where the run writes to.
 
     Raises:
-        ConfigError: The configuration has no TerraMind backbone.
+        ConfigError: The configuration has no TerraMind backbone, or the arm 'oracle' finds no truth in it.
     """
     made = copy.deepcopy(dict(config))
     task = made.get("model", {}).get("init_args", {})
@@ -61,7 +66,8 @@ def make_arm(config: Mapping[str, Any], arm: str, seed: int, folder: Path) -> di
             f"compare needs model.init_args.model_args.backbone to be one of {', '.join(VARIANTS)}, "
             f"got '{arguments.get('backbone')}'."
         )
-    thinks = arm.startswith("tim")
+    thinks = arm.startswith("tim") or arm == "oracle"
+    _give(made.get("data", {}).get("init_args", {}), arguments, oracle=arm == "oracle")
     arguments["backbone"] = f"{size}_tim" if thinks else size
     for key in list(arguments):
         of_another_arm = key.startswith("backbone_tim_") and not thinks
@@ -77,6 +83,26 @@ def make_arm(config: Mapping[str, Any], arm: str, seed: int, folder: Path) -> di
     made["seed_everything"] = seed
     _write_to(made.setdefault("trainer", {}), folder)
     return made
+
+
+def _give(data: dict[str, Any], arguments: dict[str, Any], *, oracle: bool) -> None:
+    """Let data and model agree on what is given in place of thoughts: all of it with an oracle, nothing without."""
+    before = arguments.pop("backbone_tim_given", None) or []
+    if before:
+        data["modalities"] = [name for name in data.get("modalities", []) if name not in before]
+    if not oracle:
+        arguments.pop("backbone_tim_tokenizer_ckpt_paths", None)
+        return
+    truth = list(arguments.get("backbone_tim_modalities") or [THOUGHT])
+    roots = [key for key in data if key.endswith("data_root") and isinstance(data[key], Mapping)]
+    for name in truth:
+        if not roots or any(name not in data[key] for key in roots):
+            raise ConfigError(
+                f"The arm 'oracle' needs true {name}: name its folder in data.init_args.{(roots or ['data_root'])[0]}: "
+                f"{{{name}: FOLDER}} and its files in image_grep: {{{name}: PATTERN}}. The other arms do not read them."
+            )
+    data["modalities"] = [*data.get("modalities", []), *truth]
+    arguments["backbone_tim_given"] = truth
 
 
 def _write_to(trainer: dict[str, Any], folder: Path) -> None:

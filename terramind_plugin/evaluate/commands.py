@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from terramind_plugin.evaluate import model_commands, results_commands
-from terramind_plugin.evaluate.arms import ARMS
+from terramind_plugin.evaluate.arms import ARMS, DEFAULT_ARMS
+from terramind_plugin.evaluate.budgets import read_budgets
 
 WIDTH = 110
 """Characters that the table needs."""
@@ -30,7 +31,16 @@ def _add_compare(commands: Any) -> None:
         epilog="Arms: " + "; ".join(f"{name}: {meaning}" for name, meaning in ARMS.items()) + ".",
     )
     parser.add_argument("-c", "--config", type=Path, required=True, metavar="YAML", help="as for terramind fit")
-    parser.add_argument("--arms", default=",".join(ARMS), metavar="NAMES", help="comma-separated (default: all)")
+    parser.add_argument(
+        "--arms", default=",".join(DEFAULT_ARMS), metavar="NAMES", help="comma-separated (default: all but oracle)"
+    )
+    parser.add_argument(
+        "--labels",
+        default="all",
+        metavar="NUMBERS",
+        help="training samples with labels, e.g. 8,32,all; the same for all arms of a seed, with as many steps as all "
+        "samples take (default: %(default)s)",
+    )
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each arm (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument(
@@ -47,15 +57,17 @@ def _compare(options: argparse.Namespace) -> None:
     from terramind_plugin.evaluate.report import draw, markdown, summarise, table
 
     arms = [name.strip() for name in options.arms.split(",") if name.strip()]
+    labels = read_budgets(options.labels)
+    total = len(arms) * options.seeds * len(labels)
     started, console = 0, Console(width=max(Console().width, WIDTH))
 
     def announce(run: Run, known: bool) -> None:
         nonlocal started
         started += 1
         note = " (done before)" if known else ""
-        console.print(f"{started}/{len(arms) * options.seeds} {run.arm}, seed {run.seed}{note}", highlight=False)
+        console.print(f"{started}/{total} {run}{note}", highlight=False)
 
-    plan = Comparison(options.config, arms, options.seeds, options.out, options.words)
+    plan = Comparison(options.config, arms, options.seeds, options.out, options.words, labels)
     results = compare(plan, announce)
     summaries = summarise(results, options.metric)
     head, *rows = table(summaries, options.metric)

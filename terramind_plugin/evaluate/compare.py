@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,11 @@ import yaml
 
 from terramind_plugin.errors import ConfigError, DataError, one_line
 from terramind_plugin.evaluate.arms import check_arms, make_arm
+from terramind_plugin.evaluate.budgets import Budget, choose, limit_labels
 
 RESULT, LOG, CONFIG = "result.json", "log.txt", "config.yaml"
+SPLIT = "train.txt"
+"""Training samples of a run with some of the labels."""
 LAST_LINES = 15
 
 
@@ -33,19 +36,41 @@ class Comparison:
     """Folder to write to."""
     words: Sequence[str] = field(default=())
     """Options of `terratorch fit` that hold for all runs, e.g. '--trainer.max_epochs=3'."""
+    labels: Sequence[Budget] = (None,)
+    """Numbers of training samples; None for all."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One arm from one seed."""
+    """One arm from one seed with some of the labels."""
 
     arm: str
     seed: int
     folder: Path
+    labels: Budget = None
+
+    def __str__(self) -> str:
+        return f"{self.arm}, " + (f"{self.labels} labels, " if self.labels else "") + f"seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run needs."""
+
+    text: str
+    """Its configuration."""
+    ids: Sequence[str] | None
+    """Training samples; None for those that the configuration names."""
+    words: Sequence[str]
+
+    def digest(self) -> str:
+        """Return a digest of all settings."""
+        parts = [self.text, *self.words] if self.ids is None else [self.text, *self.words, list(self.ids)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def compare(plan: Comparison, on_run: Callable[[Run, bool], None] = lambda run, known: None) -> list[dict[str, Any]]:
-    """Return the result of each run, in the order of the arms.
+    """Return the result of each run, in the order of the arms; the more labels, the later.
 
     Runs that an earlier call finished with the same settings are not repeated.
 
@@ -55,7 +80,7 @@ def compare(plan: Comparison, on_run: Callable[[Run, bool], None] = lambda run, 
 
     Raises:
         ConfigError: The configuration cannot be read or has no TerraMind backbone, an arm is unknown, or a run's folder
-            holds something else.
+            holds something else, or there are fewer labels than asked for.
         DataError: A run failed; the message shows the end of its log.
     """
     arms = check_arms(plan.arms)
@@ -64,18 +89,32 @@ def compare(plan: Comparison, on_run: Callable[[Run, bool], None] = lambda run, 
     config = read_config(plan.config)
     first = int(config.get("seed_everything") or 0)
     # One seed after the other: a machine that slows down slows all arms.
-    runs = [
-        Run(arm, first + number, (plan.out / "runs" / f"{arm}_seed{first + number}").resolve())
+    jobs = {
+        run: _plan(config, run, plan.words)
         for number in range(plan.seeds)
-        for arm in arms
-    ]
-    texts = {run: yaml.safe_dump(make_arm(config, run.arm, run.seed, run.folder), sort_keys=False) for run in runs}
+        for labels in dict.fromkeys(plan.labels)
+        for run in [_name(plan.out, arm, first + number, labels) for arm in arms]
+    }
     results = {}
-    for run in runs:
-        known = _finished(run, texts[run], plan.words)
+    for run, job in jobs.items():
+        known = _finished(run, job)
         on_run(run, known is not None)
-        results[run] = known or _execute(run, texts[run], plan.words)
-    return [results[run] for run in sorted(runs, key=lambda run: (arms.index(run.arm), run.seed))]
+        results[run] = known or _execute(run, job)
+    order = sorted(jobs, key=lambda run: (run.labels is None, run.labels or 0, arms.index(run.arm), run.seed))
+    return [results[run] for run in order]
+
+
+def _name(out: Path, arm: str, seed: int, labels: Budget) -> Run:
+    folder = f"{arm}_seed{seed}" if labels is None else f"{arm}_{labels}labels_seed{seed}"
+    return Run(arm, seed, (out / "runs" / folder).resolve(), labels)
+
+
+def _plan(config: Mapping[str, Any], run: Run, words: Sequence[str]) -> Job:
+    made, ids = make_arm(config, run.arm, run.seed, run.folder), None
+    if run.labels is not None:
+        ids = choose(made, run.labels, run.seed)
+        limit_labels(made, ids, run.folder / SPLIT)
+    return Job(yaml.safe_dump(made, sort_keys=False), ids, words)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -95,31 +134,29 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _digest(text: str, words: Sequence[str]) -> str:
-    return hashlib.sha256(json.dumps([text, *words]).encode()).hexdigest()
-
-
-def _finished(run: Run, text: str, words: Sequence[str]) -> dict[str, Any] | None:
+def _finished(run: Run, job: Job) -> dict[str, Any] | None:
     path = run.folder / RESULT
     if not path.is_file():
         return None
     stored = json.loads(path.read_text())
-    return stored if stored.get("settings") == _digest(text, words) else None
+    return stored if stored.get("settings") == job.digest() else None
 
 
-def _execute(run: Run, text: str, words: Sequence[str]) -> dict[str, Any]:
+def _execute(run: Run, job: Job) -> dict[str, Any]:
     """Run in a new process and a new folder and return the result."""
     _empty(run.folder)
     config, target = run.folder / CONFIG, run.folder / "measured.json"
-    config.write_text(text, encoding="utf-8")
-    command = [sys.executable, "-m", "terramind_plugin.evaluate.run", config, target, run.arm, run.seed, *words]
+    config.write_text(job.text, encoding="utf-8")
+    if job.ids is not None:
+        (run.folder / SPLIT).write_text("".join(f"{name}\n" for name in job.ids), encoding="utf-8")
+    command = [sys.executable, "-m", "terramind_plugin.evaluate.run", config, target, run.arm, run.seed, *job.words]
     with open(run.folder / LOG, "w", encoding="utf-8") as log:
         status = subprocess.run([*map(str, command)], stdout=log, stderr=subprocess.STDOUT, check=False).returncode
     if status:
         lines = (run.folder / LOG).read_text(errors="replace").strip().splitlines()
         reason = lines[-1:] if status == 2 else lines[-LAST_LINES:]
-        raise DataError(f"{run.arm}, seed {run.seed} failed. {run.folder / LOG} ends with:\n" + "\n".join(reason))
-    result = json.loads(target.read_text()) | {"settings": _digest(text, words)}
+        raise DataError(f"{run} failed. {run.folder / LOG} ends with:\n" + "\n".join(reason))
+    result = json.loads(target.read_text()) | {"settings": job.digest(), "labels": run.labels}
     target.write_text(json.dumps(result, indent=1) + "\n")
     target.replace(run.folder / RESULT)
     return result

@@ -17,9 +17,12 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Summary:
-    """One arm; of each figure one value for each seed."""
+    """One arm with one number of labels; of each figure one value for each seed."""
 
     arm: str
+    labels: int | None
+    """Number of training samples; None for all."""
+    seeds: list[int]
     metric: list[float]
     fit_seconds: list[float]
     last_epoch_seconds: list[float]
@@ -30,7 +33,7 @@ class Summary:
 
 
 def summarise(results: Sequence[Mapping[str, Any]], metric: str) -> list[Summary]:
-    """Return a summary of each arm, in their order.
+    """Return a summary of each arm and number of labels, in their order.
 
     Args:
         results: As `compare` returns them.
@@ -40,8 +43,9 @@ def summarise(results: Sequence[Mapping[str, Any]], metric: str) -> list[Summary
         ConfigError: The test has no such metric.
     """
     summaries = []
-    for arm in dict.fromkeys(result["arm"] for result in results):
-        own = [result for result in results if result["arm"] == arm]
+    groups = dict.fromkeys((result["arm"], result.get("labels")) for result in results)
+    for arm, labels in groups:
+        own = [result for result in results if (result["arm"], result.get("labels")) == (arm, labels)]
         for result in own:
             if metric not in result["metrics"]:
                 known = sorted(result["metrics"])
@@ -49,6 +53,8 @@ def summarise(results: Sequence[Mapping[str, Any]], metric: str) -> list[Summary
         summaries.append(
             Summary(
                 arm,
+                labels,
+                [result["seed"] for result in own],
                 [result["metrics"][metric] for result in own],
                 [result["fit_seconds"] for result in own],
                 [result["epoch_seconds"][-1] for result in own if result["epoch_seconds"]],
@@ -68,13 +74,40 @@ def spread(values: Sequence[float], digits: int) -> str:
     return text if len(values) == 1 else f"{text} ± {statistics.stdev(values):.{digits}f}"
 
 
+def gain(one: Summary, other: Summary) -> str:
+    """Return how much more one arm gives than another: mean over the seeds they share, and its 95 % interval.
+
+    Seeds are compared one by one, since those of both arms have the same samples; Student's t.
+    """
+    from scipy.stats import t
+
+    theirs = dict(zip(other.seeds, other.metric, strict=True))
+    pairs = zip(one.seeds, one.metric, strict=True)
+    differences = [value - theirs[seed] for seed, value in pairs if seed in theirs]
+    if one.arm == other.arm or not differences:
+        return "-"
+    text, count = f"{statistics.fmean(differences):+.3f}", len(differences)
+    if count == 1:
+        return text
+    return f"{text} ± {t.ppf(0.975, count - 1) * statistics.stdev(differences) / count**0.5:.3f}"
+
+
 def table(summaries: Sequence[Summary], metric: str) -> list[list[str]]:
-    """Return head and rows."""
+    """Return head and rows; the first arm is what the others are compared with."""
+    first = {one.labels: one for one in reversed(summaries)}
+    several = len({one.arm for one in summaries}) > 1
+    limited = any(one.labels is not None for one in summaries)
     head = ["arm", metric, "fit, s", "last epoch, s", "peak memory, MiB", "trained, M", "checkpoint, MiB"]
+    if several:
+        head.insert(2, f"over {summaries[0].arm} (95 %)")
+    if limited:
+        head.insert(0, "labels")
     rows = [
         [
+            *(["all" if one.labels is None else str(one.labels)] if limited else []),
             one.arm,
             spread(one.metric, 3),
+            *([gain(one, first[one.labels])] if several else []),
             spread(one.fit_seconds, 1),
             spread(one.last_epoch_seconds, 2),
             spread(one.peak_mib, 0),
@@ -93,6 +126,42 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def draw(summaries: Sequence[Summary], metric: str, title: str) -> Figure:
+    """Return a figure: the metric over the number of labels if there are several, else over what it costs."""
+    if len({one.labels for one in summaries}) > 1:
+        return _draw_labels(summaries, metric, title)
+    return _draw_costs(summaries, metric, title)
+
+
+def _draw_labels(summaries: Sequence[Summary], metric: str, title: str) -> Figure:
+    """Return a figure: a line for each arm over the numbers of labels, each seed a dot."""
+    figure = Figure(figsize=(7, 4.6), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    axis = figure.subplots()
+    budgets = list(dict.fromkeys(one.labels for one in summaries))
+    for number, arm in enumerate(dict.fromkeys(one.arm for one in summaries)):
+        own, color = [one for one in summaries if one.arm == arm], f"C{number % 10}"
+        # Side by side, so that no arm's spread hides another's.
+        places = [budgets.index(one.labels) + 0.06 * number for one in own]
+        for place, one in zip(places, own, strict=True):
+            axis.scatter([place] * len(one.metric), one.metric, s=14, color=color, alpha=0.5, linewidths=0)
+        axis.errorbar(
+            places,
+            [statistics.fmean(one.metric) for one in own],
+            yerr=[statistics.stdev(one.metric) if len(one.metric) > 1 else 0.0 for one in own],
+            color=color,
+            marker="o",
+            capsize=3,
+            label=f"{arm}: {ARMS[arm]}",
+        )
+    axis.set_xticks(range(len(budgets)), ["all" if labels is None else str(labels) for labels in budgets])
+    axis.set_xlabel("labelled chips")
+    axis.set_ylabel(metric)
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    return figure
+
+
+def _draw_costs(summaries: Sequence[Summary], metric: str, title: str) -> Figure:
     """Return a figure: the metric over wall time and over peak memory, each seed a dot and each arm a cross."""
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     figure.suptitle(title, fontsize=10)

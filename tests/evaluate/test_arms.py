@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.evaluate.arms import ARMS, check_arms, make_arm
+from terramind_plugin.evaluate.arms import DEFAULT_ARMS, check_arms, make_arm
 
 CONFIGS = sorted(Path(__file__).parents[2].glob("configs/*.yaml"))
 SETTINGS = {
@@ -35,7 +35,7 @@ def config(**arguments):
     }
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", DEFAULT_ARMS)
 @pytest.mark.parametrize(
     "given",
     [
@@ -61,6 +61,37 @@ def test_adapters_of_the_configuration_are_kept():
     assert made["model"]["init_args"]["model_args"]["backbone_lora"] == {"rank": 4}
 
 
+TRUTH = {
+    "modalities": ["S2L1C"],
+    "data_root": {"S2L1C": "images", "LULC": "cover"},
+    "image_grep": {"S2L1C": "*.tif", "LULC": "*.tif"},
+}
+TOKENIZER = {"backbone_tim_tokenizer_ckpt_paths": {"LULC": "lulc.pt"}}
+
+
+def test_the_oracle_gets_the_truth_and_the_others_do_not():
+    base = config(backbone="terramind_v1_tiny_tim", **TOKENIZER) | {"data": {"init_args": TRUTH}}
+    oracle = make_arm(base, "oracle", 0, Path("out"))
+    assert oracle["data"]["init_args"] == TRUTH | {"modalities": ["S2L1C", "LULC"]}
+    arguments = oracle["model"]["init_args"]["model_args"]
+    assert arguments["backbone"] == "terramind_v1_tiny_tim"
+    assert arguments["backbone_tim_given"] == ["LULC"]
+    assert arguments["backbone_tim_tokenizer_ckpt_paths"] == {"LULC": "lulc.pt"}
+    again = make_arm(oracle, "oracle", 0, Path("out"))
+    assert (again["data"], again["model"]) == (oracle["data"], oracle["model"])
+    for arm in DEFAULT_ARMS:
+        made = make_arm(oracle, arm, 0, Path("out"))
+        assert made["data"]["init_args"] == TRUTH
+        assert not {"backbone_tim_given", *TOKENIZER} & set(made["model"]["init_args"]["model_args"])
+
+
+def test_an_oracle_without_truth():
+    base = config(backbone="terramind_v1_tiny", backbone_tim_modalities=["NDVI"])
+    for data in ({}, {"modalities": ["S2L1C"], "train_data_root": {"S2L1C": "images"}}):
+        with pytest.raises(ConfigError, match=r"oracle' needs true NDVI: name its folder in data\.init_args"):
+            make_arm(base | {"data": {"init_args": data}}, "oracle", 0, Path("out"))
+
+
 def test_runs_write_to_their_own_folder():
     trainer = make_arm(config(backbone="terramind_v1_tiny"), "plain", 0, Path("out"))["trainer"]
     assert trainer["default_root_dir"] == "out"
@@ -70,8 +101,14 @@ def test_runs_write_to_their_own_folder():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configurations_that_ship_can_be_compared(path):
-    for arm in ARMS:
+    for arm in DEFAULT_ARMS:
         make_arm(yaml.safe_load(path.read_text()), arm, 0, Path("out"))
+
+
+def test_the_oracle_of_the_configuration_that_asks_whether_thinking_helps():
+    path = next(path for path in CONFIGS if path.stem == "demo_flood_thinking")
+    made = make_arm(yaml.safe_load(path.read_text()), "oracle", 0, Path("out"))
+    assert made["data"]["init_args"]["modalities"] == ["S2L1C", "S1GRD", "LULC"]
 
 
 def test_mistakes():
