@@ -93,6 +93,6 @@ class TokenPyramid(nn.Module):
             raise ConfigError(
                 f"terramind_pyramid got {count} tokens for an image of {image_size}, expected {rows} x {columns}. "
                 "Use merge_method mean, max or concat, and images whose sides are multiples of "
-                f"{self.token_size}."
+                f"{self.token_size}; set the neck's patch_size to that of the backbone, 16 or for terramind_sim_nano 8."
             )
         return rows, columns

@@ -71,6 +71,7 @@ def with_truth(configuration):
     data["train_transform"] = [{"class_path": "albumentations.D4"}, {"class_path": "ToTensorV2"}]
     arguments["backbone"] = "terramind_sim_nano_tim"
     arguments["backbone_out_indices"] = [0, 1, 3, 5]
+    arguments["necks"] = [{"name": "terramind_pyramid", "patch_size": 8}]
     arguments["backbone_tim_tokenizer_ckpt_paths"] = {"LULC": str(weights)}
     path = configuration.parent / "with_truth.yaml"
     path.write_text(yaml.safe_dump(config))
