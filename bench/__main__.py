@@ -18,7 +18,7 @@ from bench.generation import STEPS, measure_generator, measure_thinking, measure
 from bench.held import held_table, measure_held
 from bench.machine import describe
 from bench.measure import measure_peaks, measure_size, say
-from bench.remembering import measure_frozen_memo, measure_thinking_memo
+from bench.remembering import MOST, measure_frozen_memo, measure_thinking_memo
 from bench.report import describe_machine, load_line, render, write_report
 from bench.timing import CLOCKS
 
@@ -99,11 +99,13 @@ def run_memo(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     rows, shares = [], []
     for size in arguments.sizes:
         for measure in (measure_thinking_memo, measure_frozen_memo):
-            more_rows, more_shares = measure(size, arguments.repeats or REPEATS[size], CLOCKS[arguments.clock])
+            more_rows, more_shares = measure(
+                size, arguments.precisions, arguments.repeats or REPEATS[size], CLOCKS[arguments.clock]
+            )
             rows += more_rows
-            shares += [f"{size} {share}" for share in more_shares]
+            shares += more_shares
     lines = [describe_machine(machine), "", load_line(row.other_load for row in rows), "", *speed_table(rows), ""]
-    lines += [f"Looking up, in bf16: {'; '.join(shares)}."]
+    lines += [f"Looking up, below {MOST:.0%} of a round: {'; '.join(shares)}."]
     return "\n".join(lines), {"machine": machine, "rows": [asdict(x) for x in rows], "look_up": shares}
 
 

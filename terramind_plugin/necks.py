@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -12,6 +13,11 @@ from terramind_plugin.errors import ConfigError
 
 STRIDES = (4, 8, 16, 32)
 """Pixels per cell of the pyramid's levels, finest first."""
+
+_CPU = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+TRAINS_ON_PLANES = bool(_CPU.get("avx2", False) and not _CPU.get("avx512_f", False))
+"""Whether convolutions on this CPU train faster on maps whose channels are not last in memory. With channels last, as
+tokens lie, they copy their weights four times a step, and the backward pass is slow without AVX-512."""
 
 
 class TokenPyramid(nn.Module):
@@ -81,6 +87,8 @@ class TokenPyramid(nn.Module):
             )
         rows, columns = self._grid(tokens[0].shape[1], image_size)
         maps = [rearrange(x, "b (h w) d -> b d h w", h=rows, w=columns) for x in tokens]
+        if TRAINS_ON_PLANES and torch.is_grad_enabled() and maps[0].device.type == "cpu":
+            maps = [x.contiguous() for x in maps]
         return [self.fpn1(maps[0]), self.fpn2(maps[1]), maps[2], self.fpn4(maps[3])]
 
     def _grid(self, count: int, image_size: Any) -> tuple[int, int]:

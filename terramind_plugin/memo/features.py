@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.memo.keys import Fingerprint, describe_context, sample_keys
+from terramind_plugin.memo.keys import Fingerprint, describe_context, list_tensors, sample_keys
 from terramind_plugin.memo.memo import Memo, Value, stack, unstack
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -96,8 +96,8 @@ def check_frozen(model: nn.Module) -> None:
     Raises:
         ConfigError: They do not; the message says why.
     """
-    training = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if training or model.training:
+    if model.training or any(x.requires_grad for x in list_tensors(model)):
+        training = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         reason = (
             f"{len(training)} of its parameters train, e.g. {training[0]}"
             if training

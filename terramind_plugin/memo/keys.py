@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from terramind_plugin._version import __version__
 from terramind_plugin.inputs import InputSpec
+from terramind_plugin.memo.threads import map_in_threads
 
 
 class Fingerprint:
@@ -19,21 +20,26 @@ class Fingerprint:
 
     What is written to tensors (by loading, optimisers, `.to()`) shows in their version and place. What is written to
     their `.data` does not: one number of each tensor is looked at, too, so that a tensor written as a whole is noticed.
+    Looking takes well below a millisecond, at every step.
     """
 
     def __init__(self) -> None:
-        self._state: tuple[Any, ...] = ()
+        self._state: list[Any] = []
+        self._ends: list[Tensor] = []
+        """The last number of each tensor, as a view: its memory is not given to another tensor meanwhile."""
         self._probe = torch.empty(0)
         self._digest = ""
 
     def of(self, module: nn.Module) -> str:
         """Return the digest as hexadecimal digits."""
-        tensors = [*module.parameters(), *module.buffers()]
-        state = tuple((x.data_ptr(), 0 if x.is_inference() else x._version, x.shape) for x in tensors)
-        probe = torch.cat([x.detach().reshape(-1)[-1:].float() for x in tensors])
-        if state != self._state or not torch.equal(probe, self._probe):
-            self._digest = hash_weights(module).hexdigest()
-            self._state, self._probe = state, probe
+        tensors = list_tensors(module)
+        state = [(x.data_ptr(), 0 if x.is_inference() else x._version, x.shape) for x in tensors]
+        if state == self._state and torch.equal(torch.stack(self._ends), self._probe):
+            return self._digest
+        self._digest = hash_weights(module).hexdigest()
+        self._state = state
+        self._ends = [x.detach()[(-1,) * x.ndim] for x in tensors if x.numel()]
+        self._probe = torch.stack(self._ends)
         return self._digest
 
     def __getstate__(self) -> dict[str, Any]:
@@ -41,6 +47,19 @@ class Fingerprint:
 
     def __setstate__(self, _: Mapping[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]  # a copy has tensors of its own
+
+
+def list_tensors(module: nn.Module) -> list[Tensor]:
+    """Return all parameters and buffers; several times as fast as torch's own way, which also makes names."""
+    found: list[Tensor | None] = []
+    modules: list[nn.Module | None] = [module]
+    while modules:
+        part = modules.pop()
+        if part is not None:
+            found += part._parameters.values()
+            found += part._buffers.values()
+            modules += part._modules.values()
+    return [x for x in found if x is not None]
 
 
 def hash_weights(module: nn.Module) -> Any:
@@ -93,15 +112,16 @@ def sample_keys(
         masks = torch.stack(rows, dim=1).tolist()
         # A sample without any uses what was given in its place, as models do.
         held = [[name for name, has in zip(hosts, mask, strict=True) if has or not any(mask)] for mask in masks]
-    keys = []
-    for index, names in enumerate(held):
+
+    def key_of(index: int) -> bytes:
         digest = hashlib.sha256(context)
-        for name in sorted(names):
+        for name in sorted(held[index]):
             x = hosts[name][index]
             digest.update(f"{name} {x.dtype} {list(x.shape)}".encode())
             digest.update(_bytes_of(x))
-        keys.append(digest.digest())
-    return keys
+        return digest.digest()
+
+    return map_in_threads(key_of, range(len(held)), sum(x.nbytes for x in hosts.values()))
 
 
 def seed_of(key: bytes, seed: int) -> int:

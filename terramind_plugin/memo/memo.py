@@ -31,7 +31,7 @@ class Statistics:
     hits: int = 0
     compute_seconds: float = 0.0
     look_up_seconds: float = 0.0
-    """Keys included."""
+    """All but computing: keys, reading, storing."""
 
     @property
     def hit_rate(self) -> float:
@@ -111,14 +111,15 @@ class Memo:
                 fresh = self.store.put(fresh)
             found = [fresh[key] if value is None else value for key, value in zip(keys, found, strict=True)]
             counts.compute_seconds += computed - looked
-            looked += time.perf_counter() - computed
+            start += computed - looked
         values = [load(value) for value in found if value is not None]
         seconds = [float(value.pop(SECONDS)) for value in values]
-        counts.look_up_seconds += looked - start
+        look_up = time.perf_counter() - start
+        counts.look_up_seconds += look_up
         if looking:
             counts.looked_up += len(keys)
             counts.hits += len(keys) - len(missing)
-            self.seconds_saved += sum(seconds) - sum(seconds[index] for index in missing) - (looked - start)
+            self.seconds_saved += sum(seconds) - sum(seconds[index] for index in missing) - look_up
         return values
 
 

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from terramind_plugin.errors import ConfigError
+from terramind_plugin.memo.threads import map_in_threads
 
 logger = logging.getLogger("terramind_plugin")
 Answer = TypeVar("Answer")
 
-FORMAT = 1
+FORMAT = 2
 """Of the table; a file of another one is put aside."""
 TABLE = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -134,23 +135,19 @@ class Store:
 
     def _read(self, connection: sqlite3.Connection, keys: Sequence[bytes]) -> list[bytes | None]:
         now = int(time.time())
-        found: list[bytes | None] = []
-        for key in keys:
-            row = connection.execute("SELECT used, checksum, value FROM entries WHERE key = ?", (key,)).fetchone()
-            if row is None:
-                found.append(None)
-                continue
-            used, checksum, value = row
-            is_whole = isinstance(value, bytes) and isinstance(used, int)
-            if not is_whole or checksum != _checksum(key, value):
+        query = "SELECT used, checksum, value FROM entries WHERE key = ?"
+        rows = [(key, *row) for key in keys if (row := connection.execute(query, (key,)).fetchone()) is not None]
+        size = sum(len(value) for *_, value in rows if isinstance(value, bytes))
+        found: dict[bytes, bytes] = {}
+        for (key, used, _, value), whole in zip(rows, map_in_threads(_is_whole, rows, size), strict=True):
+            if not whole:
                 logger.warning("%s: a damaged entry was dropped.", self.path)
                 connection.execute("DELETE FROM entries WHERE key = ?", (key,))
-                found.append(None)
                 continue
             if now - used > REFRESH and not self.full:
                 connection.execute("UPDATE entries SET used = ? WHERE key = ?", (now, key))
-            found.append(value)
-        return found
+            found[key] = value
+        return [found.get(key) for key in keys]
 
     def _write(self, connection: sqlite3.Connection, values: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
         now = int(time.time())
@@ -212,5 +209,13 @@ def _total(connection: sqlite3.Connection) -> int:
     return int(connection.execute("SELECT COALESCE(SUM(size), 0) FROM entries").fetchone()[0])
 
 
+def _is_whole(entry: tuple[Any, ...]) -> bool:
+    """Return whether the key, time of use, checksum and value of an entry are as they were stored."""
+    key, used, checksum, value = entry
+    return isinstance(value, bytes) and isinstance(used, int) and bool(checksum == _checksum(key, value))
+
+
 def _checksum(key: bytes, value: bytes) -> bytes:
-    return hashlib.blake2b(value, digest_size=16, key=key[:64]).digest()
+    digest = hashlib.sha256(key)
+    digest.update(value)
+    return digest.digest()[:16]

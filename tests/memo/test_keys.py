@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from terramind_plugin.memo.keys import Fingerprint, describe_context, sample_keys
+from terramind_plugin.memo.keys import Fingerprint, describe_context, list_tensors, sample_keys
 
 CONTEXT = describe_context(what="test")
 NAMES = ["S2L2A", "S1GRD", "DEM"]
@@ -62,20 +62,50 @@ def test_how_a_tensor_lies_in_memory_has_no_say():
     assert sample_keys(CONTEXT, batch, None) == sample_keys(CONTEXT, spread, None)
 
 
-@pytest.mark.parametrize("write", ["in place", "data", "swap", "load"])
+@pytest.mark.parametrize("threads", [2, 5])
+def test_threads_have_no_say(threads):
+    """Samples large enough that threads hash them, of which one lacks a modality."""
+    chips = {name: torch.randn(7, 3, 128, 128) for name in NAMES}
+    present = torch.ones(3, 7, dtype=torch.bool)
+    present[1, 4] = False
+    keys, before = [], torch.get_num_threads()
+    try:
+        for count in (1, threads):
+            torch.set_num_threads(count)
+            keys.append(sample_keys(CONTEXT, chips, present))
+    finally:
+        torch.set_num_threads(before)
+    assert keys[0] == keys[1]
+    assert len(set(keys[0])) == 7
+
+
+@pytest.mark.parametrize("write", ["in place", "data", "swap", "part", "buffer", "scalar", "load"])
 def test_weights_that_change_are_noticed(write):
-    model, other = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+    model, other = (torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8)) for _ in range(2))
     fingerprint = Fingerprint()
     before = fingerprint.of(model)
     assert fingerprint.of(model) == before
     with torch.no_grad():
         if write == "in place":
-            model.weight[0, 0] += 1
+            model[0].weight[0, 0] += 1
         elif write == "data":
-            model.weight.data.mul_(1.5)
+            model[0].weight.data.mul_(1.5)
         elif write == "swap":
-            model.weight = other.weight
+            model[0].weight = other[0].weight
+        elif write == "part":
+            model[0] = other[0]
+        elif write == "buffer":
+            model[1].running_var = other[1].running_var + 1
+        elif write == "scalar":
+            model[1].num_batches_tracked += 1
         else:
             model.load_state_dict(other.state_dict())
     assert fingerprint.of(model) != before
     assert fingerprint.of(model) == Fingerprint().of(model)
+
+
+def test_all_tensors_are_listed():
+    inner = torch.nn.Linear(4, 4, bias=False)
+    model = torch.nn.ModuleDict({"a": inner, "b": torch.nn.Sequential(inner, torch.nn.BatchNorm1d(4)), "c": None})
+    expected = [*model.parameters(), *model.buffers()]
+    assert {id(x) for x in list_tensors(model)} == {id(x) for x in expected}

@@ -14,6 +14,7 @@ import sys
 import time
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -147,6 +148,32 @@ def test_flipped_bytes(tmp_path, part):
     store.close()
 
 
+def test_many_threads_read(tmp_path):
+    """Entries large enough that threads check them; one is damaged, one is asked for twice."""
+    path = tmp_path / "memo.sqlite3"
+    values = {os.urandom(32): os.urandom(300_000) for _ in range(6)}
+    store = Store(path, BIG)
+    store.put(values)
+    keys = list(values)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE entries SET value = ? WHERE key = ?", (bytes(300_000), keys[2]))
+    connection.close()
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        expected = [None if key == keys[2] else values[key] for key in [*keys, keys[0]]]
+        assert store.get([*keys, keys[0]]) == expected
+        assert store.put(values) == values
+        child = os.fork() if hasattr(os, "fork") else None
+        if child == 0:  # threads do not survive a fork
+            os._exit(int(store.get(keys) != list(values.values())))
+        if child is not None:
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        torch.set_num_threads(before)
+    store.close()
+
+
 def test_a_file_of_something_else_is_put_aside(tmp_path, caplog):
     path = tmp_path / "memo.sqlite3"
     path.write_text("my thesis\n" * 1000)
@@ -163,7 +190,7 @@ def test_a_file_of_another_format_is_left_alone(tmp_path):
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(ConfigError, match="format 99, not 1"):
+    with pytest.raises(ConfigError, match="format 99, not 2"):
         Store(path, BIG).get([b"a"])
 
 
