@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from terramind_plugin.memo import threads
 from terramind_plugin.memo.keys import Fingerprint, describe_context, list_tensors, sample_keys
 
 CONTEXT = describe_context(what="test")
@@ -62,21 +63,17 @@ def test_how_a_tensor_lies_in_memory_has_no_say():
     assert sample_keys(CONTEXT, batch, None) == sample_keys(CONTEXT, spread, None)
 
 
-@pytest.mark.parametrize("threads", [2, 5])
-def test_threads_have_no_say(threads):
+@pytest.mark.parametrize("count", [2, 5])
+def test_threads_have_no_say(count, monkeypatch):
     """Samples large enough that threads hash them, of which one lacks a modality."""
     chips = {name: torch.randn(7, 3, 128, 128) for name in NAMES}
     present = torch.ones(3, 7, dtype=torch.bool)
     present[1, 4] = False
-    keys, before = [], torch.get_num_threads()
-    try:
-        for count in (1, threads):
-            torch.set_num_threads(count)
-            keys.append(sample_keys(CONTEXT, chips, present))
-    finally:
-        torch.set_num_threads(before)
-    assert keys[0] == keys[1]
-    assert len(set(keys[0])) == 7
+    monkeypatch.setattr(threads, "THREADS", 1)
+    alone = sample_keys(CONTEXT, chips, present)
+    monkeypatch.setattr(threads, "THREADS", count)
+    assert sample_keys(CONTEXT, chips, present) == alone
+    assert len(set(alone)) == 7
 
 
 @pytest.mark.parametrize("write", ["in place", "data", "swap", "part", "buffer", "scalar", "load"])

@@ -14,11 +14,11 @@ import sys
 import time
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from terramind_plugin.errors import ConfigError
+from terramind_plugin.memo import threads
 from terramind_plugin.memo.store import Store
 
 BIG = 10**9
@@ -148,7 +148,7 @@ def test_flipped_bytes(tmp_path, part):
     store.close()
 
 
-def test_many_threads_read(tmp_path):
+def test_many_threads_read(tmp_path, monkeypatch):
     """Entries large enough that threads check them; one is damaged, one is asked for twice."""
     path = tmp_path / "memo.sqlite3"
     values = {os.urandom(32): os.urandom(300_000) for _ in range(6)}
@@ -158,19 +158,15 @@ def test_many_threads_read(tmp_path):
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE entries SET value = ? WHERE key = ?", (bytes(300_000), keys[2]))
     connection.close()
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        expected = [None if key == keys[2] else values[key] for key in [*keys, keys[0]]]
-        assert store.get([*keys, keys[0]]) == expected
-        assert store.put(values) == values
-        child = os.fork() if hasattr(os, "fork") else None
-        if child == 0:  # threads do not survive a fork
-            os._exit(int(store.get(keys) != list(values.values())))
-        if child is not None:
-            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    finally:
-        torch.set_num_threads(before)
+    monkeypatch.setattr(threads, "THREADS", 3)
+    expected = [None if key == keys[2] else values[key] for key in [*keys, keys[0]]]
+    assert store.get([*keys, keys[0]]) == expected
+    assert store.put(values) == values
+    child = os.fork() if hasattr(os, "fork") else None
+    if child == 0:  # threads do not survive a fork
+        os._exit(int(store.get(keys) != list(values.values())))
+    if child is not None:
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     store.close()
 
 
