@@ -57,7 +57,8 @@ def test_pyramid_instead_of_the_chain(build, images, out_indices):
     plain, ours = build(CHAIN), build([{"name": "terramind_pyramid"}], **kwargs)
     ours.load_state_dict({name.replace("neck.2.", "neck.0."): value for name, value in plain.state_dict().items()})
     x = images(PAIR, 2, 64, 96)
-    assert torch.equal(plain(x).output, ours(x).output)
+    with torch.inference_mode():  # in training the layout in memory may differ
+        assert torch.equal(plain(x).output, ours(x).output)
 
 
 def test_no_select_indices(build, images):
