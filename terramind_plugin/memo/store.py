@@ -136,7 +136,9 @@ class Store:
     def _read(self, connection: sqlite3.Connection, keys: Sequence[bytes]) -> list[bytes | None]:
         now = int(time.time())
         query = "SELECT used, checksum, value FROM entries WHERE key = ?"
-        rows = [(key, *row) for key in keys if (row := connection.execute(query, (key,)).fetchone()) is not None]
+        rows: list[tuple[Any, ...]] = [
+            (key, *row) for key in keys if (row := connection.execute(query, (key,)).fetchone()) is not None
+        ]
         size = sum(len(value) for *_, value in rows if isinstance(value, bytes))
         found: dict[bytes, bytes] = {}
         for (key, used, _, value), whole in zip(rows, map_in_threads(_is_whole, rows, size), strict=True):
