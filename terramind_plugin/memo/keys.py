@@ -20,7 +20,7 @@ class Fingerprint:
 
     What is written to tensors (by loading, optimisers, `.to()`) shows in their version and place. What is written to
     their `.data` does not: one number of each tensor is looked at, too, so that a tensor written as a whole is noticed.
-    Looking takes well below a millisecond, at every step.
+    It is looked at each step, so looking is kept cheap.
     """
 
     def __init__(self) -> None:
