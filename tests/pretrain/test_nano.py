@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from terramind_plugin.backbones.build import build_backbone, build_tim
-from terramind_plugin.builders import build_coords_tokenizer
+from terramind_plugin.builders import build_coords_tokenizer, build_image_tokenizer
+from terramind_plugin.data.simulate import WORLDS, simulate_chip
 from terramind_plugin.errors import ConfigError, WeightsNotFoundError
 from terramind_plugin.generators import build_generator
+from terramind_plugin.modalities import MODALITIES
 from terramind_plugin.pretrain.vocabulary import NANO_DEGREES, NANO_SENTINELS, write_coords_vocabulary
 from terramind_plugin.tokenizers.variants import tokenizers_of
 from terramind_plugin.variants import VARIANTS
@@ -62,3 +65,21 @@ def test_weights_that_are_not_there_yet(monkeypatch, tmp_path):
     monkeypatch.setattr("terramind_plugin.weights.SHIPPED", tmp_path)
     with pytest.raises(WeightsNotFoundError, match="make nano"):
         build_backbone(NANO, ["S2L2A"], pretrained=True)
+
+
+def test_tokenizers_that_ship_give_images_back():
+    names = tokenizers_of(NANO)
+    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 16e6
+    chips = [simulate_chip(77, index, 64, WORLDS["globe"]) for index in range(6)]
+    for modality, variant in names.items():
+        tokenizer = build_image_tokenizer(variant.name, pretrained=True)
+        images = torch.tensor(np.stack([chip.images[modality] for chip in chips]).astype(np.float32))
+        if modality == "LULC":
+            ids = images[:, 0].long()
+            right = (tokenizer(ids).argmax(dim=1) == ids).double().mean()
+            assert right > 1.5 * ids.flatten().bincount().max() / ids.numel()
+            continue
+        mean, std = (torch.tensor(x)[:, None, None] for x in (MODALITIES[modality].mean, MODALITIES[modality].std))
+        images = ((images - mean) / std).nan_to_num()
+        error = (tokenizer(images, timesteps=5) - images).square().mean()
+        assert error < 0.8 * images.var(dim=(0, 2, 3)).mean(), modality
