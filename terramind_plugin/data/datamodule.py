@@ -272,7 +272,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):
         batch_size = self._valid_attribute(f"{split}_batch_size", "batch_size")
         drop_last = split == "train" and self.drop_last
         processes = self.trainer.world_size if self.trainer is not None else 1
-        samples = ConcatDataset([dataset] * (self.train_repeats if split == "train" else 1))
+        samples: ConcatDataset[Any] = ConcatDataset([dataset] * (self.train_repeats if split == "train" else 1))
         if drop_last and len(samples) < batch_size * processes:
             raise ConfigError(
                 f"No training batch: {len(samples)} training samples do not fill one batch of {batch_size} on "

@@ -108,3 +108,16 @@ def test_the_default_checkpoint_is_the_best_one(runner: Any, tmp_path: Path) -> 
     kept = [callback for callback in cli.trainer.checkpoint_callbacks if callback.best_model_path]
     assert kept
     assert all(callback.monitor == "val/loss" and Path(callback.best_model_path).is_file() for callback in kept)
+
+
+@pytest.mark.parametrize(("name", "still"), [("generator_sha256", True), ("encoder_norm.weight", False)])
+def test_weights_that_a_checkpoint_lacks_are_fetched(tmp_path: Path, name: str, still: bool) -> None:
+    from jsonargparse import Namespace
+
+    from terramind_plugin.lightning_cli import check_checkpoint
+
+    path = tmp_path / "best.ckpt"
+    torch.save({"state_dict": {f"model.encoder.{name}": torch.zeros(32)}, "hyper_parameters": {}}, path)
+    arguments = {"backbone_pretrained": True}
+    check_checkpoint(Namespace(model=Namespace(init_args=Namespace(model_args=arguments))), path)
+    assert arguments["backbone_pretrained"] is still
