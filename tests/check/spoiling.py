@@ -13,6 +13,8 @@ import rasterio
 from running import change, segmentation_config
 
 from terramind_plugin.contract.findings import Finding, Verdict
+from terramind_plugin.contract.plan import DataPlan, describe
+from terramind_plugin.contract.run import check_data
 from terramind_plugin.data.simulate import SimulatedDataset
 
 Values = Callable[[np.ndarray], np.ndarray]
@@ -117,23 +119,24 @@ def every_fifth(names: Iterable[str]) -> list[Any]:
     return [name if index % 5 == 0 else pytest.param(name, marks=pytest.mark.slow) for index, name in enumerate(names)]
 
 
-def look(dataset: SimulatedDataset, changes: Mapping[str, Any] | None = None, samples: int = 64) -> list[Finding]:
-    """Return what the check of the data alone finds, 'ok' left out.
+def plan(dataset: SimulatedDataset, changes: Mapping[str, Any] | None = None) -> DataPlan:
+    """Return what the usual configuration reads.
 
     Args:
-        dataset: What the usual configuration reads.
+        dataset: Its data.
         changes: Of the configuration; data.class_path may be a class.
-        samples: Samples to read.
     """
-    from terramind_plugin.contract.plan import describe
-    from terramind_plugin.contract.run import check_data
     from terramind_plugin.data.datamodule import TerraMindDataModule
 
-    config = change(segmentation_config(dataset), changes or {})
-    kind = config["data"]["class_path"]
-    module = (TerraMindDataModule if isinstance(kind, str) else kind)(**config["data"]["init_args"])
-    plan = describe(module)
-    assert plan is not None
-    task = config["model"]["init_args"]
-    found = check_data(plan, samples=samples, ignored=task["ignore_index"], loss=task["loss"])
+    config = change(segmentation_config(dataset), changes or {})["data"]
+    kind = TerraMindDataModule if isinstance(config["class_path"], str) else config["class_path"]
+    found = describe(kind(**config["init_args"]))
+    assert found is not None
+    return found
+
+
+def look(dataset: SimulatedDataset, changes: Mapping[str, Any] | None = None) -> list[Finding]:
+    """Return what the check of the data alone finds, 'ok' left out; arguments as in `plan`."""
+    task = change(segmentation_config(dataset), changes or {})["model"]["init_args"]
+    found = check_data(plan(dataset, changes), ignored=task["ignore_index"], loss=task["loss"])
     return [finding for finding in found if finding.verdict != "ok"]

@@ -13,8 +13,9 @@ import yaml
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from running import segmentation_config
-from spoiling import files, look
+from spoiling import files, plan
 
+from terramind_plugin.contract.run import check_data
 from terramind_plugin.data.simulate import SimulatedDataset, simulate
 
 YAML_CASES, RASTER_CASES = 700, 1500
@@ -166,6 +167,7 @@ def check_rasters(few: SimulatedDataset, folder: Path, cases: int) -> None:
     sound = {kind: files(dataset, kind)[0] for kind in ("S2L1C", "S1GRD", "Label")}
     contents = {kind: path.read_bytes() for kind, path in sound.items()}
     names = sorted(path.name for path in dataset.root.rglob("*"))
+    listed = plan(dataset, {"data.batch_size": 1})
 
     @fuzz(cases)
     @given(st.sampled_from(sorted(contents)).flatmap(lambda kind: st.tuples(st.just(kind), damaged(contents[kind]))))
@@ -173,7 +175,7 @@ def check_rasters(few: SimulatedDataset, folder: Path, cases: int) -> None:
         kind, data = case
         sound[kind].write_bytes(data)
         try:
-            found = look(dataset, {"data.batch_size": 1})
+            found = list(check_data(listed, ignored=-1))
         finally:
             sound[kind].write_bytes(contents[kind])
         assert all(finding.seen for finding in found)
