@@ -79,12 +79,13 @@ def _save(figure: Figure, path: Path) -> None:
     partial = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(partial, format="png", dpi=110)
-        partial.replace(path)
+        try:
+            figure.savefig(partial, format="png", dpi=110)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}. Choose another file with --sheet.") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _row(plan: DataPlan, split: str, name: str, files: dict[str, Path]) -> tuple[str, dict[str, NDArray], Any, None]:

@@ -187,11 +187,11 @@ def check_rasters(few: SimulatedDataset, folder: Path, cases: int) -> None:
 
 
 def test_some_configurations(few: SimulatedDataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    check_configuration(few, tmp_path, capfd, 8)
+    check_configuration(few, tmp_path, capfd, 6)
 
 
 def test_some_rasters(few: SimulatedDataset, tmp_path: Path) -> None:
-    check_rasters(few, tmp_path, 60)
+    check_rasters(few, tmp_path, 40)
 
 
 @pytest.mark.slow
