@@ -8,6 +8,13 @@ from typing import Any
 
 import pytest
 from running import REPOSITORY, segmentation_config
+from spoiling import look
+
+from terramind_plugin.contract.findings import Finding
+from terramind_plugin.contract.plan import describe
+from terramind_plugin.contract.run import check_data
+from terramind_plugin.data.datamodule import TerraMindDataModule
+from terramind_plugin.data.simulate import simulate
 
 DATA = REPOSITORY.parent / "shared" / "data"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"the real chips are not at {DATA}")
@@ -40,36 +47,74 @@ def test_sound_chips_are_quiet(sound: Any, check: Any, tmp_path: Path) -> None:
     assert found == []
 
 
-def test_terramesh_has_mixed_offsets(make_terramesh: Any) -> None:
-    found = [finding for finding in make_terramesh() if finding.verdict != "ok"]
+def terramesh(names: list[str], pattern: str = "", **more: Any) -> list[Finding]:
+    """Return what is found in TerraMesh's samples, read as modalities of these names."""
+    folders = {name: DATA / "terramesh" / ("S2RGB" if name == "RGB" else name) for name in names}
+    module = TerraMindDataModule(
+        batch_size=1,
+        modalities=names,
+        data_root={name: str(folder) for name, folder in folders.items()},
+        image_grep=dict.fromkeys(names, f"*{pattern}.tif"),
+        **more,
+    )
+    module.test_root = module.val_root = None
+    plan = describe(module)
+    assert plan is not None
+    return [finding for finding in check_data(plan) if finding.verdict != "ok"]
+
+
+TERRAMESH = ["S2L1C", "S2L2A", "RGB", "S1RTC", "DEM", "LULC", "NDVI"]
+SAMPLES = ["38D_378R_2_3", "433D_629L_3_1", "637U_59R_1_3"]
+
+
+def test_terramesh_has_mixed_offsets() -> None:
+    found = terramesh(TERRAMESH)
     assert [finding.check for finding in found] == ["values: S2L1C offset", "values: S2L2A offset"]
     assert all("1 of 3 files have the offset of +1000: 433D_629L_3_1.tif" in finding.seen for finding in found)
 
 
-@pytest.fixture
-def make_terramesh() -> Any:
-    from terramind_plugin.contract.plan import describe
-    from terramind_plugin.contract.run import check_data
-    from terramind_plugin.data.datamodule import TerraMindDataModule
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_each_sample_of_terramesh_is_what_it_is(sample: str) -> None:
+    for name in TERRAMESH:
+        found = [(finding.check, finding.verdict) for finding in terramesh([name], sample)]
+        offset = name in ("S2L1C", "S2L2A") and sample.startswith("433D")
+        assert found == ([(f"values: {name} offset", "warning")] if offset else [])
+    declared = {"S2L1C": -1000, "S2L2A": -1000} if sample.startswith("433D") else {"S2L1C": 0, "S2L2A": 0}
+    assert terramesh(TERRAMESH, sample, offsets=declared) == []
 
-    names = ["S2L1C", "S2L2A", "S1RTC", "DEM", "LULC", "NDVI"]
 
-    def make() -> Any:
-        module = TerraMindDataModule(
-            batch_size=1, modalities=names, data_root={name: str(DATA / "terramesh" / name) for name in names},
-            image_grep=dict.fromkeys(names, "*.tif"),
-        )  # fmt: skip
-        module.test_root = module.val_root = None
-        plan = describe(module)
-        assert plan is not None
-        return check_data(plan)
+@pytest.mark.parametrize("offset", [None, 0])
+def test_the_chip_with_both_sensors_is_quiet(offset: int | None, sound: Any, tmp_path: Path) -> None:
+    root = DATA / "sen1floods11"
+    changes = radar(tmp_path, ["Spain_7370579"]) | {
+        "data.modalities": ["S2L1C", "S1GRD"],
+        "data.data_root": {"S2L1C": str(root / "S2L1CHand"), "S1GRD": str(root / "S1GRDHand")},
+        "data.image_grep": {"S2L1C": "*_S2Hand.tif", "S1GRD": "*_S1Hand.tif"},
+        "data.batch_size": 1,
+        **({} if offset is None else {"data.offsets": {"S2L1C": offset}}),
+    }
+    found = [finding for finding in look(sound, changes) if finding.verdict != "note"]
+    # The list serves all three splits.
+    assert {finding.check for finding in found} <= {"files: splits"}
 
-    return make
+
+@pytest.mark.parametrize(
+    "size", [32, pytest.param(96, marks=pytest.mark.slow), pytest.param(256, marks=pytest.mark.slow)]
+)
+def test_simulated_chips_of_any_size_are_quiet(size: int, tmp_path: Path) -> None:
+    dataset = simulate(tmp_path, size=size, chips=12, seed=size)
+    names = [*TERRAMESH, "S1GRD"]
+    endings = {"S2L1C": "S2Hand", "S1GRD": "S1Hand"}
+    changes = {
+        "data.modalities": names,
+        "data.data_root": {name: str(dataset.root / "data" / f"{name}Hand") for name in names},
+        "data.image_grep": {name: f"*_{endings.get(name, f'{name}Hand')}.tif" for name in names},
+        "data.batch_size": 1,
+    }
+    assert [str(finding) for finding in look(dataset, changes) if finding.verdict != "note"] == []
 
 
 def test_fit_logs_what_is_odd_unless_told_not_to(sound: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from terramind_plugin.data.datamodule import TerraMindDataModule
-
     names = ["Paraguay_34417", "Spain_7370579"]
     changes = radar(tmp_path, names)
     arguments = {
