@@ -24,6 +24,8 @@ from spoiling import (
 )
 from spoiling import files as files_of
 
+from terramind_plugin.data.simulate import simulate
+
 S1, S2, LABEL = "S1GRD", "S2L1C", "Label"
 NEW_OFFSET = np.uint16(1000)
 ESRI = np.array([0, 1, 2, 4, 5, 7, 8, 9, 10, 11], np.uint8)
@@ -262,3 +264,16 @@ def test_a_mistake_is_named(mistake: str, chips: Any) -> None:
     named = [f for f in found if re.fullmatch(broken.check, f.check) and re.search(broken.text, str(f))]
     assert named, [str(finding) for finding in found]
     assert all(re.fullmatch(broken.verdict, finding.verdict) for finding in named)
+
+
+@pytest.mark.parametrize("size", [32, *(pytest.param(size, marks=pytest.mark.slow) for size in (96, 256))])
+def test_sound_chips_of_any_size_raise_no_alarm(size: int, tmp_path: Path) -> None:
+    dataset = simulate(tmp_path, size=size, chips=12, seed=size)
+    endings = {S2: "S2Hand", S1: "S1Hand"}
+    names = [S2, S1, "S2L2A", "RGB", "S1RTC", "DEM", "LULC", "NDVI"]
+    changes = {
+        "data.modalities": names,
+        "data.data_root": {name: str(dataset.root / "data" / f"{name}Hand") for name in names},
+        "data.image_grep": {name: f"*_{endings.get(name, f'{name}Hand')}.tif" for name in names},
+    }
+    assert [str(finding) for finding in look(dataset, changes) if finding.verdict != "note"] == []

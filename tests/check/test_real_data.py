@@ -14,7 +14,6 @@ from terramind_plugin.contract.findings import Finding
 from terramind_plugin.contract.plan import describe
 from terramind_plugin.contract.run import check_data
 from terramind_plugin.data.datamodule import TerraMindDataModule
-from terramind_plugin.data.simulate import simulate
 
 DATA = REPOSITORY.parent / "shared" / "data"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"the real chips are not at {DATA}")
@@ -96,22 +95,6 @@ def test_the_chip_with_both_sensors_is_quiet(offset: int | None, sound: Any, tmp
     found = [finding for finding in look(sound, changes) if finding.verdict != "note"]
     # The list serves all three splits.
     assert {finding.check for finding in found} <= {"files: splits"}
-
-
-@pytest.mark.parametrize(
-    "size", [32, pytest.param(96, marks=pytest.mark.slow), pytest.param(256, marks=pytest.mark.slow)]
-)
-def test_simulated_chips_of_any_size_are_quiet(size: int, tmp_path: Path) -> None:
-    dataset = simulate(tmp_path, size=size, chips=12, seed=size)
-    names = [*TERRAMESH, "S1GRD"]
-    endings = {"S2L1C": "S2Hand", "S1GRD": "S1Hand"}
-    changes = {
-        "data.modalities": names,
-        "data.data_root": {name: str(dataset.root / "data" / f"{name}Hand") for name in names},
-        "data.image_grep": {name: f"*_{endings.get(name, f'{name}Hand')}.tif" for name in names},
-        "data.batch_size": 1,
-    }
-    assert [str(finding) for finding in look(dataset, changes) if finding.verdict != "note"] == []
 
 
 def test_fit_logs_what_is_odd_unless_told_not_to(sound: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
