@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from terramind_plugin.data.simulate import SimulatedDataset, chip_files, make_splits, simulate, simulate_chip
 from terramind_plugin.data.simulation.chip import Chip
-from terramind_plugin.errors import ConfigError
+from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.modalities import MODALITIES
 
 DTYPES = {
@@ -279,7 +279,7 @@ def test_interrupted_run_leaves_whole_files_and_continues(tmp_path: Path, monkey
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(DataError, match="disk full"):
         simulate(root, chips=3, size=32, on_chip=stop)
     partial = _bytes(root)
     assert 0 < len(partial) < len(whole)

@@ -157,7 +157,10 @@ def test_the_configuration_trains(worlds, tmp_path, modality, monkeypatch):
     (tmp_path / "nano").mkdir()
     os.rename(tmp_path / "worlds", tmp_path / "nano" / "worlds")
     monkeypatch.chdir(tmp_path)
-    config = CONFIGS / f"tokenizer_{modality}.yaml"
+    config = tmp_path / "config.yaml"
+    text = (CONFIGS / f"tokenizer_{modality}.yaml").read_text()
+    assert "every_n_train_steps: 100\n" in text
+    config.write_text(text.replace("every_n_train_steps: 100\n", "every_n_train_steps: 12\n"))
     words = ["--trainer.max_steps=24", "--model.warmup_steps=4", "--data.batch_size=4", "--data.crop=32"]
     words += ["--trainer.check_val_every_n_epoch=6", "--trainer.log_every_n_steps=1"]
     assert main(["fit", "--config", str(config), *words]) == 0
