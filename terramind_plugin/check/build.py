@@ -66,6 +66,10 @@ def build(config: Path, words: list[str]) -> Built:
         return built
     built.cli = cli
     built.config = cli.config.as_dict()
+    odd = [part for part in ("trainer", "data", "model") if not isinstance(built.config.get(part), Mapping)]
+    if odd:
+        built.findings.append(Finding("yaml: parsing", "error", f"{odd[0]} is no mapping of keys to values."))
+        return built
     built.findings += _static(built.config)
     model_args = cli.config.get("model.init_args.model_args")
     if isinstance(model_args, dict):

@@ -13,25 +13,18 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from rasterio.crs import CRS
-from rasterio.errors import RasterioError
 from rasterio.transform import Affine
-from rasterio.warp import transform_bounds
 
 from terramind_plugin.contract.findings import Finding, Verdict, some
+from terramind_plugin.contract.places import UNREADABLE, Place, find_same_ground, place_of
 from terramind_plugin.contract.plan import LABEL, RASTERS, DataPlan, Split
 from terramind_plugin.errors import one_line
 
 THREADS = 8
-OVERLAP = 0.01
-"""Share of a chip that may lie in one of another split: neighbours that share a row of pixels."""
-UNREADABLE = (RasterioError, OSError, ValueError, MemoryError)
-"""What reading a damaged file may raise: ValueError stands for a CRS or text in it."""
 OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_NUM_THREADS": "1"}
 
 
 NOWHERE = Affine.identity()
-Bounds = tuple[float, float, float, float]
-"""West, south, east, north in degrees."""
 
 
 @dataclass(frozen=True)
@@ -325,15 +318,15 @@ def _at(transform: Affine, x: float, y: float) -> tuple[float, float]:
 
 def check_overlap(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Finding]:
     """Yield splits whose chips show the same ground."""
-    boxes: dict[str, dict[str, Bounds]] = {}
+    places: dict[str, dict[str, Place]] = {}
     for split in plan.splits:
         for sample, files in split.samples.items():
             header = next((headers[path] for path in files.values() if path in headers), None)
-            bounds = _bounds(header) if header is not None and header.placed and not header.problem else None
-            if bounds is not None:
-                boxes.setdefault(split.name, {})[sample] = bounds
-    for (one, here), (other, there) in combinations(boxes.items(), 2):
-        pairs = _same_ground(here, there)
+            place = _place(header) if header is not None and header.placed and not header.problem else None
+            if place is not None:
+                places.setdefault(split.name, {})[sample] = place
+    for (one, here), (other, there) in combinations(places.items(), 2):
+        pairs = find_same_ground(here, there)
         if pairs:
             yield Finding(
                 "files: overlap in space",
@@ -343,35 +336,8 @@ def check_overlap(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Fi
             )
 
 
-def _same_ground(here: Mapping[str, Bounds], there: Mapping[str, Bounds]) -> list[str]:
-    """Return, for each chip of one split that overlaps some of another, its name and one of theirs."""
-    from shapely import STRtree, box
-
-    names, others = list(here), list(there)
-    tree = STRtree([box(*here[name]) for name in names])
-    first = np.array([here[name] for name in names])
-    pairs = []
-    for other in others:
-        bounds = np.array(there[other])
-        near = tree.query(box(*bounds))
-        width = np.minimum(first[near, 2:], bounds[2:]) - np.maximum(first[near, :2], bounds[:2])
-        smaller = np.minimum(np.prod(first[near, 2:] - first[near, :2], axis=1), np.prod(bounds[2:] - bounds[:2]))
-        overlapping = near[np.prod(width.clip(0), axis=1) > OVERLAP * smaller]
-        # A sample that is in both lists is an error of its own.
-        name = next((names[index] for index in overlapping if names[index] != other), None)
-        if name is not None:
-            pairs.append(f"{name} and {other}")
-    return pairs
-
-
-def _bounds(header: Header) -> Bounds | None:
-    """Return where a file is, or None where the file's place is not on Earth."""
+def _place(header: Header) -> Place | None:
     corners = [_at(header.transform, x, y) for x in (0, header.shape[1]) for y in (0, header.shape[0])]
     xs, ys = zip(*corners, strict=True)
-    bounds = (min(xs), min(ys), max(xs), max(ys))
     assert header.crs is not None
-    try:
-        degrees = bounds if header.crs.is_geographic else transform_bounds(header.crs, "EPSG:4326", *bounds)
-    except UNREADABLE:
-        return None
-    return degrees if np.isfinite(degrees).all() else None
+    return place_of(header.crs, (min(xs), min(ys), max(xs), max(ys)))

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import rasterio
 
-from terramind_plugin.contract.files import OPTIONS, THREADS, UNREADABLE
+from terramind_plugin.contract.files import OPTIONS, THREADS
 from terramind_plugin.contract.findings import Finding, some
+from terramind_plugin.contract.places import UNREADABLE
 from terramind_plugin.contract.plan import LABEL, RASTERS, DataPlan
 from terramind_plugin.contract.sample import read_middle
 from terramind_plugin.errors import one_line

@@ -12,7 +12,8 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from terramind_plugin.contract.files import OPTIONS, THREADS, UNREADABLE
+from terramind_plugin.contract.files import OPTIONS, THREADS
+from terramind_plugin.contract.places import UNREADABLE
 from terramind_plugin.contract.plan import LABEL, RASTERS, DataPlan, ImagePlan
 from terramind_plugin.errors import one_line
 
@@ -127,13 +128,22 @@ def _summary(image: ImagePlan, split: str, path: Path) -> Summary | str:
             masked = read_middle(raster)
     except UNREADABLE as error:
         return one_line(error)
+    if masked.dtype.kind == "c":
+        return "it holds complex numbers"
+    # Damaged files hold numbers that float32 has not.
+    with np.errstate(invalid="ignore", over="ignore"):
+        return _summarise(image, split, path, masked)
+
+
+def _summarise(image: ImagePlan, split: str, path: Path, masked: np.ma.MaskedArray) -> Summary:
     data = masked.data.astype(np.float32)
-    count = len(image.file_bands)
     known = ~np.ma.getmaskarray(masked) & np.isfinite(data)
+    count = len(image.file_bands)
     bands = count if image.dates and count and not len(data) % count else len(data)
     data, known = _by_band(data, bands), _by_band(known, bands)
     zero = float(((data == 0) & known).all(axis=0).mean())
-    data = (data + (image.offset or 0.0)) * image.scale
+    data = (data + np.float32(image.offset or 0.0)) * np.float32(image.scale)
+    known &= np.isfinite(data)
     full = known.all(axis=0)
     seen = [row[mask] for row, mask in zip(data, known, strict=True)]
     kept = np.flatnonzero(full)
@@ -142,9 +152,9 @@ def _summary(image: ImagePlan, split: str, path: Path) -> Summary | str:
         path=path,
         split=split,
         low=np.array([np.percentile(row, 1) if row.size else np.nan for row in seen]),
-        median=np.array([np.median(row) if row.size else np.nan for row in seen]),
+        median=np.array([np.median(row) if row.size else np.nan for row in seen], dtype=np.float64),
         constant=np.array([bool(row.size) and bool(row.min() == row.max()) for row in seen]),
-        pixels=data[:, kept],
+        pixels=data[:, kept].astype(np.float64),
         missing=float(1 - full.mean()),
         zero=zero,
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rasterio.transform import from_origin
 from spoiling import (
     Broken,
     every,
@@ -277,3 +278,13 @@ def test_sound_chips_of_any_size_raise_no_alarm(size: int, tmp_path: Path) -> No
         "data.image_grep": {name: f"*_{endings.get(name, f'{name}Hand')}.tif" for name in names},
     }
     assert [str(finding) for finding in look(dataset, changes) if finding.verdict != "note"] == []
+
+
+@pytest.mark.parametrize(("columns", "warned"), [(64, False), (63.5, False), (60, True), (0, True)])
+def test_neighbours_are_not_the_same_ground(columns: float, warned: bool, chips: Any) -> None:
+    # Far from the middle of a UTM zone, north is not up: boxes in degrees around neighbours overlap.
+    for split, shift in (("train", 0.0), ("valid", columns)):
+        for kind, ending in ((S2, "S2"), (S1, "S1"), (LABEL, "Label")):
+            path = chips.root / "data" / f"{kind}Hand" / f"{chips.splits[split][0]}_{ending}Hand.tif"
+            rewrite(path, crs="EPSG:32633", transform=from_origin(300000 + 10 * shift, 5000000, 10, 10))
+    assert ("files: overlap in space" in [finding.check for finding in look(chips)]) is warned
