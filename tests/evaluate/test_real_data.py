@@ -10,7 +10,7 @@ import rasterio
 
 from terramind_plugin.cli import main
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = Path(__file__).parents[3] / "shared" / "data"
 MODEL = ("--model", "terramind_v1_tiny", "--pretrained", "false")
 pytestmark = [
     pytest.mark.slow,
