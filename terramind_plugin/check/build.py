@@ -123,14 +123,24 @@ def _static(config: Mapping[str, Any]) -> Iterator[Finding]:
         yield from check_training(config)
 
 
-def _instantiate(cli: Any, part: str, built: Built) -> Any:
+def make_part(cli: Any, part: str) -> Any:
+    """Return one part of a parsed configuration, without the others.
+
+    Args:
+        cli: The command line.
+        part: 'data' or 'model'.
+    """
     from jsonargparse import Namespace
 
     make = getattr(cli.parser, "instantiate", None) or cli.parser.instantiate_classes
+    return make(Namespace({part: cli.config[part]}))[part]
+
+
+def _instantiate(cli: Any, part: str, built: Built) -> Any:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            made = make(Namespace({part: cli.config[part]}))[part]
+            made = make_part(cli, part)
         # Albumentations leaves out arguments that it does not know.
         texts = {str(warning.message) for warning in caught}
         ignored = sorted(text for text in texts if "not valid for transform" in text)

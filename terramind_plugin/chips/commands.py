@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument(
         "--pretrained",
-        type=_truth,
+        type=truth,
         default=True,
         metavar="true|false",
         help="published weights, or random ones that only show that it runs (default: true)",
@@ -70,21 +71,35 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="same seed, same files (default: %(default)s)")
 
 
-def _truth(word: str) -> bool:
+def truth(word: str) -> bool:
+    """Return true or false."""
     if word.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"write true or false, not '{word}'")
     return word.lower() == "true"
 
 
-def _pairs(option: str, words: list[str]) -> dict[str, str]:
+def read_pairs(
+    option: str, words: Sequence[str], value: str = "FILE", example: str = "S1GRD=chip_S1.tif"
+) -> dict[str, str]:
+    """Return what stands behind the equals signs, by what stands before them.
+
+    Args:
+        option: For the message.
+        words: NAME=VALUE each.
+        value: What VALUE is.
+        example: One such word.
+
+    Raises:
+        ConfigError: One is written otherwise, or names something twice.
+    """
     pairs: dict[str, str] = {}
     for word in words:
-        name, equals, value = word.partition("=")
-        if not (name and equals and value):
-            raise ConfigError(f"{option} takes NAME=FILE, e.g. S1GRD=chip_S1.tif, got '{word}'.")
+        name, _, text = word.partition("=")
+        if not (name and text):
+            raise ConfigError(f"{option} takes NAME={value}, e.g. {example}, got '{word}'.")
         if name in pairs:
             raise ConfigError(f"{option} names {name} twice.")
-        pairs[name] = value
+        pairs[name] = text
     return pairs
 
 
@@ -111,7 +126,7 @@ def _generate(options: argparse.Namespace) -> None:
     from terramind_plugin.chips.run import Settings
     from terramind_plugin.chips.scenes import generate_any
 
-    tokenizers = _pairs("--tokenizer_ckpt_path", options.tokenizer_ckpt_path)
+    tokenizers = read_pairs("--tokenizer_ckpt_path", options.tokenizer_ckpt_path)
     settings = Settings(
         **_settings(options),
         tokenizer_ckpt_paths={name: Path(path) for name, path in tokenizers.items()},
@@ -125,7 +140,7 @@ def _generate(options: argparse.Namespace) -> None:
         scene_options(options, align=16),
         size=options.size,
         samples=options.samples,
-        further=_pairs("--input", options.input),
+        further=read_pairs("--input", options.input),
         probabilities=options.probabilities,
     )
     for path in written:

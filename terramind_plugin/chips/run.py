@@ -287,11 +287,18 @@ def _to_array(modality: Modality, image: Tensor, size: tuple[int, int]) -> NDArr
 
 
 @contextmanager
+def fixed_random_weights() -> Iterator[None]:
+    """Make random weights the same each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(WEIGHTS_SEED)
+        yield
+
+
+@contextmanager
 def _weights() -> Iterator[None]:
     """Make random weights the same each time, and say how to do without the published ones if they are not there."""
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(WEIGHTS_SEED)
+        with fixed_random_weights():
             yield
     except WeightsNotFoundError as error:
         raise WeightsNotFoundError(

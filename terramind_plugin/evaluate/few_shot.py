@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from terramind_plugin.backbones.build import build_backbone
 from terramind_plugin.backbones.vit import TerraMindBackbone
-from terramind_plugin.chips.run import WEIGHTS_SEED
+from terramind_plugin.chips.run import fixed_random_weights
 from terramind_plugin.errors import ConfigError, DataError, one_line
 from terramind_plugin.evaluate.places import RASTERS, Chip, batches, best_device, check_variant
 from terramind_plugin.evaluate.scores import Score, score_mean
@@ -120,8 +120,7 @@ def build_encoder(
         WeightsError: The weights are not there or do not fit.
     """
     check_variant(variant)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(WEIGHTS_SEED)
+    with fixed_random_weights():
         model = build_backbone(variant, [modality], pretrained=pretrained and ckpt_path is None, ckpt_path=ckpt_path)
     return model.eval().to(best_device())
 

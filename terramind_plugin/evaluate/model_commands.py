@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from terramind_plugin.chips.commands import read_pairs, truth
 from terramind_plugin.errors import ConfigError
 
 RANDOM = "terramind: the weights are random, so the results say nothing but that it runs."
@@ -53,13 +54,7 @@ def _add_zero_shot(commands: Any) -> None:
         "--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest tokens (default), 1 samples"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
-    parser.add_argument(
-        "--tokenizer_ckpt_path",
-        action="append",
-        default=[],
-        metavar="NAME=FILE",
-        help="weights of the tokenizer of a modality; repeatable",
-    )
+    add_tokenizer_files(parser)
     parser.add_argument("--batch_size", type=int, default=8, metavar="N", help="windows at once (default: %(default)s)")
     parser.add_argument("--restart", action="store_true", help="do not go on with an unfinished run")
     parser.set_defaults(run=_zero_shot, words=[])
@@ -72,7 +67,7 @@ def _zero_shot(options: argparse.Namespace) -> None:
     from terramind_plugin.evaluate.testset import read_experiment
 
     target = work.read_target(options.target, options.positive)
-    tokenizers = named_files(options.tokenizer_ckpt_path)
+    tokenizers = read_tokenizer_files(options)
     experiment = read_experiment(options.config, options.words)
     sets = work.choose_inputs(list(experiment.test.expected), options.inputs)
     described = {
@@ -295,18 +290,23 @@ def show(rows: Sequence[Sequence[str]], title: str) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a file that is there when it is complete."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text, likewise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part")
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 
 def save(figure: Any, path: Path) -> None:
     """Write a figure, likewise."""
+    from terramind_plugin.scenes.picture import write_picture
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    figure.savefig(partial, format="png", dpi=110)
-    os.replace(partial, path)
+    write_picture(path, figure)
 
 
 @contextmanager
@@ -320,28 +320,27 @@ def progress(text: str, total: int) -> Iterator[Callable[[int], object]]:
         yield lambda count: bar.advance(task, count)
 
 
-def truth(word: str) -> bool:
-    """Return true or false."""
-    if word.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"write true or false, not '{word}'")
-    return word.lower() == "true"
-
-
 def split_names(words: str | None) -> list[str]:
     """Return names with commas between them."""
     return [word.strip() for word in (words or "").split(",") if word.strip()]
 
 
-def named_files(words: Sequence[str]) -> dict[str, Path]:
-    """Return files by modality.
+def add_tokenizer_files(parser: argparse.ArgumentParser) -> None:
+    """Add the option that `read_tokenizer_files` reads."""
+    parser.add_argument(
+        "--tokenizer_ckpt_path",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="weights of the tokenizer of a modality; repeatable",
+    )
 
-    Args:
-        words: NAME=FILE each.
+
+def read_tokenizer_files(options: argparse.Namespace) -> dict[str, Path]:
+    """Return files with tokenizer weights by modality.
 
     Raises:
-        ConfigError: One is written otherwise, or a modality is named twice.
+        ConfigError: One is not written as NAME=FILE, or a modality is named twice.
     """
-    pairs = dict(word.partition("=")[::2] for word in words)
-    if not all(pairs.values()) or len(pairs) < len(words):
-        raise ConfigError(f"--tokenizer_ckpt_path takes NAME=FILE once for each modality, got {' '.join(words)}.")
+    pairs = read_pairs("--tokenizer_ckpt_path", options.tokenizer_ckpt_path, example="LULC=tokenizer.safetensors")
     return {name: Path(path) for name, path in pairs.items()}

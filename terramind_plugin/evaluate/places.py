@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from terramind_plugin.chips.run import WEIGHTS_SEED
+from terramind_plugin.chips.run import fixed_random_weights
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.evaluate.scores import EARTH_RADIUS, Score, great_circle, score_median
 from terramind_plugin.generation.generator import TerraMindGenerator
@@ -91,8 +91,7 @@ def build_locator(
         WeightsError: The weights are not there or do not fit.
     """
     check_variant(variant)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(WEIGHTS_SEED)
+    with fixed_random_weights():
         return build_generator(
             variant,
             [modality],

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from terramind_plugin.builders import build_image_tokenizer
-from terramind_plugin.chips.run import WEIGHTS_SEED
+from terramind_plugin.chips.run import fixed_random_weights
 from terramind_plugin.data.simulate import chip_files
 from terramind_plugin.errors import DataError
 from terramind_plugin.evaluate import few_shot, places
@@ -143,8 +143,7 @@ def measure_tokenizers(world: World, variant: str, weights: Weights) -> Iterator
         WeightsError: They are not there or do not fit.
     """
     for name, tokenizer in tokenizers_of(VARIANTS[variant].family).items():
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(WEIGHTS_SEED)
+        with fixed_random_weights():
             model = build_image_tokenizer(
                 tokenizer.name,
                 pretrained=weights.pretrained,

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from terramind_plugin.evaluate.model_commands import named_files, save, truth, weights_of, write_json
+from terramind_plugin.chips.commands import truth
+from terramind_plugin.evaluate.model_commands import (
+    add_tokenizer_files,
+    read_tokenizer_files,
+    save,
+    weights_of,
+    write_json,
+    write_text,
+)
 
 
 def add_commands(commands: Any) -> None:
@@ -27,13 +34,7 @@ def add_commands(commands: Any) -> None:
         "--pretrained", type=truth, default=True, metavar="true|false", help="the model's weights (default: true)"
     )
     parser.add_argument("--ckpt_path", type=Path, metavar="FILE", help="weights that go before them")
-    parser.add_argument(
-        "--tokenizer_ckpt_path",
-        action="append",
-        default=[],
-        metavar="NAME=FILE",
-        help="weights of the tokenizer of a modality; repeatable",
-    )
+    add_tokenizer_files(parser)
     parser.set_defaults(run=_results)
 
 
@@ -44,7 +45,7 @@ def _results(options: argparse.Namespace) -> None:
     from terramind_plugin.evaluate.results import Weights, measure, read_world
 
     check_variant(options.model)
-    weights = Weights(options.pretrained, options.ckpt_path, named_files(options.tokenizer_ckpt_path))
+    weights = Weights(options.pretrained, options.ckpt_path, read_tokenizer_files(options))
     described = {
         "model": options.model,
         "weights": weights_of(options.pretrained, options.ckpt_path),
@@ -58,9 +59,7 @@ def _results(options: argparse.Namespace) -> None:
     for name, figure in page.pictures(results, title).items():
         save(figure, folder / name)
     write_json(folder / page.NUMBERS, page.record(results, described))
-    partial = options.out / f".{page.PAGE}.part"
-    partial.write_text(page.write_page(results, described), encoding="utf-8")
-    os.replace(partial, options.out / page.PAGE)
+    write_text(options.out / page.PAGE, page.write_page(results, described))
     print(options.out / page.PAGE)
 
 

@@ -13,7 +13,7 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
-from terramind_plugin.check.build import ParsingCLI
+from terramind_plugin.check.build import ParsingCLI, make_part
 from terramind_plugin.contract.plan import LABEL, DataPlan, ImagePlan, describe
 from terramind_plugin.errors import ConfigError, DataError, one_line
 from terramind_plugin.evaluate.compare import read_config
@@ -134,10 +134,7 @@ class _DataCLI(ParsingCLI):
 
     def instantiate_classes(self) -> None:
         """Build the data module; the model would want its decoder and weights."""
-        from jsonargparse import Namespace
-
-        make = getattr(self.parser, "instantiate", None) or self.parser.instantiate_classes
-        self.datamodule = make(Namespace(data=self.config["data"]))["data"]
+        self.datamodule = make_part(self, "data")
 
 
 def _read_test_set(plan: DataPlan, ignored: int | None, config: Path) -> LabelledSet:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from terramind_plugin.chips.run import WEIGHTS_SEED
+from terramind_plugin.chips.run import fixed_random_weights
 from terramind_plugin.errors import ConfigError, DataError, suggest
 from terramind_plugin.evaluate.scores import Overlap, Score, count_overlap, precision, recall, score_overlaps
 from terramind_plugin.evaluate.testset import Experiment, LabelledChip, LabelledSet, input_sets
@@ -196,8 +196,7 @@ def build_land_cover_generator(
         ConfigError: A setting is not possible.
         WeightsError: The weights are not there or do not fit.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(WEIGHTS_SEED)
+    with fixed_random_weights():
         return build_generator(
             variant,
             list(modalities),

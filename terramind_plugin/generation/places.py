@@ -12,6 +12,28 @@ from terramind_plugin.generation.model import token_key
 from terramind_plugin.generation.tokens import TokenGenerator
 
 
+class _Words:
+    """Scores of the next word of a text, given inputs that are read once."""
+
+    def __init__(self, generator: TokenGenerator, target: str, inputs: Mapping[str, Tensor]) -> None:
+        self._model = generator.model
+        self._key = token_key(generator.targets[target])[0]
+        reading = generator.read(inputs)
+        generator.announce([target], reading)
+        self._context = reading.context()
+        self._device = generator.model.mask_token.device
+        self.start = torch.full((reading.batch, 1), START, device=self._device)
+        """How a text begins [B, 1]."""
+
+    def among(self, ids: Sequence[int]) -> Tensor:
+        """Return ids of words as a tensor for `scores`."""
+        return torch.tensor(ids, device=self._device)
+
+    def scores(self, text: Tensor, among: Tensor) -> Tensor:
+        """Return scores [B, words] of some words behind a text [B, L], float32."""
+        return self._model.next_logits(self._key, text, self._context)[:, among].float()
+
+
 def most_likely_pairs(
     generator: TokenGenerator,
     target: str,
@@ -33,20 +55,15 @@ def most_likely_pairs(
         second: Ids that the second word can be, likewise.
         count: Number of pairs.
     """
-    model, key = generator.model, token_key(generator.targets[target])[0]
-    reading = generator.read(inputs)
-    generator.announce([target], reading)
-    context = reading.context()
-    device = model.mask_token.device
-    firsts, seconds = torch.tensor(first, device=device), torch.tensor(second, device=device)
+    words = _Words(generator, target, inputs)
+    firsts, seconds = words.among(first), words.among(second)
     count = min(count, len(first) * len(second))
-    start = torch.full((reading.batch, 1), START, device=device)
-    begins = model.next_logits(key, start, context)[:, firsts].float().log_softmax(dim=1)
+    begins = words.scores(words.start, firsts).log_softmax(dim=1)
     best = begins.topk(min(count, len(first)), dim=1)
     candidates = []
     for rank in range(best.indices.shape[1]):
         word = firsts[best.indices[:, rank : rank + 1]]
-        ends = model.next_logits(key, torch.cat([start, word], dim=1), context)[:, seconds].float().log_softmax(dim=1)
+        ends = words.scores(torch.cat([words.start, word], dim=1), seconds).log_softmax(dim=1)
         candidates.append(best.values[:, rank : rank + 1] + ends)
     top = torch.cat(candidates, dim=1).topk(count, dim=1)
     begin, end = best.indices.gather(1, top.indices // len(second)), top.indices % len(second)
@@ -73,22 +90,17 @@ def pair_probabilities(
         mass: First words that together have less than 1 - mass in every sample are left out: their pairs get 0.
         on_word: Called after each first word with the number of those done and of all.
     """
-    model, key = generator.model, token_key(generator.targets[target])[0]
-    reading = generator.read(inputs)
-    generator.announce([target], reading)
-    context = reading.context()
-    device = model.mask_token.device
-    firsts, seconds = torch.tensor(first, device=device), torch.tensor(second, device=device)
-    start = torch.full((reading.batch, 1), START, device=device)
-    begins = model.next_logits(key, start, context)[:, firsts].float().softmax(dim=1)
+    words = _Words(generator, target, inputs)
+    firsts, seconds = words.among(first), words.among(second)
+    begins = words.scores(words.start, firsts).softmax(dim=1)
     ordered, order = begins.sort(dim=1, descending=True)
     wanted = torch.zeros_like(begins, dtype=torch.bool)
     wanted.scatter_(1, order, ordered.cumsum(dim=1) - ordered < mass)
     places = wanted.any(dim=0).nonzero()[:, 0].tolist()
-    pairs = begins.new_zeros(reading.batch, len(first), len(second))
+    pairs = begins.new_zeros(len(begins), len(first), len(second))
     for number, place in enumerate(places, start=1):
-        sequence = torch.cat([start, firsts[place].expand(reading.batch, 1)], dim=1)
-        ends = model.next_logits(key, sequence, context)[:, seconds].float().softmax(dim=1)
+        sequence = torch.cat([words.start, firsts[place].expand(len(begins), 1)], dim=1)
+        ends = words.scores(sequence, seconds).softmax(dim=1)
         pairs[:, place] = begins[:, place : place + 1] * ends
         on_word(number, len(places))
     return pairs

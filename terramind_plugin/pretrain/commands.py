@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from terramind_plugin.errors import ConfigError
+from terramind_plugin.chips.commands import read_pairs
 
 
 def add_commands(commands: Any) -> None:
@@ -60,10 +60,13 @@ def _tokenize(options: argparse.Namespace) -> None:
     from terramind_plugin.pretrain.chips import make_folders
     from terramind_plugin.pretrain.tokenize import tokenize_folders
 
-    given = {name: Path(text) for name, text in _pairs("--data", options.data).items()}
+    given = {name: Path(text) for name, text in read_pairs("--data", options.data, "DIR", "LULC=data/LULC").items()}
     patterns = {name: path.name for name, path in given.items() if path.name.startswith("*")}
     folders = make_folders({name: path.parent if name in patterns else path for name, path in given.items()}, patterns)
-    weights = {resolve(name).name: Path(text) for name, text in _pairs("--ckpt_path", options.ckpt_path).items()}
+    weights = {
+        resolve(name).name: Path(text)
+        for name, text in read_pairs("--ckpt_path", options.ckpt_path, example="LULC=last.ckpt").items()
+    }
     with Progress() as progress:
         bars = {name: progress.add_task(name, total=None) for name in folders}
         written = tokenize_folders(
@@ -78,13 +81,3 @@ def _tokenize(options: argparse.Namespace) -> None:
     for name in folders:
         path = options.out / f"{name}.safetensors"
         print(f"{path} ({path.stat().st_size / 1e6:.2f} MB{'' if path in written else ', up to date'})")
-
-
-def _pairs(option: str, words: list[str]) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for word in words:
-        name, _, value = word.partition("=")
-        if not (name and value) or name in pairs:
-            raise ConfigError(f"{option} takes NAME=VALUE once for each modality, e.g. LULC=data/LULC, got '{word}'.")
-        pairs[name] = value
-    return pairs

@@ -10,7 +10,6 @@ from terramind_plugin.pretrain.chips import (
     TURNS,
     ChipFolder,
     ChipReader,
-    choose,
     draw_window,
     make_folders,
     to_tensor,
@@ -45,14 +44,14 @@ class Crops(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, draw: Draw | int) -> dict[str, Tensor]:
         """Return a random crop in a random position; for a plain index always the same one, as it lies."""
-        is_drawn = isinstance(draw, Draw)
-        name = self.names[draw.number if isinstance(draw, Draw) else draw]
-        random = draw.random() if isinstance(draw, Draw) else np.random.default_rng([FIXED, draw])
+        if isinstance(draw, Draw):
+            number, random, turns = draw.number, draw.random(), TURNS
+        else:
+            number, random, turns = draw, np.random.default_rng([FIXED, draw]), 1
+        name = self.names[number]
         chip = self.reader.read(self.folder, name)
         image = chip[:, *draw_window(random, chip.shape[1:], self.crop, 1, self.folder.path(name))]
-        if is_drawn:
-            image = turn(image, int(random.integers(TURNS)))
-        return {"image": to_tensor(image, self.folder.modality)}
+        return {"image": to_tensor(turn(image, int(random.integers(turns))), self.folder.modality)}
 
 
 class TokenizerDataModule(PretrainingDataModule):
@@ -97,7 +96,6 @@ class TokenizerDataModule(PretrainingDataModule):
 
     def setup(self, stage: str) -> None:
         """Find the chips."""
-        splits = {False: self.train_split, True: self.val_split}
-        train, val = (choose([self.folder], splits[key], validation=key) for key in (False, True))
+        train, val = self.choose([self.folder])
         self.train_data = Crops(self.folder, train, self.crop, self.reader)
         self.val_data = Crops(self.folder, val, self.crop, self.reader)

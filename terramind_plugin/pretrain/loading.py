@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from terramind_plugin.errors import ConfigError
+from terramind_plugin.pretrain.chips import ChipFolder, choose
 from terramind_plugin.pretrain.order import ResumableOrder
 
 
@@ -39,6 +41,11 @@ class PretrainingDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
+
+    def choose(self, folders: Sequence[ChipFolder]) -> tuple[list[str], list[str]]:
+        """Return the ids of the chips for training and for validation; arguments and errors as in `chips.choose`."""
+        train = choose(folders, self.train_split, validation=False)
+        return train, choose(folders, self.val_split, validation=True)
 
     def train_dataloader(self) -> Any:
         """Return training batches, from the trainer's step on."""

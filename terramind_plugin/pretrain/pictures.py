@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from terramind_plugin.generation.standardisation import Standardisation
 from terramind_plugin.modalities import Modality
 from terramind_plugin.plotting import plot_modality
 
@@ -68,5 +69,4 @@ def measured(image: Tensor, modality: Modality) -> Tensor:
     """Return a standardised image [bands, H, W] in its units; class ids and scores as they are."""
     if modality.kind == "classes":
         return image
-    mean, std = (torch.tensor(x)[:, None, None] for x in (modality.mean, modality.std))
-    return image * std + mean
+    return Standardisation(modality.mean, modality.std).undo(image)

@@ -14,7 +14,7 @@ from terramind_plugin.builders import build_coords_tokenizer
 from terramind_plugin.errors import ConfigError, DataError, suggest
 from terramind_plugin.geo.source import Expected, Source
 from terramind_plugin.modalities import resolve
-from terramind_plugin.pretrain.chips import ChipFolder, ChipReader, choose, make_folders, to_tensor, turn
+from terramind_plugin.pretrain.chips import ChipFolder, ChipReader, make_folders, to_tensor, turn
 from terramind_plugin.pretrain.loading import PretrainingDataModule
 from terramind_plugin.pretrain.modelling import Chips
 from terramind_plugin.pretrain.order import Draw
@@ -154,8 +154,7 @@ class MaskedDataModule(PretrainingDataModule):
         files = [open_tokens(self.store, name, self.variant) for name in self.names]
         folders = list(self.folders.values())
         coords = build_coords_tokenizer(family=self.variant.family) if self.has_coords else None
-        splits = {False: self.train_split, True: self.val_split}
-        train, val = (choose(folders, splits[key], validation=key) for key in (False, True))
+        train, val = self.choose(folders)
         for file in files:
             file.check([*train, *val])
             if file.modality.name in self.folders:
