@@ -8,6 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+Waves = tuple[float, float]
+"""Radians from patch to patch of the fastest wave of position embeddings, and how many times slower the slowest is."""
+PUBLISHED_WAVES: Waves = (1.0, 10000.0)
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -32,6 +36,8 @@ class Variant:
     mlp_ratio: float = 4.0
     patch_size: int = 16
     img_size: int = 224
+    waves: Waves = PUBLISHED_WAVES
+    """Of the position embeddings."""
     family: str = "terramind_v1"
     """What the names of its tokenizers begin with: see `terramind_plugin.tokenizers.variants`."""
     vocab_sizes: Mapping[str, int] = field(default_factory=dict)
@@ -74,6 +80,7 @@ VARIANTS: dict[str, Variant] = {
             hub_file="terramind_sim_nano.safetensors",
             patch_size=8,
             img_size=64,
+            waves=(1.5, 10.0),  # eight rows of patches, which the published waves hardly tell apart
             family="terramind_sim_nano",
             vocab_sizes={
                 **dict.fromkeys(("S2L2A", "S1GRD", "S1RTC", "DEM", "NDVI"), 640),

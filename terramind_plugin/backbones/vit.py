@@ -367,12 +367,12 @@ class TerraMindBackbone(nn.Module):
 
 def _build_embedding(spec: InputSpec, variant: Variant, img_size: tuple[int, int]) -> nn.Module:
     if not spec.is_tokens:
-        return ImageEmbedding(spec.channels, variant.dim, variant.patch_size, img_size)
+        return ImageEmbedding(spec.channels, variant.dim, variant.patch_size, img_size, variant.waves)
     assert spec.pretrained is not None
     _, vocab_size = token_key(spec.pretrained, variant)
     if spec.pretrained.max_length is not None:
         return SequenceEmbedding(vocab_size, variant.dim, spec.pretrained.max_length)
-    return TokenEmbedding(vocab_size, variant.dim, variant.patch_size, img_size)
+    return TokenEmbedding(vocab_size, variant.dim, variant.patch_size, img_size, variant.waves)
 
 
 def _fit_mask(name: str, mask: Tensor | None, marked: Tensor) -> Tensor:

@@ -25,6 +25,8 @@ from terramind_plugin.variants import Variant
 
 PAD = 0
 """Token id that stands for no token, in sequences."""
+SAME_PLACE = 2.0
+"""Factor of queries and keys at the start: how much attention goes to the same place."""
 
 
 @dataclass(frozen=True)
@@ -95,20 +97,20 @@ class EncoderDecoder(nn.Module):
         decoder: dict[str, nn.Module] = {}
         for spec in inputs:
             if not spec.is_tokens:
-                encoder[spec.key] = ImageEmbedding(spec.channels, dim, patch, img_size)
+                encoder[spec.key] = ImageEmbedding(spec.channels, dim, patch, img_size, variant.waves)
         read = [spec.pretrained for spec in inputs if spec.pretrained is not None and spec.is_tokens]
         for modality in dict.fromkeys([*read, *remembered]):
             key, vocab_size = token_key(modality, variant)
             if modality.max_length is not None:
                 encoder[key] = SequenceEmbedding(vocab_size, dim, modality.max_length)
             else:
-                encoder[key] = TokenEmbedding(vocab_size, dim, patch, img_size)
+                encoder[key] = TokenEmbedding(vocab_size, dim, patch, img_size, variant.waves)
         for modality in targets:
             key, vocab_size = token_key(modality, variant)
             if modality.max_length is not None:
                 decoder[key] = SequenceHead(vocab_size, dim, modality.max_length)
             else:
-                decoder[key] = TokenHead(vocab_size, dim, patch, img_size)
+                decoder[key] = TokenHead(vocab_size, dim, patch, img_size, variant.waves)
         self.encoder_embeddings = nn.ModuleDict(encoder)
         self.decoder_embeddings = nn.ModuleDict(decoder)
         self.encoder = build_blocks(
@@ -132,13 +134,21 @@ class EncoderDecoder(nn.Module):
                 head.mod_emb = self.encoder_embeddings[key].mod_emb
 
     def _initialise(self) -> None:
-        """Draw all weights as 4M does, in place."""
+        """Draw all weights as 4M does, in place, but for the attention to the context.
+
+        That begins with equal queries and keys, and an output that undoes the values: it copies what the context has
+        at the same place. Training does not have to find out first which place belongs to which.
+        Source: Trockman and Kolter, Mimetic Initialization (arXiv:2305.09828).
+        """
         initialise(self)
         nn.init.normal_(self.mask_token, std=0.02)
         for module in self.modules():
             if isinstance(module, CrossAttention):
-                for part in module.kv.weight.data.chunk(2):
-                    nn.init.xavier_uniform_(part)
+                keys, values = module.kv.weight.data.chunk(2)
+                nn.init.xavier_uniform_(keys, gain=SAME_PLACE)
+                module.q.weight.data.copy_(keys)
+                nn.init.orthogonal_(values)
+                module.proj.weight.data.copy_(values.T)
         for embedding in self.encoder_embeddings.values():
             if isinstance(embedding, TokenEmbedding | SequenceEmbedding):
                 nn.init.normal_(embedding.token_emb.weight, std=0.02)

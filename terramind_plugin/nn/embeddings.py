@@ -12,22 +12,26 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from terramind_plugin.variants import PUBLISHED_WAVES, Waves
+
 CACHED_SIZES = 16
 """Most image sizes whose position embeddings a model keeps."""
 
 
-def sincos_positions(height: int, width: int, dim: int) -> Tensor:
+def sincos_positions(height: int, width: int, dim: int, waves: Waves = PUBLISHED_WAVES) -> Tensor:
     """Return fixed sine-cosine position embeddings [1, height * width, dim], row by row.
 
     Args:
         height: Number of patch rows.
         width: Number of patch columns.
         dim: Width of a token; a multiple of 4. The first half encodes the row, the second the column.
+        waves: Fastest wave and range.
 
     Source: MoCo v3 (arXiv:2104.02057).
     """
     quarter = dim // 4
-    omega = 1.0 / 10000.0 ** (torch.arange(quarter, dtype=torch.float32) / quarter)
+    fastest, spread = waves
+    omega = fastest / spread ** (torch.arange(quarter, dtype=torch.float32) / quarter)
     rows = torch.outer(torch.arange(height, dtype=torch.float32), omega)
     columns = torch.outer(torch.arange(width, dtype=torch.float32), omega)
     rows = torch.cat([rows.sin(), rows.cos()], dim=1)[:, None].expand(height, width, 2 * quarter)
@@ -56,15 +60,16 @@ class GridEmbedding(nn.Module):
         dim: Width of a token.
         patch_size: Height and width in pixels that a token stands for.
         img_size: Height and width in pixels that the position embeddings are made for; other sizes are interpolated.
+        waves: Fastest wave of the position embeddings and their range.
     """
 
     pos_emb: Tensor
 
-    def __init__(self, dim: int, patch_size: int, img_size: tuple[int, int]) -> None:
+    def __init__(self, dim: int, patch_size: int, img_size: tuple[int, int], waves: Waves = PUBLISHED_WAVES) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.grid = (img_size[0] // patch_size, img_size[1] // patch_size)
-        self.register_buffer("pos_emb", sincos_positions(*self.grid, dim))
+        self.register_buffer("pos_emb", sincos_positions(*self.grid, dim, waves))
         self.mod_emb = nn.Parameter(torch.zeros(1, 1, dim))
         self._resized: dict[tuple[object, ...], Tensor] = {}
 
@@ -108,10 +113,13 @@ class ImageEmbedding(GridEmbedding):
         dim: Width of a token.
         patch_size: Height and width of a patch in pixels.
         img_size: Height and width in pixels that the position embeddings are made for; other sizes are interpolated.
+        waves: Fastest wave of the position embeddings and their range.
     """
 
-    def __init__(self, channels: int, dim: int, patch_size: int, img_size: tuple[int, int]) -> None:
-        super().__init__(dim, patch_size, img_size)
+    def __init__(
+        self, channels: int, dim: int, patch_size: int, img_size: tuple[int, int], waves: Waves = PUBLISHED_WAVES
+    ) -> None:
+        super().__init__(dim, patch_size, img_size, waves)
         self.channels = channels
         # No bias: the modality embedding plays that part.
         self.proj = nn.Linear(channels * patch_size**2, dim, bias=False)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from terramind_plugin.nn.embeddings import GridEmbedding
+from terramind_plugin.variants import PUBLISHED_WAVES, Waves
 
 SEQUENCE_POSITIONS = 512
 """Positions that the published sequence embeddings store, however short the sequence."""
@@ -38,10 +39,18 @@ class TokenEmbedding(GridEmbedding):
         dim: Width of a token.
         patch_size: Height and width in pixels that a token stands for.
         img_size: Height and width in pixels that the position embeddings are made for; other sizes are interpolated.
+        waves: Fastest wave of the position embeddings and their range.
     """
 
-    def __init__(self, vocab_size: int, dim: int, patch_size: int, img_size: tuple[int, int]) -> None:
-        super().__init__(dim, patch_size, img_size)
+    def __init__(
+        self,
+        vocab_size: int,
+        dim: int,
+        patch_size: int,
+        img_size: tuple[int, int],
+        waves: Waves = PUBLISHED_WAVES,
+    ) -> None:
+        super().__init__(dim, patch_size, img_size, waves)
         self.vocab_size = vocab_size
         self.token_emb = nn.Embedding(vocab_size, dim)
 
@@ -101,8 +110,15 @@ def _share(logits: nn.Linear, embedding: nn.Embedding) -> nn.Linear:
 class TokenHead(TokenEmbedding):
     """Decoder's side of an image modality: where a token is to be, and scores of its ids. Args as `TokenEmbedding`."""
 
-    def __init__(self, vocab_size: int, dim: int, patch_size: int, img_size: tuple[int, int]) -> None:
-        super().__init__(vocab_size, dim, patch_size, img_size)
+    def __init__(
+        self,
+        vocab_size: int,
+        dim: int,
+        patch_size: int,
+        img_size: tuple[int, int],
+        waves: Waves = PUBLISHED_WAVES,
+    ) -> None:
+        super().__init__(vocab_size, dim, patch_size, img_size, waves)
         self.to_logits = _share(nn.Linear(dim, vocab_size, bias=False), self.token_emb)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -47,6 +48,10 @@ class MaskedModellingTask(BaseTask):
         target_tokens: Most tokens that are predicted of a sample.
         input_alphas: See `MaskPlan`.
         target_alphas: See `MaskPlan`.
+        lead_in_steps: First steps that draw with the next two arguments instead of those above. One easy question, say
+            vegetation from optical patches, teaches where to look; many at once take many times the steps to do so.
+        lead_in_input_alphas: `input_alphas` of the lead-in.
+        lead_in_target_alphas: `target_alphas` of the lead-in.
         average: 'modality' weighs modalities equally, as 4M does, 'token' all tokens.
         img_size: Height and width in pixels that position embeddings are made for; by default that of the variant.
         lr: Largest learning rate.
@@ -69,6 +74,9 @@ class MaskedModellingTask(BaseTask):
         target_tokens: int = 128,
         input_alphas: Mapping[str, float] | None = None,
         target_alphas: Mapping[str, float] | None = None,
+        lead_in_steps: int = 0,
+        lead_in_input_alphas: Mapping[str, float] | None = None,
+        lead_in_target_alphas: Mapping[str, float] | None = None,
         average: Literal["modality", "token"] = "modality",
         img_size: int | Sequence[int] | None = None,
         lr: float = 1e-3,
@@ -92,6 +100,11 @@ class MaskedModellingTask(BaseTask):
                 f"Known: {', '.join(VARIANTS)}."
             )
         self.plan = make_plan(given)
+        self.lead_in = replace(
+            self.plan,
+            input_alphas=given["lead_in_input_alphas"] or {},
+            target_alphas=given["lead_in_target_alphas"] or {},
+        )
         numbers = VARIANTS[given["variant"]]
         targets = plan_targets([*self.plan.tokens, *self.plan.sequences])
         keys = [str(modality.token_key) for modality in targets.values()]
@@ -137,7 +150,8 @@ class MaskedModellingTask(BaseTask):
     def _loss(self, batch: Chips, step: int) -> MaskedLoss:
         ids = batch["tokens"][self.plan.tokens[0]]
         generator = make_generator(self.hparams["seed"], step, self.global_rank)
-        masks = draw_masks(self.plan, len(ids), ids.shape[-2] * ids.shape[-1], generator)
+        plan = self.lead_in if 0 <= step < self.hparams["lead_in_steps"] else self.plan
+        masks = draw_masks(plan, len(ids), ids.shape[-2] * ids.shape[-1], generator)
         return masked_loss(self.model, batch, masks, average=self.hparams["average"])
 
 

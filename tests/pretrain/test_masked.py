@@ -103,3 +103,28 @@ def test_goes_on_from_a_checkpoint(trained):
 def test_settings_that_are_not_possible(changed, message):
     with pytest.raises(ConfigError, match=message):
         MaskedModellingTask(**{"variant": NANO, **ARGUMENTS, **changed})
+
+
+def test_lead_in_asks_its_own_question():
+    task = MaskedModellingTask(
+        NANO, **ARGUMENTS, input_tokens=[8, 24], target_tokens=24, lead_in_steps=2,
+        lead_in_input_alphas={"pixels": 0, "tokens": 0, "sequences": 0, "pixels.S2L2A": 1},
+        lead_in_target_alphas={"tokens": 0, "sequences": 0, "tokens.LULC": 1},
+    )  # fmt: skip
+    batch = next(iter(DataLoader(SAMPLES, batch_size=8)))
+    asked = [{name for name, count in task._loss(batch, step).counts.items() if count} for step in (0, 1, 2, -1)]
+    assert asked[:2] == [{"LULC"}] * 2
+    assert len(asked[2]) > 1
+    assert len(asked[3]) > 1
+
+
+def test_attention_to_the_context_begins_at_the_same_place():
+    model = MaskedModellingTask(NANO, **ARGUMENTS).model
+    block = model.decoder[0]
+    place = model.decoder_embeddings["tok_lulc@224"].place((8, 8))
+    context = model.encoder_embeddings["untok_sen2l2a@224"].place((8, 8))
+    keys, _ = block.keys_values(context)
+    queries = block.cross_attn.q(block.query_norm(place)).unflatten(2, (block.cross_attn.num_heads, -1)).transpose(1, 2)
+    weights = (queries @ keys.transpose(2, 3) / keys.shape[3] ** 0.5).softmax(dim=3).mean(dim=1)[0]
+    assert (weights.argmax(dim=1) == torch.arange(64)).all()
+    assert weights.diagonal().mean() > 0.3
