@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import tempfile
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,8 @@ from bench.machine import describe
 from bench.measure import measure_peaks, measure_size, say
 from bench.remembering import MOST, measure_frozen_memo, measure_thinking_memo
 from bench.report import describe_machine, load_line, render, write_report
+from bench.scenes import measure_agreement, measure_times, memory_table, verdict_lines
+from bench.scenes import measure_peaks as measure_scene_peaks
 from bench.timing import CLOCKS
 
 HERE = Path(__file__).parent
@@ -109,7 +112,29 @@ def run_memo(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     return "\n".join(lines), {"machine": machine, "rows": [asdict(x) for x in rows], "look_up": shares}
 
 
-PARTS = {"backbone": run_backbone, "generation": run_generation, "memo": run_memo}
+def run_scenes(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Return report and results of whole scenes."""
+    machine = describe() | {"clock": arguments.clock}
+    with tempfile.TemporaryDirectory() as name, torch.no_grad():
+        folder = Path(name)
+        peaks = [] if arguments.no_memory else measure_scene_peaks(folder)
+        agreement = measure_agreement(folder)
+        rows = measure_times(folder, arguments.repeats or REPEATS["base"], CLOCKS[arguments.clock])
+    lines = [describe_machine(machine), "", load_line(row.other_load for row in rows), ""]
+    lines += [
+        "Aims:",
+        "",
+        *verdict_lines(peaks, agreement),
+        "",
+        *(memory_table(peaks) if peaks else []),
+        "",
+        *speed_table(rows),
+    ]
+    results = {"machine": machine, "rows": [asdict(x) for x in rows], "peaks": [asdict(x) for x in peaks]}
+    return "\n".join(lines), results | {"agreement": agreement}
+
+
+PARTS = {"backbone": run_backbone, "generation": run_generation, "memo": run_memo, "scenes": run_scenes}
 
 
 def main() -> None:
