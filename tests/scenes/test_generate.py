@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
+from running import REPOSITORY
 
 from bench.seams import measure_seams
 from terramind_plugin.cli import main
@@ -97,3 +101,19 @@ def test_what_seams_are() -> None:
     assert measure_seams(np.add.outer(blocks, blocks).astype(np.uint8), plan) == pytest.approx(1)
     windows[:, :70] = np.nan
     assert np.isfinite(measure_seams(windows, plan))
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_pixels(scene: Path, tmp_path: Path) -> None:
+    """With the tokenizers as they are: another process does not know the small ones."""
+    words = ["--to", "LULC", "--crop", "48", "--stride", "32"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    for devices in ("1", "2"):
+        command = ["generate", scene, "--modality", "S2L2A", "--size", "tiny", "--pretrained", "false", *words]
+        command += ["--accelerator", "cpu", "--devices", devices, "--out", tmp_path / devices]
+        result = subprocess.run(
+            [sys.executable, "-m", "terramind_plugin.cli", *map(str, command)],
+            env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+    assert (_read(tmp_path / "1", "LULC") == _read(tmp_path / "2", "LULC")).mean() >= 0.999
