@@ -23,9 +23,9 @@ from rasterio.windows import Window
 from torch import Tensor, nn
 
 from terramind_plugin.data.simulation.chip import simulate_chip
-from terramind_plugin.evaluate.memory import read_status
 from terramind_plugin.geo.large import Layer
 from terramind_plugin.geo.source import Expected
+from terramind_plugin.memory import read_status
 from terramind_plugin.modalities import MODALITIES
 from terramind_plugin.scenes.job import Options, plan_job
 from terramind_plugin.scenes.run import run_jobs
