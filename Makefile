@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP)
 	@echo "1/5 Simulate flood scenes"
-	@$(BIN)/terramind simulate --out $(OUT)/data --chips 60 --size 128
+	@$(BIN)/terramind simulate --out $(OUT)/data --chips 240 --size 64
 	@echo "2/5 Fine-tune: terratorch fit --config $(CONFIG)"
 	@$(BIN)/terratorch fit --config $(CONFIG)
 	@echo "3/5 Test: terratorch test"
