@@ -162,9 +162,9 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bands", metavar="NAMES", help="order of the files' bands, if it is another: B01,B02,...")
     parser.add_argument("--model", default="terramind_v1_base", metavar="NAME", help="default: %(default)s")
     parser.add_argument(
-        "--pretrained", type=truth, default=True, metavar="true|false", help="published weights (default: true)"
+        "--pretrained", type=truth, default=True, metavar="true|false", help="the published weights, or those that ship (default: true)"
     )
-    parser.add_argument("--ckpt_path", type=Path, metavar="FILE", help="weights that go before the published ones")
+    parser.add_argument("--ckpt_path", type=Path, metavar="FILE", help="weights that go before those")
     parser.add_argument("--batch_size", type=int, default=16, metavar="N", help="chips at once (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
 
@@ -272,7 +272,7 @@ def weights_of(pretrained: bool, ckpt_path: Path | None) -> str:
     if ckpt_path is None and not pretrained:
         print(RANDOM, file=sys.stderr)
         return "random"
-    return "published" if ckpt_path is None else ckpt_path.name
+    return "pre-trained" if ckpt_path is None else ckpt_path.name
 
 
 def show(rows: Sequence[Sequence[str]], title: str) -> None:
