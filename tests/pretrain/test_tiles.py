@@ -212,6 +212,7 @@ def config(worlds, store, tmp_path):
         data |= {"tokens": ["S2L2A", "LULC"], "store": str(store), "batch_size": 3}
         data |= {key: str(worlds / "splits" / Path(data[key]).name) for key in ("train_split", "val_split")}
         model |= {"pixels": ["S2L2A", "S1GRD"], "tokens": ["S2L2A", "LULC"], "warmup_steps": 2, "lr": 3e-3}
+        model |= {"lead_in_target_alphas": {"tokens": 0, "sequences": 0, "tokens.LULC": 1}}
         logger = {"save_dir": str(tmp_path / folder), "name": "", "version": "", "flush_logs_every_n_steps": 1}
         trainer["logger"] = {"class_path": "CSVLogger", "init_args": logger}
         trainer["callbacks"] = trainer["callbacks"][1:]
