@@ -90,3 +90,6 @@ VARIANTS: dict[str, Variant] = {
         ),
     )
 }
+
+SIZES = {name.rpartition("_")[2]: name for name in VARIANTS}
+"""Names of the models by their size, for command lines."""

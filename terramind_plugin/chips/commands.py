@@ -10,6 +10,7 @@ from typing import Any
 
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.scenes.words import add_scene_options, scene_options
+from terramind_plugin.variants import SIZES, VARIANTS
 
 WHAT = "in the units of the modality; nodata and NaN are filled"
 
@@ -37,9 +38,6 @@ def add_commands(commands: Any) -> None:
         help="a further input of a scene, warped to its grid; coords=LONGITUDE,LATITUDE for its place; repeatable",
     )
     generate.add_argument(
-        "--size", default="base", choices=("tiny", "small", "base", "large"), help="of the model (default: %(default)s)"
-    )
-    generate.add_argument(
         "--samples", type=int, default=1, metavar="N", help="from N seeds, with their spread (default: %(default)s)"
     )
     generate.add_argument(
@@ -50,13 +48,19 @@ def add_commands(commands: Any) -> None:
         help="weights of the tokenizer of a modality; can be repeated",
     )
     generate.add_argument("--tokenizer_file", type=Path, metavar="FILE", help="vocabulary of coords")
-    add_scene_options(generate)
+    add_scene_options(generate, crop=None)
     generate.set_defaults(run=_generate)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--modality", required=True, metavar="NAME", help="what it shows, e.g. S2L2A")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument(
+        "--size",
+        default="base",
+        choices=tuple(SIZES),
+        help="of the model; nano ships with this package and knows simulated worlds alone (default: %(default)s)",
+    )
     parser.add_argument(
         "--pretrained",
         type=truth,
@@ -118,7 +122,9 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 def _reconstruct(options: argparse.Namespace) -> None:
     from terramind_plugin.chips.run import Settings, reconstruct
 
-    for path in reconstruct(options.chip, options.modality, options.out, Settings(**_settings(options))):
+    for path in reconstruct(
+        options.chip, options.modality, options.out, Settings(**_settings(options)), size=options.size
+    ):
         print(path)
 
 
@@ -126,6 +132,8 @@ def _generate(options: argparse.Namespace) -> None:
     from terramind_plugin.chips.run import Settings
     from terramind_plugin.chips.scenes import generate_any
 
+    variant = VARIANTS[SIZES[options.size]]
+    options.crop = options.crop or variant.img_size
     tokenizers = read_pairs("--tokenizer_ckpt_path", options.tokenizer_ckpt_path)
     settings = Settings(
         **_settings(options),
@@ -137,7 +145,7 @@ def _generate(options: argparse.Namespace) -> None:
         options.modality,
         [name.strip() for name in options.to.split(",") if name.strip()],
         settings,
-        scene_options(options, align=16),
+        scene_options(options, align=variant.patch_size),
         size=options.size,
         samples=options.samples,
         further=read_pairs("--input", options.input),

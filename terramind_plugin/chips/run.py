@@ -28,10 +28,8 @@ from terramind_plugin.modalities import Modality, resolve
 from terramind_plugin.scenes.noise import SceneNoise
 from terramind_plugin.tokenizers.diffusion import TRAINING_STEPS
 from terramind_plugin.tokenizers.variants import tokenizers_of
-from terramind_plugin.variants import VARIANTS
+from terramind_plugin.variants import SIZES, VARIANTS, Variant
 
-PATCH = 16
-"""Heights and widths that the models take are multiples of it."""
 WEIGHTS_SEED = 0
 """Random weights are the same in every run, so that a seed gives the same result."""
 PLACES = 5
@@ -64,9 +62,10 @@ class Settings:
         if self.seed < 0:
             raise ConfigError(f"seed must not be negative, got {self.seed}.")
 
-    def describe(self, model: str, chips: Sequence[Chip] = ()) -> dict[str, str]:
+    def describe(self, model: str, variant: Variant, chips: Sequence[Chip] = ()) -> dict[str, str]:
         """Return the tags of what the model makes."""
-        weights = "published" if self.pretrained else f"random, from seed {WEIGHTS_SEED}"
+        own = "published" if variant.hub_repo else "shipped with terramind_plugin, trained on simulated worlds"
+        weights = own if self.pretrained else f"random, from seed {WEIGHTS_SEED}"
         tags = {"model": model, "weights": weights if self.ckpt_path is None else _fingerprint(self.ckpt_path)}
         if self.tokenizer_ckpt_paths:
             files = {name: _fingerprint(path) for name, path in self.tokenizer_ckpt_paths.items()}
@@ -76,7 +75,9 @@ class Settings:
         return {**tags, "input": inputs} if chips else tags
 
 
-def reconstruct(chip: str | Path, modality: str, out: str | Path, settings: Settings) -> list[Path]:
+def reconstruct(
+    chip: str | Path, modality: str, out: str | Path, settings: Settings, *, size: str = "base"
+) -> list[Path]:
     """Return the files written: the chip after encoding to tokens and back, and a picture of both.
 
     Args:
@@ -84,6 +85,7 @@ def reconstruct(chip: str | Path, modality: str, out: str | Path, settings: Sett
         modality: Name of the modality.
         out: Folder to write to.
         settings: How to run the tokenizer.
+        size: Of the model: nano has tokenizers of its own, the published ones share theirs.
 
     Raises:
         ConfigError: The modality has no tokenizer, or a setting is not possible.
@@ -92,7 +94,8 @@ def reconstruct(chip: str | Path, modality: str, out: str | Path, settings: Sett
     """
     settings.check()
     entry = resolve(modality)
-    names = {name: variant.name for name, variant in tokenizers_of().items()}
+    variant = variant_of(size)
+    names = {name: one.name for name, one in tokenizers_of(variant.family).items()}
     if entry.name not in names:
         raise ConfigError(f"{entry.name} has no image tokenizer. These have one: {', '.join(names)}.")
     source = read_chip(chip, entry)
@@ -100,8 +103,8 @@ def reconstruct(chip: str | Path, modality: str, out: str | Path, settings: Sett
         tokenizer = build_image_tokenizer(
             names[entry.name], pretrained=settings.pretrained, ckpt_path=settings.ckpt_path
         )
-    results = Results(out, [source], settings.describe(names[entry.name], [source]))
-    x = _tensor(source)
+    results = Results(out, [source], settings.describe(names[entry.name], variant, [source]))
+    x = _tensor(source, variant.patch_size)
     scale = Standardisation(entry.mean, entry.std) if entry.kind == "image" else None
     with torch.no_grad():
         image = tokenizer(
@@ -133,7 +136,7 @@ def generate(
         to: Names of the outputs, in the order of generation; each conditions those after it.
         out: Folder to write to.
         settings: How to run the model.
-        size: Of the model: tiny, small, base or large.
+        size: Of the model: tiny, small, base, large or nano.
         samples: How many times to generate, from seeds one after the other.
         further: Other inputs by modality: rasters on the grid of the chip, and 'longitude,latitude' for coords.
 
@@ -147,13 +150,13 @@ def generate(
     given = [one.modality.name for one in chips] + list(positions)
     check_modalities(given, targets)
     model = load_generator(variant, given, targets, settings)
-    results = Results(out, chips, settings.describe(f"{variant}_generate", chips))
-    x = {one.modality.name: _tensor(one) for one in chips} | positions
+    results = Results(out, chips, settings.describe(f"{variant.name}_generate", variant, chips))
+    x = {one.modality.name: _tensor(one, variant.patch_size) for one in chips} | positions
     size_in_model = next(iter(x.values())).shape[-2:]
     drawn: list[dict[str, NDArray]] = []
     for number in range(samples):
         # As for the first window of a scene, so that a chip gives the same alone and in a scene of its size.
-        noise = SceneNoise(settings.seed + number, [(0, 0)], (size_in_model[0], size_in_model[1]), PATCH)
+        noise = SceneNoise(settings.seed + number, [(0, 0)], (size_in_model[0], size_in_model[1]), variant.patch_size)
         images = model(x, noise=noise, verbose=settings.verbose)
         drawn.append({target.name: _to_array(target, images[target.name], chips[0].size) for target in targets})
     places = model.locate(x, PLACES) if any(target.kind == "sequence" for target in targets) else None
@@ -166,28 +169,37 @@ def generate(
     return results.written
 
 
-def check_generation(to: Sequence[str], settings: Settings, size: str, samples: int) -> tuple[str, list[Modality]]:
-    """Return the name of the model and the outputs; arguments as in `generate`.
+def check_generation(to: Sequence[str], settings: Settings, size: str, samples: int) -> tuple[Variant, list[Modality]]:
+    """Return the model and the outputs; arguments as in `generate`.
 
     Raises:
         ConfigError: An argument is not possible.
     """
     settings.check()
-    variant = f"terramind_v1_{size}"
-    if variant not in VARIANTS:
-        raise ConfigError(f"Unknown size '{size}'. Known: {', '.join(name.rpartition('_')[2] for name in VARIANTS)}.")
+    variant = variant_of(size)
     if samples < 1:
         raise ConfigError(f"samples must be at least 1, got {samples}.")
     return variant, list(plan_targets(to).values())
 
 
+def variant_of(size: str) -> Variant:
+    """Return the model of a size.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if size not in SIZES:
+        raise ConfigError(f"Unknown size '{size}'. Known: {', '.join(SIZES)}.")
+    return VARIANTS[SIZES[size]]
+
+
 def load_generator(
-    variant: str, given: Sequence[str], targets: Sequence[Modality], settings: Settings
+    variant: Variant, given: Sequence[str], targets: Sequence[Modality], settings: Settings
 ) -> TerraMindGenerator:
     """Return a generator between modalities in their units.
 
     Args:
-        variant: Name of the model.
+        variant: The model.
         given: Names of the inputs.
         targets: Outputs.
         settings: Weights and steps.
@@ -198,7 +210,7 @@ def load_generator(
     """
     with _weights():
         return build_generator(
-            variant,
+            variant.name,
             given,
             [target.name for target in targets],
             pretrained=settings.pretrained,
@@ -268,9 +280,9 @@ def check_modalities(given: Sequence[str], targets: Sequence[Modality]) -> None:
         )
 
 
-def _tensor(chip: Chip) -> Tensor:
+def _tensor(chip: Chip, patch: int) -> Tensor:
     """Return [1, bands, H, W] in the modality's units, or class ids [1, H, W], in whole patches."""
-    values = torch.from_numpy(pad(chip.values, PATCH))
+    values = torch.from_numpy(pad(chip.values, patch))
     return values if chip.modality.kind == "classes" else values[None]
 
 
@@ -302,7 +314,8 @@ def _weights() -> Iterator[None]:
             yield
     except WeightsNotFoundError as error:
         raise WeightsNotFoundError(
-            f"{error} In this command: --ckpt_path FILE, or --pretrained false to try it with random weights."
+            f"{error} In this command: --ckpt_path FILE, --size nano for the small model that ships, "
+            "or --pretrained false to try it with random weights."
         ) from error
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from torch import Tensor
 
 from terramind_plugin.chips.run import (
-    PATCH,
     Settings,
     check_generation,
     check_modalities,
@@ -45,7 +44,7 @@ def generate_any(
         to: Names of the outputs, in the order of generation.
         settings: How to run the model.
         options: How to run it over scenes.
-        size: Of the model: tiny, small, base or large.
+        size: Of the model: tiny, small, base, large or nano.
         samples: How many times to generate, from seeds one after the other.
         further: Other inputs of one file, by modality.
         probabilities: Also write the probability of each pixel's class.
@@ -68,7 +67,7 @@ def generate_any(
     expected = {name: Expected.of(resolve(name)) for name in inputs[0]}
     given = [*expected, *positions]
     check_modalities(given, targets)
-    jobs = [plan_job(one, expected, options, PATCH) for one in inputs]
+    jobs = [plan_job(one, expected, options, variant.patch_size) for one in inputs]
     check_names(jobs)
 
     # Here and not at the top: chips do without Lightning, whose import takes seconds.
@@ -82,7 +81,9 @@ def generate_any(
         positions=positions,
         probabilities=probabilities,
     )
-    described = settings.describe(f"{variant}_generate") | {"weights_sha256": hash_weights(model).hexdigest()[:16]}
+    described = settings.describe(f"{variant.name}_generate", variant) | {
+        "weights_sha256": hash_weights(model).hexdigest()[:16]
+    }
     described |= {"to": ", ".join(target.name for target in targets), "samples": str(samples)}
     described |= {name: further[name] for name in further if resolve(name).name in positions}
     for job in jobs:

@@ -162,7 +162,11 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bands", metavar="NAMES", help="order of the files' bands, if it is another: B01,B02,...")
     parser.add_argument("--model", default="terramind_v1_base", metavar="NAME", help="default: %(default)s")
     parser.add_argument(
-        "--pretrained", type=truth, default=True, metavar="true|false", help="the published weights, or those that ship (default: true)"
+        "--pretrained",
+        type=truth,
+        default=True,
+        metavar="true|false",
+        help="the published weights, or those that ship (default: true)",
     )
     parser.add_argument("--ckpt_path", type=Path, metavar="FILE", help="weights that go before those")
     parser.add_argument("--batch_size", type=int, default=16, metavar="N", help="chips at once (default: %(default)s)")

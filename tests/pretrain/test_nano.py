@@ -6,11 +6,13 @@ import math
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 
 from terramind_plugin.backbones.build import build_backbone, build_tim
 from terramind_plugin.builders import build_coords_tokenizer, build_image_tokenizer
-from terramind_plugin.data.simulate import WORLDS, simulate_chip
+from terramind_plugin.cli import main
+from terramind_plugin.data.simulate import WORLDS, chip_files, simulate, simulate_chip
 from terramind_plugin.errors import ConfigError, WeightsNotFoundError
 from terramind_plugin.generators import build_generator
 from terramind_plugin.modalities import MODALITIES
@@ -83,3 +85,34 @@ def test_tokenizers_that_ship_give_images_back():
         images = ((images - mean) / std).nan_to_num()
         error = (tokenizer(images, timesteps=5) - images).square().mean()
         assert error < 0.8 * images.var(dim=(0, 2, 3)).mean(), modality
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """Return the files of optical bands and land cover of one more chip, larger than a window of the model."""
+    data = simulate(tmp_path_factory.mktemp("scene"), chips=3, size=96, seed=5)
+    return [chip_files(data.root, data.chip_ids[0])[name] for name in ("S2L2A", "LULC")]
+
+
+def read(path):
+    with rasterio.open(path) as file:
+        return file.read(), file.tags()
+
+
+def test_commands_of_the_small_model(scene, tmp_path):
+    image, land_cover = scene
+    words = [str(image), "--modality", "S2L2A", "--size", "nano", "--out", str(tmp_path)]
+    assert main(["generate", *words, "--to", "LULC"]) == 0
+    made, tags = read(tmp_path / f"{image.stem}_LULC.tif")
+    assert tags["model"] == f"{NANO}_generate"
+    assert tags["weights"].startswith("shipped")
+    assert tags["windows"].startswith("crop 64")
+    water, made = read(land_cover)[0] == 1, made == 1
+    overlap = (water & made).sum() / (water | made).sum()
+    assert overlap > 1.5 * water.mean(), (overlap, water.mean())  # what a map of water alone would get
+    assert main(["reconstruct", *words]) == 0
+    again, tags = read(tmp_path / f"{image.stem}_S2L2A_reconstructed.tif")
+    assert tags["model"] == f"{NANO}_tokenizer_s2l2a"
+    given = read(image)[0]
+    error, spread = np.abs(again - given).mean(), np.abs(given - given.mean(axis=(1, 2), keepdims=True)).mean()
+    assert error < spread, (error, spread)
