@@ -1,4 +1,4 @@
-"""Whether windows show in a map: `python -m bench.seams FILE --crop 224 --stride 176 --margin 8 --align 16`."""
+"""Whether windows show in a map: `python -m bench.seams FILE --crop 224 --stride 176 --margin 8 --patch 16`."""
 
 from __future__ import annotations
 
@@ -48,16 +48,15 @@ def main() -> None:
     """Print the measure of each band."""
     parser = argparse.ArgumentParser("python -m bench.seams", description="Jump at window borders by jump elsewhere.")
     parser.add_argument("file", type=Path)
-    for name, default in (("crop", 224), ("stride", 176), ("margin", 8), ("align", 16)):
+    for name, default in (("crop", 224), ("stride", 176), ("margin", 8), ("patch", 16)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     with rasterio.open(options.file) as raster:
         image, names = raster.read(), raster.descriptions
-    plan = plan_windows(
-        *image.shape[1:], options.crop, options.stride, options.margin, multiple=16, align=options.align
-    )
+    steps = {"multiple": options.patch, "align": options.patch}
+    plan = plan_windows(*image.shape[1:], options.crop, options.stride, options.margin, **steps)
     for name, band in zip(names, image, strict=True):
-        print(f"{name or 'band'}: {measure_seams(band, plan):.3f}")
+        print(f"{name or 'band'}: {measure_seams(band, plan, options.patch):.3f}")
 
 
 if __name__ == "__main__":

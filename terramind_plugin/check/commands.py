@@ -42,9 +42,11 @@ def _check(options: argparse.Namespace) -> None:
     from rich.table import Table
 
     from terramind_plugin.check.run import check
-    from terramind_plugin.contract.findings import worst
+    from terramind_plugin.contract.findings import Finding, worst
 
     findings = check(options.config, options.words, options.samples, timed=options.timed, sheet=options.sheet)
+    if not options.timed:
+        findings.append(Finding("run: time", "note", "seconds an epoch and memory were not measured.", "Add --timed."))
     table = Table("check", "verdict", "what was seen", "what to do", title=str(options.config), show_lines=True)
     for finding in findings:
         row = (finding.check, finding.verdict, finding.seen, finding.advice)

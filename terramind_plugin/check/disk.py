@@ -30,7 +30,7 @@ def check_disk(config: Mapping[str, Any], model: Any) -> Iterator[Finding]:
         if not name.endswith("ModelCheckpoint"):
             continue
         options = callback.get("init_args") or {}
-        copies = max(int(options.get("save_top_k") or 1), 1) + bool(options.get("save_last"))
+        copies = _copies(options, trainer)
         # AdamW keeps two numbers for each weight that it trains.
         size += copies * BYTES * (total + (0 if options.get("save_weights_only") else 2 * trained))
         kept += copies
@@ -43,3 +43,18 @@ def check_disk(config: Mapping[str, Any], model: Any) -> Iterator[Finding]:
         yield Finding("run: disk", "error", f"{seen}, {free / 1e9:.2f} GB free in {folder}.", "Keep fewer checkpoints.")
     else:
         yield Finding("run: disk", "ok", f"{seen}, {free / 1e9:.0f} GB free.")
+
+
+def _copies(options: Mapping[str, Any], trainer: Mapping[str, Any]) -> int:
+    """Return how many files a checkpoint callback keeps; one for each time it saves if it keeps all."""
+    count = options.get("save_top_k")
+    count = 1 if count is None else int(count)
+    if count < 0:
+        steps, every = int(trainer.get("max_steps") or -1), int(options.get("every_n_train_steps") or 0)
+        if every and steps > 0:
+            count = steps // every
+        else:
+            # Lightning's own number of epochs, where none is given.
+            epochs = trainer.get("max_epochs")
+            count = max(1, int(1000 if epochs is None else epochs) // int(options.get("every_n_epochs") or 1))
+    return count + bool(options.get("save_last"))

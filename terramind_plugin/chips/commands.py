@@ -145,7 +145,7 @@ def _generate(options: argparse.Namespace) -> None:
         options.modality,
         [name.strip() for name in options.to.split(",") if name.strip()],
         settings,
-        scene_options(options, align=variant.patch_size),
+        scene_options(options, variant.patch_size, align=variant.patch_size),
         size=options.size,
         samples=options.samples,
         further=read_pairs("--input", options.input),

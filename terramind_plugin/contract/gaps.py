@@ -64,7 +64,10 @@ def _check_missing(plan: DataPlan, image: ImagePlan, summaries: Sequence[Summary
                 "Leave no_data_replace out." if plan.own else "Set it to a typical value.",
             )
     elif share > MANY:
-        yield Finding(where, "note", f"{share:.1%} of the pixels have no data; they take the mean of their band.")
+        advice = "ignore_empty_pixels: true leaves pixels without any data out of loss and metrics." if plan.own else ""
+        yield Finding(
+            where, "note", f"{share:.1%} of the pixels have no data; they take the mean of their band.", advice
+        )
 
 
 def _check_numbers(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Finding]:

@@ -36,7 +36,8 @@ def check_names(argument: str, mapping: Any, modalities: Sequence[str]) -> None:
         return
     lacking = [name for name in modalities if name not in mapping]
     for key in map(str, mapping):
-        same = [name for name in lacking if find(key) is not None and find(name) is find(key)]
+        known = find(key)
+        same = [name for name in lacking if (find(name) is known if known else name.startswith(key.upper()))]
         hint = suggest(key, same or lacking) if key not in modalities and (same or key not in MODALITIES) else ""
         if same or hint:
             raise ConfigError(

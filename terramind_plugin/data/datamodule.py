@@ -58,6 +58,8 @@ class TerraMindDataModule(GenericMultiModalDataModule):
         predict_split: Split file for prediction; None predicts every file in predict_data_root.
         no_data_replace: Number that pixels without data take; None takes the mean of their band.
         allow_missing_modalities: Accept samples that lack some modality; batches then hold 'modality_mask'.
+        ignore_empty_pixels: Where no modality has data, the label is the task's ignore_index: neither loss nor metrics
+            count a prediction that was made from nothing.
         train_repeats: How often an epoch shows each training sample, augmented anew each time.
         check_stackability: Compare the sizes of all files when a loader is made, where no transform changes them.
         check_values: Look at the values of a few samples when training starts, and log what is odd about them.
@@ -81,6 +83,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):
         predict_split: Path | str | None = None,
         no_data_replace: float | None = None,
         allow_missing_modalities: bool = False,
+        ignore_empty_pixels: bool = False,
         train_repeats: int = 1,
         check_stackability: bool = True,
         check_values: bool = True,
@@ -127,6 +130,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):
             setattr(self, name if "label" in name else name.replace("_data_root", "_root"), None)
         # Kept from the parent, which would set the batch size to 1.
         self.allow_missing_modalities = allow_missing_modalities
+        self.ignore_empty_pixels = ignore_empty_pixels
         self.train_repeats = train_repeats
         self.compare_sizes = check_stackability
         self.check_values = check_values
@@ -177,6 +181,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):
             num_classes=self.num_classes,
             one_class=self.one_class,
             label_ids=self._label_ids() if stage != "predict" else None,
+            empty_label=self._empty_label() if self.ignore_empty_pixels and stage != "predict" else None,
             constant_scale=self.constant_scale or {},
             offsets=self.offsets,
         )
@@ -263,6 +268,14 @@ class TerraMindDataModule(GenericMultiModalDataModule):
             return None
         ignored = module.hparams["ignore_index"]
         return tuple(range(self.num_classes)) + (() if ignored is None else (int(ignored),))
+
+    def _empty_label(self) -> int:
+        """Return what the task ignores, or without a task, what replaces labels that are missing."""
+        module = self._task()
+        label = self.no_label_replace if module is None else module.hparams.get("ignore_index")
+        if label is None:
+            raise ConfigError("ignore_empty_pixels needs an ignore_index of the task, e.g. ignore_index: -1.")
+        return int(label)
 
     def _dataloader_factory(self, split: str) -> DataLoader[Any]:
         """Return the loader of a split; Lightning can shard it, so a batch has `batch_size` samples under DDP."""

@@ -49,6 +49,8 @@ class ReadingPlan:
     """Whether each sample has one class id as its label."""
     label_ids: tuple[int, ...] | None = None
     """Class ids that a label may hold; None to accept all."""
+    empty_label: int | None = None
+    """Label of pixels at which no modality has data; None for what the file says."""
     constant_scale: Mapping[str, float] = field(default_factory=dict)
     offsets: Mapping[str, float] = field(default_factory=dict)
     """Added to the numbers of files, before `constant_scale`."""
@@ -80,6 +82,7 @@ class CheckedSamples(GenericMultimodalDataset):
         self.plan = plan
         self.allow_missing = kwargs.get("allow_missing_modalities", False)
         self._warned: set[str] = set()
+        self._empty: list[np.ndarray] = []
         roots = {name: str(root) for name, root in data_root.items()}
         labels = kwargs.get("label_data_root")
         _check_roots(roots, labels)
@@ -146,6 +149,7 @@ class CheckedSamples(GenericMultimodalDataset):
         False in 'modality_mask'; 'filename' then repeats a file the sample has.
         """
         self._seed_transforms()
+        self._empty = []
         sample = super().__getitem__(index)
         if self.plan.one_class and "label" in sample:
             sample["label"] = self._class_of(sample)
@@ -206,7 +210,8 @@ class CheckedSamples(GenericMultimodalDataset):
             raise DataError(f"{path} cannot be read as {modality}: {error}") from error
         if modality == "mask":
             # Signed: TerraTorch subtracts 1 for reduce_zero_label, and an unsigned 0 would become the largest number.
-            return self._check_label(path, data if self.scalar_label else data.astype(np.float32))
+            label = self._check_label(path, data if self.scalar_label else data.astype(np.float32))
+            return label if self.plan.empty_label is None else self._ignore_empty(label, self.plan.empty_label)
         if not is_image:
             return data
         name = str(modality)
@@ -251,6 +256,8 @@ class CheckedSamples(GenericMultimodalDataset):
     def _fill(self, path: Any, data: np.ndarray, modality: str) -> np.ndarray:
         """Return the image without NaN, except one that is all NaN where modalities may be missing."""
         empty = np.isnan(data)
+        if self.plan.empty_label is not None:
+            self._empty.append(empty.all(axis=0))
         if self.plan.keep_missing_pixels or not empty.any():
             return data
         if empty.all():
@@ -269,6 +276,13 @@ class CheckedSamples(GenericMultimodalDataset):
         else:
             fill = np.tile(means, data.shape[0] // len(means))
         return np.where(empty, fill[:, None, None], data)
+
+    def _ignore_empty(self, label: np.ndarray, value: int) -> np.ndarray:
+        """Return the label [1, H, W] that says nothing where no image has data; images are read before."""
+        images = [] if self.scalar_label else [empty for empty in self._empty if empty.shape == label.shape[-2:]]
+        if images:
+            label[..., np.logical_and.reduce(images)] = value + bool(self.reduce_zero_label)
+        return label
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:

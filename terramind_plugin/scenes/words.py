@@ -12,8 +12,6 @@ PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 """Lightning's names by ours."""
 OVERLAP = 0.15
 """Share of a window that overlaps the next one, if no stride is given."""
-STEP = 16
-"""Strides are multiples of a patch if none is given."""
 
 
 def add_scene_options(parser: argparse.ArgumentParser, crop: int | None = 224) -> None:
@@ -50,11 +48,12 @@ def add_scene_options(parser: argparse.ArgumentParser, crop: int | None = 224) -
     group.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default: 1)")
 
 
-def scene_options(options: argparse.Namespace, **more: Any) -> Any:
+def scene_options(options: argparse.Namespace, patch: int = 16, **more: Any) -> Any:
     """Return the `Options` that a command line asks for.
 
     Args:
         options: Parsed.
+        patch: Of the model; strides are multiples of it if none is given.
         more: Further fields.
 
     Raises:
@@ -67,7 +66,7 @@ def scene_options(options: argparse.Namespace, **more: Any) -> Any:
     stride = options.stride
     if stride is None:
         stride = max(1, round((1 - OVERLAP) * (options.crop - 2 * options.margin)))
-        stride = stride // STEP * STEP or stride
+        stride = stride // patch * patch or stride
     return Options(
         out=Path(options.out),
         crop=options.crop,

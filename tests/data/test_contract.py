@@ -34,6 +34,10 @@ def _raw(path: Path) -> np.ndarray:
     [
         ({"means": {"S1grd": [-10, -20]}}, "means has an entry 'S1grd'.*Did you mean 'S1GRD'"),
         ({"stds": {"sen1grd": [1, 1]}}, "stds has an entry 'sen1grd'.*Did you mean 'S1GRD'"),
+        (
+            {"image_grep": {"S1": "*_S1Hand.tif", "S2L1C": "*_S2Hand.tif"}},
+            "image_grep has an entry 'S1'.*Did you mean 'S1GRD'",
+        ),
         ({"offsets": {"S2LC": -1000}}, "offsets has an entry 'S2LC'.*Did you mean 'S2L1C'"),
         ({"constant_scale": {"S2-L1C": 10000}}, "constant_scale has an entry 'S2-L1C'.*'S2L1C'"),
         ({"output_bands": {"S1GRDD": ["VV"]}}, "output_bands has an entry 'S1GRDD'.*'S1GRD'"),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from terramind_plugin.errors import DataError
+from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.modalities import MODALITIES
 
 
@@ -353,6 +353,40 @@ def test_a_nodata_tag_that_is_a_class_does_not_remove_the_class(
     with caplog.at_level(logging.WARNING, logger="terramind_plugin"):
         assert (module.val_dataset[0]["mask"][:2] == 0).all()
     assert f"{path}: its nodata value 0 is also the id of a class" in caplog.text
+
+
+@pytest.mark.parametrize(("first_class", "ignored"), [(0, -1), (1, 255)])
+def test_pixels_without_data_are_ignored_on_request(
+    root: Path, write: Any, make_module: Any, first_class: int, ignored: int
+) -> None:
+    optical, radar = np.full((13, 32, 32), 500, np.float32), np.full((2, 32, 32), -12, np.float32)
+    optical[:, :8], radar[:, 4:12], radar[0, 20] = np.nan, np.nan, np.nan
+    write(root / "S2L1C" / "a_S2.tif", optical)
+    write(root / "S1GRD" / "a_S1.tif", radar)
+    for name in "abcd":
+        write(root / "mask" / f"{name}_label.tif", np.full((1, 32, 32), 1 + first_class, np.uint8))
+    common = {"reduce_zero_label": bool(first_class), "allow_missing_modalities": True}
+
+    def rows(asked: bool) -> list[int]:
+        """Return the rows whose labels are ignored, all columns alike."""
+        module = _attach(make_module(root, ignore_empty_pixels=asked, **common), ignore_index=ignored)
+        module.setup("validate")
+        masks = {Path(sample["filename"]["S1GRD"]).name: sample["mask"] for sample in module.val_dataset}
+        assert not any((mask == ignored).any() for name, mask in masks.items() if name != "a_S1.tif")
+        empty = masks["a_S1.tif"] == ignored
+        assert (empty.any(dim=1) == empty.all(dim=1)).all()
+        return empty.any(dim=1).nonzero().flatten().tolist()
+
+    assert rows(asked=False) == []
+    assert rows(asked=True) == [4, 5, 6, 7]
+    (root / "S2L1C" / "a_S2.tif").unlink()
+    assert rows(asked=True) == list(range(4, 12))
+
+
+def test_to_ignore_pixels_needs_a_label_that_is_ignored(root: Path, make_module: Any) -> None:
+    module = _attach(make_module(root, ignore_empty_pixels=True), ignore_index=None)
+    with pytest.raises(ConfigError, match="ignore_empty_pixels needs an ignore_index"):
+        module.setup("validate")
 
 
 def test_labels_that_start_at_one(root: Path, write: Any, make_module: Any) -> None:

@@ -1,0 +1,40 @@
+"""Room for the checkpoints of a run."""
+
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+from typing import Any
+
+import pytest
+from torch import nn
+
+from terramind_plugin.check.disk import check_disk
+
+EPOCHS = {"max_epochs": 40}
+
+
+@pytest.mark.parametrize(
+    ("options", "trainer", "copies"),
+    [
+        ({}, EPOCHS, 1),
+        ({"save_last": True}, EPOCHS, 2),
+        ({"save_top_k": 0, "save_last": True}, EPOCHS, 1),
+        ({"save_top_k": 3}, EPOCHS, 3),
+        ({"save_top_k": -1}, EPOCHS, 40),
+        ({"save_top_k": -1, "every_n_epochs": 10, "save_last": True}, EPOCHS, 5),
+        ({"save_top_k": -1, "every_n_train_steps": 50}, {"max_steps": 500}, 10),
+        ({"save_top_k": -1}, {}, 1000),
+    ],
+)
+@pytest.mark.parametrize("enough", [True, False])
+def test_disk(
+    options: dict[str, Any], trainer: dict[str, Any], copies: int, enough: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = copies * 3 * 4 * 1000  # a weight and two numbers of AdamW, of four bytes each
+    usage = namedtuple("usage", "free")(needed if enough else needed - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    callback = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": options}
+    (found,) = check_disk({"trainer": {"callbacks": [callback], **trainer}}, nn.Linear(100, 10, bias=False))
+    assert found.verdict == ("ok" if enough else "error")
+    assert f"{copies} checkpoints" in found.seen
