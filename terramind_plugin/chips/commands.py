@@ -61,21 +61,26 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         choices=tuple(SIZES),
         help="of the model; nano ships with this package and knows simulated worlds alone (default: %(default)s)",
     )
-    parser.add_argument(
-        "--pretrained",
-        type=truth,
-        default=True,
-        metavar="true|false",
-        help="published weights, or random ones that only show that it runs (default: true)",
-    )
-    parser.add_argument("--ckpt_path", type=Path, metavar="FILE", help="weights that go before the published ones")
+    add_weights(parser)
     parser.add_argument(
         "--steps", type=int, default=10, metavar="N", help="denoising steps of an image (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="same seed, same files (default: %(default)s)")
 
 
-def truth(word: str) -> bool:
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which weights a model gets."""
+    parser.add_argument(
+        "--pretrained",
+        type=_truth,
+        default=True,
+        metavar="true|false",
+        help="the published weights, or those that ship; false for random ones, to see that it runs (default: true)",
+    )
+    parser.add_argument("--ckpt_path", type=Path, metavar="FILE", help="weights that go before those")
+
+
+def _truth(word: str) -> bool:
     """Return true or false."""
     if word.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"write true or false, not '{word}'")

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from terramind_plugin.data.splits import TABLES, check_files, read_split
 from terramind_plugin.errors import DataError
+from terramind_plugin.geo.raster import is_geotiff, read_with_gaps
 
 logger = logging.getLogger("terramind_plugin")
 
@@ -201,11 +202,15 @@ class CheckedSamples(GenericMultimodalDataset):
     def _load_file(self, path: Any, nan_replace: float | None = None, modality: str | None = None) -> np.ndarray:
         is_image = modality in self.image_modalities
         try:
+            replace = None if is_image else nan_replace
             if modality == "mask" and self._nodata_is_a_class(path):
                 with rasterio.open(path) as raster:
                     data = raster.read()
+            elif is_geotiff(path):
+                data = read_with_gaps(path)
+                data = data if replace is None else np.nan_to_num(data, nan=replace)
             else:
-                data = super()._load_file(path, None if is_image else nan_replace, modality)
+                data = super()._load_file(path, replace, modality)
         except (RasterioError, OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read as {modality}: {error}") from error
         if modality == "mask":
@@ -221,7 +226,7 @@ class CheckedSamples(GenericMultimodalDataset):
     def _nodata_is_a_class(self, path: Any) -> bool:
         """Whether a label file's nodata value is a class id, so that masking it would remove the class."""
         classes = self.plan.num_classes
-        if classes is None or self.scalar_label or not str(path).lower().endswith((".tif", ".tiff")):
+        if classes is None or self.scalar_label or not is_geotiff(path):
             return False
         with rasterio.open(path) as raster:
             nodata = raster.nodata

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from terramind_plugin.chips.commands import read_pairs, truth
+from terramind_plugin.chips.commands import add_weights, read_pairs
 from terramind_plugin.errors import ConfigError
 
 RANDOM = "terramind: the weights are random, so the results say nothing but that it runs."
@@ -161,14 +161,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--modality", required=True, metavar="NAME", help="what they show, e.g. S2L2A")
     parser.add_argument("--bands", metavar="NAMES", help="order of the files' bands, if it is another: B01,B02,...")
     parser.add_argument("--model", default="terramind_v1_base", metavar="NAME", help="default: %(default)s")
-    parser.add_argument(
-        "--pretrained",
-        type=truth,
-        default=True,
-        metavar="true|false",
-        help="the published weights, or those that ship (default: true)",
-    )
-    parser.add_argument("--ckpt_path", type=Path, metavar="FILE", help="weights that go before those")
+    add_weights(parser)
     parser.add_argument("--batch_size", type=int, default=16, metavar="N", help="chips at once (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from terramind_plugin.chips.commands import truth
+from terramind_plugin.chips.commands import add_weights
 from terramind_plugin.evaluate.model_commands import (
     add_tokenizer_files,
     read_tokenizer_files,
@@ -30,10 +30,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of terramind simulate")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for RESULTS.md and results/")
     parser.add_argument("--model", default="terramind_sim_nano", metavar="NAME", help="default: %(default)s")
-    parser.add_argument(
-        "--pretrained", type=truth, default=True, metavar="true|false", help="the model's weights (default: true)"
-    )
-    parser.add_argument("--ckpt_path", type=Path, metavar="FILE", help="weights that go before them")
+    add_weights(parser)
     add_tokenizer_files(parser)
     parser.set_defaults(run=_results)
 

@@ -1,4 +1,4 @@
-"""GeoTIFF files: written whole or not at all."""
+"""GeoTIFF files: read with NaN for what is missing, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,6 +19,27 @@ from terramind_plugin.errors import ConfigError, DataError, one_line
 
 _TILE = 256
 _DTYPES = ("uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")
+
+
+def is_geotiff(path: Any) -> bool:
+    """Whether a path, which may be something else, names a GeoTIFF."""
+    return isinstance(path, str | Path) and str(path).lower().endswith((".tif", ".tiff"))
+
+
+def read_with_gaps(path: str | Path) -> NDArray[np.floating[Any]]:
+    """Return all bands [bands, H, W] of a raster, with NaN where the file says that there are no data.
+
+    The same as rioxarray.open_rasterio(path, masked=True), whose coordinates and encoding cost more than a chip's pixels.
+
+    Args:
+        path: Of the file; its numbers become float32, those that need more become float64.
+
+    Raises:
+        RasterioError: It cannot be read.
+    """
+    with rasterio.open(path) as raster:
+        values = raster.read(masked=True)
+    return values.astype(np.result_type(values.dtype, np.float32)).filled(np.nan)
 
 
 def parse_color(color: str) -> tuple[int, int, int, int]:

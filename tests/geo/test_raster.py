@@ -1,16 +1,18 @@
-"""Writing GeoTIFFs: what is written is read again, and a failure leaves nothing behind."""
+"""GeoTIFFs: what is written is read again, a failure leaves nothing behind, and gaps become NaN."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
+import rioxarray
 from rasterio.transform import Affine
 
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.geo.raster import parse_color, write_geotiff
+from terramind_plugin.geo.raster import parse_color, read_with_gaps, write_geotiff
 
 PLACE = {"crs": "EPSG:32632", "transform": Affine(10, 0, 500_000, 0, -10, 5_000_000)}
 
@@ -97,3 +99,28 @@ def test_refuses_a_missing_folder(tmp_path: Path) -> None:
 def test_refuses_a_color(color: str) -> None:
     with pytest.raises(ConfigError, match="#rrggbb"):
         parse_color(color)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "uint32", "float32", "float64"])
+@pytest.mark.parametrize("nodata", [None, 0, np.nan, "mask"])
+def test_gaps_are_read_as_rioxarray_reads_them(dtype: str, nodata: Any, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 120, (3, 20, 30)).astype(dtype)
+    if np.dtype(dtype).kind == "f":
+        values[0, 3, :5] = np.nan
+    elif nodata is not None and nodata != "mask" and np.isnan(nodata):
+        pytest.skip("whole numbers have no NaN")
+    path = tmp_path / "a.tif"
+    tag = None if nodata == "mask" else nodata
+    size = {"count": 3, "height": 20, "width": 30}
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(path, "w", dtype=dtype, nodata=tag, crs="EPSG:32630", transform=Affine.scale(10), **size) as file,
+    ):
+        file.write(values)
+        if nodata == "mask":
+            file.write_mask(values[1] > 40)
+    expected = rioxarray.open_rasterio(path, masked=True).to_numpy()
+    found = read_with_gaps(path)
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)
+    assert np.isnan(found).any() == (np.dtype(dtype).kind == "f" or nodata is not None)
