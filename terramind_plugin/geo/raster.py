@@ -29,7 +29,7 @@ def is_geotiff(path: Any) -> bool:
 def read_with_gaps(path: str | Path) -> NDArray[np.floating[Any]]:
     """Return all bands [bands, H, W] of a raster, with NaN where the file says that there are no data.
 
-    The same as rioxarray.open_rasterio(path, masked=True), whose coordinates and encoding cost more than a chip's pixels.
+    The same as rioxarray.open_rasterio(path, masked=True), which takes longer.
 
     Args:
         path: Of the file; its numbers become float32, those that need more become float64.
