@@ -15,7 +15,7 @@ PACKAGE = ROOT.name
 LAYERS = (
     ("_version", "errors"),
     ("modalities", "settings", "variants"),
-    ("memory", "units"),
+    ("files", "memory", "units"),
     ("geo", "inputs", "nn", "plotting"),
     ("contract",),
     ("memo",),

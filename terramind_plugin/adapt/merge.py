@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from terramind_plugin.adapt.lora import BASE, merge_lora
 from terramind_plugin.errors import ConfigError, WeightsError
+from terramind_plugin.files import completing
 from terramind_plugin.weights import read_tensors
 
 OF_THE_RUN = ("optimizer_states", "lr_schedulers", "callbacks")
@@ -132,11 +132,8 @@ def _plain_settings(content: Mapping[str, Any]) -> dict[str, Any]:
 def _write(out: Path, content: Mapping[str, Any]) -> None:
     """Write a checkpoint that is there only when it is complete."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.part")
     try:
-        torch.save(dict(content), partial)
-        os.replace(partial, out)
+        with completing(out) as partial:
+            torch.save(dict(content), partial)
     except OSError as error:
         raise ConfigError(f"Cannot write {out}: {error.strerror or error}. Choose another --out.") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -15,7 +15,8 @@ from terramind_plugin.contract.files import OPTIONS
 from terramind_plugin.contract.labels import read_labels
 from terramind_plugin.contract.plan import LABEL, RASTERS, DataPlan, ImagePlan
 from terramind_plugin.contract.sample import Sample, draw_samples, read_middle, read_sample
-from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.errors import DataError
+from terramind_plugin.files import write_figure
 from terramind_plugin.modalities import find
 from terramind_plugin.plotting import LABEL_COLORS, plot_samples
 
@@ -44,8 +45,7 @@ def draw_sheet(plan: DataPlan, path: Path, samples: int = 64) -> None:
         samples: Samples whose pixels go into the histograms, at most.
 
     Raises:
-        ConfigError: The picture cannot be written there.
-        DataError: There is nothing to draw.
+        DataError: There is nothing to draw, or the picture cannot be written there.
     """
     rows = [row for row in (_row(plan, *entry) for entry in draw_samples(plan, ROWS)) if row[1]]
     sample = read_sample(plan, samples)
@@ -72,20 +72,7 @@ def draw_sheet(plan: DataPlan, path: Path, samples: int = 64) -> None:
     known = next((axis for axis in axes if len(axis.lines)), axes[0])
     handles = [*known.patches[:1], *known.lines[:1]]
     lower.legend(handles, list(TEXTS), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            figure.savefig(partial, format="png", dpi=110)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}. Choose another file with --sheet.") from error
+    write_figure(path, figure)
 
 
 def _row(plan: DataPlan, split: str, name: str, files: dict[str, Path]) -> tuple[str, dict[str, NDArray], Any, None]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 
 from terramind_plugin.chips.reading import Chip
 from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.files import write_figure, write_text
 from terramind_plugin.generation.generator import Places
 from terramind_plugin.geo.raster import parse_color, write_geotiff
 from terramind_plugin.modalities import Modality
@@ -113,17 +112,21 @@ class Results:
                 {"longitude": lon, "latitude": lat, "probability": float(f"{share:.6g}")} for (lon, lat), share in pairs
             ],
             "samples": [None if math.isnan(lon) else {"longitude": lon, "latitude": lat} for lon, lat in drawn],
-            "grid": "0.25 degrees",
+            "grid": f"{places.step:g} degrees",
         }
         centre = self.grid.centre()
         if centre is not None:
             content["centre_of_input"] = {"longitude": round(centre[0], 5), "latitude": round(centre[1], 5)}
         text = json.dumps({**content, **self.tags}, indent=2, allow_nan=False) + "\n"
-        self._complete(f"{ending}.json", lambda path: path.write_text(text, encoding="utf-8"))
+        path = self._target(f"{ending}.json")
+        write_text(path, text)
+        self.written.append(path)
 
     def write_picture(self, ending: str, figure: Figure) -> None:
         """Write a figure as PNG."""
-        self._complete(f"{ending}.png", lambda path: figure.savefig(path, format="png", dpi=110))
+        path = self._target(f"{ending}.png")
+        write_figure(path, figure)
+        self.written.append(path)
 
     def _masked(self, values: NDArray) -> NDArray:
         return np.where(self.valid, values, np.nan).astype(np.float32)
@@ -151,16 +154,6 @@ class Results:
             tags={**self.tags, **tags},
             **more,
         )
-        self.written.append(path)
-
-    def _complete(self, ending: str, write: Callable[[Path], object]) -> None:
-        path = self._target(ending)
-        temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
-        try:
-            write(temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
         self.written.append(path)
 
     def _target(self, ending: str) -> Path:

@@ -10,6 +10,7 @@ import numpy as np
 import rasterio
 
 from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.files import write_figure
 from terramind_plugin.plotting import plot_samples
 
 INPUTS = {"S2L1C": ("S2L1CHand", "_S2Hand.tif"), "S1GRD": ("S1GRDHand", "_S1Hand.tif")}
@@ -49,11 +50,7 @@ def draw_predictions(data: Path, predictions: Path, out: Path, *, chips: int, cl
             f"No prediction in {predictions} has an input in {data}. Expected files such as <id>_S2Hand_pred.tif there "
             f"and {INPUTS['S2L1C'][0]}/<id>{INPUTS['S2L1C'][1]} here."
         )
-    figure = plot_samples(rows, class_names)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.part")
-    figure.savefig(partial, format="png", dpi=110)
-    partial.replace(out)
+    write_figure(out, plot_samples(rows, class_names))
 
 
 def _chip_name(prediction: Path) -> str:

@@ -6,7 +6,6 @@ The scenes themselves come from `terramind_plugin.data.simulation`.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from terramind_plugin.data.simulation.chip import SMALLEST, Chip, simulate_chip
 from terramind_plugin.data.simulation.globe import Globe
 from terramind_plugin.data.simulation.sites import FloodRegions, World
 from terramind_plugin.errors import ConfigError, suggest
+from terramind_plugin.files import write_lines, write_text
 from terramind_plugin.geo.raster import parse_color, write_geotiff
 from terramind_plugin.modalities import MODALITIES, Modality
 
@@ -99,16 +99,6 @@ def make_splits(chips: int, seed: int, world: World | None = None) -> dict[str, 
     return {split: tuple(sorted(names[index] for index in members[split])) for split in _SPLITS}
 
 
-def _write_text(path: Path, text: str) -> None:
-    """Write a text file that appears under its name only when it is complete."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _layer(modality: Modality) -> dict[str, Any]:
     """Return how the file of a modality describes itself."""
     layer: dict[str, Any] = {"descriptions": modality.band_names, "units": (modality.units,) * len(modality.bands)}
@@ -156,7 +146,7 @@ def _claim_folder(root: Path, parameters: dict[str, Any]) -> None:
             f"{root} already holds data that was not simulated (there is no {_PARAMETERS_FILE}). {advice}"
         )
     root.mkdir(parents=True, exist_ok=True)
-    _write_text(record, json.dumps(parameters, indent=2) + "\n")
+    write_text(record, json.dumps(parameters, indent=2) + "\n")
 
 
 def simulate(
@@ -205,7 +195,7 @@ def simulate(
         if on_chip is not None:
             on_chip(chips - len(missing) + done, chips)
     for split, file_name in _SPLITS.items():
-        _write_text(root / "splits" / file_name, "".join(f"{name}\n" for name in splits[split]))
+        write_lines(root / "splits" / file_name, splits[split])
     if world == "globe":
         _write_places(root, chips, seed)
     return SimulatedDataset(root, names, splits)
@@ -234,4 +224,4 @@ def _write_places(root: Path, chips: int, seed: int) -> None:
         site = WORLDS["globe"].site(seed, index)
         longitude, latitude = site.position
         rows.append(f"{site.name},{site.region.name},{longitude:.5f},{latitude:.5f}")
-    _write_text(root / PLACES_FILE, "\n".join(rows) + "\n")
+    write_text(root / PLACES_FILE, "\n".join(rows) + "\n")

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from terramind_plugin.errors import DataError
+from terramind_plugin.files import write_lines
 
 logger = logging.getLogger("terramind_plugin")
 
@@ -127,9 +128,7 @@ def convert_sen1floods11_lists(csv_dir: str | os.PathLike[str], out: str | os.Pa
     written = []
     for source, ids in lists.items():
         target = out / f"{source.stem}.txt"
-        partial = target.with_suffix(".txt.part")
-        partial.write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
-        partial.replace(target)
+        write_lines(target, ids)
         written.append(target)
     return written
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from terramind_plugin.data.classes import class_names_of
 from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.files import write_rows
 from terramind_plugin.geo.raster import parse_color, write_geotiff
 from terramind_plugin.plotting import LABEL_COLORS
 
@@ -104,11 +104,7 @@ class GeoTiffWriter(BasePredictionWriter):
         header += ["class_name"] if classes and names else []
         rank = f"_{trainer.global_rank}" if trainer.world_size > 1 else ""
         target = Path(str(self.output_dir)) / f"predictions{rank}.csv"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(".csv.part")
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([header, *rows])
-        partial.replace(target)
+        write_rows(target, [header, *rows])
 
     def _write(
         self,

@@ -9,6 +9,7 @@ from typing import Any
 from terramind_plugin.evaluate import model_commands, results_commands
 from terramind_plugin.evaluate.arms import ARMS, DEFAULT_ARMS
 from terramind_plugin.evaluate.budgets import read_budgets
+from terramind_plugin.files import write_figure, write_text
 
 WIDTH = 110
 """Characters that the table needs."""
@@ -75,8 +76,8 @@ def _compare(options: argparse.Namespace) -> None:
     for row in rows:
         shown.add_row(*row)
     console.print(shown)
-    (options.out / "table.md").write_text(markdown([head, *rows]), encoding="utf-8")
+    write_text(options.out / "table.md", markdown([head, *rows]))
     title = f"{options.config.name}: mean and standard deviation of {options.seeds} seeds"
-    draw(summaries, options.metric, title).savefig(options.out / "figure.png", dpi=120)
+    write_figure(options.out / "figure.png", draw(summaries, options.metric, title))
     for name in ("table.md", "figure.png", "runs"):
         print(options.out / name)

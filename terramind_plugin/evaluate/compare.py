@@ -17,6 +17,7 @@ import yaml
 from terramind_plugin.errors import ConfigError, DataError, one_line
 from terramind_plugin.evaluate.arms import check_arms, make_arm
 from terramind_plugin.evaluate.budgets import Budget, choose, limit_labels
+from terramind_plugin.files import write_lines, write_text
 
 RESULT, LOG, CONFIG = "result.json", "log.txt", "config.yaml"
 SPLIT = "train.txt"
@@ -146,9 +147,9 @@ def _execute(run: Run, job: Job) -> dict[str, Any]:
     """Run in a new process and a new folder and return the result."""
     _empty(run.folder)
     config, target = run.folder / CONFIG, run.folder / "measured.json"
-    config.write_text(job.text, encoding="utf-8")
+    write_text(config, job.text)
     if job.ids is not None:
-        (run.folder / SPLIT).write_text("".join(f"{name}\n" for name in job.ids), encoding="utf-8")
+        write_lines(run.folder / SPLIT, job.ids)
     command = [sys.executable, "-m", "terramind_plugin.evaluate.run", config, target, run.arm, run.seed, *job.words]
     with open(run.folder / LOG, "w", encoding="utf-8") as log:
         status = subprocess.run([*map(str, command)], stdout=log, stderr=subprocess.STDOUT, check=False).returncode
@@ -157,8 +158,8 @@ def _execute(run: Run, job: Job) -> dict[str, Any]:
         reason = lines[-1:] if status == 2 else lines[-LAST_LINES:]
         raise DataError(f"{run} failed. {run.folder / LOG} ends with:\n" + "\n".join(reason))
     result = json.loads(target.read_text()) | {"settings": job.digest(), "labels": run.labels}
-    target.write_text(json.dumps(result, indent=1) + "\n")
-    target.replace(run.folder / RESULT)
+    write_text(run.folder / RESULT, json.dumps(result, indent=1) + "\n")
+    target.unlink()
     return result
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 
 from terramind_plugin.chips.commands import add_weights, read_pairs
 from terramind_plugin.errors import ConfigError
+from terramind_plugin.files import write_figure, write_text
 
 RANDOM = "terramind: the weights are random, so the results say nothing but that it runs."
 
@@ -97,7 +97,7 @@ def _zero_shot(options: argparse.Namespace) -> None:
     write_json(options.out / "zero_shot.json", report.record(rows, target, described))
     best = max(rows, key=lambda row: len(row.inputs))
     title = f"{target.name} from {' and '.join(best.inputs)}, zero-shot: {described['model']}, {described['weights']}"
-    save(report.draw(experiment.test, target, best, done[best.inputs], title), options.out / "zero_shot.png")
+    write_figure(options.out / "zero_shot.png", report.draw(experiment.test, target, best, done[best.inputs], title))
     for path in (options.out / "zero_shot.json", options.out / "zero_shot.png"):
         print(path)
     for names in done:
@@ -200,7 +200,9 @@ def _localise(options: argparse.Namespace) -> None:
                 stem = options.out / f"{chip.path.stem}_places"
                 report.write_belief(stem.with_suffix(".tif"), belief, {**described, "input": chip.path.name})
                 title = f"{chip.path.name}: {described['model']}, weights: {weights}"
-                save(report.draw_chip(chip, modality.name, belief, options.top, title), stem.with_suffix(".png"))
+                write_figure(
+                    stem.with_suffix(".png"), report.draw_chip(chip, modality.name, belief, options.top, title)
+                )
             advance(1)
     report.write_places(options.out / "places.csv", rows)
     if true is None:
@@ -212,7 +214,7 @@ def _localise(options: argparse.Namespace) -> None:
     show(report.table(errors), f"{len(chips)} chips, {described['model']}, weights: {weights}")
     write_json(options.out / "places.json", {**described, "chips": len(chips), "errors": report.record(errors)})
     title = f"{len(chips)} chips, {modality.name}: {described['model']}, weights: {weights}"
-    save(report.draw_errors(true, np.stack(middles), errors, title), options.out / "places.png")
+    write_figure(options.out / "places.png", report.draw_errors(true, np.stack(middles), errors, title))
     for name in ("places.csv", "places.json", "places.png"):
         print(options.out / name)
 
@@ -288,22 +290,6 @@ def show(rows: Sequence[Sequence[str]], title: str) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a file that is there when it is complete."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text, likewise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
-def save(figure: Any, path: Path) -> None:
-    """Write a figure, likewise."""
-    from terramind_plugin.scenes.picture import write_picture
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_picture(path, figure)
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from rasterio.transform import Affine
 
 from terramind_plugin.evaluate.places import ANYWHERE, NEAR, Belief, Chip, Errors
 from terramind_plugin.evaluate.scores import great_circle
+from terramind_plugin.files import write_rows
 from terramind_plugin.geo.raster import write_geotiff
 from terramind_plugin.plotting import LABEL_COLORS, plot_modality
 
@@ -45,12 +44,7 @@ def write_belief(path: Path, belief: Belief, tags: Mapping[str, str]) -> None:
 
 def write_places(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write a CSV with one row a chip; it is there when it is complete."""
-    partial = path.with_name(f".{path.name}.part")
-    with open(partial, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(partial, path)
+    write_rows(path, [rows[0].keys(), *(row.values() for row in rows)])
 
 
 def describe(chip: Chip, places: NDArray, shares: NDArray, middle: NDArray) -> dict[str, Any]:

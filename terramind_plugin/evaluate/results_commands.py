@@ -11,11 +11,10 @@ from terramind_plugin.chips.commands import add_weights
 from terramind_plugin.evaluate.model_commands import (
     add_tokenizer_files,
     read_tokenizer_files,
-    save,
     weights_of,
     write_json,
-    write_text,
 )
+from terramind_plugin.files import write_figure, write_text
 
 
 def add_commands(commands: Any) -> None:
@@ -54,7 +53,7 @@ def _results(options: argparse.Namespace) -> None:
     folder = options.out / page.FOLDER
     title = f"{options.model}, weights: {described['weights']}"
     for name, figure in page.pictures(results, title).items():
-        save(figure, folder / name)
+        write_figure(folder / name, figure)
     write_json(folder / page.NUMBERS, page.record(results, described))
     write_text(options.out / page.PAGE, page.write_page(results, described))
     print(options.out / page.PAGE)

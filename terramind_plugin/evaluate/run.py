@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from terramind_plugin.errors import ConfigError, DataError, WeightsError
+from terramind_plugin.files import write_text
 from terramind_plugin.lightning_cli import make_cli
 from terramind_plugin.memory import peak_since, restart_peak
 
@@ -88,9 +88,7 @@ def execute(config: Path, words: list[str]) -> dict[str, Any]:
 
 def save(result: Result, path: Path) -> None:
     """Write a result; it is there when it is complete."""
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(asdict(result), indent=1) + "\n")
-    os.replace(partial, path)
+    write_text(path, json.dumps(asdict(result), indent=1) + "\n")
 
 
 def main(config: str, target: str, arm: str, seed: str, *words: str) -> int:

@@ -29,7 +29,9 @@ class Places(NamedTuple):
     positions: Tensor
     """[B, K, 2] as (longitude, latitude) in degrees, float64."""
     probabilities: Tensor
-    """[B, K] in [0, 1], among all positions of the 0.25 degree grid."""
+    """[B, K] in [0, 1], among all positions of the model's grid."""
+    step: float
+    """Of the grid, in degrees: 0.25 for the published models."""
 
 
 class PlaceMap(NamedTuple):
@@ -183,7 +185,7 @@ class TerraMindGenerator(nn.Module):
         latitudes, longitudes = coords.latitudes, coords.longitudes
         pairs, probabilities = most_likely_pairs(self.sampler, target, inputs, list(latitudes), list(longitudes), count)
         degrees = [[(longitudes[lon], latitudes[lat]) for lat, lon in row] for row in pairs.tolist()]
-        return Places(torch.tensor(degrees, dtype=torch.float64), probabilities)
+        return Places(torch.tensor(degrees, dtype=torch.float64), probabilities, 1 / coords.steps_per_degree)
 
     @torch.no_grad()
     def map_places(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import rasterio
@@ -18,6 +16,7 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from terramind_plugin.errors import DataError, one_line
+from terramind_plugin.files import completing
 from terramind_plugin.geo.source import Grid
 
 BLOCK = 256
@@ -70,26 +69,20 @@ def write_large_geotiff(
     Raises:
         DataError: The file cannot be written, or not completely.
     """
-    # In the same folder, since a rename is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
-    optimised = temporary.with_suffix(".cog")
     try:
-        _write_tiles(temporary, rows, layer, grid, tags)
-        if cog:
-            options = {"blocksize": BLOCK * 2, "bigtiff": "if_safer", "overviews": "force_use_existing"}
-            rasterio.shutil.copy(temporary, optimised, driver="COG", **options, **_compression(layer))
-            os.replace(optimised, temporary)
-        _check_complete(temporary, layer, grid, rows)
-        os.replace(temporary, path)
+        with completing(path) as partial:
+            _write_tiles(partial, rows, layer, grid, tags)
+            if cog:
+                options = {"blocksize": BLOCK * 2, "bigtiff": "if_safer", "overviews": "force_use_existing"}
+                with completing(partial) as optimised:
+                    rasterio.shutil.copy(partial, optimised, driver="COG", **options, **_compression(layer))
+            _check_complete(partial, layer, grid, rows)
     except (RasterioError, OSError) as error:
         reason = one_line(error)
         raise DataError(
             f"{path} cannot be written: {reason}. Is the disk full? Make room in {path.parent} and run the same "
             "command again; what is finished is kept."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-        optimised.unlink(missing_ok=True)
 
 
 def _compression(layer: Layer) -> dict[str, Any]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import rasterio
@@ -16,6 +14,7 @@ from rasterio.errors import CRSError, RasterioError
 from rasterio.transform import Affine
 
 from terramind_plugin.errors import ConfigError, DataError, one_line
+from terramind_plugin.files import completing
 
 _TILE = 256
 _DTYPES = ("uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")
@@ -132,10 +131,11 @@ def write_geotiff(
         "driver": "GTiff", "count": bands, "height": height, "width": width, "dtype": array.dtype.name,
         "crs": system, "transform": transform, "nodata": nodata,
     }  # fmt: skip
-    # In the same folder, since a rename is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
     try:
-        with rasterio.open(temporary, "w", **profile, **_creation_options(array)) as file:
+        with (
+            completing(path) as partial,
+            rasterio.open(partial, "w", **profile, **_creation_options(array)) as file,
+        ):
             file.write(np.ascontiguousarray(array))
             for number, name in enumerate(descriptions, start=1):
                 file.set_band_description(number, name)
@@ -145,8 +145,5 @@ def write_geotiff(
                 file.write_colormap(1, dict(colormap))
             if tags:
                 file.update_tags(**tags)
-        os.replace(temporary, path)
     except (RasterioError, OSError) as error:
         raise DataError(f"{path} cannot be written: {one_line(error)}. Is the disk full?") from error
-    finally:
-        temporary.unlink(missing_ok=True)

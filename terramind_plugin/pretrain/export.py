@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from terramind_plugin._version import __version__
 from terramind_plugin.errors import ConfigError, WeightsError
+from terramind_plugin.files import completing
 from terramind_plugin.weights import read_tensors
 
 PREFIX = "model."
@@ -46,10 +46,6 @@ def export_weights(checkpoint: Path, out: Path, dtype: str = "float32") -> int:
     if not weights:
         raise WeightsError(f"{checkpoint} is not of a pre-training task: no name begins with '{PREFIX}'.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp")
-    try:
-        temporary.write_bytes(save(weights, {"format": "pt", "terramind_plugin": __version__}))
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with completing(out) as partial:
+        partial.write_bytes(save(weights, {"format": "pt", "terramind_plugin": __version__}))
     return out.stat().st_size

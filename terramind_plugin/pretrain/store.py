@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from terramind_plugin.errors import DataError
+from terramind_plugin.files import completing
 from terramind_plugin.modalities import Modality
 from terramind_plugin.pretrain.chips import ChipFolder
 
@@ -164,9 +164,8 @@ def write_tokens(path: Path, ids: NDArray, recipe: Recipe, chips: list[StoredChi
     """
     meta = {"recipe": json.dumps(asdict(recipe)), "chips": json.dumps([list(asdict(chip).values()) for chip in chips])}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        save_file({"ids": np.ascontiguousarray(ids)}, temporary, meta)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with completing(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
+        save_file({"ids": np.ascontiguousarray(ids)}, partial, meta)
+        partial.chmod(mode)  # safetensors makes files for their owner alone

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from terramind_plugin.errors import ConfigError
+from terramind_plugin.files import completing
 
 NANO_DEGREES = 5
 """Grid of terramind_sim_nano."""
@@ -41,11 +41,6 @@ def write_coords_vocabulary(path: str | Path, degrees: float, sentinels: int = 2
     tokenizer = Tokenizer(WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     tokenizer.add_special_tokens([AddedToken(word, normalized=False, special=True) for word in special])
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        tokenizer.save(str(temporary))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with completing(Path(path)) as partial:
+        tokenizer.save(str(partial))
     return len(words)

@@ -16,11 +16,12 @@ from rasterio.errors import RasterioError
 
 from terramind_plugin._version import __version__
 from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.files import write_figure
 from terramind_plugin.geo.large import Layer, write_large_geotiff
 from terramind_plugin.geo.source import Expected, Grid, Source
 from terramind_plugin.geo.windows import Plan, plan_windows
 from terramind_plugin.scenes.partial import Partial
-from terramind_plugin.scenes.picture import draw_scene, write_picture
+from terramind_plugin.scenes.picture import draw_scene
 
 RUN_TAG = "terramind_run"
 """Tag that holds the fingerprint of everything that decides on a file."""
@@ -178,7 +179,7 @@ class Job:
                 cog=bool(record["cog"]),
             )
         figure = draw_scene(self.inputs, self.expected, self.grid, [(self.target(x), x) for x in self.layers], tags)
-        write_picture(self.picture, figure)
+        write_figure(self.picture, figure)
         partial.remove()
 
     def _tags(self, record: Mapping[str, Any]) -> dict[str, str]:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.files import write_text
 from terramind_plugin.geo.large import Layer
 
 RECORD = "run.json"
@@ -69,9 +70,7 @@ class Partial:
                 with open(self.folder / RAW.format(layer.ending), "wb") as file:
                     # All room at once: better to hear of a full disk now than in some hours.
                     os.posix_fallocate(file.fileno(), 0, self.height * self.width * layer.bytes_per_pixel)
-            temporary = self.folder / f"{RECORD}.tmp"
-            temporary.write_text(json.dumps(dict(record), indent=2) + "\n", encoding="utf-8")
-            os.replace(temporary, self.folder / RECORD)
+            write_text(self.folder / RECORD, json.dumps(dict(record), indent=2) + "\n")
         except OSError as error:
             needed = sum(layer.bytes_per_pixel for layer in self.layers) * self.height * self.width / 2**30
             raise DataError(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import rasterio
@@ -16,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from terramind_plugin.errors import DataError, one_line
 from terramind_plugin.geo.large import Layer
 from terramind_plugin.geo.source import Expected, Grid, Source
 from terramind_plugin.modalities import find
@@ -126,19 +123,3 @@ def _draw_layer(axis: Any, values: NDArray, layer: Layer) -> None:
         bar.ax.tick_params(labelsize=7)
     of = f": {layer.descriptions[-1]}" if len(values) > 1 and layer.modality is None else ""
     axis.set_title(f"{layer.ending}{of} (model)", fontsize=10)
-
-
-def write_picture(path: Path, figure: Figure) -> None:
-    """Write a figure as PNG, complete or not at all.
-
-    Raises:
-        DataError: It cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=110)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {one_line(error)}. Is the disk full?") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -82,6 +82,8 @@ def chips(tmp_path_factory):
 
 def test_tokens_are_those_of_the_tokenizer(chips, weights, tmp_path):
     assert tokenize(chips, tmp_path, weights) == 0
+    (tmp_path / "any").touch()
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
     data = MaskedDataModule(
         NANO,
         {"S2L2A": str(chips / "S2L2AHand"), "s1grd": str(chips / "S1GRDHand")},
