@@ -66,7 +66,7 @@ class StandIn(nn.Module):
         """Return classes [1, rows, W]."""
         if self.blended is not None:
             self.blended.append(blended.clone())
-        return [blended.argmax(dim=0, keepdim=True).to(torch.uint8)]
+        return [blended.max(dim=0, keepdim=True).indices.to(torch.uint8)]
 
 
 def write_scene(path: Path, side: int) -> Path:

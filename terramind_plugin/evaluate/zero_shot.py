@@ -102,7 +102,7 @@ class TargetGenerator(SceneGenerator):
 
     def finish(self, blended: Tensor) -> list[Tensor]:
         """Return land cover and target, [1, rows, W] each."""
-        cover = blended.argmax(dim=0, keepdim=True)
+        cover = blended.max(dim=0, keepdim=True).indices
         wanted = torch.tensor(self.target.classes, device=cover.device)
         return [cover.to(torch.uint8), torch.isin(cover, wanted).to(torch.uint8)]
 
