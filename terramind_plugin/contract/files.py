@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
@@ -20,7 +20,9 @@ from terramind_plugin.contract.places import UNREADABLE, Place, find_same_ground
 from terramind_plugin.contract.plan import LABEL, RASTERS, DataPlan, Split
 from terramind_plugin.errors import one_line
 
-THREADS = 8
+THREADS = 4
+TOGETHER = 64
+"""Files that a thread reads in one go."""
 OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_NUM_THREADS": "1"}
 
 
@@ -63,7 +65,7 @@ def read_header(path: Path) -> Header:
         path: The raster.
     """
     try:
-        with rasterio.Env(**OPTIONS), rasterio.open(path) as raster:
+        with rasterio.open(path) as raster:
             return Header(
                 path=path,
                 shape=raster.shape,
@@ -107,8 +109,16 @@ def read_headers(plan: DataPlan) -> dict[Path, Header]:
         for path in files.values()
         if path.suffix.lower() in RASTERS
     }
+    ordered = sorted(paths)
+    parts = [ordered[first : first + TOGETHER] for first in range(0, len(ordered), TOGETHER)]
     with ThreadPoolExecutor(THREADS) as pool:
-        return {header.path: header for header in pool.map(read_header, sorted(paths), chunksize=64)}
+        return {header.path: header for headers in pool.map(_read_some, parts) for header in headers}
+
+
+def _read_some(paths: Sequence[Path]) -> list[Header]:
+    # GDAL is set up once for all of them: for small files that takes as long as reading.
+    with rasterio.Env(**OPTIONS):
+        return [read_header(path) for path in paths]
 
 
 def check_folders(plan: DataPlan) -> Iterator[Finding]:
