@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import rasterio
@@ -20,9 +21,11 @@ from terramind_plugin.contract.places import UNREADABLE, Place, find_same_ground
 from terramind_plugin.contract.plan import LABEL, RASTERS, DataPlan, Split
 from terramind_plugin.errors import one_line
 
+Job = TypeVar("Job")
+Made = TypeVar("Made")
 THREADS = 4
 TOGETHER = 64
-"""Files that a thread reads in one go."""
+"""Files that a thread reads in one go, at most."""
 OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_NUM_THREADS": "1"}
 
 
@@ -109,16 +112,26 @@ def read_headers(plan: DataPlan) -> dict[Path, Header]:
         for path in files.values()
         if path.suffix.lower() in RASTERS
     }
-    ordered = sorted(paths)
-    parts = [ordered[first : first + TOGETHER] for first in range(0, len(ordered), TOGETHER)]
+    return {header.path: header for header in map_files(read_header, sorted(paths))}
+
+
+def map_files(read: Callable[[Job], Made], jobs: Sequence[Job]) -> list[Made]:
+    """Return what becomes of jobs that each read a file, in their order; several threads share them.
+
+    GDAL is set up once for many of them: for small files that takes as long as reading.
+
+    Args:
+        read: What to do with a job; `rasterio.open` needs no environment there.
+        jobs: Any number.
+    """
+    count = max(1, min(TOGETHER, len(jobs) // THREADS))
+
+    def read_some(first: int) -> list[Made]:
+        with rasterio.Env(**OPTIONS):
+            return [read(job) for job in jobs[first : first + count]]
+
     with ThreadPoolExecutor(THREADS) as pool:
-        return {header.path: header for headers in pool.map(_read_some, parts) for header in headers}
-
-
-def _read_some(paths: Sequence[Path]) -> list[Header]:
-    # GDAL is set up once for all of them: for small files that takes as long as reading.
-    with rasterio.Env(**OPTIONS):
-        return [read_header(path) for path in paths]
+        return [made for part in pool.map(read_some, range(0, len(jobs), count)) for made in part]
 
 
 def check_folders(plan: DataPlan) -> Iterator[Finding]:

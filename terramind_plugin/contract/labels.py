@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import rasterio
 
-from terramind_plugin.contract.files import OPTIONS, THREADS
+from terramind_plugin.contract.files import map_files
 from terramind_plugin.contract.findings import Finding, some
 from terramind_plugin.contract.places import UNREADABLE
 from terramind_plugin.contract.plan import LABEL, RASTERS, DataPlan
@@ -53,13 +52,12 @@ def read_labels(plan: DataPlan, most: int = MOST) -> list[Mask]:
     if len(jobs) > most:
         chosen = np.random.default_rng(0).permutation(len(jobs))[:most]
         jobs = [jobs[index] for index in sorted(chosen)]
-    with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(lambda job: _read(*job), jobs))
+    return map_files(lambda job: _read(*job), jobs)
 
 
 def _read(split: str, path: Path) -> Mask:
     try:
-        with rasterio.Env(**OPTIONS), rasterio.open(path) as raster:
+        with rasterio.open(path) as raster:
             values, counts = np.unique(read_middle(raster, [1], LARGEST).data, return_counts=True)
             return Mask(path, split, dict(zip(values.tolist(), counts.tolist(), strict=True)), raster.nodata)
     except UNREADABLE as error:

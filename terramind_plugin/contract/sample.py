@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from terramind_plugin.contract.files import OPTIONS, THREADS
+from terramind_plugin.contract.files import map_files
 from terramind_plugin.contract.places import UNREADABLE
 from terramind_plugin.contract.plan import LABEL, RASTERS, DataPlan, ImagePlan
 from terramind_plugin.errors import one_line
@@ -96,12 +95,11 @@ def read_sample(plan: DataPlan, count: int, seed: int = 0) -> Sample:
         if image.name in files and image.name != LABEL and files[image.name].suffix.lower() in RASTERS
     ]
     result = Sample(of=len(_with_images(plan)), read=len(drawn))
-    with ThreadPoolExecutor(THREADS) as pool:
-        for (image, _, path), got in zip(jobs, pool.map(lambda job: _summary(*job), jobs), strict=True):
-            if isinstance(got, str):
-                result.problems.append((path, got))
-            else:
-                result.images.setdefault(image.name, []).append(got)
+    for (image, _, path), got in zip(jobs, map_files(lambda job: _summary(*job), jobs), strict=True):
+        if isinstance(got, str):
+            result.problems.append((path, got))
+        else:
+            result.images.setdefault(image.name, []).append(got)
     return result
 
 
@@ -122,7 +120,7 @@ def read_middle(
 
 def _summary(image: ImagePlan, split: str, path: Path) -> Summary | str:
     try:
-        with rasterio.Env(**OPTIONS), rasterio.open(path) as raster:
+        with rasterio.open(path) as raster:
             if raster.count > MOST_BANDS:
                 return f"it has {raster.count} bands"
             masked = read_middle(raster)

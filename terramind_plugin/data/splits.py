@@ -124,7 +124,6 @@ def convert_sen1floods11_lists(csv_dir: str | os.PathLike[str], out: str | os.Pa
             "as in v1.1/splits/flood_handlabeled of the data set."
         )
     lists = {source: _read_official_list(source) for source in sources}
-    out.mkdir(parents=True, exist_ok=True)
     written = []
     for source, ids in lists.items():
         target = out / f"{source.stem}.txt"
