@@ -10,7 +10,7 @@ from terramind_plugin.check.monitors import check_monitors
 from terramind_plugin.check.sheet import draw_sheet
 from terramind_plugin.check.step import check_step
 from terramind_plugin.contract.findings import Finding
-from terramind_plugin.contract.plan import describe
+from terramind_plugin.contract.plan import DataPlan, describe
 from terramind_plugin.contract.run import check_data
 
 
@@ -36,8 +36,8 @@ def check(
         findings += check_monitors(built.config, built.model)
         findings += check_disk(built.config, built.model)
     if built.datamodule is not None:
-        findings += _data(built, samples)
         plan = describe(built.datamodule)
+        findings += _data(built, plan, samples)
         if sheet is not None and plan is not None:
             draw_sheet(plan, sheet, samples)
     if timed and built.model is not None and built.datamodule is not None:
@@ -48,8 +48,7 @@ def check(
     return findings
 
 
-def _data(built: Built, samples: int) -> list[Finding]:
-    plan = describe(built.datamodule)
+def _data(built: Built, plan: DataPlan | None, samples: int) -> list[Finding]:
     if plan is None:
         return [
             Finding(

@@ -11,8 +11,8 @@ import rasterio
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from terramind_plugin.contract.files import OPTIONS
 from terramind_plugin.contract.labels import read_labels
+from terramind_plugin.contract.many import OPTIONS
 from terramind_plugin.contract.plan import LABEL, RASTERS, DataPlan, ImagePlan
 from terramind_plugin.contract.sample import Sample, draw_samples, read_middle, read_sample
 from terramind_plugin.errors import DataError

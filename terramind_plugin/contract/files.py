@@ -4,134 +4,17 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-import rasterio
-from rasterio.crs import CRS
 from rasterio.transform import Affine
 
 from terramind_plugin.contract.findings import Finding, Verdict, some
-from terramind_plugin.contract.places import UNREADABLE, Place, find_same_ground, place_of
-from terramind_plugin.contract.plan import LABEL, RASTERS, DataPlan, Split
-from terramind_plugin.errors import one_line
-
-Job = TypeVar("Job")
-Made = TypeVar("Made")
-THREADS = 4
-TOGETHER = 64
-"""Files that a thread reads in one go, at most."""
-OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_NUM_THREADS": "1"}
-
-
-NOWHERE = Affine.identity()
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a raster says of itself."""
-
-    path: Path
-    shape: tuple[int, int] = (0, 0)
-    bands: int = 0
-    dtype: str = ""
-    nodata: float | None = None
-    crs: CRS | None = None
-    transform: Affine = NOWHERE
-    descriptions: tuple[str | None, ...] = ()
-    units: tuple[str | None, ...] = ()
-    problem: str = ""
-    """Why it cannot be read, or is not complete."""
-
-    @property
-    def placed(self) -> bool:
-        """Whether it has a place on Earth."""
-        numbers = self.transform[:6]
-        usable = np.isfinite(numbers).all() and np.isfinite(self.transform.determinant)
-        return (
-            self.crs is not None
-            and bool(usable)
-            and not self.transform.is_identity
-            and not self.transform.is_degenerate
-        )
-
-
-def read_header(path: Path) -> Header:
-    """Return a raster's header; 'problem' says so where it cannot be read or ends too early.
-
-    Args:
-        path: The raster.
-    """
-    try:
-        with rasterio.open(path) as raster:
-            return Header(
-                path=path,
-                shape=raster.shape,
-                bands=raster.count,
-                dtype=raster.dtypes[0],
-                nodata=raster.nodata,
-                crs=raster.crs,
-                transform=raster.transform,
-                descriptions=raster.descriptions,
-                units=raster.units,
-                problem=_missing_end(path, raster),
-            )
-    except UNREADABLE as error:
-        return Header(path, problem=one_line(error))
-
-
-def _missing_end(path: Path, raster: rasterio.DatasetReader) -> str:
-    """Return a text if the last block of a GeoTIFF lies behind the end of the file."""
-    if raster.driver != "GTiff":
-        return ""
-    rows, columns = raster.block_shapes[0]
-    last = f"{(raster.width - 1) // columns}_{(raster.height - 1) // rows}"
-    size = path.stat().st_size
-    for band in {1, raster.count}:
-        offset, length = (raster.get_tag_item(f"BLOCK_{what}_{last}", "TIFF", bidx=band) for what in ("OFFSET", "SIZE"))
-        if offset is not None and length is not None and int(offset) + int(length) > size:
-            return f"it ends after {size} bytes, its last block at {int(offset) + int(length)}"
-    return ""
-
-
-def read_headers(plan: DataPlan) -> dict[Path, Header]:
-    """Return the headers of all rasters of a plan; they are read by several threads.
-
-    Args:
-        plan: What to read.
-    """
-    paths = {
-        path
-        for split in plan.splits
-        for files in split.samples.values()
-        for path in files.values()
-        if path.suffix.lower() in RASTERS
-    }
-    return {header.path: header for header in map_files(read_header, sorted(paths))}
-
-
-def map_files(read: Callable[[Job], Made], jobs: Sequence[Job]) -> list[Made]:
-    """Return what becomes of jobs that each read a file, in their order; several threads share them.
-
-    GDAL is set up once for many of them: for small files that takes as long as reading.
-
-    Args:
-        read: What to do with a job; `rasterio.open` needs no environment there.
-        jobs: Any number.
-    """
-    count = max(1, min(TOGETHER, len(jobs) // THREADS))
-
-    def read_some(first: int) -> list[Made]:
-        with rasterio.Env(**OPTIONS):
-            return [read(job) for job in jobs[first : first + count]]
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        return [made for part in pool.map(read_some, range(0, len(jobs), count)) for made in part]
+from terramind_plugin.contract.headers import Header
+from terramind_plugin.contract.places import Place, find_same_ground
+from terramind_plugin.contract.plan import LABEL, DataPlan, Split
 
 
 def check_folders(plan: DataPlan) -> Iterator[Finding]:
@@ -345,9 +228,8 @@ def check_overlap(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Fi
     for split in plan.splits:
         for sample, files in split.samples.items():
             header = next((headers[path] for path in files.values() if path in headers), None)
-            place = _place(header) if header is not None and header.placed and not header.problem else None
-            if place is not None:
-                places.setdefault(split.name, {})[sample] = place
+            if header is not None and header.placed and not header.problem:
+                places.setdefault(split.name, {})[sample] = _place(header)
     for (one, here), (other, there) in combinations(places.items(), 2):
         pairs = find_same_ground(here, there)
         if pairs:
@@ -359,8 +241,8 @@ def check_overlap(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Fi
             )
 
 
-def _place(header: Header) -> Place | None:
+def _place(header: Header) -> Place:
     corners = [_at(header.transform, x, y) for x in (0, header.shape[1]) for y in (0, header.shape[0])]
     xs, ys = zip(*corners, strict=True)
     assert header.crs is not None
-    return place_of(header.crs, (min(xs), min(ys), max(xs), max(ys)))
+    return Place(header.crs, (min(xs), min(ys), max(xs), max(ys)))

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import rasterio
 
-from terramind_plugin.contract.files import map_files
 from terramind_plugin.contract.findings import Finding, some
+from terramind_plugin.contract.many import map_files
 from terramind_plugin.contract.places import UNREADABLE
 from terramind_plugin.contract.plan import LABEL, RASTERS, DataPlan
 from terramind_plugin.contract.sample import read_middle
@@ -52,10 +52,11 @@ def read_labels(plan: DataPlan, most: int = MOST) -> list[Mask]:
     if len(jobs) > most:
         chosen = np.random.default_rng(0).permutation(len(jobs))[:most]
         jobs = [jobs[index] for index in sorted(chosen)]
-    return map_files(lambda job: _read(*job), jobs)
+    return map_files(_read, jobs)
 
 
-def _read(split: str, path: Path) -> Mask:
+def _read(job: tuple[str, Path]) -> Mask:
+    split, path = job
     try:
         with rasterio.open(path) as raster:
             values, counts = np.unique(read_middle(raster, [1], LARGEST).data, return_counts=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ OVERLAP_OF_SYSTEMS = 0.2
 """The same where chips have different CRSs: boxes in degrees around boxes in metres are larger than these."""
 Bounds = tuple[float, float, float, float]
 """Left, bottom, right, top."""
+NOWHERE: Bounds = (np.nan, np.nan, np.nan, np.nan)
+TOGETHER = 256
+"""Chips that are looked up in one go: bounds the memory where many show the same ground."""
 
 
 @dataclass(frozen=True)
@@ -28,21 +32,16 @@ class Place:
     crs: CRS
     bounds: Bounds
     """In the units of the CRS."""
-    degrees: Bounds
 
-
-def place_of(crs: CRS, bounds: Bounds) -> Place | None:
-    """Return where a chip is, or None if that is nowhere on Earth.
-
-    Args:
-        crs: Of its file.
-        bounds: In units of the CRS.
-    """
-    try:
-        degrees = bounds if crs.is_geographic else transform_bounds(crs, "EPSG:4326", *bounds)
-    except UNREADABLE:
-        return None
-    return Place(crs, bounds, degrees) if np.isfinite([*bounds, *degrees]).all() else None
+    @cached_property
+    def degrees(self) -> Bounds:
+        """The same in longitude and latitude; NaN if that is nowhere on Earth."""
+        if self.crs.is_geographic:
+            return self.bounds
+        try:
+            return transform_bounds(self.crs, "EPSG:4326", *self.bounds)
+        except UNREADABLE:
+            return NOWHERE
 
 
 def find_same_ground(here: Mapping[str, Place], there: Mapping[str, Place]) -> list[str]:
@@ -52,32 +51,53 @@ def find_same_ground(here: Mapping[str, Place], there: Mapping[str, Place]) -> l
         here: Places of the other split's chips, by name.
         there: Places of the chips that are looked at.
     """
-    from shapely import STRtree, box
+    from shapely import STRtree
 
-    names = list(here)
-    tree = STRtree([box(*place.degrees) for place in here.values()])
     systems: dict[CRS, int] = {}
-    numbers = np.array([systems.setdefault(place.crs, len(systems)) for place in here.values()])
-    bounds, degrees = (np.array([getattr(p, what) for p in here.values()]) for what in ("bounds", "degrees"))
-    pairs = []
-    for other, place in there.items():
-        near = tree.query(box(*place.degrees))
-        same = numbers[near] == systems.get(place.crs, -1)
-        found = np.where(
-            same,
-            _share(bounds[near], place.bounds) > OVERLAP,
-            _share(degrees[near], place.degrees) > OVERLAP_OF_SYSTEMS,
-        )
-        # A sample that is in both lists is an error of its own.
-        name = next((names[index] for index in near[found] if names[index] != other), None)
-        if name is not None:
-            pairs.append(f"{name} and {other}")
-    return pairs
+    for place in [*here.values(), *there.values()]:
+        systems.setdefault(place.crs, len(systems))
+    tables = [_Table(places, systems) for places in (here, there)]
+    ours, theirs = tables
+    tree = STRtree(ours.outlines)
+    found: dict[str, str] = {}
+    for first in range(0, len(theirs.names), TOGETHER):
+        rows, columns = tree.query(theirs.outlines[first : first + TOGETHER])
+        for row, column in zip(*_overlapping(theirs, rows + first, ours, columns), strict=True):
+            name, other = ours.names[column], theirs.names[row]
+            # A sample that is in both lists is an error of its own.
+            if name != other:
+                found.setdefault(other, name)
+    return [f"{name} and {other}" for other, name in found.items()]
 
 
-def _share(boxes: NDArray, box: Bounds) -> NDArray:
-    """Return the share of the smaller of two boxes that lies in the other one, for each of the boxes [n, 4]."""
-    own = np.array(box)
-    sides = np.minimum(boxes[:, 2:], own[2:]) - np.maximum(boxes[:, :2], own[:2])
-    smaller = np.minimum(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), np.prod(own[2:] - own[:2]))
+class _Table:
+    """Places as arrays, in degrees where there are several CRSs; without those that are nowhere."""
+
+    def __init__(self, places: Mapping[str, Place], systems: Mapping[CRS, int]) -> None:
+        from shapely import box
+
+        bounds = np.array([place.bounds for place in places.values()])
+        self.degrees = bounds if len(systems) == 1 else np.array([place.degrees for place in places.values()])
+        kept = np.isfinite(bounds).all(1) & np.isfinite(self.degrees).all(1)
+        self.names = [name for name, keep in zip(places, kept, strict=True) if keep]
+        self.systems = np.array([systems[place.crs] for place in places.values()])[kept]
+        self.bounds, self.degrees = bounds[kept], self.degrees[kept]
+        self.outlines = box(*self.degrees.T)
+
+
+def _overlapping(one: _Table, rows: NDArray, other: _Table, columns: NDArray) -> tuple[NDArray, NDArray]:
+    """Return those pairs of a row of one table and one of the other that share ground."""
+    same = one.systems[rows] == other.systems[columns]
+    shares = np.where(
+        same,
+        _share(one.bounds[rows], other.bounds[columns]) / OVERLAP,
+        _share(one.degrees[rows], other.degrees[columns]) / OVERLAP_OF_SYSTEMS,
+    )
+    return rows[shares > 1], columns[shares > 1]
+
+
+def _share(boxes: NDArray, others: NDArray) -> NDArray:
+    """Return the share of the smaller of two boxes that lies in the other one, for boxes [n, 4]."""
+    sides = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
+    smaller = np.minimum(*(np.prod(each[:, 2:] - each[:, :2], axis=1) for each in (boxes, others)))
     return np.prod(sides.clip(0), axis=1) / np.maximum(smaller, np.finfo(float).tiny)

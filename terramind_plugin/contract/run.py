@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from terramind_plugin.contract.files import check_folders, check_headers, check_overlap, check_splits, read_headers
+from terramind_plugin.contract.files import check_folders, check_headers, check_overlap, check_splits
 from terramind_plugin.contract.findings import Finding
+from terramind_plugin.contract.headers import read_headers
 from terramind_plugin.contract.labels import check_labels, read_labels
 from terramind_plugin.contract.plan import DataPlan
 from terramind_plugin.contract.sample import read_sample

@@ -11,7 +11,7 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from terramind_plugin.contract.files import map_files
+from terramind_plugin.contract.many import map_files
 from terramind_plugin.contract.places import UNREADABLE
 from terramind_plugin.contract.plan import LABEL, RASTERS, DataPlan, ImagePlan
 from terramind_plugin.errors import one_line
@@ -95,7 +95,7 @@ def read_sample(plan: DataPlan, count: int, seed: int = 0) -> Sample:
         if image.name in files and image.name != LABEL and files[image.name].suffix.lower() in RASTERS
     ]
     result = Sample(of=len(_with_images(plan)), read=len(drawn))
-    for (image, _, path), got in zip(jobs, map_files(lambda job: _summary(*job), jobs), strict=True):
+    for (image, _, path), got in zip(jobs, map_files(_summary, jobs), strict=True):
         if isinstance(got, str):
             result.problems.append((path, got))
         else:
@@ -118,7 +118,8 @@ def read_middle(
     return raster.read(bands, window=window, masked=True)
 
 
-def _summary(image: ImagePlan, split: str, path: Path) -> Summary | str:
+def _summary(job: tuple[ImagePlan, str, Path]) -> Summary | str:
+    image, split, path = job
     try:
         with rasterio.open(path) as raster:
             if raster.count > MOST_BANDS:
