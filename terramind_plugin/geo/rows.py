@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,19 +15,23 @@ CHUNK = 8 * 2**20
 
 
 class RowBuffer:
-    """All rows of the blocks that a row of windows touches.
+    """The rows of a row of windows, and those below that come with the same blocks.
 
     Args:
         raster: An open raster of rasterio.
         indexes: Numbers of the bands, from 1.
         height: Of the windows in pixels.
+        on_rows: Called with the first and last-plus-one of rows that were read and are held now.
     """
 
-    def __init__(self, raster: Any, indexes: list[int], height: int) -> None:
+    def __init__(
+        self, raster: Any, indexes: list[int], height: int, on_rows: Callable[[int, int], object] = lambda *rows: None
+    ) -> None:
         self.raster = raster
         self.indexes = indexes
+        self.on_rows = on_rows
         self._tall, self._wide = raster.block_shapes[indexes[0] - 1]
-        rows = min((-(-(height - 1) // self._tall) + 1) * self._tall, raster.height)
+        rows = min(height + self._tall - 1, raster.height)
         dtype = np.result_type(*(raster.dtypes[index - 1] for index in indexes))
         self.values = np.empty((len(indexes), rows, raster.width), dtype)
         flags = raster.mask_flag_enums[indexes[0] - 1]
@@ -39,8 +44,10 @@ class RowBuffer:
         # NaN needs no comparison, and what the type cannot hold cannot be there.
         self._nodata = [None if value is None or dtype.type(value) != value else dtype.type(value) for value in nodata]
 
-    def window(self, row: int, column: int, height: int, width: int) -> tuple[NDArray, NDArray[np.bool_]]:
-        """Return values [bands, height, width], float32, and a boolean of the same shape, True where there is data.
+    def window(
+        self, row: int, column: int, height: int, width: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+        """Return values [bands, height, width] and where there is data, of the same shape; None for everywhere.
 
         Args:
             row: First row.
@@ -54,34 +61,50 @@ class RowBuffer:
         if row < self.first or row + height > self.last:
             self._move(row, row + height)
         here = slice(row - self.first, row - self.first + height), slice(column, column + width)
-        stored = self.values[:, *here]
+        return self._data(self.values[:, *here], here, range(len(self.indexes)))
+
+    def pick(
+        self, bands: Sequence[int], rows: NDArray, columns: NDArray
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+        """Return the same of some bands at some rows that are held, and some columns."""
+        here = np.ix_(rows - self.first, columns)
+        return self._data(self.values[np.array(bands)[:, None, None], *here], here, bands)
+
+    def _data(
+        self, stored: NDArray, here: tuple[Any, ...], bands: Sequence[int]
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+        """Return values and where there is data; most windows have data everywhere, and a copy less counts."""
         values = stored.astype(np.float32)
-        known = np.isfinite(values)
-        for band, nodata in enumerate(self._nodata):
-            if nodata is not None:
-                known[band] &= stored[band] != nodata
+        gaps = [~np.isfinite(values)] if stored.dtype.kind not in "iub" else []
+        if any(self._nodata[band] is not None for band in bands):
+            gaps.append(np.zeros(stored.shape, bool))
+            for at, band in enumerate(bands):
+                if self._nodata[band] is not None:
+                    gaps[-1][at] = stored[at] == self._nodata[band]
         if self.mask is not None:
-            known &= self.mask[here]
-        return values, known
+            gaps.append(np.broadcast_to(~self.mask[here], stored.shape))
+        gaps = [gap for gap in gaps if gap.any()]
+        return values, ~np.logical_or.reduce(gaps) if gaps else None
 
     def _move(self, first: int, last: int) -> None:
         """Hold the rows from a first to before a last one; what is there already is not read again."""
-        start = first // self._tall * self._tall
         stop = min(-(-last // self._tall) * self._tall, self.raster.height)
-        keep = max(self.last - start, 0) if self.first <= start else 0
-        if keep:
-            old = slice(start - self.first, self.last - self.first)
+        begin = self.last if self.first <= first < self.last else first
+        if begin > first:
+            old = slice(first - self.first, self.last - self.first)
             for plane in [*self.values, *([self.mask] if self.mask is not None else [])]:
-                plane[:keep] = plane[old]  # band by band: NumPy copies what overlaps
-        self.first = self.last = start
-        for top in range(start + keep, stop, self._tall):
+                plane[: begin - first] = plane[old]  # band by band: NumPy copies what overlaps
+        self.first = self.last = first
+        for top in (begin, *range((begin // self._tall + 1) * self._tall, stop, self._tall)):
+            tall = min(self._tall - top % self._tall, stop - top)
             for left in range(0, self.raster.width, self._step):
-                self._read(top, left, min(self._tall, stop - top), min(self._step, self.raster.width - left))
+                self._read(top, left, tall, min(self._step, self.raster.width - left))
         self.last = stop
+        self.on_rows(begin, stop)
 
     def _read(self, top: int, left: int, height: int, width: int) -> None:
         window = Window(left, top, width, height)
         here = slice(top - self.first, top - self.first + height), slice(left, left + width)
-        self.values[:, *here] = self.raster.read(self.indexes, window=window)
+        self.raster.read(self.indexes, window=window, out=self.values[:, *here])
         if self.mask is not None:
             self.mask[here] = self.raster.read_masks(self.indexes[0], window=window) > 0

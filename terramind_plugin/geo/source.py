@@ -22,6 +22,7 @@ from rasterio.windows import Window
 
 from terramind_plugin.errors import ConfigError, DataError, one_line
 from terramind_plugin.geo.rows import RowBuffer
+from terramind_plugin.geo.thumbnail import Thumbnail
 from terramind_plugin.modalities import Modality, find
 from terramind_plugin.units import other_unit
 
@@ -138,6 +139,7 @@ class Source:
         self._fill = np.array(expected.fill, dtype=np.float32)[:, None, None]
         self._warned = False
         self._rows: RowBuffer | None = None
+        self._thumbnail: Thumbnail | None = None
 
     def _matches(self, grid: Grid) -> bool:
         own = self.native
@@ -215,28 +217,35 @@ class Source:
         Raises:
             DataError: As in `read`.
         """
-        indexes = [self.indexes[band] for band in bands]
-        if self.warped or self._file.overviews(1):
+        if self._reduces_itself:
             return self._read(0, 0, self.grid.shape, size, bands)
+        thumbnail = self._thumbnail
+        if thumbnail is None or (thumbnail.size, thumbnail.bands) != (size, list(bands)):
+            thumbnail = Thumbnail(self.grid.shape, size, bands)
         # Block by block: at once GDAL would decode each block again for each band.
         tall, wide = (max(PREVIEW_TILE // side, 1) * side for side in self._file.block_shapes[0])
-        rows, columns = (
-            ((np.arange(small) + 0.5) * large / small).astype(int)
-            for small, large in zip(size, self.grid.shape, strict=True)
-        )
-        values = np.zeros((len(indexes), *size), np.float32)
-        valid = np.zeros(size, bool)
         for top in range(0, self.grid.height, tall):
             for left in range(0, self.grid.width, wide):
                 inside = min(tall, self.grid.height - top), min(wide, self.grid.width - left)
-                down = (rows >= top) & (rows < top + inside[0])
-                across = (columns >= left) & (columns < left + inside[1])
-                if down.any() and across.any():
+                wanted = thumbnail.wanted(top, left, *inside)
+                if wanted is not None:
                     part = self._read(top, left, inside, inside, bands)
-                    here, there = np.ix_(down, across), np.ix_(rows[down] - top, columns[across] - left)
-                    values[:, *here] = part.values[:, *there]
-                    valid[here] = part.valid[there]
-        return Part(values, valid)
+                    there = np.ix_(wanted[0] - top, wanted[1] - left)
+                    thumbnail.add(top, left, *inside, part.values[:, there[0], there[1]], part.valid[there])
+        return Part(thumbnail.values, thumbnail.valid)
+
+    @property
+    def _reduces_itself(self) -> bool:
+        """Whether GDAL gives a reduced image without reading all of it, or has to warp it."""
+        return self.warped or bool(self._file.overviews(1))
+
+    def _gather(self, first: int, last: int) -> None:
+        """Take pixels for a preview from rows that are held."""
+        thumbnail, rows = self._thumbnail, self._rows
+        window = first, 0, last - first, self.grid.width
+        if thumbnail is not None and rows is not None and (wanted := thumbnail.wanted(*window)) is not None:
+            part = self._fill_gaps(*rows.pick(thumbnail.bands, *wanted), thumbnail.bands)
+            thumbnail.add(*window, *part)
 
     def _read(
         self,
@@ -249,6 +258,7 @@ class Source:
         """Return some bands of a window that lies inside the image, at some size."""
         indexes = self.indexes if bands is None else [self.indexes[band] for band in bands]
         try:
+            known: NDArray[np.bool_] | None
             if self._rows is not None and bands is None and size == inside:
                 values, known = self._rows.window(row, column, *inside)
             else:
@@ -266,11 +276,20 @@ class Source:
                 f"{self.path}: rows {row} to {row + inside[0] - 1}, columns {column} to {column + inside[1] - 1} "
                 f"cannot be read: {one_line(error)}. The file may be damaged or incomplete; copy or download it again."
             ) from error
+        measured = values if known is None else values[known]
         if self.expected.classes:
-            self._check_classes(values[known])
-        elif not self._warned and known.any():
+            self._check_classes(measured)
+        elif not self._warned and measured.size:
             self._warned = True
-            warn_of_units(self.path, self.expected.name, values[known])
+            warn_of_units(self.path, self.expected.name, measured)
+        return self._fill_gaps(values, known, bands)
+
+    def _fill_gaps(
+        self, values: NDArray[np.float32], known: NDArray[np.bool_] | None, bands: Sequence[int] | None
+    ) -> Part:
+        """Return values with their own number where they are not known; None for known everywhere."""
+        if known is None:
+            return Part(values, np.ones(values.shape[1:], bool))
         fill = self._fill if bands is None else self._fill[list(bands)]
         return Part(np.where(known, values, fill), np.asarray(known.any(axis=0)))
 
@@ -284,19 +303,33 @@ class Source:
                 f"{found}. Map what is missing to 0, or declare it as nodata of the file."
             )
 
-    def keep_rows(self, height: int) -> None:
+    def keep_rows(self, height: int, size: tuple[int, int] | None = None, bands: Sequence[int] = ()) -> None:
         """Keep the rows of windows that are read one after the other, row by row of windows, top to bottom.
 
         Args:
             height: Of the windows.
+            size: Of a preview that will be asked for, so that it is gathered on the way.
+            bands: Of the preview.
         """
-        rows = RowBuffer(self._raster, self.indexes, height)
+        rows = RowBuffer(self._raster, self.indexes, height, self._gather)
         # Blocks may be as large as the image; then GDAL keeps what it can.
         self._rows = rows if rows.values.nbytes <= MOST_ROWS else None
+        gathered = size is not None and not self._reduces_itself
+        self._thumbnail = Thumbnail(self.grid.shape, size, bands) if size is not None and gathered else None
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a decoded block of all bands of the file: GDAL decodes it again where it cannot keep them."""
+        height, width = self._file.block_shapes[0]
+        return height * width * sum(np.dtype(name).itemsize for name in self._file.dtypes)
+
+    def forget_rows(self) -> None:
+        """Free the memory of the rows."""
+        self._rows = None
 
     def close(self) -> None:
         """Close the file and forget its rows."""
-        self._rows = None
+        self.forget_rows()
         if self.warped:
             self._raster.close()
         self._file.close()

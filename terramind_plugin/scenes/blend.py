@@ -79,7 +79,8 @@ class RollingBlend:
         """Forget the rows above a row."""
         count = last - self.top
         left = self.valid.shape[0] - count
-        self.values[:, :left] = self.values[:, count:].clone()
+        for plane in self.values:  # one by one: a copy of all would be the largest block but the image
+            plane[:left] = plane[count:].clone()
         self.values[:, left:] = 0
         self.valid[:left] = self.valid[count:].copy()
         self.valid[left:] = False

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,9 +111,14 @@ class Job:
         folder = self.folder / f"{self.stem}_{self.record['command']}.partial"
         return Partial(folder, self.layers, self.grid.shape)
 
-    def open(self) -> dict[str, Source]:
-        """Return the opened inputs."""
-        return {name: Source(path, self.expected[name], self.grid) for name, path in self.inputs.items()}
+    @contextmanager
+    def open(self) -> Iterator[dict[str, Source]]:
+        """Give the opened inputs."""
+        with ExitStack() as stack:
+            sources = {name: Source(path, self.expected[name], self.grid) for name, path in self.inputs.items()}
+            for source in sources.values():
+                stack.callback(source.close)
+            yield sources
 
     def decide(self, command: str, layers: Sequence[Layer], described: Mapping[str, Any], options: Options) -> None:
         """Set what becomes of the scene.
@@ -158,12 +164,13 @@ class Job:
             return False
         return True
 
-    def finish(self, partial: Partial, record: Mapping[str, Any]) -> None:
+    def finish(self, partial: Partial, record: Mapping[str, Any], sources: Mapping[str, Source]) -> None:
         """Write the files of a scene whose rows are all finished, and forget the rows.
 
         Args:
             partial: The rows.
             record: Of the run that began them.
+            sources: The opened inputs.
 
         Raises:
             DataError: A file cannot be written.
@@ -178,8 +185,7 @@ class Job:
                 tags,
                 cog=bool(record["cog"]),
             )
-        figure = draw_scene(self.inputs, self.expected, self.grid, [(self.target(x), x) for x in self.layers], tags)
-        write_figure(self.picture, figure)
+        write_figure(self.picture, draw_scene(sources, [(self.target(x), x) for x in self.layers], tags))
         partial.remove()
 
     def _tags(self, record: Mapping[str, Any]) -> dict[str, str]:

@@ -25,42 +25,37 @@ COLUMNS = 4
 
 
 def draw_scene(
-    inputs: Mapping[str, Path],
-    expected: Mapping[str, Expected],
-    grid: Grid,
+    sources: Mapping[str, Source],
     layers: Sequence[tuple[Path, Layer]],
     tags: Mapping[str, str],
 ) -> Figure:
     """Return a figure of the inputs and all files that were made of them, at reduced size.
 
     Args:
-        inputs: Files by modality.
-        expected: What they hold.
-        grid: Of the scene.
+        sources: By modality, the first of them with the name of the scene.
         layers: Files of the result.
         tags: What made them.
     """
-    factor = min(1.0, LONGER_SIDE / max(grid.shape))
-    size = max(1, round(grid.height * factor)), max(1, round(grid.width * factor))
-    count = len(inputs) + len(layers)
+    first = next(iter(sources.values()))
+    grid, size = first.grid, size_shown(first.grid)
+    count = len(sources) + len(layers)
     columns = min(COLUMNS, count)
     rows = -(-count // columns)
     side = 4.2
     height = side * min(2.0, max(0.5, grid.height / grid.width))
     figure = Figure(figsize=(side * columns, (height + 0.7) * rows + 0.5), layout="constrained")
-    figure.suptitle(_title(inputs, tags), fontsize=9)
+    figure.suptitle(_title(first.path, tags), fontsize=9)
     figure.subplots(rows, columns)
     for axis in figure.axes:
         axis.set_axis_off()
     axes = iter(figure.axes)
-    for name, path in inputs.items():
-        source = Source(path, expected[name], grid)
-        shown = _bands_shown(expected[name])
+    for name, source in sources.items():
+        expected = source.expected
+        shown = bands_shown(expected)
         values, valid = source.preview(size, shown)
-        source.close()
         axis = next(axes)
-        values = np.where(valid, values, 0 if expected[name].classes else np.nan)
-        _draw_modality(axis, values, expected[name].name, [expected[name].bands[band] for band in shown])
+        values = np.where(valid, values, 0 if expected.classes else np.nan)
+        _draw_modality(axis, values, expected.name, [expected.bands[band] for band in shown])
         axis.set_title(f"{name} (input)", fontsize=10)
     for path, layer in layers:
         with rasterio.open(path) as file:
@@ -69,12 +64,17 @@ def draw_scene(
     return figure
 
 
-def _title(inputs: Mapping[str, Path], tags: Mapping[str, str]) -> str:
-    first = next(iter(inputs.values())).name
-    return f"{first}: {tags['model']}\nweights: {tags['weights']}, {tags['date']}"
+def size_shown(grid: Grid) -> tuple[int, int]:
+    """Return height and width of a scene in the picture."""
+    factor = min(1.0, LONGER_SIDE / max(grid.shape))
+    return max(1, round(grid.height * factor)), max(1, round(grid.width * factor))
 
 
-def _bands_shown(expected: Expected) -> list[int]:
+def _title(first: Path, tags: Mapping[str, str]) -> str:
+    return f"{first.name}: {tags['model']}\nweights: {tags['weights']}, {tags['date']}"
+
+
+def bands_shown(expected: Expected) -> list[int]:
     """Return the positions of the bands that a picture needs."""
     entry, count = find(expected.name), len(expected.bands)
     if entry is None or entry.name in ("S1GRD", "S1RTC"):

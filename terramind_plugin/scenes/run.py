@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import pairwise
@@ -23,14 +23,16 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from terramind_plugin.errors import DataError
+from terramind_plugin.geo.source import Source
 from terramind_plugin.geo.windows import Band
 from terramind_plugin.scenes.job import Job, Options
 from terramind_plugin.scenes.partial import Partial
+from terramind_plugin.scenes.picture import bands_shown, size_shown
 from terramind_plugin.scenes.stream import Streamer
 
-CACHE, CACHE_TO_WARP = 48 * 2**20, 256 * 2**20
-"""Bytes of blocks that GDAL keeps; by default it keeps a twentieth of all memory. Warping needs some blocks again."""
-MMAP_THRESHOLD, LARGE_BLOCK = -3, 8 * 2**20
+CACHE, CACHE_TO_WARP = 16 * 2**20, 256 * 2**20
+"""Bytes of blocks that GDAL keeps, at least; by default it keeps a twentieth of all memory."""
+MMAP_THRESHOLD, LARGE_BLOCK = -3, 24 * 2**20
 """glibc's M_MMAP_THRESHOLD, and bytes from which on a block is returned to the system."""
 PATIENCE = timedelta(days=7)
 """How long a process waits for one that has more to do."""
@@ -108,25 +110,22 @@ class SceneRun(LightningModule):
         number, first, last = batch
         job, bands = self.jobs[number], self._bands(self.jobs[number])
         partial, record = self._partials[number]
-        sources = job.open()
-        for source in sources.values():
-            source.keep_rows(job.plan.window[0])
-        streamer = Streamer(
-            self.model,  # type: ignore[arg-type]
-            sources,
-            job.plan,
-            self.options.batch_size,
-            self.device,
-            self._progress.advance if self._progress is not None else lambda count: None,
-        )
-        with rasterio.Env(GDAL_CACHEMAX=CACHE_TO_WARP if job.warped else CACHE):
-            try:
-                streamer.run(bands[first:last], partial.finished(), partial.write)
-            finally:
-                for source in sources.values():
-                    source.close()
+        with job.open() as sources, rasterio.Env(GDAL_CACHEMAX=_cache(sources.values())):
+            for source in sources.values():
+                source.keep_rows(job.plan.window[0], size_shown(job.grid), bands_shown(source.expected))
+            streamer = Streamer(
+                self.model,  # type: ignore[arg-type]
+                sources,
+                job.plan,
+                self.options.batch_size,
+                self.device,
+                self._progress.advance if self._progress is not None else lambda count: None,
+            )
+            streamer.run(bands[first:last], partial.finished(), partial.write)
+            for source in sources.values():
+                source.forget_rows()
             if (first, last) == (0, len(bands)):
-                job.finish(partial, record)
+                job.finish(partial, record, sources)
                 del self._partials[number]
         return batch
 
@@ -136,7 +135,8 @@ class SceneRun(LightningModule):
         for number, (partial, record) in self._partials.items():
             if number % self.trainer.world_size == self.trainer.global_rank and partial.folder.exists():
                 self._check_all_rows(self.jobs[number], partial)
-                self.jobs[number].finish(partial, record)
+                with self.jobs[number].open() as sources:
+                    self.jobs[number].finish(partial, record, sources)
         self.trainer.strategy.barrier()
         self.stop()
 
@@ -204,6 +204,12 @@ def _return_large_blocks() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(MMAP_THRESHOLD, LARGE_BLOCK)
+
+
+def _cache(sources: Collection[Source]) -> int:
+    """Return the bytes of blocks that GDAL has to keep. Warping needs some again."""
+    least = CACHE_TO_WARP if any(source.warped for source in sources) else CACHE
+    return max(least, 2 * sum(source.block_bytes for source in sources))
 
 
 def _first(units: list[Unit]) -> Unit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import cycle
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -143,22 +144,23 @@ class Streamer:
     def _read(self, bands: Sequence[Band]) -> Iterator[Batch]:
         """Yield the batches of some bands; windows without data are left out, for there is nothing to see."""
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        # Used in turn: one is filled, some wait, one is worked on. New memory for each would cost as much as reading.
+        rooms: Iterator[dict[str, Tensor]] = cycle([{} for _ in range(READ_AHEAD + 2)])
         for band in bands:
-            batch = Batch({}, [], [], band, False)
+            batch, room = Batch({}, [], [], band, False), next(rooms)
             for row, column in self.plan.windows(band):
                 values, valid = self._read_window(row, column)
                 batch.marks.append((row, column, valid))
                 if valid.any():
                     for name, image in values.items():
-                        if name not in batch.images:
-                            batch.images[name] = torch.empty(self.batch_size, *image.shape)
-                        batch.images[name][len(batch.places)] = torch.from_numpy(image)
+                        if name not in room:
+                            room[name] = torch.empty(self.batch_size, *image.shape)
+                        room[name][len(batch.places)] = torch.from_numpy(image)
                     batch.places.append((row, column))
                 if len(batch.places) == self.batch_size:
-                    yield self._send(batch, stream)
-                    batch = Batch({}, [], [], band, False)
-            filled = {name: image[: len(batch.places)] for name, image in batch.images.items()}
-            yield self._send(batch._replace(images=filled, ends=True), stream)
+                    yield self._send(batch, room, stream)
+                    batch, room = Batch({}, [], [], band, False), next(rooms)
+            yield self._send(batch._replace(ends=True), room, stream)
 
     def _read_window(self, row: int, column: int) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.bool_]]:
         window = self.plan.rows.starts[row], self.plan.columns.starts[column], *self.plan.window
@@ -166,14 +168,13 @@ class Streamer:
         valid = np.logical_or.reduce([part.valid for part in parts.values()])
         return {name: part.values for name, part in parts.items()}, valid
 
-    def _send(self, batch: Batch, stream: torch.cuda.Stream | None) -> Batch:
-        """Copy a batch to the device, on a stream of its own so that the model's does not wait."""
+    def _send(self, batch: Batch, room: Mapping[str, Tensor], stream: torch.cuda.Stream | None) -> Batch:
+        """Add the images; copied to the device on a stream of its own, so that the model's does not wait."""
+        images = {name: image[: len(batch.places)] for name, image in room.items()} if batch.places else {}
         if stream is None:
-            return batch
+            return batch._replace(images=images)
         with torch.cuda.stream(stream):
-            images = {
-                name: image.pin_memory().to(self.device, non_blocking=True) for name, image in batch.images.items()
-            }
+            images = {name: image.pin_memory().to(self.device, non_blocking=True) for name, image in images.items()}
             ready = torch.cuda.Event()
             ready.record(stream)
         return batch._replace(images=images, ready=ready)

@@ -1,0 +1,59 @@
+"""An image at a reduced size, gathered while the image passes by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Thumbnail:
+    """The pixels of an image that are nearest to those of a smaller one.
+
+    Args:
+        shape: Height and width of the image.
+        size: Of the smaller one.
+        bands: Positions of its bands.
+    """
+
+    def __init__(self, shape: tuple[int, int], size: tuple[int, int], bands: Sequence[int]) -> None:
+        self.size = size
+        self.bands = list(bands)
+        self.values = np.zeros((len(bands), *size), np.float32)
+        self.valid = np.zeros(size, bool)
+        self._missing = np.ones(size, bool)
+        self._rows, self._columns = (
+            ((np.arange(small) + 0.5) * large / small).astype(int) for small, large in zip(size, shape, strict=True)
+        )
+
+    def wanted(self, top: int, left: int, height: int, width: int) -> tuple[NDArray, NDArray] | None:
+        """Return the rows and columns of the image that are wanted of a window; None if none is, or all are here."""
+        down, across = self._inside(top, left, height, width)
+        if not self._missing[down, across].any():
+            return None
+        return self._rows[down], self._columns[across]
+
+    def add(
+        self, top: int, left: int, height: int, width: int, values: NDArray[np.float32], valid: NDArray[np.bool_]
+    ) -> None:
+        """Take what a window wants.
+
+        Args:
+            top: First row of the window.
+            left: First column.
+            height: Rows.
+            width: Columns.
+            values: The pixels at what `wanted` returned, [bands, rows, columns].
+            valid: Where they have data.
+        """
+        here = self._inside(top, left, height, width)
+        self.values[:, *here] = values
+        self.valid[here] = valid
+        self._missing[here] = False
+
+    def _inside(self, top: int, left: int, height: int, width: int) -> tuple[slice, slice]:
+        return (
+            slice(*np.searchsorted(self._rows, (top, top + height))),
+            slice(*np.searchsorted(self._columns, (left, left + width))),
+        )
