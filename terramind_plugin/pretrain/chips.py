@@ -136,16 +136,13 @@ class ChipReader:
         return chip
 
 
-def draw_window(
-    random: np.random.Generator, shape: tuple[int, int], size: int, step: int, path: Path
-) -> tuple[slice, slice]:
+def draw_window(random: np.random.Generator, shape: tuple[int, int], size: int, path: Path) -> tuple[slice, slice]:
     """Return where a square crop lies in a chip.
 
     Args:
         random: Source of randomness.
         shape: Height and width of the chip.
         size: Side of the crop.
-        step: Crops start at multiples of this.
         path: File of the chip, for the message.
 
     Raises:
@@ -153,7 +150,7 @@ def draw_window(
     """
     if min(shape) < size:
         raise DataError(f"{path} has {shape[0]} x {shape[1]} pixels; crops of {size} x {size} do not fit. Lower crop.")
-    row, column = (int(random.integers((length - size) // step + 1)) * step for length in shape)
+    row, column = (int(random.integers(length - size + 1)) for length in shape)
     return slice(row, row + size), slice(column, column + size)
 
 

@@ -50,7 +50,7 @@ class Crops(Dataset[dict[str, Tensor]]):
             number, random, turns = draw, np.random.default_rng([FIXED, draw]), 1
         name = self.names[number]
         chip = self.reader.read(self.folder, name)
-        image = chip[:, *draw_window(random, chip.shape[1:], self.crop, 1, self.folder.path(name))]
+        image = chip[:, *draw_window(random, chip.shape[1:], self.crop, self.folder.path(name))]
         return {"image": to_tensor(turn(image, int(random.integers(turns))), self.folder.modality)}
 
 
