@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import warnings
 from collections.abc import Collection, Sequence
@@ -32,8 +31,6 @@ from terramind_plugin.scenes.stream import Streamer
 
 CACHE, CACHE_TO_WARP = 16 * 2**20, 256 * 2**20
 """Bytes of blocks that GDAL keeps, at least; by default it keeps a twentieth of all memory."""
-MMAP_THRESHOLD, LARGE_BLOCK = -3, 24 * 2**20
-"""glibc's M_MMAP_THRESHOLD, and bytes from which on a block is returned to the system."""
 PATIENCE = timedelta(days=7)
 """How long a process waits for one that has more to do."""
 
@@ -170,7 +167,6 @@ def run_jobs(model: nn.Module, jobs: Sequence[Job], options: Options) -> list[Pa
         DataError: A file cannot be read or written.
     """
     options.out.mkdir(parents=True, exist_ok=True)
-    _return_large_blocks()
     open_ = [job for job in jobs if options.restart or not job.is_complete()]
     for job in jobs:
         if job not in open_:
@@ -197,13 +193,6 @@ def run_jobs(model: nn.Module, jobs: Sequence[Job], options: Options) -> list[Pa
                 run.stop()
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     return [path for job in jobs for path in job.written] if first else []
-
-
-def _return_large_blocks() -> None:
-    """Let glibc give blocks of batches back when they are freed; it would keep them in pieces, a third more in all."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def _cache(sources: Collection[Source]) -> int:

@@ -16,11 +16,14 @@ from torch import Tensor
 from terramind_plugin.geo.large import Layer
 from terramind_plugin.geo.source import Source
 from terramind_plugin.geo.windows import Band, Plan
+from terramind_plugin.memory import give_back
 from terramind_plugin.scenes.blend import RollingBlend
 from terramind_plugin.scenes.prefetch import ahead
 
 READ_AHEAD = 2
 """Batches that are read while the model works on another."""
+TIDY = 40
+"""Windows after which freed memory is given back."""
 FINISH_ROWS = 32
 """Blended rows that become layers at once."""
 
@@ -116,10 +119,12 @@ class Streamer:
         # Windows of bands above reach into the first rows: computed again, in the same batches, for the same bytes.
         begin = next(number for number in range(start + 1) if self.plan.reach(every[number]) > every[start].first)
         blend = RollingBlend(self.plan, every, self.model.channels, every[begin].first, self.device)
+        windows = 0
         with ahead(self._read(every[begin:stop]), READ_AHEAD) as batches:
             for batch in batches:
                 for row, column, valid in batch.marks:
                     blend.mark(row, column, valid)
+                windows += len(batch.marks)
                 if batch.places:
                     self._compute(batch, blend)
                 is_new = batch.band.first >= every[start].first
@@ -129,6 +134,9 @@ class Streamer:
                     if is_new:
                         yield batch.band.first, self._finish(*blend.done(batch.band.last))
                     blend.move(batch.band.last)
+                    if windows >= TIDY:
+                        give_back()
+                        windows = 0
 
     def _compute(self, batch: Batch, blend: RollingBlend) -> None:
         if batch.ready is not None:
