@@ -314,8 +314,8 @@ class Source:
         rows = RowBuffer(self._raster, self.indexes, height, self._gather)
         # Blocks may be as large as the image; then GDAL keeps what it can.
         self._rows = rows if rows.values.nbytes <= MOST_ROWS else None
-        gathered = size is not None and not self._reduces_itself
-        self._thumbnail = Thumbnail(self.grid.shape, size, bands) if size is not None and gathered else None
+        if size is not None and not self._reduces_itself:
+            self._thumbnail = Thumbnail(self.grid.shape, size, bands)
 
     @property
     def block_bytes(self) -> int:
