@@ -15,7 +15,7 @@ PACKAGE = ROOT.name
 LAYERS = (
     ("_version", "errors"),
     ("modalities", "settings", "variants"),
-    ("files", "memory", "units"),
+    ("files", "memory", "processors", "units"),
     ("geo", "inputs", "nn", "plotting"),
     ("contract",),
     ("memo",),

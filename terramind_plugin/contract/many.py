@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
@@ -10,6 +9,8 @@ from multiprocessing import get_context
 from typing import TypeVar
 
 import rasterio
+
+from terramind_plugin.processors import usable
 
 Job = TypeVar("Job")
 Made = TypeVar("Made")
@@ -37,7 +38,7 @@ def map_files(read: Callable[[Job], Made], jobs: Sequence[Job]) -> list[Made]:
 
 
 def _pool(jobs: int) -> Executor:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable()
     if jobs < MANY or cores < 2:
         # Reading pixels does not hold it.
         return ThreadPoolExecutor(THREADS)

@@ -8,12 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
 
+from terramind_plugin.processors import usable
+
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 MUCH = 2**19
 """Bytes from which threads are worth it; hashing them takes about a third of a millisecond."""
-THREADS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+THREADS = min(8, usable())
 """One for each processor that this process may use, up to a number that reads memory as fast as it goes."""
 
 
