@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 import torch
 from einops import rearrange
 from rasterio.errors import RasterioError
@@ -203,11 +202,8 @@ class CheckedSamples(GenericMultimodalDataset):
         is_image = modality in self.image_modalities
         try:
             replace = None if is_image else nan_replace
-            if modality == "mask" and self._nodata_is_a_class(path):
-                with rasterio.open(path) as raster:
-                    data = raster.read()
-            elif is_geotiff(path):
-                data = read_with_gaps(path)
+            if is_geotiff(path):
+                data = read_with_gaps(path, lambda nodata: modality == "mask" and self._is_a_class(path, nodata))
                 data = data if replace is None else np.nan_to_num(data, nan=replace)
             else:
                 data = super()._load_file(path, replace, modality)
@@ -223,15 +219,13 @@ class CheckedSamples(GenericMultimodalDataset):
         data = data.astype(np.float32) + np.float32(self.plan.offsets.get(name, 0.0))
         return data if data.ndim != 3 else self._fill(path, self._select_bands(path, data, name), name)
 
-    def _nodata_is_a_class(self, path: Any) -> bool:
+    def _is_a_class(self, path: Any, nodata: float | None) -> bool:
         """Whether a label file's nodata value is a class id, so that masking it would remove the class."""
         classes = self.plan.num_classes
-        if classes is None or self.scalar_label or not is_geotiff(path):
+        if classes is None or self.scalar_label or nodata is None:
             return False
-        with rasterio.open(path) as raster:
-            nodata = raster.nodata
         first = 0 if not self.reduce_zero_label else -1
-        if nodata is None or not first <= nodata - self.reduce_zero_label < classes:
+        if not first <= nodata - self.reduce_zero_label < classes:
             return False
         if not self.reduce_zero_label:
             self._warn_once(f"{path}: its nodata value {nodata:g} is also the id of a class and is taken as that class")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +25,24 @@ def is_geotiff(path: Any) -> bool:
     return isinstance(path, str | Path) and str(path).lower().endswith((".tif", ".tiff"))
 
 
-def read_with_gaps(path: str | Path) -> NDArray[np.floating[Any]]:
+def read_with_gaps(
+    path: str | Path, is_value: Callable[[float | None], bool] = lambda nodata: False
+) -> NDArray[np.floating[Any]]:
     """Return all bands [bands, H, W] of a raster, with NaN where the file says that there are no data.
 
     The same as rioxarray.open_rasterio(path, masked=True), which takes longer.
 
     Args:
         path: Of the file; its numbers become float32, those that need more become float64.
+        is_value: Whether the file's nodata value is a value like others; then there are no gaps.
 
     Raises:
         RasterioError: It cannot be read.
     """
     with rasterio.open(path) as raster:
-        values = raster.read(masked=True)
-    return values.astype(np.result_type(values.dtype, np.float32)).filled(np.nan)
+        values = raster.read(masked=not is_value(raster.nodata))
+    wide = values.astype(np.result_type(values.dtype, np.float32))
+    return wide.filled(np.nan) if isinstance(wide, np.ma.MaskedArray) else wide
 
 
 def parse_color(color: str) -> tuple[int, int, int, int]:
