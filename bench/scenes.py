@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from bench.scene_runs import (
     write_scene,
 )
 from bench.timing import Clock
+from terramind_plugin.decoders import upsample_at_once
 
 SIDES = {OURS: (2048, 8192, 10980), REFERENCE: (1024, 2048, 3072)}
 """Scenes whose memory is measured; TerraTorch's for larger ones follows from these."""
@@ -91,9 +93,11 @@ def measure_times(folder: Path, rounds: int, clock: Clock) -> list[Row]:
     rows = []
     for name, sides in TIMED.items():
         model = StandIn(_tiny() if name == "tiny" else None).eval().requires_grad_(False)
+        # As `terramind map` has it.
+        models = {REFERENCE: model, OURS: upsample_at_once(deepcopy(model))}
         for side in sides:
             scene = write_scene(folder / f"{side}.tif", side)
-            works = {Side(who, "float32"): partial(run, scene, folder, model) for who, run in RUNS.items()}
+            works = {Side(who, "float32"): partial(run, scene, folder, models[who]) for who, run in RUNS.items()}
             pair = Pair(Side(REFERENCE, "float32"), Side(OURS, "float32"), 1 / 0.8)
             rows += compare(name, f"{side} x {side}, file to file", works, [pair], rounds, clock)
     return rows

@@ -12,9 +12,11 @@ from typing import Any
 
 from terratorch.registry import (
     BACKBONE_REGISTRY,
+    DECODER_REGISTRY,
     FULL_MODEL_REGISTRY,
     NECK_REGISTRY,
     TERRATORCH_BACKBONE_REGISTRY,
+    TERRATORCH_DECODER_REGISTRY,
     TERRATORCH_FULL_MODEL_REGISTRY,
     TERRATORCH_NECK_REGISTRY,
 )
@@ -65,15 +67,7 @@ class PluginRegistry(Registry):
             UnknownNameError: Neither has the name.
             ConfigError: The builder failed on a missing key.
         """
-        if name in self._registry:
-            builder = self._registry[name]
-        elif f"{SOURCE}_{name}" in self.fallback:
-            builder = self.fallback[f"{SOURCE}_{name}"]
-        else:
-            names = sorted(f"{SOURCE}_{known}" for known in self)
-            raise UnknownNameError(
-                f"Unknown name '{SOURCE}_{name}'.{suggest(f'{SOURCE}_{name}', names)} Known: {', '.join(names)}."
-            )
+        builder = self[name]
         try:
             return builder(*args, **kwargs)
         except KeyError as error:
@@ -92,7 +86,13 @@ class PluginRegistry(Registry):
         return name in self._registry or f"{SOURCE}_{name}" in self.fallback
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
-        return self._registry[name] if name in self._registry else self.fallback[f"{SOURCE}_{name}"]
+        if name in self._registry:
+            return self._registry[name]
+        full = f"{SOURCE}_{name}"
+        if full in self.fallback:
+            return self.fallback[full]
+        names = sorted(f"{SOURCE}_{known}" for known in self)
+        raise UnknownNameError(f"Unknown name '{full}'.{suggest(full, names)} Known: {', '.join(names)}.")
 
 
 def _source(registry: MultiSourceRegistry[Any], fallback: Registry) -> PluginRegistry:
@@ -129,6 +129,8 @@ def register() -> None:
         backbones.add(tim, _lazily(tim, "backbones.build", "build_tim", variant))
     necks = _source(NECK_REGISTRY, TERRATORCH_NECK_REGISTRY)
     necks.add("terramind_pyramid", _lazily("terramind_pyramid", "necks", "TokenPyramid"))
+    decoders = _source(DECODER_REGISTRY, TERRATORCH_DECODER_REGISTRY)
+    decoders.add("terramind_unet", _lazily("terramind_unet", "decoders", "FastUNetDecoder"))
     models = _source(FULL_MODEL_REGISTRY, TERRATORCH_FULL_MODEL_REGISTRY)
     for variant in VARIANTS:
         name = f"{variant}_generate"

@@ -25,7 +25,7 @@ LAYERS = (
     ("adapt",),
     ("builders",),
     ("generators",),
-    ("backbones", "necks"),
+    ("backbones", "decoders", "necks"),
     ("scenes",),
     ("chips", "data"),
     ("thoughts",),
@@ -39,7 +39,7 @@ LAYERS = (
 )
 """A part may import those of earlier lines."""
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
-KNOWS_TERRATORCH = {"check", "mapping", "registry", "data", "callbacks", "causes", "lightning_cli", "cli"}
+KNOWS_TERRATORCH = {"check", "decoders", "mapping", "registry", "data", "callbacks", "causes", "lightning_cli", "cli"}
 
 
 def part_of(path):

@@ -10,8 +10,12 @@ from numpy.typing import NDArray
 from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 
+from terramind_plugin.processors import usable
+
 CHUNK = 8 * 2**20
 """Bytes that are read at once, about: GDAL keeps what it decodes of them, so they must be few."""
+BLOCKS = min(4, usable())
+"""Blocks that are read at once however large they are: each is decoded by a thread."""
 
 
 class RowBuffer:
@@ -39,7 +43,7 @@ class RowBuffer:
         self.mask = np.empty((rows, raster.width), bool) if has_mask else None
         self.first = self.last = 0
         each = self._tall * self._wide * len(indexes) * dtype.itemsize
-        self._step = self._wide * max(1, CHUNK // each)
+        self._step = self._wide * max(BLOCKS, CHUNK // each)
         nodata = [raster.nodatavals[index - 1] for index in indexes]
         # NaN needs no comparison, and what the type cannot hold cannot be there.
         self._nodata = [None if value is None or dtype.type(value) != value else dtype.type(value) for value in nodata]

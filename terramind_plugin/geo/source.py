@@ -21,7 +21,7 @@ from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
 from terramind_plugin.errors import ConfigError, DataError, one_line
-from terramind_plugin.geo.rows import RowBuffer
+from terramind_plugin.geo.rows import BLOCKS, RowBuffer
 from terramind_plugin.geo.thumbnail import Thumbnail
 from terramind_plugin.modalities import Modality, find
 from terramind_plugin.units import other_unit
@@ -128,9 +128,13 @@ class Source:
         if "://" not in str(path) and not str(path).startswith("/vsi") and not self.path.is_file():
             raise DataError(f"There is no file {path}.")
         try:
-            self._file = rasterio.open(path)
+            with rasterio.Env(GDAL_NUM_THREADS=BLOCKS):
+                self._file = rasterio.open(path)
         except RasterioError as error:
             raise DataError(f"{path} cannot be read as a raster: {one_line(error)}") from error
+        if any(name.startswith("complex") for name in self._file.dtypes):
+            self._file.close()
+            raise DataError(f"{path} holds complex numbers, expected real ones. Radar has to be detected first.")
         self.native = Grid(self._file.height, self._file.width, self._file.crs or CRS(), self._file.transform)
         self.grid = grid or self.native
         self.indexes = [index + 1 for index in find_bands(self.path, expected, self._file.descriptions)]

@@ -15,6 +15,7 @@ from terratorch.tasks import PixelwiseRegressionTask, SemanticSegmentationTask
 from torch import Tensor, nn
 
 from terramind_plugin.data.classes import class_names_of
+from terramind_plugin.decoders import upsample_at_once
 from terramind_plugin.errors import ConfigError, WeightsError
 from terramind_plugin.generation.standardisation import Standardisation
 from terramind_plugin.geo.large import Layer
@@ -64,7 +65,7 @@ class SceneTask(nn.Module):
                 f"{type(task).__name__} makes no maps. `terramind map` runs SemanticSegmentationTask and "
                 "PixelwiseRegressionTask; for others cut the scene into chips and use `terramind predict`."
             )
-        self.task = task
+        self.task = upsample_at_once(task).requires_grad_(False)
         self.inputs = nn.ModuleDict(inputs)
         self.single = len(inputs) == 1 and "image" in inputs
         self.classes = isinstance(task, SemanticSegmentationTask)

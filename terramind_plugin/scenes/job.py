@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,10 +115,10 @@ class Job:
     def open(self) -> Iterator[dict[str, Source]]:
         """Give the opened inputs."""
         with ExitStack() as stack:
-            sources = {name: Source(path, self.expected[name], self.grid) for name, path in self.inputs.items()}
-            for source in sources.values():
-                stack.callback(source.close)
-            yield sources
+            yield {
+                name: stack.enter_context(closing(Source(path, self.expected[name], self.grid)))
+                for name, path in self.inputs.items()
+            }
 
     def decide(self, command: str, layers: Sequence[Layer], described: Mapping[str, Any], options: Options) -> None:
         """Set what becomes of the scene.

@@ -1,15 +1,55 @@
-"""Work done ahead in a thread."""
+"""Work done ahead in a thread, and turns for work that wants the same processors."""
 
 from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 _END = object()
+MUCH_LONGER = 3
+"""How many times as long as reading the model takes when reading waits for it."""
+
+
+class Turns:
+    """Lets reading wait while a model works, if the model takes much longer.
+
+    Each thread of a model waits for its slowest at every operation, so one that shares its processor stops all.
+
+    Args:
+        needed: Whether both want the same processors. If not, nothing ever waits.
+    """
+
+    def __init__(self, needed: bool) -> None:
+        self.needed = needed
+        self.reading = self.working = 0.0
+        """Seconds so far."""
+        self._free = threading.Event()
+        self._free.set()
+
+    @contextmanager
+    def read(self) -> Iterator[None]:
+        """Read something, in one thread."""
+        self._free.wait()
+        start = time.perf_counter()
+        yield
+        self.reading += time.perf_counter() - start
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Work, in another thread."""
+        if self.needed and self.working > MUCH_LONGER * self.reading:
+            self._free.clear()
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._free.set()
+        self.working += time.perf_counter() - start
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from terramind_plugin.errors import DataError
+from terramind_plugin.geo.rows import BLOCKS
 from terramind_plugin.geo.source import Source
 from terramind_plugin.geo.windows import Band
 from terramind_plugin.scenes.job import Job, Options
@@ -198,7 +199,7 @@ def run_jobs(model: nn.Module, jobs: Sequence[Job], options: Options) -> list[Pa
 def _cache(sources: Collection[Source]) -> int:
     """Return the bytes of blocks that GDAL has to keep. Warping needs some again."""
     least = CACHE_TO_WARP if any(source.warped for source in sources) else CACHE
-    return max(least, 2 * sum(source.block_bytes for source in sources))
+    return max(least, (BLOCKS + 1) * sum(source.block_bytes for source in sources))
 
 
 def _first(units: list[Unit]) -> Unit:

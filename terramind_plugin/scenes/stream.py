@@ -17,8 +17,9 @@ from terramind_plugin.geo.large import Layer
 from terramind_plugin.geo.source import Source
 from terramind_plugin.geo.windows import Band, Plan
 from terramind_plugin.memory import give_back
+from terramind_plugin.processors import usable
 from terramind_plugin.scenes.blend import RollingBlend
-from terramind_plugin.scenes.prefetch import ahead
+from terramind_plugin.scenes.prefetch import Turns, ahead
 
 READ_AHEAD = 2
 """Batches that are read while the model works on another."""
@@ -120,13 +121,15 @@ class Streamer:
         begin = next(number for number in range(start + 1) if self.plan.reach(every[number]) > every[start].first)
         blend = RollingBlend(self.plan, every, self.model.channels, every[begin].first, self.device)
         windows = 0
-        with ahead(self._read(every[begin:stop]), READ_AHEAD) as batches:
+        turns = Turns(self.device.type == "cpu" and torch.get_num_threads() >= usable())
+        with ahead(self._read(every[begin:stop], turns), READ_AHEAD) as batches:
             for batch in batches:
                 for row, column, valid in batch.marks:
                     blend.mark(row, column, valid)
                 windows += len(batch.marks)
                 if batch.places:
-                    self._compute(batch, blend)
+                    with turns.work():
+                        self._compute(batch, blend)
                 is_new = batch.band.first >= every[start].first
                 if is_new:
                     self.on_windows(len(batch.marks))
@@ -149,7 +152,7 @@ class Streamer:
         for (row, column), result in zip(batch.places, results, strict=True):
             blend.add(row, column, result)
 
-    def _read(self, bands: Sequence[Band]) -> Iterator[Batch]:
+    def _read(self, bands: Sequence[Band], turns: Turns) -> Iterator[Batch]:
         """Yield the batches of some bands; windows without data are left out, for there is nothing to see."""
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         # Used in turn: one is filled, some wait, one is worked on. New memory for each would cost as much as reading.
@@ -157,13 +160,15 @@ class Streamer:
         for band in bands:
             batch, room = Batch({}, [], [], band, False), next(rooms)
             for row, column in self.plan.windows(band):
-                values, valid = self._read_window(row, column)
+                with turns.read():
+                    values, valid = self._read_window(row, column)
                 batch.marks.append((row, column, valid))
                 if valid.any():
                     for name, image in values.items():
                         if name not in room:
                             room[name] = torch.empty(self.batch_size, *image.shape)
-                        room[name][len(batch.places)] = torch.from_numpy(image)
+                        # By NumPy: Torch would start threads for this one, beside those of the model.
+                        room[name].numpy()[len(batch.places)] = image
                     batch.places.append((row, column))
                 if len(batch.places) == self.batch_size:
                     yield self._send(batch, room, stream)
