@@ -33,7 +33,7 @@ from bench.scene_runs import (
     write_scene,
 )
 from bench.timing import Clock
-from terramind_plugin.decoders import upsample_at_once
+from terramind_plugin.mapping.inference import for_inference
 
 SIDES = {OURS: (2048, 8192, 10980), REFERENCE: (1024, 2048, 3072)}
 """Scenes whose memory is measured; TerraTorch's for larger ones follows from these."""
@@ -94,7 +94,7 @@ def measure_times(folder: Path, rounds: int, clock: Clock) -> list[Row]:
     for name, sides in TIMED.items():
         model = StandIn(_tiny() if name == "tiny" else None).eval().requires_grad_(False)
         # As `terramind map` has it.
-        models = {REFERENCE: model, OURS: upsample_at_once(deepcopy(model))}
+        models = {REFERENCE: model, OURS: for_inference(deepcopy(model))}
         for side in sides:
             scene = write_scene(folder / f"{side}.tif", side)
             works = {Side(who, "float32"): partial(run, scene, folder, models[who]) for who, run in RUNS.items()}

@@ -114,7 +114,7 @@ def test_copies_have_kernels_of_their_own():
     x = maps()
     with torch.no_grad():
         expected = ours.eval()(x)
-        assert all(block._kernel is not None for block in ours.decoder.blocks)
+        assert all(block._kernel is not None for block in ours.decoder.blocks[:-1])  # the last enlarges nothing
         for copied in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
             assert all(block._kernel is None for block in copied.decoder.blocks)
             torch.testing.assert_close(copied(x), expected)

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from terramind_plugin.errors import ConfigError
 
+UNFILLED = 0.1
+"""Share of a band's windows that its last batch may lack, if up to two rows of windows more can change that."""
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -87,13 +90,17 @@ class Plan:
         return self.rows.size, self.columns.size
 
     def bands(self, batch_size: int = 1) -> list[Band]:
-        """Return bands from top to bottom, each of so many rows of windows that it fills a batch.
+        """Return bands from top to bottom, each of so many rows of windows that it fills its batches, nearly.
 
         Args:
             batch_size: Windows that a model takes at once.
         """
-        count = len(self.rows.starts)
-        together = max(1, batch_size // len(self.columns.starts))
+        count, across = len(self.rows.starts), len(self.columns.starts)
+        least = max(1, batch_size // across)
+        # Each row more takes memory.
+        together = next(
+            (n for n in range(least, least + 3) if -n * across % batch_size <= UNFILLED * n * across), least
+        )
         bands, first = [], 0
         for start in range(0, count, together):
             stop = min(start + together, count)

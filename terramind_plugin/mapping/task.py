@@ -15,13 +15,13 @@ from terratorch.tasks import PixelwiseRegressionTask, SemanticSegmentationTask
 from torch import Tensor, nn
 
 from terramind_plugin.data.classes import class_names_of
-from terramind_plugin.decoders import upsample_at_once
 from terramind_plugin.errors import ConfigError, WeightsError
 from terramind_plugin.generation.standardisation import Standardisation
 from terramind_plugin.geo.large import Layer
 from terramind_plugin.geo.raster import parse_color
 from terramind_plugin.geo.source import Expected
 from terramind_plugin.lightning_cli import make_cli
+from terramind_plugin.mapping.inference import for_inference
 from terramind_plugin.memo.keys import hash_weights
 from terramind_plugin.modalities import find, resolve
 from terramind_plugin.plotting import LABEL_COLORS
@@ -65,7 +65,7 @@ class SceneTask(nn.Module):
                 f"{type(task).__name__} makes no maps. `terramind map` runs SemanticSegmentationTask and "
                 "PixelwiseRegressionTask; for others cut the scene into chips and use `terramind predict`."
             )
-        self.task = upsample_at_once(task).requires_grad_(False)
+        self.task = task
         self.inputs = nn.ModuleDict(inputs)
         self.single = len(inputs) == 1 and "image" in inputs
         self.classes = isinstance(task, SemanticSegmentationTask)
@@ -162,13 +162,14 @@ def map_scenes(
         for name in job.warped:
             logger.info("%s is warped to the grid of the first input.", job.inputs[name])
     _load(cli.model, ckpt_path)
-    model = SceneTask(cli.model.eval(), scales, probabilities, options.crop, class_names_of(cli.model, cli.datamodule))
     described = {
         "model": _name(cli.model),
         "weights": ckpt_path.name,
         "weights_sha256": hash_weights(cli.model.model).hexdigest()[:16],
         "inputs_sha256": _hash_inputs(scales),
     }
+    names = class_names_of(cli.model, cli.datamodule)
+    model = SceneTask(for_inference(cli.model), scales, probabilities, options.crop, names)
     for job in jobs:
         job.decide("map", model.layers, described, options)
     return run_jobs(model, jobs, options)

@@ -93,6 +93,15 @@ def test_a_common_case() -> None:
     assert len(plan.bands(8)) == 1
 
 
+@pytest.mark.parametrize(
+    ("across", "batch_size", "together"),
+    [(12, 8, 2), (47, 8, 1), (3, 8, 2), (3, 10, 3), (4, 9, 2), (1, 1, 1), (9, 2, 2)],
+)
+def test_bands_fill_their_batches(across: int, batch_size: int, together: int) -> None:
+    plan = plan_windows(300, 10 * across, 10, 10)
+    assert len(plan.bands(batch_size)[0].rows) == together
+
+
 def test_without_overlap_each_window_counts_fully() -> None:
     axis = plan_axis(30, 10, 10)
     assert axis.starts == (0, 10, 20)
