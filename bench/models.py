@@ -49,7 +49,7 @@ def build_task(
         "backbone_modalities": list(modalities),
         "backbone_merge_method": "mean",
         "necks": [dict(neck) for neck in (OWN_NECKS if own_necks else NECKS)],
-        "decoder": "UNetDecoder",
+        "decoder": "terramind_unet" if own_necks else "UNetDecoder",
         "decoder_channels": [512, 256, 128, 64],
         "num_classes": CLASSES,
     }

@@ -107,7 +107,7 @@ def _tiny() -> nn.Module:
     class Scores(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            more = {"num_classes": CLASSES}
+            more = {"num_classes": CLASSES, "decoder": "UNetDecoder"}
             self.model = build_task("own necks", "tiny", modalities={"S2L2A": BANDS}, more=more).model
 
         def forward(self, image: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ def register() -> None:
     necks = _source(NECK_REGISTRY, TERRATORCH_NECK_REGISTRY)
     necks.add("terramind_pyramid", _lazily("terramind_pyramid", "necks", "TokenPyramid"))
     decoders = _source(DECODER_REGISTRY, TERRATORCH_DECODER_REGISTRY)
-    decoders.add("terramind_unet", _lazily("terramind_unet", "decoders", "FastUNetDecoder"))
+    decoders.add("terramind_unet", _lazily("terramind_unet", "decoders", "build_unet"))
     models = _source(FULL_MODEL_REGISTRY, TERRATORCH_FULL_MODEL_REGISTRY)
     for variant in VARIANTS:
         name = f"{variant}_generate"

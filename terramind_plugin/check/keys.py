@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from terramind_plugin.contract.findings import Finding
-from terramind_plugin.errors import suggest
+from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.modalities import find
 from terramind_plugin.variants import VARIANTS
 
@@ -78,17 +78,18 @@ def backbone_keys(arguments: Mapping[str, Any]) -> list[str]:
 def _parameters(kind: str, name: Any) -> list[str]:
     """Return the arguments of a 'DECODER' or 'NECK', if they can be seen."""
     from terratorch import registry
+    from terratorch.models.decoders import UNetDecoder
 
     from terramind_plugin.necks import TokenPyramid
 
+    # Our own names stand for functions that import what they call when they are called.
+    own = {"terramind_pyramid": TokenPyramid, "terramind_unet": UNetDecoder}
     if not isinstance(name, str):
         return []
     try:
-        # Our own name stands for a function that imports the class when it is called.
-        own = (kind, name) == ("NECK", "terramind_pyramid")
-        found = TokenPyramid if own else getattr(registry, f"{kind}_REGISTRY").find_class(name)
+        found = own[name] if name in own else getattr(registry, f"{kind}_REGISTRY").find_class(name)
         parameters = inspect.signature(found).parameters
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, ConfigError):  # a wrong name shows when the model is built
         return []
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return []

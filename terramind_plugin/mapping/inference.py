@@ -31,7 +31,8 @@ def for_inference(model: Module) -> Module:
 
 def _fold_norms(layers: nn.Module) -> None:
     for (name, layer), (next_name, norm) in pairwise(list(layers.named_children())):
-        folds = type(layer) in (nn.Conv2d, nn.ConvTranspose2d) and type(norm) is nn.BatchNorm2d
-        if folds and norm.running_mean is not None:
-            setattr(layers, name, fuse_conv_bn_eval(layer, norm, transpose=type(layer) is nn.ConvTranspose2d))
+        if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) or not isinstance(norm, nn.BatchNorm2d):
+            continue
+        if norm.running_mean is not None:
+            setattr(layers, name, fuse_conv_bn_eval(layer, norm, transpose=isinstance(layer, nn.ConvTranspose2d)))
             setattr(layers, next_name, nn.Identity())

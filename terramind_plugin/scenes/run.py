@@ -42,6 +42,8 @@ Unit = tuple[int, int, int]
 def plan_units(bands: Sequence[int], processes: int) -> list[Unit]:
     """Return pieces of work: whole scenes, or bands that follow one another where there are too few scenes.
 
+    There is one for each process at least, if need be with no bands: Lightning's sampler wants it.
+
     Args:
         bands: Number of bands of each scene.
         processes: How many processes share them.
@@ -51,7 +53,7 @@ def plan_units(bands: Sequence[int], processes: int) -> list[Unit]:
     for scene, count in enumerate(bands):
         edges = [count * part // parts for part in range(parts + 1)]
         units += [(scene, first, last) for first, last in pairwise(edges) if first < last]
-    return units
+    return units + [(0, 0, 0)] * (processes - len(units))
 
 
 class SceneRun(LightningModule):
@@ -106,6 +108,8 @@ class SceneRun(LightningModule):
     def predict_step(self, batch: Unit, batch_idx: int) -> Unit:
         """Compute a piece of work and return it."""
         number, first, last = batch
+        if first == last:
+            return batch
         job, bands = self.jobs[number], self._bands(self.jobs[number])
         partial, record = self._partials[number]
         with job.open() as sources, rasterio.Env(GDAL_CACHEMAX=_cache(sources.values())):

@@ -108,12 +108,15 @@ def test_two_processes_make_the_same_pixels(scene: Path, tmp_path: Path) -> None
     """With the tokenizers as they are: another process does not know the small ones."""
     words = ["--to", "LULC", "--crop", "48", "--stride", "32"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    for devices in ("1", "2"):
+    # With larger batches the scene is one band of rows, and one process has nothing to do.
+    for devices, batch_size in (("1", 5), ("2", 5), ("2", 15)):
+        out = tmp_path / f"{devices}x{batch_size}"
         command = ["generate", scene, "--modality", "S2L2A", "--size", "tiny", "--pretrained", "false", *words]
-        command += ["--accelerator", "cpu", "--devices", devices, "--out", tmp_path / devices]
+        command += ["--accelerator", "cpu", "--devices", devices, "--batch_size", batch_size, "--out", out]
         result = subprocess.run(
             [sys.executable, "-m", "terramind_plugin.cli", *map(str, command)],
             env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
-    assert (_read(tmp_path / "1", "LULC") == _read(tmp_path / "2", "LULC")).mean() >= 0.999
+    for folder in ("2x5", "2x15"):
+        assert (_read(tmp_path / "1x5", "LULC") == _read(tmp_path / folder, "LULC")).mean() >= 0.999

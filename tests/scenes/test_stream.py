@@ -20,7 +20,8 @@ from terramind_plugin.errors import DataError
 from terramind_plugin.geo.large import Layer
 from terramind_plugin.geo.source import Expected, Source
 from terramind_plugin.geo.windows import plan_windows
-from terramind_plugin.scenes.prefetch import ahead
+from terramind_plugin.scenes.prefetch import Turns, ahead
+from terramind_plugin.scenes.run import plan_units
 from terramind_plugin.scenes.stream import Streamer
 
 TWO_BANDS = Expected("OWN", ("a", "b"), (5.0, -5.0))
@@ -240,3 +241,41 @@ def test_as_tiled_inference_where_both_blend_alike(tmp_path: Path) -> None:
     theirs = tiled_inference(network, x, crop=112, stride=80, delta=0, padding=False, batch_size=4)[0].numpy()
     np.testing.assert_allclose(ours[:, 32:-32, 32:-32], theirs[:, 32:-32, 32:-32], atol=1e-5)
     np.testing.assert_allclose(ours, theirs, atol=1e-3)
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=6), st.integers(1, 8))
+def test_work_is_shared_out(bands: list[int], processes: int) -> None:
+    units = plan_units(bands, processes)
+    assert len(units) >= processes  # Lightning's sampler cannot do with less
+    done = [(scene, band) for scene, first, last in units for band in range(first, last)]
+    assert done == [(scene, band) for scene, count in enumerate(bands) for band in range(count)]
+
+
+def test_reading_waits_for_a_model_that_takes_much_longer() -> None:
+    turns = Turns(needed=True)
+    turns.reading, turns.working = 1.0, 10.0
+    entered = threading.Event()
+
+    def read() -> None:
+        with turns.read():
+            entered.set()
+
+    thread = threading.Thread(target=read)
+    with turns.work():
+        thread.start()
+        assert not entered.wait(0.2)
+    assert entered.wait(10)
+    thread.join()
+    for free in (Turns(needed=False), Turns(needed=True)):
+        free.working = 0.0 if free.needed else 10.0
+        with free.work(), free.read():
+            pass
+
+
+def test_reading_goes_on_after_a_model_that_failed() -> None:
+    turns = Turns(needed=True)
+    turns.working = 10.0
+    with pytest.raises(ValueError, match="broken"), turns.work():
+        raise ValueError("broken")
+    with turns.read():
+        pass
