@@ -15,6 +15,7 @@ import torch
 
 from bench.cases import PRECISIONS, SIZES, WORKS
 from bench.compare import speed_table
+from bench.decoding import measure_decoder
 from bench.generation import STEPS, measure_generator, measure_thinking, measure_thinking_step, measure_tokenizer
 from bench.held import held_table, measure_held
 from bench.machine import describe
@@ -112,6 +113,21 @@ def run_memo(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     return "\n".join(lines), {"machine": machine, "rows": [asdict(x) for x in rows], "look_up": shares}
 
 
+def run_decoder(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Return report and results of decoders."""
+    machine = describe() | {"clock": arguments.clock}
+    rows, kept = [], []
+    for size in arguments.sizes:
+        more_rows, more_kept = measure_decoder(
+            size, arguments.precisions, arguments.repeats or REPEATS[size], CLOCKS[arguments.clock]
+        )
+        rows += more_rows
+        kept += more_kept
+    lines = [describe_machine(machine), "", load_line(row.other_load for row in rows), "", *speed_table(rows), ""]
+    lines += [f"Kept for the backward pass of 2 images: {'; '.join(kept)}."]
+    return "\n".join(lines), {"machine": machine, "rows": [asdict(x) for x in rows], "kept": kept}
+
+
 def run_scenes(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """Return report and results of whole scenes."""
     machine = describe() | {"clock": arguments.clock}
@@ -134,7 +150,13 @@ def run_scenes(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     return "\n".join(lines), results | {"agreement": agreement}
 
 
-PARTS = {"backbone": run_backbone, "generation": run_generation, "memo": run_memo, "scenes": run_scenes}
+PARTS = {
+    "backbone": run_backbone,
+    "generation": run_generation,
+    "memo": run_memo,
+    "decoder": run_decoder,
+    "scenes": run_scenes,
+}
 
 
 def main() -> None:

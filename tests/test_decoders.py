@@ -63,6 +63,16 @@ def test_it_computes_what_terratorch_computes(norm):
         assert_near(ours.double()(x), theirs.double()(x), 1e-9)
 
 
+def test_in_bf16_it_is_as_close_as_terratorch_s():
+    theirs, ours = (model.eval() for model in pair())
+    x = maps()
+    with torch.no_grad():
+        exact = theirs(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            errors = [(model(x).float() - exact).norm() / exact.norm() for model in (theirs, ours)]
+    assert 0 < errors[1] < 1.5 * errors[0] < 0.1
+
+
 def test_it_learns_as_terratorch_s():
     theirs, ours = (model.double().train() for model in pair())
     x = maps(torch.float64)
