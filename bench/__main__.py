@@ -124,7 +124,7 @@ def run_decoder(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         rows += more_rows
         kept += more_kept
     lines = [describe_machine(machine), "", load_line(row.other_load for row in rows), "", *speed_table(rows), ""]
-    lines += [f"Kept for the backward pass of 2 images: {'; '.join(kept)}."]
+    lines += [f"Kept for the backward pass: {'; '.join(kept)}."]
     return "\n".join(lines), {"machine": machine, "rows": [asdict(x) for x in rows], "kept": kept}
 
 

@@ -37,7 +37,7 @@ def measure_decoder(size: str, precisions: Sequence[str], rounds: int, clock: Cl
     decoders = {THEIRS: theirs.eval(), OURS: ours.eval(), MAPPED: for_inference(deepcopy(theirs))}
     rows = []
     for work, count in IMAGES.items():
-        maps = [torch.randn(count, n, PIXELS // step, PIXELS // step) for n, step in zip(widths, STRIDES, strict=True)]
+        maps = _maps(widths, count)
         for decoder in (theirs, ours):
             decoder.train(work != "forward")
         whose = list(decoders) if work == "forward" else [THEIRS, OURS]
@@ -53,8 +53,15 @@ def measure_decoder(size: str, precisions: Sequence[str], rounds: int, clock: Cl
             for who in whose[1:]
         ]
         rows += compare(size, f"{work}, {count} images", works, pairs, rounds, clock)
-    kept = [kept_bytes(decoder, maps) / MIB for decoder in (theirs, ours)]
-    return rows, [f"{size}: {kept[0]:.0f} → {kept[1]:.0f} MiB"]
+    kept = []
+    for count in IMAGES.values():
+        before, after = (kept_bytes(decoder, _maps(widths, count)) / MIB for decoder in (theirs, ours))
+        kept.append(f"{size}, {count} images: {before:.0f} → {after:.0f} MiB")
+    return rows, kept
+
+
+def _maps(widths: Sequence[int], count: int) -> list[Tensor]:
+    return [torch.randn(count, n, PIXELS // step, PIXELS // step) for n, step in zip(widths, STRIDES, strict=True)]
 
 
 def _forward(decoder: nn.Module, maps: list[Tensor]) -> Work:

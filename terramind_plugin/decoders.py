@@ -2,7 +2,7 @@
 
 A 3 x 3 convolution of an image that was enlarged twofold by repeating its pixels sees each pixel up to four times. It
 is the same as a transposed convolution of the small image whose 4 x 4 kernel holds sums of the weights: 4/9 of the
-multiplications, and no large image in memory.
+multiplications, and no large image to keep for the backward pass.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def upsample_at_once(model: Module) -> Module:
 
 
 def build_unet(embed_dim: Sequence[int], channels: Sequence[int], **more: Any) -> UNetDecoder:
-    """Return TerraTorch's UNetDecoder, faster and in less memory: with the same weights the same results.
+    """Return TerraTorch's UNetDecoder, but faster: with the same weights the same results.
 
     Args:
         embed_dim: Channels of each level, finest first.

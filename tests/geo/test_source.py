@@ -98,6 +98,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.tif").write_text("no raster")
     with pytest.raises(DataError, match="cannot be read as a raster"):
         Source(tmp_path / "text.tif", RADAR)
+    waves = _write(tmp_path / "slc.tif", np.zeros((2, 8, 8), np.complex64))
+    with pytest.raises(DataError, match=r"slc\.tif holds complex numbers"):
+        Source(waves, RADAR)
     ids = _write(tmp_path / "ids.tif", np.full((1, 8, 8), 12, np.uint8))
     with pytest.raises(DataError, match="whole numbers from 0 to 9, found 12"):
         Source(ids, Expected.of(MODALITIES["LULC"])).read(0, 0, 8, 8)

@@ -20,7 +20,7 @@ from terramind_plugin import __version__
 from terramind_plugin.cli import main
 from tests.scenes.conftest import PLACE, make_task, write_modality
 
-WINDOWS = ("--crop", "64", "--stride", "48", "--margin", "4", "--batch_size", "3")
+WINDOWS = ("--crop", "64", "--stride", "48", "--margin", "4", "--batch_size", "2")  # a band for each row of windows
 
 
 def _map(task: tuple[Path, Path], scene: Any, out: Path, *words: Any) -> int:
