@@ -134,7 +134,7 @@ class Source:
             raise DataError(f"{path} cannot be read as a raster: {one_line(error)}") from error
         if any(name.startswith("complex") for name in self._file.dtypes):
             self._file.close()
-            raise DataError(f"{path} holds complex numbers, expected real ones. Take the intensity of radar images, as in GRD products.")
+            raise DataError(f"{path} holds complex numbers, expected real ones: of radar, take the intensity.")
         self.native = Grid(self._file.height, self._file.width, self._file.crs or CRS(), self._file.transform)
         self.grid = grid or self.native
         self.indexes = [index + 1 for index in find_bands(self.path, expected, self._file.descriptions)]
