@@ -21,7 +21,7 @@ from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
 from terramind_plugin.errors import ConfigError, DataError, one_line
-from terramind_plugin.geo.rows import BLOCKS, RowBuffer
+from terramind_plugin.geo.rows import RowBuffer
 from terramind_plugin.geo.thumbnail import Thumbnail
 from terramind_plugin.modalities import Modality, find
 from terramind_plugin.units import other_unit
@@ -117,18 +117,19 @@ class Source:
         path: The raster.
         expected: What it has to hold.
         grid: Where to read it; None for its own grid.
+        threads: That decode blocks. They do not survive a fork: one that reads after it waits for them forever.
 
     Raises:
         DataError: It cannot be opened, has other bands, or no place on the grid.
     """
 
-    def __init__(self, path: str | Path, expected: Expected, grid: Grid | None = None) -> None:
+    def __init__(self, path: str | Path, expected: Expected, grid: Grid | None = None, threads: int = 1) -> None:
         self.path = Path(path)
         self.expected = expected
         if "://" not in str(path) and not str(path).startswith("/vsi") and not self.path.is_file():
             raise DataError(f"There is no file {path}.")
         try:
-            with rasterio.Env(GDAL_NUM_THREADS=BLOCKS):
+            with rasterio.Env(GDAL_NUM_THREADS=threads):
                 self._file = rasterio.open(path)
         except RasterioError as error:
             raise DataError(f"{path} cannot be read as a raster: {one_line(error)}") from error

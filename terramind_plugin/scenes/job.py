@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from terramind_plugin._version import __version__
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.files import write_figure
 from terramind_plugin.geo.large import Layer, write_large_geotiff
+from terramind_plugin.geo.rows import BLOCKS
 from terramind_plugin.geo.source import Expected, Grid, Source
 from terramind_plugin.geo.windows import Plan, plan_windows
 from terramind_plugin.scenes.partial import Partial
@@ -114,9 +116,10 @@ class Job:
     @contextmanager
     def open(self) -> Iterator[dict[str, Source]]:
         """Give the opened inputs."""
+        threads = BLOCKS if parent_process() is None else 1  # a forked process cannot use its parent's
         with ExitStack() as stack:
             yield {
-                name: stack.enter_context(closing(Source(path, self.expected[name], self.grid)))
+                name: stack.enter_context(closing(Source(path, self.expected[name], self.grid, threads)))
                 for name, path in self.inputs.items()
             }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import threading
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from terramind_plugin.errors import DataError
 from terramind_plugin.geo.large import Layer
 from terramind_plugin.geo.source import Expected, Source
 from terramind_plugin.geo.windows import plan_windows
+from terramind_plugin.scenes.job import Options, plan_job
 from terramind_plugin.scenes.prefetch import Turns, ahead
 from terramind_plugin.scenes.run import plan_units
 from terramind_plugin.scenes.stream import Streamer
@@ -279,3 +281,22 @@ def test_reading_goes_on_after_a_model_that_failed() -> None:
         raise ValueError("broken")
     with turns.read():
         pass
+
+
+def test_a_forked_process_reads_after_its_parent(tmp_path: Path) -> None:
+    """The threads that decode blocks do not survive a fork, and who waits for them waits forever."""
+    tiles = {"tiled": True, "blockxsize": 32, "blockysize": 32, "compress": "deflate"}
+    scene = write_scene(tmp_path / "scene.tif", np.random.rand(2, 128, 128).astype(np.float32), **tiles)
+    job = plan_job({"OWN": scene}, {"OWN": TWO_BANDS}, Options(tmp_path, crop=64, stride=64, margin=0), 1)
+
+    def read() -> None:
+        with job.open() as sources:
+            sources["OWN"].keep_rows(64)
+            assert sources["OWN"].read(0, 0, 64, 128).valid.all()
+
+    read()
+    child = multiprocessing.get_context("fork").Process(target=read)
+    child.start()
+    child.join(60)
+    child.kill()
+    assert child.exitcode == 0
