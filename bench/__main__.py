@@ -7,6 +7,7 @@ import json
 import logging
 import tempfile
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -99,33 +100,31 @@ def run_generation(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
 def run_memo(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """Return report and results of memos."""
-    machine = describe() | {"clock": arguments.clock}
-    rows, shares = [], []
-    for size in arguments.sizes:
-        for measure in (measure_thinking_memo, measure_frozen_memo):
-            more_rows, more_shares = measure(
-                size, arguments.precisions, arguments.repeats or REPEATS[size], CLOCKS[arguments.clock]
-            )
-            rows += more_rows
-            shares += more_shares
-    lines = [describe_machine(machine), "", load_line(row.other_load for row in rows), "", *speed_table(rows), ""]
-    lines += [f"Looking up, below {MOST:.0%} of a round: {'; '.join(shares)}."]
-    return "\n".join(lines), {"machine": machine, "rows": [asdict(x) for x in rows], "look_up": shares}
+    remark = f"Looking up, below {MOST:.0%} of a round"
+    return _run_by_size(arguments, [measure_thinking_memo, measure_frozen_memo], remark, "look_up")
 
 
 def run_decoder(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """Return report and results of decoders."""
+    return _run_by_size(arguments, [measure_decoder], "Kept for the backward pass", "kept")
+
+
+def _run_by_size(
+    arguments: argparse.Namespace, measures: list[Callable[..., Any]], remark: str, key: str
+) -> tuple[str, dict[str, Any]]:
+    """Return report and results of measures that give rows and remarks for a size, the remarks under a key."""
     machine = describe() | {"clock": arguments.clock}
-    rows, kept = [], []
+    rows, remarks = [], []
     for size in arguments.sizes:
-        more_rows, more_kept = measure_decoder(
-            size, arguments.precisions, arguments.repeats or REPEATS[size], CLOCKS[arguments.clock]
-        )
-        rows += more_rows
-        kept += more_kept
+        for measure in measures:
+            more_rows, more_remarks = measure(
+                size, arguments.precisions, arguments.repeats or REPEATS[size], CLOCKS[arguments.clock]
+            )
+            rows += more_rows
+            remarks += more_remarks
     lines = [describe_machine(machine), "", load_line(row.other_load for row in rows), "", *speed_table(rows), ""]
-    lines += [f"Kept for the backward pass: {'; '.join(kept)}."]
-    return "\n".join(lines), {"machine": machine, "rows": [asdict(x) for x in rows], "kept": kept}
+    lines += [f"{remark}: {'; '.join(remarks)}."]
+    return "\n".join(lines), {"machine": machine, "rows": [asdict(x) for x in rows], key: remarks}
 
 
 def run_scenes(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
