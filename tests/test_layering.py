@@ -15,7 +15,9 @@ PACKAGE = ROOT.name
 LAYERS = (
     ("_version", "errors"),
     ("modalities", "settings", "variants"),
+    ("system",),
     ("files", "memory", "processors", "units"),
+    ("raster",),
     ("geo", "inputs", "nn", "plotting"),
     ("contract",),
     ("memo",),
@@ -91,6 +93,8 @@ FORBIDDEN = {
     "variants": {"torch", "numpy"},
     "contract": {"torch", "lightning", "terratorch"},
     "geo": {"torch", "lightning", "terratorch"},
+    "raster": {"torch", "lightning", "terratorch"},
+    "system": {"torch", "lightning", "terratorch", "rasterio"},
     "nn": {"lightning", "terratorch", "torchgeo", "rasterio"},
     "tokenizers": {"lightning", "terratorch", "torchgeo", "rasterio"},
     "generation": {"lightning", "terratorch", "torchgeo", "rasterio"},
