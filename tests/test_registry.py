@@ -137,6 +137,12 @@ def test_lazy_names():
         terramind_plugin_attribute("TokenPyramids")
 
 
+def test_public_names_are_listed():
+    import terramind_plugin
+
+    assert set(terramind_plugin.__all__) <= set(dir(terramind_plugin))
+
+
 def terramind_plugin_attribute(name):
     import terramind_plugin
 
