@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.files import completing
+from terramind_plugin.files import write_text
 
 NANO_DEGREES = 5
 """Grid of terramind_sim_nano."""
@@ -41,6 +41,5 @@ def write_coords_vocabulary(path: str | Path, degrees: float, sentinels: int = 2
     tokenizer = Tokenizer(WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     tokenizer.add_special_tokens([AddedToken(word, normalized=False, special=True) for word in special])
-    with completing(Path(path)) as partial:
-        tokenizer.save(str(partial))
+    write_text(Path(path), tokenizer.to_str(pretty=True))
     return len(words)
