@@ -77,10 +77,11 @@ class Partial:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._hold()
             found = None if anew else self._look()
-            if found is not None and self._raws_are_whole():
+            if found is not None:
                 _compare(found, record, self.folder)
-                self._keep_right_rows()
-                return {**record, **found}
+                if self._raws_are_whole():
+                    self._keep_right_rows()
+                    return {key: found.get(key, value) for key, value in record.items()}
             if not anew and any(path.name != LOCK for path in self.folder.iterdir()):
                 logger.warning(
                     "%s: the unfinished run in it is incomplete or damaged, so it is begun anew.", self.folder
@@ -130,7 +131,7 @@ class Partial:
         raws = {RAW.format(layer.ending) for layer in self.layers}
         for path in self.folder.iterdir():
             known = path.name in (RECORD, LOCK, *raws) or _LIST.fullmatch(path.name) or _TEMPORARY.fullmatch(path.name)
-            if (not known and record is None) or (known and stat.S_ISDIR(path.lstat().st_mode)):
+            if (not known and not _is_ours(record)) or (known and stat.S_ISDIR(path.lstat().st_mode)):
                 raise ConfigError(
                     f"{self.folder} holds {path.name}, which is not of an unfinished run. Move it away, or give "
                     "another folder with --out."
@@ -145,9 +146,9 @@ class Partial:
             record = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError):
             return None
-        if not isinstance(record, dict) or record.pop("made_by", None) != OWNER:
+        if not isinstance(record, dict) or not isinstance(record.get("date", ""), str):
             return None
-        return record if isinstance(record.get("date", ""), str) else None
+        return record
 
     def _hold(self) -> None:
         """Keep other runs away until this process ends, however it ends.
@@ -288,7 +289,7 @@ class Partial:
         if not self.folder.is_dir():
             return
         raws = {RAW.format(layer.ending) for layer in self.layers}
-        ours = self._read_record() is not None
+        ours = _is_ours(self._read_record())
         # The record goes last, since it says whose the other files are.
         for path in sorted(self.folder.iterdir(), key=lambda path: path.name == RECORD):
             made = path.name == RECORD or path.name in raws or _LIST.fullmatch(path.name)
@@ -322,6 +323,11 @@ class Partial:
             self._lock = None
 
 
+def _is_ours(record: Mapping[str, Any] | None) -> bool:
+    """Return whether a record is one that `Partial` has written."""
+    return record is not None and record.get("made_by") == OWNER
+
+
 def _is_plain_file(path: Path) -> bool:
     """Return whether a path is a file itself: no link, folder, pipe or device."""
     try:
@@ -349,7 +355,7 @@ def _compare(known: Mapping[str, Any], record: Mapping[str, Any], folder: Path) 
     differing = [
         f"{key}: {known.get(key)} there, {record.get(key)} now"
         for key in dict.fromkeys([*known, *record])
-        if key != "date" and known.get(key) != record.get(key)
+        if key not in ("date", "made_by") and known.get(key) != record.get(key)
     ]
     if differing:
         raise ConfigError(
