@@ -110,7 +110,7 @@ def _write_tiles(path: Path, rows: Rows, layer: Layer, grid: Grid, tags: Mapping
         "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "bigtiff": "if_safer",
     }  # fmt: skip
     with rasterio.open(path, "w", **profile, **_compression(layer)) as file:
-        # Before the values: afterwards GDAL would write the header twice.
+        # Before the values, so that a file that was cut off lacks values: GDAL reads one that lacks tags.
         file.descriptions = layer.descriptions
         file.units = (layer.units,) * count
         if layer.colormap is not None:

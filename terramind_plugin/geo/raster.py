@@ -141,7 +141,6 @@ def write_geotiff(
         # In memory: GDAL does not say that a disk is full when it closes a file, and neither does rasterio.
         with MemoryFile() as memory:
             with memory.open(**profile, **_creation_options(array)) as file:
-                file.write(np.ascontiguousarray(array))
                 for number, name in enumerate(descriptions, start=1):
                     file.set_band_description(number, name)
                 if units:
@@ -150,6 +149,8 @@ def write_geotiff(
                     file.write_colormap(1, dict(colormap))
                 if tags:
                     file.update_tags(**tags)
+                # Values last, so that a file that was cut off lacks values: GDAL reads one that lacks tags.
+                file.write(np.ascontiguousarray(array))
             write_bytes(path, memory.getbuffer())
     except GDAL_ERRORS as error:
         raise DataError(f"{path} cannot be written: {reason_of(error)}. Is the disk full?") from error
