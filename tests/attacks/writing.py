@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+
+from terramind_plugin.geo.raster import write_geotiff
 
 NANO = "terramind_sim_nano"
 RANDOM = ("--pretrained", "false")
@@ -41,8 +44,8 @@ class Inputs:
             "figure": ["--data", data, "--predictions", self.root / "predictions", "--out", out / "figure.png"],
             "merge": [self.root / "lora.ckpt", "--out", out / "merged.ckpt"],
             "export": [self.root / "stage.ckpt", "--out", out / "weights.safetensors"],
-            "tokenize": ["--family", NANO, "--data", f"LULC={data / 'LULCHand'}", "--ckpt_path",
-                         f"LULC={self.root / 'tokenizer.pt'}", "--turns", "1", "--out", out],
+            "tokenize": ["--family", NANO, "--data", f"LULC={self.root / 'cover'}", "--ckpt_path",
+                         f"LULC={self.root / 'tokenizer.pt'}", "--out", out],
             "reconstruct": [chip, "--modality", "S2L2A", "--size", "nano", *RANDOM, "--steps", "1", "--out", out],
             "generate": [chip, "--modality", "S2L2A", "--size", "nano", *RANDOM, "--steps", "1", "--to", "LULC,coords",
                          "--out", out],
@@ -75,7 +78,7 @@ def make_inputs(root: Path) -> Inputs:
     from terramind_plugin.builders import build_image_tokenizer
     from terramind_plugin.data.simulate import simulate
     from terramind_plugin.lightning_cli import make_cli
-    from tests.scenes.conftest import write_modality
+    from tests.scenes.conftest import PLACE, write_modality
 
     scenes = simulate(root / "scenes", chips=8, size=64)
     one = {
@@ -83,6 +86,7 @@ def make_inputs(root: Path) -> Inputs:
         "data.data_root": {"S1GRD": str(root / "scenes" / "data" / "S1GRDHand")},
         "data.image_grep": {"S1GRD": "*_S1Hand.tif"},
         "data.batch_size": 4,
+        "data.predict_split": str(root / "scenes" / "splits" / "flood_train_data.txt"),
         "model_args.backbone_modalities": ["S1GRD"],
         "model_args.decoder_channels": [8, 8, 8, 8],
         "trainer.default_root_dir": str(root / "run"),
@@ -103,6 +107,9 @@ def make_inputs(root: Path) -> Inputs:
         torch.save(content, root / file)
     torch.save(build_image_tokenizer(f"{NANO}_tokenizer_lulc", decoder=False).state_dict(), root / "tokenizer.pt")
     write_modality(root / "scene.tif", "S1GRD", (300, 200))
+    (root / "cover").mkdir()
+    cover = np.random.default_rng(0).integers(0, 10, (1, 512, 512), np.uint8)
+    write_geotiff(root / "cover" / "a.tif", cover, crs="EPSG:32632", transform=PLACE)
     _add_simple_inputs(root)
     return Inputs(root, root / "config.yaml", root / "task.ckpt")
 
@@ -163,6 +170,7 @@ def call(words: list[str]) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["terramind"])
         patch.setattr("logging.raiseExceptions", False)  # handlers of earlier runs have streams that pytest closed
+        torch.manual_seed(0)  # of random weights
         if words[0] == "results":
             _shorten_results(patch)
         try:
