@@ -1,4 +1,4 @@
-"""Files that have their name only when they are complete and on the disk."""
+"""Files that have their name only when they are complete."""
 
 from __future__ import annotations
 
@@ -46,8 +46,6 @@ def completing(path: Path) -> Iterator[Path]:
     with temporary(path) as partial:
         try:
             yield partial
-            with open(partial, "rb") as file:
-                flush_to_disk(file.fileno())  # some file systems say only now that they are full
             os.replace(partial, path)
         except OSError as error:
             # Not the temporary name, and write() knows none at all.
@@ -147,6 +145,9 @@ def reserve(descriptor: int, size: int) -> None:
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file, and the folders that lead to it.
+
+    A full disk shows when the file is written or closed. Waiting for the disk itself would take a small file several
+    times as long.
 
     Args:
         path: Name of the file; an existing one is replaced.

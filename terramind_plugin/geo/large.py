@@ -14,7 +14,7 @@ from rasterio.enums import Resampling
 from rasterio.windows import Window
 
 from terramind_plugin.errors import DataError
-from terramind_plugin.files import completing, temporary
+from terramind_plugin.files import completing, flush_to_disk, temporary
 from terramind_plugin.geo.source import Grid
 from terramind_plugin.raster.complete import GDAL_ERRORS, Rows, check_complete, check_overviews, reason_of
 
@@ -80,6 +80,8 @@ def write_large_geotiff(
                 options = {"blocksize": BLOCK * 2, "bigtiff": "if_safer", "overviews": "force_use_existing"}
                 rasterio.shutil.copy(tiles, partial, driver="COG", **options, **_compression(layer))
                 check_complete(partial, rows, len(factors))
+            with open(partial, "rb") as file:
+                flush_to_disk(file.fileno())  # GDAL hides what network file systems say when it closes a file
     except GDAL_ERRORS as error:
         reason = reason_of(error)
         raise DataError(

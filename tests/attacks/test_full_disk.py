@@ -215,7 +215,7 @@ def test_a_block_or_overview_that_is_missing_is_seen(tmp_path: Path) -> None:
 
 WRITING = (
     "simulate", "figure", "merge", "export", "tokenize", "reconstruct", "generate", "generate-scene", "map", "predict",
-    "localise", "zero-shot", "check",
+    "zero-shot", "check",
 )  # fmt: skip
 
 
