@@ -10,7 +10,7 @@ from pathlib import Path
 from terramind_plugin._version import __version__
 from terramind_plugin.check import commands as check
 from terramind_plugin.chips import commands as chips
-from terramind_plugin.errors import CheckError, ConfigError, DataError, WeightsError
+from terramind_plugin.errors import CheckError, ConfigError, DataError, WeightsError, explain_failure, message_of
 from terramind_plugin.evaluate import commands as evaluate
 from terramind_plugin.mapping import commands as mapping
 from terramind_plugin.pretrain import commands as pretrain
@@ -51,8 +51,12 @@ def _run(command: Callable[[], None]) -> int:
         print(f"terramind: {error}", file=sys.stderr)
         return error.status
     except (ConfigError, DataError, WeightsError) as error:
-        # A data loader's worker process sends its traceback along, with the message at the end.
-        message = str(error).rpartition(f"{type(error).__name__}: ")[2] if str(error).startswith("Caught") else error
+        print(f"terramind: {message_of(error)}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        message = explain_failure(error)
+        if message is None:
+            raise
         print(f"terramind: {message}", file=sys.stderr)
         return 2
     return 0

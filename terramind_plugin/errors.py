@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -42,6 +44,53 @@ def one_line(error: object) -> str:
         error: An exception, or its text.
     """
     return " ".join(str(error).split())
+
+
+_LIBRARY_FAILURES = {
+    ("rasterio", "RasterioError"),
+    ("rasterio", "CPLE_BaseError"),
+    ("safetensors", "SafetensorError"),
+    ("sqlite3", "Error"),
+}
+"""Top module and class of the errors with which libraries report what OSError reports elsewhere."""
+_NO_ROOM = "Make room there, or choose another place, and run the same command again."
+_NO_FOLDER = "A file or a broken link is in the way of a folder. Choose another place, or remove it."
+_NOT_ALLOWED = "Choose a place that you may write to."
+_ADVICE = {
+    errno.ENOSPC: _NO_ROOM,
+    errno.EDQUOT: _NO_ROOM,
+    errno.EFBIG: _NO_ROOM,
+    errno.EEXIST: _NO_FOLDER,
+    errno.ENOTDIR: _NO_FOLDER,
+    errno.EROFS: _NOT_ALLOWED,
+    errno.EACCES: _NOT_ALLOWED,
+    errno.EPERM: _NOT_ALLOWED,
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ELOOP: "The links there lead in a circle. Choose another place.",
+    errno.ENOENT: "Check the path.",
+}
+
+
+def explain_failure(error: BaseException) -> str | None:
+    """Return in one line which path could not be used, why and what to do; None if files have nothing to do with it.
+
+    Args:
+        error: An exception: OSError, or what rasterio, GDAL, safetensors and SQLite have in its place.
+    """
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+        advice = _ADVICE.get(error.errno, "")
+        return f"{' -> '.join(names) or 'A file'}: {one_line(error.strerror)}. {advice}".rstrip()
+    kinds = {(kind.__module__.split(".")[0], kind.__name__) for kind in type(error).__mro__}
+    if isinstance(error, OSError) or kinds & _LIBRARY_FAILURES:
+        return f"{one_line(message_of(error))} ({type(error).__name__})"
+    return None
+
+
+def message_of(error: BaseException) -> str:
+    """Return the text of an error; a data loader's worker process sends its traceback along, which is left out."""
+    text = str(error)
+    return text.rpartition(f"{type(error).__name__}: ")[2] if text.startswith("Caught") else text
 
 
 def suggest(name: str, choices: Iterable[str]) -> str:

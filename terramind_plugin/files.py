@@ -3,60 +3,202 @@
 from __future__ import annotations
 
 import csv
+import errno
+import hashlib
+import io
 import os
+import platform
+import re
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from terramind_plugin.errors import DataError, one_line
 
+_TEMPORARY = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)-[0-9a-f]{6}\.tmp")
+"""Name of an unfinished file: the final name, where and by which process it is written, a random number."""
+_LONGEST = 180
+"""Bytes of the final name that a temporary name repeats: file systems allow 255 in all."""
+_FOREIGN_AGE = 24 * 3600
+"""Seconds without a change after which an unfinished file of another machine counts as abandoned."""
+_SHARE = 0.02
+"""Share of the time that may go into looking for abandoned files in one folder."""
+_NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+_next_look: dict[Path, float] = {}
+
 
 @contextmanager
 def completing(path: Path) -> Iterator[Path]:
     """Give a path to write to; what is there when the block ends gets its name, what an error leaves is removed.
 
+    Unfinished files in the same folder whose process has ended are removed first.
+
     Args:
         path: Name of the file; an existing one is replaced. Its folder must exist.
+
+    Raises:
+        OSError: The file cannot be written, e.g. because the disk is full; `filename` is `path`.
     """
+    with temporary(path) as partial:
+        try:
+            yield partial
+            os.replace(partial, path)
+        except OSError as error:
+            # Not the temporary name, and write() knows none at all.
+            if error.errno is not None and error.filename in (None, str(partial)):
+                error.filename, error.filename2 = str(path), None
+            raise
+
+
+@contextmanager
+def temporary(path: Path) -> Iterator[Path]:
+    """Give a hidden name beside `path` for a file that is removed when the block ends, if it is still there.
+
+    Args:
+        path: Name of a file; its folder must exist.
+    """
+    _remove_abandoned(path.parent)
+    begin = path.name.encode()[:_LONGEST].decode(errors="ignore")
     # In the same folder, since a rename is atomic only within one file system.
-    partial = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
+    partial = path.with_name(f".{begin}.{_machine()}-{os.getpid()}-{uuid4().hex[:6]}.tmp")
     try:
         yield partial
-        os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text in UTF-8, and the folders that lead to it."""
+@cache
+def _machine() -> str:
+    """Return 8 hex digits that stand for this machine since it was started, or for this container."""
+    here = platform.node()
+    with suppress(OSError):  # systems other than Linux
+        here += Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(here.encode()).hexdigest()[:8]
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove unfinished files of processes that are gone; folders with very many files are not listed each time."""
+    start = time.monotonic()
+    if start < _next_look.get(folder, 0.0):
+        return
+    with suppress(OSError):  # a folder that cannot be listed may still be written to
+        for name in os.listdir(folder):
+            found = _TEMPORARY.fullmatch(name) if name.endswith(".tmp") else None
+            if found is not None and _is_abandoned(folder / name, *found.groups()):
+                (folder / name).unlink(missing_ok=True)
+    end = time.monotonic()
+    _next_look[folder] = end + (end - start) / _SHARE
+
+
+def _is_abandoned(path: Path, machine: str, process: str) -> bool:
+    """Return whether nobody writes a file any more: its process is gone, or on another machine and silent for a day."""
+    if machine != _machine():
+        return time.time() - path.stat().st_mtime > _FOREIGN_AGE
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        return False
+    return False
+
+
+def flush_to_disk(descriptor: int) -> None:
+    """Wait until what was written to an open file is on the disk, as far as the file system can say so.
+
+    Args:
+        descriptor: Number of the open file.
+
+    Raises:
+        OSError: It could not be written, e.g. because the disk is full.
+    """
+    try:
+        getattr(os, "fdatasync", os.fsync)(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Give an open, empty file its size, and its room on the disk where the system can reserve it.
+
+    Args:
+        descriptor: Number of the open file.
+        size: Bytes.
+
+    Raises:
+        OSError: There is no room.
+    """
+    if size > 0 and hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+            return
+        except OSError as error:
+            if error.errno not in _NOT_SUPPORTED:
+                raise
+    os.ftruncate(descriptor, size)
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write a file, and the folders that lead to it.
+
+    A full disk shows when the file is written or closed. Waiting for the disk itself would take a small file several
+    times as long.
+
+    Args:
+        path: Name of the file; an existing one is replaced.
+        content: What it holds.
+
+    Raises:
+        OSError: The file cannot be written; `filename` is `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with completing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    with completing(path) as partial, open(partial, "wb") as file:
+        file.write(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8, and the folders that lead to it; errors as in `write_bytes`."""
+    write_bytes(path, text.encode())
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a text of lines, likewise."""
+    """Write a text of lines, and the folders that lead to it; errors as in `write_bytes`."""
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def write_rows(path: Path, rows: Iterable[Iterable[Any]]) -> None:
-    """Write a CSV, likewise; its first row is the header."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with completing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
+    """Write a CSV whose first row is the header, and the folders that lead to it; errors as in `write_bytes`."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def write_figure(path: Path, figure: Any) -> None:
-    """Write a Matplotlib figure as PNG, likewise.
+    """Write a Matplotlib figure as PNG, and the folders that lead to it.
 
     Raises:
         DataError: It cannot be written.
     """
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with completing(path) as partial:
-            figure.savefig(partial, format="png", dpi=110)
+        write_bytes(path, picture.getbuffer())
     except OSError as error:
         raise DataError(f"{path} cannot be written: {one_line(error)}. Make room, or choose another place.") from error
+
+
+def is_whole_picture(path: Path) -> bool:
+    """Return whether a path is a picture, e.g. a PNG, whose checksums are right to its end."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            picture.verify()
+    except (OSError, SyntaxError):  # the latter of a wrong checksum
+        return False
+    return True

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -52,3 +57,50 @@ def test_a_figure_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"d\.png cannot be written: .*choose another place"):
         write_figure(tmp_path / "file" / "d.png", Figure())
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from terramind_plugin.files import completing
+
+with completing(Path(sys.argv[1])) as partial:
+    partial.write_text("half")
+    print(partial, flush=True)
+    time.sleep(600)
+"""
+
+
+def _start_writer(path: Path) -> tuple[subprocess.Popen[str], Path]:
+    process = subprocess.Popen([sys.executable, "-c", WRITER, path], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, Path(process.stdout.readline().strip())
+
+
+def test_what_a_killed_process_left_goes_when_the_next_one_writes(tmp_path: Path) -> None:
+    killed, _ = _start_writer(tmp_path / "a.txt")
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    alive, used = _start_writer(tmp_path / "a.txt")  # removes what the first has left
+    other = tmp_path / ".a.txt.tmp"
+    other.write_text("mine")
+    # Of another machine: only time tells.
+    old, new = (tmp_path / f".b.txt.01234567-1-{end}.tmp" for end in ("aaaaaa", "bbbbbb"))
+    for path in (old, new):
+        path.write_text("half")
+    os.utime(old, (time.time() - 10**5,) * 2)
+    time.sleep(0.1)  # the folder is not listed at every write
+    write_text(tmp_path / "a.txt", "whole")
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "a.txt", used, other, new])
+    alive.kill()
+    alive.communicate()
+
+
+def test_long_names(tmp_path: Path) -> None:
+    for name in ("n" * 255, "é" * 127):
+        write_text(tmp_path / name, "whole")
+        assert (tmp_path / name).read_text() == "whole"
+    with pytest.raises(OSError, match="too long") as caught:
+        write_text(tmp_path / ("n" * 256), "whole")
+    assert caught.value.filename == str(tmp_path / ("n" * 256))
+    assert len(list(tmp_path.iterdir())) == 2

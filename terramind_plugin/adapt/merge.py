@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from terramind_plugin.adapt.lora import BASE, merge_lora
 from terramind_plugin.errors import ConfigError, WeightsError
-from terramind_plugin.files import completing
+from terramind_plugin.files import write_bytes
 from terramind_plugin.weights import read_tensors
 
 OF_THE_RUN = ("optimizer_states", "lr_schedulers", "callbacks")
@@ -131,9 +132,10 @@ def _plain_settings(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write(out: Path, content: Mapping[str, Any]) -> None:
     """Write a checkpoint that is there only when it is complete."""
-    out.parent.mkdir(parents=True, exist_ok=True)
+    # In memory: on a full disk torch.save speaks of a wrong position.
+    checkpoint = io.BytesIO()
+    torch.save(dict(content), checkpoint)
     try:
-        with completing(out) as partial:
-            torch.save(dict(content), partial)
+        write_bytes(out, checkpoint.getbuffer())
     except OSError as error:
         raise ConfigError(f"Cannot write {out}: {error.strerror or error}. Choose another --out.") from error

@@ -19,6 +19,7 @@ from terramind_plugin.errors import DataError
 from terramind_plugin.files import write_figure
 from terramind_plugin.modalities import find
 from terramind_plugin.plotting import LABEL_COLORS, plot_samples
+from terramind_plugin.raster.complete import GDAL_ERRORS
 
 ROWS = 4
 """Samples that are drawn."""
@@ -95,7 +96,7 @@ def _read(path: Path | None) -> NDArray | None:
     try:
         with rasterio.Env(**OPTIONS), rasterio.open(path) as raster:
             masked = read_middle(raster)
-    except (rasterio.errors.RasterioError, OSError):
+    except GDAL_ERRORS:
         return None  # named in the table
     step = -(-max(masked.shape[1:]) // PICTURE)
     return np.ma.filled(masked[:, ::step, ::step].astype(np.float32), np.nan)

@@ -79,7 +79,7 @@ def _system(wkt: str) -> CRS:
 
 
 def _missing_end(path: Path, raster: rasterio.DatasetReader) -> str:
-    """Return a text if the last block of a GeoTIFF lies behind the end of the file."""
+    """Return a text if the last block of a GeoTIFF lies behind the end of the file, or is not there without reason."""
     if raster.driver != "GTiff":
         return ""
     rows, columns = raster.block_shapes[0]
@@ -89,6 +89,8 @@ def _missing_end(path: Path, raster: rasterio.DatasetReader) -> str:
         offset, length = (raster.get_tag_item(f"BLOCK_{what}_{last}", "TIFF", bidx=band) for what in ("OFFSET", "SIZE"))
         if offset is not None and length is not None and int(offset) + int(length) > size:
             return f"it ends after {size} bytes, its last block at {int(offset) + int(length)}"
+        if offset is None and raster.nodata is None:
+            return "its last block was never written and would be read as zeros"
     return ""
 
 

@@ -9,10 +9,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.errors import RasterioError
 from rasterio.warp import transform_bounds
 
-UNREADABLE = (RasterioError, OSError, ValueError, MemoryError)
+from terramind_plugin.raster.complete import GDAL_ERRORS
+
+UNREADABLE = (*GDAL_ERRORS, ValueError, MemoryError)
 """What reading a damaged file may raise: ValueError stands for a CRS or text in it."""
 OVERLAP = 0.01
 """Share of a chip that may lie in one of another split: neighbours that share a row of pixels."""

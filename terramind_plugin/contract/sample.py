@@ -15,7 +15,10 @@ from terramind_plugin.contract.many import map_files
 from terramind_plugin.contract.places import UNREADABLE
 from terramind_plugin.contract.plan import LABEL, RASTERS, DataPlan, ImagePlan
 from terramind_plugin.errors import one_line
+from terramind_plugin.raster.complete import check_checksums
 
+WHOLE = 64 * 2**20
+"""Bytes of a file, at most, whose checksums are looked at."""
 LARGEST = 1024
 """Pixels per side that are read of a file, from its middle."""
 MOST_BANDS = 1024
@@ -125,6 +128,8 @@ def _summary(job: tuple[ImagePlan, str, Path]) -> Summary | str:
             if raster.count > MOST_BANDS:
                 return f"it has {raster.count} bands"
             masked = read_middle(raster)
+            if path.stat().st_size <= WHOLE:
+                check_checksums(path, raster)
     except UNREADABLE as error:
         return one_line(error)
     if masked.dtype.kind == "c":

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from rasterio.errors import RasterioError
 from terratorch.datamodules.generic_multimodal_data_module import collate_samples
 from terratorch.datasets import (
     GenericMultimodalDataset,
@@ -27,6 +26,7 @@ from torch import Tensor
 from terramind_plugin.data.splits import TABLES, check_files, read_split
 from terramind_plugin.errors import DataError
 from terramind_plugin.geo.raster import is_geotiff, read_with_gaps
+from terramind_plugin.raster.complete import GDAL_ERRORS
 
 logger = logging.getLogger("terramind_plugin")
 
@@ -207,7 +207,7 @@ class CheckedSamples(GenericMultimodalDataset):
                 data = data if replace is None else np.nan_to_num(data, nan=replace)
             else:
                 data = super()._load_file(path, replace, modality)
-        except (RasterioError, OSError, ValueError) as error:
+        except (*GDAL_ERRORS, ValueError) as error:
             raise DataError(f"{path} cannot be read as {modality}: {error}") from error
         if modality == "mask":
             # Signed: TerraTorch subtracts 1 for reduce_zero_label, and an unsigned 0 would become the largest number.

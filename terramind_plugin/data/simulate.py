@@ -6,8 +6,9 @@ The scenes themselves come from `terramind_plugin.data.simulation`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -23,6 +24,7 @@ from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.files import write_lines, write_text
 from terramind_plugin.geo.raster import parse_color, write_geotiff
 from terramind_plugin.modalities import MODALITIES, Modality
+from terramind_plugin.raster.complete import is_complete
 
 __all__ = ["Chip", "SimulatedDataset", "make_splits", "simulate", "simulate_chip"]
 
@@ -111,7 +113,7 @@ def _layer(modality: Modality) -> dict[str, Any]:
 
 
 def _write_chip(files: dict[str, Path], chip: Chip) -> None:
-    """Write all files of a chip; the label comes last, so a chip with a label is complete."""
+    """Write all files of a chip."""
     place: dict[str, Any] = {"crs": chip.crs, "transform": chip.transform}
     for name, image in chip.images.items():
         write_geotiff(files[name], image, **place, **_layer(MODALITIES[name]))
@@ -162,7 +164,8 @@ def simulate(
     """Write simulated scenes as GeoTIFFs in the folder layout of Sen1Floods11 v1.1, with split lists.
 
     The same arguments give the same bytes in every file. Called again on the same folder, it writes only what is
-    missing, so an interrupted run can be continued. A globe also gets `labels.csv`: chip, biome, longitude, latitude.
+    missing or damaged, so an interrupted run can be continued. A globe also gets `labels.csv`: chip, biome, longitude,
+    latitude.
 
     Args:
         out: Folder to write to; created if it does not exist.
@@ -190,10 +193,13 @@ def simulate(
     for folder in {path.parent for path in chip_files(root, "").values()}:
         folder.mkdir(parents=True, exist_ok=True)
     names = chip_names(chips, seed, WORLDS[world])
-    missing = [i for i, name in enumerate(names) if not all(path.is_file() for path in chip_files(root, name).values())]
-    for done in _make_chips(missing, root, world, seed, size, processes):
-        if on_chip is not None:
-            on_chip(chips - len(missing) + done, chips)
+    make = partial(_make_chip, root=root, world=world, seed=seed, size=size)
+    with _mapper(processes) as share:
+        whole = list(share(partial(_is_whole, root=root), names))
+        missing = [index for index in range(chips) if not whole[index]]
+        for done, _ in enumerate(share(make, missing), start=1):
+            if on_chip is not None:
+                on_chip(chips - len(missing) + done, chips)
     for split, file_name in _SPLITS.items():
         write_lines(root / "splits" / file_name, splits[split])
     if world == "globe":
@@ -201,15 +207,20 @@ def simulate(
     return SimulatedDataset(root, names, splits)
 
 
-def _make_chips(indices: list[int], root: Path, world: str, seed: int, size: int, processes: int) -> Iterator[int]:
-    """Write chips, and yield how many are done after each."""
-    make = partial(_make_chip, root=root, world=world, seed=seed, size=size)
+@contextmanager
+def _mapper(processes: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Give what `map` does, shared by processes."""
     if processes == 1:
-        yield from (done for done, _ in enumerate(map(make, indices), start=1))
+        yield map
         return
     # Forked children of a process with threads may hang.
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        yield from (done for done, _ in enumerate(pool.map(make, indices, chunksize=4), start=1))
+        yield partial(pool.map, chunksize=4)
+
+
+def _is_whole(name: str, *, root: Path) -> bool:
+    """Return whether all files of a chip are there and can be read to their end."""
+    return all(path.is_file() and is_complete(path) for path in chip_files(root, name).values())
 
 
 def _make_chip(index: int, *, root: Path, world: str, seed: int, size: int) -> None:

@@ -139,8 +139,11 @@ def _finished(run: Run, job: Job) -> dict[str, Any] | None:
     path = run.folder / RESULT
     if not path.is_file():
         return None
-    stored = json.loads(path.read_text())
-    return stored if stored.get("settings") == job.digest() else None
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # damaged: run again
+        return None
+    return stored if isinstance(stored, dict) and stored.get("settings") == job.digest() else None
 
 
 def _execute(run: Run, job: Job) -> dict[str, Any]:

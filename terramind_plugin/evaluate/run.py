@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from terramind_plugin.errors import ConfigError, DataError, WeightsError
+from terramind_plugin.errors import ConfigError, DataError, WeightsError, explain_failure
 from terramind_plugin.files import write_text
 from terramind_plugin.lightning_cli import make_cli
 from terramind_plugin.memory import peak_since, restart_peak
@@ -95,10 +95,16 @@ def main(config: str, target: str, arm: str, seed: str, *words: str) -> int:
     """Run and write the result."""
     try:
         fields = execute(Path(config), list(words))
+        save(Result(arm=arm, seed=int(seed), **fields), Path(target))
     except (ConfigError, DataError, WeightsError) as error:
         print(f"terramind: {error}", file=sys.stderr)
         return 2
-    save(Result(arm=arm, seed=int(seed), **fields), Path(target))
+    except Exception as error:
+        message = explain_failure(error)
+        if message is None:
+            raise
+        print(f"terramind: {message}", file=sys.stderr)
+        return 2
     return 0
 
 

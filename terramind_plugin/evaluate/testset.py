@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio.errors import RasterioError
 
 from terramind_plugin.check.build import ParsingCLI, make_part
 from terramind_plugin.contract.plan import LABEL, DataPlan, ImagePlan, describe
@@ -19,6 +18,7 @@ from terramind_plugin.errors import ConfigError, DataError, one_line
 from terramind_plugin.evaluate.compare import read_config
 from terramind_plugin.geo.source import Expected
 from terramind_plugin.lightning_cli import make_cli
+from terramind_plugin.raster.complete import GDAL_ERRORS
 from terramind_plugin.variants import VARIANTS
 
 
@@ -42,7 +42,7 @@ class Labels:
         try:
             with rasterio.open(path) as file:
                 values, nodata = file.read(1).astype(np.float64), file.nodata
-        except RasterioError as error:
+        except GDAL_ERRORS as error:
             raise DataError(f"{path} cannot be read as a label: {one_line(error)}") from error
         missing = ~np.isfinite(values)
         if nodata is not None and not 0 <= nodata - self.shifted < (self.classes or 0):

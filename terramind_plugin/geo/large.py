@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import rasterio
 import rasterio.shutil
-from numpy.typing import NDArray
 from rasterio.enums import Resampling
-from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from terramind_plugin.errors import DataError, one_line
-from terramind_plugin.files import completing
+from terramind_plugin.errors import DataError
+from terramind_plugin.files import completing, flush_to_disk, temporary
 from terramind_plugin.geo.source import Grid
+from terramind_plugin.raster.complete import GDAL_ERRORS, Rows, check_complete, check_overviews, reason_of
 
 BLOCK = 256
 """Height and width of a tile."""
@@ -25,7 +24,6 @@ SMALLEST_OVERVIEW = 256
 """Overviews are added until the image fits into so many pixels."""
 
 Color = tuple[int, int, int, int]
-Rows = Callable[[int, int], NDArray]
 
 
 @dataclass(frozen=True)
@@ -70,19 +68,34 @@ def write_large_geotiff(
         DataError: The file cannot be written, or not completely.
     """
     try:
-        with completing(path) as partial:
-            _write_tiles(partial, rows, layer, grid, tags)
+        with completing(path) as partial, temporary(path) as tiles:
+            target = tiles if cog else partial
+            _write_tiles(target, rows, layer, grid, tags)
+            check_complete(target, rows, overviews=0)
+            factors = overview_factors(grid)
+            if factors:
+                _add_overviews(target, factors, layer)
+                check_overviews(target, len(factors))
             if cog:
                 options = {"blocksize": BLOCK * 2, "bigtiff": "if_safer", "overviews": "force_use_existing"}
-                with completing(partial) as optimised:
-                    rasterio.shutil.copy(partial, optimised, driver="COG", **options, **_compression(layer))
-            _check_complete(partial, layer, grid, rows)
-    except (RasterioError, OSError) as error:
-        reason = one_line(error)
+                rasterio.shutil.copy(tiles, partial, driver="COG", **options, **_compression(layer))
+                check_complete(partial, rows, len(factors))
+            with open(partial, "rb") as file:
+                flush_to_disk(file.fileno())  # GDAL hides what network file systems say when it closes a file
+    except GDAL_ERRORS as error:
+        reason = reason_of(error)
         raise DataError(
             f"{path} cannot be written: {reason}. Is the disk full? Make room in {path.parent} and run the same "
             "command again; what is finished is kept."
         ) from error
+
+
+def overview_factors(grid: Grid) -> list[int]:
+    """Return by how much each overview of an image is smaller; none are needed for a small one."""
+    factors = [2] if max(grid.shape) > SMALLEST_OVERVIEW else []
+    while factors and max(grid.shape) / factors[-1] > SMALLEST_OVERVIEW:
+        factors.append(2 * factors[-1])
+    return factors
 
 
 def _compression(layer: Layer) -> dict[str, Any]:
@@ -98,11 +111,8 @@ def _write_tiles(path: Path, rows: Rows, layer: Layer, grid: Grid, tags: Mapping
         "crs": grid.crs, "transform": grid.transform, "nodata": layer.nodata,
         "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "bigtiff": "if_safer",
     }  # fmt: skip
-    classes = layer.colormap is not None
     with rasterio.open(path, "w", **profile, **_compression(layer)) as file:
-        for first in range(0, grid.height, BLOCK):
-            last = min(first + BLOCK, grid.height)
-            file.write(rows(first, last), window=Window(0, first, grid.width, last - first))
+        # Before the values, so that a file that was cut off lacks values: GDAL reads one that lacks tags.
         file.descriptions = layer.descriptions
         file.units = (layer.units,) * count
         if layer.colormap is not None:
@@ -110,25 +120,12 @@ def _write_tiles(path: Path, rows: Rows, layer: Layer, grid: Grid, tags: Mapping
         else:
             file.scales, file.offsets = (1.0,) * count, (0.0,) * count
         file.update_tags(**{**tags, **layer.tags})
-        factors = [2]
-        while max(grid.shape) / factors[-1] > SMALLEST_OVERVIEW:
-            factors.append(2 * factors[-1])
-        if max(grid.shape) > SMALLEST_OVERVIEW:
-            file.build_overviews(factors, Resampling.mode if classes else Resampling.average)
+        for first in range(0, grid.height, BLOCK):
+            last = min(first + BLOCK, grid.height)
+            file.write(rows(first, last), window=Window(0, first, grid.width, last - first))
 
 
-def _check_complete(path: Path, layer: Layer, grid: Grid, rows: Rows) -> None:
-    """Read the last tiles again: a full disk shows only here, where the end of the file was never written.
-
-    Raises:
-        DataError: They are not what was written.
-    """
-    first = (grid.height - 1) // BLOCK * BLOCK
-    with rasterio.open(path) as file:
-        written = file.read(window=Window(0, first, grid.width, grid.height - first))
-        overviews = file.overviews(1)
-    if overviews:
-        with rasterio.open(path, overview_level=len(overviews) - 1) as file:
-            file.read()
-    if not np.array_equal(written, rows(first, grid.height), equal_nan=layer.dtype.startswith("float")):
-        raise OSError("the end of the file is not what was written")
+def _add_overviews(path: Path, factors: list[int], layer: Layer) -> None:
+    """Add overviews to a file that is closed and whole: where the disk fills up, GDAL can crash on an open one."""
+    with rasterio.open(path, "r+") as file:
+        file.build_overviews(factors, Resampling.average if layer.colormap is None else Resampling.mode)

@@ -10,11 +10,13 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.errors import CRSError, RasterioError
+from rasterio.errors import CRSError
+from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 
-from terramind_plugin.errors import ConfigError, DataError, one_line
-from terramind_plugin.files import completing
+from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.files import write_bytes
+from terramind_plugin.raster.complete import GDAL_ERRORS, reason_of
 
 _TILE = 256
 _DTYPES = ("uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")
@@ -136,18 +138,19 @@ def write_geotiff(
         "crs": system, "transform": transform, "nodata": nodata,
     }  # fmt: skip
     try:
-        with (
-            completing(path) as partial,
-            rasterio.open(partial, "w", **profile, **_creation_options(array)) as file,
-        ):
-            file.write(np.ascontiguousarray(array))
-            for number, name in enumerate(descriptions, start=1):
-                file.set_band_description(number, name)
-            if units:
-                file.units = tuple(units)
-            if colormap is not None:
-                file.write_colormap(1, dict(colormap))
-            if tags:
-                file.update_tags(**tags)
-    except (RasterioError, OSError) as error:
-        raise DataError(f"{path} cannot be written: {one_line(error)}. Is the disk full?") from error
+        # In memory: GDAL does not say that a disk is full when it closes a file, and neither does rasterio.
+        with MemoryFile() as memory:
+            with memory.open(**profile, **_creation_options(array)) as file:
+                for number, name in enumerate(descriptions, start=1):
+                    file.set_band_description(number, name)
+                if units:
+                    file.units = tuple(units)
+                if colormap is not None:
+                    file.write_colormap(1, dict(colormap))
+                if tags:
+                    file.update_tags(**tags)
+                # Values last, so that a file that was cut off lacks values: GDAL reads one that lacks tags.
+                file.write(np.ascontiguousarray(array))
+            write_bytes(path, memory.getbuffer())
+    except GDAL_ERRORS as error:
+        raise DataError(f"{path} cannot be written: {reason_of(error)}. Is the disk full?") from error

@@ -13,7 +13,6 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.enums import MaskFlags, Resampling
-from rasterio.errors import RasterioError
 from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform as transform_positions
@@ -24,6 +23,7 @@ from terramind_plugin.errors import ConfigError, DataError, one_line
 from terramind_plugin.geo.rows import RowBuffer
 from terramind_plugin.geo.thumbnail import Thumbnail
 from terramind_plugin.modalities import Modality, find
+from terramind_plugin.raster.complete import GDAL_ERRORS
 from terramind_plugin.units import other_unit
 
 logger = logging.getLogger("terramind_plugin")
@@ -131,7 +131,7 @@ class Source:
         try:
             with rasterio.Env(GDAL_NUM_THREADS=threads):
                 self._file = rasterio.open(path)
-        except RasterioError as error:
+        except GDAL_ERRORS as error:
             raise DataError(f"{path} cannot be read as a raster: {one_line(error)}") from error
         if any(name.startswith("complex") for name in self._file.dtypes):
             self._file.close()
@@ -190,7 +190,7 @@ class Source:
                 # Without a value for no data, an alpha band says where the file ends.
                 add_alpha=nodata is None and MaskFlags.alpha not in flags,
             )
-        except RasterioError as error:
+        except GDAL_ERRORS as error:
             raise DataError(f"{self.path} cannot be warped to {self.grid.crs}: {one_line(error)}") from error
 
     def read(self, row: int, column: int, height: int, width: int) -> Part:
@@ -276,7 +276,7 @@ class Source:
                 )
                 values = masked.data
                 known = ~np.ma.getmaskarray(masked) & np.isfinite(values)
-        except RasterioError as error:
+        except GDAL_ERRORS as error:
             raise DataError(
                 f"{self.path}: rows {row} to {row + inside[0] - 1}, columns {column} to {column + inside[1] - 1} "
                 f"cannot be read: {one_line(error)}. The file may be damaged or incomplete; copy or download it again."

@@ -12,8 +12,10 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.memo.threads import map_in_threads
@@ -22,13 +24,16 @@ logger = logging.getLogger("terramind_plugin")
 Answer = TypeVar("Answer")
 
 FORMAT = 2
-"""Of the table; a file of another one is put aside."""
+"""Number of the table's layout, SQLite's user_version; a file of another one is put aside."""
+APPLICATION = int.from_bytes(b"TMmo")
+"""SQLite's application_id: the file is this program's."""
 TABLE = """
 CREATE TABLE IF NOT EXISTS entries (
     key BLOB PRIMARY KEY, used INTEGER NOT NULL, size INTEGER NOT NULL, checksum BLOB NOT NULL, value BLOB NOT NULL
 );
 CREATE INDEX IF NOT EXISTS by_use ON entries (used, size);
 """
+COLUMNS = ["key", "used", "size", "checksum", "value"]
 PAGE = 16384
 """Bytes that SQLite reads at once: with its 4096, features of a megabyte take several times as long."""
 PATIENCE = 60.0
@@ -39,6 +44,10 @@ KEPT = 0.9
 """Share of the limit that is left when entries were dropped."""
 DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR")
 """What SQLite says of a damaged file; SQLITE_ERROR is a table that is not as it was made."""
+
+
+class _OtherFormatError(Exception):
+    """The file's number of the format is another one: damaged, or of another version of this program."""
 
 
 class Store:
@@ -97,8 +106,9 @@ class Store:
             for _ in range(2):
                 try:
                     return action(self._open())
-                except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter from a damaged schema
-                    if isinstance(error, UnicodeDecodeError) or _name(error).startswith(DAMAGED):
+                # Damaged schemas and headers have errors of their own.
+                except (sqlite3.DatabaseError, UnicodeDecodeError, _OtherFormatError) as error:
+                    if not isinstance(error, sqlite3.DatabaseError) or _name(error).startswith(DAMAGED):
                         self._put_aside(error)
                         continue
                     self._give_up(error)
@@ -114,6 +124,7 @@ class Store:
         if self._connection is not None and self._owner[0] == os.getpid():
             return self._connection
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._refuse_others()
         connection = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
         self._owner = (os.getpid(), self.path.stat().st_ino)
         try:
@@ -130,11 +141,27 @@ class Store:
         connection.execute("PRAGMA synchronous = NORMAL")
         (found,) = connection.execute("PRAGMA user_version").fetchone()
         if found not in (0, FORMAT):
-            raise ConfigError(
-                f"{self.path} is a memo of format {found}, not {FORMAT}. Name another folder, or delete it."
-            )
+            raise _OtherFormatError(f"its format is {found}, not {FORMAT}")
         connection.executescript(TABLE)
         connection.execute(f"PRAGMA user_version = {FORMAT}")
+        connection.execute(f"PRAGMA application_id = {APPLICATION}")
+
+    def _refuse_others(self) -> None:
+        """Raise a ConfigError if the file is an SQLite file of another program; it is not changed."""
+        if not self.path.is_file():
+            return
+        self._owner = (os.getpid(), self.path.stat().st_ino)
+        with open(self.path, "rb") as file:
+            header = file.read(100)
+        if not header.startswith(b"SQLite format 3\0") or header[68:72] == APPLICATION.to_bytes(4):
+            return
+        # Files of earlier versions have no application_id, and that of ours may be damaged: the table decides.
+        address = f"file:{quote(str(self.path.absolute()))}?mode=ro&immutable=1"
+        with closing(sqlite3.connect(address, uri=True)) as connection:
+            columns = [row[1] for row in connection.execute("PRAGMA table_info(entries)")]
+            others = connection.execute("SELECT COUNT(*) FROM sqlite_schema WHERE tbl_name != 'entries'").fetchone()[0]
+        if others or (columns and columns != COLUMNS) or (not columns and any(header[60:64])):
+            raise ConfigError(f"{self.path} is an SQLite file of another program. Name another folder for the memo.")
 
     def _read(self, connection: sqlite3.Connection, keys: Sequence[bytes]) -> list[bytes | None]:
         now = int(time.time())

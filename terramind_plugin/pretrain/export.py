@@ -10,7 +10,7 @@ from torch import Tensor
 
 from terramind_plugin._version import __version__
 from terramind_plugin.errors import ConfigError, WeightsError
-from terramind_plugin.files import completing
+from terramind_plugin.files import write_bytes
 from terramind_plugin.weights import read_tensors
 
 PREFIX = "model."
@@ -45,7 +45,5 @@ def export_weights(checkpoint: Path, out: Path, dtype: str = "float32") -> int:
                 raise WeightsError(f"{checkpoint}: {name} is not finite as {dtype}. Choose float32, or train again.")
     if not weights:
         raise WeightsError(f"{checkpoint} is not of a pre-training task: no name begins with '{PREFIX}'.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with completing(out) as partial:
-        partial.write_bytes(save(weights, {"format": "pt", "terramind_plugin": __version__}))
+    write_bytes(out, save(weights, {"format": "pt", "terramind_plugin": __version__}))
     return out.stat().st_size

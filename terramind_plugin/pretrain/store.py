@@ -15,14 +15,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from terramind_plugin.errors import DataError
-from terramind_plugin.files import completing
+from terramind_plugin.files import write_bytes
 from terramind_plugin.modalities import Modality
 from terramind_plugin.pretrain.chips import ChipFolder
 
 ENDING = ".safetensors"
+SHA256 = "sha256"
+"""Key in the header of a file: the hash of its ids."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,12 @@ class TokenFile:
                 self.chips = {chip.name: chip for chip in (StoredChip(*row) for row in json.loads(meta["chips"]))}
                 # Of a torch tensor: numpy's reader would copy the file into memory.
                 self.ids: NDArray = file.get_tensor("ids").numpy()
+                self._sha256 = meta.get(SHA256)
+            counts = [int(chip.rows) * int(chip.columns) for chip in self.chips.values()]
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{self.path} is no file of a token store ({error}). Delete it and run terramind tokenize again."
             ) from error
-        counts = [chip.rows * chip.columns for chip in self.chips.values()]
         starts = np.cumsum([0, *counts])[:-1].tolist()
         self._start = dict(zip(self.chips, starts, strict=True))
         if self.ids.ndim != 4 or self.ids.shape[:2] != (sum(counts), self.recipe.turns):
@@ -133,6 +136,11 @@ class TokenFile:
         """
         chip = self.chips[name]
         return self.ids[self._start[name] + row * chip.columns + column, turned].astype(np.int64)
+
+    def check_content(self) -> None:
+        """Raise a DataError if the ids are not those that were written."""
+        if self._sha256 not in (None, hashlib.sha256(np.ascontiguousarray(self.ids).data).hexdigest()):
+            raise DataError(f"{self.path} is damaged. Run terramind tokenize --replace again.")
 
     def check(self, names: Iterable[str]) -> None:
         """Raise a DataError if there are no tokens of a chip."""
@@ -162,10 +170,10 @@ def write_tokens(path: Path, ids: NDArray, recipe: Recipe, chips: list[StoredChi
         recipe: What they were made with.
         chips: What they were made of, in order.
     """
-    meta = {"recipe": json.dumps(asdict(recipe)), "chips": json.dumps([list(asdict(chip).values()) for chip in chips])}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with completing(path) as partial:
-        partial.touch()
-        mode = partial.stat().st_mode
-        save_file({"ids": np.ascontiguousarray(ids)}, partial, meta)
-        partial.chmod(mode)  # safetensors makes files for their owner alone
+    ids = np.ascontiguousarray(ids)
+    meta = {
+        "recipe": json.dumps(asdict(recipe)),
+        "chips": json.dumps([list(asdict(chip).values()) for chip in chips]),
+        SHA256: hashlib.sha256(ids.data).hexdigest(),
+    }
+    write_bytes(path, save({"ids": ids}, meta))

@@ -89,6 +89,7 @@ def _is_out_of_date(out: Path, folder: ChipFolder, recipe: Recipe, names: list[s
         difference = stored.recipe.difference(recipe)
         if difference is not None:
             raise DataError(f"{stored.path} was made with {difference}; now it is {recipe.difference(stored.recipe)}.")
+        stored.check_content()
         stored.check(names)
         stored.check_files(folder, names)
     except DataError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from terramind_plugin.files import completing
+from terramind_plugin.files import write_text
 from terramind_plugin.tokenizers.vocabulary import build_coords_vocabulary
 
 NANO_DEGREES = 5
@@ -24,6 +24,5 @@ def write_coords_vocabulary(path: str | Path, degrees: float, sentinels: int = 2
         ConfigError: A number is not possible.
     """
     tokenizer = build_coords_vocabulary(degrees, sentinels)
-    with completing(Path(path)) as partial:
-        tokenizer.save(str(partial))
+    write_text(Path(path), tokenizer.to_str(pretty=True))
     return tokenizer.get_vocab_size()

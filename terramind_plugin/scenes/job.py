@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import rasterio
-from rasterio.errors import RasterioError
 
 from terramind_plugin._version import __version__
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.files import write_figure
-from terramind_plugin.geo.large import Layer, write_large_geotiff
+from terramind_plugin.files import is_whole_picture, write_figure
+from terramind_plugin.geo.large import Layer, overview_factors, write_large_geotiff
 from terramind_plugin.geo.rows import BLOCKS
 from terramind_plugin.geo.source import Expected, Grid, Source
 from terramind_plugin.geo.windows import Plan, plan_windows
+from terramind_plugin.raster.complete import GDAL_ERRORS, check_complete
 from terramind_plugin.scenes.partial import Partial
 from terramind_plugin.scenes.picture import draw_scene
 
@@ -155,17 +155,19 @@ class Job:
         return hashlib.sha256(json.dumps(settled, sort_keys=True).encode()).hexdigest()[:16]
 
     def is_complete(self) -> bool:
-        """Whether all files of the result are there and were made by the same run."""
+        """Return whether all files of the result are there, were made by the same run and can be read to their end."""
         if not all(path.is_file() for path in self.written):
             return False
+        count = len(overview_factors(self.grid))
         try:
             for layer in self.layers:
                 with rasterio.open(self.target(layer)) as file:
                     if file.tags().get(RUN_TAG) != self.fingerprint():
                         return False
-        except RasterioError:
+                check_complete(self.target(layer), overviews=count)
+        except GDAL_ERRORS:
             return False
-        return True
+        return is_whole_picture(self.picture)
 
     def finish(self, partial: Partial, record: Mapping[str, Any], sources: Mapping[str, Source]) -> None:
         """Write the files of a scene whose rows are all finished, and forget the rows.

@@ -175,7 +175,7 @@ def run_jobs(model: nn.Module, jobs: Sequence[Job], options: Options) -> list[Pa
     open_ = [job for job in jobs if options.restart or not job.is_complete()]
     for job in jobs:
         if job not in open_:
-            job.partial.remove()  # of a run that was killed at its very end
+            job.partial.discard()
     if open_:
         several = options.devices * options.nodes > 1
         run = SceneRun(model, open_, options)

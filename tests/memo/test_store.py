@@ -181,13 +181,57 @@ def test_a_file_of_something_else_is_put_aside(tmp_path, caplog):
     store.close()
 
 
-def test_a_file_of_another_format_is_left_alone(tmp_path):
+def test_a_memo_of_another_format_is_put_aside(tmp_path, caplog):
     path = tmp_path / "memo.sqlite3"
+    store = Store(path, BIG)
+    store.put({b"a": b"1"})
+    store.close()
+    _execute(path, "PRAGMA user_version = 99")
+    assert store.get([b"a"]) == [None]
+    assert store.put({b"a": b"2"}) == {b"a": b"2"}
+    assert "its format is 99, not 2" in caplog.text
+    assert (tmp_path / "memo.sqlite3.damaged").is_file()
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        "CREATE TABLE notes (text TEXT); INSERT INTO notes VALUES ('mine')",
+        "CREATE TABLE entries (title TEXT)",
+        "CREATE TABLE notes (text TEXT); PRAGMA user_version = 2",
+        "PRAGMA user_version = 99",
+        "CREATE TABLE notes (text TEXT); PRAGMA application_id = 1196444487; PRAGMA journal_mode = WAL",
+    ],
+)
+def test_an_sqlite_file_of_another_program_is_refused_untouched(tmp_path, statements):
+    path = tmp_path / "memo.sqlite3"
+    _execute(path, statements)
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match=r"memo\.sqlite3 is an SQLite file of another program"):
+        Store(path, BIG).put({b"a": b"1"})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("number", [0, 7])
+def test_a_memo_without_the_mark_of_the_program_is_known_by_its_table(tmp_path, number):
+    path = tmp_path / "memo.sqlite3"
+    store = Store(path, BIG)
+    store.put({b"a": b"1"})
+    store.close()
+    _execute(path, f"PRAGMA application_id = {number}")
+    assert store.get([b"a"]) == [b"1"]
+    store.close()
     with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 99")
+        assert connection.execute("PRAGMA application_id").fetchone()[0] not in (0, 7)
     connection.close()
-    with pytest.raises(ConfigError, match="format 99, not 2"):
-        Store(path, BIG).get([b"a"])
+
+
+def _execute(path, statements):
+    with sqlite3.connect(path) as connection:
+        connection.executescript(statements)
+    connection.close()
 
 
 LIMITED = """
