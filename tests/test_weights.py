@@ -285,7 +285,8 @@ def test_code_is_not_run(tmp_path, published):
         ([1, 2], "holds a list, expected a mapping"),
         ({"state_dict": [1]}, "its state_dict is a list"),
         ({}, "holds no TerraMind encoder"),
-        ({"layer.weight": torch.zeros(1), 3: torch.zeros(1)}, "none of its 2 names contains 'encoder_embeddings.'"),
+        ({"layer.weight": torch.zeros(1), "x": torch.zeros(1)}, "none of its 2 names contains 'encoder_embeddings.'"),
+        ({"layer.weight": torch.zeros(1), 3: torch.zeros(1)}, "a tensor is called 3, expected a text"),
     ],
 )
 def test_other_content(tmp_path, content, message):

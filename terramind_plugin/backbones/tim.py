@@ -293,10 +293,12 @@ def _restore(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
         del state_dict[name]
     step = state_dict.pop(f"{prefix}{STEP}", None)
     if step is not None:
+        _check_stored(step, torch.int64, (), STEP)
         module.step = int(step)
     stored = state_dict.pop(f"{prefix}{FINGERPRINT}", None)
     if stored is None:
         return
+    _check_stored(stored, torch.uint8, (32,), FINGERPRINT)
     own = module.fingerprint()
     if not torch.equal(stored.cpu(), own):
         raise WeightsError(
@@ -307,6 +309,15 @@ def _restore(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
     for part, frozen in module._frozen_parts().items():
         for name, value in frozen.state_dict().items():
             state_dict[f"{prefix}{part}{name}"] = value
+
+
+def _check_stored(value: Tensor, dtype: torch.dtype, shape: tuple[int, ...], name: str) -> None:
+    """Raise a WeightsError if what a checkpoint holds beside weights is of another type or shape."""
+    if value.dtype != dtype or value.shape != shape:
+        raise WeightsError(
+            f"The checkpoint's {name} is {value.dtype} {list(value.shape)}, expected {dtype} {list(shape)}: it is "
+            "damaged."
+        )
 
 
 def _hex(fingerprint: Tensor) -> str:

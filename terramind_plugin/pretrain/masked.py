@@ -30,9 +30,10 @@ SEQUENCE_LENGTHS = {"coords": 3}
 class MaskedModellingTask(ResumableTask):
     """Trains the encoder-decoder on batches of `Chips`: reads some patches and tokens, predicts others.
 
-    Masks depend on `seed`, batch number and process alone, so that a resumed run goes on as the interrupted one, and every
-    validation uses the same. For averaged weights add Lightning's EMAWeightAveraging to the callbacks: it validates and
-    saves the average. The checkpoint is what `ckpt_path` of a backbone, a TiM model and a generator takes.
+    Masks depend on `seed`, batch number and process alone, so that a resumed run goes on as the interrupted one, and
+    every validation uses the same. For averaged weights add Lightning's EMAWeightAveraging to the callbacks: it
+    validates and saves the average. The checkpoint is what `ckpt_path` of a backbone, a TiM model and a generator
+    takes.
 
     Source: TerraMind (arXiv:2504.11171) section 3.2 and 4M (arXiv:2312.06647). Optimiser settings are chosen here.
 
@@ -47,8 +48,9 @@ class MaskedModellingTask(ResumableTask):
         target_tokens: Most tokens that are predicted of a sample.
         input_alphas: See `MaskPlan`.
         target_alphas: See `MaskPlan`.
-        lead_in_steps: First optimiser steps that draw with the next two arguments instead of those above. One easy question, say
-            vegetation from optical patches, teaches where to look; many at once take many times the steps to do so.
+        lead_in_steps: First optimiser steps that draw with the next two arguments instead of those above. One easy
+            question, say vegetation from optical patches, teaches where to look; many at once take many times the
+            steps to do so.
         lead_in_input_alphas: `input_alphas` of the lead-in.
         lead_in_target_alphas: `target_alphas` of the lead-in.
         average: 'modality' weighs modalities equally, as 4M does, 'token' all tokens.

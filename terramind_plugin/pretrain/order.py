@@ -1,4 +1,4 @@
-"""The order of training samples: a function of seed, epoch and step, so that an interrupted run goes on where it was."""
+"""The order of training samples: a function of seed, epoch and step, so that an interrupted run can go on."""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ from terramind_plugin.pretrain.training import ResumableTask, build_optimizer, m
 class TokenizerTask(ResumableTask):
     """Trains an image tokenizer; batches are {'image': standardised [B, bands, H, W] or class ids [B, H, W]}.
 
-    Times and noise depend on `seed`, batch number and process alone, so that a resumed run goes on as the interrupted one.
-    For averaged weights add Lightning's EMAWeightAveraging to the callbacks: it validates and saves the average. The
-    checkpoint is what `ckpt_path` of a tokenizer takes.
+    Times and noise depend on `seed`, batch number and process alone, so that a resumed run goes on as the interrupted
+    one. For averaged weights add Lightning's EMAWeightAveraging to the callbacks: it validates and saves the average.
+    The checkpoint is what `ckpt_path` of a tokenizer takes.
 
     Source: TerraMind (arXiv:2504.11171) section 3.1. Optimiser settings are chosen here, not published.
 

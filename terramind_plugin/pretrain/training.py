@@ -32,7 +32,7 @@ class ResumableTask(BaseTask):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store how many batches wait for an optimiser step."""
-        batches = self.trainer.fit_loop.epoch_loop.batch_progress
+        batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress
         done = batches.current.processed
         epoch_done = batches.is_last_batch and batches.current.ready == done
         checkpoint[PENDING] = 0 if epoch_done else done % self.trainer.accumulate_grad_batches
@@ -53,14 +53,15 @@ def rewind(loop: dict[str, Any], pending: int) -> None:
     batches = loop["epoch_loop.batch_progress"]
     if not pending and batches["current"]["ready"] == batches["current"]["processed"]:
         return
-    at_epoch_start = batches["current"]["processed"] == pending
     for counts in (batches["total"], batches["current"]):
         done = counts["processed"] - pending
         # As in a checkpoint that is written at the end of the batch that stepped.
-        counts |= {"ready": done, "started": done, "processed": done, "completed": done - (not at_epoch_start)}
+        counts |= {"ready": done, "started": done, "processed": done, "completed": max(done - 1, 0)}
+    if not batches["current"]["processed"]:
+        # No batch of this epoch has stepped, so Lightning must not take it for one that has just been validated.
+        batches["total"]["started"] -= 1
     batches["is_last_batch"] = False
-    if not at_epoch_start:
-        loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+    loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
 
 
 def next_batch(trainer: Trainer) -> tuple[int, int]:
@@ -70,7 +71,8 @@ def next_batch(trainer: Trainer) -> tuple[int, int]:
         trainer: After it has restored its counters.
     """
     loop = trainer.fit_loop
-    batches, epochs = loop.epoch_loop.batch_progress, loop.epoch_progress.current
+    batches: Any = loop.epoch_loop.batch_progress
+    epochs: Any = loop.epoch_progress.current
     return (epochs.started, 0) if batches.is_last_batch else (epochs.processed, batches.current.processed)
 
 
