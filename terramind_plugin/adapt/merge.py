@@ -54,7 +54,8 @@ def merge_checkpoint(
             + (" Those of peft_config come with their weights." if any(".lora_A." in name for name in tensors) else "")
         )
     prefix = marks[0].removesuffix(BASE)
-    model = _build(_settings(content, path) if config is None else _read_config(config), base, build)
+    settings = _settings(content, path) if config is None else _read_config(config)
+    model = _build(settings, path if config is None else config, base, build)
     _load(model, {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}, path)
     count = merge_lora(model)
     plain = {f"{prefix}{name}": value for name, value in model.state_dict().items()}
@@ -64,7 +65,7 @@ def merge_checkpoint(
     return count
 
 
-def _build(model_args: Mapping[str, Any], base: Path | None, build: Callable[..., Any]) -> Any:
+def _build(model_args: Mapping[str, Any], source: Path, base: Path | None, build: Callable[..., Any]) -> Any:
     """Return the backbone with adapters that a model's settings describe."""
     kwargs = model_args.get("backbone_kwargs") or {
         key.removeprefix("backbone_"): value for key, value in model_args.items() if key.startswith("backbone_")
@@ -72,7 +73,7 @@ def _build(model_args: Mapping[str, Any], base: Path | None, build: Callable[...
     kwargs = {key: value for key, value in kwargs.items() if not key.startswith(OF_TERRATORCH)}
     if not kwargs.get("lora"):
         raise ConfigError(
-            "The settings have no backbone_lora: give the configuration of the run that made the adapters."
+            f"The settings in {source} have no backbone_lora: give the configuration of the run that made the adapters."
         )
     if base is not None:
         kwargs |= {"ckpt_path": str(base), "pretrained": False}

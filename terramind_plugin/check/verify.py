@@ -227,27 +227,33 @@ def _compare_tokenizers(name: str, sample: Sample) -> list[Comparison]:
 
 
 def _compare_coords(name: str) -> Comparison:
+    from terratorch.models.backbones.terramind.tokenizer import tokenizer_register
+
     got = build_coords_tokenizer().encode(PLACES).ids
-    want = _theirs("full model", name).encode(torch.tensor(PLACES))["tensor"]
+    theirs = _load_theirs(name, lambda: getattr(tokenizer_register, name)(pretrained=True))  # in no registry
+    want = theirs.encode(torch.tensor(PLACES))["tensor"]
     return Comparison(name, "token ids", f"{len(PLACES)} positions", _unlike(got, want), 0.0)
 
 
 def _theirs(registry: str, name: str, **arguments: Any) -> Any:
-    """Return a model of TerraTorch's own, with its published weights, in evaluation mode.
-
-    Raises:
-        WeightsError: TerraTorch cannot load them.
-    """
+    """Return a model of TerraTorch's own, with its published weights, in evaluation mode."""
     from terratorch.registry import BACKBONE_REGISTRY, FULL_MODEL_REGISTRY
 
     torch.set_float32_matmul_precision("highest")  # the import lowers it
+    models = BACKBONE_REGISTRY if registry == "backbone" else FULL_MODEL_REGISTRY
+    return _load_theirs(name, lambda: models.build(f"terratorch_{name}", pretrained=True, **arguments).eval())
+
+
+def _load_theirs(name: str, build: Callable[[], Any]) -> Any:
+    """Return what TerraTorch's own loader makes.
+
+    Raises:
+        WeightsError: It cannot load the weights.
+    """
     try:
-        model = (BACKBONE_REGISTRY if registry == "backbone" else FULL_MODEL_REGISTRY).build(
-            f"terratorch_{name}", pretrained=True, **arguments
-        )
-    except Exception as error:  # whatever its loader makes of weights that this package has just loaded
+        return build()
+    except Exception as error:  # whatever it makes of weights that this package has just loaded
         raise WeightsError(f"TerraTorch cannot load {name}: {type(error).__name__}: {one_line(error)}") from error
-    return model.eval() if isinstance(model, torch.nn.Module) else model
 
 
 def _distance(got: Tensor, want: Tensor) -> float:
