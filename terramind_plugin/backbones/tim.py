@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from terramind_plugin.backbones.given import GivenTokens, plan_given
@@ -34,8 +35,10 @@ class TerraMindTiM(TerraMindBackbone):
     """Tokens of selected encoder layers for images and for token ids that a generator imagines from them.
 
     The generator is frozen and owns its weights; the encoder, embeddings included, is fine-tuned. In evaluation mode
-    a sample's thought depends on the sample and `tim_seed` alone. In training it also depends on the number of steps so
-    far, which checkpoints keep; with a memo it does not. All images need one size. With merge_method 'dict' the thought
+    a sample's thought depends on the sample and `tim_seed` alone. In training it also depends on the number of forward
+    passes so far, which checkpoints keep, on the sample's position in the batch and on the process, so that equal chips
+    get different thoughts. With a memo it depends on the sample and `tim_seed` in training as well. All images need one
+    size. With merge_method 'dict' the thought
     is there under its name, or with 'tim_' in front where an image has that name.
 
     Source: TerraMind (arXiv:2504.11171) section 3.3; arguments are those of TerraTorch's implementation, plus the ones
@@ -201,9 +204,10 @@ class TerraMindTiM(TerraMindBackbone):
         held = None if present is None else {name: present[name] for name in seen}
         if self.tim_memo is not None:
             return self._recall(self.tim_memo, sampler, seen, held)
-        seed = self.tim_seed
+        seed: int | list[int] = self.tim_seed
         if self.training:
-            seed = _mix(self.tim_seed, self.step)
+            batch = len(next(iter(seen.values())))
+            seed = [_mix(self.tim_seed, self.step, _rank(), position) for position in range(batch)]
             self.step += 1
         return sampler(seen, present=held, seed=seed, decoding=self.decoding)
 
@@ -261,9 +265,14 @@ def _known_bands(spec: InputSpec) -> tuple[InputSpec, slice | list[int]]:
     return replace(spec, channels=len(channels), band_sources=sources), channels
 
 
-def _mix(seed: int, step: int) -> int:
-    """Return a seed for a training step, far from those of its neighbours."""
-    digest = hashlib.sha256(f"{seed}/{step}".encode()).digest()
+def _rank() -> int:
+    """Return the number of this process among those that train together, 0 if it is alone."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _mix(*numbers: int) -> int:
+    """Return a seed that depends on all numbers, far from those of their neighbours."""
+    digest = hashlib.sha256("/".join(map(str, numbers)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
@@ -286,10 +295,12 @@ def _restore(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
         del state_dict[name]
     step = state_dict.pop(f"{prefix}{STEP}", None)
     if step is not None:
+        _check_stored(step, torch.int64, (), STEP)
         module.step = int(step)
     stored = state_dict.pop(f"{prefix}{FINGERPRINT}", None)
     if stored is None:
         return
+    _check_stored(stored, torch.uint8, (32,), FINGERPRINT)
     own = module.fingerprint()
     if not torch.equal(stored.cpu(), own):
         raise WeightsError(
@@ -300,6 +311,15 @@ def _restore(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
     for part, frozen in module._frozen_parts().items():
         for name, value in frozen.state_dict().items():
             state_dict[f"{prefix}{part}{name}"] = value
+
+
+def _check_stored(value: Tensor, dtype: torch.dtype, shape: tuple[int, ...], name: str) -> None:
+    """Raise a WeightsError if what a checkpoint holds beside weights is of another type or shape."""
+    if value.dtype != dtype or value.shape != shape:
+        raise WeightsError(
+            f"The checkpoint's {name} is {value.dtype} {list(value.shape)}, expected {dtype} {list(shape)}: it is "
+            "damaged."
+        )
 
 
 def _hex(fingerprint: Tensor) -> str:

@@ -14,8 +14,9 @@ from lightning.pytorch import LightningModule
 from terratorch.tasks import PixelwiseRegressionTask, SemanticSegmentationTask
 from torch import Tensor, nn
 
+from terramind_plugin.checkpoints import load_into
 from terramind_plugin.data.classes import class_names_of
-from terramind_plugin.errors import ConfigError, WeightsError
+from terramind_plugin.errors import ConfigError
 from terramind_plugin.generation.standardisation import Standardisation
 from terramind_plugin.geo.large import Layer
 from terramind_plugin.geo.raster import parse_color
@@ -184,10 +185,7 @@ def _hash_inputs(inputs: Mapping[str, Standardised]) -> str:
 def _load(task: LightningModule, path: Path) -> None:
     content, tensors = read_tensors(path)
     task.on_load_checkpoint(dict(content))
-    try:
-        task.load_state_dict(tensors, strict=task.strict_loading)
-    except RuntimeError as error:
-        raise WeightsError(f"{path} does not fit the configured task: {error}") from error
+    load_into(task, tensors, path, "the configured task", strict=task.strict_loading)
 
 
 def _name(task: LightningModule) -> str:
