@@ -184,6 +184,8 @@ def _expect(image: ImagePlan) -> Expected:
         modality.band_names,
         tuple(value / image.scale - (image.offset or 0.0) for value in modality.mean),
         file_bands=image.file_bands,
+        scale=image.scale,
+        offset=image.offset or 0.0,
     )
 
 

@@ -233,7 +233,9 @@ def read_data_module(datamodule: Any, task: LightningModule) -> tuple[dict[str, 
         bands = read or stored or (known.band_names if known is not None else ())
         if len(bands) != len(mean):
             bands = tuple(f"{name}_{number + 1}" for number in range(len(mean)))
-        expected[name] = Expected(known.name if known is not None else name, bands, filled, file_bands=stored)
+        expected[name] = Expected(
+            known.name if known is not None else name, bands, filled, file_bands=stored, scale=scale, offset=shift
+        )
         scales[name] = Standardised(mean, std, scale, shift)
     return expected, scales
 
