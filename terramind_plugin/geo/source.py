@@ -266,7 +266,7 @@ class Source:
                 values, known = self._rows.window(row, column, *inside)
             else:
                 window = Window(column, row, inside[1], inside[0])
-                reduced = {} if size == inside else {"out_shape": (len(indexes), *size)}
+                reduced: dict[str, Any] = {} if size == inside else {"out_shape": (len(indexes), *size)}
                 pixels = read_pixels(self._raster, indexes, window=window, **reduced)
                 self._undeclared += pixels.undeclared if bands is None and not self.warped else 0
                 with np.errstate(over="ignore"):  # what is too large for float32 is missing

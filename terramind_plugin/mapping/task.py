@@ -25,6 +25,7 @@ from terramind_plugin.mapping.inference import for_inference
 from terramind_plugin.memo.keys import hash_weights
 from terramind_plugin.modalities import find, resolve
 from terramind_plugin.plotting import LABEL_COLORS
+from terramind_plugin.scenes.classes import choose_classes
 from terramind_plugin.scenes.job import Job, Options, check_names, plan_job
 from terramind_plugin.scenes.run import quiet, run_jobs
 from terramind_plugin.weights import read_tensors
@@ -32,7 +33,7 @@ from terramind_plugin.weights import read_tensors
 logger = logging.getLogger("terramind_plugin")
 
 NO_CLASS = 255
-"""Value of a class map where no input has data."""
+"""Value of a class map where no input has data, or the task's scores are not finite."""
 PATCH = 16
 """Heights and widths that the models take are multiples of it."""
 
@@ -89,9 +90,7 @@ class SceneTask(nn.Module):
         """Return the map of classes and, if asked for, probabilities; or values."""
         if not self.classes:
             return [blended]
-        # Over the first dimension several times as fast as argmax.
-        maps = [blended.max(dim=0, keepdim=True).indices.to(torch.uint8)]
-        return maps + ([blended] if len(self.layers) > 1 else [])
+        return [choose_classes(blended, NO_CLASS)[0]] + ([blended] if len(self.layers) > 1 else [])
 
     def _layers(self, probabilities: bool, given: tuple[str, ...]) -> tuple[Layer, ...]:
         if not self.classes:

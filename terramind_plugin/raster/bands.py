@@ -73,8 +73,8 @@ def find_bands(
         twice = [name for name in asked if found.count(name) > 1]
         if twice:
             raise DataError(
-                f"{path} describes its bands as {_shown(names)}, more than one of them as {twice[0]}. Describe each by its "
-                f"own name: rio edit-info --bidx N --description NAME {path}"
+                f"{path} describes its bands as {_shown(names)}, more than one as {twice[0]}. Describe each by its own "
+                f"name: rio edit-info --bidx N --description NAME {path}"
             )
         return [found.index(name) for name in asked]
     if agree and set(asked) <= set(there):

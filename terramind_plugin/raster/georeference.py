@@ -22,7 +22,7 @@ def check_georeference(raster: Any) -> None:
     if not np.isfinite(transform[:6]).all() or transform.determinant == 0:
         numbers = ", ".join(f"{number:g}" for number in transform[:6])
         raise DataError(
-            f"{raster.name} lies nowhere: its transform is [{numbers}], expected pixels that have a width and a height. "
+            f"{raster.name} lies nowhere: its transform is [{numbers}], expected pixels with width and height. "
             f"Correct it: gdal_edit.py -a_ullr LEFT TOP RIGHT BOTTOM {raster.name}"
         )
     if not transform.is_identity:
