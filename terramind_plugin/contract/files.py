@@ -137,6 +137,7 @@ def check_headers(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Fi
             "Copy or download them again.",
         )
     yield from _check_pairs(plan, headers)
+    yield from _check_places(headers)
     for image in plan.images:
         own = [
             headers[files[image.name]]
@@ -171,6 +172,20 @@ def _check_names(image: ImagePlan, headers: Sequence[Header], own: bool) -> Iter
             "error" if own else "warning",
             f"{len(problems)} of {len(headers)} files: {problems[0]}",
             "" if own else "TerraTorch's data module reads bands by position, whatever their names.",
+        )
+
+
+def _check_places(headers: Mapping[Path, Header]) -> Iterator[Finding]:
+    """Yield files that lie nowhere, of which no map can be made."""
+    nowhere = [h for h in headers.values() if not h.problem and (h.lies_nowhere or h.indirect)]
+    if nowhere:
+        how = "ground control points or an RPC model alone" if nowhere[0].indirect else "pixels without a size"
+        yield Finding(
+            "files: places",
+            "warning",
+            f"{len(nowhere)} of {len(headers)} files have {how}, e.g. {nowhere[0].path}: training does not mind, predict "
+            "and map refuse them.",
+            "Warp them with gdalwarp." if nowhere[0].indirect else "Correct them: gdal_edit.py -a_ullr L T R B.",
         )
 
 
