@@ -183,8 +183,8 @@ def _check_places(headers: Mapping[Path, Header]) -> Iterator[Finding]:
         yield Finding(
             "files: places",
             "warning",
-            f"{len(nowhere)} of {len(headers)} files have {how}, e.g. {nowhere[0].path}: training does not mind, predict "
-            "and map refuse them.",
+            f"{len(nowhere)} of {len(headers)} files have {how}, e.g. {nowhere[0].path}: training does not mind, "
+            "predict and map refuse them.",
             "Warp them with gdalwarp." if nowhere[0].indirect else "Correct them: gdal_edit.py -a_ullr L T R B.",
         )
 

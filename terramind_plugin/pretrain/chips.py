@@ -148,8 +148,8 @@ class ChipReader:
             if not np.isfinite(stored).all():
                 wrong = values[~np.isfinite(stored)][0]
                 raise DataError(
-                    f"{path} holds {wrong:g}, no value in {folder.modality.units}. If it means no data, declare it in the "
-                    f"file: gdal_edit.py -a_nodata {wrong!r}."
+                    f"{path} holds {wrong:g}, no value in {folder.modality.units}. If it means no data, declare it in "
+                    f"the file: gdal_edit.py -a_nodata {wrong:g}."
                 )
         if self.keep:
             self._kept[path] = stored
