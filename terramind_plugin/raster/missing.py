@@ -42,7 +42,8 @@ def has_odd(values: NDArray) -> bool:
     if values.dtype.kind != "f" or not values.size:
         return False
     # NaN is neither above nor below anything, and minimum and maximum hand it on.
-    return not (values.min() >= -FAR and values.max() <= FAR)
+    bound = _bound(values)
+    return not (values.min() >= -bound and values.max() <= bound)
 
 
 def is_odd(values: NDArray) -> NDArray[np.bool_]:
@@ -54,7 +55,13 @@ def is_odd(values: NDArray) -> NDArray[np.bool_]:
     if values.dtype.kind != "f":
         return np.zeros(values.shape, bool)
     with np.errstate(invalid="ignore"):
-        return ~(np.abs(values) <= FAR)
+        return ~(np.abs(values) <= _bound(values))
+
+
+def _bound(values: NDArray) -> Any:
+    """Return `FAR` in the type of some numbers, or the largest number of a type that ends before."""
+    kind = values.dtype.type
+    return kind(min(FAR, float(np.finfo(kind).max)))
 
 
 def nodata_of(raster: Any, bands: Sequence[int]) -> list[Any]:
