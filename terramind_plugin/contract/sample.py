@@ -140,7 +140,8 @@ def order_of(image: ImagePlan, path: Path, names: Sequence[str | None]) -> list[
     count = len(image.file_bands)
     if not any(names) or not count or image.dates:
         return None
-    return find_bands(path, image.name, names, image.file_bands, image.file_bands, binding=image.binding)
+    stored = image.file_bands if image.binding else ()
+    return find_bands(path, image.name, names, image.file_bands, stored, binding=image.binding)
 
 
 def _summary(job: tuple[ImagePlan, str, Path]) -> Summary | str:

@@ -54,7 +54,7 @@ def by_name(
         stored = list(entry.band_names)
     if not stored:
         return data
-    order = find_bands(path, modality, names, stored, stored, binding=bool(bands))
+    order = find_bands(path, modality, names, stored, stored if bands else (), binding=bool(bands))
     return data if order == list(range(len(data))) else data[order]
 
 

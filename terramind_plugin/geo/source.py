@@ -25,7 +25,7 @@ from terramind_plugin.geo.thumbnail import Thumbnail
 from terramind_plugin.modalities import Modality, find
 from terramind_plugin.raster.bands import find_bands
 from terramind_plugin.raster.georeference import check_georeference
-from terramind_plugin.raster.missing import read_pixels, refuse_complex
+from terramind_plugin.raster.missing import WIDE_INTEGERS, read_pixels, refuse_complex
 from terramind_plugin.raster.warped import WarpedRaster
 from terramind_plugin.units import EIGHT_BIT, is_eight_bit, other_unit
 
@@ -332,6 +332,8 @@ class Source:
             size: Of a preview that will be asked for, so that it is gathered on the way.
             bands: Of the preview.
         """
+        if any(self._raster.dtypes[index - 1] in WIDE_INTEGERS for index in self.indexes):
+            return  # GDAL has to say where each band is missing
         rows = RowBuffer(self._raster, self.indexes, height, self._gather)
         # Blocks may be as large as the image; then GDAL keeps what it can.
         self._rows = rows if rows.values.nbytes <= MOST_ROWS else None

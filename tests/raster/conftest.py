@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from terramind_plugin.check.run import check
 from terramind_plugin.cli import main
 from tests.scenes.conftest import make_task
 
@@ -29,10 +30,10 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def run(task: tuple[Path, Path]) -> Any:
-    """Return a function that runs a command over rasters and returns its exit status."""
+    """Return a function that runs a command over rasters and returns its exit status, of check the findings."""
     config, checkpoint = task
 
-    def command(name: str, files: Sequence[Path], out: Path, **data: Any) -> int:
+    def command(name: str, files: Sequence[Path], out: Path, **data: Any) -> Any:
         if name == "map":
             words = ["map", "-c", config, "--ckpt_path", checkpoint, "--scene", *files, "--out", out]
             return main([str(word) for word in [*words, "--crop", 64, "--margin", 4, "--accelerator", "cpu"]])
@@ -54,15 +55,11 @@ def run(task: tuple[Path, Path]) -> Any:
                 patch.setattr(sys, "argv", ["terramind"])
                 words = ["predict", "--config", own, "--predict_output_dir", out]
                 return main([str(word) for word in words])
-        for key in ("label_data_root", "label_grep"):
+        for key in ("data_root", "label_data_root"):
             content["data"]["init_args"].pop(key, None)
-        labels = content["data"]["init_args"].setdefault("label_data_root", str(files[0].parent.parent / "labels"))
-        content["data"]["init_args"] |= {
-            "data_root": {"S1GRD": folder},
-            "label_grep": "*.tif",
-            "label_data_root": labels,
-        }
+        labels = {"label_grep": "*.tif", "train_label_data_root": str(files[0].parent.parent / "labels")}
+        content["data"]["init_args"] |= {"train_data_root": {"S1GRD": folder}, **labels, **data}
         own.write_text(yaml.safe_dump(content))
-        return main(["check", "-c", str(own)])
+        return check(own, [])
 
     return command
