@@ -200,7 +200,7 @@ VALUES: dict[str, Broken] = {
                               "12 of 12 files hold values that are infinite or beyond 1e30, .*by NaN",
                               every(S1, lambda v: scattered(v, np.inf, 5))),
     "a fill value that is not declared": Broken("values: S1GRD not finite", "warning",
-                                                "1 of 12 files .*-3.4e.38. They are taken as missing.*a_nodata -3.4",
+                                                "1 of 12 files .*-3.4e.38. They are taken as missing.*a_nodata -3",
                                                 one(S1, lambda v: scattered(v, np.float32(-3.4e38), 5), nodata=None)),
     "NaN that is not declared": Broken("values: S1GRD not finite", "note", r"1 of 12 files hold NaN .*\d pixels",
                                        one(S1, lambda v: scattered(v, np.nan, 5), nodata=None)),
