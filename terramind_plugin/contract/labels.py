@@ -60,7 +60,10 @@ def _read(job: tuple[str, Path]) -> Mask:
     try:
         with rasterio.open(path) as raster:
             if raster.count != 1:
-                return Mask(path, split, {}, None, f"it has {raster.count} bands, expected one of class ids")
+                problem = f"it has {raster.count} bands, expected one of class ids, e.g. by gdal_translate -b 1"
+                return Mask(path, split, {}, None, problem)
+            if raster.dtypes[0].startswith("complex"):
+                return Mask(path, split, {}, None, "it holds complex numbers")
             values, counts = np.unique(read_middle(raster, [1], LARGEST).values, return_counts=True)
             return Mask(path, split, dict(zip(values.tolist(), counts.tolist(), strict=True)), raster.nodata)
     except UNREADABLE as error:

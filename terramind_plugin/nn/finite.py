@@ -66,10 +66,11 @@ class FiniteGuard:
 def _raise(names: list[str], finite: Tensor) -> None:
     wrong = [name for name, fine in zip(names, finite.tolist(), strict=True) if not fine]
     if wrong:
+        who = f"{' and '.join(wrong)} {'has' if len(wrong) == 1 else 'have'}"
         raise DataError(
-            f"{' and '.join(wrong)} {'has' if len(wrong) == 1 else 'have'} values that are NaN or infinite. Fill them with the mean, 0 if standardised, "
-            "whether pixels or whole bands were not measured. A modality that is missing as a whole is left out of the "
-            "input, or declared by modality_mask where only some samples lack it."
+            f"{who} values that are NaN or infinite. Fill them with the mean, 0 if standardised, whether pixels or "
+            "whole bands were not measured. A modality that is missing as a whole is left out of the input, or declared "
+            "by modality_mask where only some samples lack it."
         )
 
 
