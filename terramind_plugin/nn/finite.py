@@ -69,8 +69,8 @@ def _raise(names: list[str], finite: Tensor) -> None:
         who = f"{' and '.join(wrong)} {'has' if len(wrong) == 1 else 'have'}"
         raise DataError(
             f"{who} values that are NaN or infinite. Fill them with the mean, 0 if standardised, whether pixels or "
-            "whole bands were not measured. A modality that is missing as a whole is left out of the input, or declared "
-            "by modality_mask where only some samples lack it."
+            "whole bands were not measured. A modality that is missing as a whole is left out of the input, or "
+            "declared by modality_mask where only some samples lack it."
         )
 
 

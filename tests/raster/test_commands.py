@@ -15,7 +15,8 @@ import rasterio
 from tests.raster.odd import Case, cases, radar, write, write_case, write_twin
 
 FAMILY = list(cases())
-FEW = [FAMILY[index] for index in (1, 46, 67, 88, 133, 145)]
+FEW = [FAMILY[index] for index in (46, 67, 1, 88, 133, 145)]
+SOME = {"map": FEW[:3], "predict": FEW, "generate": FEW[:2]}
 
 
 def _read(path: Path) -> np.ndarray:
@@ -70,7 +71,7 @@ def _check_family(run: Any, command: str, chosen: Sequence[Case], folder: Path, 
 
 @pytest.mark.parametrize("command", ["map", "predict", "generate"])
 def test_odd_values(run: Any, tmp_path: Path, caplog: Any, command: str) -> None:
-    _check_family(run, command, FEW, tmp_path, caplog)
+    _check_family(run, command, SOME[command], tmp_path, caplog)
 
 
 @pytest.mark.slow
