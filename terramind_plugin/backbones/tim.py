@@ -21,6 +21,7 @@ from terramind_plugin.generation.tokens import TokenGenerator, plan_targets
 from terramind_plugin.inputs import TIM, InputSpec, plan_inputs
 from terramind_plugin.memo.keys import Fingerprint, describe_context, describe_specs, hash_weights, sample_keys, seed_of
 from terramind_plugin.memo.memo import Memo, Value, stack, unstack
+from terramind_plugin.nn.finite import FiniteGuard
 from terramind_plugin.variants import Variant
 
 GENERATOR = "sampler."
@@ -126,6 +127,7 @@ class TerraMindTiM(TerraMindBackbone):
         self.tim_memo = Memo(tim_memo, "thoughts", tim_memo_gib) if tim_memo else None
         self._fingerprint = Fingerprint()
         self.store_generator = tim_store_generator
+        self._guard = FiniteGuard()
         self.step = 0
         """Forward passes in training mode so far."""
         self.register_state_dict_post_hook(_store)
@@ -183,12 +185,14 @@ class TerraMindTiM(TerraMindBackbone):
 
         Raises:
             ConfigError: None of the pre-trained modalities is there, or one of `tim_given` is not.
-            DataError: What is given holds values that are none of its modality.
+            DataError: What is given holds values that are none of its modality, or an image is not finite. In a
+                training step on a GPU the latter is raised by the next step.
         """
-        true = {} if self.given_tokens is None else self.given_tokens(inputs)
+        true = {} if self.given_tokens is None else self.given_tokens(inputs, wait=not self.training)
         seen = {name: x[:, self._channels[name]] for name, x in inputs.items() if name in self._channels}
         if not seen:
             raise ConfigError(f"Thinking needs one of {list(self._channels)}, got {list(inputs)}.")
+        self._guard(seen, wait=not self.training)
         if self.sampler is None:
             return true
         read = {spec.name for spec in self.sampler.inputs}
@@ -209,7 +213,7 @@ class TerraMindTiM(TerraMindBackbone):
             batch = len(next(iter(seen.values())))
             seed = [_mix(self.tim_seed, self.step, _rank(), position) for position in range(batch)]
             self.step += 1
-        return sampler(seen, present=held, seed=seed, decoding=self.decoding)
+        return sampler(seen, present=held, seed=seed, decoding=self.decoding, checked=True)
 
     def _recall(
         self, memo: Memo, sampler: TokenGenerator, seen: Mapping[str, Tensor], present: Mapping[str, Tensor] | None
@@ -229,6 +233,7 @@ class TerraMindTiM(TerraMindBackbone):
                 present=None if present is None else {name: x[rows] for name, x in present.items()},
                 seed=[seed_of(keys[i], self.tim_seed) for i in index],
                 decoding=self.decoding,
+                checked=True,
             )
             return unstack(ids)
 

@@ -21,6 +21,7 @@ from terramind_plugin.memo.keys import describe_specs
 from terramind_plugin.memo.memo import Memo
 from terramind_plugin.nn.embeddings import ImageEmbedding
 from terramind_plugin.nn.encoder import build_blocks, initialise, run_blocks
+from terramind_plugin.nn.finite import zero_nan
 from terramind_plugin.nn.layers import LayerNorm
 from terramind_plugin.nn.token_embeddings import SequenceEmbedding, TokenEmbedding
 from terramind_plugin.variants import Variant
@@ -214,7 +215,7 @@ class TerraMindBackbone(nn.Module):
         present = None
         if modality_mask:
             present = self._measured(inputs, modality_mask)
-            inputs = {name: image.nan_to_num(nan=0.0) for name, image in inputs.items()}
+            inputs = {name: zero_nan(image) for name, image in inputs.items()}
         if self.feature_memo is None:
             return self._select(self._compute(inputs, present))
         return self._select(self.feature_memo.recall(self, inputs, present, self._compute, settings=self._describe()))
