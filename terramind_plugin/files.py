@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from terramind_plugin.errors import DataError, one_line
+import yaml
+
+from terramind_plugin.errors import ConfigError, DataError, one_line
+
+MOST_ENTRIES = 100_000
+"""Values of a YAML file: far more than a configuration has, and few enough to be copied."""
+SOFTWARE = "terramind_plugin"
+"""What pictures say they were drawn with."""
 
 
 @contextmanager
@@ -27,6 +35,48 @@ def completing(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_yaml(path: Path) -> Any:
+    """Return what a YAML file holds.
+
+    Raises:
+        ConfigError: The file cannot be read, is no YAML, or is too large once its aliases are written out.
+    """
+    if not path.is_file():
+        raise ConfigError(f"There is no configuration {path}.")
+    try:
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            entries = _count_entries(node, {})
+            if entries > MOST_ENTRIES:
+                raise ConfigError(
+                    f"{path} holds more than {MOST_ENTRIES} entries once its aliases (*name) are written out, or one "
+                    "that contains itself. Write fewer aliases."
+                )
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: bytes, impossible dates
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path} is no YAML that can be read: {one_line(error)}") from error
+
+
+def _count_entries(node: yaml.Node, known: dict[int, float]) -> float:
+    """Return how many values a node holds, each as often as it is referred to; infinity if it contains itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        parts: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        elif isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_count_entries(part, known) for part in parts)
+    return known[id(node)]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -48,6 +98,26 @@ def write_rows(path: Path, rows: Iterable[Iterable[Any]]) -> None:
         csv.writer(file).writerows(rows)
 
 
+def check_picture(path: Path | None) -> None:
+    """Raise unless a picture can be written to a path: what `write_figure` has written is replaced, nothing else.
+
+    Args:
+        path: File to write; None for none.
+
+    Raises:
+        ConfigError: There is another file.
+    """
+    if path is None or not path.is_file():
+        return
+    with path.open("rb") as file:
+        start = file.read(4096)  # the texts of a PNG come before its pixels
+    if not start.startswith(b"\x89PNG") or b"tEXtSoftware\0" + SOFTWARE.encode() not in start:
+        raise ConfigError(
+            f"{path} is no picture that terramind has drawn, so it is not replaced. Give another name, ending in .png, "
+            "or delete the file first."
+        )
+
+
 def write_figure(path: Path, figure: Any) -> None:
     """Write a Matplotlib figure as PNG, likewise.
 
@@ -57,6 +127,6 @@ def write_figure(path: Path, figure: Any) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with completing(path) as partial:
-            figure.savefig(partial, format="png", dpi=110)
+            figure.savefig(partial, format="png", dpi=110, metadata={"Software": SOFTWARE})
     except OSError as error:
         raise DataError(f"{path} cannot be written: {one_line(error)}. Make room, or choose another place.") from error

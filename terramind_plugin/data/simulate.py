@@ -6,8 +6,10 @@ The scenes themselves come from `terramind_plugin.data.simulation`.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -19,10 +21,11 @@ import numpy as np
 from terramind_plugin.data.simulation.chip import SMALLEST, Chip, simulate_chip
 from terramind_plugin.data.simulation.globe import Globe
 from terramind_plugin.data.simulation.sites import FloodRegions, World
-from terramind_plugin.errors import ConfigError, suggest
+from terramind_plugin.errors import ConfigError, DataError, check_seed, suggest
 from terramind_plugin.files import write_lines, write_text
 from terramind_plugin.geo.raster import parse_color, write_geotiff
 from terramind_plugin.modalities import MODALITIES, Modality
+from terramind_plugin.system import serve
 
 __all__ = ["Chip", "SimulatedDataset", "make_splits", "simulate", "simulate_chip"]
 
@@ -168,21 +171,23 @@ def simulate(
         out: Folder to write to; created if it does not exist.
         chips: Number of chips, at least 3. The first chips of a larger data set are those of a smaller one.
         size: Side of a chip in pixels of 10 m, at least 32.
-        seed: Seed, not negative.
+        seed: Seed, from 0 to 2**32 - 1.
         on_chip: Called after each chip with the number of finished chips and of all chips.
         world: Where the chips lie, a name in `WORLDS`.
         processes: Number of processes that share the work.
 
     Raises:
         ConfigError: An argument is out of range, or the folder holds something else.
+        DataError: One of the processes was killed.
     """
     root = Path(out)
     if world not in WORLDS:
         raise ConfigError(f"There is no world '{world}'.{suggest(world, WORLDS)} Known: {', '.join(WORLDS)}.")
     if size < SMALLEST:
         raise ConfigError(f"Chips of {size} pixels are too small: write a size of at least {SMALLEST}.")
-    if seed < 0 or processes < 1:
-        raise ConfigError(f"The seed must not be negative, processes be at least 1; got {seed} and {processes}.")
+    check_seed(seed)
+    if processes < 1:
+        raise ConfigError(f"processes must be at least 1, got {processes}.")
     splits = make_splits(chips, seed, WORLDS[world])
     parameters: dict[str, Any] = {"version": _VERSION, "chips": chips, "size": size, "seed": seed}
     _claim_folder(root, parameters if world == "floods" else parameters | {"world": world})
@@ -208,8 +213,15 @@ def _make_chips(indices: list[int], root: Path, world: str, seed: int, size: int
         yield from (done for done, _ in enumerate(map(make, indices), start=1))
         return
     # Forked children of a process with threads may hang.
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        yield from (done for done, _ in enumerate(pool.map(make, indices, chunksize=4), start=1))
+    context = get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=serve, initargs=(os.getpid(),)) as pool:
+        try:
+            yield from (done for done, _ in enumerate(pool.map(make, indices, chunksize=4), start=1))
+        except BrokenProcessPool as error:
+            raise DataError(
+                f"One of {processes} processes was killed. Is the memory full? Run the same command again, or with "
+                "fewer --processes; what is finished is kept."
+            ) from error
 
 
 def _make_chip(index: int, *, root: Path, world: str, seed: int, size: int) -> None:

@@ -152,7 +152,7 @@ def read_middle(path: Path, modality: Modality, size: int, patch: int, bands: Se
         source.close()
     if not part.valid.any():
         raise DataError(f"{path} holds no data: every pixel of its middle is missing.")
-    return Chip(Path(path), part.values, part.valid, source.grid.centre())
+    return Chip(source.path, part.values, part.valid, source.grid.centre())
 
 
 def locate(

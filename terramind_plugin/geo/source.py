@@ -24,6 +24,7 @@ from terramind_plugin.errors import ConfigError, DataError, one_line
 from terramind_plugin.geo.rows import RowBuffer
 from terramind_plugin.geo.thumbnail import Thumbnail
 from terramind_plugin.modalities import Modality, find
+from terramind_plugin.raster.paths import is_remote, raster_path
 from terramind_plugin.units import other_unit
 
 logger = logging.getLogger("terramind_plugin")
@@ -124,13 +125,13 @@ class Source:
     """
 
     def __init__(self, path: str | Path, expected: Expected, grid: Grid | None = None, threads: int = 1) -> None:
-        self.path = Path(path)
+        self.path = raster_path(path)
         self.expected = expected
-        if "://" not in str(path) and not str(path).startswith("/vsi") and not self.path.is_file():
+        if not is_remote(path) and not self.path.is_file():
             raise DataError(f"There is no file {path}.")
         try:
             with rasterio.Env(GDAL_NUM_THREADS=threads):
-                self._file = rasterio.open(path)
+                self._file = rasterio.open(str(path))
         except RasterioError as error:
             raise DataError(f"{path} cannot be read as a raster: {one_line(error)}") from error
         if any(name.startswith("complex") for name in self._file.dtypes):
