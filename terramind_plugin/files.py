@@ -6,7 +6,7 @@ import csv
 import math
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -37,6 +37,19 @@ def completing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def check_aliases(path: Path) -> None:
+    """Refuse a YAML file that is small on the disk and huge once its aliases are written out.
+
+    Args:
+        path: The file; what is no YAML passes, for whoever reads it says more.
+
+    Raises:
+        ConfigError: It is too large, or nested too deeply.
+    """
+    with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
+        _compose(yaml.SafeLoader(path.read_text(encoding="utf-8")), path)
+
+
 def read_yaml(path: Path) -> Any:
     """Return what a YAML file holds.
 
@@ -47,23 +60,26 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(f"There is no configuration {path}.")
     try:
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
-        try:
-            node = loader.get_single_node()
-            if node is None:
-                return None
-            entries = _count_entries(node, {})
-            if entries > MOST_ENTRIES:
-                raise ConfigError(
-                    f"{path} holds more than {MOST_ENTRIES} entries once its aliases (*name) are written out, or one "
-                    "that contains itself. Write fewer aliases."
-                )
-            return loader.construct_document(node)
-        finally:
-            loader.dispose()
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: bytes, impossible dates
-        if isinstance(error, ConfigError):
-            raise
+        node = _compose(loader, path)
+        return None if node is None else loader.construct_document(node)
+    except ConfigError:
+        raise
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: bytes, impossible dates
         raise ConfigError(f"{path} is no YAML that can be read: {one_line(error)}") from error
+
+
+def _compose(loader: yaml.SafeLoader, path: Path) -> yaml.Node | None:
+    try:
+        node = loader.get_single_node()
+        entries = 0 if node is None else _count_entries(node, {})
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply. Write fewer brackets or levels.") from None
+    if entries > MOST_ENTRIES:
+        raise ConfigError(
+            f"{path} holds more than {MOST_ENTRIES} entries once its aliases (*name) are written out, or one that "
+            "contains itself. Write fewer aliases."
+        )
+    return node
 
 
 def _count_entries(node: yaml.Node, known: dict[int, float]) -> float:

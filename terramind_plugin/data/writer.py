@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.files import write_rows
 from terramind_plugin.geo.raster import parse_color, write_geotiff
 from terramind_plugin.plotting import LABEL_COLORS
+from terramind_plugin.system import Stopped
 
 logger = logging.getLogger("terramind_plugin")
 
@@ -50,6 +53,7 @@ class GeoTiffWriter(BasePredictionWriter):
         self._types = CLASS_TYPES[0], CONTINUOUS_TYPES[0]
         self._written: dict[Path, str] = {}
         self._rows: list[list[Any]] = []
+        self._inputs: set[tuple[int, int]] | None = None
 
     def setup(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:
         """Take over from TerraTorch's writer.
@@ -69,6 +73,7 @@ class GeoTiffWriter(BasePredictionWriter):
         self._types = choose_types(getattr(trainer, "out_dtype", None) or UNDECIDED)
         self._written.clear()
         self._rows.clear()
+        self._inputs = None
 
     def write_on_batch_end(
         self,
@@ -80,7 +85,12 @@ class GeoTiffWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Write the predictions of a batch."""
+        """Write the predictions of a batch, and stop after them if the run has received SIGTERM.
+
+        Raises:
+            ConfigError: A prediction would replace an image or a label.
+            Stopped: The run has received SIGTERM, which Lightning notes and nothing more.
+        """
         outputs, names = prediction
         outputs = [outputs] if isinstance(outputs, Tensor | tuple) else outputs
         sources = names if isinstance(names, Mapping) else {"image": names}
@@ -92,6 +102,8 @@ class GeoTiffWriter(BasePredictionWriter):
                     self._rows.append([next(iter(files.values()), index), *array.flatten().tolist()])
                 else:
                     self._write(trainer, pl_module, array.float().numpy(), files, suffix, values.is_floating_point())
+        if trainer.received_sigterm:
+            raise Stopped(signal.SIGTERM)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the table of predictions that are no maps."""
@@ -166,7 +178,40 @@ class GeoTiffWriter(BasePredictionWriter):
         before = self._written.setdefault(target, source)
         if before != source:
             raise DataError(f"{before} and {source} would both be written to {target}. Predict them into two folders.")
+        if target.exists():
+            if self._inputs is None:
+                self._inputs = _files_of(getattr(trainer, "datamodule", None))
+            if _identity(target) in self._inputs | {_identity(source)}:
+                raise ConfigError(
+                    f"{target} is an image or a label and would be overwritten. Choose another --predict_output_dir."
+                )
         return target
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    """Return what all names and links of a file have in common."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _files_of(datamodule: Any) -> set[tuple[int, int]]:
+    """Return the identities of all images and labels of a data module, those of other splits included."""
+    dataset = getattr(datamodule, "predict_dataset", None)
+    files = {path for sample in getattr(dataset, "samples", None) or () for path in sample.values()}
+    patterns = getattr(datamodule, "image_grep", None)
+    for split in ("train", "val", "test", "predict"):
+        roots = getattr(datamodule, f"{split}_root", None)
+        for name, root in roots.items() if isinstance(roots, Mapping) else ():
+            files.update(_matching(root, patterns.get(name) if isinstance(patterns, Mapping) else None))
+        files.update(
+            _matching(getattr(datamodule, f"{split}_label_data_root", None), getattr(datamodule, "label_grep", None))
+        )
+    return {_identity(path) for path in files if isinstance(path, str | Path) and os.path.isfile(path)}
+
+
+def _matching(root: Any, pattern: Any) -> Iterator[Path]:
+    if isinstance(root, str | Path) and os.path.isdir(root):
+        yield from Path(root).glob(str(pattern or "*"))
 
 
 def take_over(trainer: Any) -> None:
