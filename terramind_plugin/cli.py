@@ -51,20 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(command: Callable[[], None]) -> int:
     """Run a command, and return 143 if SIGTERM has stopped it, 130 if it was Ctrl-C."""
-    with StopSignals() as signals:
-        try:
+    try:
+        with StopSignals() as signals:
             status = _status(command)
-        except Stopped as stopped:
-            signals.number = stopped.number
-        except KeyboardInterrupt:
-            signals.number = signal.SIGINT
-        except SystemExit:
-            if signals.number is None:
-                raise
-    if signals.number is None:
-        return status
-    print(f"terramind: stopped by {signal.Signals(signals.number).name}.", file=sys.stderr)
-    return exit_status(signals.number)
+            signals.check()  # Lightning notes SIGTERM, and may have come to its end all the same
+            return status
+    except Stopped as stopped:
+        print(f"terramind: stopped by {signal.Signals(stopped.number).name}.", file=sys.stderr)
+        return exit_status(stopped.number)
 
 
 def _status(command: Callable[[], None]) -> int:

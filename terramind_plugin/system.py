@@ -56,7 +56,8 @@ class StopSignals:
 
     A signal raises at once: `Stopped` for SIGTERM, KeyboardInterrupt for SIGINT. It is only noted while `later` is
     entered, so that work can come to a good end first, and while somebody else handles it and calls this handler, as
-    Lightning does with SIGTERM. Nothing changes outside of the main thread, which alone can handle signals.
+    Lightning does with SIGTERM. Whatever the process would end with, the context then ends with `Stopped`. Nothing
+    changes outside of the main thread, which alone can handle signals.
     """
 
     def __init__(self) -> None:
@@ -74,9 +75,11 @@ class StopSignals:
         self.listen()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if isinstance(error, SystemExit | KeyboardInterrupt):  # Lightning has statuses of its own
+            self.check()
 
     def listen(self) -> None:
         """Take the signals back from whoever has asked for them since."""

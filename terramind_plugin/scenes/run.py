@@ -218,7 +218,6 @@ def run_jobs(model: nn.Module, jobs: Sequence[Job], options: Options) -> list[Pa
     Raises:
         ConfigError: An unfinished run has other settings, or is still going on, or a file of the results is an input.
         DataError: A file cannot be read or written.
-        KeyboardInterrupt: SIGINT has stopped the run outside of its row blocks.
         Stopped: A signal has stopped the run, which goes on when it is started again.
     """
     inputs = [path for job in jobs for path in job.inputs.values()]
