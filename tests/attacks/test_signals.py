@@ -98,7 +98,7 @@ def targets(
     radar = write_modality(folder / "radar.tif", "S1GRD", (420, 300))
     optical = write_modality(folder / "optical.tif", "S2L2A", (200, 140))
     windows = ("--crop", "64", "--stride", "48", "--margin", "4", "--batch_size", "2", "--accelerator", "cpu")
-    optics = scenes.root / "data" / "S2L2AHand"
+    data = scenes.root / "data"
     small = {
         "model_args.backbone": "terramind_sim_nano",
         "model_args.necks": [{"name": "terramind_pyramid", "patch_size": 8}],
@@ -124,7 +124,8 @@ def targets(
         Target("fit", ["fit", "--config", setting(small | memo)], 10, "checkpoints", changing=(".ckpt",)),
         Target(
             "tokenize",
-            ["tokenize", "--family", "terramind_sim_nano", "--data", f"S2L2A={optics}", "--out", "out"],
+            ["tokenize", "--family", "terramind_sim_nano", "--out", "out",
+             *(f"--data={name}={data / name}Hand" for name in ("S2L2A", "S1GRD", "DEM", "LULC", "NDVI"))],
             8,
         ),
         Target("simulate", ["simulate", "--out", "out", "--chips", "24", "--size", "128"], 8),
