@@ -98,6 +98,7 @@ def test_chips_and_names(remote: str, folder: Path) -> None:
     assert chip.path.resolve() == chip.path
 
 
+@pytest.mark.parametrize("remote", ["http", "vsizip"], indirect=True)
 def test_generate(remote: str, folder: Path, tmp_path: Path) -> None:
     """A scene goes another way than a chip, so its name is tried there."""
     words = ["--modality", "S2L2A", "--to", "LULC", "--pretrained", "true", *NANO, *WINDOWS]
