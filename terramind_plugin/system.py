@@ -116,26 +116,29 @@ class StopSignals:
             raise Stopped(self.number)
 
 
-def refuse_inputs(path: Path, inputs: Iterable[Path | None]) -> None:
-    """Refuse to write a file over an input, under whatever name, link or hard link.
+def identify(path: str | Path) -> tuple[int, int] | None:
+    """Return what all names and links of a file have in common, or None if there is no such file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a name that no file can have
+        return None
+    return status.st_dev, status.st_ino
+
+
+def refuse_inputs(paths: Iterable[Path], inputs: Iterable[Path | None]) -> None:
+    """Refuse to write files over inputs, under whatever name, link or hard link.
 
     Args:
-        path: File to write.
+        paths: Files to write.
         inputs: Files that are read; None for what is not given.
 
     Raises:
-        ConfigError: It is one of them.
+        ConfigError: One is both.
     """
-    for one in inputs:
-        if one is not None and _is_same(path, one):
+    known = {identify(one) for one in inputs if one is not None} - {None}
+    for path in paths:
+        if identify(path) in known:
             raise ConfigError(f"{path} is an input and would be overwritten. Choose another place with --out.")
-
-
-def _is_same(path: Path, other: Path) -> bool:
-    try:
-        return os.path.samefile(path, other)
-    except (OSError, ValueError):  # what is not there cannot be overwritten
-        return False
 
 
 @contextmanager

@@ -168,8 +168,8 @@ def test_inputs_are_not_overwritten_under_any_name(kind: str, tmp_path: Path) ->
     if kind == "hard link":
         other.hardlink_to(one)
     with pytest.raises(ConfigError, match="is an input and would be overwritten"):
-        refuse_inputs(names[kind], [None, one])
-    refuse_inputs(tmp_path / "new", [one, tmp_path / "not there", None])
+        refuse_inputs([tmp_path / "new", names[kind]], [None, one])
+    refuse_inputs([tmp_path / "new"], [one, tmp_path / "not there", None])
 
 
 @pytest.mark.parametrize("text", ["abc", "1e9", "9" * 30, "-" + "9" * 30])

@@ -45,7 +45,7 @@ def merge_checkpoint(
         ConfigError: The settings are missing or not possible, or the file to write is an input.
         WeightsError: The file holds no adapters, or the base is missing or another one.
     """
-    refuse_inputs(out, [path, base, config])
+    refuse_inputs([out], [path, base, config])
     content, tensors = read_tensors(path)
     marks = [name for name in tensors if name == BASE or name.endswith(f".{BASE}")]
     if len(marks) != 1:

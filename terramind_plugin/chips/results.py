@@ -159,6 +159,6 @@ class Results:
 
     def _target(self, ending: str) -> Path:
         path = self.folder / f"{self.stem}_{ending}"
-        refuse_inputs(path, self.inputs)
+        refuse_inputs([path], self.inputs)
         self.folder.mkdir(parents=True, exist_ok=True)
         return path

@@ -22,7 +22,7 @@ from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.files import write_rows
 from terramind_plugin.geo.raster import parse_color, write_geotiff
 from terramind_plugin.plotting import LABEL_COLORS
-from terramind_plugin.system import Stopped
+from terramind_plugin.system import Stopped, identify
 
 logger = logging.getLogger("terramind_plugin")
 
@@ -53,7 +53,7 @@ class GeoTiffWriter(BasePredictionWriter):
         self._types = CLASS_TYPES[0], CONTINUOUS_TYPES[0]
         self._written: dict[Path, str] = {}
         self._rows: list[list[Any]] = []
-        self._inputs: set[tuple[int, int]] | None = None
+        self._inputs: set[tuple[int, int] | None] | None = None
 
     def setup(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:
         """Take over from TerraTorch's writer.
@@ -181,20 +181,14 @@ class GeoTiffWriter(BasePredictionWriter):
         if target.exists():
             if self._inputs is None:
                 self._inputs = _files_of(getattr(trainer, "datamodule", None))
-            if _identity(target) in self._inputs | {_identity(source)}:
+            if identify(target) in self._inputs | {identify(source)}:
                 raise ConfigError(
                     f"{target} is an image or a label and would be overwritten. Choose another --predict_output_dir."
                 )
         return target
 
 
-def _identity(path: str | Path) -> tuple[int, int]:
-    """Return what all names and links of a file have in common."""
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
-
-
-def _files_of(datamodule: Any) -> set[tuple[int, int]]:
+def _files_of(datamodule: Any) -> set[tuple[int, int] | None]:
     """Return the identities of all images and labels of a data module, those of other splits included."""
     dataset = getattr(datamodule, "predict_dataset", None)
     files = {path for sample in getattr(dataset, "samples", None) or () for path in sample.values()}
@@ -206,7 +200,7 @@ def _files_of(datamodule: Any) -> set[tuple[int, int]]:
         files.update(
             _matching(getattr(datamodule, f"{split}_label_data_root", None), getattr(datamodule, "label_grep", None))
         )
-    return {_identity(path) for path in files if isinstance(path, str | Path) and os.path.isfile(path)}
+    return {identify(path) for path in files if isinstance(path, str | Path)}
 
 
 def _matching(root: Any, pattern: Any) -> Iterator[Path]:

@@ -237,8 +237,9 @@ def _name_maps(out: Path, paths: Sequence[Path]) -> dict[Path, tuple[Path, Path]
                 "another --out each."
             )
         inputs[target] = path
-        refuse_inputs(target, paths)
-    return {path: (target, target.with_suffix(".png")) for target, path in inputs.items()}
+    names = {path: (target, target.with_suffix(".png")) for target, path in inputs.items()}
+    refuse_inputs((target for pair in names.values() for target in pair), paths)
+    return names
 
 
 def _few_shot(options: argparse.Namespace) -> None:

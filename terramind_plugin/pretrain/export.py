@@ -36,7 +36,7 @@ def export_weights(checkpoint: Path, out: Path, dtype: str = "float32") -> int:
         raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got '{dtype}'.")
     if out.suffix != ".safetensors":
         raise ConfigError(f"The file to write must end in .safetensors, got {out}.")
-    refuse_inputs(out, [checkpoint])
+    refuse_inputs([out], [checkpoint])
     _, stored = read_tensors(checkpoint)
     weights: dict[str, Tensor] = {}
     for name, value in stored.items():

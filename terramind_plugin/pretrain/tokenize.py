@@ -58,8 +58,7 @@ def tokenize_folders(
         if name not in known or name not in folders:
             raise ConfigError(f"{name} has no tokenizer in {family}, or no folder: {', '.join(known)}.")
     written = []
-    for name in folders:
-        refuse_inputs(out / f"{name}{ENDING}", ckpt_paths.values())
+    refuse_inputs((out / f"{name}{ENDING}" for name in folders), ckpt_paths.values())
     for name, folder in folders.items():
         path = out / f"{name}{ENDING}"
         tokenizer = build_image_tokenizer(

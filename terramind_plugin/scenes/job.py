@@ -143,8 +143,7 @@ class Job:
             "input": {name: _identity(path) for name, path in self.inputs.items()},
             "date": today(),
         }
-        for path in self.written:
-            refuse_inputs(path, self.inputs.values())
+        refuse_inputs(self.written, self.inputs.values())
 
     def fingerprint(self) -> str:
         """Return a hash of everything that decides on the results."""

@@ -220,10 +220,10 @@ def run_jobs(model: nn.Module, jobs: Sequence[Job], options: Options) -> list[Pa
         DataError: A file cannot be read or written.
         Stopped: A signal has stopped the run, which goes on when it is started again.
     """
-    inputs = [path for job in jobs for path in job.inputs.values()]
-    for job in jobs:
-        for path in job.written:
-            refuse_inputs(path, inputs)
+    # What one scene becomes may be another scene.
+    refuse_inputs(
+        (path for job in jobs for path in job.written), (path for job in jobs for path in job.inputs.values())
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     open_ = [job for job in jobs if options.restart or not job.is_complete()]
     for job in jobs:
