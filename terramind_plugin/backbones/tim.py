@@ -17,7 +17,7 @@ from terramind_plugin.errors import ConfigError, WeightsError
 from terramind_plugin.generation.model import token_key
 from terramind_plugin.generation.schedules import Decoding
 from terramind_plugin.generation.tokens import TokenGenerator, plan_targets
-from terramind_plugin.inputs import InputSpec, plan_inputs
+from terramind_plugin.inputs import TIM, InputSpec, plan_inputs
 from terramind_plugin.memo.keys import Fingerprint, describe_context, describe_specs, hash_weights, sample_keys, seed_of
 from terramind_plugin.memo.memo import Memo, Value, stack, unstack
 from terramind_plugin.variants import Variant
@@ -68,6 +68,8 @@ class TerraMindTiM(TerraMindBackbone):
         ConfigError: A name or number is not possible; the message says what is.
     """
 
+    _advice = TIM
+
     def __init__(
         self,
         variant: Variant,
@@ -85,7 +87,7 @@ class TerraMindTiM(TerraMindBackbone):
         tim_memo_gib: float = 1.0,
         tim_store_generator: bool = True,
         bands: Mapping[str, Sequence[object]] | None = None,
-        new_bands: Sequence[str] = (),
+        new_bands: Sequence[object] = (),
         **kwargs: Any,
     ) -> None:
         targets = plan_targets(tim_modalities)
