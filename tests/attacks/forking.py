@@ -43,15 +43,17 @@ def run_forked(
         work: Returns an exit status.
         folder: For what is printed, and the process's working directory.
         number: The signal.
-        after: Seconds until it is sent.
+        after: Seconds until it is sent, from when the forked process is ready.
         when: Or when to send it.
     """
     assert threading.active_count() == 1 or "PYTEST_XDIST_WORKER" in os.environ, "threads do not survive a fork"
     printed = folder / f"printed{time.monotonic_ns()}.txt"
-    start = time.monotonic()
     child = os.fork()
     if not child:
         _be_the_child(work, folder, printed)
+    while not printed.exists():
+        time.sleep(0.001)
+    start = time.monotonic()
     sent = after is None and when is None
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
