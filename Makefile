@@ -29,12 +29,12 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	@echo "1/5 Simulate flood scenes"
 	@$(BIN)/terramind simulate --out $(OUT)/data --chips 240 --size 64
-	@echo "2/5 Fine-tune: terratorch fit --config $(CONFIG)"
-	@$(BIN)/terratorch fit --config $(CONFIG)
-	@echo "3/5 Test: terratorch test"
-	@$(BIN)/terratorch test --config $(CONFIG) --ckpt_path $(OUT)/checkpoints/best.ckpt
-	@echo "4/5 Predict: terratorch predict"
-	@$(BIN)/terratorch predict --config $(CONFIG) --ckpt_path $(OUT)/checkpoints/best.ckpt \
+	@echo "2/5 Fine-tune: terramind fit --config $(CONFIG)"
+	@$(BIN)/terramind fit --config $(CONFIG)
+	@echo "3/5 Test: terramind test"
+	@$(BIN)/terramind test --config $(CONFIG) --ckpt_path $(OUT)/checkpoints/best.ckpt
+	@echo "4/5 Predict: terramind predict"
+	@$(BIN)/terramind predict --config $(CONFIG) --ckpt_path $(OUT)/checkpoints/best.ckpt \
 		--predict_output_dir $(OUT)/predictions
 	@echo "5/5 Draw"
 	@$(BIN)/terramind figure --data $(OUT)/data/data --predictions $(OUT)/predictions --out $(OUT)/figure.png
@@ -77,7 +77,7 @@ nano/worlds/splits/flood_test_data.txt: | $(STAMP)
 nano/tokenizers/%/done: nano/worlds/splits/flood_test_data.txt
 	@echo "Training the tokenizer of $*"
 	@mkdir -p $(@D)
-	@OMP_NUM_THREADS=1 $(BIN)/terratorch fit --config configs/pretrain/tokenizer_$*.yaml \
+	@OMP_NUM_THREADS=1 $(BIN)/terramind fit --config configs/pretrain/tokenizer_$*.yaml \
 		$(if $(wildcard $(@D)/last.ckpt),--ckpt_path $(@D)/last.ckpt) > $(@D)/log.txt 2>&1 \
 		|| (tail -5 $(@D)/log.txt; exit 1)
 	@touch $@
@@ -89,7 +89,7 @@ nano/tokens/done: $(TRAINED)
 	@touch $@
 
 nano/masked/done: nano/tokens/done
-	@$(BIN)/terratorch fit --config configs/pretrain/masked_nano.yaml \
+	@$(BIN)/terramind fit --config configs/pretrain/masked_nano.yaml \
 		$(if $(wildcard nano/masked/last.ckpt),--ckpt_path nano/masked/last.ckpt)
 	@touch $@
 

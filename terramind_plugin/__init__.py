@@ -31,6 +31,7 @@ _LAZY = {
     "BackboneUnfreeze": "terramind_plugin.callbacks",
     "FiniteLoss": "terramind_plugin.callbacks",
     "GeoTiffWriter": "terramind_plugin.data.writer",
+    "RunGuard": "terramind_plugin.data.guard",
     "MemoLog": "terramind_plugin.memo.log",
     "SegmentationImages": "terramind_plugin.callbacks",
     "plot_modality": "terramind_plugin.plotting",

@@ -15,6 +15,7 @@ from torch import Tensor
 from terramind_plugin.data.classes import class_names_of
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.plotting import plot_sample
+from terramind_plugin.system import settle_status
 from terramind_plugin.thoughts import ThoughtPainter, find_thinker
 
 logger = logging.getLogger("terramind_plugin")
@@ -48,6 +49,10 @@ class FiniteLoss(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the losses that are left."""
         self._look(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let the process end with 143 if SIGTERM has stopped the run."""
+        settle_status(exception, stopped=trainer.received_sigterm)
 
     def _look(self, trainer: Trainer) -> None:
         unseen, self._unseen = self._unseen, []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from terramind_plugin.errors import CheckError, ConfigError, DataError, WeightsE
 from terramind_plugin.evaluate import commands as evaluate
 from terramind_plugin.mapping import commands as mapping
 from terramind_plugin.pretrain import commands as pretrain
+from terramind_plugin.system import Stopped, StopSignals, end_with_parent, exit_status
 
 TERRATORCH_COMMANDS = {
     "fit": "fine-tune a model",
@@ -31,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words of the command line; None takes those of the process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if int(os.environ.get("LOCAL_RANK") or 0):
+        end_with_parent(os.getppid())
     if words and (words[0] in TERRATORCH_COMMANDS or words[0] in ("-c", "--config", "--print_config")):
         return _run(lambda: _terratorch(words))
     parser = build_parser()
@@ -45,6 +50,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(command: Callable[[], None]) -> int:
+    """Run a command, and return 143 if SIGTERM has stopped it, 130 if it was Ctrl-C."""
+    try:
+        with StopSignals() as signals:
+            status = _status(command)
+            signals.check()  # Lightning notes SIGTERM, and may have come to its end all the same
+            return status
+    except Stopped as stopped:
+        print(f"terramind: stopped by {signal.Signals(stopped.number).name}.", file=sys.stderr)
+        return exit_status(stopped.number)
+
+
+def _status(command: Callable[[], None]) -> int:
     try:
         command()
     except CheckError as error:

@@ -7,6 +7,9 @@ import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LAST_SEED = 2**32 - 1
+"""The largest seed that NumPy, PyTorch and Lightning all take."""
+
 
 class ConfigError(ValueError):
     """A name or argument in a configuration or call is wrong."""
@@ -35,6 +38,21 @@ class CheckError(ValueError):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+def check_seed(seed: object, name: str = "seed") -> int:
+    """Return the seed of random numbers.
+
+    Args:
+        seed: What was given.
+        name: Of the option or key, for the message.
+
+    Raises:
+        ConfigError: It is no whole number from 0 to `LAST_SEED`.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LAST_SEED:
+        raise ConfigError(f"{name} must be a whole number from 0 to {LAST_SEED}, got {seed}.")
+    return seed
 
 
 def one_line(error: object) -> str:

@@ -6,6 +6,7 @@ import csv
 import errno
 import hashlib
 import io
+import math
 import os
 import platform
 import re
@@ -17,7 +18,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from terramind_plugin.errors import DataError, one_line
+import yaml
+
+from terramind_plugin.errors import ConfigError, DataError, one_line
+
+MOST_ENTRIES = 100_000
+"""Values of a YAML file: far more than a configuration has, and few enough to be copied."""
+SOFTWARE = "terramind_plugin"
+"""What pictures say they were drawn with."""
 
 _TEMPORARY = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)-[0-9a-f]{6}\.tmp")
 """Name of an unfinished file: the final name, where and by which process it is written, a random number."""
@@ -161,6 +169,64 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
         file.write(content)
 
 
+def check_aliases(path: Path) -> None:
+    """Refuse a YAML file that is small on the disk and huge once its aliases are written out.
+
+    Args:
+        path: The file; what is no YAML passes, for whoever reads it says more.
+
+    Raises:
+        ConfigError: It is too large, or nested too deeply.
+    """
+    with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
+        _compose(yaml.SafeLoader(path.read_text(encoding="utf-8")), path)
+
+
+def read_yaml(path: Path) -> Any:
+    """Return what a YAML file holds.
+
+    Raises:
+        ConfigError: The file cannot be read, is no YAML, or is too large once its aliases are written out.
+    """
+    if not path.is_file():
+        raise ConfigError(f"There is no configuration {path}.")
+    try:
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        node = _compose(loader, path)
+        return None if node is None else loader.construct_document(node)
+    except ConfigError:
+        raise
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: bytes, impossible dates
+        raise ConfigError(f"{path} is no YAML that can be read: {one_line(error)}") from error
+
+
+def _compose(loader: yaml.SafeLoader, path: Path) -> yaml.Node | None:
+    try:
+        node = loader.get_single_node()
+        entries = 0 if node is None else _count_entries(node, {})
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply. Write fewer brackets or levels.") from None
+    if entries > MOST_ENTRIES:
+        raise ConfigError(
+            f"{path} holds more than {MOST_ENTRIES} entries once its aliases (*name) are written out, or one that "
+            "contains itself. Write fewer aliases."
+        )
+    return node
+
+
+def _count_entries(node: yaml.Node, known: dict[int, float]) -> float:
+    """Return how many values a node holds, each as often as it is referred to; infinity if it contains itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        parts: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        elif isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_count_entries(part, known) for part in parts)
+    return known[id(node)]
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text in UTF-8, and the folders that lead to it; errors as in `write_bytes`."""
     write_bytes(path, text.encode())
@@ -178,6 +244,26 @@ def write_rows(path: Path, rows: Iterable[Iterable[Any]]) -> None:
     write_text(path, text.getvalue())
 
 
+def check_picture(path: Path | None) -> None:
+    """Raise unless a picture can be written to a path: what `write_figure` has written is replaced, nothing else.
+
+    Args:
+        path: File to write; None for none.
+
+    Raises:
+        ConfigError: There is another file.
+    """
+    if path is None or not path.is_file():
+        return
+    with path.open("rb") as file:
+        start = file.read(4096)  # the texts of a PNG come before its pixels
+    if not start.startswith(b"\x89PNG") or b"tEXtSoftware\0" + SOFTWARE.encode() not in start:
+        raise ConfigError(
+            f"{path} is no picture that terramind has drawn, so it is not replaced. Give another name, ending in .png, "
+            "or delete the file first."
+        )
+
+
 def write_figure(path: Path, figure: Any) -> None:
     """Write a Matplotlib figure as PNG, and the folders that lead to it.
 
@@ -185,7 +271,7 @@ def write_figure(path: Path, figure: Any) -> None:
         DataError: It cannot be written.
     """
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
+    figure.savefig(picture, format="png", dpi=110, metadata={"Software": SOFTWARE})
     try:
         write_bytes(path, picture.getbuffer())
     except OSError as error:

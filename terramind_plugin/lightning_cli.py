@@ -29,11 +29,14 @@ from terramind_plugin.checkpoints import check_types, model_args_of, read_file, 
 from terramind_plugin.data.classes import compare_class_names
 from terramind_plugin.data.statistics import band_statistics, describe_statistics
 from terramind_plugin.errors import ConfigError, DataError, WeightsError
+from terramind_plugin.files import check_aliases
 
 logger = logging.getLogger("terramind_plugin")
 
 RASTER_OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
 """Do not list a folder for each file that is opened; TerraTorch sets the same."""
+
+YAML_ENDINGS = (".yaml", ".yml", ".json")
 
 
 class StatisticsTrainer(MyTrainer):
@@ -239,6 +242,10 @@ def make_cli(
 
 def _make(parser: dict[str, Any], kind: type[TerraMindCLI] = TerraMindCLI, **more: Any) -> TerraMindCLI:
     os.environ.update(RASTER_OPTIONS)
+    for word in more.get("args", sys.argv[1:]):
+        path = Path(word.rpartition("=")[2])
+        if path.suffix in YAML_ENDINGS and path.is_file():
+            check_aliases(path)
     assert terramind_plugin.__version__  # the import above is what registers the models
     try:
         return kind(

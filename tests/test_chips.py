@@ -395,7 +395,7 @@ def test_reconstruct_refuses(files: dict[str, Path], tmp_path: Path, capsys: Any
     (tmp_path / "text.tif").write_text("no raster")
     assert "cannot be read as a raster" in refused(tmp_path / "text.tif", "S2L2A")
     assert "from 1 to 1000" in refused(files["S2L2A"], "S2L2A", "--steps", "0")
-    assert "seed must not be negative" in refused(files["S2L2A"], "S2L2A", "--seed", "-1")
+    assert "seed must be a whole number" in refused(files["S2L2A"], "S2L2A", "--seed", "-1")
     assert "Checkpoint not found" in refused(files["S2L2A"], "S2L2A", "--ckpt_path", tmp_path / "none.pt")
     ids = _write(tmp_path / "ids.tif", np.full((1, 64, 64), 12, np.uint8), files["LULC"])
     assert "whole numbers from 0 to 9, found 12" in refused(ids, "LULC")

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from terramind_plugin.adapt.lora import BASE, merge_lora
 from terramind_plugin.checkpoints import load_into, model_args_of, settings_of
 from terramind_plugin.errors import ConfigError, WeightsError
-from terramind_plugin.files import write_bytes
+from terramind_plugin.files import read_yaml, write_bytes
+from terramind_plugin.system import refuse_inputs
 from terramind_plugin.weights import read_tensors
 
 OF_THE_RUN = ("optimizer_states", "lr_schedulers", "callbacks")
@@ -44,9 +44,10 @@ def merge_checkpoint(
         config: YAML of the run; None for the settings that the checkpoint holds.
 
     Raises:
-        ConfigError: The settings are missing or not possible.
+        ConfigError: The settings are missing or not possible, or the file to write is an input.
         WeightsError: The file holds no adapters, or the base is missing or another one.
     """
+    refuse_inputs([out], [path, base, config])
     content, tensors = read_tensors(path)
     marks = [name for name in tensors if name == BASE or name.endswith(f".{BASE}")]
     if len(marks) != 1:
@@ -103,10 +104,7 @@ def _settings(content: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    settings = read_yaml(path)
     for key in ("model", "init_args", "model_args"):
         settings = settings.get(key) if isinstance(settings, Mapping) else None
     if not isinstance(settings, Mapping):

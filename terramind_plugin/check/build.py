@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from terramind_plugin import causes, lightning_cli
 from terramind_plugin.check.keys import check_agreement, check_model_args, check_training
 from terramind_plugin.contract.findings import Finding
 from terramind_plugin.errors import ConfigError, DataError, WeightsError, one_line
+from terramind_plugin.files import read_yaml
 
 MEMOS = ("backbone_tim_memo", "backbone_feature_memo")
 """Settings that would write to the disk."""
@@ -97,9 +97,9 @@ def build_again(built: Built) -> Any:
 
 def _read(config: Path, built: Built) -> dict[str, Any] | None:
     try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: bytes, impossible dates
-        built.findings.append(Finding("yaml: parsing", "error", f"{config} cannot be read: {one_line(error)}"))
+        content = read_yaml(config)
+    except ConfigError as error:
+        built.findings.append(Finding("yaml: parsing", "error", one_line(error)))
         return None
     if not isinstance(content, dict):
         built.findings.append(Finding("yaml: parsing", "error", f"{config} is no mapping with data, model, trainer."))

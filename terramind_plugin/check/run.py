@@ -12,6 +12,7 @@ from terramind_plugin.check.step import check_step
 from terramind_plugin.contract.findings import Finding
 from terramind_plugin.contract.plan import DataPlan, describe
 from terramind_plugin.contract.run import check_data
+from terramind_plugin.files import check_picture
 
 
 def check(
@@ -27,9 +28,10 @@ def check(
         sheet: Picture of the data to write.
 
     Raises:
-        ConfigError: The picture cannot be written.
+        ConfigError: The picture cannot be written, or another file has its name.
         DataError: There is nothing to draw on it.
     """
+    check_picture(sheet)
     built = build(config, words)
     findings = list(built.findings)
     if built.model is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from terramind_plugin.errors import ConfigError
+from terramind_plugin.raster.paths import raster_path
 from terramind_plugin.scenes.words import add_scene_options, scene_options
 from terramind_plugin.variants import SIZES, VARIANTS
 
@@ -19,13 +20,13 @@ def add_commands(commands: Any) -> None:
     """Add both commands to the subparsers of `terramind`."""
     text = "encode a chip to tokens and decode it again"
     reconstruct = commands.add_parser("reconstruct", help=text, description=f"{text.capitalize()}.")
-    reconstruct.add_argument("chip", type=Path, help=f"raster {WHAT}")
+    reconstruct.add_argument("chip", type=raster_path, help=f"raster {WHAT}")
     _add_common(reconstruct)
     reconstruct.set_defaults(run=_reconstruct)
 
     text = "imagine other modalities of chips and whole scenes"
     generate = commands.add_parser("generate", help=text, description=f"{text.capitalize()}.")
-    generate.add_argument("scene", type=Path, nargs="+", help=f"raster of any size, {WHAT}")
+    generate.add_argument("scene", type=raster_path, nargs="+", help=f"raster of any size, {WHAT}")
     _add_common(generate)
     generate.add_argument(
         "--to", required=True, metavar="NAMES", help="outputs in the order of generation, e.g. S1GRD,DEM,LULC,coords"

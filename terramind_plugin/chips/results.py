@@ -13,11 +13,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from terramind_plugin.chips.reading import Chip
-from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.errors import ConfigError
 from terramind_plugin.files import write_figure, write_text
 from terramind_plugin.generation.generator import Places
 from terramind_plugin.geo.raster import parse_color, write_geotiff
 from terramind_plugin.modalities import Modality
+from terramind_plugin.system import refuse_inputs
 
 NO_CLASS = 0
 """The land cover class for no data."""
@@ -57,7 +58,7 @@ class Results:
             raise ConfigError(f"Cannot write into {self.folder}: it is a file. Give a folder.")
         self.grid = chips[0].grid
         self.stem = chips[0].path.stem
-        self.inputs = [chip.path.resolve() for chip in chips]
+        self.inputs = [chip.path for chip in chips]
         self.valid = np.logical_or.reduce([chip.valid for chip in chips])
         self.tags = dict(tags)
         self.written: list[Path] = []
@@ -158,7 +159,6 @@ class Results:
 
     def _target(self, ending: str) -> Path:
         path = self.folder / f"{self.stem}_{ending}"
-        if path.resolve() in self.inputs:
-            raise DataError(f"{path} is an input and would be overwritten. Choose another folder with --out.")
+        refuse_inputs([path], self.inputs)
         self.folder.mkdir(parents=True, exist_ok=True)
         return path

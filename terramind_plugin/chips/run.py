@@ -19,7 +19,7 @@ from terramind_plugin.builders import build_image_tokenizer
 from terramind_plugin.chips.picture import Output, draw_results
 from terramind_plugin.chips.reading import Chip, pad, read_chip
 from terramind_plugin.chips.results import NO_CLASS, Results, spread_of
-from terramind_plugin.errors import ConfigError, WeightsNotFoundError
+from terramind_plugin.errors import ConfigError, WeightsNotFoundError, check_seed
 from terramind_plugin.generation.generator import Places, TerraMindGenerator
 from terramind_plugin.generation.standardisation import Standardisation
 from terramind_plugin.generation.tokens import plan_targets
@@ -63,8 +63,7 @@ class Settings:
         """Raise a ConfigError if a number is not possible, before anything slow begins."""
         if not 1 <= self.steps <= TRAINING_STEPS:
             raise ConfigError(f"steps must be from 1 to {TRAINING_STEPS}, got {self.steps}.")
-        if self.seed < 0:
-            raise ConfigError(f"seed must not be negative, got {self.seed}.")
+        check_seed(self.seed)
 
     def describe(self, model: str, variant: Variant, chips: Sequence[Chip] = ()) -> dict[str, str]:
         """Return the tags of what the model makes."""

@@ -19,6 +19,7 @@ from terramind_plugin.errors import ConfigError
 from terramind_plugin.geo.source import Expected, Source
 from terramind_plugin.memo.keys import hash_weights
 from terramind_plugin.modalities import resolve
+from terramind_plugin.raster.paths import raster_path
 from terramind_plugin.scenes.job import Options, check_names, plan_job
 
 
@@ -111,7 +112,7 @@ def _sort_inputs(
         if entry.kind == "sequence":
             positions[entry.name] = read_position(entry, source)
         else:
-            others[entry.name] = Path(source)
+            others[entry.name] = raster_path(source)
     if others and len(files) > 1:
         raise ConfigError(f"--input {next(iter(others))} belongs to one scene, got {len(files)}. Run one command each.")
     return [{first: path, **others} for path in files], positions

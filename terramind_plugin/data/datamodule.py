@@ -28,6 +28,7 @@ from terramind_plugin.data.arguments import (
 )
 from terramind_plugin.data.classes import class_names_of, compare_class_names
 from terramind_plugin.data.dataset import CHECKED, ReadingPlan, UnlabelledSamples, collate
+from terramind_plugin.data.guard import guard
 from terramind_plugin.data.transforms import build_transforms
 from terramind_plugin.data.writer import take_over
 from terramind_plugin.errors import ConfigError, DataError
@@ -171,6 +172,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):
             DataError: They do not hold what the configuration says.
         """
         self._check_configured(stage)
+        guard(self.trainer)
         names = class_names_of(self._task(), None)
         compare_class_names(self.class_names, names, ("data.init_args", "model.init_args"))
         plan = ReadingPlan(

@@ -10,7 +10,7 @@ import numpy as np
 import rasterio
 
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.files import write_figure
+from terramind_plugin.files import check_picture, write_figure
 from terramind_plugin.plotting import plot_samples
 
 INPUTS = {"S2L1C": ("S2L1CHand", "_S2Hand.tif"), "S1GRD": ("S1GRDHand", "_S1Hand.tif")}
@@ -28,11 +28,12 @@ def draw_predictions(data: Path, predictions: Path, out: Path, *, chips: int, cl
         class_names: Names of the classes.
 
     Raises:
-        ConfigError: `chips` is less than 1.
+        ConfigError: `chips` is less than 1, or `out` is another file than a picture.
         DataError: There is no prediction, or none has an input in `data`.
     """
     if chips < 1:
         raise ConfigError(f"chips must be at least 1, got {chips}.")
+    check_picture(out)
     rows = []
     for prediction in sorted(predictions.rglob("*_pred.tif")):
         name = _chip_name(prediction)

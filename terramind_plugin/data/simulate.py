@@ -6,8 +6,10 @@ The scenes themselves come from `terramind_plugin.data.simulation`.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,11 +22,12 @@ import numpy as np
 from terramind_plugin.data.simulation.chip import SMALLEST, Chip, simulate_chip
 from terramind_plugin.data.simulation.globe import Globe
 from terramind_plugin.data.simulation.sites import FloodRegions, World
-from terramind_plugin.errors import ConfigError, suggest
+from terramind_plugin.errors import ConfigError, DataError, check_seed, suggest
 from terramind_plugin.files import write_lines, write_text
 from terramind_plugin.geo.raster import parse_color, write_geotiff
 from terramind_plugin.modalities import MODALITIES, Modality
 from terramind_plugin.raster.complete import is_complete
+from terramind_plugin.system import serve
 
 __all__ = ["Chip", "SimulatedDataset", "make_splits", "simulate", "simulate_chip"]
 
@@ -171,21 +174,23 @@ def simulate(
         out: Folder to write to; created if it does not exist.
         chips: Number of chips, at least 3. The first chips of a larger data set are those of a smaller one.
         size: Side of a chip in pixels of 10 m, at least 32.
-        seed: Seed, not negative.
+        seed: Seed, from 0 to 2**32 - 1.
         on_chip: Called after each chip with the number of finished chips and of all chips.
         world: Where the chips lie, a name in `WORLDS`.
         processes: Number of processes that share the work.
 
     Raises:
         ConfigError: An argument is out of range, or the folder holds something else.
+        DataError: One of the processes was killed.
     """
     root = Path(out)
     if world not in WORLDS:
         raise ConfigError(f"There is no world '{world}'.{suggest(world, WORLDS)} Known: {', '.join(WORLDS)}.")
     if size < SMALLEST:
         raise ConfigError(f"Chips of {size} pixels are too small: write a size of at least {SMALLEST}.")
-    if seed < 0 or processes < 1:
-        raise ConfigError(f"The seed must not be negative, processes be at least 1; got {seed} and {processes}.")
+    check_seed(seed)
+    if processes < 1:
+        raise ConfigError(f"processes must be at least 1, got {processes}.")
     splits = make_splits(chips, seed, WORLDS[world])
     parameters: dict[str, Any] = {"version": _VERSION, "chips": chips, "size": size, "seed": seed}
     _claim_folder(root, parameters if world == "floods" else parameters | {"world": world})
@@ -214,8 +219,15 @@ def _mapper(processes: int) -> Iterator[Callable[..., Iterable[Any]]]:
         yield map
         return
     # Forked children of a process with threads may hang.
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        yield partial(pool.map, chunksize=4)
+    context = get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=serve, initargs=(os.getpid(),)) as pool:
+        try:
+            yield partial(pool.map, chunksize=4)
+        except BrokenProcessPool as error:
+            raise DataError(
+                f"One of {processes} processes was killed. Is the memory full? Run the same command again, or with "
+                "fewer --processes; what is finished is kept."
+            ) from error
 
 
 def _is_whole(name: str, *, root: Path) -> bool:

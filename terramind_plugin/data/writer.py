@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import signal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from terramind_plugin.geo.raster import parse_color, write_geotiff
 from terramind_plugin.plotting import LABEL_COLORS
 from terramind_plugin.raster.georeference import check_georeference
 from terramind_plugin.raster.missing import read_pixels
+from terramind_plugin.system import Stopped, identify
 
 logger = logging.getLogger("terramind_plugin")
 
@@ -57,6 +60,7 @@ class GeoTiffWriter(BasePredictionWriter):
         self._results: FiniteResults | None = None
         self._undeclared: dict[Path | str, int] = {}
         self._not_finite: dict[Path | str, int] = {}
+        self._inputs: set[tuple[int, int] | None] | None = None
 
     def setup(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:
         """Take over from TerraTorch's writer.
@@ -78,6 +82,7 @@ class GeoTiffWriter(BasePredictionWriter):
         self._rows.clear()
         self._undeclared.clear()
         self._not_finite.clear()
+        self._inputs = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch the scores that the task makes classes of."""
@@ -93,7 +98,12 @@ class GeoTiffWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Write the predictions of a batch."""
+        """Write the predictions of a batch, and stop after them if the run has received SIGTERM.
+
+        Raises:
+            ConfigError: A prediction would replace an image or a label.
+            Stopped: The run has received SIGTERM, which Lightning notes and nothing more.
+        """
         outputs, names = prediction
         outputs = [outputs] if isinstance(outputs, Tensor | tuple) else outputs
         sources = names if isinstance(names, Mapping) else {"image": names}
@@ -109,6 +119,8 @@ class GeoTiffWriter(BasePredictionWriter):
                     self._write(
                         trainer, pl_module, array.float().numpy(), files, suffix, values.is_floating_point(), bad
                     )
+        if trainer.received_sigterm:
+            raise Stopped(signal.SIGTERM)
 
     def _add_row(self, name: str, array: Tensor, bad: Any) -> None:
         """Keep what was predicted for a sample; nothing where its scores are not finite."""
@@ -214,7 +226,34 @@ class GeoTiffWriter(BasePredictionWriter):
         before = self._written.setdefault(target, source)
         if before != source:
             raise DataError(f"{before} and {source} would both be written to {target}. Predict them into two folders.")
+        if target.exists():
+            if self._inputs is None:
+                self._inputs = _files_of(getattr(trainer, "datamodule", None))
+            if identify(target) in self._inputs | {identify(source)}:
+                raise ConfigError(
+                    f"{target} is an image or a label and would be overwritten. Choose another --predict_output_dir."
+                )
         return target
+
+
+def _files_of(datamodule: Any) -> set[tuple[int, int] | None]:
+    """Return the identities of all images and labels of a data module, those of other splits included."""
+    dataset = getattr(datamodule, "predict_dataset", None)
+    files = {path for sample in getattr(dataset, "samples", None) or () for path in sample.values()}
+    patterns = getattr(datamodule, "image_grep", None)
+    for split in ("train", "val", "test", "predict"):
+        roots = getattr(datamodule, f"{split}_root", None)
+        for name, root in roots.items() if isinstance(roots, Mapping) else ():
+            files.update(_matching(root, patterns.get(name) if isinstance(patterns, Mapping) else None))
+        files.update(
+            _matching(getattr(datamodule, f"{split}_label_data_root", None), getattr(datamodule, "label_grep", None))
+        )
+    return {identify(path) for path in files if isinstance(path, str | Path)}
+
+
+def _matching(root: Any, pattern: Any) -> Iterator[Path]:
+    if isinstance(root, str | Path) and os.path.isdir(root):
+        yield from Path(root).glob(str(pattern or "*"))
 
 
 def take_over(trainer: Any) -> None:

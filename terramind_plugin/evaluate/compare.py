@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,12 +15,13 @@ from typing import Any
 
 import yaml
 
-from terramind_plugin.errors import ConfigError, DataError, one_line
+from terramind_plugin.errors import ConfigError, DataError, check_seed
 from terramind_plugin.evaluate.arms import check_arms, make_arm
 from terramind_plugin.evaluate.budgets import Budget, choose, limit_labels
-from terramind_plugin.files import write_lines, write_text
+from terramind_plugin.files import read_yaml, write_lines, write_text
+from terramind_plugin.system import locked
 
-RESULT, LOG, CONFIG = "result.json", "log.txt", "config.yaml"
+RESULT, LOG, CONFIG, LOCK = "result.json", "log.txt", "config.yaml", "lock"
 SPLIT = "train.txt"
 """Training samples of a run with some of the labels."""
 LAST_LINES = 15
@@ -81,14 +83,17 @@ def compare(plan: Comparison, on_run: Callable[[Run, bool], None] = lambda run, 
 
     Raises:
         ConfigError: The configuration cannot be read or has no TerraMind backbone, an arm is unknown, or a run's folder
-            holds something else, or there are fewer labels than asked for.
+            holds something else or is worked on by another comparison, or there are fewer labels than asked for.
         DataError: A run failed; the message shows the end of its log.
     """
     arms = check_arms(plan.arms)
     if plan.seeds < 1:
         raise ConfigError(f"seeds must be at least 1, got {plan.seeds}.")
     config = read_config(plan.config)
-    first = int(config.get("seed_everything") or 0)
+    first = config.get("seed_everything")
+    # true asks Lightning for any seed.
+    first = 0 if first is None or isinstance(first, bool) else check_seed(first, f"seed_everything of {plan.config}")
+    check_seed(first + plan.seeds - 1, "The last seed")
     # One seed after the other: a machine that slows down slows all arms.
     jobs = {
         run: _plan(config, run, plan.words)
@@ -96,6 +101,9 @@ def compare(plan: Comparison, on_run: Callable[[Run, bool], None] = lambda run, 
         for labels in dict.fromkeys(plan.labels)
         for run in [_name(plan.out, arm, first + number, labels) for arm in arms]
     }
+    for run in jobs:
+        if plan.config.resolve().is_relative_to(run.folder):
+            raise ConfigError(f"{plan.config} lies in {run.folder}, which is emptied. Copy it to another folder first.")
     results = {}
     for run, job in jobs.items():
         known = _finished(run, job)
@@ -124,12 +132,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: The file is not there or is no YAML mapping.
     """
-    if not path.is_file():
-        raise ConfigError(f"There is no configuration {path}.")
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no YAML: {one_line(error)}") from error
+    config = read_yaml(path)
     if not isinstance(config, dict):
         raise ConfigError(f"{path} holds no configuration.")
     return config
@@ -148,32 +151,47 @@ def _finished(run: Run, job: Job) -> dict[str, Any] | None:
 
 def _execute(run: Run, job: Job) -> dict[str, Any]:
     """Run in a new process and a new folder and return the result."""
-    _empty(run.folder)
-    config, target = run.folder / CONFIG, run.folder / "measured.json"
-    write_text(config, job.text)
-    if job.ids is not None:
-        write_lines(run.folder / SPLIT, job.ids)
-    command = [sys.executable, "-m", "terramind_plugin.evaluate.run", config, target, run.arm, run.seed, *job.words]
-    with open(run.folder / LOG, "w", encoding="utf-8") as log:
-        status = subprocess.run([*map(str, command)], stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-    if status:
-        lines = (run.folder / LOG).read_text(errors="replace").strip().splitlines()
-        reason = lines[-1:] if status == 2 else lines[-LAST_LINES:]
-        raise DataError(f"{run} failed. {run.folder / LOG} ends with:\n" + "\n".join(reason))
-    result = json.loads(target.read_text()) | {"settings": job.digest(), "labels": run.labels}
-    write_text(run.folder / RESULT, json.dumps(result, indent=1) + "\n")
-    target.unlink()
+    _claim(run.folder)
+    busy = f"Another comparison is working on {run.folder}. Wait for it, or choose another --out."
+    with locked(run.folder / LOCK, busy) as lock:
+        _empty(run.folder)
+        config, target = run.folder / CONFIG, run.folder / "measured.json"
+        write_text(config, job.text)
+        if job.ids is not None:
+            write_lines(run.folder / SPLIT, job.ids)
+        arguments = [os.getpid(), "terramind_plugin.evaluate.run", config, target, run.arm, run.seed, *job.words]
+        command = [sys.executable, "-m", "terramind_plugin.system", *map(str, arguments)]
+        with open(run.folder / LOG, "w", encoding="utf-8") as log:
+            # It holds the lock, too: the folder is free when both have ended.
+            status = subprocess.run(
+                command, stdout=log, stderr=subprocess.STDOUT, check=False, pass_fds=[lock]
+            ).returncode
+        if status:
+            lines = (run.folder / LOG).read_text(errors="replace").strip().splitlines()
+            reason = lines[-1:] if status == 2 else lines[-LAST_LINES:]
+            raise DataError(f"{run} failed. {run.folder / LOG} ends with:\n" + "\n".join(reason))
+        result = json.loads(target.read_text()) | {"settings": job.digest(), "labels": run.labels}
+        write_text(run.folder / RESULT, json.dumps(result, indent=1) + "\n")
+        target.unlink()
     return result
 
 
-def _empty(folder: Path) -> None:
-    """Make a folder for a run, without what a run that was broken off has left: a memo must start empty.
+def _claim(folder: Path) -> None:
+    """Make a folder for a run.
 
     Raises:
         ConfigError: The folder holds something else.
     """
-    if folder.exists():
-        if any(folder.iterdir()) and not (folder / CONFIG).is_file():
-            raise ConfigError(f"{folder} is not empty and not of a comparison. Choose another --out.")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    if folder.exists() and not (folder / CONFIG).is_file() and any(path.name != LOCK for path in folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty and not of a comparison. Choose another --out.")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _empty(folder: Path) -> None:
+    """Delete what a run that was broken off has left: a memo must start empty."""
+    # The configuration marks the folder as one of a comparison, so it goes last.
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == CONFIG):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()

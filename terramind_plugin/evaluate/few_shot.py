@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from terramind_plugin.backbones.build import build_backbone
 from terramind_plugin.backbones.vit import TerraMindBackbone
 from terramind_plugin.chips.run import fixed_random_weights
-from terramind_plugin.errors import ConfigError, DataError, one_line
+from terramind_plugin.errors import ConfigError, DataError, check_seed, one_line
 from terramind_plugin.evaluate.places import RASTERS, Chip, batches, best_device, check_variant
 from terramind_plugin.evaluate.scores import Score, score_mean
 from terramind_plugin.modalities import Modality
+from terramind_plugin.raster.paths import is_remote, raster_path
 
 EPISODES_AT_ONCE = 100
 """Bounds the memory that random numbers take."""
@@ -53,6 +54,7 @@ class Task:
         for name, least in (("ways", 2), ("shots", 1), ("queries", 1), ("episodes", 2)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        check_seed(self.seed)
         names, counts = np.unique(labels, return_counts=True)
         needed = self.shots + self.queries
         large = counts >= needed
@@ -71,7 +73,7 @@ def list_patches(source: Path) -> list[Patch]:
 
     Args:
         source: A folder with a folder of rasters for each class, or a CSV with the columns path and label, whose paths
-            are absolute or as seen from the CSV.
+            are absolute, remote, or as seen from the CSV.
 
     Raises:
         DataError: There are none, or a file that is named is not there.
@@ -97,11 +99,16 @@ def list_patches(source: Path) -> list[Patch]:
     if not rows or not {"path", "label"} <= set(rows[0]):
         found = ", ".join(map(str, rows[0])) if rows else "nothing"
         raise DataError(f"{source} needs rows with the columns path and label, got {found}.")
-    patches = [Patch(source.parent / (row["path"] or "").strip(), (row["label"] or "").strip()) for row in rows]
+    patches = [Patch(_seen_from(source, (row["path"] or "").strip()), (row["label"] or "").strip()) for row in rows]
     for patch in patches:
-        if not patch.path.is_file() or not patch.label:
-            raise DataError(f"{source}: {patch.path} {'has no label' if patch.path.is_file() else 'does not exist'}.")
+        there = is_remote(patch.path) or patch.path.is_file()
+        if not there or not patch.label:
+            raise DataError(f"{source}: {patch.path} {'has no label' if there else 'does not exist'}.")
     return patches
+
+
+def _seen_from(table: Path, text: str) -> Path:
+    return raster_path(text) if is_remote(text) else table.parent / text
 
 
 def build_encoder(

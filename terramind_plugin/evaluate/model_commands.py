@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from terramind_plugin.chips.commands import add_weights, read_pairs
-from terramind_plugin.errors import ConfigError
+from terramind_plugin.errors import ConfigError, DataError, check_seed
 from terramind_plugin.files import write_figure, write_text
+from terramind_plugin.raster.paths import raster_path
+from terramind_plugin.system import refuse_inputs
 from terramind_plugin.variants import VARIANTS
 
 EUROSAT = {
@@ -73,6 +75,7 @@ def _zero_shot(options: argparse.Namespace) -> None:
     from terramind_plugin.evaluate import zero_shot_report as report
     from terramind_plugin.evaluate.testset import read_experiment
 
+    check_seed(options.seed)
     target = work.read_target(options.target, options.positive)
     tokenizers = read_tokenizer_files(options)
     experiment = read_experiment(options.config, options.words)
@@ -120,7 +123,7 @@ def _add_localise(commands: Any) -> None:
         description=f"{text.capitalize()}: the probability of each place of the model's grid, as a map. Of a chip that "
         "is larger than the model's image its middle is looked at.",
     )
-    parser.add_argument("chips", type=Path, nargs="+", metavar="PATH", help="rasters, or folders with rasters")
+    parser.add_argument("chips", type=raster_path, nargs="+", metavar="PATH", help="rasters, or folders with rasters")
     _add_model_options(parser)
     parser.add_argument("--tokenizer_file", type=Path, metavar="FILE", help="vocabulary of coords")
     parser.add_argument(
@@ -184,6 +187,7 @@ def _localise(options: argparse.Namespace) -> None:
     if options.top < 1:
         raise ConfigError(f"top must be at least 1, got {options.top}.")
     paths = work.find_rasters(options.chips)
+    files = {} if options.labelled else _name_maps(options.out, paths)
     chips = [work.read_middle(path, modality, size, patch, split_names(options.bands)) for path in paths]
     true = work.true_places(chips) if options.labelled else None
     model = work.build_locator(
@@ -205,12 +209,10 @@ def _localise(options: argparse.Namespace) -> None:
             middles.append(belief.middle())
             rows.append(report.describe(chip, best, shares, middles[-1]))
             if true is None:
-                stem = options.out / f"{chip.path.stem}_places"
-                report.write_belief(stem.with_suffix(".tif"), belief, {**described, "input": chip.path.name})
+                tif, png = files[chip.path]
+                report.write_belief(tif, belief, {**described, "input": chip.path.name})
                 title = f"{chip.path.name}: {described['model']}, weights: {weights}"
-                write_figure(
-                    stem.with_suffix(".png"), report.draw_chip(chip, modality.name, belief, options.top, title)
-                )
+                write_figure(png, report.draw_chip(chip, modality.name, belief, options.top, title))
             advance(1)
     report.write_places(options.out / "places.csv", rows)
     if true is None:
@@ -225,6 +227,27 @@ def _localise(options: argparse.Namespace) -> None:
     write_figure(options.out / "places.png", report.draw_errors(true, np.stack(middles), errors, title))
     for name in ("places.csv", "places.json", "places.png"):
         print(options.out / name)
+
+
+def _name_maps(out: Path, paths: Sequence[Path]) -> dict[Path, tuple[Path, Path]]:
+    """Return the map and the picture of each raster.
+
+    Raises:
+        ConfigError: One is an input.
+        DataError: Two rasters would have one map.
+    """
+    inputs: dict[Path, Path] = {}
+    for path in paths:
+        target = out / f"{path.stem}_places.tif"
+        if target in inputs:
+            raise DataError(
+                f"{inputs[target]} and {path} would both be written to {target}. Give them to two commands with "
+                "another --out each."
+            )
+        inputs[target] = path
+    names = {path: (target, target.with_suffix(".png")) for target, path in inputs.items()}
+    refuse_inputs((target for pair in names.values() for target in pair), paths)
+    return names
 
 
 def _few_shot(options: argparse.Namespace) -> None:

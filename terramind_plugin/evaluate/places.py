@@ -158,7 +158,7 @@ def read_middle(path: Path, modality: Modality, size: int, patch: int, bands: Se
         logger.warning("%s", describe_undeclared(path, source.undeclared))
     if not part.valid.any():
         raise DataError(f"{path} holds no data: every pixel of its middle is missing.")
-    return Chip(Path(path), part.values, part.valid, source.grid.centre())
+    return Chip(source.path, part.values, part.valid, source.grid.centre())
 
 
 def locate(

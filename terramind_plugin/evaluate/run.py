@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from terramind_plugin.errors import ConfigError, DataError, WeightsError, explai
 from terramind_plugin.files import write_text
 from terramind_plugin.lightning_cli import make_cli
 from terramind_plugin.memory import peak_since, restart_peak
+from terramind_plugin.system import end_with_parent
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ def save(result: Result, path: Path) -> None:
 
 def main(config: str, target: str, arm: str, seed: str, *words: str) -> int:
     """Run and write the result."""
+    if int(os.environ.get("LOCAL_RANK") or 0):
+        end_with_parent(os.getppid())
     try:
         fields = execute(Path(config), list(words))
         save(Result(arm=arm, seed=int(seed), **fields), Path(target))

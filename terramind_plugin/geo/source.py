@@ -26,6 +26,7 @@ from terramind_plugin.raster.bands import find_bands
 from terramind_plugin.raster.complete import GDAL_ERRORS
 from terramind_plugin.raster.georeference import check_georeference
 from terramind_plugin.raster.missing import WIDE_INTEGERS, read_pixels, refuse_complex
+from terramind_plugin.raster.paths import is_remote, raster_path
 from terramind_plugin.raster.warped import WarpedRaster
 from terramind_plugin.units import EIGHT_BIT, is_eight_bit, other_unit
 
@@ -131,13 +132,13 @@ class Source:
     """
 
     def __init__(self, path: str | Path, expected: Expected, grid: Grid | None = None, threads: int = 1) -> None:
-        self.path = Path(path)
+        self.path = raster_path(path)
         self.expected = expected
-        if "://" not in str(path) and not str(path).startswith("/vsi") and not self.path.is_file():
+        if not is_remote(path) and not self.path.is_file():
             raise DataError(f"There is no file {path}.")
         try:
             with rasterio.Env(GDAL_NUM_THREADS=threads):
-                self._file = rasterio.open(path)
+                self._file = rasterio.open(str(path))
         except GDAL_ERRORS as error:
             raise DataError(f"{path} cannot be read as a raster: {one_line(error)}") from error
         try:

@@ -26,6 +26,7 @@ from terramind_plugin.mapping.inference import for_inference
 from terramind_plugin.memo.keys import hash_weights
 from terramind_plugin.modalities import find, resolve
 from terramind_plugin.plotting import LABEL_COLORS
+from terramind_plugin.raster.paths import is_remote, raster_path
 from terramind_plugin.scenes.classes import choose_classes
 from terramind_plugin.scenes.job import Job, Options, check_names, plan_job
 from terramind_plugin.scenes.run import quiet, run_jobs
@@ -265,6 +266,8 @@ def pair_scenes(words: Sequence[Sequence[str]], names: Sequence[str]) -> list[di
     files: dict[str, list[Path]] = {}
     for first, *others in words:
         given, equals, path = first.partition("=")
+        if is_remote(given):  # the query of a URL may have an equals sign
+            given, equals, path = "", "", first
         if not equals and len(names) == 1:
             given, path = names[0], first
         name = _match(given, names) if equals or len(names) == 1 else None
@@ -272,7 +275,7 @@ def pair_scenes(words: Sequence[Sequence[str]], names: Sequence[str]) -> list[di
             raise ConfigError(f"The configuration has {', '.join(names)}: write {example}, got '{first}'.")
         if name in files:
             raise ConfigError(f"{name} is given twice. Several scenes go behind one --scene: --scene {name}=A B C.")
-        files[name] = [Path(path), *map(Path, others)]
+        files[name] = [raster_path(path), *map(raster_path, others)]
     missing = [name for name in names if name not in files]
     if missing:
         raise ConfigError(f"No file for {', '.join(missing)}: write {example}.")

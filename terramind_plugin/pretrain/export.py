@@ -11,6 +11,7 @@ from torch import Tensor
 from terramind_plugin._version import __version__
 from terramind_plugin.errors import ConfigError, WeightsError
 from terramind_plugin.files import write_bytes
+from terramind_plugin.system import refuse_inputs
 from terramind_plugin.weights import read_tensors
 
 PREFIX = "model."
@@ -28,13 +29,14 @@ def export_weights(checkpoint: Path, out: Path, dtype: str = "float32") -> int:
         dtype: Name in `DTYPES`. float16 is off by 1 part in 2048, bfloat16 by 1 in 256.
 
     Raises:
-        ConfigError: The type is unknown, or the name does not end in .safetensors.
+        ConfigError: The type is unknown, the name does not end in .safetensors, or the file to write is the checkpoint.
         WeightsError: The checkpoint cannot be read, is of another task, or a weight does not fit the type.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got '{dtype}'.")
     if out.suffix != ".safetensors":
         raise ConfigError(f"The file to write must end in .safetensors, got {out}.")
+    refuse_inputs([out], [checkpoint])
     _, stored = read_tensors(checkpoint)
     weights: dict[str, Tensor] = {}
     for name, value in stored.items():

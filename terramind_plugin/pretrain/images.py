@@ -6,6 +6,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from terramind_plugin.data.guard import guard
 from terramind_plugin.pretrain.chips import (
     TURNS,
     ChipFolder,
@@ -96,6 +97,7 @@ class TokenizerDataModule(PretrainingDataModule):
 
     def setup(self, stage: str) -> None:
         """Find the chips."""
+        guard(self.trainer)
         train, val = self.choose([self.folder])
         self.train_data = Crops(self.folder, train, self.crop, self.reader)
         self.val_data = Crops(self.folder, val, self.crop, self.reader)

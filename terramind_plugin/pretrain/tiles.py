@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from terramind_plugin.builders import build_coords_tokenizer
+from terramind_plugin.data.guard import guard
 from terramind_plugin.errors import ConfigError, DataError, suggest
 from terramind_plugin.geo.source import Expected, Source
 from terramind_plugin.modalities import resolve
@@ -151,6 +152,7 @@ class MaskedDataModule(PretrainingDataModule):
 
     def setup(self, stage: str) -> None:
         """Find chips and tokens, and check that they belong together."""
+        guard(self.trainer)
         files = [open_tokens(self.store, name, self.variant) for name in self.names]
         folders = list(self.folders.values())
         coords = build_coords_tokenizer(family=self.variant.family) if self.has_coords else None

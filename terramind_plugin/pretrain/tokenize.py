@@ -14,6 +14,7 @@ from terramind_plugin.errors import ConfigError, DataError, suggest
 from terramind_plugin.memo.keys import hash_weights
 from terramind_plugin.pretrain.chips import TURNS, ChipFolder, ChipReader, to_tensor, turn
 from terramind_plugin.pretrain.store import ENDING, Recipe, StoredChip, TokenFile, write_tokens
+from terramind_plugin.system import refuse_inputs
 from terramind_plugin.tokenizers.image import ImageTokenizer
 from terramind_plugin.tokenizers.variants import tokenizers_of
 from terramind_plugin.variants import VARIANTS
@@ -44,7 +45,8 @@ def tokenize_folders(
         on_chip: Told the modality, the number of chips done and that of all.
 
     Raises:
-        ConfigError: The family is unknown or has no tokenizer of a modality, or a number is not possible.
+        ConfigError: The family is unknown or has no tokenizer of a modality, or a number is not possible, or a file
+            to write holds weights of a tokenizer.
         DataError: A store is there and out of date, or a chip cannot be read or is smaller than a tile.
         WeightsError: The weights are not there or do not fit.
     """
@@ -56,6 +58,7 @@ def tokenize_folders(
         if name not in known or name not in folders:
             raise ConfigError(f"{name} has no tokenizer in {family}, or no folder: {', '.join(known)}.")
     written = []
+    refuse_inputs((out / f"{name}{ENDING}" for name in folders), ckpt_paths.values())
     for name, folder in folders.items():
         path = out / f"{name}{ENDING}"
         tokenizer = build_image_tokenizer(

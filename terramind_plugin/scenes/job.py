@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +23,7 @@ from terramind_plugin.geo.windows import Plan, plan_windows
 from terramind_plugin.raster.complete import GDAL_ERRORS, check_complete
 from terramind_plugin.scenes.partial import Partial
 from terramind_plugin.scenes.picture import draw_scene
+from terramind_plugin.system import refuse_inputs, today
 
 RUN_TAG = "terramind_run"
 """Tag that holds the fingerprint of everything that decides on a file."""
@@ -142,12 +141,9 @@ class Job:
             **options.describe(),
             "terramind_plugin_version": __version__,
             "input": {name: _identity(path) for name, path in self.inputs.items()},
-            "date": _today(),
+            "date": today(),
         }
-        sources = {path.resolve() for path in self.inputs.values()}
-        for path in self.written:
-            if path.resolve() in sources:
-                raise ConfigError(f"{path} is an input and would be overwritten. Choose another folder with --out.")
+        refuse_inputs(self.written, self.inputs.values())
 
     def fingerprint(self) -> str:
         """Return a hash of everything that decides on the results."""
@@ -254,12 +250,6 @@ def check_names(jobs: Sequence[Job]) -> None:
 def _identity(path: Path) -> dict[str, Any]:
     """Return what changes when a file does."""
     if not path.is_file():
-        return {"path": str(path)}  # GDAL's own, over a network
+        return {"path": str(path)}  # remote
     status = path.stat()
     return {"path": path.name, "bytes": status.st_size, "changed": status.st_mtime_ns}
-
-
-def _today() -> str:
-    """Return the date of a run in UTC; SOURCE_DATE_EPOCH fixes it, as for other programs."""
-    moment = int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
-    return time.strftime("%Y-%m-%d", time.gmtime(moment))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import time
 import warnings
 from collections.abc import Collection, Sequence
 from contextlib import contextmanager
@@ -12,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import rasterio
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
-from torch import nn
+from torch import distributed, nn
 from torch.utils.data import DataLoader
 
 from terramind_plugin.errors import DataError
@@ -30,6 +33,7 @@ from terramind_plugin.scenes.job import Job, Options
 from terramind_plugin.scenes.partial import Partial
 from terramind_plugin.scenes.picture import bands_shown, size_shown
 from terramind_plugin.scenes.stream import Streamer
+from terramind_plugin.system import Stopped, StopSignals, refuse_inputs
 
 logger = logging.getLogger("terramind_plugin")
 
@@ -73,6 +77,8 @@ class SceneRun(LightningModule):
         self.model = model
         self.jobs = list(jobs)
         self.options = options
+        self.signals = StopSignals()
+        """Requests to stop, which are followed after the row block at work."""
         self._progress: _Bar | None = None
         self._partials: dict[int, tuple[Partial, dict[str, Any]]] = {}
 
@@ -88,6 +94,9 @@ class SceneRun(LightningModule):
 
     def on_predict_start(self) -> None:
         """Begin all scenes, or go on with them."""
+        self.signals.on_signal = self._tell_others
+        self.signals.listen()  # Lightning would note SIGTERM and go on to the end
+        self.signals.check()
         barrier = self.trainer.strategy.barrier
         for number, job in enumerate(self.jobs):
             partial = job.partial
@@ -125,8 +134,15 @@ class SceneRun(LightningModule):
                 self.options.batch_size,
                 self.device,
                 self._progress.advance if self._progress is not None else lambda count: None,
+                self.signals.check,
             )
-            streamer.run(bands[first:last], partial.finished(), partial.write)
+            try:
+                with self.signals.later():
+                    streamer.run(bands[first:last], partial.finished(), partial.write)
+                self.signals.check()
+            except Stopped:
+                self._meet()
+                raise
             if streamer.not_finite:
                 logger.warning(
                     "%s: %d pixels have no finite result and hold no data. See the values of inputs and weights.",
@@ -144,14 +160,46 @@ class SceneRun(LightningModule):
 
     def on_predict_end(self) -> None:
         """Write the files of scenes that several processes have worked on."""
-        self.trainer.strategy.barrier()
+        with self.signals.later():
+            self._meet()
+        self.signals.check()
         for number, (partial, record) in self._partials.items():
             if number % self.trainer.world_size == self.trainer.global_rank and partial.folder.exists():
                 self._check_all_rows(self.jobs[number], partial)
                 with self.jobs[number].open() as sources:
                     self.jobs[number].finish(partial, record, sources)
-        self.trainer.strategy.barrier()
+        self._meet()
         self.stop()
+
+    def _meet(self) -> None:
+        """Wait for all processes, and stop if one of them was asked to.
+
+        Raises:
+            DataError: One has ended.
+            Stopped: One was asked to stop.
+        """
+        if self.trainer.world_size == 1:
+            return
+        number = torch.tensor([self.signals.number or 0], device=self.device)
+        try:
+            # A barrier would keep signals waiting until it is over.
+            meeting: Any = distributed.all_reduce(number, distributed.ReduceOp.MAX, async_op=True)
+            while not meeting.is_completed():
+                time.sleep(0.02)
+            meeting.wait()
+        except RuntimeError as error:
+            self.signals.check()
+            raise DataError(
+                "Another process of this run has ended. See its message, and run the same command again; what is "
+                "finished is kept."
+            ) from error
+        if number.item():
+            raise Stopped(self.signals.number or int(number))
+
+    def _tell_others(self, number: int) -> None:
+        launcher = self.trainer.strategy.launcher
+        if launcher is not None:
+            launcher.kill(signal.SIGTERM)
 
     def _check_all_rows(self, job: Job, partial: Partial) -> None:
         missing = {(band.first, band.last) for band in self._bands(job)} - set(partial.finished())
@@ -179,9 +227,14 @@ def run_jobs(model: nn.Module, jobs: Sequence[Job], options: Options) -> list[Pa
         options: How to run.
 
     Raises:
-        ConfigError: An unfinished run has other settings, or is still going on.
+        ConfigError: An unfinished run has other settings, or is still going on, or a file of the results is an input.
         DataError: A file cannot be read or written.
+        Stopped: A signal has stopped the run, which goes on when it is started again.
     """
+    # What one scene becomes may be another scene.
+    refuse_inputs(
+        (path for job in jobs for path in job.written), (path for job in jobs for path in job.inputs.values())
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     open_ = [job for job in jobs if options.restart or not job.is_complete()]
     for job in jobs:
@@ -204,7 +257,8 @@ def run_jobs(model: nn.Module, jobs: Sequence[Job], options: Options) -> list[Pa
                 inference_mode=False,
             )
             try:
-                trainer.predict(run, return_predictions=False)
+                with run.signals:
+                    trainer.predict(run, return_predictions=False)
             finally:
                 run.stop()
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Any, NamedTuple, Protocol
@@ -85,6 +86,8 @@ class Streamer:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     on_windows: Callable[[int], object] = lambda count: None
     """Called with the number of windows that are done."""
+    on_band: Callable[[], object] = lambda: None
+    """Called when a band has been handed to `write`; what it raises ends the run after the band is written."""
     not_finite: int = 0
     """Number of pixels with data so far of which the model made something that is not finite."""
 
@@ -107,17 +110,20 @@ class Streamer:
         with ThreadPoolExecutor(max_workers=1) as pool:
             written: Future[object] | None = None
             for start, stop in _runs(open_):
-                for first, arrays in self._blend(every, start, stop):
-                    if written is not None:
-                        written.result()  # one band waits at most
-                    written = pool.submit(write, first, arrays)
+                # Closed before anything else is: a thread reads the sources until then.
+                with closing(self._blend(every, start, stop)) as blended:
+                    for first, arrays in blended:
+                        if written is not None:
+                            written.result()  # one band waits at most
+                        written = pool.submit(write, first, arrays)
+                        self.on_band()
             if written is not None:
                 written.result()
 
     def _count(self, band: Band) -> int:
         return len(band.rows) * len(self.plan.columns.starts)
 
-    def _blend(self, every: list[Band], start: int, stop: int) -> Iterator[tuple[int, list[NDArray]]]:
+    def _blend(self, every: list[Band], start: int, stop: int) -> Generator[tuple[int, list[NDArray]]]:
         """Yield first row and the layers of each band from one number to before another."""
         # Windows of bands above reach into the first rows: computed again, in the same batches, for the same bytes.
         begin = next(number for number in range(start + 1) if self.plan.reach(every[number]) > every[start].first)

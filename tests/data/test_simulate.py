@@ -234,7 +234,7 @@ def test_split_lists_in_the_repository_are_those_of_the_defaults() -> None:
     [
         ({"size": 31}, "at least 32"),
         ({"chips": 2}, "at least 3"),
-        ({"seed": -1}, "must not be negative"),
+        ({"seed": -1}, "whole number from 0"),
     ],
 )
 def test_refuses_arguments(tmp_path: Path, arguments: dict[str, int], message: str) -> None:

@@ -14,6 +14,7 @@ from terramind_plugin.evaluate import compare as module
 from terramind_plugin.evaluate.arms import DEFAULT_ARMS
 from terramind_plugin.evaluate.budgets import choose, limit_labels, read_budgets
 from terramind_plugin.evaluate.report import draw, gain, markdown, spread, summarise, table
+from terramind_plugin.system import locked
 
 CHECKPOINT = {"class_path": "ModelCheckpoint", "init_args": {"dirpath": "best", "monitor": "val/loss"}}
 
@@ -193,3 +194,14 @@ def test_table_and_figure_by_number_of_labels():
     axis = draw(summaries, "test/mIoU", "title").axes[0]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["8", "all"]
     assert len(draw(summaries[:2], "test/mIoU", "title").axes) == 2
+
+
+def test_a_folder_that_another_comparison_works_on(configuration, tmp_path, capsys):
+    folder = tmp_path / "runs" / "frozen_seed0"
+    folder.mkdir(parents=True)
+    with locked(folder / "lock", "busy"):
+        assert call(configuration, tmp_path) == 2
+    assert capsys.readouterr().err == (
+        f"terramind: Another comparison is working on {folder}. Wait for it, or choose another --out.\n"
+    )
+    assert [path.name for path in folder.iterdir()] == ["lock"]

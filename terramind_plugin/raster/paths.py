@@ -1,0 +1,83 @@
+"""Names of rasters: files on disk, and what GDAL opens beyond them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+
+class RemotePath(type(Path())):  # type: ignore[misc]
+    """A name that GDAL opens and the file system does not know: a URL, or a path below /vsizip/, /vsicurl/, /vsis3/...
+
+    A `Path` would fold the double slash of 'https://host/a.tif' and '/vsizip//data/a.zip/b.tif', which GDAL needs. This
+    one prints as it was written. Its `name` is that of the raster, without the query of a URL.
+
+    Args:
+        text: The name.
+    """
+
+    text: str
+
+    def __new__(cls, text: str) -> RemotePath:
+        """Return the path of a name."""
+        made = super().__new__(cls, text)
+        made.text = text
+        return made
+
+    def __reduce__(self) -> Any:
+        return RemotePath, (self.text,)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __fspath__(self) -> str:
+        return self.text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RemotePath) and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def resolve(self, strict: bool = False) -> RemotePath:
+        """Return the path itself: links are a matter of the file system."""
+        return self
+
+    @property
+    def _raster(self) -> PurePosixPath:
+        # 'zip://a.zip!b.tif' is rasterio's way to name a file in an archive.
+        return PurePosixPath(re.split(r"[?#]", self.text, maxsplit=1)[0].replace("!", "/"))
+
+    @property
+    def name(self) -> str:
+        """Name of the raster, e.g. 'b.tif'."""
+        return self._raster.name
+
+    @property
+    def stem(self) -> str:
+        """Name of the raster without its ending."""
+        return self._raster.stem
+
+    @property
+    def suffix(self) -> str:
+        """Ending of the raster's name."""
+        return self._raster.suffix
+
+
+def is_remote(text: object) -> bool:
+    """Return whether GDAL alone knows what a name stands for.
+
+    Args:
+        text: A path or its text.
+    """
+    return "://" in str(text) or str(text).startswith("/vsi")
+
+
+def raster_path(text: str | Path) -> Path:
+    """Return the path of a raster that a user has named.
+
+    Args:
+        text: A file, a URL, or one of GDAL's virtual paths.
+    """
+    return RemotePath(str(text)) if is_remote(text) else Path(text)
