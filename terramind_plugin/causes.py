@@ -5,17 +5,21 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import traceback
 from typing import Any
 
 from lightning.pytorch import Trainer
 from terratorch.registry import BACKBONE_REGISTRY, DECODER_REGISTRY, NECK_REGISTRY
 
-from terramind_plugin.errors import suggest
+from terramind_plugin.errors import ConfigError, DataError, WeightsError, one_line, suggest
 
 PARTS = ("trainer", "model", "data", "optimizer", "lr_scheduler", "seed_everything")
 """Keys of a configuration."""
 SHORT_NAMES = ("lightning.pytorch.callbacks", "lightning.pytorch.loggers", "torch.optim", "torch.optim.lr_scheduler")
 """Modules whose classes may be named without them."""
+GENERAL = ("torch.", "lightning.", "jsonargparse.", "torchmetrics.", "importlib.", "contextlib.", "yaml.",
+           "terratorch.cli_tools.", "terramind_plugin.lightning_cli.", "terramind_plugin.check.")  # fmt: skip
+"""Modules in which an error is seldom made: what called them, or what they called, says more."""
 
 
 def readable(message: str) -> str:
@@ -34,6 +38,32 @@ def readable(message: str) -> str:
     kept = [text for text in texts if text and not text.startswith(uninteresting)]
     text = "\n".join(kept or [message])
     return _with_hint((f"{place.group(1)}: " if place else "") + text, nearest(text) or nearest(message))
+
+
+def describe(error: BaseException) -> str:
+    """Return what an error of this package or of a library says, in one line that can stand alone.
+
+    Args:
+        error: An exception that was raised while a configuration was parsed, built or run.
+    """
+    text = str(error)
+    if text.startswith("Caught "):  # a data loader's worker process sends its traceback along
+        return one_line(re.split(r"^\w+(?:\.\w+)*(?:Error|Exception): ", text, flags=re.MULTILINE)[-1])
+    if isinstance(error, ConfigError | DataError | WeightsError):
+        return one_line(text)
+    if isinstance(error, KeyError):
+        text = f"there is no {text}"
+    readily = one_line(readable(text)).rstrip(".") or "an error without a message"
+    return f"{readily} ({type(error).__name__}{_place(error)})."
+
+
+def _place(error: BaseException) -> str:
+    """Return the function that an error comes from, the innermost outside of PyTorch and Lightning."""
+    frames = [
+        (f"{frame.f_globals.get('__name__', '')}.", frame.f_code) for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]
+    places = [f"{module}{code.co_qualname}" for module, code in frames if not module.startswith(GENERAL)]
+    return f" in {places[-1]}" if places else ""
 
 
 def _with_hint(text: str, hint: str) -> str:

@@ -7,7 +7,7 @@ import os
 import pickle
 import sys
 from argparse import ArgumentError
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -164,18 +164,19 @@ def _same_backbone(key: str, stored: Any, configured: Any) -> bool:
     return str(stored).removeprefix("terratorch_") == str(configured).removeprefix("terratorch_")
 
 
-def run(words: list[str]) -> None:
+def run(words: list[str], kind: Callable[..., TerraMindCLI] = TerraMindCLI) -> None:
     """Run a TerraTorch subcommand.
 
     Args:
         words: The command line behind `terramind`.
+        kind: Class of the command line.
 
     Raises:
         ConfigError: The configuration is not possible; the message says what is wrong, and nothing else.
     """
     sys.argv = [sys.argv[0], *words]  # the program's path stays: Lightning starts further processes with it
     patient: dict[str, Any] = {"exit_on_error": False}
-    _make({**patient, **dict.fromkeys(TerraMindCLI.subcommands(), patient)})
+    _make({**patient, **dict.fromkeys(TerraMindCLI.subcommands(), patient)}, kind)
 
 
 def make_cli(
@@ -194,7 +195,7 @@ def make_cli(
     return _make({"exit_on_error": False}, kind, args=words, run=False, ckpt_path=ckpt_path)
 
 
-def _make(parser: dict[str, Any], kind: type[TerraMindCLI] = TerraMindCLI, **more: Any) -> TerraMindCLI:
+def _make(parser: dict[str, Any], kind: Callable[..., TerraMindCLI] = TerraMindCLI, **more: Any) -> TerraMindCLI:
     os.environ.update(RASTER_OPTIONS)
     assert terramind_plugin.__version__  # the import above is what registers the models
     try:

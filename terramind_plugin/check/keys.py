@@ -15,6 +15,9 @@ from terramind_plugin.variants import VARIANTS
 FACTORY = ("backbone", "decoder", "necks", "num_classes", "num_outputs", "aux_decoders", "rescale", "image_size_out",
            "peft_config", "backbone_kwargs", "decoder_kwargs", "head_kwargs")  # fmt: skip
 """Keys of model_args for TerraTorch's EncoderDecoderFactory."""
+TEMPORAL = ("use_temporal", "temporal_pooling", "temporal_concat", "temporal_n_timestamps",
+            "temporal_features_permute_op", "temporal_subset_lengths")  # fmt: skip
+"""Keys of a backbone that TerraTorch's factory reads for its wrapper around time series."""
 DEFAULT_RATE = 0.001
 """Of TerraTorch's tasks."""
 PREFIXES = ("backbone_", "decoder_", "head_")
@@ -71,7 +74,11 @@ def backbone_keys(arguments: Mapping[str, Any]) -> list[str]:
         return []
     thinks = name.endswith("_tim")
     build = build_tim if thinks else build_backbone
-    names = [*_arguments(TerraMindTiM if thinks else TerraMindBackbone), *inspect.signature(build).parameters]
+    names = [
+        *_arguments(TerraMindTiM if thinks else TerraMindBackbone),
+        *inspect.signature(build).parameters,
+        *TEMPORAL,
+    ]
     return sorted({name for name in names if name not in ("variant", "imagined", "kwargs", "architecture")})
 
 
@@ -116,7 +123,7 @@ def _check_layers(arguments: Mapping[str, Any]) -> Iterator[Finding]:
                 "yaml: layers",
                 "error",
                 f"{where} names layer {wrong[0]}; {variant.name} has {variant.depth}: 0 to {variant.depth - 1}.",
-                f"E.g. {[variant.depth // 4 * step - 1 for step in range(1, 5)]}.",
+                f"E.g. {[variant.depth * step // 4 - 1 for step in range(1, 5)]}.",
             )
 
 
