@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ from torchgeo.trainers import BaseTask
 import terramind_plugin
 from terramind_plugin.adapt.lora import BASE
 from terramind_plugin.backbones.tim import FINGERPRINT
-from terramind_plugin.causes import readable
+from terramind_plugin.causes import explain, readable
 from terramind_plugin.data.classes import compare_class_names
 from terramind_plugin.data.statistics import band_statistics, describe_statistics
 from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundError
@@ -214,6 +215,6 @@ def _make(parser: dict[str, Any], kind: Callable[..., TerraMindCLI] = TerraMindC
     except ArgumentError as error:
         raise ConfigError(readable(error.message)) from error
     except ValueError as error:
-        if "Does not validate against" not in str(error):
+        if not re.search("Does not validate against|Problem with given class_path", str(error)):
             raise
-        raise ConfigError(readable(str(error))) from error
+        raise ConfigError(explain(error)) from error

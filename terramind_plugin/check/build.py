@@ -14,6 +14,7 @@ import yaml
 
 from terramind_plugin import causes, lightning_cli
 from terramind_plugin.backbones.vit import TerraMindBackbone
+from terramind_plugin.check.harmless import drop_weights
 from terramind_plugin.check.keys import check_agreement, check_model_args, check_training
 from terramind_plugin.contract.files import Grid
 from terramind_plugin.contract.findings import Finding
@@ -71,8 +72,7 @@ def build(config: Path, words: list[str]) -> Built:
     built.findings += _static(built.config)
     model_args = cli.config.get("model.init_args.model_args")
     if isinstance(model_args, dict):
-        for key in ("backbone_pretrained", "backbone_ckpt_path"):
-            model_args.pop(key, None)
+        drop_weights(model_args)
     built.datamodule = _instantiate(cli, "data", built)
     broken = any(f.verdict == "error" for f in built.findings if f.check in ("yaml: keys", "yaml: layers"))
     if not broken:

@@ -7,10 +7,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+
+from terramind_plugin.errors import ConfigError
+from terramind_plugin.settings import read_text
 
 STEPS = 4
 """Training steps of a timed run; the first one is slower and not counted where there are more."""
@@ -97,12 +101,22 @@ def make_harmless(config: Namespace, folder: Path, timed: bool) -> None:
         _change(data, "num_workers", lambda count: 0 if isinstance(count, int) and count > 0 else count)
     arguments = config.get("model.init_args.model_args")
     if isinstance(arguments, dict):
-        for key in [key for key in map(str, arguments) if key in WEIGHTS]:
-            arguments.pop(key)
-        for key in [key for key in map(str, arguments) if key.endswith("pretrained")]:
-            arguments[key] = False
+        drop_weights(arguments)
         for key in [key for key in MEMOS if arguments.get(key)]:
             arguments[key] = str(folder / "memo")
+
+
+def drop_weights(arguments: dict[str, Any]) -> None:
+    """Let a model start with random weights, unless what it is told of weights is not possible.
+
+    Args:
+        arguments: The model_args; changed.
+    """
+    for key in [key for key in arguments if key in WEIGHTS]:
+        arguments.pop(key)
+    for key in [key for key in arguments if str(key).endswith("pretrained")]:
+        with suppress(ConfigError):  # text that is not YAML: the model says so
+            arguments[key] = False if isinstance(read_text(key, arguments[key]), bool) else arguments[key]
 
 
 def limits(trainer: Namespace, timed: bool) -> dict[str, int]:

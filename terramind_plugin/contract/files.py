@@ -192,7 +192,7 @@ def _check_dates(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Fin
             "files: dates",
             "error",
             f"{len(odd)} samples have modalities with different numbers of dates, e.g. {odd[0]}.",
-            "A time series needs as many dates in every modality: repeat the file of the shorter one for each date.",
+            "Every modality needs as many dates: repeat the bands of the one with fewer for each date.",
         )
 
 
