@@ -225,6 +225,29 @@ def check_training(config: Mapping[str, Any]) -> Iterator[Finding]:
         )
 
 
+def check_interval(trainer: Mapping[str, Any], samples: int, batch_size: int, drop_last: bool) -> Iterator[Finding]:
+    """Yield an error if validation is due after more batches than an epoch has, which Lightning refuses.
+
+    Args:
+        trainer: Its configuration.
+        samples: Training samples of an epoch.
+        batch_size: Samples in a batch.
+        drop_last: Whether the last batch is left out where it is smaller.
+    """
+    interval, limit = trainer.get("val_check_interval"), trainer.get("limit_train_batches")
+    batches = samples // batch_size if drop_last else -(-samples // batch_size)
+    if isinstance(limit, int | float):
+        batches = min(batches, int(limit)) if limit > 1 else int(batches * limit)
+    counted = isinstance(interval, int | float) and interval > 1 and trainer.get("check_val_every_n_epoch", 1)
+    if counted and 0 < batches < interval:
+        yield Finding(
+            "yaml: validation",
+            "error",
+            f"val_check_interval is {interval:g}, an epoch has {batches} batches: fit stops.",
+            "Lower it, or set check_val_every_n_epoch: null to count batches of all epochs.",
+        )
+
+
 def _check_optimisation(task: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield arguments that a task's optimizer and scheduler do not have: TerraTorch looks when training starts."""
     import torch

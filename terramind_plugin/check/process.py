@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -28,6 +29,8 @@ SECONDS = 60.0
 SECONDS_TIMED = 600.0
 IMPORTS = 300.0
 """Seconds after which a new process ought to have imported everything, on any machine."""
+GRACE = 60
+"""Seconds beyond its time after which the process ends by itself, should nobody be there to end it."""
 PAUSE = 0.05
 """Seconds between two looks."""
 JOB, GO, READY, STAGE, RESULT, LOG = "job.json", "go", "ready", "stage", "result.json", "log"
@@ -37,9 +40,9 @@ JOB, GO, READY, STAGE, RESULT, LOG = "job.json", "go", "ready", "stage", "result
 class Attempt:
     """A step that is tried in a process of its own.
 
-    A fork of this process has all imports already, but of this process's threads only one, and none of its GPU. So
-    a fork computes with one thread, unless this process has not computed anything yet. With a GPU, and on systems
-    other than Linux, a new process starts at once, and imports what it needs while this one goes on.
+    It starts at once and waits for `finish`. A fork of this process has all imports already, but of this process's
+    threads only one, and none of its GPU. So a fork computes with one thread, unless this process has not computed
+    anything yet. With a GPU, and on systems other than Linux, a new process imports what it needs meanwhile.
 
     Args:
         config: The YAML file.
@@ -62,21 +65,23 @@ class Attempt:
     ) -> None:
         self.seconds = (SECONDS_TIMED if timed else SECONDS) if seconds is None else seconds
         self.folder = Path(tempfile.mkdtemp(prefix="terramind-check-"))
-        job = {"config": str(config), "words": list(words), "timed": timed, "memory": memory, "threads": fresh}
+        job = {
+            "config": str(config), "words": list(words), "timed": timed, "memory": memory, "threads": fresh,
+            "parent": os.getpid(), "seconds": self.seconds,
+        }  # fmt: skip
         (self.folder / JOB).write_text(json.dumps(job), encoding="utf-8")
         self._process: subprocess.Popen[bytes] | None = None
-        self._pid: int | None = None
         self._status: int | None = None
-        if sys.platform != "linux" or torch.cuda.device_count():
-            words = [sys.executable, "-m", __name__, str(self.folder)]
-            self._process = subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True)
+        if sys.platform == "linux" and not torch.cuda.device_count():
+            self._pid = self._fork()
+        else:
+            command = [sys.executable, "-m", __name__, str(self.folder)]
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
             self._pid = self._process.pid
 
     def finish(self) -> list[Finding]:
         """Let the process begin, wait for it and return what it found, or why there is nothing."""
         (self.folder / GO).touch()
-        if self._pid is None:
-            self._pid = self._fork()
         try:
             reason = self._wait()
             if (self.folder / RESULT).exists():
@@ -127,20 +132,19 @@ class Attempt:
     def _ended(self) -> bool:
         if self._status is None and self._process is not None:
             self._status = self._process.poll()
-        elif self._status is None and self._pid is not None:
+        elif self._status is None:
             pid, status = os.waitpid(self._pid, os.WNOHANG)
             self._status = os.waitstatus_to_exitcode(status) if pid else None
         return self._status is not None
 
     def stop(self) -> None:
         """End the process with all that it started, and remove its folder."""
-        if self._pid is not None:
+        if self.folder.exists():
             with suppress(ProcessLookupError):  # it has ended, or not begun a group of its own yet
                 os.killpg(self._pid, signal.SIGKILL)
             while not self._ended():
                 os.kill(self._pid, signal.SIGKILL)
                 time.sleep(PAUSE)
-        self._pid = None
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -163,8 +167,9 @@ def work(folder: Path, *, forked: bool) -> None:
             torch.set_num_threads(1)
         while not (folder / GO).exists():
             time.sleep(PAUSE)
-            if not folder.exists():  # the check is over
+            if os.getppid() != job["parent"]:
                 os._exit(0)
+        signal.alarm(math.ceil(job["seconds"]) + GRACE)
         _limit_memory(job["memory"])
         (folder / READY).touch()
         stage = folder / STAGE

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from terramind_plugin.check.build import Built, build, grid_of
 from terramind_plugin.check.disk import check_disk
+from terramind_plugin.check.keys import check_interval
 from terramind_plugin.check.monitors import check_monitors
 from terramind_plugin.check.process import Attempt
 from terramind_plugin.check.sheet import draw_sheet
@@ -18,7 +19,7 @@ from terramind_plugin.contract.run import check_data
 
 UNBUILT = ("yaml: data", "yaml: model")
 """Checks that name a part that cannot be built."""
-UNTRIED = ("yaml: parsing", "yaml: weights")
+UNTRIED = ("yaml: parsing", "yaml: weights", "yaml: batch size", "yaml: validation")
 """Checks of what the step does not use; those of other keys are proven wrong by a step that works."""
 
 
@@ -74,6 +75,10 @@ def _look(built: Built, samples: int, sheet: Path | None, say: Callable[[str], N
         return
     say("listing the samples")
     plan = describe(built.datamodule)
+    if plan is not None and plan.batch_size > 0:
+        train = sum(len(split.samples) for split in plan.splits if split.name == "train")
+        samples_shown = train * int(getattr(built.datamodule, "train_repeats", 1))
+        yield from check_interval(built.config.get("trainer") or {}, samples_shown, plan.batch_size, plan.drop_last)
     yield from _data(built, plan, samples, say)
     if sheet is not None and plan is not None:
         say("drawing the sheet")
