@@ -73,11 +73,11 @@ class Attempt:
         self._process: subprocess.Popen[bytes] | None = None
         self._status: int | None = None
         if sys.platform == "linux" and not torch.cuda.device_count():
-            self._pid = self._fork()
+            self.pid = self._fork()
         else:
             command = [sys.executable, "-m", __name__, str(self.folder)]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-            self._pid = self._process.pid
+            self.pid = self._process.pid
 
     def finish(self) -> list[Finding]:
         """Let the process begin, wait for it and return what it found, or why there is nothing."""
@@ -133,7 +133,7 @@ class Attempt:
         if self._status is None and self._process is not None:
             self._status = self._process.poll()
         elif self._status is None:
-            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
             self._status = os.waitstatus_to_exitcode(status) if pid else None
         return self._status is not None
 
@@ -141,9 +141,9 @@ class Attempt:
         """End the process with all that it started, and remove its folder."""
         if self.folder.exists():
             with suppress(ProcessLookupError):  # it has ended, or not begun a group of its own yet
-                os.killpg(self._pid, signal.SIGKILL)
+                os.killpg(self.pid, signal.SIGKILL)
             while not self._ended():
-                os.kill(self._pid, signal.SIGKILL)
+                os.kill(self.pid, signal.SIGKILL)
                 time.sleep(PAUSE)
         shutil.rmtree(self.folder, ignore_errors=True)
 
