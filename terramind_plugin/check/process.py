@@ -76,7 +76,8 @@ class Attempt:
             self.pid = self._fork()
         else:
             command = [sys.executable, "-m", __name__, str(self.folder)]
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, env=environment)
             self.pid = self._process.pid
 
     def finish(self) -> list[Finding]:
