@@ -76,9 +76,19 @@ def build(config: Path, words: list[str]) -> Built:
     built.datamodule = _instantiate(cli, "data", built)
     broken = any(f.verdict == "error" for f in built.findings if f.check in ("yaml: keys", "yaml: layers"))
     if not broken:
-        with torch.device("meta"):
-            built.model = _instantiate(cli, "model", built)
+        built.model = _build_model(cli, built)
     return built
+
+
+def _build_model(cli: Any, built: Built) -> Any:
+    """Return the task without memory for its weights, or with it if its builder looks at them."""
+    trial = Built()
+    with torch.device("meta"):
+        model = _instantiate(cli, "model", trial)
+    if any("meta tensor" in finding.seen for finding in trial.findings):
+        return _instantiate(cli, "model", built)
+    built.findings += trial.findings
+    return model
 
 
 def _read(config: Path, built: Built) -> dict[str, Any] | None:

@@ -238,8 +238,9 @@ def check_interval(trainer: Mapping[str, Any], samples: int, batch_size: int, dr
     batches = samples // batch_size if drop_last else -(-samples // batch_size)
     if isinstance(limit, int | float):
         batches = min(batches, int(limit)) if limit > 1 else int(batches * limit)
-    counted = isinstance(interval, int | float) and interval > 1 and trainer.get("check_val_every_n_epoch", 1)
-    if counted and 0 < batches < interval:
+    if not isinstance(interval, int | float) or interval <= 1 or trainer.get("check_val_every_n_epoch", 1) is None:
+        return
+    if 0 < batches < interval:
         yield Finding(
             "yaml: validation",
             "error",
