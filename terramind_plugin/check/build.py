@@ -70,9 +70,7 @@ def build(config: Path, words: list[str]) -> Built:
         built.findings.append(Finding("yaml: parsing", "error", f"{odd[0]} is no mapping of keys to values."))
         return built
     built.findings += _static(built.config)
-    model_args = cli.config.get("model.init_args.model_args")
-    if isinstance(model_args, dict):
-        drop_weights(model_args)
+    drop_weights(cli.config)
     built.datamodule = _instantiate(cli, "data", built)
     broken = any(f.verdict == "error" for f in built.findings if f.check in ("yaml: keys", "yaml: layers"))
     if not broken:

@@ -99,24 +99,31 @@ def make_harmless(config: Namespace, folder: Path, timed: bool) -> None:
     if isinstance(data, Namespace) and not timed:
         _change(data, "batch_size", lambda size: min(size, FEW) if isinstance(size, int) else size)
         _change(data, "num_workers", lambda count: 0 if isinstance(count, int) and count > 0 else count)
+    drop_weights(config)
     arguments = config.get("model.init_args.model_args")
     if isinstance(arguments, dict):
-        drop_weights(arguments)
         for key in [key for key in MEMOS if arguments.get(key)]:
             arguments[key] = str(folder / "memo")
 
 
-def drop_weights(arguments: dict[str, Any]) -> None:
-    """Let a model start with random weights, unless what it is told of weights is not possible.
+def drop_weights(config: Namespace) -> None:
+    """Let the model start with random weights, unless what it is told of weights is not possible.
 
     Args:
-        arguments: The model_args; changed.
+        config: With a model; changed.
     """
-    for key in [key for key in arguments if key in WEIGHTS]:
-        arguments.pop(key)
-    for key in [key for key in arguments if str(key).endswith("pretrained")]:
-        with suppress(ConfigError):  # text that is not YAML: the model says so
-            arguments[key] = False if isinstance(read_text(key, arguments[key]), bool) else arguments[key]
+    for place in ("model.init_args", "model.init_args.model_args"):
+        arguments = config.get(place)
+        if not isinstance(arguments, dict | Namespace):
+            continue
+        for key in [key for key in WEIGHTS if key in arguments]:
+            if isinstance(arguments, dict):
+                arguments.pop(key)
+            else:
+                arguments[key] = None
+        for key in [key for key in arguments.keys() if str(key).endswith("pretrained")]:  # noqa: SIM118
+            with suppress(ConfigError):  # text that is not YAML: the model says so
+                arguments[key] = False if isinstance(read_text(key, arguments[key]), bool) else arguments[key]
 
 
 def limits(trainer: Namespace, timed: bool) -> dict[str, int]:
