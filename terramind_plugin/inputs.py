@@ -262,7 +262,10 @@ def check_shapes(
                 "Crop or pad the chips."
             )
         if x.shape[0] != inputs[first].shape[0]:
-            raise ConfigError(f"Batch sizes differ: {first} {inputs[first].shape[0]}, {spec.name} {x.shape[0]}.")
+            raise ConfigError(
+                f"Batch sizes differ: {first} {inputs[first].shape[0]}, {spec.name} {x.shape[0]}. In a time series "
+                "each date counts as a sample: every modality needs as many dates."
+            )
         if same_size and x.shape[2:] != inputs[first].shape[2:]:
             raise ConfigError(
                 f"Sizes differ: {first} {list(inputs[first].shape[2:])}, {spec.name} {list(x.shape[2:])}. "

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import traceback
 from argparse import ArgumentError
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from torchgeo.trainers import BaseTask
 import terramind_plugin
 from terramind_plugin.adapt.lora import BASE
 from terramind_plugin.backbones.tim import FINGERPRINT
-from terramind_plugin.causes import readable
+from terramind_plugin.causes import explain, readable
 from terramind_plugin.checkpoints import check_types, model_args_of, read_file, settings_of, shorten
 from terramind_plugin.data.classes import compare_class_names
 from terramind_plugin.data.statistics import band_statistics, describe_statistics
@@ -210,18 +211,19 @@ def _same_backbone(key: str, stored: Any, configured: Any) -> bool:
     return str(stored).removeprefix("terratorch_") == str(configured).removeprefix("terratorch_")
 
 
-def run(words: list[str]) -> None:
+def run(words: list[str], kind: Callable[..., TerraMindCLI] = TerraMindCLI) -> None:
     """Run a TerraTorch subcommand.
 
     Args:
         words: The command line behind `terramind`.
+        kind: Class of the command line.
 
     Raises:
         ConfigError: The configuration is not possible; the message says what is wrong, and nothing else.
     """
     sys.argv = [sys.argv[0], *words]  # the program's path stays: Lightning starts further processes with it
     patient: dict[str, Any] = {"exit_on_error": False}
-    _make({**patient, **dict.fromkeys(TerraMindCLI.subcommands(), patient)})
+    _make({**patient, **dict.fromkeys(TerraMindCLI.subcommands(), patient)}, kind)
 
 
 def make_cli(
@@ -240,7 +242,7 @@ def make_cli(
     return _make({"exit_on_error": False}, kind, args=words, run=False, ckpt_path=ckpt_path)
 
 
-def _make(parser: dict[str, Any], kind: type[TerraMindCLI] = TerraMindCLI, **more: Any) -> TerraMindCLI:
+def _make(parser: dict[str, Any], kind: Callable[..., TerraMindCLI] = TerraMindCLI, **more: Any) -> TerraMindCLI:
     os.environ.update(RASTER_OPTIONS)
     for word in more.get("args", sys.argv[1:]):
         path = Path(word.rpartition("=")[2])
@@ -263,6 +265,6 @@ def _make(parser: dict[str, Any], kind: type[TerraMindCLI] = TerraMindCLI, **mor
     except ArgumentError as error:
         raise ConfigError(readable(error.message)) from error
     except ValueError as error:
-        if "Does not validate against" not in str(error):
+        if not re.search("Does not validate against|Problem with given class_path", str(error)):
             raise
-        raise ConfigError(readable(str(error))) from error
+        raise ConfigError(explain(error)) from error

@@ -41,3 +41,17 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def available() -> int:
+    """Return the bytes of memory that are free for this process, its control group's limit included; 0 if unknown."""
+    info = Path("/proc/meminfo")
+    if not info.exists():
+        return 0
+    free = next(int(x.split()[1]) * 1024 for x in info.read_text().splitlines() if x.startswith("MemAvailable:"))
+    group = Path("/sys/fs/cgroup")
+    limit, statistics = group / "memory.max", group / "memory.stat"
+    if limit.exists() and statistics.exists() and limit.read_text().strip().isdigit():
+        held = dict(line.split() for line in statistics.read_text().splitlines())
+        free = min(free, max(0, int(limit.read_text()) - sum(int(held.get(key, 0)) for key in ("anon", "shmem"))))
+    return free

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from terramind_plugin import causes, lightning_cli
+from terramind_plugin.backbones.vit import TerraMindBackbone
+from terramind_plugin.check.harmless import drop_weights
 from terramind_plugin.check.keys import check_agreement, check_model_args, check_training
+from terramind_plugin.contract.files import Grid
 from terramind_plugin.contract.findings import Finding
-from terramind_plugin.errors import ConfigError, DataError, WeightsError, one_line
+from terramind_plugin.errors import ConfigError, one_line
 from terramind_plugin.files import read_yaml
-
-MEMOS = ("backbone_tim_memo", "backbone_feature_memo")
-"""Settings that would write to the disk."""
 
 
 class ParsingCLI(lightning_cli.TerraMindCLI):
@@ -59,9 +59,8 @@ def build(config: Path, words: list[str]) -> Built:
             warnings.filterwarnings("ignore", "LightningCLI's args parameter")
             cli = lightning_cli.make_cli(["--config", str(config), *words], kind=ParsingCLI)
     except Exception as error:  # whatever jsonargparse raises at a value of another type
-        text = one_line(error) if isinstance(error, ConfigError) else one_line(causes.readable(str(error)))
         logging.getLogger("terramind_plugin").debug("Parsing failed", exc_info=True)
-        built.findings.append(Finding("yaml: parsing", "error", text or type(error).__name__))
+        built.findings.append(Finding("yaml: parsing", "error", causes.describe(error)))
         built.findings += _static(content)
         return built
     built.cli = cli
@@ -71,28 +70,23 @@ def build(config: Path, words: list[str]) -> Built:
         built.findings.append(Finding("yaml: parsing", "error", f"{odd[0]} is no mapping of keys to values."))
         return built
     built.findings += _static(built.config)
-    model_args = cli.config.get("model.init_args.model_args")
-    if isinstance(model_args, dict):
-        for key in ("backbone_pretrained", "backbone_ckpt_path"):
-            model_args.pop(key, None)
+    drop_weights(cli.config)
     built.datamodule = _instantiate(cli, "data", built)
     broken = any(f.verdict == "error" for f in built.findings if f.check in ("yaml: keys", "yaml: layers"))
     if not broken:
-        with torch.device("meta"):
-            built.model = _instantiate(cli, "model", built)
+        built.model = _build_model(cli, built)
     return built
 
 
-def build_again(built: Built) -> Any:
-    """Return the model of a configuration in memory, with random weights and without memos; None if that fails.
-
-    Args:
-        built: What `build` returned; what goes wrong is added.
-    """
-    arguments = built.cli.config.get("model.init_args.model_args")
-    for key in [key for key in arguments or {} if key.startswith(MEMOS)]:
-        arguments.pop(key)
-    return _instantiate(built.cli, "model", built)
+def _build_model(cli: Any, built: Built) -> Any:
+    """Return the task without memory for its weights, or with it if its builder looks at them."""
+    trial = Built()
+    with torch.device("meta"):
+        model = _instantiate(cli, "model", trial)
+    if any("meta tensor" in finding.seen for finding in trial.findings):
+        return _instantiate(cli, "model", built)
+    built.findings += trial.findings
+    return model
 
 
 def _read(config: Path, built: Built) -> dict[str, Any] | None:
@@ -123,6 +117,20 @@ def _static(config: Mapping[str, Any]) -> Iterator[Finding]:
         yield from check_training(config)
 
 
+def grid_of(task: Any) -> Grid | None:
+    """Return the sizes of images that a task's model takes, None if that is not known.
+
+    Args:
+        task: With a model of TerraTorch's factories, on any device.
+    """
+    model = getattr(task, "model", None)
+    patch = getattr(model, "patch_size", None)
+    if isinstance(patch, int) and patch > 0:
+        return Grid(patch, getattr(model, "padding", None))
+    own = next((part for part in model.modules() if isinstance(part, TerraMindBackbone)), None) if model else None
+    return Grid(own.patch_size) if own is not None else None
+
+
 def make_part(cli: Any, part: str) -> Any:
     """Return one part of a parsed configuration, without the others.
 
@@ -146,10 +154,7 @@ def _instantiate(cli: Any, part: str, built: Built) -> Any:
         ignored = sorted(text for text in texts if "not valid for transform" in text)
         built.findings += [Finding(f"yaml: {part}", "error", f"{one_line(text)}.") for text in ignored]
         return made
-    except (ConfigError, DataError, WeightsError) as error:
-        built.findings.append(Finding(f"yaml: {part}", "error", one_line(error)))
     except Exception as error:  # whatever a library raises at a wrong argument
-        message = causes.readable(str(error)) or type(error).__name__
-        built.findings.append(Finding(f"yaml: {part}", "error", f"{one_line(message)}"))
+        built.findings.append(Finding(f"yaml: {part}", "error", causes.describe(error)))
         logging.getLogger("terramind_plugin").debug("Building %s failed", part, exc_info=True)
     return None

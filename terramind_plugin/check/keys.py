@@ -15,6 +15,9 @@ from terramind_plugin.variants import VARIANTS
 FACTORY = ("backbone", "decoder", "necks", "num_classes", "num_outputs", "aux_decoders", "rescale", "image_size_out",
            "peft_config", "backbone_kwargs", "decoder_kwargs", "head_kwargs")  # fmt: skip
 """Keys of model_args for TerraTorch's EncoderDecoderFactory."""
+TEMPORAL = ("use_temporal", "temporal_pooling", "temporal_concat", "temporal_n_timestamps",
+            "temporal_features_permute_op", "temporal_subset_lengths")  # fmt: skip
+"""Keys of a backbone that TerraTorch's factory reads for its wrapper around time series."""
 DEFAULT_RATE = 0.001
 """Of TerraTorch's tasks."""
 PREFIXES = ("backbone_", "decoder_", "head_")
@@ -71,7 +74,11 @@ def backbone_keys(arguments: Mapping[str, Any]) -> list[str]:
         return []
     thinks = name.endswith("_tim")
     build = build_tim if thinks else build_backbone
-    names = [*_arguments(TerraMindTiM if thinks else TerraMindBackbone), *inspect.signature(build).parameters]
+    names = [
+        *_arguments(TerraMindTiM if thinks else TerraMindBackbone),
+        *inspect.signature(build).parameters,
+        *TEMPORAL,
+    ]
     return sorted({name for name in names if name not in ("variant", "imagined", "kwargs", "architecture")})
 
 
@@ -116,7 +123,7 @@ def _check_layers(arguments: Mapping[str, Any]) -> Iterator[Finding]:
                 "yaml: layers",
                 "error",
                 f"{where} names layer {wrong[0]}; {variant.name} has {variant.depth}: 0 to {variant.depth - 1}.",
-                f"E.g. {[variant.depth // 4 * step - 1 for step in range(1, 5)]}.",
+                f"E.g. {[variant.depth * step // 4 - 1 for step in range(1, 5)]}.",
             )
 
 
@@ -215,6 +222,30 @@ def check_training(config: Mapping[str, Any]) -> Iterator[Finding]:
             "warning",
             f"model.init_args.lr is {chosen:g}, optimizer.init_args.lr {rate:g}: the latter is used.",
             "Remove one.",
+        )
+
+
+def check_interval(trainer: Mapping[str, Any], samples: int, batch_size: int, drop_last: bool) -> Iterator[Finding]:
+    """Yield an error if validation is due after more batches than an epoch has, which Lightning refuses.
+
+    Args:
+        trainer: Its configuration.
+        samples: Training samples of an epoch.
+        batch_size: Samples in a batch.
+        drop_last: Whether the last batch is left out where it is smaller.
+    """
+    interval, limit = trainer.get("val_check_interval"), trainer.get("limit_train_batches")
+    batches = samples // batch_size if drop_last else -(-samples // batch_size)
+    if isinstance(limit, int | float):
+        batches = min(batches, int(limit)) if limit > 1 else int(batches * limit)
+    if not isinstance(interval, int | float) or interval <= 1 or trainer.get("check_val_every_n_epoch", 1) is None:
+        return
+    if 0 < batches < interval:
+        yield Finding(
+            "yaml: validation",
+            "error",
+            f"val_check_interval is {interval:g}, an epoch has {batches} batches: fit stops.",
+            "Lower it, or set check_val_every_n_epoch: null to count batches of all epochs.",
         )
 
 

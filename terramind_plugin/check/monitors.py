@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from torchmetrics.wrappers import ClasswiseWrapper
+
 from terramind_plugin.contract.findings import Finding
 from terramind_plugin.errors import suggest
 
@@ -49,8 +51,9 @@ def logged_names(model: Any) -> list[str]:
         prefix = metrics.prefix or ""
         names += [f"{prefix}{name}" for name in ("loss", *getattr(getattr(model, "criterion", None), "losses", {}))]
         for name, metric in metrics.items(keep_base=True):
-            if hasattr(metric, "metric"):  # one number for each class
-                labels = metric.labels or range(metric.metric.num_classes)
+            if isinstance(metric, ClasswiseWrapper):
+                count = getattr(metric.metric, "num_classes", None) or getattr(metric.metric, "num_labels", None) or 0
+                labels = metric.labels or range(count)
                 names += [f"{prefix}{metric._prefix or ''}{label}" for label in labels]
             else:
                 names.append(f"{prefix}{name}")

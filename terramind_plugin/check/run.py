@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from terramind_plugin.check.build import Built, build, build_again
+from terramind_plugin.check.build import Built, build, grid_of
 from terramind_plugin.check.disk import check_disk
+from terramind_plugin.check.keys import check_interval
 from terramind_plugin.check.monitors import check_monitors
+from terramind_plugin.check.process import Attempt
 from terramind_plugin.check.sheet import draw_sheet
-from terramind_plugin.check.step import check_step
+from terramind_plugin.check.step import STEP
 from terramind_plugin.contract.findings import Finding
 from terramind_plugin.contract.plan import DataPlan, describe
 from terramind_plugin.contract.run import check_data
 from terramind_plugin.files import check_picture
 
+UNBUILT = ("yaml: data", "yaml: model")
+"""Checks that name a part that cannot be built."""
+UNTRIED = ("yaml: parsing", "yaml: weights", "yaml: batch size", "yaml: validation")
+"""Checks of what the step does not use; those of other keys are proven wrong by a step that works."""
+
 
 def check(
-    config: Path, words: list[str], samples: int = 64, timed: bool = False, sheet: Path | None = None
+    config: Path,
+    words: list[str],
+    samples: int = 64,
+    timed: bool = False,
+    sheet: Path | None = None,
+    *,
+    step: bool = False,
+    fresh: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[Finding]:
     """Return everything that was found, good and bad.
 
@@ -24,49 +41,85 @@ def check(
         config: The YAML file.
         words: Further options, as for terramind fit.
         samples: How many samples to read pixels of, at most.
-        timed: Also run a few training steps.
+        timed: Take a few training steps as they are configured, and measure them.
         sheet: Picture of the data to write.
+        step: Take a training and a validation step with two samples.
+        fresh: Whether this process has imported torch for this check alone and not computed yet.
+        say: Is told what begins.
 
     Raises:
         ConfigError: The picture cannot be written, or another file has its name.
         DataError: There is nothing to draw on it.
     """
     check_picture(sheet)
-    built = build(config, words)
-    findings = list(built.findings)
-    if built.model is not None:
-        findings += check_monitors(built.config, built.model)
-        findings += check_disk(built.config, built.model)
-    if built.datamodule is not None:
-        plan = describe(built.datamodule)
-        findings += _data(built, plan, samples)
-        if sheet is not None and plan is not None:
-            draw_sheet(plan, sheet, samples)
-    if timed and built.model is not None and built.datamodule is not None:
-        model = build_again(built)
-        findings += [] if model is None else check_step(built.config, model, built.datamodule)
+    attempt = Attempt(config, words, timed=timed, fresh=fresh) if step or timed else None
+    try:
+        say("reading the configuration, building data module and model")
+        built = build(config, words)
+        findings = [*built.findings, *_look(built, samples, sheet, say)]
+        if attempt is not None and built.cli is not None:
+            say(f"trying training and validation steps, for at most {attempt.seconds:.0f} s")
+            findings = _combine(findings, attempt.finish())
+    finally:
+        if attempt is not None:
+            attempt.stop()
     if not any(finding.check.startswith("yaml") for finding in findings):
         findings.insert(0, Finding("yaml", "ok", "parsed; data module and model built, without weights."))
     return findings
 
 
-def _data(built: Built, plan: DataPlan | None, samples: int) -> list[Finding]:
+def _look(built: Built, samples: int, sheet: Path | None, say: Callable[[str], None]) -> Iterator[Finding]:
+    """Yield what can be seen of a built configuration and its data without training."""
+    if built.model is not None:
+        yield from check_monitors(built.config, built.model)
+        yield from check_disk(built.config, built.model)
+    if built.datamodule is None:
+        return
+    say("listing the samples")
+    plan = describe(built.datamodule)
+    if plan is not None and plan.batch_size > 0:
+        train = sum(len(split.samples) for split in plan.splits if split.name == "train")
+        samples_shown = train * int(getattr(built.datamodule, "train_repeats", 1))
+        yield from check_interval(built.config.get("trainer") or {}, samples_shown, plan.batch_size, plan.drop_last)
+    yield from _data(built, plan, samples, say)
+    if sheet is not None and plan is not None:
+        say("drawing the sheet")
+        draw_sheet(plan, sheet, samples)
+
+
+def _combine(findings: list[Finding], tried: list[Finding]) -> list[Finding]:
+    """Return the findings of rules and step, as far as the one does not explain or disprove the other."""
+    if any(finding.check == STEP and finding.verdict == "ok" for finding in tried):
+        kept = [finding for finding in findings if finding.check != "yaml: model"]
+        return [_soften(finding) for finding in kept] + tried
+    if any(finding.check in UNBUILT and finding.verdict == "error" for finding in findings):
+        return findings + [finding for finding in tried if finding.verdict != "error"]
+    return findings + tried
+
+
+def _soften(finding: Finding) -> Finding:
+    """Return a mistake in a key as a warning: training goes on all the same."""
+    if finding.verdict != "error" or not finding.check.startswith("yaml") or finding.check in UNTRIED:
+        return finding
+    return replace(finding, verdict="warning", seen=f"{finding.seen} Training goes on all the same.")
+
+
+def _data(built: Built, plan: DataPlan | None, samples: int, say: Callable[[str], None]) -> Iterator[Finding]:
     if plan is None:
-        return [
-            Finding(
-                "data",
-                "note",
-                f"{type(built.datamodule).__name__} is not known here: files and values were not looked at.",
-                "Use terramind_plugin.TerraMindDataModule.",
-            )
-        ]
-    task = (built.config.get("model") or {}).get("init_args") or {}
-    return list(
-        check_data(
-            plan,
-            samples=samples,
-            ignored=task.get("ignore_index"),
-            loss=str(task.get("loss") or ""),
-            weighted=bool(task.get("class_weights")),
+        yield Finding(
+            "data",
+            "note",
+            f"{type(built.datamodule).__name__} is not known here: files and values were not looked at.",
+            "Use terramind_plugin.TerraMindDataModule.",
         )
+        return
+    task = (built.config.get("model") or {}).get("init_args") or {}
+    yield from check_data(
+        plan,
+        samples=samples,
+        ignored=task.get("ignore_index"),
+        loss=str(task.get("loss") or ""),
+        weighted=bool(task.get("class_weights")),
+        grid=grid_of(built.model),
+        say=say,
     )

@@ -1,43 +1,54 @@
-"""What an epoch takes in time and memory, from a few training steps with random weights."""
+"""A training and a validation step as `terramind fit` would do them; timed, also what an epoch takes."""
 
 from __future__ import annotations
 
 import logging
 import math
-import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback as LightningCallback
 
-from terramind_plugin.causes import readable
+from terramind_plugin.causes import describe
+from terramind_plugin.check.harmless import UntouchableError, guard_files, limits, make_harmless
 from terramind_plugin.contract.findings import Finding, Verdict
 from terramind_plugin.errors import one_line
+from terramind_plugin.lightning_cli import TerraMindCLI, run
 from terramind_plugin.memory import read_status, restart_peak
 
-STEPS = 4
-"""Training steps at most; the first one is slower and not counted where there are more."""
+STEP = "run: step"
 PATIENCE = 15.0
 """Seconds after which no further step begins."""
 FULL = 0.9
 """Share of a GPU's memory from which on a step is close to failing."""
+NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "insufficient RAM")
+"""What errors say where memory ran out on a CPU."""
 
 
-class Stopwatch(Callback):
-    """Measures training steps, with the time that loading takes, and a validation step."""
+class Stopwatch(LightningCallback):
+    """Measures training steps, with the time that loading takes, and a validation step.
 
-    def __init__(self) -> None:
+    Args:
+        say: Is told what begins.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
         self.ends: list[float] = []
         self.start = self.validation_start = self.validation = 0.0
         self.losses: list[float] = []
+        self.samples = 0
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the clock."""
+        self.say("a training step")
         self.start = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -50,6 +61,7 @@ class Stopwatch(Callback):
 
     def on_validation_batch_start(self, *_: Any, **__: Any) -> None:
         """Start the clock of a validation step."""
+        self.say("a validation step")
         self.validation_start = time.perf_counter()
 
     def on_validation_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
@@ -66,48 +78,116 @@ class Stopwatch(Callback):
         return self.ends[0] - self.start
 
 
-def check_step(config: Mapping[str, Any], model: Any, datamodule: Any) -> Iterator[Finding]:
-    """Yield how long an epoch will take and how much memory it needs, or why a training step fails.
+class StepCLI(TerraMindCLI):
+    """The command line of fit, in which a run is short and writes to a scratch folder only.
 
     Args:
-        config: The configuration.
-        model: The task, with random weights.
-        datamodule: The data module; it is set up here.
+        folder: The scratch folder.
+        timed: Whether to take steps as they are configured, and several.
+        say: Is told what begins.
+        found: Takes the findings.
+        kwargs: As for TerraMindCLI.
     """
-    options = config.get("trainer") or {}
-    watch = Stopwatch()
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+
+    def __init__(
+        self, *, folder: Path, timed: bool, say: Callable[[str], None], found: list[Finding], **kwargs: Any
+    ) -> None:
+        self.folder, self.timed, self.say, self.found = folder, timed, say, found
+        super().__init__(**kwargs)
+
+    def before_instantiate_classes(self) -> None:
+        """Build a trainer for the configured devices, then settle for one."""
+        config = self.config.fit
+        chosen = {key: config.trainer[key] for key in ("accelerator", "devices", "strategy", "num_nodes")}
+        if chosen["devices"] != "auto" or chosen["strategy"] != "auto":
+            Trainer(**chosen, logger=False, enable_checkpointing=False, default_root_dir=self.folder)
+        make_harmless(config, self.folder, self.timed)
+        self.say("building data module and model")
+
+    def instantiate_trainer(self, **more: Any) -> Trainer:
+        """Return a trainer for a short run."""
+        return super().instantiate_trainer(**limits(self.config.fit.trainer, self.timed), **more)
+
+    def fit(self, model: LightningModule, datamodule: LightningDataModule, **_: Any) -> None:
+        """Train and validate."""
+        trainer, watch = self.trainer, Stopwatch(self.say)
+        trainer.callbacks.insert(0, watch)
+        _save_nothing(trainer)
+        restart_peak()
+        self.say("reading the lists of samples")
+        trainer.fit(model, datamodule=datamodule)
+        self.found += _report(watch, trainer, datamodule, self.timed)
+
+
+def _save_nothing(trainer: Trainer) -> None:
+    """Let checkpoints be put together, but not be written: they may be large."""
+    save = trainer.save_checkpoint
+
+    def put_together(filepath: Any, weights_only: bool | None = None, storage_options: Any = None) -> None:
+        if Path(filepath).name.startswith("."):  # one that Lightning's tuners read again
+            save(filepath, bool(weights_only), storage_options)
+
+    trainer.save_checkpoint = put_together  # type: ignore[method-assign]
+
+
+def try_steps(
+    config: Path, words: Sequence[str], folder: Path, *, timed: bool, say: Callable[[str], None]
+) -> list[Finding]:
+    """Return how long an epoch will take and how much memory it needs, or why fit would fail.
+
+    From then on this process can write to the scratch folder only.
+
+    Args:
+        config: The YAML file.
+        words: Further options, as for terramind fit.
+        folder: The scratch folder.
+        timed: Measure some steps as they are configured, instead of one with two samples.
+        say: Is told what begins.
+    """
+    found: list[Finding] = []
+    guard_files(folder)
+    kind = partial(StepCLI, folder=folder, timed=timed, say=say, found=found)
+    with _quiet():
+        say("reading the configuration")
         try:
-            trainer = Trainer(
-                accelerator=options.get("accelerator") or "auto",
-                devices=1,
-                precision=options.get("precision"),
-                max_epochs=1,
-                limit_train_batches=STEPS,
-                limit_val_batches=1,
-                num_sanity_val_steps=0,
-                callbacks=[watch],
-                default_root_dir=folder,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-            )
-            restart_peak()
-            trainer.fit(model, datamodule=datamodule)
-        except torch.OutOfMemoryError as error:
-            yield Finding(
-                "run: memory",
-                "error",
-                f"a training step does not fit: {one_line(error)[:200]}",
-                "Lower batch_size, set precision: bf16-mixed or backbone_activation_checkpointing: true.",
-            )
-            return
+            run(["fit", "--config", str(config), *words], kind)
         except (Exception, SystemExit) as error:  # whatever a library raises at a wrong argument
-            message = one_line(readable(str(error))) or type(error).__name__
-            yield Finding("run: step", "error", f"a training step fails: {message.rpartition('Error: ')[2]}")
-            return
-    yield from _report(watch, trainer, datamodule)
+            logging.getLogger("terramind_plugin").debug("The step failed", exc_info=True)
+            return [*found, _explain(error)]
+    return found
+
+
+def _explain(error: BaseException) -> Finding:
+    """Return why a step failed, or why it could not be tried."""
+    chain = list(_chain(error))
+    refused = next((one for one in chain if isinstance(one, UntouchableError)), None)
+    if refused is not None:
+        return not_tried(f"it would write to {refused.filename}.")
+    if any(isinstance(one, torch.OutOfMemoryError) for one in chain):
+        return Finding(
+            "run: memory",
+            "error",
+            f"a training step does not fit: {one_line(error)[:200]}",
+            "Lower batch_size, set precision: bf16-mixed or backbone_activation_checkpointing: true.",
+        )
+    if any(isinstance(one, MemoryError) or any(text in str(one) for text in NO_MEMORY) for one in chain):
+        return not_tried("it needs more memory than is free.")
+    return Finding(STEP, "error", f"fit fails: {describe(error)}")
+
+
+def not_tried(reason: str) -> Finding:
+    """Return that nothing can be said of the step.
+
+    Args:
+        reason: Why.
+    """
+    return Finding(STEP, "note", f"not tried: {reason}", "Try a short run: terramind fit ... --trainer.fast_dev_run 1.")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 @contextmanager
@@ -126,12 +206,24 @@ def _quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _report(watch: Stopwatch, trainer: Trainer, datamodule: Any) -> Iterator[Finding]:
+def _report(watch: Stopwatch, trainer: Trainer, datamodule: Any, timed: bool) -> Iterator[Finding]:
     if not watch.ends:
-        yield Finding("run: step", "error", "there was no training step.", "See batch_size and the train split.")
+        idle = 0 in (trainer.max_epochs, trainer.max_steps, trainer.limit_train_batches)
+        verdict: Verdict = "warning" if idle else "error"
+        advice = "See max_epochs, max_steps and limit_train_batches." if idle else "See batch_size and the train split."
+        yield Finding(STEP, verdict, "there was no training step.", advice)
         return
     if not all(map(math.isfinite, watch.losses)):
-        yield Finding("run: step", "error", f"the first losses are {watch.losses}.", "Look at values and labels.")
+        yield Finding(STEP, "error", f"the first losses are {watch.losses}.", "Look at values and labels.")
+    else:
+        losses = ", ".join(f"{loss:.3g}" for loss in watch.losses)
+        done = "training and validation steps" if watch.validation else "training steps"
+        yield Finding(STEP, "ok", f"{done} work with random weights; loss {losses}.")
+    if timed:
+        yield from _report_times(watch, trainer, datamodule)
+
+
+def _report_times(watch: Stopwatch, trainer: Trainer, datamodule: Any) -> Iterator[Finding]:
     steps, tests = _count(datamodule.train_dataloader()), _count(datamodule.val_dataloader())
     seconds = steps * watch.step + tests * watch.validation
     device = trainer.strategy.root_device

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
@@ -17,6 +18,21 @@ from terramind_plugin.contract.places import Place, find_same_ground
 from terramind_plugin.contract.plan import LABEL, DataPlan, ImagePlan, Split
 from terramind_plugin.contract.sample import order_of
 from terramind_plugin.errors import DataError
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The sizes of images that a model takes."""
+
+    patch: int
+    """Height and width of a patch in pixels."""
+    padding: str | None = None
+    """How images of other sizes are padded, as torch.nn.functional.pad calls it; None if they are not."""
+
+    def pad(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Return how many pixels are added to height and width: up to an even number of patches, as TerraTorch does."""
+        step = 2 * self.patch
+        return -shape[0] % step, -shape[1] % step
 
 
 def check_folders(plan: DataPlan) -> Iterator[Finding]:
@@ -125,8 +141,14 @@ def _check_found(plan: DataPlan, split: Split, where: str) -> Iterator[Finding]:
         )
 
 
-def check_headers(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Finding]:
-    """Yield what headers tell: damaged files, other bands, pairs on different grids, mixed sizes."""
+def check_headers(plan: DataPlan, headers: Mapping[Path, Header], grid: Grid | None = None) -> Iterator[Finding]:
+    """Yield what headers tell: damaged files, other bands, pairs on different grids, mixed sizes.
+
+    Args:
+        plan: What the configuration says.
+        headers: Those of its files.
+        grid: The sizes that the model takes; None if unknown.
+    """
     broken = [header for header in headers.values() if header.problem]
     if broken:
         shown = some([f"{header.path} ({header.problem})" for header in broken], 2)
@@ -136,7 +158,8 @@ def check_headers(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Fi
             f"{len(broken)} of {len(headers)} files: {shown}.",
             "Copy or download them again.",
         )
-    yield from _check_pairs(plan, headers)
+    yield from _check_pairs(plan, headers, grid)
+    yield from _check_dates(plan, headers)
     yield from _check_places(headers)
     for image in plan.images:
         own = [
@@ -189,7 +212,26 @@ def _check_places(headers: Mapping[Path, Header]) -> Iterator[Finding]:
         )
 
 
-def _check_pairs(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Finding]:
+def _check_dates(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Finding]:
+    """Yield time series of which one modality has more dates than another."""
+    timed = {image.name: len(image.file_bands) for image in plan.images if image.dates and image.file_bands}
+    odd = []
+    for split in plan.splits:
+        for sample, files in split.samples.items():
+            bands = {name: headers[files[name]].bands for name in timed if files.get(name) in headers}
+            dates = {name: count // timed[name] for name, count in bands.items() if count and not count % timed[name]}
+            if len(set(dates.values())) > 1:
+                odd.append(f"{sample}: {', '.join(f'{name} {count}' for name, count in dates.items())}")
+    if odd:
+        yield Finding(
+            "files: dates",
+            "error",
+            f"{len(odd)} samples have modalities with different numbers of dates, e.g. {odd[0]}.",
+            "Every modality needs as many dates: repeat the bands of the one with fewer for each date.",
+        )
+
+
+def _check_pairs(plan: DataPlan, headers: Mapping[Path, Header], grid: Grid | None) -> Iterator[Finding]:
     problems: dict[str, list[str]] = {"size": [], "crs": [], "place": []}
     sizes: dict[str, Counter[tuple[int, int]]] = {}
     for split in plan.splits:
@@ -213,21 +255,15 @@ def _check_pairs(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Fin
         if texts:
             verdict: Verdict = "error" if kind == "size" else "warning"
             yield Finding(f"files: pairs differ in {kind}", verdict, f"{len(texts)} samples, e.g. {texts[0]}.", advice)
-    yield from _check_sizes(plan, sizes)
+    yield from _check_sizes(plan, sizes, grid)
 
 
-def _check_sizes(plan: DataPlan, sizes: Mapping[str, Counter[tuple[int, int]]]) -> Iterator[Finding]:
+def _check_sizes(plan: DataPlan, sizes: Mapping[str, Counter[tuple[int, int]]], grid: Grid | None) -> Iterator[Finding]:
     for split, counts in sizes.items():
         if split in plan.transformed:
             continue
-        odd = [shape for shape in counts if shape[0] % 16 or shape[1] % 16]
-        if odd:
-            yield Finding(
-                f"files: {split} sizes",
-                "error",
-                f"{sum(counts[shape] for shape in odd)} samples: 16 does not divide their size, e.g. {list(odd[0])}.",
-                "Crop or pad the chips, or add a crop to the transforms.",
-            )
+        if grid is not None:
+            yield from _check_patches(f"files: {split} sizes", counts, grid)
         if len(counts) > 1 and plan.batch_size > 1:
             shown = some([f"{count} of {list(shape)}" for shape, count in counts.most_common()])
             yield Finding(
@@ -236,6 +272,35 @@ def _check_sizes(plan: DataPlan, sizes: Mapping[str, Counter[tuple[int, int]]]) 
                 f"mixed sizes: {shown}.",
                 "Cut the files to one size, add a crop to the transforms, or use batch_size: 1.",
             )
+
+
+def _check_patches(where: str, counts: Counter[tuple[int, int]], grid: Grid) -> Iterator[Finding]:
+    """Yield sizes that do not make whole patches, with what becomes of them."""
+    odd = [shape for shape in counts if any(grid.pad(shape))]
+    if grid.padding is None:
+        odd = [shape for shape in counts if shape[0] % grid.patch or shape[1] % grid.patch]
+    if not odd:
+        return
+    samples = sum(counts[shape] for shape in odd)
+    # A reflection needs more pixels than it adds on one side.
+    small = [s for s in odd if any((added + 1) // 2 >= side for added, side in zip(grid.pad(s), s, strict=True))]
+    if grid.padding is None or (grid.padding == "reflect" and small):
+        shape = small[0] if grid.padding else odd[0]
+        yield Finding(
+            where,
+            "error",
+            f"{samples} samples: the model's patch of {grid.patch} pixels does not divide their size, e.g. "
+            f"{list(shape)}" + (", which is too small to be padded by reflection." if grid.padding else "."),
+            "Crop or pad the chips, or add a crop to the transforms.",
+        )
+        return
+    padded = [side + added for side, added in zip(odd[0], grid.pad(odd[0]), strict=True)]
+    yield Finding(
+        where,
+        "note",
+        f"{samples} samples do not make an even number of patches of {grid.patch} pixels, e.g. {list(odd[0])}: "
+        f"TerraTorch pads them ({grid.padding}), here to {padded}, and crops what comes out.",
+    )
 
 
 def _crs(header: Header) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from terramind_plugin.contract.files import check_folders, check_headers, check_overlap, check_splits
+from terramind_plugin.contract.files import Grid, check_folders, check_headers, check_overlap, check_splits
 from terramind_plugin.contract.findings import Finding
 from terramind_plugin.contract.headers import read_headers
 from terramind_plugin.contract.labels import check_labels, read_labels
@@ -14,7 +14,14 @@ from terramind_plugin.contract.values import check_values
 
 
 def check_data(
-    plan: DataPlan, *, samples: int = 64, ignored: float | None = None, loss: str = "", weighted: bool = False
+    plan: DataPlan,
+    *,
+    samples: int = 64,
+    ignored: float | None = None,
+    loss: str = "",
+    weighted: bool = False,
+    grid: Grid | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Finding]:
     """Yield a finding for each mistake, and for each group one that says what was looked at.
 
@@ -24,17 +31,22 @@ def check_data(
         ignored: The task's ignore_index.
         loss: Name of the task's loss.
         weighted: Whether the task has weights for its classes.
+        grid: The sizes that the model takes; None if unknown.
+        say: Is told what begins.
     """
     yield from check_folders(plan)
     yield from check_splits(plan)
+    say(f"reading the headers of {sum(len(files) for s in plan.splits for files in s.samples.values())} files")
     headers = read_headers(plan)
-    yield from check_headers(plan, headers)
+    yield from check_headers(plan, headers, grid)
     yield from check_overlap(plan, headers)
     counts = ", ".join(f"{len(split.samples)} {split.name}" for split in plan.splits)
     yield Finding("files", "ok", f"{len(headers)} files of {counts} samples listed, headers read.")
+    say(f"reading the pixels of up to {samples} samples")
     sample = read_sample(plan, samples)
     yield from check_values(plan, sample)
     yield Finding("values", "ok", f"pixels of {sample.read} of {sample.of} samples read.")
+    say("reading labels")
     masks = read_labels(plan)
     yield from check_labels(plan, masks, ignored, loss, weighted)
     if masks:

@@ -46,6 +46,57 @@ def check_names(argument: str, mapping: Any, modalities: Sequence[str]) -> None:
             )
 
 
+def match_bands(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return output_bands and predict_output_bands in the spelling of the dataset_bands: B04 is RED.
+
+    Args:
+        kwargs: Arguments of the data module.
+
+    Raises:
+        ConfigError: A modality has output_bands without dataset_bands, or some that are not among them.
+    """
+    matched: dict[str, Any] = {}
+    for stage in ("", "predict_"):
+        wanted = kwargs.get(f"{stage}output_bands")
+        stored = kwargs.get(f"{stage}dataset_bands") or kwargs.get("dataset_bands") or {}
+        if isinstance(wanted, Mapping) and isinstance(stored, Mapping):
+            matched[f"{stage}output_bands"] = {
+                name: _match_bands(f"{stage}output_bands", str(name), bands, stored.get(name))
+                for name, bands in wanted.items()
+            }
+    return matched
+
+
+def _match_bands(argument: str, name: str, wanted: Any, stored: Any) -> Any:
+    """Return the bands of a modality as dataset_bands calls them."""
+    if not wanted:
+        return wanted
+    if not stored:
+        raise ConfigError(
+            f"{argument} names bands of {name}, but dataset_bands does not: which bands the files have is not known. "
+            f"Name all bands of the files, in their order, in dataset_bands: {{{name}: [...]}}."
+        )
+    modality = find(name)
+    known = list(generate_bands_intervals(list(stored)))
+    places = [None if modality is None else modality.find_band(band) for band in known]
+    result = []
+    for band in generate_bands_intervals(list(wanted)):
+        place = None if modality is None else modality.find_band(band)
+        if band not in known and place is not None and place in places:
+            band = known[places.index(place)]
+        if band not in known and (place is not None or modality is None):
+            raise ConfigError(
+                f"{argument} of {name} has {_name(band)}, which is none of dataset_bands: "
+                f"{', '.join(map(_name, known))}.{suggest(_name(band), map(_name, known))}"
+            )
+        result.append(band)
+    return result
+
+
+def _name(band: Any) -> str:
+    return str(getattr(band, "value", band))
+
+
 def bands_read(name: str, kwargs: Mapping[str, Any]) -> list[Any] | None:
     """Return the names of the bands that the model gets, or None for all of the modality."""
     for key in ("output_bands", "dataset_bands"):

@@ -23,6 +23,7 @@ from terramind_plugin.data.arguments import (
     check_names,
     find_rgb,
     make_stand_ins,
+    match_bands,
     read_roots,
     settle_statistics,
 )
@@ -102,6 +103,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):
             kwargs[f"{stage}_transform"] = build_transforms(kwargs.get(f"{stage}_transform"), modalities)
         if isinstance(kwargs.get("image_grep"), Mapping):
             kwargs["image_grep"] = dict(kwargs["image_grep"])  # the parent writes into it
+        kwargs.update(match_bands(kwargs))
         images = kwargs.get("image_modalities") or modalities
         bands = {name: bands_read(name, kwargs) for name in images}
         self.bands_read = bands
@@ -253,6 +255,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):
             callbacks.append(MemoLog())
 
     def _check_configured(self, stage: str) -> None:
+        stage = str(getattr(stage, "value", stage))  # Lightning passes a member of an enum
         needs = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]
         for split in needs:
             if getattr(self, f"{split}_root") is None:

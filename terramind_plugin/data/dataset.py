@@ -161,6 +161,7 @@ class CheckedSamples(GenericMultimodalDataset):
             for name, bands in self._selection.items():
                 if name in sample["image"]:
                     sample["image"][name] = rearrange(sample["image"][name], "(t c) h w -> c t h w", c=len(bands))
+            _check_dates(sample)
         if self.allow_missing:
             self._mark_missing(sample)
         return sample
@@ -318,6 +319,21 @@ class CheckedSamples(GenericMultimodalDataset):
                 "ignore_index. See num_classes, ignore_index, no_label_replace and reduce_zero_label."
             )
         return label
+
+
+def _check_dates(sample: Mapping[str, Any]) -> None:
+    """Raise if the modalities of a sample have different numbers of dates.
+
+    Raises:
+        DataError: They have; the message names the files.
+    """
+    dates = {name: image.shape[1] for name, image in sample["image"].items() if image.ndim == 4}
+    if len(set(dates.values())) > 1:
+        files = ", ".join(f"{sample['filename'][name]} has {count}" for name, count in dates.items())
+        raise DataError(
+            f"The modalities of a sample have different numbers of dates: {files}. Every modality needs as many "
+            "dates: repeat the bands of the one with fewer for each date."
+        )
 
 
 def _label_tensor(image: np.ndarray) -> dict[str, Tensor]:

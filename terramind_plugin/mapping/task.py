@@ -36,8 +36,6 @@ logger = logging.getLogger("terramind_plugin")
 
 NO_CLASS = 255
 """Value of a class map where no input has data, or the task's scores are not finite."""
-PATCH = 16
-"""Heights and widths that the models take are multiples of it."""
 
 
 class SceneTask(nn.Module):
@@ -157,7 +155,7 @@ def map_scenes(
         cli = make_cli(["--config", str(config)], ckpt_path)
     expected, scales = read_data_module(cli.datamodule, cli.model)
     scenes = pair_scenes(words, list(expected))
-    jobs: list[Job] = [plan_job(inputs, expected, options, PATCH) for inputs in scenes]
+    jobs: list[Job] = [plan_job(inputs, expected, options, _patch(cli.model)) for inputs in scenes]
     check_names(jobs)
     for job in jobs:
         for name in job.warped:
@@ -174,6 +172,12 @@ def map_scenes(
     for job in jobs:
         job.decide("map", model.layers, described, options)
     return run_jobs(model, jobs, options)
+
+
+def _patch(task: LightningModule) -> int:
+    """Return the pixels of which the model's heights and widths are multiples; 1 for a model without patches."""
+    patches = [getattr(module, "patch_size", None) for module in task.modules()]
+    return next((patch for patch in patches if isinstance(patch, int)), 1)
 
 
 def _hash_inputs(inputs: Mapping[str, Standardised]) -> str:

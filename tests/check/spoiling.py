@@ -12,6 +12,7 @@ import pytest
 import rasterio
 from running import change, segmentation_config
 
+from terramind_plugin.contract.files import Grid
 from terramind_plugin.contract.findings import Finding, Verdict
 from terramind_plugin.contract.plan import DataPlan, describe
 from terramind_plugin.contract.run import check_data
@@ -149,5 +150,6 @@ def plan(dataset: SimulatedDataset, changes: Mapping[str, Any] | None = None) ->
 def look(dataset: SimulatedDataset, changes: Mapping[str, Any] | None = None) -> list[Finding]:
     """Return what the check of the data alone finds, 'ok' left out; arguments as in `plan`."""
     task = change(segmentation_config(dataset), changes or {})["model"]["init_args"]
-    found = check_data(plan(dataset, changes), ignored=task["ignore_index"], loss=task["loss"])
+    grid = Grid(16, "reflect")  # of TerraTorch's factory with a published model
+    found = check_data(plan(dataset, changes), ignored=task["ignore_index"], loss=task["loss"], grid=grid)
     return [finding for finding in found if finding.verdict != "ok"]

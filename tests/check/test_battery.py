@@ -119,7 +119,7 @@ FILES: dict[str, Broken] = {
                         lambda d: rewrite(files_of(d, S1)[0], transform=_coarser(files_of(d, S1)[0]))),
     "mixed sizes": Broken("files: train sizes|files: val sizes|files: test sizes", "error", "mixed sizes",
                           lambda d: [one(kind, lambda v: v[:, :48])(d) for kind in (S2, S1, LABEL)]),
-    "sizes of 50": Broken("files: train sizes", "error", r"16 does not divide their size, e.g. \[64, 50\]",
+    "sizes of 50": Broken("files: train sizes", "note", r"\[64, 50\]: TerraTorch pads them .*to \[64, 64\]",
                           lambda d: [every(kind, lambda v: v[:, :, :50])(d) for kind in (S2, S1, LABEL)]),
     "12 bands": Broken("files: S2L1C bands", "error", "12 of 12 files have not 13 bands", every(S2, lambda v: v[:12])),
     "one band in one": Broken("files: S1GRD bands", "error", "1 of 12 files have not 2 bands",

@@ -135,7 +135,7 @@ def run_check(data: bytes, folder: Path, capfd: pytest.CaptureFixture[str]) -> t
 
     path = folder / "config.yaml"
     path.write_bytes(data)
-    status = main(["check", "-c", str(path), "--samples", "2"])
+    status = main(["check", "-c", str(path), "--samples", "2", "--no_step"])
     assert [entry.name for entry in folder.iterdir()] == ["config.yaml"]
     return status, "".join(capfd.readouterr())
 

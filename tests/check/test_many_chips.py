@@ -73,6 +73,7 @@ def check(root: Path, count: int, sound: SimulatedDataset) -> tuple[float, int]:
     text = (root / f"{count}.log").read_text()
     assert process.returncode == 0, text
     assert "0 errors, 0 warnings" in text
+    assert "training and validation steps work" in text
     assert f"{2 * count} files of" in " ".join(text.split())
     return seconds, usage.ru_maxrss * 1024
 

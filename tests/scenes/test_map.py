@@ -252,3 +252,18 @@ def test_killed_at_any_moment(radar_task: tuple[Path, Path], tmp_path: Path) -> 
     for name in names:
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     print("rows listed at each kill:", progress)
+
+
+def test_windows_of_the_small_model_follow_its_patch(tmp_path: Path) -> None:
+    changes = {
+        "data.modalities": ["S1GRD"],
+        "model_args.backbone": "terramind_sim_nano",
+        "model_args.backbone_modalities": ["S1GRD"],
+        "model_args.necks": [{"name": "terramind_pyramid", "patch_size": 8}],
+    }
+    config, checkpoint = make_task(tmp_path, changes)
+    scene = write_modality(tmp_path / "scene.tif", "S1GRD", (72, 88))
+    words = ["--crop", "40", "--stride", "24", "--margin", "4", "--batch_size", "2", "--accelerator", "cpu"]
+    common = ["map", "-c", config, "--ckpt_path", checkpoint, "--scene", scene, "--out", tmp_path / "out"]
+    assert main([str(word) for word in [*common, *words]]) == 0
+    assert _read(tmp_path / "out" / "scene_pred.tif").shape == (1, 72, 88)

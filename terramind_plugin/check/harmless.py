@@ -1,0 +1,171 @@
+"""A training run that writes nothing: its settings, and a guard over the files of the process that tries it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from terramind_plugin.errors import ConfigError
+from terramind_plugin.settings import read_text
+
+STEPS = 4
+"""Training steps of a timed run; the first one is slower and not counted where there are more."""
+FEW = 2
+"""Samples in a batch of a run that is not timed."""
+FOLDERS = ("dirpath", "save_dir", "output_dir", "log_dir", "root_dir")
+"""Arguments of loggers, callbacks and profilers that name a folder to write to."""
+MEMOS = ("backbone_tim_memo", "backbone_feature_memo")
+"""Arguments of a backbone that name a folder to write to."""
+WEIGHTS = ("backbone_ckpt_path", "backbone_tim_tokenizer_ckpt_paths", "ckpt_path")
+"""Arguments of models that name files of weights."""
+ALLOWED = ("/dev/", "/proc/")
+"""Where the process may write besides its scratch folder: devices, shared memory, its own settings."""
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+EVENTS = {
+    "os.mkdir": [(0, 2)], "os.remove": [(0, 1)], "os.rmdir": [(0, 1)], "os.rename": [(0, 2), (1, 3)],
+    "os.symlink": [(1, 2)], "os.link": [(1, 3)], "os.truncate": [(0, 0)],
+}  # fmt: skip
+"""Audit events of calls that change files: positions of the path, and of the open folder that it is relative to."""
+
+
+class UntouchableError(OSError):
+    """Something would be written that outlives the check.
+
+    Args:
+        target: The file or server.
+    """
+
+    def __init__(self, target: str) -> None:
+        super().__init__(errno.EROFS, "terramind check writes nothing", target)
+
+
+def guard_files(folder: Path) -> None:
+    """Refuse all writing outside a folder, and connections to other machines, for the rest of this process.
+
+    Calls from Python raise UntouchableError, as if the file system were read-only; libraries that only want to fill a
+    cache go on without it.
+
+    Args:
+        folder: The scratch folder; temporary files go there from now on.
+    """
+    inside = (f"{folder}{os.sep}", f"{folder.resolve()}{os.sep}", *ALLOWED)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+    sys.dont_write_bytecode = True
+
+    def look(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            path, _, flags = arguments
+            if isinstance(flags, int) and flags & WRITING:
+                refuse(path)
+        elif event in EVENTS:
+            for path, base in EVENTS[event]:
+                refuse(arguments[path], arguments[base])
+        elif event == "socket.connect":
+            address = arguments[1]
+            if isinstance(address, tuple) and address[0] not in ("localhost", "127.0.0.1", "::1"):
+                raise UntouchableError(str(address[0]))
+
+    def refuse(path: Any, base: Any = None) -> None:
+        if not isinstance(path, str | bytes | os.PathLike):
+            return  # a file that is open already
+        where = os.readlink(f"/proc/self/fd/{base}") if isinstance(base, int) and base >= 0 else os.curdir
+        whole = os.path.abspath(os.path.join(where, os.fsdecode(path)))
+        if not f"{whole}{os.sep}".startswith(inside):
+            raise UntouchableError(whole)
+
+    sys.addaudithook(look)
+
+
+def make_harmless(config: Namespace, folder: Path, timed: bool) -> None:
+    """Change a parsed configuration of fit: few steps, random weights, and all that it writes in a scratch folder.
+
+    Args:
+        config: Trainer, data and model; changed.
+        folder: The scratch folder.
+        timed: Whether batches and worker processes stay as they are.
+    """
+    os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="disabled")
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    _change_trainer(config.trainer, folder)
+    data = config.get("data.init_args")
+    if isinstance(data, Namespace) and not timed:
+        _change(data, "batch_size", lambda size: min(size, FEW) if isinstance(size, int) else size)
+        _change(data, "num_workers", lambda count: 0 if isinstance(count, int) and count > 0 else count)
+    drop_weights(config)
+    arguments = config.get("model.init_args.model_args")
+    if isinstance(arguments, dict):
+        for key in [key for key in MEMOS if arguments.get(key)]:
+            arguments[key] = str(folder / "memo")
+
+
+def drop_weights(config: Namespace) -> None:
+    """Let the model start with random weights, unless what it is told of weights is not possible.
+
+    Args:
+        config: With a model; changed.
+    """
+    for place in ("model.init_args", "model.init_args.model_args"):
+        arguments = config.get(place)
+        if not isinstance(arguments, dict | Namespace):
+            continue
+        for key in [key for key in WEIGHTS if key in arguments]:
+            if isinstance(arguments, dict):
+                arguments.pop(key)
+            else:
+                arguments[key] = None
+        for key in [key for key in arguments.keys() if str(key).endswith("pretrained")]:  # noqa: SIM118
+            with suppress(ConfigError):  # text that is not YAML: the model says so
+                arguments[key] = False if isinstance(read_text(key, arguments[key]), bool) else arguments[key]
+
+
+def limits(trainer: Namespace, timed: bool) -> dict[str, int]:
+    """Return arguments of the trainer that make a run short, except one that is configured to do nothing.
+
+    They are arguments, not values of the configuration, in which the parser would take 1 for 1.0, which is all batches.
+
+    Args:
+        trainer: Its configuration.
+        timed: Whether to train several steps.
+    """
+    counts = {"limit_train_batches": STEPS if timed else 1, "limit_val_batches": 1}
+    return {key: 0 if trainer.get(key) == 0 else count for key, count in counts.items()}
+
+
+def _change_trainer(trainer: Namespace, folder: Path) -> None:
+    trainer.default_root_dir = str(folder)
+    fixed = {"min_epochs": None, "min_steps": None, "max_time": None, "num_sanity_val_steps": 0, "overfit_batches": 0,
+             "check_val_every_n_epoch": 1, "val_check_interval": None, "devices": 1, "num_nodes": 1}  # fmt: skip
+    for key, value in fixed.items():
+        trainer[key] = value
+    # A run that is configured to do nothing does nothing here, too.
+    _change(trainer, "max_epochs", lambda count: count if count == 0 else 1)
+    _change(trainer, "max_steps", lambda count: count if count == 0 else -1)
+    _change(trainer, "fast_dev_run", lambda given: bool(given))
+    if isinstance(trainer.get("strategy"), str):
+        trainer.strategy = "auto"
+    for place in ("logger", "callbacks", "profiler"):
+        for part in _parts(trainer.get(place)):
+            for key in FOLDERS:
+                _change(part, key, lambda value: value if value is None else str(folder / "written"))
+            _change(part, "tracking_uri", lambda value: None)
+            _change(part, "num_training_steps", lambda count: min(count, STEPS))  # of a search for the learning rate
+
+
+def _parts(value: Any) -> Iterator[Namespace]:
+    """Yield the arguments of each class that a setting of the trainer names."""
+    for entry in value if isinstance(value, list) else [value]:
+        if isinstance(entry, Namespace) and isinstance(entry.get("init_args"), Namespace):
+            yield entry.init_args
+
+
+def _change(arguments: Namespace, key: str, make: Callable[[Any], Any]) -> None:
+    if key in arguments:
+        arguments[key] = make(arguments[key])
