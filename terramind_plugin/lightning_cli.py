@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import pickle
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningDataModule, Trainer
 from terratorch.cli_tools import (
     CustomWriter,
     MyLightningCLI,
@@ -28,6 +30,7 @@ from terramind_plugin.causes import readable
 from terramind_plugin.data.classes import compare_class_names
 from terramind_plugin.data.statistics import band_statistics, describe_statistics
 from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundError
+from terramind_plugin.files import write_bytes
 
 logger = logging.getLogger("terramind_plugin")
 
@@ -46,6 +49,19 @@ class StatisticsTrainer(MyTrainer):
         print(describe_statistics(band_statistics(datamodule), getattr(datamodule, "bands_read", {})))
 
 
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes checkpoints that have their name only when they are complete; Lightning copies them to it."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint to a local path; Lightning writes those to other places."""
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        write_bytes(Path(path), content.getbuffer())
+
+
 class TerraMindCLI(MyLightningCLI):
     """TerraTorch's CLI, in which the configuration goes before what a checkpoint remembers of its own.
 
@@ -57,6 +73,13 @@ class TerraMindCLI(MyLightningCLI):
     def __init__(self, *, ckpt_path: str | Path | None = None, **kwargs: Any) -> None:
         self.ckpt_path = ckpt_path
         super().__init__(**kwargs)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Return the trainer, which writes checkpoints whole or not at all."""
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that the user has chosen
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
+        return trainer
 
     def before_instantiate_classes(self) -> None:
         """Check the checkpoint that no subcommand names."""
