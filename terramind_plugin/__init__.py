@@ -46,6 +46,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'. It has: {', '.join(sorted(_LAZY))}.")
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
 class _RegisterAfterLoad(Loader):
     """Runs a module's own loader, then registers this package."""
 

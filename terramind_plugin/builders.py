@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from terramind_plugin.errors import ConfigError, suggest
+from terramind_plugin.errors import ConfigError, WeightsNotFoundError, suggest
 from terramind_plugin.settings import read_texts
 from terramind_plugin.tokenizers.sequence import (
     CAPTION_VOCABULARY,
@@ -17,6 +17,7 @@ from terramind_plugin.tokenizers.sequence import (
     refuse_captions,
 )
 from terramind_plugin.tokenizers.variants import TOKENIZERS, TokenizerVariant
+from terramind_plugin.tokenizers.vocabulary import build_coords_vocabulary
 from terramind_plugin.weights import fetch_file, load_tokenizer
 
 if TYPE_CHECKING:
@@ -63,17 +64,32 @@ def build_image_tokenizer(
     return model
 
 
-def build_coords_tokenizer(tokenizer_file: str | Path | None = None, family: str = "terramind_v1") -> CoordsTokenizer:
+def build_coords_tokenizer(
+    tokenizer_file: str | Path | None = None, family: str = "terramind_v1", *, needed: bool = True
+) -> CoordsTokenizer:
     """Return the tokenizer of coordinates.
 
     Args:
         tokenizer_file: A local vocabulary file; by default that of the family.
         family: Which models it is for, 'terramind_v1' or 'terramind_sim_nano'.
+        needed: Whether token ids must mean what they mean in the published weights. If not, and the published
+            vocabulary cannot be had, one of the same resolution is built.
 
     Raises:
         WeightsError: The vocabulary is not there or is none.
     """
-    return CoordsTokenizer(_fetch_vocabulary(COORDS_VOCABULARIES[family]) if tokenizer_file is None else tokenizer_file)
+    if tokenizer_file is not None:
+        return CoordsTokenizer(tokenizer_file)
+    try:
+        return CoordsTokenizer(_fetch_vocabulary(COORDS_VOCABULARIES[family]))
+    except WeightsNotFoundError:
+        if needed:
+            raise
+        logger.warning(
+            "The published vocabulary of coordinates is not here; token ids are numbered anew, which only suits "
+            "random weights. Set tokenizer_file before weights are loaded."
+        )
+        return CoordsTokenizer(build_coords_vocabulary())
 
 
 def build_caption_tokenizer(weights: str, tokenizer_file: str | Path | None = None) -> CaptionTokenizer:

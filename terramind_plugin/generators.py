@@ -89,7 +89,8 @@ def build_generator(
         list(targets), steps=decoding_steps, temperature=temps, top_p=top_p, top_k=top_k, max_tokens=3
     )
     uses_coords = any(modality.kind == "sequence" for modality in _modalities(inputs, targets))
-    coords = build_coords_tokenizer(tokenizer_file, numbers.family) if uses_coords else None
+    loads = pretrained or ckpt_path is not None
+    coords = build_coords_tokenizer(tokenizer_file, numbers.family, needed=loads) if uses_coords else None
     sampler = TokenGenerator(
         numbers,
         inputs,
@@ -106,7 +107,7 @@ def build_generator(
         timesteps=timesteps,
         decoding=decoding,
     )
-    if ckpt_path is not None or pretrained:
+    if loads:
         logger.info("%s", load_encoder_decoder(sampler.model, ckpt_path))
     return model
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,17 +37,46 @@ class InputSpec:
         return self.pretrained is not None and self.pretrained.kind == "sequence"
 
 
+@dataclass(frozen=True)
+class Advice:
+    """What to do about inputs that do not fit, in the arguments that a kind of model has."""
+
+    unknown: str
+    """About a modality that the model does not take."""
+    selection: str
+    """About channels that are not all bands; `{name}` stands for the modality."""
+    sizes: str
+    """About images of several sizes."""
+    series: str
+    """About images with a dimension more."""
+
+
+BACKBONE = Advice(
+    unknown="The data module's modalities and backbone_modalities must agree.",
+    selection="for a selection name the bands, e.g. backbone_bands: {{{name}: [...]}}.",
+    sizes="Resample the modalities to one grid, or use merge_method dict or none.",
+    series="For time series set backbone_use_temporal: true.",
+)
+TIM = replace(BACKBONE, sizes="Resample the modalities to one grid.")
+GENERATOR = Advice(
+    unknown="Give it what its argument modalities names.",
+    selection="a generator takes all of them, in this order.",
+    sizes="Resample the modalities to one grid.",
+    series="A generator takes one date at a time.",
+)
+
+
 def plan_inputs(
     modalities: Sequence[str | Mapping[str, int]] | Mapping[str, int] | None,
     bands: Mapping[str, Sequence[object]] | None = None,
-    new_bands: Sequence[str] = (),
+    new_bands: Sequence[object] = (),
 ) -> tuple[InputSpec, ...]:
     """Return what a model takes, in the user's order.
 
     Args:
         modalities: Names of the modality table; a mapping {name: channels} adds a modality that is new.
         bands: Bands of a modality in the order of the tensor's channels, for modalities that have not all of them.
-        new_bands: Bands named in `bands` that the pre-training data did not have.
+        new_bands: Bands named in `bands`, by name or number, that the pre-training data did not have.
 
     Raises:
         ConfigError: A modality or band is unknown, named twice, or not possible as pixels.
@@ -90,9 +119,9 @@ def _bands_by_key(bands: Mapping[str, Sequence[object]]) -> dict[str, Sequence[o
     return by_key
 
 
-def _check_new_bands(bands: Mapping[str, Sequence[object]], new_bands: Sequence[str]) -> None:
+def _check_new_bands(bands: Mapping[str, Sequence[object]], new_bands: Sequence[object]) -> None:
     named = [str(band) for names in bands.values() for band in names]
-    for band in new_bands:
+    for band in map(str, new_bands):
         if band not in named:
             raise ConfigError(f"new_bands names '{band}', which no entry of bands holds.{suggest(band, named)}")
 
@@ -102,7 +131,8 @@ def _new_modality(name: str, channels: Any) -> InputSpec:
     if known is not None and known.patch_key is not None:
         raise ConfigError(
             f"'{name}: {channels}' declares a new modality, but {known.name} has pre-trained weights. "
-            f"Write its name alone, with bands: {{{known.name}: [...]}} for a selection, or choose another name."
+            "Write its name alone, or choose another name; a backbone takes a selection of its bands by "
+            f"bands: {{{known.name}: [...]}}."
         )
     if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
         raise ConfigError(f"New modality '{name}' needs its number of channels, got {channels!r}. Write {{{name}: 3}}.")
@@ -111,7 +141,7 @@ def _new_modality(name: str, channels: Any) -> InputSpec:
     return InputSpec(name=name, key=name, channels=channels, pretrained=None, band_sources=None)
 
 
-def _known_modality(name: str, bands: Mapping[str, Sequence[object]], new_bands: Sequence[str]) -> InputSpec:
+def _known_modality(name: str, bands: Mapping[str, Sequence[object]], new_bands: Sequence[object]) -> InputSpec:
     modality = resolve(name)
     if modality.patch_key is None:
         raise ConfigError(
@@ -123,7 +153,8 @@ def _known_modality(name: str, bands: Mapping[str, Sequence[object]], new_bands:
     names = bands.get(modality.patch_key)
     sources: tuple[int | None, ...] | None = None
     if names is not None:
-        sources = tuple(None if str(band) in new_bands else _band(modality, band) for band in names)
+        new = set(map(str, new_bands))
+        sources = tuple(None if str(band) in new else _band(modality, band) for band in names)
         known = [source for source in sources if source is not None]
         if len(set(known)) < len(known):
             raise ConfigError(f"bands of {modality.name} names a band twice: {list(names)}.")
@@ -144,7 +175,10 @@ def _band(modality: Modality, band: object) -> int:
 
 
 def collect_inputs(
-    specs: Sequence[InputSpec], x: Tensor | Mapping[str, Tensor] | None, named: Mapping[str, Tensor]
+    specs: Sequence[InputSpec],
+    x: Tensor | Mapping[str, Tensor] | None,
+    named: Mapping[str, Tensor],
+    advice: Advice = BACKBONE,
 ) -> dict[str, Tensor]:
     """Return the given tensors by the model's names, in the model's order.
 
@@ -152,6 +186,7 @@ def collect_inputs(
         specs: What the model takes.
         x: Tensors by modality, or the tensor of the first modality.
         named: Tensors passed by keyword.
+        advice: What messages tell to do.
 
     Raises:
         ConfigError: Nothing was given, or a modality that the model does not take.
@@ -166,13 +201,13 @@ def collect_inputs(
         raise ConfigError(f"The model got no input. It takes {[spec.name for spec in specs]}.")
     ordered = {spec.name: given.pop(spec.name) for spec in specs if spec.name in given}
     if given:
-        ordered = {**ordered, **_match_spellings(specs, given, ordered)}
+        ordered = {**ordered, **_match_spellings(specs, given, ordered, advice)}
         ordered = {spec.name: ordered[spec.name] for spec in specs if spec.name in ordered}
     return ordered
 
 
 def _match_spellings(
-    specs: Sequence[InputSpec], given: Mapping[str, Tensor], taken: Mapping[str, Tensor]
+    specs: Sequence[InputSpec], given: Mapping[str, Tensor], taken: Mapping[str, Tensor], advice: Advice
 ) -> dict[str, Tensor]:
     by_modality = {spec.pretrained.name: spec.name for spec in specs if spec.pretrained is not None}
     matched = {}
@@ -183,13 +218,20 @@ def _match_spellings(
             names = [spec.name for spec in specs]
             raise ConfigError(
                 f"The model got a modality '{name}' that it does not take. It takes {names}.{suggest(name, names)} "
-                f"The data module's modalities and backbone_modalities must agree."
+                f"{advice.unknown}"
             )
         matched[target] = tensor
     return matched
 
 
-def check_shapes(specs: Sequence[InputSpec], inputs: Mapping[str, Tensor], patch_size: int, *, same_size: bool) -> None:
+def check_shapes(
+    specs: Sequence[InputSpec],
+    inputs: Mapping[str, Tensor],
+    patch_size: int,
+    *,
+    same_size: bool,
+    advice: Advice = BACKBONE,
+) -> None:
     """Check that tensors are [B, channels, H, W] with sizes the model can take.
 
     Args:
@@ -197,6 +239,7 @@ def check_shapes(specs: Sequence[InputSpec], inputs: Mapping[str, Tensor], patch
         inputs: Tensors by the model's names.
         patch_size: Height and width must be multiples of it.
         same_size: Whether all modalities must have the same height and width.
+        advice: What messages tell to do.
 
     Raises:
         ConfigError: A tensor has other dimensions, channels or sizes.
@@ -207,12 +250,12 @@ def check_shapes(specs: Sequence[InputSpec], inputs: Mapping[str, Tensor], patch
         if x is None:
             continue
         if x.ndim != 4:
-            hint = " For time series set backbone_use_temporal: true." if x.ndim == 5 else ""
+            hint = f" {advice.series}" if x.ndim == 5 else ""
             raise ConfigError(
                 f"{spec.name}: expected a tensor [batch, bands, height, width], got {list(x.shape)}.{hint}"
             )
         if x.shape[1] != spec.channels:
-            raise ConfigError(_channels_message(spec, x.shape[1]))
+            raise ConfigError(_channels_message(spec, x.shape[1], advice))
         if x.shape[2] % patch_size or x.shape[3] % patch_size:
             raise ConfigError(
                 f"{spec.name}: height and width must be multiples of {patch_size}, got {x.shape[2]} x {x.shape[3]}. "
@@ -223,17 +266,17 @@ def check_shapes(specs: Sequence[InputSpec], inputs: Mapping[str, Tensor], patch
         if same_size and x.shape[2:] != inputs[first].shape[2:]:
             raise ConfigError(
                 f"Sizes differ: {first} {list(inputs[first].shape[2:])}, {spec.name} {list(x.shape[2:])}. "
-                "Resample the modalities to one grid, or use merge_method dict or none."
+                f"{advice.sizes}"
             )
 
 
-def _channels_message(spec: InputSpec, got: int) -> str:
+def _channels_message(spec: InputSpec, got: int, advice: Advice) -> str:
     message = f"{spec.name}: expected {spec.channels} channels, got {got}."
     if spec.pretrained is None:
         return message
     if spec.band_sources is None:
         return (
             f"{message} The bands of {spec.pretrained.name} are {', '.join(spec.pretrained.band_names)}; "
-            f"for a selection name the bands, e.g. backbone_bands: {{{spec.name}: [...]}}."
+            f"{advice.selection.format(name=spec.name)}"
         )
     return f"{message} Data and backbone_bands must list the same bands."

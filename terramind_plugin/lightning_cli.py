@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import os
-import pickle
 import sys
+import traceback
 from argparse import ArgumentError
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,15 +21,17 @@ from terratorch.cli_tools import (
     MyTrainer,
     StudioDeploySaveConfigCallback,
 )
+from torch import Tensor
 from torchgeo.trainers import BaseTask
 
 import terramind_plugin
 from terramind_plugin.adapt.lora import BASE
 from terramind_plugin.backbones.tim import FINGERPRINT
 from terramind_plugin.causes import readable
+from terramind_plugin.checkpoints import check_types, model_args_of, read_file, settings_of, shorten
 from terramind_plugin.data.classes import compare_class_names
 from terramind_plugin.data.statistics import band_statistics, describe_statistics
-from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundError
+from terramind_plugin.errors import ConfigError, DataError, WeightsError
 from terramind_plugin.files import write_bytes
 
 logger = logging.getLogger("terramind_plugin")
@@ -72,6 +74,8 @@ class TerraMindCLI(MyLightningCLI):
 
     def __init__(self, *, ckpt_path: str | Path | None = None, **kwargs: Any) -> None:
         self.ckpt_path = ckpt_path
+        self.stored: dict[str, Tensor] = {}
+        """Weights in the checkpoint that a subcommand names."""
         super().__init__(**kwargs)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -92,42 +96,78 @@ class TerraMindCLI(MyLightningCLI):
         Raises:
             ConfigError: It is of another one.
             WeightsNotFoundError: There is no such file.
-            WeightsError: The file cannot be read.
+            WeightsError: The file cannot be read, is damaged, or is no checkpoint of Lightning.
         """
         options = self.config.get(self.config.get("subcommand") or "", None)
         path = options.get("ckpt_path") if options is not None else None
         if not path or path in ("best", "last", "hpc", "registry"):
             return
-        check_checkpoint(options, path)
+        content, self.stored = check_checkpoint(options, path)
+        for key, kind in (("state_dict", Mapping), ("pytorch-lightning_version", str)):
+            if not isinstance(content.get(key), kind):
+                raise WeightsError(
+                    f"{path} is no checkpoint of a run: it has no {key}. --ckpt_path takes what `terramind fit` has "
+                    "written; published weights to start from are given as backbone_ckpt_path."
+                )
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run a subcommand.
+
+        Raises:
+            WeightsError: The checkpoint does not fit the model, or its training state is damaged.
+        """
+        path = self.config[subcommand].get("ckpt_path")
+        if self.stored:
+            check_types(self.model, self.stored, path)
+            self.stored = {}
+        try:
+            super()._run_subcommand(subcommand)
+        except (ConfigError, DataError, WeightsError):
+            raise
+        except Exception as error:
+            if not _while_restoring(error):
+                raise
+            raise WeightsError(
+                f"{path} cannot be restored ({type(error).__name__}): {shorten(error, 2000)} Use another checkpoint, "
+                "or the configuration that this one was made with."
+            ) from error
 
 
-def check_checkpoint(options: Any, path: str | Path) -> None:
+def _while_restoring(error: Exception) -> bool:
+    """Whether an error was raised while Lightning took over the state in a checkpoint."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(
+        frame.f_code.co_name.lstrip("_").startswith(("restore", "resume"))
+        and frame.f_globals.get("__name__", "").endswith("checkpoint_connector")
+        for frame in frames
+    )
+
+
+def check_checkpoint(options: Any, path: str | Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
     """Check that a checkpoint is of the configured model, and do not fetch weights it will replace.
 
     Args:
         options: A parsed configuration, whose backbone_pretrained may be changed.
         path: The checkpoint.
 
+    Returns:
+        What it holds, and its weights by name.
+
     Raises:
         ConfigError: It is of another model.
         WeightsNotFoundError: There is no such file.
-        WeightsError: The file cannot be read.
+        WeightsError: The file cannot be read or is damaged.
     """
-    if not Path(path).is_file():
-        raise WeightsNotFoundError(f"Checkpoint not found: {path}. Check --ckpt_path.")
-    try:
-        content = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-        stored = content.get("hyper_parameters", {})
-        needs_base = any(name.endswith((BASE, FINGERPRINT)) for name in content.get("state_dict", {}))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, AttributeError) as error:
-        raise WeightsError(f"{path} cannot be read as a checkpoint ({type(error).__name__}).") from error
+    content, tensors = read_file(path)
     _settle_class_names(options, content, str(path))
+    stored = model_args_of(content, path)
     model_args = options.get("model.init_args.model_args")
-    if not isinstance(model_args, dict):
-        return
-    _compare(model_args, stored.get("model_args") or {}, str(path))
-    if model_args.get("backbone_pretrained") and not needs_base:
-        model_args["backbone_pretrained"] = False
+    if isinstance(model_args, dict):
+        _compare(model_args, stored, str(path))
+        needs_base = any(name.endswith((BASE, FINGERPRINT)) for name in tensors)
+        if model_args.get("backbone_pretrained") and not needs_base:
+            model_args["backbone_pretrained"] = False
+    return content, tensors
 
 
 def _settle_class_names(options: Any, content: Mapping[str, Any], path: str) -> None:
@@ -135,12 +175,16 @@ def _settle_class_names(options: Any, content: Mapping[str, Any], path: str) -> 
 
     Raises:
         ConfigError: They differ.
+        WeightsError: Those of the checkpoint are no list of texts.
     """
     kind = str(options.get("data.class_path") or "").rpartition(".")[2]
-    parts = [content.get("hyper_parameters"), content.get(kind)]
+    parts = [settings_of(content, path), content.get(kind)]
     stored = next(
-        (part["class_names"] for part in parts if isinstance(part, Mapping) and part.get("class_names")), None
+        (part["class_names"] for part in parts if isinstance(part, Mapping) and part.get("class_names") is not None),
+        None,
     )
+    if stored is not None and not (isinstance(stored, list | tuple) and all(isinstance(one, str) for one in stored)):
+        raise WeightsError(f"{path}: its class_names are {shorten(repr(stored))}, expected a list of texts.")
     for part in ("model", "data"):
         compare_class_names(options.get(f"{part}.init_args.class_names"), stored, (f"{part}.init_args", path))
     task = options.get("model.init_args")

@@ -202,22 +202,28 @@ def _panels(
     return panels
 
 
-def plot_modality(tensor: Any, modality: str, ax: Any = None) -> Any:
+def plot_modality(modality: Any, data: Any, ax: Any = None) -> Any:
     """Return Matplotlib axes with one sample drawn the way people expect its modality.
 
     Optical images are in natural colours, radar is VV, VH and VV - VH in false colour, elevation a shaded relief and
     NDVI a ramp, both with a colour bar, land cover has its class names in a legend, and a position is a point on a map.
 
     Args:
-        tensor: Array or tensor [bands, H, W] or [1, bands, H, W], [H, W] for one band or class ids, scores of the
-            classes [classes, H, W], or positions [2] or [N, 2] as (longitude, latitude).
         modality: Name of the modality table; another name is drawn as its first three bands, or in grey.
+        data: Array or tensor [bands, H, W] or [1, bands, H, W], [H, W] for one band or class ids, scores of the
+            classes [classes, H, W], or positions [2] or [N, 2] as (longitude, latitude). It may also come first.
         ax: Where to draw; by default a new figure of pyplot.
 
     Raises:
-        ConfigError: The tensor has another shape, or the modality is a text.
+        ConfigError: There is no name, the data have another shape, or the modality is a text.
     """
-    array = np.asarray(tensor.detach().cpu().float() if hasattr(tensor, "detach") else tensor)
+    if isinstance(data, str):
+        modality, data = data, modality
+    if not isinstance(modality, str):
+        raise ConfigError(
+            f"plot_modality takes a modality's name and its data, got {type(modality).__name__} and data."
+        )
+    array = np.asarray(data.detach().cpu().float() if hasattr(data, "detach") else data)
     entry = find(modality)
     name = entry.name if entry is not None else modality
     if entry is not None and entry.kind == "sequence":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -12,6 +13,15 @@ from terramind_plugin.errors import ConfigError, one_line
 
 Parameters = ParamSpec("Parameters")
 Model = TypeVar("Model")
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-1 as a number, as jsonargparse does: PyYAML wants a point and a sign, 1.0e-1."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
 
 
 def read_texts(*kept: str) -> Callable[[Callable[Parameters, Model]], Callable[Parameters, Model]]:
@@ -49,7 +59,7 @@ def read_text(name: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return yaml.safe_load(value)
+        return yaml.load(value, Loader=_Loader)
     except yaml.YAMLError as error:
         reason = one_line(error)
         raise ConfigError(

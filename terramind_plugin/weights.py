@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
+import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from huggingface_hub import constants, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from terramind_plugin.checkpoints import model_args_of, read_file, same_kind, shorten
 from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundError
 from terramind_plugin.inputs import InputSpec
 from terramind_plugin.modalities import find
@@ -27,6 +24,8 @@ SHIPPED = Path(__file__).parent / "shipped"
 """Folder of the weights and vocabularies that come with the package."""
 ANCHOR = "encoder_embeddings."
 """What the names of an encoder's weights contain, whatever model they are wrapped in."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+"""Numbers of errors of a disk, which need not name a file."""
 TOKENIZER_ANCHORS = ("quant_proj.weight", "post_quant_proj.weight", "decoder.time_embed.0.weight")
 """Weights that a tokenizer has: the first with an encoder, one of the others with a decoder."""
 
@@ -81,7 +80,7 @@ class LoadReport:
         for title in ("missing", "mismatched", "unexpected", "fresh"):
             names = getattr(self, title)
             if names:
-                shown = ", ".join(names[:8]) + (f", and {len(names) - 8} more" if len(names) > 8 else "")
+                shown = ", ".join(map(shorten, names[:8])) + (f", and {len(names) - 8} more" if len(names) > 8 else "")
                 lines.append(f"  {title} ({len(names)}): {shown}")
         return "\n".join(lines)
 
@@ -127,12 +126,20 @@ def fetch_file(name: str, repo: str | None, file: str, otherwise: str) -> Path:
 
     Raises:
         WeightsNotFoundError: It is not in the local cache and the hub cannot be reached.
+        WeightsError: The cache cannot be read or written, e.g. because the disk is full.
     """
     if repo is None:
         return _shipped_file(name, file)
     try:
         return Path(hf_hub_download(repo_id=repo, filename=file))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except Exception as error:  # from the network, its libraries and the disk
+        reason = _disk_reason(error)
+        if reason is not None:
+            raise WeightsError(
+                f"The weights of {name} cannot be stored in {constants.HF_HUB_CACHE}: {reason}.\n"
+                f"Needed: file {file} of https://huggingface.co/{repo}\n"
+                "Make room there or allow writing, or name another folder in the environment: HF_HOME=/path/to/folder"
+            ) from error
         raise WeightsNotFoundError(
             f"The weights of {name} are not on this machine and could not be downloaded ({type(error).__name__}).\n"
             f"Needed: file {file} of https://huggingface.co/{repo}\n"
@@ -140,6 +147,19 @@ def fetch_file(name: str, repo: str | None, file: str, otherwise: str) -> Path:
             f"and copy the folder models--{repo.replace('/', '--')} to {constants.HF_HUB_CACHE}\n"
             f"or download the file and {otherwise}"
         ) from error
+
+
+def _disk_reason(error: BaseException) -> str | None:
+    """Return what the disk says in an error of a download or in its causes; None if it is not about the disk."""
+    seen: BaseException | None = error
+    while seen is not None:
+        named = isinstance(seen, OSError) and seen.filename is not None and not isinstance(seen, FileNotFoundError)
+        if isinstance(seen, OSError) and (named or seen.errno in DISK_FULL):
+            return f"{seen.strerror} ({seen.filename})" if seen.filename else str(seen.strerror)
+        if "No space left on device" in str(seen):  # as text only, from the hub's own downloader
+            return "No space left on device"
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def _shipped_file(name: str, file: str) -> Path:
@@ -175,7 +195,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     # The shortest: a TiM model's generator is an encoder, too, deeper inside.
     prefix = min(sorted(prefixes), key=len)
     encoder = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    return Checkpoint(tensors=encoder, source=str(path), bands=_configured_bands(content))
+    return Checkpoint(tensors=encoder, source=str(path), bands=_configured_bands(content, path))
 
 
 def read_tensors(path: str | Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
@@ -186,49 +206,28 @@ def read_tensors(path: str | Path) -> tuple[Mapping[str, Any], dict[str, Tensor]
 
     Raises:
         WeightsNotFoundError: There is no such file.
-        WeightsError: The file cannot be read.
+        WeightsError: See `read_file`.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise WeightsNotFoundError(f"Checkpoint not found: {path}. Check ckpt_path.")
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_map(path))
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise WeightsError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {_reason(error)}). "
-            "Expected a .pt, .ckpt or .safetensors file with tensors and plain values only."
-        ) from error
-    if not isinstance(content, Mapping):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, expected a mapping from names to tensors.")
-    stored = content.get("state_dict", content.get("model", content))
-    if not isinstance(stored, Mapping):
-        raise WeightsError(f"{path}: its state_dict is a {type(stored).__name__}, expected a mapping.")
-    tensors = {str(name): value for name, value in stored.items() if isinstance(value, Tensor)}
-    return content, tensors
+    return read_file(path)
 
 
-def _reason(error: Exception) -> str:
-    """Return the line of a message that says why: torch's starts with advice where a class is not allowed."""
-    lines = str(error).splitlines() or [""]
-    return next((line.strip() for line in lines if "Unsupported" in line), lines[0])
+def _configured_bands(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Sequence[object]] | None:
+    """Return the bands by modality that a checkpoint's model was configured with.
 
-
-def _can_map(path: Path) -> bool:
-    """Whether torch can map the file into memory: only its zip format can."""
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"
-
-
-def _configured_bands(content: Mapping[str, Any]) -> Mapping[str, Sequence[object]] | None:
-    model_args = (content.get("hyper_parameters") or {}).get("model_args")
-    if not isinstance(model_args, Mapping):
-        return None
+    Raises:
+        WeightsError: The checkpoint's settings are malformed.
+    """
+    model_args = model_args_of(content, path)
     kwargs = model_args.get("backbone_kwargs")
-    bands = kwargs.get("bands") if isinstance(kwargs, Mapping) else model_args.get("backbone_bands")
-    return bands if isinstance(bands, Mapping) else None
+    bands = kwargs.get("bands") if kwargs else model_args.get("backbone_bands")
+    if bands is None:
+        return None
+    if not isinstance(bands, Mapping) or not all(
+        isinstance(name, str) and isinstance(names, Sequence) and not isinstance(names, str)
+        for name, names in bands.items()
+    ):
+        raise WeightsError(f"{path}: its backbone_bands must name bands by modality, got {shorten(bands)}.")
+    return bands
 
 
 def load_backbone(model: Backbone, checkpoint: Checkpoint) -> LoadReport:
@@ -269,10 +268,12 @@ def load_backbone(model: Backbone, checkpoint: Checkpoint) -> LoadReport:
         if name.endswith(".pos_emb") and (value.shape != target.shape or rows != columns):
             # A fixed table, not a weight: the model has made its own for its img_size.
             report.fresh.append(name)
-        elif value.shape == target.shape:
-            chosen[name] = value
-        else:
+        elif value.shape != target.shape:
             report.mismatched.append(f"{name} {list(value.shape)} instead of {list(target.shape)}")
+        elif not same_kind(value, target):
+            report.mismatched.append(f"{name} of {value.dtype} instead of {target.dtype}")
+        else:
+            chosen[name] = value
     report.loaded = list(chosen)
     parts = tuple(f"{part}." for part in ("encoder", "encoder_norm"))
     report.unexpected = [name for name in checkpoint.tensors if name.startswith(parts) and name not in own]
@@ -369,12 +370,14 @@ def load_tokenizer(model: ImageTokenizer, path: str | Path) -> LoadReport:
             report.fresh.append(key)
         elif value is None:
             report.missing.append(prefix + key)
-        elif value.shape == target.shape:
-            chosen[key] = value
-        elif key.endswith("pos_emb"):
+        elif key.endswith("pos_emb") and value.shape != target.shape:
             report.fresh.append(key)  # a fixed table, not a weight
-        else:
+        elif value.shape != target.shape:
             report.mismatched.append(f"{prefix}{key} {list(value.shape)} instead of {list(target.shape)}")
+        elif not same_kind(value, target):
+            report.mismatched.append(f"{prefix}{key} of {value.dtype} instead of {target.dtype}")
+        else:
+            chosen[key] = value
     built = tuple(f"{part}." for part, _ in model.named_children())
     report.loaded = list(chosen)
     report.unexpected = [prefix + key for key in stored if key.startswith(built) and key not in own]

@@ -4,10 +4,12 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from terramind_plugin.modalities import find
 from terramind_plugin.variants import VARIANTS
@@ -18,6 +20,26 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 def full_precision():
     """Undo what importing TerraTorch sets: 'medium' computes float32 products in bfloat16 on some machines."""
     torch.set_float32_matmul_precision("highest")
+
+
+@contextmanager
+def without_initialisation():
+    """Build layers without drawing their weights, for models whose weights are all set afterwards."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("kaiming_uniform_", "normal_", "trunc_normal_", "uniform_", "xavier_uniform_"):
+            patch.setattr(nn.init, name, lambda tensor, *args, **kwargs: tensor)
+        yield
+
+
+@torch.no_grad()
+def draw_weights(model):
+    """Set all parameters to random values that hide no mistake: no ones in norms, no zeros in biases."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(std=parameter[0].numel() ** -0.5)
+        else:
+            parameter.normal_(1.0 if name.endswith("weight") else 0.0, 0.02)
+    return model
 
 
 @pytest.fixture(autouse=True)

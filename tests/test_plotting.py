@@ -9,13 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
+from terramind_plugin.errors import ConfigError
 from terramind_plugin.modalities import MODALITIES
 from terramind_plugin.plotting import (
     LABEL_COLORS,
     MIDDLE,
     class_picture,
     modality_picture,
+    plot_modality,
     plot_sample,
     plot_samples,
     stretch,
@@ -125,3 +128,13 @@ def test_without_names_classes_are_counted() -> None:
     label = np.array([[0, 3], [255, -1]])
     figure = plot_sample({"S2L1C": _values("S2L1C", (2, 2))}, label)
     assert len(figure.legends[0].get_texts()) == 5
+
+
+def test_a_modality_by_name_and_data_in_either_order() -> None:
+    axes = Figure().subplots(1, 2)
+    for axis, arguments in zip(axes, [("DEM", _values("DEM")), (_values("DEM"), "DEM")], strict=True):
+        assert plot_modality(*arguments, axis).get_title() == "DEM"
+    first, second = (axis.images[0].get_array() for axis in axes)
+    assert np.array_equal(first, second)
+    with pytest.raises(ConfigError, match="a modality's name and its data"):
+        plot_modality(_values("DEM"), _values("DEM"))

@@ -20,20 +20,28 @@ def run(code):
     return subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(
-    "imports",
-    ["import terramind_plugin, terratorch.registry", "import terratorch.registry, terramind_plugin"],
-    ids=["before", "after"],
-)
-def test_import_order_does_not_matter(imports):
-    result = run(
-        f"{imports}\n"
-        "from terratorch.registry import BACKBONE_REGISTRY as b, NECK_REGISTRY as n, FULL_MODEL_REGISTRY as f\n"
-        "assert all('terramind' in r.keys() for r in (b, n, f))\n"
-        "import inspect; assert 'class' in inspect.getsource(type(b))\n"
-        "print(type(b.build('terramind_v1_tiny', modalities=['DEM'])).__module__)\n"
-    )
-    assert result.stdout.split() == ["terramind_plugin.backbones.vit"], result.stderr
+ORDERS = ("import terramind_plugin, terratorch.registry", "import terratorch.registry, terramind_plugin")
+
+IMPORT_AND_BUILD = """
+import os
+# Most of what TerraTorch takes long to load.
+import lightning, torch, torchgeo.datasets, torchgeo.models, torchgeo.trainers
+for order in {orders}:
+    if not os.fork():
+        exec(order)
+        from terratorch.registry import BACKBONE_REGISTRY as b, NECK_REGISTRY as n, FULL_MODEL_REGISTRY as f
+        assert all('terramind' in r.keys() for r in (b, n, f))
+        import inspect; assert 'class' in inspect.getsource(type(b))
+        torch.set_num_threads(1)
+        print(type(b.build('terramind_v1_tiny', modalities=['DEM'])).__module__, flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+def test_import_order_does_not_matter():
+    result = run(IMPORT_AND_BUILD.format(orders=ORDERS))
+    assert result.stdout.split() == ["terramind_plugin.backbones.vit"] * len(ORDERS), result.stderr
 
 
 def test_registering_again_changes_nothing(registries):
@@ -127,6 +135,12 @@ def test_lazy_names():
     assert terramind_plugin_attribute("TokenPyramid").__name__ == "TokenPyramid"
     with pytest.raises(AttributeError, match="no attribute 'TokenPyramids'"):
         terramind_plugin_attribute("TokenPyramids")
+
+
+def test_public_names_are_listed():
+    import terramind_plugin
+
+    assert set(terramind_plugin.__all__) <= set(dir(terramind_plugin))
 
 
 def terramind_plugin_attribute(name):

@@ -15,6 +15,7 @@ from terramind_plugin.variants import VARIANTS
 from terramind_plugin.weights import fetch_published, load_backbone, read_checkpoint
 
 TINY = "terramind_v1_tiny"
+NANO = "terramind_sim_nano"
 PAIR = ["S2L2A", "S1GRD"]
 S2_KEY = "encoder_embeddings.untok_sen2l2a@224.proj.weight"
 
@@ -285,7 +286,8 @@ def test_code_is_not_run(tmp_path, published):
         ([1, 2], "holds a list, expected a mapping"),
         ({"state_dict": [1]}, "its state_dict is a list"),
         ({}, "holds no TerraMind encoder"),
-        ({"layer.weight": torch.zeros(1), 3: torch.zeros(1)}, "none of its 2 names contains 'encoder_embeddings.'"),
+        ({"layer.weight": torch.zeros(1), "x": torch.zeros(1)}, "none of its 2 names contains 'encoder_embeddings.'"),
+        ({"layer.weight": torch.zeros(1), 3: torch.zeros(1)}, "a tensor is called 3, expected a text"),
     ],
 )
 def test_other_content(tmp_path, content, message):
@@ -314,3 +316,38 @@ def test_report_names_what_the_model_lacks(tmp_path, published):
     report = load_backbone(build_backbone(TINY, PAIR), read_checkpoint(path))
     assert report.unexpected == ["encoder.0.attn.extra"]
     assert "unexpected (1): encoder.0.attn.extra" in str(report)
+
+
+QUICK = ["hyper_parameters: list", "hyper_parameters: text", "model_args: text", "backbone_bands: number"]
+QUICK += ["state_dict: none", "state_dict: by module", "entry: none", "name: number", "matrix: sparse", "matrix: meta"]
+QUICK += ["matrix: quantised", "matrix: complex", "matrix: int64", "matrix: boolean", "norm: one NaN", "norm: one -inf"]
+QUICK += ["norm: float16 overflow", "matrix: no elements", "norm: no dimension", "bytes: pickle that pops nothing.ckpt"]
+QUICK += ["bits turned: 1", "archive: short members", "archive: compressed", "header: unknown type", "cut: 90 %"]
+QUICK += ["path: folder", "path: pipe", "path: link to itself", "path: name too long", "names: a million letters long"]
+
+
+@pytest.mark.parametrize("kind", QUICK)
+def test_malformed(kind, tmp_path):
+    """The whole family at every entry: tests/attacks."""
+    from tests.attacks.malformed import KINDS
+
+    state = {f"model.{name}": value for name, value in build_backbone(NANO, ["S2L2A"]).state_dict().items()}
+    path = KINDS[kind]({"state_dict": state, "hyper_parameters": {}}, tmp_path)
+    with pytest.raises(WeightsError) as error:
+        build_backbone(NANO, ["S2L2A"], ckpt_path=path)
+    assert path.name[:100] in str(error.value)
+    assert len(str(error.value)) < 3000
+
+
+def test_where_weights_are_not_finite(tmp_path):
+    weights = build_backbone(NANO, ["S2L2A"]).state_dict()
+    weights["encoder.2.norm1.weight"] = weights["encoder.2.norm1.weight"].half()
+    weights["encoder.2.norm1.weight"][3:6] = float("inf")
+    weights["encoder.4.attn.qkv.weight"][5, 7] = float("nan")
+    torch.save(weights, tmp_path / "model.pt")
+    with pytest.raises(WeightsError) as error:
+        build_backbone(NANO, ["S2L2A"], ckpt_path=tmp_path / "model.pt")
+    message = str(error.value)
+    assert f"{tmp_path / 'model.pt'}: 3 of 128 values of encoder.2.norm1.weight are NaN or infinite" in message
+    assert "and so are values of 1 further tensors" in message
+    assert "use an earlier checkpoint" in message

@@ -215,7 +215,15 @@ def hash_weights(tensors: Mapping[str, Tensor], without: Iterable[str] = ()) -> 
 
 
 def stored_base(value: Tensor) -> str:
-    """Return the SHA-256 that a state dict holds as uint8 [32], as 64 hexadecimal digits."""
+    """Return the SHA-256 that a state dict holds as uint8 [32], as 64 hexadecimal digits.
+
+    Raises:
+        WeightsError: It is of another type or shape.
+    """
+    if value.dtype != torch.uint8 or value.shape != (32,):
+        raise WeightsError(
+            f"The checkpoint's {BASE} is {value.dtype} {list(value.shape)}, expected torch.uint8 [32]: it is damaged."
+        )
     return bytes(value.tolist()).hex()
 
 

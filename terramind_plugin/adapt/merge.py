@@ -12,6 +12,7 @@ import yaml
 from torch import Tensor
 
 from terramind_plugin.adapt.lora import BASE, merge_lora
+from terramind_plugin.checkpoints import load_into, model_args_of, settings_of
 from terramind_plugin.errors import ConfigError, WeightsError
 from terramind_plugin.files import write_bytes
 from terramind_plugin.weights import read_tensors
@@ -54,17 +55,18 @@ def merge_checkpoint(
             + (" Those of peft_config come with their weights." if any(".lora_A." in name for name in tensors) else "")
         )
     prefix = marks[0].removesuffix(BASE)
-    model = _build(_settings(content, path) if config is None else _read_config(config), base, build)
+    settings = _settings(content, path) if config is None else _read_config(config)
+    model = _build(settings, path if config is None else config, base, build)
     _load(model, {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}, path)
     count = merge_lora(model)
     plain = {f"{prefix}{name}": value for name, value in model.state_dict().items()}
     others = {name: value for name, value in tensors.items() if not name.startswith(prefix)}
     kept = {key: value for key, value in content.items() if "state_dict" in content and key not in OF_THE_RUN}
-    _write(out, {**kept, **_plain_settings(content), "state_dict": {**plain, **others}})
+    _write(out, {**kept, **_plain_settings(content, path), "state_dict": {**plain, **others}})
     return count
 
 
-def _build(model_args: Mapping[str, Any], base: Path | None, build: Callable[..., Any]) -> Any:
+def _build(model_args: Mapping[str, Any], source: Path, base: Path | None, build: Callable[..., Any]) -> Any:
     """Return the backbone with adapters that a model's settings describe."""
     kwargs = model_args.get("backbone_kwargs") or {
         key.removeprefix("backbone_"): value for key, value in model_args.items() if key.startswith("backbone_")
@@ -72,7 +74,7 @@ def _build(model_args: Mapping[str, Any], base: Path | None, build: Callable[...
     kwargs = {key: value for key, value in kwargs.items() if not key.startswith(OF_TERRATORCH)}
     if not kwargs.get("lora"):
         raise ConfigError(
-            "The settings have no backbone_lora: give the configuration of the run that made the adapters."
+            f"The settings in {source} have no backbone_lora: give the configuration of the run that made the adapters."
         )
     if base is not None:
         kwargs |= {"ckpt_path": str(base), "pretrained": False}
@@ -86,16 +88,16 @@ def _load(model: Any, tensors: Mapping[str, Tensor], path: Path) -> None:
         WeightsError: They are not for it.
     """
     try:
-        model.load_state_dict(tensors)
+        load_into(model, tensors, path, "the settings")
     except WeightsError as error:
-        raise WeightsError(f"{path}: {error} Here: --base FILE.") from error
-    except RuntimeError as error:
-        raise WeightsError(f"{path} does not fit the settings: {' '.join(str(error).split())}") from error
+        raise WeightsError(
+            f"{error} The weights that the adapters were made for are given with --base FILE."
+        ) from error
 
 
 def _settings(content: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    model_args = (content.get("hyper_parameters") or {}).get("model_args")
-    if not isinstance(model_args, Mapping):
+    model_args = model_args_of(content, path)
+    if not model_args:
         raise ConfigError(f"{path} does not say which model it is of: give the run's configuration with --config.")
     return model_args
 
@@ -112,22 +114,21 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     return settings
 
 
-def _plain_settings(content: Mapping[str, Any]) -> dict[str, Any]:
+def _plain_settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Return the settings of the merged model: no adapters, and no weights to fetch."""
-    stored = content.get("hyper_parameters")
-    if not isinstance(stored, Mapping) or not isinstance(stored.get("model_args"), Mapping):
+    model_args = dict(model_args_of(content, path))
+    if not model_args:
         return {}
 
     def plain(arguments: Mapping[str, Any], start: str) -> dict[str, Any]:
         gone = (f"{start}lora", f"{start}ckpt_path")
         return {key: value for key, value in arguments.items() if key not in gone} | {f"{start}pretrained": False}
 
-    model_args = dict(stored["model_args"])
     if model_args.get("backbone_kwargs"):
         model_args["backbone_kwargs"] = plain(model_args["backbone_kwargs"], "")
     else:
         model_args = plain(model_args, "backbone_")
-    return {"hyper_parameters": {**stored, "model_args": model_args}}
+    return {"hyper_parameters": {**settings_of(content, path), "model_args": model_args}}
 
 
 def _write(out: Path, content: Mapping[str, Any]) -> None:

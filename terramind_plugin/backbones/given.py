@@ -42,12 +42,13 @@ class GivenTokens(nn.Module):
         return {spec.key: self.get_submodule(spec.key) for spec in self.specs}  # type: ignore[misc]
 
     @torch.no_grad()
-    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, inputs: Mapping[str, Tensor], *, wait: bool = True) -> dict[str, Tensor]:
         """Return token ids [B, rows, columns] by name, as full precision gives them.
 
         Args:
             inputs: By name, standardised images [B, bands, H, W], or class ids [B, 1, H, W] for class maps. What is
                 not given to the model is not looked at.
+            wait: Whether the caller may wait for a GPU to see that images are finite.
 
         Raises:
             ConfigError: One is missing.
@@ -61,6 +62,7 @@ class GivenTokens(nn.Module):
                     "module's modalities, or leave it out of backbone_tim_given, so that it is imagined."
                 )
             x = inputs[spec.name]
+            self.get_submodule(spec.key).quantize.may_wait = wait  # type: ignore[union-attr]
             with torch.autocast(x.device.type, enabled=False):
                 try:
                     ids[spec.name] = self.get_submodule(spec.key).tokenize(x)  # type: ignore[operator]

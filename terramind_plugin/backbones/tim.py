@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from terramind_plugin.backbones.given import GivenTokens, plan_given
@@ -17,9 +18,10 @@ from terramind_plugin.errors import ConfigError, WeightsError
 from terramind_plugin.generation.model import token_key
 from terramind_plugin.generation.schedules import Decoding
 from terramind_plugin.generation.tokens import TokenGenerator, plan_targets
-from terramind_plugin.inputs import InputSpec, plan_inputs
+from terramind_plugin.inputs import TIM, InputSpec, plan_inputs
 from terramind_plugin.memo.keys import Fingerprint, describe_context, describe_specs, hash_weights, sample_keys, seed_of
 from terramind_plugin.memo.memo import Memo, Value, stack, unstack
+from terramind_plugin.nn.finite import FiniteGuard
 from terramind_plugin.variants import Variant
 
 GENERATOR = "sampler."
@@ -34,8 +36,10 @@ class TerraMindTiM(TerraMindBackbone):
     """Tokens of selected encoder layers for images and for token ids that a generator imagines from them.
 
     The generator is frozen and owns its weights; the encoder, embeddings included, is fine-tuned. In evaluation mode
-    a sample's thought depends on the sample and `tim_seed` alone. In training it also depends on the number of steps so
-    far, which checkpoints keep; with a memo it does not. All images need one size. With merge_method 'dict' the thought
+    a sample's thought depends on the sample and `tim_seed` alone. In training it also depends on the number of forward
+    passes so far, which checkpoints keep, on the sample's position in the batch and on the process, so that equal chips
+    get different thoughts. With a memo it depends on the sample and `tim_seed` in training as well. All images need one
+    size. With merge_method 'dict' the thought
     is there under its name, or with 'tim_' in front where an image has that name.
 
     Source: TerraMind (arXiv:2504.11171) section 3.3; arguments are those of TerraTorch's implementation, plus the ones
@@ -68,6 +72,8 @@ class TerraMindTiM(TerraMindBackbone):
         ConfigError: A name or number is not possible; the message says what is.
     """
 
+    _advice = TIM
+
     def __init__(
         self,
         variant: Variant,
@@ -85,7 +91,7 @@ class TerraMindTiM(TerraMindBackbone):
         tim_memo_gib: float = 1.0,
         tim_store_generator: bool = True,
         bands: Mapping[str, Sequence[object]] | None = None,
-        new_bands: Sequence[str] = (),
+        new_bands: Sequence[object] = (),
         **kwargs: Any,
     ) -> None:
         targets = plan_targets(tim_modalities)
@@ -121,6 +127,7 @@ class TerraMindTiM(TerraMindBackbone):
         self.tim_memo = Memo(tim_memo, "thoughts", tim_memo_gib) if tim_memo else None
         self._fingerprint = Fingerprint()
         self.store_generator = tim_store_generator
+        self._guard = FiniteGuard()
         self.step = 0
         """Forward passes in training mode so far."""
         self.register_state_dict_post_hook(_store)
@@ -178,12 +185,14 @@ class TerraMindTiM(TerraMindBackbone):
 
         Raises:
             ConfigError: None of the pre-trained modalities is there, or one of `tim_given` is not.
-            DataError: What is given holds values that are none of its modality.
+            DataError: What is given holds values that are none of its modality, or an image is not finite. In a
+                training step on a GPU the latter is raised by the next step.
         """
-        true = {} if self.given_tokens is None else self.given_tokens(inputs)
+        true = {} if self.given_tokens is None else self.given_tokens(inputs, wait=not self.training)
         seen = {name: x[:, self._channels[name]] for name, x in inputs.items() if name in self._channels}
         if not seen:
             raise ConfigError(f"Thinking needs one of {list(self._channels)}, got {list(inputs)}.")
+        self._guard(seen, wait=not self.training)
         if self.sampler is None:
             return true
         read = {spec.name for spec in self.sampler.inputs}
@@ -199,11 +208,12 @@ class TerraMindTiM(TerraMindBackbone):
         held = None if present is None else {name: present[name] for name in seen}
         if self.tim_memo is not None:
             return self._recall(self.tim_memo, sampler, seen, held)
-        seed = self.tim_seed
+        seed: int | list[int] = self.tim_seed
         if self.training:
-            seed = _mix(self.tim_seed, self.step)
+            batch = len(next(iter(seen.values())))
+            seed = [_mix(self.tim_seed, self.step, _rank(), position) for position in range(batch)]
             self.step += 1
-        return sampler(seen, present=held, seed=seed, decoding=self.decoding)
+        return sampler(seen, present=held, seed=seed, decoding=self.decoding, checked=True)
 
     def _recall(
         self, memo: Memo, sampler: TokenGenerator, seen: Mapping[str, Tensor], present: Mapping[str, Tensor] | None
@@ -223,6 +233,7 @@ class TerraMindTiM(TerraMindBackbone):
                 present=None if present is None else {name: x[rows] for name, x in present.items()},
                 seed=[seed_of(keys[i], self.tim_seed) for i in index],
                 decoding=self.decoding,
+                checked=True,
             )
             return unstack(ids)
 
@@ -259,9 +270,14 @@ def _known_bands(spec: InputSpec) -> tuple[InputSpec, slice | list[int]]:
     return replace(spec, channels=len(channels), band_sources=sources), channels
 
 
-def _mix(seed: int, step: int) -> int:
-    """Return a seed for a training step, far from those of its neighbours."""
-    digest = hashlib.sha256(f"{seed}/{step}".encode()).digest()
+def _rank() -> int:
+    """Return the number of this process among those that train together, 0 if it is alone."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _mix(*numbers: int) -> int:
+    """Return a seed that depends on all numbers, far from those of their neighbours."""
+    digest = hashlib.sha256("/".join(map(str, numbers)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
@@ -284,10 +300,12 @@ def _restore(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
         del state_dict[name]
     step = state_dict.pop(f"{prefix}{STEP}", None)
     if step is not None:
+        _check_stored(step, torch.int64, (), STEP)
         module.step = int(step)
     stored = state_dict.pop(f"{prefix}{FINGERPRINT}", None)
     if stored is None:
         return
+    _check_stored(stored, torch.uint8, (32,), FINGERPRINT)
     own = module.fingerprint()
     if not torch.equal(stored.cpu(), own):
         raise WeightsError(
@@ -298,6 +316,15 @@ def _restore(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
     for part, frozen in module._frozen_parts().items():
         for name, value in frozen.state_dict().items():
             state_dict[f"{prefix}{part}{name}"] = value
+
+
+def _check_stored(value: Tensor, dtype: torch.dtype, shape: tuple[int, ...], name: str) -> None:
+    """Raise a WeightsError if what a checkpoint holds beside weights is of another type or shape."""
+    if value.dtype != dtype or value.shape != shape:
+        raise WeightsError(
+            f"The checkpoint's {name} is {value.dtype} {list(value.shape)}, expected {dtype} {list(shape)}: it is "
+            "damaged."
+        )
 
 
 def _hex(fingerprint: Tensor) -> str:

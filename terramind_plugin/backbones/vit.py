@@ -15,12 +15,13 @@ from terramind_plugin.adapt.lora import refuse_adapters, trained_parameters
 from terramind_plugin.backbones import fuse
 from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.generation.model import token_key
-from terramind_plugin.inputs import InputSpec, check_shapes, collect_inputs, plan_inputs
+from terramind_plugin.inputs import BACKBONE, InputSpec, check_shapes, collect_inputs, plan_inputs
 from terramind_plugin.memo.features import FeatureMemo
 from terramind_plugin.memo.keys import describe_specs
 from terramind_plugin.memo.memo import Memo
 from terramind_plugin.nn.embeddings import ImageEmbedding
 from terramind_plugin.nn.encoder import build_blocks, initialise, run_blocks
+from terramind_plugin.nn.finite import zero_nan
 from terramind_plugin.nn.layers import LayerNorm
 from terramind_plugin.nn.token_embeddings import SequenceEmbedding, TokenEmbedding
 from terramind_plugin.variants import Variant
@@ -36,7 +37,7 @@ class LayerList(list[Any]):
         items: One entry for each selected layer.
         layers: Their numbers.
         positions: Whether an index that is no layer's number may be a position. True for channel counts, which are
-            equal for all layers and which some necks read by position.
+            equal for all layers and which some necks read by position. Index 0 of a single layer always is one.
     """
 
     def __init__(self, items: Sequence[Any], layers: Sequence[int], *, positions: bool = False) -> None:
@@ -45,11 +46,11 @@ class LayerList(list[Any]):
         self.positions = positions
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice) or index < 0 or len(self) == 1:
+        if isinstance(index, slice) or index < 0:
             return super().__getitem__(index)
         if index in self.layers:
             return super().__getitem__(self.layers.index(index))
-        if self.positions:
+        if self.positions or (index == 0 and len(self) == 1):
             return super().__getitem__(index)
         raise IndexError(f"Layer {index} was not kept. out_indices kept {list(self.layers)}.")
 
@@ -103,13 +104,15 @@ class TerraMindBackbone(nn.Module):
         ConfigError: A name or number is not possible; the message says what is.
     """
 
+    _advice = BACKBONE
+
     def __init__(
         self,
         variant: Variant,
         modalities: Sequence[str | Mapping[str, int]] | Mapping[str, int] | None,
         *,
         bands: Mapping[str, Sequence[object]] | None = None,
-        new_bands: Sequence[str] = (),
+        new_bands: Sequence[object] = (),
         merge_method: str | None = "mean",
         out_indices: Sequence[int] | None = None,
         img_size: int | tuple[int, int] | None = None,
@@ -184,7 +187,6 @@ class TerraMindBackbone(nn.Module):
     def forward(
         self,
         x: Tensor | Mapping[str, Tensor] | None = None,
-        *,
         modality_mask: Mapping[str, Tensor] | None = None,
         image_size: object = None,
         **named: Tensor,
@@ -209,11 +211,11 @@ class TerraMindBackbone(nn.Module):
             ConfigError: An input is unknown or has a wrong shape, or a mask does not fit the batch.
         """
         inputs = collect_inputs(self.given, x, named)
-        check_shapes(self.given, inputs, self.patch_size, same_size=self._needs_one_size())
+        check_shapes(self.given, inputs, self.patch_size, same_size=self._needs_one_size(), advice=self._advice)
         present = None
         if modality_mask:
             present = self._measured(inputs, modality_mask)
-            inputs = {name: image.nan_to_num(nan=0.0) for name, image in inputs.items()}
+            inputs = {name: zero_nan(image) for name, image in inputs.items()}
         if self.feature_memo is None:
             return self._select(self._compute(inputs, present))
         return self._select(self.feature_memo.recall(self, inputs, present, self._compute, settings=self._describe()))

@@ -1,4 +1,4 @@
-"""The words of `terramind check`; heavy imports wait until it runs."""
+"""The words of `terramind check` and `terramind verify`; heavy imports wait until one of them runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ WIDTH = 120
 
 
 def add_commands(commands: Any) -> None:
-    """Add the command to the subparsers of `terramind`."""
+    """Add the commands to the subparsers of `terramind`."""
+    _add_check(commands)
+    _add_verify(commands)
+
+
+def _add_check(commands: Any) -> None:
     text = "find mistakes in a configuration and its data before training"
     parser = commands.add_parser(
         "check",
@@ -59,3 +64,49 @@ def _check(options: argparse.Namespace) -> None:
         raise CheckError("the configuration or its data are not sound, see the table.", status=2)
     if verdict == "warning" and options.strict:
         raise CheckError("there are warnings, see the table.", status=1)
+
+
+def _add_verify(commands: Any) -> None:
+    text = "compare published weights with TerraTorch's own loading of them"
+    parser = commands.add_parser(
+        "verify",
+        help=text,
+        description=f"{text.capitalize()}: features, token ids, decoded images and one generated land cover map. Exit "
+        "status: 0 if all are the same, 1 if not, 2 if weights are not there.",
+    )
+    parser.add_argument(
+        "--model", nargs="+", default=["terramind_v1_base"], metavar="NAME", help="default: terramind_v1_base"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="input: a folder with a folder of GeoTIFFs for each modality, e.g. S2L2A/ (default: random numbers)",
+    )
+    parser.add_argument(
+        "--tokenizers",
+        metavar="NAMES",
+        help="tokenizers to compare, e.g. S2L2A,LULC,coords; about 1 GB each (default: all)",
+    )
+    parser.set_defaults(run=_verify)
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from terramind_plugin.check.verify import verify
+
+    names = options.tokenizers
+    wanted = None if names is None else [name.strip() for name in names.split(",") if name.strip()]
+    errors = Console(stderr=True)
+    results = verify(options.model, options.data, wanted, lambda text: errors.print(f"Comparing {text}"))
+    table = Table("model", "what", "input", "difference", "tolerance", "verdict")
+    for one in results:
+        numbers = (f"{one.difference:.1e}", f"{one.tolerance:.0e}")
+        verdict, color = ("same", COLORS["ok"]) if one.same else ("differs", COLORS["error"])
+        table.add_row(one.model, one.what, one.data, *numbers, verdict, style=color)
+    Console(width=max(Console().width, WIDTH)).print(table)
+    print("Difference: the largest one as a share of the largest value, or the share of ids that differ.")
+    if not all(one.same for one in results):
+        raise CheckError("results differ between TerraTorch's loader and this package's, see the table.", status=1)

@@ -95,11 +95,12 @@ def _read(path: Path | None) -> NDArray | None:
         return None
     try:
         with rasterio.Env(**OPTIONS), rasterio.open(path) as raster:
-            masked = read_middle(raster)
-    except GDAL_ERRORS:
+            pixels = read_middle(raster)
+    except (*GDAL_ERRORS, DataError):
         return None  # named in the table
-    step = -(-max(masked.shape[1:]) // PICTURE)
-    return np.ma.filled(masked[:, ::step, ::step].astype(np.float32), np.nan)
+    step = -(-max(pixels.values.shape[1:]) // PICTURE)
+    values = pixels.values[:, ::step, ::step].astype(np.float32)
+    return values if pixels.missing is None else np.where(pixels.missing[:, ::step, ::step], np.float32(np.nan), values)
 
 
 def _bands(image: ImagePlan, values: NDArray) -> NDArray:

@@ -45,11 +45,11 @@ def draw_results(inputs: Sequence[tuple[Modality, NDArray]], outputs: Sequence[O
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, (modality, values) in zip(axes[0], inputs, strict=False):
-        plot_modality(values, modality.name, axis).set_title(f"{modality.name} (input)", fontsize=10)
+        plot_modality(modality.name, values, axis).set_title(f"{modality.name} (input)", fontsize=10)
     for column, output in enumerate(outputs, start=len(inputs)):
         for row, values in enumerate(output.samples[:shown]):
             of = f", sample {row + 1} of {len(output.samples)}" if len(output.samples) > 1 else ""
-            axis = plot_modality(values, output.modality.name, axes[row, column])
+            axis = plot_modality(output.modality.name, values, axes[row, column])
             axis.set_title(f"{output.modality.name} (model{of})", fontsize=10)
         if output.spread is not None:
             _draw_spread(axes[shown, column], output)

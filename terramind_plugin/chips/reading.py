@@ -24,6 +24,8 @@ class Chip:
     valid: NDArray
     """Boolean [H, W], True where some band was measured."""
     grid: Grid
+    undeclared: int = 0
+    """Number of pixels that are missing though the file does not say so."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -52,12 +54,13 @@ def read_chip(path: str | Path, modality: Modality, grid: Grid | None = None) ->
     """
     source = Source(path, Expected.of(modality), grid)
     values, valid = source.read(0, 0, *source.grid.shape)
+    undeclared = source.undeclared
     source.close()
     if not valid.any():
         raise DataError(f"{path} holds no data: every pixel is missing.")
     if modality.kind == "classes":
-        return Chip(source.path, modality, values.astype(np.int64), valid, source.grid)
-    return Chip(source.path, modality, values, valid, source.grid)
+        values = values.astype(np.int64)
+    return Chip(source.path, modality, values, valid, source.grid, undeclared)
 
 
 def pad(values: NDArray, multiple: int) -> NDArray:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -18,17 +18,21 @@ from terramind_plugin._version import __version__
 from terramind_plugin.builders import build_image_tokenizer
 from terramind_plugin.chips.picture import Output, draw_results
 from terramind_plugin.chips.reading import Chip, pad, read_chip
-from terramind_plugin.chips.results import Results, spread_of
+from terramind_plugin.chips.results import NO_CLASS, Results, spread_of
 from terramind_plugin.errors import ConfigError, WeightsNotFoundError
 from terramind_plugin.generation.generator import Places, TerraMindGenerator
 from terramind_plugin.generation.standardisation import Standardisation
 from terramind_plugin.generation.tokens import plan_targets
 from terramind_plugin.generators import build_generator, plan_generator_inputs
 from terramind_plugin.modalities import Modality, resolve
+from terramind_plugin.raster.missing import describe_undeclared
+from terramind_plugin.scenes.classes import choose_classes
 from terramind_plugin.scenes.noise import SceneNoise
 from terramind_plugin.tokenizers.diffusion import TRAINING_STEPS
 from terramind_plugin.tokenizers.variants import tokenizers_of
 from terramind_plugin.variants import SIZES, VARIANTS, Variant
+
+logger = logging.getLogger("terramind_plugin")
 
 WEIGHTS_SEED = 0
 """Random weights are the same in every run, so that a seed gives the same result."""
@@ -103,6 +107,7 @@ def reconstruct(
         tokenizer = build_image_tokenizer(
             names[entry.name], pretrained=settings.pretrained, ckpt_path=settings.ckpt_path
         )
+    _report(source)
     results = Results(out, [source], settings.describe(names[entry.name], variant, [source]))
     x = _tensor(source, variant.patch_size)
     scale = Standardisation(entry.mean, entry.std) if entry.kind == "image" else None
@@ -150,6 +155,8 @@ def generate(
     given = [one.modality.name for one in chips] + list(positions)
     check_modalities(given, targets)
     model = load_generator(variant, given, targets, settings)
+    for one in chips:
+        _report(one)
     results = Results(out, chips, settings.describe(f"{variant.name}_generate", variant, chips))
     x = {one.modality.name: _tensor(one, variant.patch_size) for one in chips} | positions
     size_in_model = next(iter(x.values())).shape[-2:]
@@ -222,6 +229,12 @@ def load_generator(
         )
 
 
+def _report(chip: Chip) -> None:
+    """Say how many pixels are missing though the file does not say so."""
+    if chip.undeclared:
+        logger.warning("%s", describe_undeclared(chip.path, chip.undeclared))
+
+
 def _write(results: Results, target: Modality, samples: Sequence[NDArray], seed: int, places: Places | None) -> Output:
     """Write all samples of one output and how far they differ, and return them."""
     if target.kind == "sequence":
@@ -292,10 +305,14 @@ def _to_array(modality: Modality, image: Tensor, size: tuple[int, int]) -> NDArr
         return image[0].numpy()
     height, width = size
     cut = image[0, :, :height, :width].float()
+    finite = cut.isfinite()
+    if not finite.all():
+        count = int((~finite.all(dim=0)).sum())
+        logger.warning("%s: %d pixels have no finite result and hold no data. See the weights.", modality.name, count)
     if modality.kind == "classes":
-        return cut.argmax(dim=0, keepdim=True).numpy().astype(np.uint8)
+        return choose_classes(cut, NO_CLASS)[0].numpy()
     # The decoder knows one standard deviation around the mean, whose lower end is no reflectance for some bands.
-    return cut.clamp(*modality.valid_range).numpy()
+    return cut.clamp(*modality.valid_range).masked_fill(~finite, torch.nan).numpy()
 
 
 @contextmanager

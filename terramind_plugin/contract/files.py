@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -14,7 +14,9 @@ from rasterio.transform import Affine
 from terramind_plugin.contract.findings import Finding, Verdict, some
 from terramind_plugin.contract.headers import Header
 from terramind_plugin.contract.places import Place, find_same_ground
-from terramind_plugin.contract.plan import LABEL, DataPlan, Split
+from terramind_plugin.contract.plan import LABEL, DataPlan, ImagePlan, Split
+from terramind_plugin.contract.sample import order_of
+from terramind_plugin.errors import DataError
 
 
 def check_folders(plan: DataPlan) -> Iterator[Finding]:
@@ -135,6 +137,7 @@ def check_headers(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Fi
             "Copy or download them again.",
         )
     yield from _check_pairs(plan, headers)
+    yield from _check_places(headers)
     for image in plan.images:
         own = [
             headers[files[image.name]]
@@ -152,6 +155,38 @@ def check_headers(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Fi
                 f"{len(wrong)} of {len(own)} files have not {count} bands, e.g. {wrong[0].path}: {wrong[0].bands}.",
                 f"Name the bands of the files in dataset_bands: {{{image.name}: [...]}}.",
             )
+        yield from _check_names(image, [header for header in own if header not in wrong], plan.own)
+
+
+def _check_names(image: ImagePlan, headers: Sequence[Header], own: bool) -> Iterator[Finding]:
+    """Yield files that name their bands otherwise than the configuration."""
+    problems = []
+    for header in headers:
+        try:
+            order_of(image, header.path, header.descriptions)
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        yield Finding(
+            f"files: {image.name} band names",
+            "error" if own else "warning",
+            f"{len(problems)} of {len(headers)} files: {problems[0]}",
+            "" if own else "TerraTorch's data module reads bands by position, whatever their names.",
+        )
+
+
+def _check_places(headers: Mapping[Path, Header]) -> Iterator[Finding]:
+    """Yield files that lie nowhere, of which no map can be made."""
+    nowhere = [h for h in headers.values() if not h.problem and (h.lies_nowhere or h.indirect)]
+    if nowhere:
+        how = "ground control points or an RPC model alone" if nowhere[0].indirect else "pixels without a size"
+        yield Finding(
+            "files: places",
+            "warning",
+            f"{len(nowhere)} of {len(headers)} files have {how}, e.g. {nowhere[0].path}: training does not mind, "
+            "predict and map refuse them.",
+            "Warp them with gdalwarp." if nowhere[0].indirect else "Correct them: gdal_edit.py -a_ullr L T R B.",
+        )
 
 
 def _check_pairs(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Finding]:

@@ -26,6 +26,7 @@ def check_gaps(plan: DataPlan, image: ImagePlan, summaries: Sequence[Summary]) -
         summaries: What their files hold.
     """
     yield from _check_missing(plan, image, summaries)
+    yield from _check_odd(image, summaries)
     yield from _check_numbers(image, summaries)
     yield from _check_constant(image, summaries)
 
@@ -67,6 +68,34 @@ def _check_missing(plan: DataPlan, image: ImagePlan, summaries: Sequence[Summary
         advice = "ignore_empty_pixels: true leaves pixels without any data out of loss and metrics." if plan.own else ""
         yield Finding(
             where, "note", f"{share:.1%} of the pixels have no data; they take the mean of their band.", advice
+        )
+
+
+def _check_odd(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Finding]:
+    """Yield numbers that stand for no data by being infinite or far from 0, and NaN that nobody declared."""
+    far = [summary for summary in summaries if summary.far]
+    where = f"values: {image.name} not finite"
+    if far:
+        worst = max(far, key=lambda summary: summary.far)
+        count = sum(summary.far for summary in far)
+        yield Finding(
+            where,
+            "warning",
+            f"{len(far)} of {len(summaries)} files hold values that are infinite or beyond 1e30, {count} pixels, most "
+            f"of them ({worst.far}) in {worst.path.name}: {worst.number:g}. They are taken as missing.",
+            "Replace them by NaN."
+            if worst.tagged or not np.isfinite(worst.number or 0)
+            else f"If that is meant, declare it in the files: gdal_edit.py -a_nodata {worst.number!r}.",
+        )
+    nan = [summary for summary in summaries if summary.undeclared > summary.far]
+    if nan:
+        worst = max(nan, key=lambda summary: summary.undeclared)
+        yield Finding(
+            where,
+            "note",
+            f"{len(nan)} of {len(summaries)} files hold NaN that no nodata value declares, "
+            f"{sum(summary.undeclared for summary in nan)} pixels, most of them ({worst.undeclared}) in "
+            f"{worst.path.name}. They are taken as missing.",
         )
 
 

@@ -32,8 +32,15 @@ class Header:
     transform: Affine = NOWHERE
     descriptions: tuple[str | None, ...] = ()
     units: tuple[str | None, ...] = ()
+    indirect: bool = False
+    """Whether only ground control points or an RPC model say where it lies."""
     problem: str = ""
     """Why it cannot be read, or is not complete."""
+
+    @property
+    def lies_nowhere(self) -> bool:
+        """Whether its pixels have no size."""
+        return not np.isfinite(self.transform[:6]).all() or self.transform.determinant == 0
 
     @property
     def placed(self) -> bool:
@@ -66,6 +73,7 @@ def read_header(path: Path) -> Header:
                 transform=raster.transform,
                 descriptions=raster.descriptions,
                 units=raster.units,
+                indirect=raster.transform.is_identity and bool(raster.gcps[0] or raster.rpcs is not None),
                 problem=_missing_end(path, raster),
             )
     except UNREADABLE as error:

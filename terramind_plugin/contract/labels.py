@@ -59,7 +59,12 @@ def _read(job: tuple[str, Path]) -> Mask:
     split, path = job
     try:
         with rasterio.open(path) as raster:
-            values, counts = np.unique(read_middle(raster, [1], LARGEST).data, return_counts=True)
+            if raster.count != 1:
+                problem = f"it has {raster.count} bands, expected one of class ids, e.g. by gdal_translate -b 1"
+                return Mask(path, split, {}, None, problem)
+            if raster.dtypes[0].startswith("complex"):
+                return Mask(path, split, {}, None, "it holds complex numbers")
+            values, counts = np.unique(read_middle(raster, [1], LARGEST).values, return_counts=True)
             return Mask(path, split, dict(zip(values.tolist(), counts.tolist(), strict=True)), raster.nodata)
     except UNREADABLE as error:
         return Mask(path, split, {}, None, one_line(error))

@@ -37,6 +37,8 @@ class ImagePlan:
     """Added to the values of the files, before that; None if the configuration does not say."""
     dates: bool = False
     """Whether a file holds several dates, date by date."""
+    binding: bool = False
+    """Whether `file_bands` stand in the configuration, so that files may not name theirs otherwise."""
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -158,6 +160,7 @@ def _image(module: Any, name: str, own: bool) -> ImagePlan:
         scale=float((module.constant_scale or {}).get(name, 1.0)),
         offset=(getattr(module, "offsets", None) or {}).get(name),
         dates=bool(module.expand_temporal_dimension or getattr(module, "temporal", False)),
+        binding=bool(stored) or not own,
     )
 
 

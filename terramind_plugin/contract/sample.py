@@ -14,8 +14,10 @@ from rasterio.windows import Window
 from terramind_plugin.contract.many import map_files
 from terramind_plugin.contract.places import UNREADABLE
 from terramind_plugin.contract.plan import LABEL, RASTERS, DataPlan, ImagePlan
-from terramind_plugin.errors import one_line
+from terramind_plugin.errors import DataError, one_line
+from terramind_plugin.raster.bands import find_bands
 from terramind_plugin.raster.complete import check_checksums
+from terramind_plugin.raster.missing import Pixels, is_odd, read_pixels
 
 WHOLE = 64 * 2**20
 """Bytes of a file, at most, whose checksums are looked at."""
@@ -44,6 +46,14 @@ class Summary:
     """Share of pixels in which some band is NaN or nodata."""
     zero: float
     """Share of pixels in which all bands are 0, and which are not declared to be nodata."""
+    undeclared: int = 0
+    """Number of pixels that are missing though the file does not say so: NaN, infinite or far from 0."""
+    far: int = 0
+    """Number of those that are infinite or far from 0."""
+    number: float | None = None
+    """One such value."""
+    tagged: bool = False
+    """Whether the file has a nodata value."""
 
 
 @dataclass
@@ -106,10 +116,8 @@ def read_sample(plan: DataPlan, count: int, seed: int = 0) -> Sample:
     return result
 
 
-def read_middle(
-    raster: rasterio.DatasetReader, bands: list[int] | None = None, largest: int = LARGEST
-) -> np.ma.MaskedArray:
-    """Return pixels [bands, H, W] of a raster, or of its middle if it is large.
+def read_middle(raster: rasterio.DatasetReader, bands: list[int] | None = None, largest: int = LARGEST) -> Pixels:
+    """Return pixels [bands, H, W] of a raster, or of its middle if it is large, and where they are missing.
 
     Args:
         raster: An open file.
@@ -118,7 +126,25 @@ def read_middle(
     """
     height, width = min(raster.height, largest), min(raster.width, largest)
     window = Window((raster.width - width) // 2, (raster.height - height) // 2, width, height)
-    return raster.read(bands, window=window, masked=True)
+    return read_pixels(raster, bands, window=window)
+
+
+def order_of(image: ImagePlan, path: Path, names: Sequence[str | None]) -> list[int] | None:
+    """Return the positions of the bands that are read, by their names in the file; None for all as they are.
+
+    Args:
+        image: What the configuration says.
+        path: Of the file, for the message.
+        names: Descriptions of its bands.
+
+    Raises:
+        DataError: The file names its bands otherwise than the configuration.
+    """
+    count = len(image.file_bands)
+    if not any(names) or not count or image.dates:
+        return None
+    stored = image.file_bands if image.binding else ()
+    return find_bands(path, image.name, names, image.file_bands, stored, binding=image.binding)
 
 
 def _summary(job: tuple[ImagePlan, str, Path]) -> Summary | str:
@@ -127,21 +153,36 @@ def _summary(job: tuple[ImagePlan, str, Path]) -> Summary | str:
         with rasterio.open(path) as raster:
             if raster.count > MOST_BANDS:
                 return f"it has {raster.count} bands"
-            masked = read_middle(raster)
+            if any(name.startswith("complex") for name in raster.dtypes):
+                return "it holds complex numbers"
+            pixels = read_middle(raster)
             if path.stat().st_size <= WHOLE:
                 check_checksums(path, raster)
+            nodata = any(value is not None for value in raster.nodatavals)
+            try:
+                order = order_of(image, path, raster.descriptions)
+            except DataError:
+                order = None  # an error of its own, see check_headers
     except UNREADABLE as error:
         return one_line(error)
-    if masked.dtype.kind == "c":
-        return "it holds complex numbers"
     # Damaged files hold numbers that float32 has not.
     with np.errstate(invalid="ignore", over="ignore"):
-        return _summarise(image, split, path, masked)
+        return _summarise(image, split, path, pixels, order, nodata)
 
 
-def _summarise(image: ImagePlan, split: str, path: Path, masked: np.ma.MaskedArray) -> Summary:
-    data = masked.data.astype(np.float32)
-    known = ~np.ma.getmaskarray(masked) & np.isfinite(data)
+def _summarise(
+    image: ImagePlan, split: str, path: Path, pixels: Pixels, order: list[int] | None, tagged: bool
+) -> Summary:
+    stored = pixels.values
+    known = np.ones(stored.shape, bool) if pixels.missing is None else ~pixels.missing
+    far = 0
+    number: float | None = None
+    if pixels.undeclared and (odd := is_odd(stored) & ~np.isnan(stored)).any():
+        far = int(odd.any(axis=0).sum())
+        number = float(stored[odd][0])
+    data = stored.astype(np.float32)
+    if order is not None:
+        data, known = data[order], known[order]
     count = len(image.file_bands)
     bands = count if image.dates and count and not len(data) % count else len(data)
     data, known = _by_band(data, bands), _by_band(known, bands)
@@ -161,6 +202,10 @@ def _summarise(image: ImagePlan, split: str, path: Path, masked: np.ma.MaskedArr
         pixels=data[:, kept].astype(np.float64),
         missing=float(1 - full.mean()),
         zero=zero,
+        undeclared=pixels.undeclared,
+        far=far,
+        number=number,
+        tagged=tagged,
     )
 
 

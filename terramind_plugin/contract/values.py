@@ -14,12 +14,14 @@ from terramind_plugin.contract.plan import DataPlan, ImagePlan
 from terramind_plugin.contract.sample import Sample, Summary, pooled
 from terramind_plugin.contract.statistics import check_statistics
 from terramind_plugin.modalities import MODALITIES
-from terramind_plugin.units import RADAR, REFLECTANCE, other_unit
+from terramind_plugin.units import EIGHT_BIT, RADAR, REFLECTANCE, Guess, is_eight_bit, other_unit
 
 OFFSET = 1000
 """Added to digital numbers of Sentinel-2 from processing baseline 4 on."""
 FOOT = 0.3048
 """In metres."""
+FLAT = 0.1
+"""Spread of values, in pre-training standard deviations, below which a scale has made them nearly equal."""
 
 
 def check_values(plan: DataPlan, sample: Sample) -> Iterator[Finding]:
@@ -68,33 +70,71 @@ def _own_units(image: ImagePlan, pixels: NDArray) -> bool:
 def _check_units(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Finding]:
     if image.modality is None or not summaries or _own_units(image, pooled(image, summaries)):
         return
-    guesses = [other_unit(image.modality, summary.pixels) for summary in summaries]
-    wrong = [(summary, guess) for summary, guess in zip(summaries, guesses, strict=True) if guess]
+    guesses = [(summary, other_unit(image.modality, summary.pixels)) for summary in summaries]
+    wrong = [(summary, guess) for summary, guess in guesses if guess is not None]
     where = f"values: {image.name} units"
+    pixels = pooled(image, summaries)
+    expected = "-1 to 1" if image.modality.name == "NDVI" else image.modality.units
     if wrong:
         mixed = "the others do not: one unit is needed" if len(wrong) < len(summaries) else "all of them"
         yield Finding(
             where,
             "error",
             f"{len(wrong)} of {len(summaries)} files ({mixed}) look like {wrong[0][1]}, e.g. {wrong[0][0].path.name}.",
-            f"Expected: {'-1 to 1' if image.modality.name == 'NDVI' else image.modality.units}. {_conversion(image)}",
+            f"Expected: {expected}. {_conversion(image, wrong[0][1], wrong[0][0].pixels)}",
         )
-        return
-    pixels = pooled(image, summaries)
-    if image.modality.name in REFLECTANCE and pixels.max() <= 255:
+    elif is_eight_bit(image.modality, pixels):
         yield Finding(
             where,
             "error",
-            f"no value above {pixels.max():g}: pictures of 8 bits, not {image.modality.units}.",
-            "Use the original product.",
+            f"no value above {pixels.max():g}: {EIGHT_BIT}, not {expected}.",
+            _conversion(image, EIGHT_BIT, pixels),
         )
+    elif image.scale != 1 and (advice := _correct_scale(image, pixels)):
+        yield Finding(where, "error", f"constant_scale is {image.scale:g} for {image.name}.", advice)
 
 
-def _conversion(image: ImagePlan) -> str:
+def _conversion(image: ImagePlan, guess: Guess, pixels: NDArray) -> str:
+    """Return how to bring values into the units of their modality."""
     assert image.modality is not None
-    if image.modality.name in REFLECTANCE:
-        return f"Set constant_scale: {{{image.name}: 10000}} if they are 0 to 1."
-    return "Convert with 10 * log10(power)." if image.modality.name in RADAR else "Convert the files."
+    if image.scale != 1:
+        own = other_unit(image.modality, pixels / image.scale)
+        if own is None and is_eight_bit(image.modality, pixels / image.scale):
+            own = EIGHT_BIT
+        return _correct_scale(image, pixels) or (
+            f"constant_scale, {image.scale:g} now, is not enough: the files look like {own}. {own.advice}"
+            if own is not None
+            else f"Remove constant_scale, {image.scale:g} now: without it the files look right."
+        )
+    if guess.scale is None:
+        return guess.advice
+    return f"Set constant_scale: {{{image.name}: {guess.scale:g}}}" + (
+        " if they are 0 to 1." if image.modality.name in REFLECTANCE else "."
+    )
+
+
+def _correct_scale(image: ImagePlan, pixels: NDArray) -> str:
+    """Return how to correct a constant_scale of the configuration, '' if nothing speaks against it.
+
+    Args:
+        image: What the configuration says.
+        pixels: [bands, n] in the units that the model gets.
+    """
+    assert image.modality is not None
+    stored = pixels / image.scale
+    own = other_unit(image.modality, stored)
+    if own is not None and own.scale is not None and not 0.5 < image.scale / own.scale < 2:
+        return (
+            f"Without it the files look like {own}: correct it, constant_scale: {{{image.name}: {own.scale:g}}}, "
+            f"{image.scale:g} now."
+        )
+    if own is not None or is_eight_bit(image.modality, stored):
+        return ""
+    usual = np.median(image.modality.std)
+    spreads = [float(np.median(np.ptp(np.percentile(x, (5, 95), axis=1), axis=0))) / usual for x in (pixels, stored)]
+    if spreads[0] < FLAT < 1 / 2 < spreads[1]:
+        return f"Remove constant_scale, {image.scale:g} now: without it the files look right, with it they are flat."
+    return ""
 
 
 def _check_modality(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Finding]:

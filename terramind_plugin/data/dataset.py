@@ -23,10 +23,12 @@ from terratorch.datasets import (
 from terratorch.datasets.utils import generate_bands_intervals
 from torch import Tensor
 
+from terramind_plugin.data.reading import FAR_VALUES, by_name, check_one_band, without_odd
 from terramind_plugin.data.splits import TABLES, check_files, read_split
 from terramind_plugin.errors import DataError
-from terramind_plugin.geo.raster import is_geotiff, read_with_gaps
+from terramind_plugin.geo.raster import is_geotiff, read_image
 from terramind_plugin.raster.complete import GDAL_ERRORS
+from terramind_plugin.raster.missing import FAR
 
 logger = logging.getLogger("terramind_plugin")
 
@@ -200,16 +202,25 @@ class CheckedSamples(GenericMultimodalDataset):
 
     def _load_file(self, path: Any, nan_replace: float | None = None, modality: str | None = None) -> np.ndarray:
         is_image = modality in self.image_modalities
+        names: Sequence[str | None] = ()
         try:
-            replace = None if is_image else nan_replace
             if is_geotiff(path):
-                data = read_with_gaps(path, lambda nodata: modality == "mask" and self._is_a_class(path, nodata))
-                data = data if replace is None else np.nan_to_num(data, nan=replace)
+                image = read_image(path, lambda nodata: modality == "mask" and self._is_a_class(path, nodata))
+                data, names = image.values, image.descriptions
+                if image.far and f"far {modality}" not in self._warned:
+                    self._warned.add(f"far {modality}")
+                    logger.warning(FAR_VALUES, path, FAR, modality)
             else:
-                data = super()._load_file(path, replace, modality)
+                data = without_odd(path, super()._load_file(path, None, modality))
+        except DataError:
+            raise
         except (*GDAL_ERRORS, ValueError) as error:
             raise DataError(f"{path} cannot be read as {modality}: {error}") from error
+        if not is_image and nan_replace is not None:
+            data = np.nan_to_num(data, nan=nan_replace)
         if modality == "mask":
+            if not self.scalar_label:
+                check_one_band(path, data)
             # Signed: TerraTorch subtracts 1 for reduce_zero_label, and an unsigned 0 would become the largest number.
             label = self._check_label(path, data if self.scalar_label else data.astype(np.float32))
             return label if self.plan.empty_label is None else self._ignore_empty(label, self.plan.empty_label)
@@ -217,7 +228,12 @@ class CheckedSamples(GenericMultimodalDataset):
             return data
         name = str(modality)
         data = data.astype(np.float32) + np.float32(self.plan.offsets.get(name, 0.0))
-        return data if data.ndim != 3 else self._fill(path, self._select_bands(path, data, name), name)
+        if data.ndim != 3:
+            return data
+        if any(names):
+            bands = (self.dataset_bands or {}).get(name)
+            data = by_name(path, data, names, name, bands, len(self.plan.means.get(name, ())), dates=self.plan.temporal)
+        return self._fill(path, self._select_bands(path, data, name), name)
 
     def _is_a_class(self, path: Any, nodata: float | None) -> bool:
         """Whether a label file's nodata value is a class id, so that masking it would remove the class."""

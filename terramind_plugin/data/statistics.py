@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from terramind_plugin.errors import DataError
 from terramind_plugin.modalities import find
+from terramind_plugin.raster.missing import is_odd
 
 PERCENTILES = (1, 5, 50, 95, 99)
 BITS = 18
@@ -52,12 +53,12 @@ class RunningStatistics:
         """Count a sample in.
 
         Args:
-            values: [bands, n]; NaN and infinity are left out.
+            values: [bands, n]; what counts as missing is left out.
         """
         self.samples += 1
         self.size += values.size
         for band, row in enumerate(values):
-            known = row[np.isfinite(row)]
+            known = row[~is_odd(row)]
             if not known.size:
                 continue
             exact = known.astype(np.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,13 @@ from terratorch.cli_tools import CustomWriter
 from torch import Tensor
 
 from terramind_plugin.data.classes import class_names_of
+from terramind_plugin.data.finite import FiniteResults, describe_files
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.files import write_rows
 from terramind_plugin.geo.raster import parse_color, write_geotiff
 from terramind_plugin.plotting import LABEL_COLORS
+from terramind_plugin.raster.georeference import check_georeference
+from terramind_plugin.raster.missing import read_pixels
 
 logger = logging.getLogger("terramind_plugin")
 
@@ -34,10 +37,11 @@ CONTINUOUS_TYPES = ("float32", "float64")
 class GeoTiffWriter(BasePredictionWriter):
     """Writes predictions as GeoTIFFs on the input's grid, in place of TerraTorch's writer.
 
-    Class maps are uint8 with 255 where no input band has data, with class names and colours; probabilities, logits and
-    regressions are float32 with NaN there. `--out_dtype` asks for another type; int16, its default, does not. A file
-    takes the input's name and its folder below the data root, so equal names in different folders stay apart, and
-    appears only when it is complete. Predictions of one value or class a sample go to a table, predictions.csv.
+    Class maps are uint8 with 255 where no input band has data or the scores are not finite, with class names and
+    colours; probabilities, logits and regressions are float32 with NaN there. `--out_dtype` asks for another type;
+    int16, its default, does not. A file takes the input's name and its folder below the data root, so equal names in
+    different folders stay apart, and appears only when it is complete. Predictions of one value or class a sample go to
+    a table, predictions.csv.
     `TerraMindDataModule` adds this callback when it predicts.
 
     Args:
@@ -50,6 +54,9 @@ class GeoTiffWriter(BasePredictionWriter):
         self._types = CLASS_TYPES[0], CONTINUOUS_TYPES[0]
         self._written: dict[Path, str] = {}
         self._rows: list[list[Any]] = []
+        self._results: FiniteResults | None = None
+        self._undeclared: dict[Path | str, int] = {}
+        self._not_finite: dict[Path | str, int] = {}
 
     def setup(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:
         """Take over from TerraTorch's writer.
@@ -69,6 +76,12 @@ class GeoTiffWriter(BasePredictionWriter):
         self._types = choose_types(getattr(trainer, "out_dtype", None) or UNDECIDED)
         self._written.clear()
         self._rows.clear()
+        self._undeclared.clear()
+        self._not_finite.clear()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watch the scores that the task makes classes of."""
+        self._results = FiniteResults(pl_module)
 
     def write_on_batch_end(
         self,
@@ -84,23 +97,49 @@ class GeoTiffWriter(BasePredictionWriter):
         outputs, names = prediction
         outputs = [outputs] if isinstance(outputs, Tensor | tuple) else outputs
         sources = names if isinstance(names, Mapping) else {"image": names}
+        wrong = None if self._results is None or self._results.wrong is None else self._results.wrong.cpu().numpy()
         for output in outputs:
             values, suffix = output if isinstance(output, tuple) else (output, "pred")
             for index, array in enumerate(values.detach().cpu()):
                 files = {name: str(paths[index]) for name, paths in sources.items() if isinstance(paths[index], str)}
+                bad = None if wrong is None or len(wrong) != len(values) else wrong[index]
                 if values.ndim < 3:
-                    self._rows.append([next(iter(files.values()), index), *array.flatten().tolist()])
+                    self._add_row(next(iter(files.values()), str(index)), array, bad)
                 else:
-                    self._write(trainer, pl_module, array.float().numpy(), files, suffix, values.is_floating_point())
+                    self._write(
+                        trainer, pl_module, array.float().numpy(), files, suffix, values.is_floating_point(), bad
+                    )
+
+    def _add_row(self, name: str, array: Tensor, bad: Any) -> None:
+        """Keep what was predicted for a sample; nothing where its scores are not finite."""
+        numbers: list[Any] = array.flatten().tolist()
+        if (bad is not None and np.any(bad)) or not array.isfinite().all():
+            self._not_finite[name] = 1
+            numbers = [None] * len(numbers)
+        self._rows.append([name, *numbers])
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the table of predictions that are no maps."""
+        """Write the table of predictions that are no maps, and say what was not finite."""
+        if self._results is not None:
+            self._results.stop()
+            self._results = None
+        if self._undeclared:
+            what = "are not finite or beyond 1e30 and were taken as missing."
+            logger.warning("%s", describe_files(self._undeclared, f"{what} terramind check says more."))
+        if self._not_finite:
+            what = f"have no finite result and hold {NO_CLASS} or NaN, in tables nothing."
+            logger.warning(
+                "%s", describe_files(self._not_finite, f"{what} See the values of the files and the weights.")
+            )
+        self._write_table(trainer, pl_module)
+
+    def _write_table(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._rows:
             return
         names = class_names_of(pl_module, getattr(trainer, "datamodule", None))
-        classes = all(len(row) == 2 and isinstance(row[1], int) for row in self._rows)
+        classes = all(len(row) == 2 and isinstance(row[1], int | None) for row in self._rows)
         header = ["file", "class"] if classes else ["file", *(f"value_{i}" for i in range(len(self._rows[0]) - 1))]
-        rows = [[*row, names[row[1]]] if classes and names else row for row in self._rows]
+        rows = [[*row, "" if row[1] is None else names[row[1]]] if classes and names else row for row in self._rows]
         header += ["class_name"] if classes and names else []
         rank = f"_{trainer.global_rank}" if trainer.world_size > 1 else ""
         target = Path(str(self.output_dir)) / f"predictions{rank}.csv"
@@ -114,22 +153,31 @@ class GeoTiffWriter(BasePredictionWriter):
         files: Mapping[str, str],
         suffix: str,
         continuous: bool,
+        bad: NDArray[np.bool_] | None,
     ) -> None:
         source = next(iter(files.values()))
         target = self._target(trainer, source, suffix)
         array = array[None] if array.ndim == 2 else array
         with rasterio.open(source) as raster:
+            check_georeference(raster)
             crs, transform, shape = raster.crs, raster.transform, raster.shape
         if array.shape[1:] != shape:
             raise DataError(
                 f"{source} has {list(shape)} pixels, its prediction {list(array.shape[1:])}: "
                 "test_transform changes the size. Remove it, the model takes any size."
             )
-        valid = has_data(set(files.values()), shape)
+        valid, undeclared = _look(files.values(), shape)
+        self._undeclared |= undeclared
+        known = np.isfinite(array)
+        if bad is not None and bad.shape == shape and not continuous:
+            known &= ~bad
+        lost = int((valid & ~known.all(axis=0)).sum())
+        if lost:
+            self._not_finite[source] = max(lost, self._not_finite.get(source, 0))
         class_names = class_names_of(pl_module, getattr(trainer, "datamodule", None))
         dtype = self._types[continuous]
         nodata = np.nan if np.dtype(dtype).kind == "f" else NO_CLASS
-        data = np.where(valid, array, nodata).astype(dtype)
+        data = np.where(valid & known, array, nodata).astype(dtype)
         colormap = None
         if continuous:
             descriptions = tuple(class_names) if len(class_names) == len(array) else ()
@@ -207,15 +255,19 @@ def has_data(files: set[str], shape: tuple[int, int]) -> NDArray[np.bool_]:
         files: Rasters on one grid; others than that size are left out.
         shape: Height and width.
     """
+    return _look(files, shape)[0]
+
+
+def _look(files: Iterable[str], shape: tuple[int, int]) -> tuple[NDArray[np.bool_], dict[Path | str, int]]:
+    """Return where some file has data, and by file the number of pixels that are missing without being declared."""
     valid = np.zeros(shape, dtype=bool)
-    for file in files:
+    undeclared: dict[Path | str, int] = {}
+    for file in sorted(set(files)):
         with rasterio.open(file) as raster:
             if raster.shape != shape:
                 continue
-            # Masked are nodata, by band, and what a mask or an alpha band of the file leaves out.
-            values = raster.read(masked=True)
-        here = ~np.ma.getmaskarray(values)
-        if values.dtype.kind == "f":
-            here &= np.isfinite(values.data)
-        valid |= here.any(axis=0)
-    return valid
+            pixels = read_pixels(raster)
+        valid |= True if pixels.missing is None else ~pixels.missing.all(axis=0)
+        if pixels.undeclared:
+            undeclared[file] = pixels.undeclared
+    return valid, undeclared

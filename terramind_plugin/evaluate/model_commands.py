@@ -13,7 +13,14 @@ from typing import Any
 from terramind_plugin.chips.commands import add_weights, read_pairs
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.files import write_figure, write_text
+from terramind_plugin.variants import VARIANTS
 
+EUROSAT = {
+    "AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial", "Pasture", "PermanentCrop", "Residential",
+    "River", "SeaLake",
+}  # fmt: skip
+"""Classes of EuroSAT (arXiv:1709.00029), as its folders are called."""
+PAPER = "For comparison, the paper's accuracy on EuroSAT (arXiv:2504.11171), 5-way 1-shot: TerraMind v1 base 70.83 %."
 RANDOM = "terramind: the weights are random, so the results say nothing but that it runs."
 
 
@@ -72,7 +79,7 @@ def _zero_shot(options: argparse.Namespace) -> None:
     sets = work.choose_inputs(list(experiment.test.expected), options.inputs)
     described = {
         "model": f"{experiment.variant}_generate",
-        "weights": weights_of(experiment.pretrained, experiment.ckpt_path),
+        "weights": weights_of(experiment.variant, experiment.pretrained, experiment.ckpt_path),
         "temperature": f"{options.temperature:g}",
         "seed": str(options.seed),
         "terramind_plugin_version": __version__,
@@ -93,7 +100,8 @@ def _zero_shot(options: argparse.Namespace) -> None:
     rows = [work.score(experiment.test, target, names, pairs) for names, pairs in done.items()]
     head, *cells = report.table(rows)
     show([head, *cells], f"{target.name}, zero-shot, {described['model']}, weights: {described['weights']}")
-    print(report.PAPER)
+    if report.is_sen1floods11(experiment.test, target):
+        print(report.PAPER)
     write_json(options.out / "zero_shot.json", report.record(rows, target, described))
     best = max(rows, key=lambda row: len(row.inputs))
     title = f"{target.name} from {' and '.join(best.inputs)}, zero-shot: {described['model']}, {described['weights']}"
@@ -185,7 +193,7 @@ def _localise(options: argparse.Namespace) -> None:
         ckpt_path=options.ckpt_path,
         tokenizer_file=options.tokenizer_file,
     )
-    weights = weights_of(options.pretrained, options.ckpt_path)
+    weights = weights_of(options.model, options.pretrained, options.ckpt_path)
     described = {"model": f"{options.model}_generate", "weights": weights, "modality": modality.name}
     options.out.mkdir(parents=True, exist_ok=True)
     rows, likeliest, middles = [], [], []
@@ -233,7 +241,7 @@ def _few_shot(options: argparse.Namespace) -> None:
     episodes = work.draw_episodes(labels, task)
     chips = [read_middle(one.path, modality, size, patch, split_names(options.bands)) for one in patches]
     arms: dict[str, Score] = {}
-    weights = weights_of(options.pretrained, options.ckpt_path)
+    weights = weights_of(options.model, options.pretrained, options.ckpt_path)
     settings = [(weights, options.pretrained, options.ckpt_path), ("random", False, None)]
     for name, pretrained, ckpt_path in settings[: 1 if weights == "random" else 2]:
         model = work.build_encoder(options.model, modality.name, pretrained=pretrained, ckpt_path=ckpt_path)
@@ -250,9 +258,8 @@ def _few_shot(options: argparse.Namespace) -> None:
     rows.append(["chance", f"{100 / task.ways:.2f}", "-"])
     head = ["features", "accuracy, %", "95 % interval"]
     show([head, *rows], f"{task.ways}-way {task.shots}-shot, {task.episodes} episodes, {len(patches)} patches")
-    print(
-        "For comparison, the paper's accuracy on EuroSAT (arXiv:2504.11171), 5-way 1-shot: TerraMind v1 base 70.83 %."
-    )
+    if set(labels) == EUROSAT and (task.ways, task.shots) == (5, 1):
+        print(PAPER)
     from terramind_plugin.evaluate.zero_shot_report import plain
 
     content = {
@@ -266,12 +273,20 @@ def _few_shot(options: argparse.Namespace) -> None:
     print(options.out / "few_shot.json")
 
 
-def weights_of(pretrained: bool, ckpt_path: Path | None) -> str:
-    """Return which weights a model has, and say so where they are random."""
-    if ckpt_path is None and not pretrained:
+def weights_of(model: str, pretrained: bool, ckpt_path: Path | None) -> str:
+    """Return which weights a model has, and say so where they are random.
+
+    Args:
+        model: Name of its variant.
+        pretrained: Whether it has the published weights, or those that ship with this package.
+        ckpt_path: A file with weights, which goes before.
+    """
+    if ckpt_path is not None:
+        return ckpt_path.name
+    if not pretrained:
         print(RANDOM, file=sys.stderr)
         return "random"
-    return "pre-trained" if ckpt_path is None else ckpt_path.name
+    return "trained on simulated worlds" if VARIANTS[model].hub_repo is None else "pre-trained"
 
 
 def show(rows: Sequence[Sequence[str]], title: str) -> None:

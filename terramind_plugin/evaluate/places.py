@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,10 @@ from terramind_plugin.generation.generator import TerraMindGenerator
 from terramind_plugin.generators import build_generator
 from terramind_plugin.geo.source import Expected, Source
 from terramind_plugin.modalities import Modality, resolve
+from terramind_plugin.raster.missing import describe_undeclared
 from terramind_plugin.variants import VARIANTS
+
+logger = logging.getLogger("terramind_plugin")
 
 COORDS = "coords"
 CANDIDATES = 500
@@ -150,6 +154,8 @@ def read_middle(path: Path, modality: Modality, size: int, patch: int, bands: Se
         part = source.read(row, column, -(-height // patch) * patch, -(-width // patch) * patch)
     finally:
         source.close()
+    if source.undeclared:
+        logger.warning("%s", describe_undeclared(path, source.undeclared))
     if not part.valid.any():
         raise DataError(f"{path} holds no data: every pixel of its middle is missing.")
     return Chip(Path(path), part.values, part.valid, source.grid.centre())

@@ -131,7 +131,7 @@ def draw_chip(chip: Chip, modality: str, belief: Belief, count: int, title: str)
     figure = Figure(figsize=(13, 4.6), layout="constrained")
     figure.suptitle(title, fontsize=9)
     left, right = figure.subplots(1, 2, width_ratios=(1, 2.4))
-    plot_modality(np.where(chip.valid, chip.values, np.nan), modality, left)
+    plot_modality(modality, np.where(chip.valid, chip.values, np.nan), left)
     left.set_title(f"{modality} (input)", fontsize=10)
     most = float(belief.probabilities.max())
     step = float(belief.longitudes[1] - belief.longitudes[0]) / 2

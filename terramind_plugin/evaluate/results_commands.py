@@ -44,7 +44,7 @@ def _results(options: argparse.Namespace) -> None:
     weights = Weights(options.pretrained, options.ckpt_path, read_tokenizer_files(options))
     described = {
         "model": options.model,
-        "weights": weights_of(options.pretrained, options.ckpt_path),
+        "weights": weights_of(options.model, options.pretrained, options.ckpt_path),
         "data": _simulated_with(options.data),
         "terramind_plugin_version": __version__,
     }

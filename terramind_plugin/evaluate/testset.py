@@ -19,6 +19,7 @@ from terramind_plugin.evaluate.compare import read_config
 from terramind_plugin.geo.source import Expected
 from terramind_plugin.lightning_cli import make_cli
 from terramind_plugin.raster.complete import GDAL_ERRORS
+from terramind_plugin.raster.missing import is_odd, refuse_complex
 from terramind_plugin.variants import VARIANTS
 
 
@@ -41,10 +42,13 @@ class Labels:
         """
         try:
             with rasterio.open(path) as file:
+                if file.count != 1:
+                    raise DataError(f"{path} has {file.count} bands, expected a label with one band of class ids.")
+                refuse_complex(file)
                 values, nodata = file.read(1).astype(np.float64), file.nodata
         except GDAL_ERRORS as error:
             raise DataError(f"{path} cannot be read as a label: {one_line(error)}") from error
-        missing = ~np.isfinite(values)
+        missing = is_odd(values)
         if nodata is not None and not 0 <= nodata - self.shifted < (self.classes or 0):
             missing |= values == nodata
         ids = np.where(missing, 0, values)
@@ -184,6 +188,8 @@ def _expect(image: ImagePlan) -> Expected:
         modality.band_names,
         tuple(value / image.scale - (image.offset or 0.0) for value in modality.mean),
         file_bands=image.file_bands,
+        scale=image.scale,
+        offset=image.offset or 0.0,
     )
 
 

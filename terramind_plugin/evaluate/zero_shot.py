@@ -24,7 +24,8 @@ from terramind_plugin.geo.raster import parse_color
 from terramind_plugin.memo.keys import hash_weights
 from terramind_plugin.modalities import MODALITIES, find, resolve
 from terramind_plugin.plotting import LABEL_COLORS
-from terramind_plugin.scenes.generation import SceneGenerator
+from terramind_plugin.scenes.classes import choose_classes
+from terramind_plugin.scenes.generation import NO_CLASS, SceneGenerator
 from terramind_plugin.scenes.job import Job, Options, check_names, plan_job
 from terramind_plugin.scenes.run import run_jobs
 from terramind_plugin.variants import VARIANTS
@@ -102,9 +103,10 @@ class TargetGenerator(SceneGenerator):
 
     def finish(self, blended: Tensor) -> list[Tensor]:
         """Return land cover and target, [1, rows, W] each."""
-        cover = blended.max(dim=0, keepdim=True).indices
+        cover, probability = choose_classes(blended, NO_CLASS)
         wanted = torch.tensor(self.target.classes, device=cover.device)
-        return [cover.to(torch.uint8), torch.isin(cover, wanted).to(torch.uint8)]
+        found = torch.isin(cover, wanted).to(torch.uint8)
+        return [cover, found.masked_fill_(~probability.isfinite(), NO_DATA)]
 
 
 def read_target(words: str, positive: str = "1") -> Target:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,10 +23,17 @@ PAPER = (
     "For comparison, the paper's IoU on Sen1Floods11 (arXiv:2504.11171): TerraMind v1 base, zero-shot 0.454; a model "
     "pre-trained to generate land cover alone 0.698; fine-tuned 0.844."
 )
+SEN1FLOODS11 = re.compile("(Bolivia|Ghana|India|Mekong|Nigeria|Pakistan|Paraguay|Somalia|Spain|Sri-Lanka|USA)_[0-9]+")
+"""Names of the hand-labelled chips of Sen1Floods11."""
 AGREEMENT = {"neither": "#d9cfb4", "hit": "#1f6fb4", "false alarm": "#f2c500", "missed": "#c51b7d"}
 """Colours of what map and label say of a pixel."""
 CHIPS = 4
 """Chips that are drawn."""
+
+
+def is_sen1floods11(test: LabelledSet, target: Target) -> bool:
+    """Return whether water is looked for on the data set of the paper's figures."""
+    return target.name.lower() == "water" and all(SEN1FLOODS11.fullmatch(chip.name) for chip in test.chips)
 
 
 def table(rows: Sequence[Row]) -> list[list[str]]:

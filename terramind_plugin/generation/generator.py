@@ -15,7 +15,7 @@ from terramind_plugin.generation.sampling import Noise
 from terramind_plugin.generation.schedules import Decoding
 from terramind_plugin.generation.standardisation import Standardisation
 from terramind_plugin.generation.tokens import TokenGenerator, check_size
-from terramind_plugin.inputs import InputSpec, check_shapes, collect_inputs
+from terramind_plugin.inputs import GENERATOR, InputSpec, check_shapes, collect_inputs
 from terramind_plugin.modalities import Modality
 from terramind_plugin.tokenizers.image import ImageTokenizer
 from terramind_plugin.tokenizers.sequence import CoordsTokenizer
@@ -111,7 +111,6 @@ class TerraMindGenerator(nn.Module):
         standardize: bool | None = None,
         timesteps: int | None = None,
         verbose: bool = False,
-        *,
         image_size: int | Sequence[int] | None = None,
         seed: int | Sequence[int] | None = 0,
         noise: Noise | None = None,
@@ -234,12 +233,12 @@ class TerraMindGenerator(nn.Module):
     ) -> dict[str, Tensor]:
         """Return standardised images and token ids by the model's names."""
         specs: Sequence[InputSpec] = self.sampler.inputs
-        given = collect_inputs(specs, x, named)
+        given = collect_inputs(specs, x, named, GENERATOR)
         images = [spec for spec in specs if not spec.is_tokens]
         patch = self.sampler.model.patch_size
         pixels = {spec.name: given[spec.name] for spec in images if spec.name in given}
         if pixels:
-            check_shapes(images, pixels, patch, same_size=True)
+            check_shapes(images, pixels, patch, same_size=True, advice=GENERATOR)
         device = self.sampler.model.mask_token.device
         inputs: dict[str, Tensor] = {}
         for spec in specs:

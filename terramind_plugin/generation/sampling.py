@@ -211,7 +211,8 @@ def _invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
     mass = probabilities.cumsum(dim=-1)
     total = mass[..., -1:]
     below = torch.minimum(uniform * total, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(mass, below, right=True)
+    # Of NaN every id would be passed; a number outside the vocabulary ends the process on a GPU.
+    return torch.searchsorted(mass, below, right=True).clamp_(max=mass.shape[-1] - 1)
 
 
 def _draw_by_rejection(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from terramind_plugin.generation.sampling import Noise, guide
 from terramind_plugin.generation.schedules import Decoding
 from terramind_plugin.inputs import InputSpec
 from terramind_plugin.modalities import Modality, resolve
+from terramind_plugin.nn.finite import FiniteGuard, zero_nan
 from terramind_plugin.nn.token_embeddings import SequenceHead
 from terramind_plugin.variants import Variant
 
@@ -87,6 +88,7 @@ class TokenGenerator(nn.Module):
             if name not in self.targets:
                 raise ConfigError(f"remembered names '{name}', which is not among the targets {list(self.targets)}.")
         self.sentinels = tuple(sentinels)
+        self._guard = FiniteGuard()
         self.inputs = tuple(inputs)
         self.model = EncoderDecoder(
             variant,
@@ -113,6 +115,7 @@ class TokenGenerator(nn.Module):
         seed: int | Sequence[int] | None = 0,
         noise: Noise | None = None,
         decoding: Decoding | Mapping[str, Decoding] | None = None,
+        checked: bool = False,
     ) -> dict[str, Tensor]:
         """Return token ids by name of the target: [B, rows, columns], or [B, L] for sequences, 0 where there is none.
 
@@ -125,11 +128,13 @@ class TokenGenerator(nn.Module):
             seed: One that each sample starts from, or one for each sample; None for a new one in each call.
             noise: Random numbers in place of `seed`.
             decoding: How to draw, for all or by target; the default is one step at temperature 1 and top-p 0.8.
+            checked: Whether the caller has seen to it that images are finite.
 
         Raises:
             ConfigError: There is no input, a target is given or unknown, or sizes, batches or seeds do not fit.
+            DataError: An image is not finite.
         """
-        reading = self.read(inputs, present=present)
+        reading = self.read(inputs, present=present, checked=checked)
         size = self._grid(inputs, image_size)
         noise = noise if noise is not None else Noise.from_seed(seed, reading.batch)
         guided = set(reading.parts)
@@ -143,11 +148,14 @@ class TokenGenerator(nn.Module):
             guided.add(key)
         return ids
 
-    def read(self, inputs: Mapping[str, Tensor], *, present: Mapping[str, Tensor] | None = None) -> Reading:
+    def read(
+        self, inputs: Mapping[str, Tensor], *, present: Mapping[str, Tensor] | None = None, checked: bool = False
+    ) -> Reading:
         """Return what the encoder reads; arguments as in `forward`.
 
         Raises:
             ConfigError: There is no input, or batches differ.
+            DataError: An image is not finite.
         """
         known = [spec.name for spec in self.inputs]
         if not inputs or any(name not in known for name in inputs):
@@ -156,14 +164,19 @@ class TokenGenerator(nn.Module):
         if len(set(batches.values())) > 1:
             raise ConfigError(f"Batch sizes differ: {batches}.")
         masks = _masks(inputs, present)
+        if masks is not None:
+            # What a sample lacks may be NaN, which no mask stops.
+            images = {spec.name for spec in self.inputs if not spec.is_tokens}
+            inputs = {name: zero_nan(x) if name in images else x for name, x in inputs.items()}
+        if not checked:
+            self._guard(inputs, wait=True)
         parts: dict[str, Part] = {}
         for spec in self.inputs:
             x = inputs.get(spec.name)
             if x is None:
                 continue
             if not spec.is_tokens:
-                # What a sample lacks may be NaN, which no mask stops.
-                part = self.model.embed_image(spec.key, x if masks is None else x.nan_to_num(nan=0.0))
+                part = self.model.embed_image(spec.key, x)
             elif x.ndim == 3:
                 part = self.model.embed_grid(spec.key, x)
             else:

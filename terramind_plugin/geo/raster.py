@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import rasterio
@@ -17,6 +17,7 @@ from rasterio.transform import Affine
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.files import write_bytes
 from terramind_plugin.raster.complete import GDAL_ERRORS, reason_of
+from terramind_plugin.raster.missing import FAR, read_pixels
 
 _TILE = 256
 _DTYPES = ("uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")
@@ -27,24 +28,54 @@ def is_geotiff(path: Any) -> bool:
     return isinstance(path, str | Path) and str(path).lower().endswith((".tif", ".tiff"))
 
 
-def read_with_gaps(
-    path: str | Path, is_value: Callable[[float | None], bool] = lambda nodata: False
-) -> NDArray[np.floating[Any]]:
-    """Return all bands [bands, H, W] of a raster, with NaN where the file says that there are no data.
+class Image(NamedTuple):
+    """A raster that was read."""
 
-    The same as rioxarray.open_rasterio(path, masked=True), which takes longer.
+    values: NDArray[np.floating[Any]]
+    """[bands, H, W], NaN where missing; float32, or float64 for numbers that need it."""
+    descriptions: tuple[str | None, ...]
+    """Names of the bands in the file."""
+    undeclared: int
+    """Number of pixels that are missing though the file does not say so."""
+    far: bool
+    """Whether some of them are infinite or far from 0."""
+
+
+def read_image(path: str | Path, is_value: Callable[[float | None], bool] = lambda nodata: False) -> Image:
+    """Return all bands of a raster, with NaN where values are missing, see `terramind_plugin.raster.missing`.
 
     Args:
-        path: Of the file; its numbers become float32, those that need more become float64.
-        is_value: Whether the file's nodata value is a value like others; then there are no gaps.
+        path: Of the file.
+        is_value: Whether the file's nodata value is a value like others; then the file declares no gaps.
 
     Raises:
+        DataError: It holds complex numbers.
         RasterioError: It cannot be read.
     """
     with rasterio.open(path) as raster:
-        values = raster.read(masked=not is_value(raster.nodata))
-    wide = values.astype(np.result_type(values.dtype, np.float32))
-    return wide.filled(np.nan) if isinstance(wide, np.ma.MaskedArray) else wide
+        pixels = read_pixels(raster, declared=not is_value(raster.nodata))
+        descriptions = raster.descriptions
+    wide = pixels.values.astype(np.result_type(pixels.values.dtype, np.float32), copy=False)
+    far = bool(pixels.undeclared) and bool((np.abs(pixels.values) > FAR).any())
+    if pixels.missing is not None:
+        wide[pixels.missing] = np.nan
+    return Image(wide, descriptions, pixels.undeclared, far)
+
+
+def read_with_gaps(
+    path: str | Path, is_value: Callable[[float | None], bool] = lambda nodata: False
+) -> NDArray[np.floating[Any]]:
+    """Return the values of `read_image` alone.
+
+    Args:
+        path: As there.
+        is_value: As there.
+
+    Raises:
+        DataError: As there.
+        RasterioError: As there.
+    """
+    return read_image(path, is_value).values
 
 
 def parse_color(color: str) -> tuple[int, int, int, int]:

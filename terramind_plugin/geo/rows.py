@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 
 from terramind_plugin.processors import usable
+from terramind_plugin.raster.missing import add_odd, find_declared, has_mask, has_odd, is_odd, nodata_of
 
 CHUNK = 8 * 2**20
 """Bytes that are read at once, about: GDAL keeps what it decodes of them, so they must be few."""
@@ -22,7 +22,7 @@ class RowBuffer:
     """The rows of a row of windows, and those below that come with the same blocks.
 
     Args:
-        raster: An open raster of rasterio.
+        raster: An open raster of rasterio, or a `WarpedRaster`.
         indexes: Numbers of the bands, from 1.
         height: Of the windows in pixels.
         on_rows: Called with the first and last-plus-one of rows that were read and are held now.
@@ -38,15 +38,15 @@ class RowBuffer:
         rows = min(height + self._tall - 1, raster.height)
         dtype = np.result_type(*(raster.dtypes[index - 1] for index in indexes))
         self.values = np.empty((len(indexes), rows, raster.width), dtype)
-        flags = raster.mask_flag_enums[indexes[0] - 1]
-        has_mask = MaskFlags.per_dataset in flags or MaskFlags.alpha in flags
-        self.mask = np.empty((rows, raster.width), bool) if has_mask else None
+        self.mask = np.empty((rows, raster.width), bool) if has_mask(raster, indexes[0]) else None
         self.first = self.last = 0
         each = self._tall * self._wide * len(indexes) * dtype.itemsize
         self._step = self._wide * max(BLOCKS, CHUNK // each)
-        nodata = [raster.nodatavals[index - 1] for index in indexes]
-        # NaN needs no comparison, and what the type cannot hold cannot be there.
-        self._nodata = [None if value is None or dtype.type(value) != value else dtype.type(value) for value in nodata]
+        self._nodata = nodata_of(raster, indexes)
+        self.odd = False
+        """Whether some value that was read is missing without being declared: most files have none to look for."""
+        self.undeclared = 0
+        """Number of pixels read so far that have such a value."""
 
     def window(
         self, row: int, column: int, height: int, width: int
@@ -78,17 +78,14 @@ class RowBuffer:
         self, stored: NDArray, here: tuple[Any, ...], bands: Sequence[int]
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
         """Return values and where there is data; most windows have data everywhere, and a copy less counts."""
-        values = stored.astype(np.float32)
-        gaps = [~np.isfinite(values)] if stored.dtype.kind not in "iub" else []
-        if any(self._nodata[band] is not None for band in bands):
-            gaps.append(np.zeros(stored.shape, bool))
-            for at, band in enumerate(bands):
-                if self._nodata[band] is not None:
-                    gaps[-1][at] = stored[at] == self._nodata[band]
-        if self.mask is not None:
-            gaps.append(np.broadcast_to(~self.mask[here], stored.shape))
-        gaps = [gap for gap in gaps if gap.any()]
-        return values, ~np.logical_or.reduce(gaps) if gaps else None
+        with np.errstate(over="ignore"):  # what is too large for float32 is missing
+            values = stored.astype(np.float32)
+        mask = None if self.mask is None else self.mask[here]
+        missing = find_declared(stored, [self._nodata[band] for band in bands], mask)
+        if self.odd:
+            odd = is_odd(stored)
+            missing = odd if missing is None else odd | missing
+        return values, None if missing is None or not missing.any() else ~missing
 
     def _move(self, first: int, last: int) -> None:
         """Hold the rows from a first to before a last one; what is there already is not read again."""
@@ -112,3 +109,7 @@ class RowBuffer:
         self.raster.read(self.indexes, window=window, out=self.values[:, *here])
         if self.mask is not None:
             self.mask[here] = self.raster.read_masks(self.indexes[0], window=window) > 0
+        if has_odd(values := self.values[:, *here]):
+            self.odd = True
+            declared = find_declared(values, self._nodata, None if self.mask is None else self.mask[here])
+            self.undeclared += add_odd(values, declared)[1]

@@ -6,15 +6,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.enums import MaskFlags, Resampling
+from rasterio.enums import Resampling
 from rasterio.transform import Affine
-from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform as transform_positions
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
@@ -23,8 +22,12 @@ from terramind_plugin.errors import ConfigError, DataError, one_line
 from terramind_plugin.geo.rows import RowBuffer
 from terramind_plugin.geo.thumbnail import Thumbnail
 from terramind_plugin.modalities import Modality, find
+from terramind_plugin.raster.bands import find_bands
 from terramind_plugin.raster.complete import GDAL_ERRORS
-from terramind_plugin.units import other_unit
+from terramind_plugin.raster.georeference import check_georeference
+from terramind_plugin.raster.missing import WIDE_INTEGERS, read_pixels, refuse_complex
+from terramind_plugin.raster.warped import WarpedRaster
+from terramind_plugin.units import EIGHT_BIT, is_eight_bit, other_unit
 
 logger = logging.getLogger("terramind_plugin")
 
@@ -85,6 +88,10 @@ class Expected:
     """Names of the file's bands, where they are others than those to read."""
     classes: int = 0
     """Number of class ids, if values are class ids."""
+    scale: float = 1.0
+    """Factor from the numbers of the file, after `offset`, to the units of the modality."""
+    offset: float = 0.0
+    """Number that is added to those of the file before."""
 
     @classmethod
     def of(cls, modality: Modality) -> Expected:
@@ -133,18 +140,23 @@ class Source:
                 self._file = rasterio.open(path)
         except GDAL_ERRORS as error:
             raise DataError(f"{path} cannot be read as a raster: {one_line(error)}") from error
-        if any(name.startswith("complex") for name in self._file.dtypes):
+        try:
+            refuse_complex(self._file)
+            check_georeference(self._file)
+            bands = find_bands(path, expected.name, self._file.descriptions, expected.bands, expected.file_bands)
+        except DataError:
             self._file.close()
-            raise DataError(f"{path} holds complex numbers, expected real ones: of radar, take the intensity.")
+            raise
         self.native = Grid(self._file.height, self._file.width, self._file.crs or CRS(), self._file.transform)
         self.grid = grid or self.native
-        self.indexes = [index + 1 for index in find_bands(self.path, expected, self._file.descriptions)]
+        self.indexes = [index + 1 for index in bands]
         self.warped = not self._matches(self.grid)
-        self._raster = self._warp() if self.warped else self._file
+        self._raster: Any = self._warp() if self.warped else self._file
         self._fill = np.array(expected.fill, dtype=np.float32)[:, None, None]
         self._warned = False
         self._rows: RowBuffer | None = None
         self._thumbnail: Thumbnail | None = None
+        self._undeclared = 0
 
     def _matches(self, grid: Grid) -> bool:
         own = self.native
@@ -162,36 +174,22 @@ class Source:
             )
         return False
 
-    def _warp(self) -> WarpedVRT:
-        """Return the raster on the grid, with a mask where it has no data."""
+    def _warp(self) -> WarpedRaster:
+        """Return the raster on the grid, NaN where it has no data."""
         left, bottom = locate(self.grid.transform, 0, self.grid.height)
         right, top = locate(self.grid.transform, self.grid.width, 0)
         here = (min(left, right), min(bottom, top), max(left, right), max(bottom, top))
         try:
             there = transform_bounds(self.native.crs, self.grid.crs, *self._file.bounds)
-            if there[0] >= here[2] or there[2] <= here[0] or there[1] >= here[3] or there[3] <= here[1]:
-                raise DataError(
-                    f"{self.path} does not overlap the first input: it covers {_shown(there)}, that {_shown(here)} in "
-                    f"{self.grid.crs}. Check its CRS, {self.native.crs}."
-                )
-            flags = self._file.mask_flag_enums[0]
-            nodata = self._file.nodata
-            if nodata is None and self._file.dtypes[0].startswith("float"):
-                nodata = float("nan")
-            return WarpedVRT(
-                self._file,
-                crs=self.grid.crs,
-                transform=self.grid.transform,
-                height=self.grid.height,
-                width=self.grid.width,
-                resampling=Resampling.nearest if self.expected.classes else Resampling.bilinear,
-                src_nodata=nodata,
-                nodata=nodata,
-                # Without a value for no data, an alpha band says where the file ends.
-                add_alpha=nodata is None and MaskFlags.alpha not in flags,
-            )
         except GDAL_ERRORS as error:
             raise DataError(f"{self.path} cannot be warped to {self.grid.crs}: {one_line(error)}") from error
+        if there[0] >= here[2] or there[2] <= here[0] or there[1] >= here[3] or there[3] <= here[1]:
+            raise DataError(
+                f"{self.path} does not overlap the first input: it covers {_shown(there)}, that {_shown(here)} in "
+                f"{self.grid.crs}. Check its CRS, {self.native.crs}."
+            )
+        resampling = Resampling.nearest if self.expected.classes else Resampling.bilinear
+        return WarpedRaster(self._file, self.grid.crs, self.grid.transform, self.grid.shape, resampling)
 
     def read(self, row: int, column: int, height: int, width: int) -> Part:
         """Return a window that starts inside the image; what reaches beyond it, below or right, is its mirror image.
@@ -228,7 +226,7 @@ class Source:
         if thumbnail is None or (thumbnail.size, thumbnail.bands) != (size, list(bands)):
             thumbnail = Thumbnail(self.grid.shape, size, bands)
         # Block by block: at once GDAL would decode each block again for each band.
-        tall, wide = (max(PREVIEW_TILE // side, 1) * side for side in self._file.block_shapes[0])
+        tall, wide = (max(PREVIEW_TILE // side, 1) * side for side in self._raster.block_shapes[0])
         for top in range(0, self.grid.height, tall):
             for left in range(0, self.grid.width, wide):
                 inside = min(tall, self.grid.height - top), min(wide, self.grid.width - left)
@@ -241,8 +239,8 @@ class Source:
 
     @property
     def _reduces_itself(self) -> bool:
-        """Whether GDAL gives a reduced image without reading all of it, or has to warp it."""
-        return self.warped or bool(self._file.overviews(1))
+        """Whether GDAL gives a reduced image without reading all of it."""
+        return not self.warped and bool(self._file.overviews(1))
 
     def _gather(self, first: int, last: int) -> None:
         """Take pixels for a preview from rows that are held."""
@@ -267,15 +265,13 @@ class Source:
             if self._rows is not None and bands is None and size == inside:
                 values, known = self._rows.window(row, column, *inside)
             else:
-                masked = self._raster.read(
-                    indexes,
-                    window=Window(column, row, inside[1], inside[0]),
-                    out_shape=(len(indexes), *size),
-                    masked=True,
-                    out_dtype="float32",
-                )
-                values = masked.data
-                known = ~np.ma.getmaskarray(masked) & np.isfinite(values)
+                window = Window(column, row, inside[1], inside[0])
+                reduced: dict[str, Any] = {} if size == inside else {"out_shape": (len(indexes), *size)}
+                pixels = read_pixels(self._raster, indexes, window=window, **reduced)
+                self._undeclared += pixels.undeclared if bands is None and not self.warped else 0
+                with np.errstate(over="ignore"):  # what is too large for float32 is missing
+                    values = pixels.values.astype(np.float32, copy=False)
+                known = None if pixels.missing is None else ~pixels.missing
         except GDAL_ERRORS as error:
             raise DataError(
                 f"{self.path}: rows {row} to {row + inside[0] - 1}, columns {column} to {column + inside[1] - 1} "
@@ -286,7 +282,7 @@ class Source:
             self._check_classes(measured)
         elif not self._warned and measured.size:
             self._warned = True
-            warn_of_units(self.path, self.expected.name, measured)
+            self._warn_of_units(measured, whole=size == inside == self.grid.shape)
         return self._fill_gaps(values, known, bands)
 
     def _fill_gaps(
@@ -308,6 +304,26 @@ class Source:
                 f"{found}. Map what is missing to 0, or declare it as nodata of the file."
             )
 
+    def _warn_of_units(self, values: NDArray[np.float32], *, whole: bool) -> None:
+        """Say so where values look like those of another unit: the model would take them for a very odd place.
+
+        Args:
+            values: At least one.
+            whole: Whether they are all of the file.
+        """
+        expected = self.expected
+        modality = find(expected.name)
+        if modality is None:
+            return
+        values = (values + np.float32(expected.offset)) * np.float32(expected.scale)
+        guess = other_unit(modality, values)
+        # A dark window of a scene may have no large value; a file of 8 bits has none anywhere.
+        if guess is None and (whole or self._file.dtypes[0] in ("uint8", "int8")) and is_eight_bit(modality, values):
+            guess = EIGHT_BIT
+        if guess is not None:
+            advice = f"Multiply them by {guess.scale:g}." if guess.scale is not None else guess.advice
+            logger.warning("%s: its values look like %s. Expected: %s. %s", self.path, guess, modality.units, advice)
+
     def keep_rows(self, height: int, size: tuple[int, int] | None = None, bands: Sequence[int] = ()) -> None:
         """Keep the rows of windows that are read one after the other, row by row of windows, top to bottom.
 
@@ -316,6 +332,8 @@ class Source:
             size: Of a preview that will be asked for, so that it is gathered on the way.
             bands: Of the preview.
         """
+        if any(self._raster.dtypes[index - 1] in WIDE_INTEGERS for index in self.indexes):
+            return  # GDAL has to say where each band is missing
         rows = RowBuffer(self._raster, self.indexes, height, self._gather)
         # Blocks may be as large as the image; then GDAL keeps what it can.
         self._rows = rows if rows.values.nbytes <= MOST_ROWS else None
@@ -328,8 +346,20 @@ class Source:
         height, width = self._file.block_shapes[0]
         return height * width * sum(np.dtype(name).itemsize for name in self._file.dtypes)
 
+    @property
+    def undeclared(self) -> int:
+        """Number of pixels read so far that are missing though the file does not say so.
+
+        They are NaN, infinite or far from 0. Windows that overlap count theirs again, unless rows are kept.
+        """
+        if self.warped:
+            return self._raster.undeclared
+        return self._undeclared + (0 if self._rows is None else self._rows.undeclared)
+
     def forget_rows(self) -> None:
         """Free the memory of the rows."""
+        if self._rows is not None:
+            self._undeclared += self._rows.undeclared
         self._rows = None
 
     def close(self) -> None:
@@ -338,58 +368,6 @@ class Source:
         if self.warped:
             self._raster.close()
         self._file.close()
-
-
-def find_bands(path: Path, expected: Expected, names: Sequence[str | None]) -> list[int]:
-    """Return for each band that is to be read its position in the file.
-
-    Args:
-        path: For the message.
-        expected: What is to be read.
-        names: Descriptions of the file's bands, None where it has none.
-
-    Raises:
-        DataError: The file has not these bands.
-    """
-    keys = [None if name is None else _band_key(expected.name, name) for name in names]
-    wanted = [_band_key(expected.name, name) for name in expected.bands]
-    if set(wanted) <= set(keys):
-        return [keys.index(key) for key in wanted]
-    stored = [_band_key(expected.name, name) for name in expected.file_bands]
-    if stored and len(names) == len(stored) and set(wanted) <= set(stored):
-        return [stored.index(key) for key in wanted]
-    if len(names) == len(wanted):
-        return list(range(len(names)))
-    missing = [name for name, key in zip(expected.bands, wanted, strict=True) if key not in keys]
-    raise DataError(
-        f"{path} has {len(names)} band{'s' if len(names) > 1 else ''}, {expected.name} has {len(wanted)}: "
-        f"{', '.join(expected.bands)}."
-        + (f" Missing: {', '.join(missing)}." if any(names) and len(missing) < len(wanted) else "")
-        + " Give a file with these bands, or name its bands in their descriptions."
-    )
-
-
-def _band_key(modality: str, name: str) -> str:
-    """Return one spelling for all names of a band."""
-    entry = find(modality)
-    position = None if entry is None else entry.find_band(name)
-    return name.strip().upper() if entry is None or position is None else entry.bands[position].name
-
-
-def warn_of_units(path: Path, name: str, values: NDArray) -> None:
-    """Say so where values look like those of another unit: the model would take them for a very odd place.
-
-    Args:
-        path: For the message.
-        name: Of the modality.
-        values: At least one.
-    """
-    modality = find(name)
-    if modality is None:
-        return
-    guess = other_unit(modality, values)
-    if guess:
-        logger.warning("%s: its values look like %s. Expected: %s.", path, guess, modality.units)
 
 
 def _shown(bounds: Sequence[float]) -> str:

@@ -14,8 +14,9 @@ from lightning.pytorch import LightningModule
 from terratorch.tasks import PixelwiseRegressionTask, SemanticSegmentationTask
 from torch import Tensor, nn
 
+from terramind_plugin.checkpoints import load_into
 from terramind_plugin.data.classes import class_names_of
-from terramind_plugin.errors import ConfigError, WeightsError
+from terramind_plugin.errors import ConfigError
 from terramind_plugin.generation.standardisation import Standardisation
 from terramind_plugin.geo.large import Layer
 from terramind_plugin.geo.raster import parse_color
@@ -25,6 +26,7 @@ from terramind_plugin.mapping.inference import for_inference
 from terramind_plugin.memo.keys import hash_weights
 from terramind_plugin.modalities import find, resolve
 from terramind_plugin.plotting import LABEL_COLORS
+from terramind_plugin.scenes.classes import choose_classes
 from terramind_plugin.scenes.job import Job, Options, check_names, plan_job
 from terramind_plugin.scenes.run import quiet, run_jobs
 from terramind_plugin.weights import read_tensors
@@ -32,7 +34,7 @@ from terramind_plugin.weights import read_tensors
 logger = logging.getLogger("terramind_plugin")
 
 NO_CLASS = 255
-"""Value of a class map where no input has data."""
+"""Value of a class map where no input has data, or the task's scores are not finite."""
 PATCH = 16
 """Heights and widths that the models take are multiples of it."""
 
@@ -89,9 +91,7 @@ class SceneTask(nn.Module):
         """Return the map of classes and, if asked for, probabilities; or values."""
         if not self.classes:
             return [blended]
-        # Over the first dimension several times as fast as argmax.
-        maps = [blended.max(dim=0, keepdim=True).indices.to(torch.uint8)]
-        return maps + ([blended] if len(self.layers) > 1 else [])
+        return [choose_classes(blended, NO_CLASS)[0]] + ([blended] if len(self.layers) > 1 else [])
 
     def _layers(self, probabilities: bool, given: tuple[str, ...]) -> tuple[Layer, ...]:
         if not self.classes:
@@ -184,10 +184,7 @@ def _hash_inputs(inputs: Mapping[str, Standardised]) -> str:
 def _load(task: LightningModule, path: Path) -> None:
     content, tensors = read_tensors(path)
     task.on_load_checkpoint(dict(content))
-    try:
-        task.load_state_dict(tensors, strict=task.strict_loading)
-    except RuntimeError as error:
-        raise WeightsError(f"{path} does not fit the configured task: {error}") from error
+    load_into(task, tensors, path, "the configured task", strict=task.strict_loading)
 
 
 def _name(task: LightningModule) -> str:
@@ -233,7 +230,9 @@ def read_data_module(datamodule: Any, task: LightningModule) -> tuple[dict[str, 
         bands = read or stored or (known.band_names if known is not None else ())
         if len(bands) != len(mean):
             bands = tuple(f"{name}_{number + 1}" for number in range(len(mean)))
-        expected[name] = Expected(known.name if known is not None else name, bands, filled, file_bands=stored)
+        expected[name] = Expected(
+            known.name if known is not None else name, bands, filled, file_bands=stored, scale=scale, offset=shift
+        )
         scales[name] = Standardised(mean, std, scale, shift)
     return expected, scales
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from terramind_plugin.chips.reading import read_chip
 from terramind_plugin.data.splits import read_split
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.modalities import Modality, resolve
+from terramind_plugin.raster.missing import describe_undeclared
+
+logger = logging.getLogger("terramind_plugin")
 
 TURNS = 8
 """The symmetries of a square."""
@@ -115,25 +119,41 @@ class ChipReader:
     def __init__(self, keep: bool = False) -> None:
         self.keep = keep
         self._kept: dict[Path, NDArray] = {}
+        self._named: set[str] = set()
 
     def read(self, folder: ChipFolder, name: str) -> NDArray:
         """Return a chip: standardised [bands, H, W] float16, or class ids [1, H, W] uint8; gaps are filled.
 
         Raises:
-            DataError: The file cannot be read or is no chip of that modality.
+            DataError: The file cannot be read, is no chip of that modality, or holds a number too far from its mean.
         """
         path = folder.path(name)
         if path in self._kept:
             return self._kept[path]
-        values = read_chip(path, folder.modality).values
+        chip = read_chip(path, folder.modality)
+        values = chip.values
+        if chip.undeclared and folder.modality.name not in self._named:
+            self._named.add(folder.modality.name)
+            logger.warning(
+                "%s Further files of %s are not named.",
+                describe_undeclared(path, chip.undeclared),
+                folder.modality.name,
+            )
         if folder.modality.kind == "classes":
-            chip = values.astype(np.uint8)
+            stored = values.astype(np.uint8)
         else:
             mean, std = (np.asarray(x, np.float32)[:, None, None] for x in (folder.modality.mean, folder.modality.std))
-            chip = ((values - mean) / std).astype(np.float16)
+            with np.errstate(over="ignore"):
+                stored = ((values - mean) / std).astype(np.float16)
+            if not np.isfinite(stored).all():
+                wrong = values[~np.isfinite(stored)][0]
+                raise DataError(
+                    f"{path} holds {wrong:g}, no value in {folder.modality.units}. If it means no data, declare it in "
+                    f"the file: gdal_edit.py -a_nodata {wrong:g}."
+                )
         if self.keep:
-            self._kept[path] = chip
-        return chip
+            self._kept[path] = stored
+        return stored
 
 
 def draw_window(random: np.random.Generator, shape: tuple[int, int], size: int, path: Path) -> tuple[slice, slice]:

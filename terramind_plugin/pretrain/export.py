@@ -40,7 +40,9 @@ def export_weights(checkpoint: Path, out: Path, dtype: str = "float32") -> int:
     for name, value in stored.items():
         own = name.removeprefix(PREFIX)
         if own != name and not own.endswith(("pos_emb", "to_logits.weight")):
-            weights[own] = value.to(DTYPES[dtype]).contiguous()
+            if not value.is_floating_point():
+                raise WeightsError(f"{checkpoint}: {name} is {value.dtype}, expected numbers with decimals.")
+            weights[own] = value.detach().to(DTYPES[dtype], copy=True).contiguous()
             if not weights[own].isfinite().all():
                 raise WeightsError(f"{checkpoint}: {name} is not finite as {dtype}. Choose float32, or train again.")
     if not weights:

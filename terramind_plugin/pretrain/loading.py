@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.pretrain.chips import ChipFolder, choose
 from terramind_plugin.pretrain.order import ResumableOrder
+from terramind_plugin.pretrain.training import next_batch
 
 
 class PretrainingDataModule(LightningDataModule):
@@ -48,14 +49,16 @@ class PretrainingDataModule(LightningDataModule):
         return train, choose(folders, self.val_split, validation=True)
 
     def train_dataloader(self) -> Any:
-        """Return training batches, from the trainer's step on."""
+        """Return training batches, from the one on that the trainer needs next."""
         trainer = self.trainer
         data: Any = self.train_data
+        first_epoch, first_step = next_batch(trainer) if trainer else (0, 0)
         order = ResumableOrder(
             len(data),
             self.batch_size,
             self.seed,
-            trainer.global_step * trainer.accumulate_grad_batches if trainer else 0,
+            first_epoch,
+            first_step,
             replicas=trainer.world_size if trainer else 1,
             rank=trainer.global_rank if trainer else 0,
         )

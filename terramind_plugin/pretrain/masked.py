@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torchgeo.trainers import BaseTask
 
 from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.generation.model import EncoderDecoder
@@ -19,7 +18,7 @@ from terramind_plugin.inputs import plan_inputs
 from terramind_plugin.modalities import resolve
 from terramind_plugin.pretrain.masking import MaskPlan, draw_masks
 from terramind_plugin.pretrain.modelling import Chips, MaskedLoss, masked_loss
-from terramind_plugin.pretrain.training import build_optimizer, make_generator
+from terramind_plugin.pretrain.training import ResumableTask, build_optimizer, make_generator
 from terramind_plugin.variants import VARIANTS
 
 logger = logging.getLogger("terramind_plugin")
@@ -28,12 +27,13 @@ SEQUENCE_LENGTHS = {"coords": 3}
 """Latitude, longitude and end."""
 
 
-class MaskedModellingTask(BaseTask):
+class MaskedModellingTask(ResumableTask):
     """Trains the encoder-decoder on batches of `Chips`: reads some patches and tokens, predicts others.
 
-    Masks depend on `seed`, step and process alone, so that a resumed run goes on as the interrupted one, and every
-    validation uses the same. For averaged weights add Lightning's EMAWeightAveraging to the callbacks: it validates and
-    saves the average. The checkpoint is what `ckpt_path` of a backbone, a TiM model and a generator takes.
+    Masks depend on `seed`, batch number and process alone, so that a resumed run goes on as the interrupted one, and
+    every validation uses the same. For averaged weights add Lightning's EMAWeightAveraging to the callbacks: it
+    validates and saves the average. The checkpoint is what `ckpt_path` of a backbone, a TiM model and a generator
+    takes.
 
     Source: TerraMind (arXiv:2504.11171) section 3.2 and 4M (arXiv:2312.06647). Optimiser settings are chosen here.
 
@@ -48,8 +48,9 @@ class MaskedModellingTask(BaseTask):
         target_tokens: Most tokens that are predicted of a sample.
         input_alphas: See `MaskPlan`.
         target_alphas: See `MaskPlan`.
-        lead_in_steps: First steps that draw with the next two arguments instead of those above. One easy question, say
-            vegetation from optical patches, teaches where to look; many at once take many times the steps to do so.
+        lead_in_steps: First optimiser steps that draw with the next two arguments instead of those above. One easy
+            question, say vegetation from optical patches, teaches where to look; many at once take many times the
+            steps to do so.
         lead_in_input_alphas: `input_alphas` of the lead-in.
         lead_in_target_alphas: `target_alphas` of the lead-in.
         average: 'modality' weighs modalities equally, as 4M does, 'token' all tokens.
@@ -116,7 +117,8 @@ class MaskedModellingTask(BaseTask):
 
     def training_step(self, batch: Chips, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
-        made = self._loss(batch, self.global_step)
+        leading_in = self.global_step < self.hparams["lead_in_steps"]
+        made = self._loss(batch, self.batch_number, self.lead_in if leading_in else self.plan)
         self.log("train/loss", made.loss, batch_size=1)
         self.log_dict(
             {f"train/{name}": made.by_modality[name] for name, count in made.counts.items() if count}, batch_size=1
@@ -129,7 +131,7 @@ class MaskedModellingTask(BaseTask):
 
     def validation_step(self, batch: Chips, batch_idx: int) -> None:
         """Add up losses."""
-        made = self._loss(batch, -1 - batch_idx)
+        made = self._loss(batch, -1 - batch_idx, self.plan)
         counts = torch.tensor(list(made.counts.values()), device=self.device)
         self.sums += torch.stack([torch.stack(list(made.by_modality.values())) * counts, counts])
 
@@ -147,10 +149,9 @@ class MaskedModellingTask(BaseTask):
         settings = {name: self.hparams[name] for name in ("lr", "warmup_steps", "weight_decay")}
         return build_optimizer(self.model.parameters(), self.trainer, **settings)
 
-    def _loss(self, batch: Chips, step: int) -> MaskedLoss:
+    def _loss(self, batch: Chips, number: int, plan: MaskPlan) -> MaskedLoss:
         ids = batch["tokens"][self.plan.tokens[0]]
-        generator = make_generator(self.hparams["seed"], step, self.global_rank)
-        plan = self.lead_in if 0 <= step < self.hparams["lead_in_steps"] else self.plan
+        generator = make_generator(self.hparams["seed"], number, self.global_rank)
         masks = draw_masks(plan, len(ids), ids.shape[-2] * ids.shape[-1], generator)
         return masked_loss(self.model, batch, masks, average=self.hparams["average"])
 

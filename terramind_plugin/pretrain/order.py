@@ -1,4 +1,4 @@
-"""The order of training samples: a function of seed and step, so that an interrupted run goes on where it was."""
+"""The order of training samples: a function of seed, epoch and step, so that an interrupted run can go on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class ResumableOrder(DistributedSampler[Any]):
         count: Number of samples.
         batch_size: Of one process.
         seed: Not negative.
-        start: First step; its epoch starts at its batch.
+        first_epoch: Epoch to begin with.
+        first_step: Step in that epoch to begin with; later epochs are whole.
         replicas: Number of processes.
         rank: Number of this process.
 
@@ -40,7 +41,15 @@ class ResumableOrder(DistributedSampler[Any]):
     """
 
     def __init__(
-        self, count: int, batch_size: int, seed: int, start: int = 0, *, replicas: int = 1, rank: int = 0
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        first_epoch: int = 0,
+        first_step: int = 0,
+        *,
+        replicas: int = 1,
+        rank: int = 0,
     ) -> None:
         super().__init__(range(count), num_replicas=replicas, rank=rank, seed=seed, drop_last=True)  # type: ignore[arg-type]
         self.count = count
@@ -51,7 +60,7 @@ class ResumableOrder(DistributedSampler[Any]):
                 f"{count} training samples do not fill one step of {batch_size} x {replicas} processes. Lower "
                 "batch_size or add samples."
             )
-        self.first_epoch, self.first_step = divmod(start, self.steps)
+        self.first_epoch, self.first_step = first_epoch, first_step
         self.set_epoch(self.first_epoch)
 
     def __len__(self) -> int:
@@ -59,9 +68,10 @@ class ResumableOrder(DistributedSampler[Any]):
         return self.steps * self.batch_size
 
     def __iter__(self) -> Iterator[Draw]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
-        first = self.first_step if self.epoch == self.first_epoch else 0
+        epoch = self.epoch
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
+        first = self.first_step if epoch == self.first_epoch else 0
         for step in range(first, self.steps):
             begin = (step * self.num_replicas + self.rank) * self.batch_size
             for position in range(begin, begin + self.batch_size):
-                yield Draw(int(order[position]), (self.seed, self.epoch, position))
+                yield Draw(int(order[position]), (self.seed, epoch, position))

@@ -60,7 +60,7 @@ def draw_pairs(images: Tensor, made: Tensor, modality: Modality) -> Any:
     axes = figure.subplots(2, len(images), squeeze=False)
     for row, (title, stack) in enumerate((("image", images), ("reconstruction", made))):
         for column, image in enumerate(stack):
-            plot_modality(measured(image, modality), modality.name, axes[row, column])
+            plot_modality(modality.name, measured(image, modality), axes[row, column])
             axes[row, column].set_title(f"{modality.name}, {title}", fontsize=9)
     return figure
 

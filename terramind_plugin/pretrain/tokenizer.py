@@ -6,19 +6,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchgeo.trainers import BaseTask
 
 from terramind_plugin.builders import build_image_tokenizer
 from terramind_plugin.pretrain.objectives import codebook_usage, reconstruction_loss
-from terramind_plugin.pretrain.training import build_optimizer, make_generator
+from terramind_plugin.pretrain.training import ResumableTask, build_optimizer, make_generator
 
 
-class TokenizerTask(BaseTask):
+class TokenizerTask(ResumableTask):
     """Trains an image tokenizer; batches are {'image': standardised [B, bands, H, W] or class ids [B, H, W]}.
 
-    Times and noise depend on `seed`, step and process alone, so that a resumed run goes on as the interrupted one.
-    For averaged weights add Lightning's EMAWeightAveraging to the callbacks: it validates and saves the average. The
-    checkpoint is what `ckpt_path` of a tokenizer takes.
+    Times and noise depend on `seed`, batch number and process alone, so that a resumed run goes on as the interrupted
+    one. For averaged weights add Lightning's EMAWeightAveraging to the callbacks: it validates and saves the average.
+    The checkpoint is what `ckpt_path` of a tokenizer takes.
 
     Source: TerraMind (arXiv:2504.11171) section 3.1. Optimiser settings are chosen here, not published.
 
@@ -55,7 +54,7 @@ class TokenizerTask(BaseTask):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
-        made = reconstruction_loss(self.model, batch["image"], self._generator(self.global_step))
+        made = reconstruction_loss(self.model, batch["image"], self._generator(self.batch_number))
         self.log("train/loss", made.loss)
         return made.loss
 
@@ -83,5 +82,5 @@ class TokenizerTask(BaseTask):
         settings = {name: self.hparams[name] for name in ("lr", "warmup_steps", "weight_decay")}
         return build_optimizer(self.model.parameters(), self.trainer, **settings)
 
-    def _generator(self, step: int) -> torch.Generator:
-        return make_generator(self.hparams["seed"], step, self.global_rank)
+    def _generator(self, number: int) -> torch.Generator:
+        return make_generator(self.hparams["seed"], number, self.global_rank)

@@ -10,8 +10,70 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+from torchgeo.trainers import BaseTask
 
 from terramind_plugin.errors import ConfigError
+
+PENDING = "batches_without_step"
+"""Key in a checkpoint of the number of batches whose gradients no optimiser step has used yet."""
+
+
+class ResumableTask(BaseTask):
+    """A task whose resumed run repeats the uninterrupted one, gradients that accumulate included.
+
+    A checkpoint holds no gradients. If it is written between two optimiser steps, a resumed run therefore begins with
+    the first batch after the last step. Its data module must begin there, too: see `next_batch`.
+    """
+
+    @property
+    def batch_number(self) -> int:
+        """The number of the training batch at hand, from 0 on, over all epochs and resumed runs."""
+        return self.trainer.fit_loop.total_batch_idx
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store how many batches wait for an optimiser step."""
+        batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress
+        done = batches.current.processed
+        epoch_done = batches.is_last_batch and batches.current.ready == done
+        checkpoint[PENDING] = 0 if epoch_done else done % self.trainer.accumulate_grad_batches
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Turn the trainer's counters in a checkpoint back to the last optimiser step."""
+        if "loops" in checkpoint:
+            rewind(checkpoint["loops"]["fit_loop"], checkpoint.get(PENDING, 0))
+
+
+def rewind(loop: dict[str, Any], pending: int) -> None:
+    """Turn the counters of Lightning's fit loop back to the last optimiser step, in place.
+
+    Args:
+        loop: State of the loop in a checkpoint.
+        pending: Number of finished batches since that step. A batch that was broken off does not count.
+    """
+    batches = loop["epoch_loop.batch_progress"]
+    if not pending and batches["current"]["ready"] == batches["current"]["processed"]:
+        return
+    for counts in (batches["total"], batches["current"]):
+        done = counts["processed"] - pending
+        # As in a checkpoint that is written at the end of the batch that stepped.
+        counts |= {"ready": done, "started": done, "processed": done, "completed": max(done - 1, 0)}
+    if not batches["current"]["processed"]:
+        # No batch of this epoch has stepped, so Lightning must not take it for one that has just been validated.
+        batches["total"]["started"] -= 1
+    batches["is_last_batch"] = False
+    loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+
+
+def next_batch(trainer: Trainer) -> tuple[int, int]:
+    """Return the epoch that training begins or goes on with, and the number of its next batch, both from 0 on.
+
+    Args:
+        trainer: After it has restored its counters.
+    """
+    loop = trainer.fit_loop
+    batches: Any = loop.epoch_loop.batch_progress
+    epochs: Any = loop.epoch_progress.current
+    return (epochs.started, 0) if batches.is_last_batch else (epochs.processed, batches.current.processed)
 
 
 def build_optimizer(
@@ -40,11 +102,11 @@ def build_optimizer(
 
 
 def make_generator(seed: int, step: int, rank: int) -> torch.Generator:
-    """Return the random numbers of a step: a function of its arguments alone.
+    """Return the random numbers of a batch: a function of its arguments alone.
 
     Args:
         seed: Of the run.
-        step: Number of the training step; negative ones are for validation.
+        step: Number of the training batch; negative ones are for validation.
         rank: Number of the process.
     """
     digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from terramind_plugin.errors import ConfigError
 from terramind_plugin.files import write_text
+from terramind_plugin.tokenizers.vocabulary import build_coords_vocabulary
 
 NANO_DEGREES = 5
 """Grid of terramind_sim_nano."""
@@ -13,10 +13,7 @@ NANO_SENTINELS = 12
 
 
 def write_coords_vocabulary(path: str | Path, degrees: float, sentinels: int = 200) -> int:
-    """Write a vocabulary file of coordinates and return its number of token ids.
-
-    Special tokens come first and in the order of the published vocabulary, so that the ids that begin and end a
-    generated sequence are the same; then latitudes, then longitudes.
+    """Write what `build_coords_vocabulary` returns to a file and return its number of token ids.
 
     Args:
         path: File to write; an existing one is replaced.
@@ -26,20 +23,6 @@ def write_coords_vocabulary(path: str | Path, degrees: float, sentinels: int = 2
     Raises:
         ConfigError: A number is not possible.
     """
-    from tokenizers import AddedToken, Tokenizer
-    from tokenizers.models import WordPiece
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-
-    steps = round(90 / degrees) if degrees > 0 else 0
-    if steps < 1 or abs(steps * degrees - 90) > 1e-9 or sentinels < 3:
-        raise ConfigError(
-            f"A grid of {degrees} degrees must divide 90, and a vocabulary needs 3 sentinels, got {sentinels}."
-        )
-    special = ["[PAD]", "[UNK]", "[SOS]", "[EOS]", *(f"[S_{number}]" for number in range(sentinels))]
-    words = [*special, *(f"lat={step * degrees:.2f}" for step in range(-steps, steps + 1))]
-    words += [f"lon={step * degrees:.2f}" for step in range(-2 * steps, 2 * steps + 1)]
-    tokenizer = Tokenizer(WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    tokenizer.add_special_tokens([AddedToken(word, normalized=False, special=True) for word in special])
+    tokenizer = build_coords_vocabulary(degrees, sentinels)
     write_text(Path(path), tokenizer.to_str(pretty=True))
-    return len(words)
+    return tokenizer.get_vocab_size()

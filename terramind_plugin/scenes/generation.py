@@ -12,6 +12,7 @@ from terramind_plugin.generation.generator import TerraMindGenerator
 from terramind_plugin.geo.large import Layer
 from terramind_plugin.geo.raster import parse_color
 from terramind_plugin.modalities import Modality
+from terramind_plugin.scenes.classes import choose_classes
 from terramind_plugin.scenes.noise import SceneNoise
 
 NO_CLASS = 0
@@ -65,7 +66,11 @@ class SceneGenerator(nn.Module):
                 values = outputs[name].float()
                 # The decoder knows one standard deviation around the mean, whose lower end is no reflectance for some.
                 classes = modality.kind == "classes"
-                made.append(values.softmax(dim=1) if classes else values.clamp(*modality.valid_range))
+                if classes:
+                    made.append(values.softmax(dim=1))
+                else:
+                    finite = values.isfinite()
+                    made.append(values.clamp(*modality.valid_range).masked_fill(~finite, torch.nan))
         return torch.cat(made, dim=1)
 
     def finish(self, blended: Tensor) -> list[Tensor]:
@@ -79,13 +84,15 @@ class SceneGenerator(nn.Module):
                 results += list(samples)
                 results += [samples.std(dim=0, correction=0)] if self.samples > 1 else []
                 continue
-            best = samples.max(dim=1, keepdim=True)
-            for number in range(self.samples):
-                results.append(best.indices[number].to(torch.uint8))
-                results += [best.values[number]] if self.probabilities else []
+            best = [choose_classes(sample, NO_CLASS) for sample in samples]
+            for classes, probabilities in best:
+                results.append(classes)
+                results += [probabilities] if self.probabilities else []
             if self.samples > 1:
-                votes = nn.functional.one_hot(best.indices[:, 0], samples.shape[1]).sum(dim=0).amax(dim=-1)
-                results.append((1 - votes[None] / self.samples).float())
+                every = torch.stack([classes[0].long() for classes, _ in best])
+                votes = nn.functional.one_hot(every, samples.shape[1]).sum(dim=0).amax(dim=-1)
+                known = torch.stack([probabilities for _, probabilities in best]).isfinite().all(dim=0)
+                results.append((1 - votes[None] / self.samples).float().masked_fill(~known, torch.nan))
         return results
 
 

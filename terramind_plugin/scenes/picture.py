@@ -86,14 +86,14 @@ def bands_shown(expected: Expected) -> list[int]:
 def _draw_modality(axis: Any, values: NDArray, name: str, bands: Sequence[str]) -> None:
     entry = find(name)
     if entry is not None and tuple(bands) == entry.band_names:
-        plot_modality(values, name, axis)
+        plot_modality(name, values, axis)
     else:
         axis.imshow(modality_picture(values, name, bands), interpolation="nearest")
 
 
 def _draw_layer(axis: Any, values: NDArray, layer: Layer) -> None:
     if layer.modality is not None:
-        plot_modality(values, layer.modality, axis)
+        plot_modality(layer.modality, values, axis)
     elif layer.colormap is not None:
         ids = values[0].astype(int)
         colors = ["#{:02x}{:02x}{:02x}".format(*color[:3]) for color in layer.colormap.values()]

@@ -25,10 +25,13 @@ from terramind_plugin.errors import DataError
 from terramind_plugin.geo.rows import BLOCKS
 from terramind_plugin.geo.source import Source
 from terramind_plugin.geo.windows import Band
+from terramind_plugin.raster.missing import describe_undeclared
 from terramind_plugin.scenes.job import Job, Options
 from terramind_plugin.scenes.partial import Partial
 from terramind_plugin.scenes.picture import bands_shown, size_shown
 from terramind_plugin.scenes.stream import Streamer
+
+logger = logging.getLogger("terramind_plugin")
 
 CACHE, CACHE_TO_WARP = 16 * 2**20, 256 * 2**20
 """Bytes of blocks that GDAL keeps, at least; by default it keeps a twentieth of all memory."""
@@ -124,7 +127,15 @@ class SceneRun(LightningModule):
                 self._progress.advance if self._progress is not None else lambda count: None,
             )
             streamer.run(bands[first:last], partial.finished(), partial.write)
+            if streamer.not_finite:
+                logger.warning(
+                    "%s: %d pixels have no finite result and hold no data. See the values of inputs and weights.",
+                    job.stem,
+                    streamer.not_finite,
+                )
             for source in sources.values():
+                if source.undeclared:
+                    logger.warning("%s", describe_undeclared(source.path, source.undeclared))
                 source.forget_rows()
             if (first, last) == (0, len(bands)):
                 job.finish(partial, record, sources)

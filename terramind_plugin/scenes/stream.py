@@ -85,6 +85,8 @@ class Streamer:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     on_windows: Callable[[int], object] = lambda count: None
     """Called with the number of windows that are done."""
+    not_finite: int = 0
+    """Number of pixels with data so far of which the model made something that is not finite."""
 
     def run(
         self, bands: Sequence[Band], finished: Sequence[tuple[int, int]], write: Callable[[int, list[NDArray]], object]
@@ -194,14 +196,22 @@ class Streamer:
 
     @torch.no_grad()
     def _finish(self, blended: Tensor, valid: NDArray[np.bool_]) -> list[NDArray]:
-        """Return the layers of finished rows, with their own value where there is no data."""
+        """Return the layers of finished rows, with their own value where there is no data or no finite result.
+
+        Models see to classes: they know where probabilities are not finite, see `choose_classes`.
+        """
         layers = self.model.layers
         arrays = [np.empty((len(layer.descriptions), *valid.shape), layer.dtype) for layer in layers]
         for first in range(0, len(valid), FINISH_ROWS):  # a few at once: models need room for what they make of them
             rows = slice(first, first + FINISH_ROWS)
+            finite = blended[:, rows].isfinite().all(dim=0).cpu().numpy()
+            wrong = int((valid[rows] & ~finite).sum())
+            self.not_finite += wrong
             for layer, array, result in zip(layers, arrays, self.model.finish(blended[:, rows]), strict=True):
                 array[:, rows] = result.cpu().numpy()
                 array[:, rows][:, ~valid[rows]] = layer.nodata
+                if wrong and layer.dtype.startswith("float"):
+                    array[:, rows][~np.isfinite(array[:, rows])] = layer.nodata
         return arrays
 
 

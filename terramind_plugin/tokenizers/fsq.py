@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.nn.finite import FiniteGuard
 
 
 class FiniteScalarQuantizer(nn.Module):
@@ -39,6 +40,9 @@ class FiniteScalarQuantizer(nn.Module):
         # Numbers of the architecture, not weights: published checkpoints do not hold them.
         self.register_buffer("_levels", torch.tensor(self.levels), persistent=False)
         self.register_buffer("_basis", torch.tensor(basis), persistent=False)
+        self._guard = FiniteGuard()
+        self.may_wait: bool | None = None
+        """Whether to wait for a GPU to see that latents are finite; None for in evaluation mode alone."""
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Return codes [B, D, H, W] in [0, 1] and token ids [B, H, W], int32.
@@ -47,12 +51,10 @@ class FiniteScalarQuantizer(nn.Module):
             latents: Float tensor [B, D, H, W]. Gradients pass through the rounding unchanged.
 
         Raises:
-            DataError: A latent is not finite.
+            DataError: A latent is not finite; in a training step on a GPU that is raised by the next step.
         """
-        if not torch.compiler.is_compiling() and not latents.isfinite().all():
-            raise DataError(
-                "The image has values that are NaN or infinite. Fill them with the mean, 0 if standardised."
-            )
+        wait = not self.training if self.may_wait is None else self.may_wait
+        self._guard({"The image": latents}, wait=wait)
         steps = (self._levels - 1).to(latents.dtype)[:, None, None]
         scaled = latents.sigmoid() * steps
         rounded = scaled.round()

@@ -91,14 +91,16 @@ class CoordsTokenizer:
     """Longitude and latitude as two words and an end: 'lat=48.25 lon=11.50 [EOS]'.
 
     Args:
-        tokenizer_file: The vocabulary, see `read_vocabulary`.
+        tokenizer_file: The vocabulary, see `read_vocabulary`, or one that was read or built before.
 
     Raises:
         WeightsError: The file is missing or is no vocabulary of coordinates.
     """
 
-    def __init__(self, tokenizer_file: str | Path) -> None:
-        self.tokenizer = read_vocabulary(tokenizer_file)
+    def __init__(self, tokenizer_file: str | Path | Tokenizer) -> None:
+        self.tokenizer: Tokenizer = (
+            read_vocabulary(tokenizer_file) if isinstance(tokenizer_file, str | Path) else tokenizer_file
+        )
         self.eos_id = _token_id(self.tokenizer, EOS)
         self.pad_id = _token_id(self.tokenizer, PAD)
         if not self.latitudes or not self.longitudes:

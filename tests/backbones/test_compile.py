@@ -20,8 +20,9 @@ def assert_close(got, want):
         assert torch.allclose(one, other, atol=1e-5)
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
-@pytest.mark.parametrize("chosen", [None, [0, 1]], ids=["every layer", "chosen"])
+@pytest.mark.parametrize(
+    ("masked", "chosen"), [(False, [0, 1]), (True, None)], ids=["all, chosen layers", "masked, every layer"]
+)
 @torch.no_grad()
 def test_compile(tiny, images, masked, chosen):
     model = tiny(PAIR, depth=2, out_indices=chosen)
@@ -59,8 +60,7 @@ def test_compile_training(tiny, images):
     assert all(p.grad is not None for p in model.parameters())
 
 
-@pytest.mark.parametrize("strict", [False, True], ids=["traced", "strict"])
-@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+@pytest.mark.parametrize(("strict", "masked"), [(False, False), (True, True)], ids=["traced, all", "strict, masked"])
 @torch.no_grad()
 def test_export(tiny, images, strict, masked):
     model = tiny(PAIR, depth=3, out_indices=[0, 2])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from terramind_plugin.backbones.build import build_backbone
+from terramind_plugin.backbones.build import build_backbone, build_tim
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.inputs import plan_inputs
 
@@ -213,3 +213,27 @@ def test_the_caller_keeps_his_dict(model, images):
     assert list(mask) == ["S1GRD"]
     for name, image in before.items():
         assert torch.equal(x[name], image)
+
+
+def test_bands_by_number(tiny):
+    bands = {"S2L2A": ["BLUE", 13]}
+    with pytest.raises(ConfigError, match=r"Unknown band '13' .* add it to new_bands: \[13\]"):
+        tiny(["S2L2A"], depth=1, bands=bands)
+    for number in (13, "13"):
+        assert tiny(["S2L2A"], depth=1, bands=bands, new_bands=[number]).given[0].band_sources == (1, None)
+
+
+def test_arguments_by_position(tiny, images):
+    """As the exporter to ONNX that traces hands them on."""
+    model = tiny(["S2L2A", "S1GRD"], depth=2)
+    x, mask = images(["S2L2A", "S1GRD"]), {"S1GRD": torch.tensor([True, False])}
+    with torch.no_grad():
+        assert torch.equal(model(x, mask, (64, 64))[-1], model(x, modality_mask=mask)[-1])
+
+
+def test_advice_suits_the_model(images):
+    """A backbone that thinks needs one size, whatever it merges."""
+    model = build_tim("terramind_v1_tiny", ["S2L2A", "S1GRD"], merge_method="dict")
+    x = {**images(["S2L2A"]), **images(["S1GRD"], 2, 96, 96)}
+    with pytest.raises(ConfigError, match=r"Resample the modalities to one grid\.$"):
+        model(x)

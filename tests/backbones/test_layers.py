@@ -138,3 +138,13 @@ def test_training_after_validation_in_inference_mode(tiny, images):
     got = model.train()(x)[-1]
     got.sum().backward()
     assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("index", [2, -1, 0])
+def test_the_only_layer_by_number_and_by_position(tiny, images, index):
+    model = tiny(PAIR, depth=3, out_indices=[2]).eval()
+    features = model(images(PAIR))
+    assert features[index] is next(iter(features))
+    assert model.out_channels[index] == 192
+    with pytest.raises(IndexError, match=r"Layer 1 was not kept\. out_indices kept \[2\]"):
+        features[1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -182,3 +184,39 @@ def test_a_fine_tuned_backbone_cannot_fill_the_generator(tmp_path):
 def test_unknown_argument_is_named(images):
     with pytest.raises(ConfigError, match="Did you mean 'tim_modalities'"):
         build_tim("terramind_v1_tiny", list(NAMES), tim_modality=["LULC"])
+
+
+def test_equal_chips_in_a_batch_get_different_thoughts_in_training_alone(chips, model):
+    model = copy.deepcopy(model)
+    same = {name: x[:1].expand(3, *x.shape[1:]) for name, x in chips.items()}
+    alike = model.think(same)["LULC"]
+    assert torch.equal(alike[0], alike[1])
+    assert torch.equal(alike[1], alike[2])
+    one, two, three = model.train().think(same)["LULC"]
+    assert not torch.equal(one, two)
+    assert not torch.equal(two, three)
+    assert not torch.equal(one, three)
+
+
+RANKS = """
+import sys, torch
+import torch.distributed as dist
+from terramind_plugin.backbones.build import build_tim
+rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+torch.manual_seed(0)
+model = build_tim("terramind_v1_tiny", ["S1GRD"]).train()
+x = torch.randn(2, 2, 64, 64, generator=torch.Generator().manual_seed(1))
+torch.save([model.think({"S1GRD": x})["LULC"], model.eval().think({"S1GRD": x})["LULC"]], f"{out}{rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_processes_think_differently_in_training_alone(tmp_path):
+    words = [sys.executable, "-c", RANKS]
+    runs = [subprocess.Popen([*words, str(rank), str(tmp_path / "store"), str(tmp_path / "rank")]) for rank in (0, 1)]
+    assert [run.wait(timeout=300) for run in runs] == [0, 0]
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    assert not torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])

@@ -54,6 +54,17 @@ def every(kind: str, make: Values = lambda values: values, **profile: Any) -> Sp
     return lambda dataset: [rewrite(path, make, **profile) for path in files(dataset, kind)]
 
 
+def described(kind: str, names: tuple[str, ...]) -> Spoil:
+    """Name the bands of all files of a modality."""
+
+    def spoil(dataset: SimulatedDataset) -> None:
+        for path in files(dataset, kind):
+            with rasterio.open(path, "r+") as raster:
+                raster.descriptions = names
+
+    return spoil
+
+
 def one(kind: str, make: Values = lambda values: values, **profile: Any) -> Spoil:
     """Rewrite the first file of a modality."""
     return lambda dataset: rewrite(files(dataset, kind)[0], make, **profile)

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rasterio.transform import from_origin
+from rasterio.transform import Affine, from_origin
 from spoiling import (
     Broken,
+    described,
     every,
     every_fifth,
     look,
@@ -123,6 +124,16 @@ FILES: dict[str, Broken] = {
     "12 bands": Broken("files: S2L1C bands", "error", "12 of 12 files have not 13 bands", every(S2, lambda v: v[:12])),
     "one band in one": Broken("files: S1GRD bands", "error", "1 of 12 files have not 2 bands",
                               one(S1, lambda v: v[:1])),
+    "names of other bands": Broken("files: S1GRD band names", "error",
+                                   "12 of 12 files: .* as VH, HH, expected VV, VH.*rio edit-info --bidx 1",
+                                   described(S1, ("VH", "HH"))),
+    "names against dataset_bands": Broken("files: S1GRD band names", "error",
+                                          r"as VH, VV, but dataset_bands: \{S1GRD: \[VV, VH\]\}",
+                                          described(S1, ("VH", "VV")), {"data.dataset_bands": {S1: ["VV", "VH"]}}),
+    "names and TerraTorch": Broken("files: S1GRD band names", "warning", "reads bands by position",
+                                   described(S1, ("VH", "VV")), "terratorch"),
+    "pixels without a size": Broken("files: places", "warning", "12 of 36 files have pixels without a size.*a_ullr",
+                                    every(S1, transform=Affine(10, 0, 5e5, 0, 0, 5e6))),
 }  # fmt: skip
 
 VALUES: dict[str, Broken] = {
@@ -185,6 +196,28 @@ VALUES: dict[str, Broken] = {
                                      one("S2L2A", lambda v: v + NEW_OFFSET), {"with": "S2L2A"}),
     "L2A by file name": Broken("values: S2L2A band order", "warning", "alphabetical",
                                every("S2L2A", lambda v: v[[0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 8]]), {"with": "S2L2A"}),
+    "infinite values": Broken("values: S1GRD not finite", "warning",
+                              "12 of 12 files hold values that are infinite or beyond 1e30, .*by NaN",
+                              every(S1, lambda v: scattered(v, np.inf, 5))),
+    "a fill value that is not declared": Broken("values: S1GRD not finite", "warning",
+                                                "1 of 12 files .*-3.4e.38. They are taken as missing.*a_nodata -3",
+                                                one(S1, lambda v: scattered(v, np.float32(-3.4e38), 5), nodata=None)),
+    "NaN that is not declared": Broken("values: S1GRD not finite", "note", r"1 of 12 files hold NaN .*\d pixels",
+                                       one(S1, lambda v: scattered(v, np.nan, 5), nodata=None)),
+    "decibels x 100": Broken("values: S1GRD units", "error", r"decibels x 100.*constant_scale: \{S1GRD: 0.01\}",
+                             every(S1, lambda v: np.round(v * 100).astype(np.int16), nodata=None)),
+    "decibels x 100, wrong scale": Broken("values: S1GRD units", "error",
+                                          r"correct it, constant_scale: \{S1GRD: 0.01\}, 0.1 now",
+                                          every(S1, lambda v: np.round(v * 100).astype(np.int16), nodata=None),
+                                          {"data.constant_scale": {S1: 0.1}}),
+    "a scale too many": Broken("values: S2L1C units", "error", "Remove constant_scale, 0.0001 now",
+                               changes={"data.constant_scale": {S2: 0.0001}}),
+    "a scale too small": Broken("values: S2L1C units", "error",
+                                r"correct it, constant_scale: \{S2L1C: 10000\}, 1000 now",
+                                every(S2, lambda v: (v / 10000).astype(np.float32)),
+                                {"data.constant_scale": {S2: 1000}}),
+    "a scale that flattens": Broken("values: S1GRD units", "error", "Remove constant_scale, 0.01 now",
+                                    changes={"data.constant_scale": {S1: 0.01}}),
     "statistics of RTC": Broken("values: S1GRD statistics", "error", "those of S1RTC",
                                 changes={"data.means": {S1: [-10.93, -17.329]}, "data.stds": {S1: [4.391, 4.459]}}),
     "statistics of TerraMind 0.1": Broken(
@@ -223,6 +256,10 @@ LABELS: dict[str, Broken] = {
     "a rare class": Broken("labels: balance", "note", "0.*% of the pixels are class 1 .*dice",
                            every(LABEL, lambda v: scattered(np.zeros_like(v), 1, 1000))),
     "labels as pictures": Broken("labels: ids", "error", "255", every(LABEL, lambda v: np.uint8(255) * (v == 1))),
+    "three bands": Broken("labels: readable", "error", "12 files, e.g. .*it has 3 bands, .*gdal_translate -b 1",
+                          every(LABEL, lambda v: np.repeat(v, 3, axis=0))),
+    "complex labels": Broken("labels: readable", "error", "holds complex numbers",
+                             one(LABEL, lambda v: v.astype(np.complex64))),
     "unreadable": Broken("labels: readable", "error", "1 files, e.g. ", raw(LABEL, lambda b: b[:300])),
 }  # fmt: skip
 BATTERY = {**FILES, **VALUES, **LABELS}

@@ -78,6 +78,7 @@ def with_truth(configuration):
     return path
 
 
+@pytest.mark.slow  # a further process; test_arms has what the arm changes
 def test_an_oracle_with_few_labels(with_truth, tmp_path, capsys):
     """D4 turns land cover with the images, and the ids stay class ids: the tokenizer refuses others."""
     assert call(with_truth, tmp_path, "oracle", 1, "--labels", "2") == 0

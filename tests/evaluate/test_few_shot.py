@@ -94,6 +94,7 @@ def test_command(folders, tmp_path, capsys):
     assert main([*words, str(tmp_path / "a")]) == 0
     printed = capsys.readouterr()
     assert "random" in printed.err
+    assert "the paper" not in printed.out  # these are not the classes of EuroSAT
     made = json.loads((tmp_path / "a" / "few_shot.json").read_text())
     assert len(made["classes"]) == 4
     assert made["patches"] == 12

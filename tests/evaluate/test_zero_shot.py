@@ -10,9 +10,9 @@ import rasterio
 
 from terramind_plugin.cli import main
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.evaluate.testset import Labels, input_sets, read_experiment
+from terramind_plugin.evaluate.testset import LabelledChip, LabelledSet, Labels, input_sets, read_experiment
 from terramind_plugin.evaluate.zero_shot import choose_inputs, read_target
-from terramind_plugin.evaluate.zero_shot_report import choose_chips
+from terramind_plugin.evaluate.zero_shot_report import choose_chips, is_sen1floods11
 
 NANO = {"model_args.backbone": "terramind_sim_nano", "model_args.backbone_pretrained": False}
 BOTH = "S2L1C+S1GRD"
@@ -93,7 +93,7 @@ def test_a_second_call_keeps_what_is_there(runner, made, capsys):
     assert {path: path.stat().st_mtime_ns for path in (made / "S1GRD").iterdir()} == before
     assert json.loads((made / "zero_shot.json").read_text())["rows"] == [numbers]
     printed = capsys.readouterr()
-    assert "0.454" in printed.out
+    assert "the paper" not in printed.out  # these are simulated floods
     assert "the weights are random" in printed.err
 
 
@@ -175,6 +175,19 @@ def test_labels(tmp_path, labels, nodata, ids, known):
     found, counted = labels.read(path)
     assert found[0].tolist() == ids
     assert counted[0].tolist() == [bool(number) for number in known]
+
+
+@pytest.mark.parametrize(
+    ("names", "target", "told"),
+    [
+        (["Spain_7370579", "Sri-Lanka_101973"], "water", True),
+        (["Spain_7370579", "Basin_0008"], "water", False),
+        (["Spain_7370579"], "water,trees", False),
+    ],
+)
+def test_the_paper_is_quoted_beside_its_own_data_alone(names, target, told):
+    test = LabelledSet([LabelledChip(name, {}, None) for name in names], {}, {}, Labels(-1, False, 2))
+    assert is_sen1floods11(test, read_target(target, "1")) == told
 
 
 def test_chips_from_the_best_to_the_worst():

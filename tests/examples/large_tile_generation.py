@@ -70,10 +70,10 @@ if "LULC" in generated:
     generated["LULC"] = generated["LULC"].argmax(dim=0, keepdim=True).to(torch.uint8)
 
 figure, axes = plt.subplots(1, 1 + len(generated), figsize=(5 * (1 + len(generated)), 6), layout="constrained")
-terramind_plugin.plot_modality(data, options.modality, axes[0]).set_title(f"Input {options.modality}")
+terramind_plugin.plot_modality(options.modality, data, axes[0]).set_title(f"Input {options.modality}")
 for axis, (modality, image) in zip(axes[1:], generated.items(), strict=True):
     print(f"{modality}: {list(image.shape)}, {image.min():.4g} to {image.max():.4g}")
-    terramind_plugin.plot_modality(image, modality, axis).set_title(f"Generated {modality}")
+    terramind_plugin.plot_modality(modality, image, axis).set_title(f"Generated {modality}")
     profile.update(count=len(image), dtype=str(image.dtype).removeprefix("torch."), nodata=None, driver="GTiff")
     with rasterio.open(options.out / f"{modality}.tif", "w", **profile) as raster:
         raster.write(image.numpy())

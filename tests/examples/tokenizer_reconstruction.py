@@ -59,6 +59,6 @@ with rasterio.open(options.out / "reconstruction.tif", "w", **profile) as raster
     raster.write(reconstruction[0].numpy())
 
 figure, axes = plt.subplots(1, 2, figsize=(9, 5), layout="constrained")
-terramind_plugin.plot_modality(data, "S2L2A", axes[0]).set_title("Input")
-terramind_plugin.plot_modality(reconstruction, "S2L2A", axes[1]).set_title(f"Reconstruction, {options.timesteps} steps")
+terramind_plugin.plot_modality("S2L2A", data, axes[0]).set_title("Input")
+terramind_plugin.plot_modality("S2L2A", reconstruction, axes[1]).set_title(f"Reconstruction, {options.timesteps} steps")
 figure.savefig(options.out / "reconstruction.png", bbox_inches="tight")

@@ -51,9 +51,7 @@ def build(vocabulary):
                 "terramind_v1_tiny",
                 list(modalities),
                 list(outputs),
-                tokenizer_file=vocabulary,
-                timesteps=STEPS,
-                **kwargs,
+                **{"tokenizer_file": vocabulary, "timesteps": STEPS, **kwargs},
             )
             return model if "ckpt_path" in kwargs else scatter_weights(model)
 
@@ -340,3 +338,23 @@ def test_registered_name(size):
     assert isinstance(model, terramind_plugin.TerraMindGenerator)
     with pytest.raises(ConfigError, match=f"terramind_v1_{size}_generate has no argument 'output_modality'"):
         FULL_MODEL_REGISTRY.build(f"terramind_v1_{size}_generate", output_modality=["LULC"])
+
+
+def test_advice_that_a_generator_can_follow(build):
+    model = build()
+    for name, shape, message in [
+        ("S2L2A", (6, 64, 64), r"a generator takes all of them, in this order\.$"),
+        ("S2L2A", (12, 3, 64, 64), r"A generator takes one date at a time\.$"),
+        ("DEM", (1, 64, 64), r"It takes \['S2L2A'\]\. Give it what its argument modalities names\.$"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            model({name: torch.zeros(1, *shape)})
+
+
+def test_coordinates_without_weights_need_no_hub(build, caplog):
+    model = build(["coords"], ["LULC"], tokenizer_file=None)
+    assert "only suits random weights" in caplog.text
+    near = model.coords.decode(model.coords.encode([[11.6, 48.1]]).ids)
+    assert near.tolist() == [[11.5, 48.0]]
+    with pytest.raises(WeightsNotFoundError, match="tokenizer_file"):
+        build_generator("terramind_v1_tiny", ["coords"], ["LULC"], pretrained=True)

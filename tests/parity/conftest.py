@@ -3,18 +3,12 @@
 import pytest
 import torch
 
-
-def scatter_weights(model):
-    """Move all parameters off the values that a mistake could hide behind (ones in norms, zeros in biases)."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.nan_to_num(0, 0, 0).clamp(-1, 1) + 0.02 * torch.randn_like(parameter))
-    return model
+from tests.conftest import draw_weights, without_initialisation
 
 
 @pytest.fixture(scope="session")
 def scatter():
-    return scatter_weights
+    return draw_weights
 
 
 @pytest.fixture(scope="session")
@@ -22,8 +16,9 @@ def reference(backbones):
     """Return TerraTorch's backbone in evaluation mode with random weights."""
 
     def make(size, modalities, **kwargs):
-        model = backbones.build(f"terratorch_terramind_v1_{size}", modalities=list(modalities), **kwargs)
-        return scatter_weights(model).eval()
+        with without_initialisation():
+            model = backbones.build(f"terratorch_terramind_v1_{size}", modalities=list(modalities), **kwargs)
+        return draw_weights(model).eval()
 
     return make
 
@@ -34,9 +29,10 @@ def pair(backbones, reference):
 
     def make(size, modalities, *, dtype=torch.float32, **kwargs):
         theirs = reference(size, modalities, **kwargs).to(dtype)
-        ours = backbones.build(f"terramind_v1_{size}", modalities=list(modalities), **kwargs).to(dtype).eval()
+        with without_initialisation():
+            ours = backbones.build(f"terramind_v1_{size}", modalities=list(modalities), **kwargs)
         ours.load_state_dict(theirs.state_dict(), strict=True, assign=True)
-        return theirs, ours
+        return theirs, ours.to(dtype).eval()
 
     return make
 

@@ -35,7 +35,7 @@ def test_an_epoch_shares_samples_among_processes(count, batch_size, replicas, se
 @given(st.integers(4, 30), st.integers(1, 4), st.integers(0, 40))
 def test_it_goes_on_from_any_step(count, batch_size, start):
     whole = ResumableOrder(count, batch_size, 3)
-    rest = ResumableOrder(count, batch_size, 3, start)
+    rest = ResumableOrder(count, batch_size, 3, *divmod(start, whole.steps))
     assert rest.steps == whole.steps
     everything = epochs(whole, start // whole.steps + 2)
     assert epochs(rest, 2) == everything[start * batch_size :]

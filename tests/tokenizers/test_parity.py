@@ -10,6 +10,7 @@ import torch
 
 from terramind_plugin.tokenizers.diffusion import build_scheduler, denoise, plan_times
 from terramind_plugin.tokenizers.variants import tokenizers_of
+from tests.conftest import without_initialisation
 
 EXACT, SINGLE = 1e-9, 1e-4
 DIFFUSION = ["s2l2a", "s1grd", "s1rtc", "dem", "ndvi"]
@@ -24,7 +25,8 @@ def pair(models, scatter, request):
     """Return TerraTorch's tokenizer and ours in evaluation mode, loaded strictly."""
     name = f"terramind_v1_tokenizer_{request.param}"
     theirs = scatter(models.build(f"terratorch_{name}")).eval().requires_grad_(False)
-    ours = models.build(name).requires_grad_(False)
+    with without_initialisation():
+        ours = models.build(name).requires_grad_(False)
     ours.load_state_dict(theirs.state_dict(), strict=True, assign=True)
     return theirs, ours
 

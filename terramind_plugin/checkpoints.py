@@ -1,0 +1,296 @@
+"""Files with weights: read, and refused with the reason if they are damaged or are something else.
+
+No code in a file is executed. A file enters a model only if each of its tensors can be a weight: dense, with values,
+and finite.
+"""
+
+from __future__ import annotations
+
+import stat
+import zipfile
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from terramind_plugin.errors import WeightsError, WeightsNotFoundError, one_line
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""Types that weights can be stored in."""
+MAY_BE_UNSET = "missing_mod_token"
+"""End of the name of the one weight that may be NaN: TerraTorch leaves it unset where no modality was missing."""
+AGAIN = "Copy or download it again."
+LONGEST = 200
+"""Most characters of a foreign name or message that are shown."""
+CHUNK = 2**20
+"""Bytes that are read at once to verify checksums."""
+
+
+def read_file(path: str | Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+    """Return everything that a checkpoint holds, and its weights by name.
+
+    Args:
+        path: A .pt, .ckpt or .safetensors file; '~' stands for the home folder. Weights are the tensors in its
+            'state_dict', else in its 'model', else on the top level.
+
+    Raises:
+        WeightsNotFoundError: There is no such file.
+        WeightsError: The file cannot be read, is damaged, or a weight is sparse, quantised, without values or not
+            finite.
+    """
+    path = Path(path).expanduser()
+    content = _load(path)
+    tensors = _find_weights(content, path)
+    for name, value in tensors.items():
+        _check_tensor(name, value, path)
+    _check_finite(tensors, path)
+    return content, tensors
+
+
+def settings_of(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:
+    """Return the settings that a Lightning checkpoint holds of its task; empty if it holds none.
+
+    Raises:
+        WeightsError: They are no mapping from names to values.
+    """
+    return _mapping(content.get("hyper_parameters"), "hyper_parameters", path)
+
+
+def model_args_of(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:
+    """Return the `model_args` that a Lightning checkpoint holds; empty if it holds none.
+
+    Raises:
+        WeightsError: They, or one of the parts that are mappings in every configuration, are something else.
+    """
+    arguments = _mapping(settings_of(content, path).get("model_args"), "model_args", path)
+    for part in ("backbone_kwargs", "decoder_kwargs", "head_kwargs"):
+        _mapping(arguments.get(part), part, path)
+    return arguments
+
+
+def load_into(module: Any, tensors: Mapping[str, Tensor], path: str | Path, what: str, *, strict: bool = True) -> None:
+    """Copy weights into a module.
+
+    Args:
+        module: What to fill.
+        tensors: Weights by name.
+        path: Where they are from, for messages.
+        what: What the module is, for messages.
+        strict: Whether the names must be the module's.
+
+    Raises:
+        WeightsError: They do not fit.
+    """
+    check_types(module, tensors, path)
+    try:
+        module.load_state_dict(dict(tensors), strict=strict)
+    except WeightsError:
+        raise
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
+        raise WeightsError(f"{path} does not fit {what}: {shorten(error, 10 * LONGEST)}") from error
+
+
+def check_types(module: Any, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise if a file has whole, complex or boolean numbers for a weight with decimals, or the reverse.
+
+    Raises:
+        WeightsError: It has; torch would convert them silently.
+    """
+    own = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
+    for name, value in tensors.items():
+        target = own.get(name)
+        if target is not None and not same_kind(value, target):
+            raise WeightsError(f"{path}: {shorten(name)} holds {value.dtype}, expected {target.dtype}. {AGAIN}")
+
+
+def same_kind(value: Tensor, target: Tensor) -> bool:
+    """Whether one tensor's values can be copied into another without changing what they mean."""
+    return value.is_floating_point() == target.is_floating_point() and value.is_complex() == target.is_complex()
+
+
+def shorten(text: object, length: int = LONGEST) -> str:
+    """Return a foreign text on one line, cut to a length."""
+    line = one_line(text)
+    return line if len(line) <= length else f"{line[:length]}..."
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    """Return the unpickled content of a file.
+
+    Raises:
+        WeightsNotFoundError: There is no such file.
+        WeightsError: It cannot be read or is no mapping.
+    """
+    _check_path(path)
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        elif _is_archive(path):
+            status = path.stat()
+            sizes = _check_archive(path, status.st_size, status.st_mtime_ns, status.st_ino)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            _check_storages(content, sizes, path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except Exception as error:  # bytes that are no checkpoint make unpicklers raise anything
+        raise WeightsError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {_reason(error)}). "
+            f"Expected a .pt, .ckpt or .safetensors file with tensors and plain values only. {AGAIN}"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, expected a mapping from names to tensors.")
+    return content
+
+
+def _check_path(path: Path) -> None:
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise WeightsNotFoundError(f"Checkpoint not found: {shorten(path)}. Check ckpt_path.") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise WeightsError(f"{shorten(path)} cannot be opened: {reason}. Check ckpt_path.") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise WeightsError(f"{path} is a folder, expected a .pt, .ckpt or .safetensors file. Check ckpt_path.")
+    if not stat.S_ISREG(status.st_mode):
+        raise WeightsError(f"{path} is a device or pipe, expected a .pt, .ckpt or .safetensors file. Check ckpt_path.")
+    if not status.st_size:
+        raise WeightsError(f"{path} cannot be read as a checkpoint: it is empty. {AGAIN}")
+
+
+def _reason(error: Exception) -> str:
+    """Return the line of a message that says why: torch's starts with advice where a class is not allowed."""
+    lines = str(error).splitlines() or [""]
+    return shorten(next((line for line in lines if "Unsupported" in line), lines[0]))
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether a file is of torch's zip format, which can be mapped into memory."""
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+@lru_cache(maxsize=64)
+def _check_archive(path: Path, *identity: int) -> frozenset[int]:
+    """Verify the checksums of a zip file, which torch does not, and return the sizes of its members in bytes.
+
+    Args:
+        path: The file.
+        identity: Size, time and number of the file: one that is unchanged is read once.
+
+    Raises:
+        WeightsError: A member is compressed or damaged.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if len({member.filename for member in members}) < len(members):
+            raise WeightsError(f"{path} is damaged: it holds two members of one name. {AGAIN}")
+        for member in members:
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise WeightsError(
+                    f"{path} is a compressed zip file, and torch writes checkpoints uncompressed. Unpack it with "
+                    "unzip and pack it again with zip -0 -r."
+                )
+            if member.CRC == 0:
+                continue  # torch.serialization.set_crc32_options(False)
+            try:
+                with archive.open(member) as file:
+                    while file.read(CHUNK):
+                        pass
+            except zipfile.BadZipFile as error:
+                raise WeightsError(f"{path} is damaged: {shorten(error)}. {AGAIN}") from error
+        return frozenset(member.file_size for member in members)
+
+
+def _check_storages(content: Any, sizes: frozenset[int], path: Path) -> None:
+    """Raise if a tensor would read behind the end of its member: a mapped file does not stop it."""
+    waiting = [content]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Mapping):
+            waiting += part.values()
+        elif isinstance(part, list | tuple):
+            waiting += part
+        elif isinstance(part, Tensor) and part.layout == torch.strided and not part.is_meta:
+            size = part.untyped_storage().nbytes()
+            if size and size not in sizes:
+                raise WeightsError(f"{path} is damaged: a tensor has {size} bytes, and no member of it has. {AGAIN}")
+
+
+def _find_weights(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file by name."""
+    key = next((key for key in ("state_dict", "model") if key in content), None)
+    stored = content if key is None else content[key]
+    if not isinstance(stored, Mapping):
+        raise WeightsError(f"{path}: its {key} is a {type(stored).__name__}, expected a mapping.")
+    tensors = {name: value for name, value in stored.items() if isinstance(value, Tensor)}
+    for name in tensors:
+        if not isinstance(name, str):
+            raise WeightsError(f"{path}: a tensor is called {shorten(repr(name))}, expected a text. {AGAIN}")
+    if key == "state_dict":
+        for name, value in stored.items():
+            if not isinstance(value, Tensor) and not str(name).endswith("_extra_state"):
+                raise WeightsError(
+                    f"{path}: {shorten(name)} in its state_dict is a {type(value).__name__}, expected a tensor. A "
+                    "state_dict has one level of names, with dots, e.g. 'encoder.0.norm1.weight'."
+                )
+    return tensors
+
+
+def _check_tensor(name: str, value: Tensor, path: Path) -> None:
+    """Raise if a tensor cannot be a weight, whatever the model."""
+    kinds = {
+        "is on the meta device and has no values": value.is_meta,
+        "is quantised": value.is_quantized,
+        "is nested": value.is_nested,
+        f"is sparse ({value.layout})": value.layout != torch.strided,
+        f"is of type {value.dtype}": value.is_floating_point() and value.dtype not in FLOATS,
+    }
+    for what, found in kinds.items():
+        if found:
+            raise WeightsError(
+                f"{path}: {shorten(name)} {what}, expected a plain tensor. Save the state_dict of the plain model with "
+                "torch.save, in float32, float16 or bfloat16."
+            )
+
+
+def _check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise if a weight is NaN or infinite."""
+    broken = [name for name, value in tensors.items() if not name.endswith(MAY_BE_UNSET) and not _is_finite(value)]
+    if not broken:
+        return
+    value = tensors[broken[0]]
+    count = int((~value.isfinite()).sum())
+    others = f", and so are values of {len(broken) - 1} further tensors" if len(broken) > 1 else ""
+    raise WeightsError(
+        f"{path}: {count} of {value.numel()} values of {shorten(broken[0])} are NaN or infinite{others}. The training "
+        "that wrote it diverged, or the file is damaged: use an earlier checkpoint, or copy or download it again."
+    )
+
+
+def _is_finite(value: Tensor) -> bool:
+    if not value.numel() or not (value.is_floating_point() or value.is_complex()):
+        return True
+    if value.is_complex():
+        return bool(value.isfinite().all())
+    least, largest = value.aminmax()  # one pass, without a mask as large as the tensor; NaN goes through
+    return bool(least.isfinite() & largest.isfinite())
+
+
+def _mapping(value: Any, name: str, path: str | Path) -> Mapping[str, Any]:
+    """Return a part of a checkpoint that maps names to values; empty if it is not there."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise WeightsError(f"{path}: its {name} is a {type(value).__name__}, expected a mapping. {AGAIN}")
+    if any(not isinstance(key, str) for key in value):
+        raise WeightsError(f"{path}: its {name} has a key that is no text. {AGAIN}")
+    return value

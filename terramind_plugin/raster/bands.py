@@ -1,0 +1,136 @@
+"""Bands by name: what the descriptions in a file say, against what is to be read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from terramind_plugin.errors import DataError
+from terramind_plugin.modalities import MODALITIES, find
+
+POLARISATIONS = ("VV", "VH", "HH", "HV")
+POLARISATION = re.compile(r"(?:(?:SIGMA|GAMMA|BETA)_?0?_|AMPLITUDE_|INTENSITY_)?(VV|VH|HH|HV)(?:_DB)?")
+"""How radar software writes a polarisation, e.g. 'Sigma0_VV_db'."""
+KNOWN = {*POLARISATIONS, *(band.common_name for modality in MODALITIES.values() for band in modality.bands)}
+"""What `band_key` returns."""
+MOST = 3
+"""Corrections that are written out in a message."""
+
+
+def band_key(modality: str, name: object) -> str | None:
+    """Return one name for all spellings of a band, or None if the text is none that is known.
+
+    Args:
+        modality: Name of the modality, whose own names go before those of others.
+        name: A description such as 'B4', 'RED', 'vv', 'Sigma0_VH_db' or 'B4, central wavelength 665 nm'.
+    """
+    text = str(getattr(name, "value", name)).split(",")[0].strip()
+    entry = find(modality)
+    for other in (*([entry] if entry is not None else []), *MODALITIES.values()):
+        place = other.find_band(text)
+        if place is not None:
+            return other.bands[place].common_name
+    written = POLARISATION.fullmatch(text.upper().replace(" ", "_"))
+    return written[1] if written else None
+
+
+def find_bands(
+    path: str | Path,
+    modality: str,
+    names: Sequence[str | None],
+    wanted: Sequence[object],
+    stored: Sequence[object] = (),
+    *,
+    binding: bool = False,
+) -> list[int]:
+    """Return for each band that is to be read its position in the file, from 0 on.
+
+    Names that the file has decide. A file without them is read in the order of `stored`, or of `wanted`.
+
+    Args:
+        path: For the message.
+        modality: Name of what the file shows.
+        names: Descriptions of the file's bands, None where it has none.
+        wanted: Names of the bands to read.
+        stored: Names of the file's bands in their order, where the configuration has them.
+        binding: Whether `stored` is what the file has to have, so that other names are an error.
+
+    Raises:
+        DataError: The file has not these bands, or contradicts what they are taken for.
+    """
+    own = {str(getattr(name, "value", name)).strip().upper() for name in (*wanted, *stored)}
+
+    def key(name: object) -> str | None:
+        text = str(getattr(name, "value", name)).strip().upper()
+        return band_key(modality, name) or (text if text in own else None)
+
+    found = [None if name is None else key(name) for name in names]
+    asked = [key(name) or str(name) for name in wanted]
+    there = [key(name) or str(name) for name in stored]
+    agree = bool(stored) and len(names) == len(stored)
+    if not (binding and agree) and set(asked) <= set(found):
+        twice = [name for name in asked if found.count(name) > 1]
+        if twice:
+            raise DataError(
+                f"{path} describes its bands as {_shown(names)}, more than one as {twice[0]}. Describe each by its own "
+                f"name: rio edit-info --bidx N --description NAME {path}"
+            )
+        return [found.index(name) for name in asked]
+    if agree and set(asked) <= set(there):
+        assumed, labels = there, stored
+    elif len(names) == len(asked):
+        assumed, labels = asked, wanted
+    else:
+        raise DataError(_other_number(path, modality, names, wanted, found, asked))
+    wrong = [
+        place
+        for place, (name, taken) in enumerate(zip(found, assumed, strict=True))
+        if name not in (None, taken) and (name in assumed or taken in KNOWN)
+    ]
+    if wrong:
+        texts = [str(getattr(name, "value", name)) for name in labels]
+        raise DataError(_contradiction(path, modality, names, texts, wrong, configured=labels is stored))
+    return [assumed.index(name) for name in asked]
+
+
+def _other_number(
+    path: str | Path,
+    modality: str,
+    names: Sequence[str | None],
+    wanted: Sequence[object],
+    found: Sequence[str | None],
+    asked: Sequence[str],
+) -> str:
+    missing = [str(name) for name, key in zip(wanted, asked, strict=True) if key not in found]
+    return (
+        f"{path} has {len(names)} band{'s' if len(names) > 1 else ''}, {modality} has {len(wanted)}: "
+        f"{', '.join(map(str, wanted))}."
+        + (f" Missing: {', '.join(missing)}." if any(names) and len(missing) < len(wanted) else "")
+        + " Give a file with these bands, or name its bands in their descriptions."
+    )
+
+
+def _contradiction(
+    path: str | Path,
+    modality: str,
+    names: Sequence[str | None],
+    taken: Sequence[str],
+    wrong: Sequence[int],
+    *,
+    configured: bool = False,
+) -> str:
+    described = _shown(names)
+    commands = [f"rio edit-info --bidx {place + 1} --description {taken[place]} {path}" for place in wrong[:MOST]]
+    numbers = ", ".join(str(place + 1) for place in wrong)
+    if configured:
+        head = f"{path} describes its bands as {described}, but dataset_bands: {{{modality}: [{', '.join(taken)}]}}."
+        choice = f"If the file is right, write dataset_bands: {{{modality}: [{described}]}}."
+    else:
+        head = f"{path} describes its bands as {described}, expected {', '.join(taken)} for {modality}."
+        choice = "If the file is right, give one that has these bands."
+    return f"{head} {choice} If the descriptions of bands {numbers} are wrong, correct them: {'; '.join(commands)}"
+
+
+def _shown(names: Sequence[str | None]) -> str:
+    return ", ".join(name or "(none)" for name in names)

@@ -1,0 +1,194 @@
+"""A raster read on another grid, block by block, with gaps that do not leak into their neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.enums import MaskFlags, Resampling
+from rasterio.transform import Affine
+from rasterio.warp import reproject
+from rasterio.warp import transform as transform_positions
+from rasterio.windows import Window
+
+from terramind_plugin.raster.missing import read_pixels
+
+BLOCK = (256, 512)
+"""Height and width in pixels of what is warped at once. Results do not depend on the windows that are asked for."""
+LARGEST = 2**24
+"""Values that are read of the file at once: a block that needs more is warped in parts."""
+KEPT = 8
+"""Blocks that are kept, as windows that follow one another share some."""
+SAMPLES = 21
+"""Positions along each side of a block by which the pixels it needs are found."""
+
+
+class WarpedRaster:
+    """An open raster on another grid, as far as this package asks rasters of rasterio: float32, NaN where missing.
+
+    Values are set to NaN before they are warped, by the rule of `terramind_plugin.raster.missing`. GDAL's own virtual
+    raster knows one number for no data; any other, such as infinity, it would mix into the neighbours.
+
+    Args:
+        raster: An open raster of rasterio.
+        crs: Of the other grid.
+        transform: From pixel corners to coordinates.
+        shape: Height and width in pixels.
+        resampling: How to make a pixel of several.
+    """
+
+    def __init__(
+        self, raster: Any, crs: CRS, transform: Affine, shape: tuple[int, int], resampling: Resampling
+    ) -> None:
+        self._raster = raster
+        self._resampling = resampling
+        self.crs = crs
+        self.transform = transform
+        self.height, self.width = shape
+        self.name = raster.name
+        self.indexes = raster.indexes
+        self.block_shapes = [BLOCK] * raster.count
+        self.dtypes = ("float32",) * raster.count
+        self.nodatavals = (float("nan"),) * raster.count
+        self.mask_flag_enums = ([MaskFlags.nodata],) * raster.count
+        self.undeclared = 0
+        """Pixels of the blocks read so far that are missing though the file does not say so."""
+        self._block = lru_cache(KEPT)(self._warp_block)
+
+    def read(
+        self, bands: Sequence[int], window: Window | None = None, out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Return a window [bands, height, width] that lies inside the grid.
+
+        Args:
+            bands: Numbers of the bands, from 1 on.
+            window: Which; None for all.
+            out: Where to write it.
+
+        Raises:
+            DataError: The file holds complex numbers.
+            RasterioError: A block cannot be read.
+        """
+        window = Window(0, 0, self.width, self.height) if window is None else window
+        top, left, height, width = window.row_off, window.col_off, window.height, window.width
+        values = np.empty((len(bands), height, width), np.float32) if out is None else out
+        tall, wide = BLOCK
+        for row in range(top // tall * tall, top + height, tall):
+            for column in range(left // wide * wide, left + width, wide):
+                block = self._block(tuple(bands), row, column)
+                first, last = max(row, top), min(row + block.shape[1], top + height)
+                start, stop = max(column, left), min(column + block.shape[2], left + width)
+                values[:, first - top : last - top, start - left : stop - left] = block[
+                    :, first - row : last - row, start - column : stop - column
+                ]
+        return values
+
+    def _warp_block(self, bands: tuple[int, ...], row: int, column: int) -> NDArray[np.float32]:
+        height, width = min(BLOCK[0], self.height - row), min(BLOCK[1], self.width - column)
+        block = np.full((len(bands), height, width), np.nan, np.float32)
+        for top, left, tall, wide, window in self._parts(row, column, height, width, len(bands)):
+            here = slice(top - row, top - row + tall), slice(left - column, left - column + wide)
+            block[:, *here] = self._warp(bands, window, top, left, (tall, wide))
+        block.flags.writeable = False
+        return block
+
+    def _parts(
+        self, row: int, column: int, height: int, width: int, bands: int
+    ) -> Iterator[tuple[int, int, int, int, Window]]:
+        """Yield parts of a block that lie on the raster, with the window of the raster that each needs."""
+        window = self._needed(row, column, height, width)
+        if window is None:
+            return
+        if window.height * window.width * bands <= LARGEST or height * width == 1:
+            yield row, column, height, width, window
+        elif height >= width:
+            yield from self._parts(row, column, height // 2, width, bands)
+            yield from self._parts(row + height // 2, column, height - height // 2, width, bands)
+        else:
+            yield from self._parts(row, column, height, width // 2, bands)
+            yield from self._parts(row, column + width // 2, height, width - width // 2, bands)
+
+    def _needed(self, row: int, column: int, height: int, width: int) -> Window | None:
+        """Return the window of the raster that decides on pixels of the grid; None if there is none."""
+        x, y = np.meshgrid(np.linspace(column, column + width, SAMPLES), np.linspace(row, row + height, SAMPLES))
+        east, north = _apply(self.transform, x.ravel(), y.ravel())
+        if self.crs != self._raster.crs:
+            moved = transform_positions(self.crs, self._raster.crs, east.tolist(), north.tolist())
+            east, north = np.asarray(moved[0]), np.asarray(moved[1])
+        columns, rows = _apply(~self._raster.transform, east, north)
+        known = np.isfinite(columns) & np.isfinite(rows)
+        if not known.any():
+            return None
+        edges = []
+        for places, count, limit in (
+            (rows[known], height, self._raster.height),
+            (columns[known], width, self._raster.width),
+        ):
+            # GDAL takes as many pixels into account as one pixel of the grid covers, in both directions.
+            margin = 4 + int(np.ceil(np.ptp(places) / count))
+            first, last = max(int(places.min()) - margin, 0), min(int(np.ceil(places.max())) + margin, limit)
+            if first >= last:
+                return None
+            edges += [(first, last)]
+        (top, bottom), (left, right) = edges
+        return Window(left, top, right - left, bottom - top)
+
+    def _warp(
+        self, bands: tuple[int, ...], window: Window, top: int, left: int, shape: tuple[int, int]
+    ) -> NDArray[np.float32]:
+        pixels = read_pixels(self._raster, bands, window=window)
+        with np.errstate(over="ignore"):  # what is too large for float32 is missing
+            values = pixels.values.astype(np.float32)
+        if pixels.missing is not None:
+            values[pixels.missing] = np.nan
+        warped = self._reproject(values, window, top, left, shape, self._resampling)
+        if pixels.undeclared:
+            assert pixels.missing is not None
+            odd = np.ascontiguousarray(pixels.missing.any(axis=0), np.float32)[None]
+            seen = self._reproject(odd, window, top, left, shape, Resampling.nearest)
+            self.undeclared += int((seen == 1).sum())
+        return warped
+
+    def _reproject(
+        self,
+        values: NDArray[np.float32],
+        window: Window,
+        top: int,
+        left: int,
+        shape: tuple[int, int],
+        resampling: Resampling,
+    ) -> NDArray[np.float32]:
+        result = np.full((len(values), *shape), np.nan, np.float32)
+        reproject(
+            values,
+            result,
+            src_crs=self._raster.crs,
+            src_transform=_move(self._raster.transform, window.col_off, window.row_off),
+            src_nodata=np.nan,
+            dst_crs=self.crs,
+            dst_transform=_move(self.transform, left, top),
+            dst_nodata=np.nan,
+            resampling=resampling,
+            # Each band by itself: one that is missing says nothing of the others.
+            UNIFIED_SRC_NODATA="NO",
+        )
+        return result
+
+    def close(self) -> None:
+        """Forget all blocks; the raster is closed by whoever opened it."""
+        self._block.cache_clear()
+
+
+def _apply(transform: Affine, x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
+    # Written out: the operator that applies a transform is `*` in affine 2 and `@` in affine 3.
+    return transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f
+
+
+def _move(transform: Affine, columns: float, rows: float) -> Affine:
+    """Return the transform of a window that starts at some column and row."""
+    x, y = _apply(transform, np.asarray(columns, float), np.asarray(rows, float))
+    return Affine(transform.a, transform.b, float(x), transform.d, transform.e, float(y))
