@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -12,7 +13,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningDataModule, Trainer
 from terratorch.cli_tools import (
     CustomWriter,
     MyLightningCLI,
@@ -30,7 +33,7 @@ from terramind_plugin.checkpoints import check_types, model_args_of, read_file, 
 from terramind_plugin.data.classes import compare_class_names
 from terramind_plugin.data.statistics import band_statistics, describe_statistics
 from terramind_plugin.errors import ConfigError, DataError, WeightsError
-from terramind_plugin.files import check_aliases
+from terramind_plugin.files import check_aliases, write_bytes
 
 logger = logging.getLogger("terramind_plugin")
 
@@ -51,6 +54,19 @@ class StatisticsTrainer(MyTrainer):
         print(describe_statistics(band_statistics(datamodule), getattr(datamodule, "bands_read", {})))
 
 
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes checkpoints that have their name only when they are complete; Lightning copies them to it."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint to a local path; Lightning writes those to other places."""
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        write_bytes(Path(path), content.getbuffer())
+
+
 class TerraMindCLI(MyLightningCLI):
     """TerraTorch's CLI, in which the configuration goes before what a checkpoint remembers of its own.
 
@@ -64,6 +80,13 @@ class TerraMindCLI(MyLightningCLI):
         self.stored: dict[str, Tensor] = {}
         """Weights in the checkpoint that a subcommand names."""
         super().__init__(**kwargs)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Return the trainer, which writes checkpoints whole or not at all."""
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that the user has chosen
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
+        return trainer
 
     def before_instantiate_classes(self) -> None:
         """Check the checkpoint that no subcommand names."""

@@ -260,3 +260,13 @@ def test_commands_on_small_disks(
             assert _final(disk / "out") == whole, size
     assert failed
     print(f"{command}: {failed} full disks")
+
+
+@pytest.mark.slow
+def test_checkpoints_of_a_training_run(inputs: Inputs, disk: Path, capfd: Any) -> None:
+    """Lightning copies a checkpoint to its name: what does not fit must not stay there in part."""
+    for size in (64, 4000, 40_000):
+        with small_disk(disk, size):
+            assert call(inputs.words("fit", disk / "out")) == 2
+            assert "epoch=0.ckpt: No space left on device. Make room" in capfd.readouterr().err
+            assert not [path for path in disk.rglob("*") if ".ckpt" in path.name]
