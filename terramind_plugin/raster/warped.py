@@ -17,7 +17,7 @@ from rasterio.windows import Window
 
 from terramind_plugin.raster.missing import read_pixels
 
-BLOCK = (256, 512)
+BLOCK = (256, 1024)
 """Height and width in pixels of what is warped at once. Results do not depend on the windows that are asked for."""
 LARGEST = 2**24
 """Values that are read of the file at once: a block that needs more is warped in parts."""
