@@ -49,7 +49,7 @@ def add_commands(commands: Any) -> None:
         help="weights of the tokenizer of a modality; can be repeated",
     )
     generate.add_argument("--tokenizer_file", type=Path, metavar="FILE", help="vocabulary of coords")
-    add_scene_options(generate, crop=None)
+    add_scene_options(generate, "as the model was pre-trained: 224, nano 64")
     generate.set_defaults(run=_generate)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from terramind_plugin.generation.standardisation import Standardisation
 from terramind_plugin.geo.large import Layer
 from terramind_plugin.geo.raster import parse_color
 from terramind_plugin.geo.source import Expected
-from terramind_plugin.lightning_cli import make_cli
+from terramind_plugin.lightning_cli import TerraMindCLI, make_cli
 from terramind_plugin.mapping.inference import for_inference
+from terramind_plugin.mapping.windows import training_size
 from terramind_plugin.memo.keys import hash_weights
 from terramind_plugin.modalities import find, resolve
 from terramind_plugin.plotting import LABEL_COLORS
@@ -132,30 +134,63 @@ class Standardised(Standardisation):
         return super().forward((image + self.shift) * self.scale)
 
 
-def map_scenes(
-    config: Path, ckpt_path: Path, words: Sequence[Sequence[str]], options: Options, *, probabilities: bool = False
-) -> list[Path]:
-    """Return the files of a fine-tuned task's maps of scenes.
+@dataclass(frozen=True)
+class OpenedTask:
+    """A task and its data module as configured, without its weights."""
+
+    cli: TerraMindCLI
+    ckpt_path: Path
+    """Its weights: a Lightning checkpoint."""
+
+    @property
+    def patch(self) -> int:
+        """Pixels of which heights and widths must be multiples; 1 for a model without patches."""
+        patches = [getattr(module, "patch_size", None) for module in self.cli.model.modules()]
+        return next((patch for patch in patches if isinstance(patch, int)), 1)
+
+    def training_size(self) -> int:
+        """Return the size in pixels of the images that it was trained on."""
+        return training_size(self.cli.config, self.cli.datamodule, self.cli.model, self.patch)
+
+
+def open_task(config: Path, ckpt_path: Path, words: Sequence[str] = ()) -> OpenedTask:
+    """Return a fine-tuned task.
 
     Args:
         config: YAML of TerraTorch that the task was trained with.
         ckpt_path: Its weights: a Lightning checkpoint.
+        words: Further options, as for `terramind fit`.
+
+    Raises:
+        ConfigError: The configuration is not possible, or the checkpoint is of another model.
+        WeightsError: The checkpoint cannot be read.
+    """
+    if not config.is_file():
+        raise ConfigError(f"There is no configuration {config}. Check -c.")
+    with quiet():
+        return OpenedTask(make_cli(["--config", str(config), *words], ckpt_path), ckpt_path)
+
+
+def map_scenes(
+    opened: OpenedTask, words: Sequence[Sequence[str]], options: Options, *, probabilities: bool = False
+) -> list[Path]:
+    """Return the files of a fine-tuned task's maps of scenes.
+
+    Args:
+        opened: The task.
         words: For each modality the files of all scenes, in one order; the first may be written NAME=FILE.
         options: How to run.
         probabilities: Also write the probabilities of all classes.
 
     Raises:
-        ConfigError: The configuration, the windows or the names are not possible.
+        ConfigError: The windows or the names are not possible.
         DataError: A file cannot be used.
         WeightsError: The checkpoint does not fit.
     """
-    if not config.is_file():
-        raise ConfigError(f"There is no configuration {config}. Check -c.")
-    with quiet():
-        cli = make_cli(["--config", str(config)], ckpt_path)
+    cli, ckpt_path = opened.cli, opened.ckpt_path
     expected, scales = read_data_module(cli.datamodule, cli.model)
     scenes = pair_scenes(words, list(expected))
-    jobs: list[Job] = [plan_job(inputs, expected, options, _patch(cli.model)) for inputs in scenes]
+    jobs: list[Job] = [plan_job(inputs, expected, options, opened.patch) for inputs in scenes]
     check_names(jobs)
     for job in jobs:
         for name in job.warped:
@@ -172,12 +207,6 @@ def map_scenes(
     for job in jobs:
         job.decide("map", model.layers, described, options)
     return run_jobs(model, jobs, options)
-
-
-def _patch(task: LightningModule) -> int:
-    """Return the pixels of which the model's heights and widths are multiples; 1 for a model without patches."""
-    patches = [getattr(module, "patch_size", None) for module in task.modules()]
-    return next((patch for patch in patches if isinstance(patch, int)), 1)
 
 
 def _hash_inputs(inputs: Mapping[str, Standardised]) -> str:

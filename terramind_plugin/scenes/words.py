@@ -14,18 +14,15 @@ OVERLAP = 0.15
 """Share of a window that overlaps the next one, if no stride is given."""
 
 
-def add_scene_options(parser: argparse.ArgumentParser, crop: int | None = 224) -> None:
+def add_scene_options(parser: argparse.ArgumentParser, crop: str) -> None:
     """Add the options of windows, machines and files to a command's.
 
     Args:
         parser: Of the command.
-        crop: Default of its --crop; None where the command takes that of its model.
+        crop: What the command does without --crop, for the help text.
     """
     group = parser.add_argument_group("scenes")
-    default = "as the model was pre-trained: 224, nano 64" if crop is None else "%(default)s"
-    group.add_argument(
-        "--crop", type=int, default=crop, metavar="PX", help=f"height and width of a window (default: {default})"
-    )
+    group.add_argument("--crop", type=int, metavar="PX", help=f"height and width of a window (default: {crop})")
     group.add_argument("--stride", type=int, metavar="PX", help="from one window to the next (default: 0.85 of a crop)")
     group.add_argument(
         "--margin",

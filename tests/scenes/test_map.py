@@ -18,6 +18,7 @@ from running import REPOSITORY
 
 from terramind_plugin import __version__
 from terramind_plugin.cli import main
+from terramind_plugin.mapping.task import open_task
 from tests.scenes.conftest import PLACE, make_task, write_modality
 
 WINDOWS = ("--crop", "64", "--stride", "48", "--margin", "4", "--batch_size", "2")  # a band for each row of windows
@@ -104,6 +105,29 @@ def test_several_modalities_on_other_grids(both_task: tuple[Path, Path], tmp_pat
     assert first.shape == second.shape == (2, 130, 100)
     assert np.isfinite(second).all()
     assert np.abs(first - second).max() > 1e-3
+
+
+def test_windows_are_as_large_as_the_images_of_the_training(radar_task: tuple[Path, Path], tmp_path: Path) -> None:
+    config, checkpoint = map(str, radar_task)
+    chips = tmp_path / "chips"
+    chips.mkdir()
+    write_modality(chips / "chip.tif", "S1GRD", (70, 90))
+    crop = (
+        "--data.init_args.train_transform=[{class_path: albumentations.RandomCrop, init_args: {height: 48, width: 80}}]"
+    )
+    for words, size in [
+        ([], 224),
+        ([f"--data.init_args.data_root.S1GRD={chips}"], 64),
+        ([f"--data.init_args.data_root.S1GRD={chips}", crop], 48),
+        (["--model.init_args.model_args.backbone_img_size=96"], 96),
+    ]:
+        assert open_task(Path(config), Path(checkpoint), words).training_size() == size
+    scene = write_modality(tmp_path / "scene.tif", "S1GRD", (60, 150))
+    call = ["map", "-c", config, "--ckpt_path", checkpoint, "--scene", str(scene), "--accelerator", "cpu", "--out"]
+    assert main([*call, str(tmp_path / "out"), f"--data.init_args.data_root.S1GRD={chips}"]) == 0
+    with rasterio.open(tmp_path / "out" / "scene_pred.tif") as file:
+        assert file.tags()["windows"].startswith("crop 64, stride 32, ")
+    assert main([*call, str(tmp_path / "out"), "--data.init_args.batchsize=3"]) == 2
 
 
 def _refused(capsys: Any, *arguments: Any) -> str:
