@@ -156,7 +156,8 @@ def _change_trainer(trainer: Namespace, folder: Path) -> None:
             for key in FOLDERS:
                 _change(part, key, lambda value: value if value is None else str(folder / "written"))
             _change(part, "tracking_uri", lambda value: None)
-            _change(part, "num_training_steps", lambda count: min(count, STEPS))  # of a search for the learning rate
+            # Of a search for the learning rate.
+            _change(part, "num_training_steps", lambda count: min(count, STEPS) if isinstance(count, int) else count)
 
 
 def _parts(value: Any) -> Iterator[Namespace]:

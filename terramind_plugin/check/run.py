@@ -12,10 +12,11 @@ from terramind_plugin.check.keys import check_interval
 from terramind_plugin.check.monitors import check_monitors
 from terramind_plugin.check.process import Attempt
 from terramind_plugin.check.sheet import draw_sheet
-from terramind_plugin.check.step import STEP
+from terramind_plugin.check.step import STEP, not_tried
 from terramind_plugin.contract.findings import Finding
 from terramind_plugin.contract.plan import DataPlan, describe
 from terramind_plugin.contract.run import check_data
+from terramind_plugin.errors import one_line
 from terramind_plugin.files import check_picture
 
 UNBUILT = ("yaml: data", "yaml: model")
@@ -52,11 +53,16 @@ def check(
         DataError: There is nothing to draw on it.
     """
     check_picture(sheet)
-    attempt = Attempt(config, words, timed=timed, fresh=fresh) if step or timed else None
+    attempt, refused = None, []
+    if step or timed:
+        try:
+            attempt = Attempt(config, words, timed=timed, fresh=fresh)
+        except OSError as error:  # no room for a folder or a process
+            refused.append(not_tried(f"{one_line(error)}."))
     try:
         say("reading the configuration, building data module and model")
         built = build(config, words)
-        findings = [*built.findings, *_look(built, samples, sheet, say)]
+        findings = [*built.findings, *_look(built, samples, sheet, say), *refused]
         if attempt is not None and built.cli is not None:
             say(f"trying training and validation steps, for at most {attempt.seconds:.0f} s")
             findings = _combine(findings, attempt.finish())

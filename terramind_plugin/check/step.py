@@ -162,7 +162,7 @@ def _explain(error: BaseException) -> Finding:
     chain = list(_chain(error))
     refused = next((one for one in chain if isinstance(one, UntouchableError)), None)
     if refused is not None:
-        return not_tried(f"it would write to {refused.filename}.")
+        return not_tried(f"it needs {refused.filename}, and a check neither writes files nor asks other machines.")
     if any(isinstance(one, torch.OutOfMemoryError) for one in chain):
         return Finding(
             "run: memory",

@@ -144,7 +144,7 @@ def test_a_callback_that_writes_where_it_likes(write: Write, tmp_path: Path, mon
     monkeypatch.syspath_prepend(tmp_path / "code")
     (tried,) = [f for f in check(write(callback("scribbler.Scribbler")), [], 2, step=True) if f.check == "run: step"]
     assert tried.verdict == "note"
-    assert f"it would write to {tmp_path / 'scribbled'}" in tried.seen
+    assert f"it needs {tmp_path / 'scribbled'}, and a check neither writes files" in tried.seen
     assert not (tmp_path / "scribbled").exists()
 
 
@@ -155,6 +155,14 @@ def test_limits_in_time_and_memory(write: Write) -> None:
     assert "not tried: it takes more than 0.2 s, " in late.seen
     (large,) = Attempt(path, [], memory=20_000_000).finish()
     assert (large.verdict, "not tried: it needs more memory than is free" in large.seen) == ("note", True), large.seen
+
+
+def test_a_machine_without_room_for_temporary_files(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    tried = step(write({}))
+    assert (tried.verdict, "not tried: [Errno 2]" in tried.seen) == ("note", True)
 
 
 def test_an_attempt_that_is_not_needed_ends(write: Write) -> None:
