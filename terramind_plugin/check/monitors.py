@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from terratorch.tasks.base_task import TerraTorchTask
 from torchmetrics.wrappers import ClasswiseWrapper
 
 from terramind_plugin.contract.findings import Finding
@@ -22,7 +23,7 @@ def check_monitors(config: Mapping[str, Any], model: Any) -> Iterator[Finding]:
     if not names:
         return
     for where, monitor in _monitors(config):
-        if monitor in names:
+        if monitor in (*names, "epoch", "step"):  # a checkpoint callback counts these itself
             continue
         shown = [name for name in names if name.startswith("val/")]
         hint = suggest(monitor, shown) or suggest(f"val/{monitor.rpartition('/')[2]}", shown)
@@ -41,6 +42,8 @@ def logged_names(model: Any) -> list[str]:
         model: The task.
     """
     names: list[str] = []
+    if not isinstance(model, TerraTorchTask):  # object detection and others log under names of their own
+        return names
     # Further heads log losses under names of their own.
     if (getattr(model, "hparams", {}).get("model_args") or {}).get("aux_decoders"):
         return names

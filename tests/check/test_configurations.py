@@ -142,6 +142,7 @@ def test_a_mistake_is_named(mistake: str, sound: Any, check: Any) -> None:
 SOUND: dict[str, dict[str, Any]] = {
     "as it is": {},
     "classes in monitors": callback("ModelCheckpoint", monitor="val/IoU_Water"),
+    "the newest": callback("ModelCheckpoint", monitor="step", mode="max"),
     "accuracy of a class": callback("ModelCheckpoint", monitor="train/Class_Accuracy_Land"),
     "scheduler": scheduler(patience=3),
     "transforms": transform("albumentations.RandomCrop", height=32, width=32),
