@@ -72,5 +72,5 @@ def test_several_processes_make_the_same_chips(globe):
 def test_unknown_worlds(tmp_path):
     with pytest.raises(ConfigError, match="Did you mean"):
         simulate(tmp_path / "a", world="glob")
-    with pytest.raises(ConfigError, match="processes be at least 1"):
+    with pytest.raises(ConfigError, match="processes must be at least 1, got 0"):
         simulate(tmp_path / "a", processes=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -91,13 +92,20 @@ def chip(scenes: Path) -> dict[str, Path]:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[..., Path]:
-    """Run a script in a process of its own and return the folder it wrote to."""
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Path]:
+    """Run a script and return the folder it wrote to: in a process of its own if it needs a cache, else in this one."""
 
     def start(script: str, source: Path, *words: object, cache: Path | None = None) -> Path:
         out = tmp_path / "out"
         command = [sys.executable, HERE / f"{script}.py", source, "--out", out, *words]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache or tmp_path / "empty")}
+        if cache is None:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(tmp_path)
+                patch.setattr(sys, "argv", list(map(str, command[1:])))
+                runpy.run_path(sys.argv[0], run_name="__main__")
+            (out / "log.txt").write_text(capsys.readouterr().out)
+            return out
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache)}
         result = subprocess.run(list(map(str, command)), env=environment, cwd=tmp_path, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         (out / "log.txt").write_text(result.stdout)
