@@ -12,7 +12,7 @@ from pathlib import Path
 from terramind_plugin._version import __version__
 from terramind_plugin.check import commands as check
 from terramind_plugin.chips import commands as chips
-from terramind_plugin.errors import CheckError, ConfigError, DataError, WeightsError, explain_failure, message_of
+from terramind_plugin.errors import report
 from terramind_plugin.evaluate import commands as evaluate
 from terramind_plugin.mapping import commands as mapping
 from terramind_plugin.pretrain import commands as pretrain
@@ -64,18 +64,8 @@ def _run(command: Callable[[], None]) -> int:
 def _status(command: Callable[[], None]) -> int:
     try:
         command()
-    except CheckError as error:
-        print(f"terramind: {error}", file=sys.stderr)
-        return error.status
-    except (ConfigError, DataError, WeightsError) as error:
-        print(f"terramind: {message_of(error)}", file=sys.stderr)
-        return 2
     except Exception as error:
-        message = explain_failure(error)
-        if message is None:
-            raise
-        print(f"terramind: {message}", file=sys.stderr)
-        return 2
+        return report(error)
     return 0
 
 

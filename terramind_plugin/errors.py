@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -89,23 +90,38 @@ _ADVICE = {
 }
 
 
-def explain_failure(error: BaseException) -> str | None:
-    """Return in one line which path could not be used, why and what to do; None if files have nothing to do with it.
+def report(error: Exception) -> int:
+    """Print in one line what has ended a command and return the exit status.
 
     Args:
-        error: An exception: OSError, or what rasterio, GDAL, safetensors and SQLite have in its place.
+        error: What was raised.
+
+    Raises:
+        Exception: The error itself, if it is a fault of this program.
     """
+    message = _explain(error)
+    if message is None:
+        raise error
+    print(f"terramind: {message}", file=sys.stderr)
+    return error.status if isinstance(error, CheckError) else 2
+
+
+def _explain(error: Exception) -> str | None:
+    """Return what was wrong and what to do; None for what only a fault of this program raises."""
+    if isinstance(error, CheckError | ConfigError | DataError | WeightsError):
+        return _message_of(error)
+    # Which path could not be used: OSError, or what rasterio, GDAL, safetensors and SQLite have in its place.
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
         advice = _ADVICE.get(error.errno, "")
         return f"{' -> '.join(names) or 'A file'}: {one_line(error.strerror)}. {advice}".rstrip()
     kinds = {(kind.__module__.split(".")[0], kind.__name__) for kind in type(error).__mro__}
     if isinstance(error, OSError) or kinds & _LIBRARY_FAILURES:
-        return f"{one_line(message_of(error))} ({type(error).__name__})"
+        return f"{one_line(_message_of(error))} ({type(error).__name__})"
     return None
 
 
-def message_of(error: BaseException) -> str:
+def _message_of(error: BaseException) -> str:
     """Return the text of an error; a data loader's worker process sends its traceback along, which is left out."""
     text = str(error)
     return text.rpartition(f"{type(error).__name__}: ")[2] if text.startswith("Caught") else text

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from terramind_plugin.errors import ConfigError, DataError, WeightsError, explain_failure
+from terramind_plugin.errors import report
 from terramind_plugin.files import write_text
 from terramind_plugin.lightning_cli import make_cli
 from terramind_plugin.memory import peak_since, restart_peak
@@ -100,15 +100,8 @@ def main(config: str, target: str, arm: str, seed: str, *words: str) -> int:
     try:
         fields = execute(Path(config), list(words))
         save(Result(arm=arm, seed=int(seed), **fields), Path(target))
-    except (ConfigError, DataError, WeightsError) as error:
-        print(f"terramind: {error}", file=sys.stderr)
-        return 2
     except Exception as error:
-        message = explain_failure(error)
-        if message is None:
-            raise
-        print(f"terramind: {message}", file=sys.stderr)
-        return 2
+        return report(error)
     return 0
 
 
