@@ -111,7 +111,7 @@ def say_answers(task: Any, label: Tensor, output: Tensor, class_names: Sequence[
     """
 
     def name(number: int) -> str:
-        return class_names[number] if 0 <= number < len(class_names) else str(number)
+        return class_names[number] if 0 <= number < len(class_names) else f"class {number}"
 
     def names(chosen: Tensor) -> str:
         return ", ".join(name(int(number)) for number in chosen.nonzero().flatten()) or "none"

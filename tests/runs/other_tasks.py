@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -127,4 +128,57 @@ def series(folder: Path, dates: dict[str, int], size: int = 32) -> dict[str, Any
         "model_args.backbone_temporal_concat": None,
         "model_args.backbone_temporal_features_permute_op": None,
         "model_args.backbone_temporal_subset_lengths": [1, 1],
+    }
+
+
+def detection(dataset: Any, folder: Path) -> dict[str, Any]:
+    """Write two boxes for each chip and return changes to a configuration that finds such boxes."""
+    for name in dataset.chip_ids:
+        boxes = {"boxes": [[4, 8, 30, 40], [20, 36, 60, 60]], "labels": [1, 2]}
+        (folder / f"{name}_S2Hand.json").write_text(json.dumps(boxes))
+    images = str(dataset.root / "data" / "S2L1CHand")
+    bands = list(range(13))
+    return {
+        "data": {
+            "class_path": "terratorch.datamodules.GenericNonGeoObjectDetectionDataModule",
+            "init_args": {
+                "batch_size": 2,
+                "num_workers": 0,
+                "num_classes": 3,
+                "class_names": ["background", "pond", "field"],
+                "img_grep": "*.tif",
+                **{f"{stage}_data_root": images for stage in ("train", "val", "test", "predict")},
+                **{f"{stage}_label_data_root": str(folder) for stage in ("train", "val", "test")},
+                "dataset_bands": bands,
+                "output_bands": bands,
+                "rgb_indices": [3, 2, 1],
+                "no_data_replace": 0,
+                "constant_scale": 1e-4,
+                **{f"{stage}_transform": [{"class_path": "ToTensorV2"}] for stage in ("train", "val", "test")},
+            },
+        },
+        "model": {
+            "class_path": "terratorch.tasks.ObjectDetectionTask",
+            "init_args": {
+                "model_factory": "ObjectDetectionModelFactory",
+                "model_args": {
+                    "framework": "faster-rcnn",
+                    "backbone": "terramind_v1_tiny",
+                    "backbone_pretrained": False,
+                    "backbone_modalities": ["S2L1C"],
+                    "num_classes": 3,
+                    "in_channels": len(bands),
+                    "framework_min_size": 64,
+                    "framework_max_size": 64,
+                    "framework_box_detections_per_img": 4,
+                    "necks": [
+                        {"name": "SelectIndices", "indices": [2, 5, 8, 11]},
+                        {"name": "ReshapeTokensToImage", "remove_cls_token": False},
+                        {"name": "LearnedInterpolateToPyramidal"},
+                        {"name": "FeaturePyramidNetworkNeck"},
+                    ],
+                },
+                "score_threshold": 0.0,
+            },
+        },
     }

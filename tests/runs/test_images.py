@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from figures import FigureLogger
 from matplotlib.figure import Figure
-from other_tasks import TASKS, series
+from other_tasks import TASKS, detection, series
 
 
 def _show(runner: Any, changes: dict[str, Any], **arguments: Any) -> dict[str, Figure]:
@@ -39,6 +39,7 @@ def _titles(figure: Figure) -> list[str]:
 @pytest.mark.parametrize("task", ["segmentation", *TASKS])
 def test_each_task_is_drawn(task: str, plot: int, runner: Any, scenes: Any, tmp_path: Path) -> None:
     changes = TASKS[task](scenes, tmp_path) if task in TASKS else {}
+    changes["data.val_split"] = str(scenes.root / "splits" / "flood_train_data.txt")
     (figure,) = _show(runner, {**changes, "model.plot_on_val": plot}, unit="m").values()
     inputs = ["S2L1C", "S1GRD"]
     assert _titles(figure)[:2] == inputs
@@ -49,3 +50,10 @@ def test_dates_are_drawn_side_by_side(runner: Any, tmp_path: Path) -> None:
         (figure,) = _show(runner, {**series(tmp_path, {"S2L2A": 2, "DEM": 2}), "model.plot_on_val": plot}).values()
         dates = [f"{name}, date {number}" for name in ("S2L2A", "DEM") for number in (1, 2)]
         assert _titles(figure) == [*dates, "label", "prediction"]
+
+
+def test_boxes_are_drawn(runner: Any, scenes: Any, tmp_path: Path) -> None:
+    (figure,) = _show(runner, detection(scenes, tmp_path)).values()
+    assert _titles(figure) == ["image", "label", "prediction"]
+    label, prediction = (len(axis.patches) for axis in figure.axes[1:])
+    assert (label, prediction) == (2, 4)
