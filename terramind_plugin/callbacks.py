@@ -13,8 +13,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from terramind_plugin.backbones.vit import TerraMindBackbone
 from terramind_plugin.data.classes import class_names_of
 from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.inputs import InputSpec
 from terramind_plugin.predictions import can_draw, draw, label_of, predict
 from terramind_plugin.system import settle_status
 from terramind_plugin.thoughts import ThoughtPainter, find_thinker
@@ -161,7 +163,7 @@ class SegmentationImages(Callback):
         if reason is not None:
             self._say(f"no pictures: {reason}.")
             return
-        images = batch["image"] if isinstance(batch["image"], Mapping) else {"image": batch["image"]}
+        images = _by_modality(pl_module, batch["image"])
         for name in images.keys() - _drawable(images).keys():
             self._say(f"{name} is not drawn: it is no image.")
         self._batch = {**batch, "image": copy(batch["image"])}
@@ -185,8 +187,8 @@ class SegmentationImages(Callback):
         labels = label_of(pl_module, kept)
         thinker = find_thinker(pl_module)
         datamodule = getattr(trainer, "datamodule", None)
-        images = kept["image"] if isinstance(kept["image"], Mapping) else {"image": kept["image"]}
-        images = _as_measured(_drawable(images), datamodule)
+        images = _as_measured(_drawable(_by_modality(pl_module, kept["image"])), datamodule)
+        bands = getattr(datamodule, "bands_read", None) or _bands_of(pl_module)
         names = kept.get("filename", {})
         names = next(iter(names.values())) if isinstance(names, Mapping) and names else names
         for index in range(min(len(next(iter(images.values()))), self.samples - self._drawn)):
@@ -199,7 +201,7 @@ class SegmentationImages(Callback):
                 class_names_of(pl_module, datamodule),
                 name,
                 self.unit,
-                bands=getattr(datamodule, "bands_read", None),
+                bands=bands,
                 pictures=None if thinker is None else self._painter.paint(thinker, index),
             )
             writer.add_figure(f"validation/{name}", figure, global_step=trainer.global_step)
@@ -224,14 +226,35 @@ def _obstacle(trainer: Trainer, task: LightningModule, batch: Any) -> str | None
         return f"they show segmentation, regression, classification and detection, not a {type(task).__name__}"
     if not isinstance(batch, Mapping) or "image" not in batch:
         return "the batch has no 'image'"
-    images = batch["image"] if isinstance(batch["image"], Mapping) else {"image": batch["image"]}
-    return None if _drawable(images) else "no input is [batch, bands, height, width]"
+    return None if _drawable(_by_modality(task, batch["image"])) else "no input is [batch, bands, height, width]"
 
 
 def _writer(trainer: Trainer) -> Any:
     """Return what takes figures, or None."""
     writers = (getattr(logger, "experiment", None) for logger in trainer.loggers)
     return next((writer for writer in writers if hasattr(writer, "add_figure")), None)
+
+
+def _inputs_of(task: LightningModule) -> list[InputSpec]:
+    """Return what the backbone of this plugin takes; nothing for a model without one."""
+    backbone = next((module for module in task.modules() if isinstance(module, TerraMindBackbone)), None)
+    return [] if backbone is None else list(backbone.given)
+
+
+def _by_modality(task: LightningModule, images: Any) -> Mapping[str, Any]:
+    """Return images by modality; those that come without a name are of the backbone's first."""
+    if isinstance(images, Mapping):
+        return images
+    return {next((spec.name for spec in _inputs_of(task)), "image"): images}
+
+
+def _bands_of(task: LightningModule) -> dict[str, list[str]]:
+    """Return the bands of the modalities of which the backbone takes a selection; a new band has no name."""
+    return {
+        spec.name: ["" if band is None else spec.pretrained.bands[band].name for band in spec.band_sources]
+        for spec in _inputs_of(task)
+        if spec.pretrained is not None and spec.band_sources is not None
+    }
 
 
 def _drawable(images: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -26,8 +26,9 @@ RADAR_RANGES = ((-22.0, 0.0), (-28.0, -6.0), (2.0, 20.0))
 """Decibels that become black and white, for VV, VH and VV - VH."""
 LAND = ListedColormap(colormaps["terrain"](np.linspace(0.25, 1, 256)))
 """Colours of elevations; the lower quarter of 'terrain' is the sea."""
-VALUES = colormaps["viridis"].with_extremes(bad="#c0c0c0")
-"""Colours of continuous labels and predictions; grey where there is no value."""
+NO_VALUE = "#c0c0c0"
+VALUES = colormaps["viridis"].with_extremes(bad=NO_VALUE)
+"""Colours of continuous labels and predictions."""
 MOST_DATES = 4
 """Number of dates up to which each is drawn; of more, the first and the last."""
 LINE = 50
@@ -80,7 +81,7 @@ def modality_picture(values: Any, modality: str, bands: Sequence[object] | None 
         modality: Name of the modality table; another name is drawn as its first three bands, or in grey.
         bands: Bands of `values`, where they are not all of the modality.
     """
-    array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, dtype=np.float32)
+    array = _array(values).astype(np.float32)
     array = array[None] if array.ndim == 2 else array
     entry = find(modality)
     name = entry.name if entry is not None else ""
@@ -169,7 +170,7 @@ def plot_values(
 
 def _maps(values: Any) -> np.ma.MaskedArray:
     """Return values [variables, H, W], masked where they are not finite."""
-    array = np.asarray(values.detach().cpu().float() if hasattr(values, "detach") else values, dtype=np.float32)
+    array = _array(values)
     return np.ma.masked_invalid(array[None] if array.ndim == 2 else array)
 
 
@@ -202,15 +203,15 @@ def plot_boxes(
     panels = {"label": first, "prediction": first}
     figure = plot_samples([(title or "", images, None, None)], None, bands, [panels])
     axes = {axis.get_title(): axis for axis in figure.axes}
-    names: dict[int, str] = {}
+    colors: dict[int, str] = {}
     for what, (boxes, ids) in (("label", label), ("prediction", prediction)):
-        for (left, top, right, bottom), number in zip(_class_ids(boxes), map(int, _class_ids(ids)), strict=True):
-            names[number] = class_names[number] if class_names and 0 <= number < len(class_names) else str(number)
-            color = LABEL_COLORS[number % len(LABEL_COLORS)]
+        for (left, top, right, bottom), number in zip(_array(boxes), map(int, _array(ids)), strict=True):
+            color = colors.setdefault(number, LABEL_COLORS[number % len(LABEL_COLORS)])
             corner = (left - 0.5, top - 0.5)
             axes[what].add_patch(Rectangle(corner, right - left, bottom - top, fill=False, edgecolor=color, lw=1.5))
-    if names:
-        _name_classes(figure, [(names[i], LABEL_COLORS[i % len(LABEL_COLORS)]) for i in sorted(names)], len(axes))
+    if colors:
+        names = dict(enumerate(class_names or ()))
+        _name_classes(figure, [(names.get(i, f"class {i}"), colors[i]) for i in sorted(colors)], len(axes))
     return figure
 
 
@@ -252,21 +253,15 @@ def plot_samples(
         axes[line][0].text(0, -0.02, title, transform=axes[line][0].transAxes, va="top", fontsize=8)
     if classes:
         names = list(class_names) if class_names else [str(i) for i in range(count)]
-        pairs = [*zip(names, colors, strict=True), ("no data", NO_LABEL)]
-        _name_classes(figure, pairs, len(columns))
+        _name_classes(figure, [*zip(names, colors, strict=True), ("no data", NO_LABEL)], len(columns))
     return figure
 
 
 def _name_classes(figure: Any, pairs: Sequence[tuple[str, str]], columns: int) -> None:
-    """Name classes below a figure of so many columns.
-
-    Args:
-        pairs: Names and colours.
-    """
+    """Name classes, given with their colours, below a figure of so many columns."""
     handles = [Patch(facecolor=color, label=name) for name, color in pairs]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(len(handles), 2 * columns), fontsize=9, frameon=False
-    )
+    most = min(len(handles), 2 * columns)
+    figure.legend(handles=handles, loc="outside lower center", ncols=most, fontsize=9, frameon=False)
 
 
 def _columns(panels: Sequence[Mapping[str, np.ndarray]]) -> list[str]:
@@ -277,13 +272,17 @@ def _columns(panels: Sequence[Mapping[str, np.ndarray]]) -> list[str]:
     )
 
 
-def _class_ids(ids: Any) -> np.ndarray:
-    return np.asarray(ids.detach().cpu() if hasattr(ids, "detach") else ids)
+def _array(values: Any) -> np.ndarray:
+    """Return a tensor, of whatever device and precision, or something else as an array."""
+    if not hasattr(values, "detach"):
+        return np.asarray(values)
+    values = values.detach().cpu()
+    return np.asarray(values.float() if values.is_floating_point() else values)
 
 
 def _highest(ids: Any) -> int:
     """Return the highest class id; 255 and more are codes for no data."""
-    known = _class_ids(ids)
+    known = _array(ids)
     known = known[(known >= 0) & (known < 255)]
     return int(known.max()) if known.size else 0
 
@@ -299,7 +298,7 @@ def _panels(
     panels = {**dict(_image_panels(images, bands)), **pictures}
     for name, ids in (("label", label), ("prediction", prediction)):
         if ids is not None:
-            panels[name] = class_picture(_class_ids(ids), colors)
+            panels[name] = class_picture(_array(ids), colors)
     return panels
 
 
@@ -337,7 +336,7 @@ def plot_modality(modality: Any, data: Any, ax: Any = None) -> Any:
         raise ConfigError(
             f"plot_modality takes a modality's name and its data, got {type(modality).__name__} and data."
         )
-    array = np.asarray(data.detach().cpu().float() if hasattr(data, "detach") else data)
+    array = _array(data)
     entry = find(modality)
     name = entry.name if entry is not None else modality
     if entry is not None and entry.kind == "sequence":

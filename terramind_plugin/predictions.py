@@ -93,7 +93,8 @@ def draw(
         ids = label[0] if label.ndim == 3 else label
         return plot_sample(images, ids, output.argmax(dim=0), class_names, title, bands, pictures)
     if isinstance(task, PixelwiseRegressionTask):
-        values = label.float().masked_fill(label == task.hparams["ignore_index"], torch.nan)
+        ignored = task.hparams["ignore_index"]
+        values = label if ignored is None else label.float().masked_fill(label == ignored, torch.nan)
         return plot_values(images, values, output, title, unit, bands, pictures)
     words = say_answers(task, label.flatten(), output.flatten(), class_names, unit)
     return plot_sample(images, None, None, None, f"{title}\n{words}", bands, pictures)
