@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from terramind_plugin.backbones.vit import TerraMindBackbone
 from terramind_plugin.data.classes import class_names_of
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.plotting import plot_sample
+from terramind_plugin.inputs import InputSpec
+from terramind_plugin.predictions import can_draw, draw, label_of, predict
 from terramind_plugin.system import settle_status
 from terramind_plugin.thoughts import ThoughtPainter, find_thinker
 
@@ -115,13 +118,17 @@ def _backbone(pl_module: LightningModule) -> Any:
 class SegmentationImages(Callback):
     """Writes inputs, label and prediction of the first validation samples to TensorBoard, one tag a sample.
 
-    Of a model that thinks it also shows the thought.
+    It draws what the task has: maps of classes; maps of continuous values, with a colour bar; boxes; or, where an image
+    has one answer, label and prediction as text below the inputs. Several dates are drawn side by side, of more than
+    four the first and the last. Of a model that thinks it also shows the thought. What cannot be drawn is left out, and
+    the log says once why.
 
     Args:
         samples: How many samples.
         every_n_epochs: In which epochs.
         tokenizer_ckpt_paths: Files with tokenizer weights by modality, to draw imagined land cover as a map; without
             one the published weights are used if they are in the hub's cache.
+        unit: Unit of the labels of a regression, e.g. t/ha.
     """
 
     def __init__(
@@ -129,16 +136,37 @@ class SegmentationImages(Callback):
         samples: int = 4,
         every_n_epochs: int = 1,
         tokenizer_ckpt_paths: dict[str, str] | None = None,
+        unit: str | None = None,
     ) -> None:
         self.samples = samples
         self.every_n_epochs = every_n_epochs
+        self.unit = unit or ""
         self._painter = ThoughtPainter(tokenizer_ckpt_paths)
         self._drawn = 0
         self._files: dict[str, Path] = {}
+        self._batch: dict[str, Any] | None = None
+        self._said: set[str] = set()
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with the first sample again."""
         self._drawn = 0
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Keep the batch if it is to be drawn: the plots of TerraTorch's tasks take it apart."""
+        self._batch = None
+        due = trainer.is_global_zero and trainer.current_epoch % self.every_n_epochs == 0
+        if not due or self._drawn >= self.samples:
+            return
+        reason = _obstacle(trainer, pl_module, batch)
+        if reason is not None:
+            self._say(f"no pictures: {reason}.")
+            return
+        images = _by_modality(pl_module, batch["image"])
+        for name in images.keys() - _drawable(images).keys():
+            self._say(f"{name} is not drawn: it is no image.")
+        self._batch = {**batch, "image": copy(batch["image"])}
 
     def on_validation_batch_end(
         self,
@@ -150,42 +178,88 @@ class SegmentationImages(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw samples until there are enough."""
-        writer = getattr(trainer.logger, "experiment", None)
-        due = trainer.is_global_zero and trainer.current_epoch % self.every_n_epochs == 0
-        # TerraTorch's own plot moves the modalities out of 'image'.
-        if not due or writer is None or not hasattr(writer, "add_figure") or self._drawn >= self.samples:
+        kept, self._batch = self._batch, None
+        writer = _writer(trainer)
+        if kept is None or writer is None:
             return
-        if "image" not in batch or "mask" not in batch:
-            return
-        images = batch["image"] if isinstance(batch["image"], Mapping) else {"image": batch["image"]}
-        first = next(iter(images.values()))
-        if first.ndim != 4:
-            return
-        extra = {key: batch[key] for key in batch.keys() - {"image", "mask", "filename"}}
-        with torch.no_grad():
-            predicted = pl_module(batch["image"], **extra).output.argmax(dim=1)
+        with torch.no_grad(), trainer.precision_plugin.val_step_context():
+            predicted = predict(pl_module, kept)
+        labels = label_of(pl_module, kept)
         thinker = find_thinker(pl_module)
         datamodule = getattr(trainer, "datamodule", None)
-        images = _as_measured(images, datamodule)
-        names = batch.get("filename", {})
+        images = _as_measured(_drawable(_by_modality(pl_module, kept["image"])), datamodule)
+        bands = getattr(datamodule, "bands_read", None) or _bands_of(pl_module)
+        names = kept.get("filename", {})
         names = next(iter(names.values())) if isinstance(names, Mapping) and names else names
-        for index in range(min(len(first), self.samples - self._drawn)):
+        for index in range(min(len(next(iter(images.values()))), self.samples - self._drawn)):
             name = self._tag(Path(str(names[index]))) if names else f"{batch_idx}_{index}"
-            figure = plot_sample(
+            figure = draw(
+                pl_module,
                 {key: value[index].float() for key, value in images.items()},
-                batch["mask"][index],
+                labels[index],
                 predicted[index],
-                class_names_of(pl_module, datamodule) or None,
+                class_names_of(pl_module, datamodule),
                 name,
-                bands=getattr(datamodule, "bands_read", None),
+                self.unit,
+                bands=bands,
                 pictures=None if thinker is None else self._painter.paint(thinker, index),
             )
             writer.add_figure(f"validation/{name}", figure, global_step=trainer.global_step)
             self._drawn += 1
 
+    def _say(self, text: str) -> None:
+        """Warn, once of each thing."""
+        if text not in self._said:
+            self._said.add(text)
+            logger.warning("SegmentationImages: %s", text)
+
     def _tag(self, file: Path) -> str:
         """Return a sample's name: that of its file, with the folder in front if another sample has the same."""
         return file.stem if self._files.setdefault(file.stem, file) == file else f"{file.parent.name}/{file.stem}"
+
+
+def _obstacle(trainer: Trainer, task: LightningModule, batch: Any) -> str | None:
+    """Return why nothing of a batch can be drawn, or None if it can."""
+    if _writer(trainer) is None:
+        return "no logger takes figures, as TensorBoardLogger does"
+    if not can_draw(task):
+        return f"they show segmentation, regression, classification and detection, not a {type(task).__name__}"
+    if not isinstance(batch, Mapping) or "image" not in batch:
+        return "the batch has no 'image'"
+    return None if _drawable(_by_modality(task, batch["image"])) else "no input is [batch, bands, height, width]"
+
+
+def _writer(trainer: Trainer) -> Any:
+    """Return what takes figures, or None."""
+    writers = (getattr(logger, "experiment", None) for logger in trainer.loggers)
+    return next((writer for writer in writers if hasattr(writer, "add_figure")), None)
+
+
+def _inputs_of(task: LightningModule) -> list[InputSpec]:
+    """Return what the backbone of this plugin takes; nothing for a model without one."""
+    backbone = next((module for module in task.modules() if isinstance(module, TerraMindBackbone)), None)
+    return [] if backbone is None else list(backbone.given)
+
+
+def _by_modality(task: LightningModule, images: Any) -> Mapping[str, Any]:
+    """Return images by modality; those that come without a name are of the backbone's first."""
+    if isinstance(images, Mapping):
+        return images
+    return {next((spec.name for spec in _inputs_of(task)), "image"): images}
+
+
+def _bands_of(task: LightningModule) -> dict[str, list[str]]:
+    """Return the bands of the modalities of which the backbone takes a selection; a new band has no name."""
+    return {
+        spec.name: ["" if band is None else spec.pretrained.bands[band].name for band in spec.band_sources]
+        for spec in _inputs_of(task)
+        if spec.pretrained is not None and spec.band_sources is not None
+    }
+
+
+def _drawable(images: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the images [batch, bands, H, W] or [batch, bands, dates, H, W], without positions and texts."""
+    return {name: image for name, image in images.items() if isinstance(image, Tensor) and image.ndim in (4, 5)}
 
 
 def _as_measured(images: Mapping[str, Tensor], datamodule: Any) -> Mapping[str, Tensor]:
@@ -195,7 +269,8 @@ def _as_measured(images: Mapping[str, Tensor], datamodule: Any) -> Mapping[str, 
     def measured(name: str, image: Tensor) -> Tensor:
         if name not in means or len(means[name]) != image.shape[1]:
             return image
-        mean, std = (image.new_tensor(numbers[name])[:, None, None] for numbers in (means, stds))
+        shape = (-1, *[1] * (image.ndim - 2))
+        mean, std = (image.new_tensor(numbers[name]).view(shape) for numbers in (means, stds))
         return image * std + mean
 
     return {name: measured(name, image) for name, image in images.items()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LightSource, ListedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.modalities import find
@@ -25,6 +26,13 @@ RADAR_RANGES = ((-22.0, 0.0), (-28.0, -6.0), (2.0, 20.0))
 """Decibels that become black and white, for VV, VH and VV - VH."""
 LAND = ListedColormap(colormaps["terrain"](np.linspace(0.25, 1, 256)))
 """Colours of elevations; the lower quarter of 'terrain' is the sea."""
+NO_VALUE = "#c0c0c0"
+VALUES = colormaps["viridis"].with_extremes(bad=NO_VALUE)
+"""Colours of continuous labels and predictions."""
+MOST_DATES = 4
+"""Number of dates up to which each is drawn; of more, the first and the last."""
+LINE = 50
+"""Characters of a title that fit below one panel."""
 
 
 def stretch(image: np.ndarray) -> np.ndarray:
@@ -73,7 +81,7 @@ def modality_picture(values: Any, modality: str, bands: Sequence[object] | None 
         modality: Name of the modality table; another name is drawn as its first three bands, or in grey.
         bands: Bands of `values`, where they are not all of the modality.
     """
-    array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, dtype=np.float32)
+    array = _array(values).astype(np.float32)
     array = array[None] if array.ndim == 2 else array
     entry = find(modality)
     name = entry.name if entry is not None else ""
@@ -112,7 +120,7 @@ def plot_sample(
     """Return a figure with the inputs, the label and the prediction of one sample side by side.
 
     Args:
-        images: Arrays or tensors [bands, H, W] by modality.
+        images: Arrays or tensors [bands, H, W] or [bands, dates, H, W] by modality.
         label: Class ids [H, W]; negative or unknown ones are black.
         prediction: Class ids [H, W].
         class_names: Names of the classes, for the legend.
@@ -121,6 +129,90 @@ def plot_sample(
         pictures: Further panels behind the inputs, [height, width, 3] in 0..1 by title.
     """
     return plot_samples([(title or "", images, label, prediction)], class_names, bands, [pictures or {}])
+
+
+def plot_values(
+    images: Mapping[str, Any],
+    label: Any,
+    prediction: Any,
+    title: str | None = None,
+    unit: str | None = None,
+    bands: Mapping[str, Sequence[object] | None] | None = None,
+    pictures: Mapping[str, np.ndarray] | None = None,
+) -> Figure:
+    """Return a figure with the inputs, and label and prediction of a regression on one scale with a colour bar.
+
+    The scale is that of the label, without its outer 2 percent, so that figures of several epochs can be compared.
+
+    Args:
+        images: As in `plot_sample`.
+        label: Values [H, W], or [variables, H, W] with a scale for each variable; grey where they are not finite.
+        prediction: Values of the same shape.
+        title: Text below.
+        unit: Unit of the values, for the colour bar.
+        bands: As in `plot_sample`.
+        pictures: As in `plot_sample`.
+    """
+    variables = list(zip(_maps(label), _maps(prediction), strict=False))
+    panels = dict(pictures or {})
+    bars = []
+    for number, pair in enumerate(variables, start=1):
+        limits = _limits(*pair)
+        names = [f"{what} {number}" if len(variables) > 1 else what for what in ("label", "prediction")]
+        panels |= {name: VALUES(Normalize(*limits)(values))[..., :3] for name, values in zip(names, pair, strict=True)}
+        bars.append((names, limits))
+    figure = plot_samples([(title or "", images, None, None)], None, bands, [panels])
+    axes = {axis.get_title(): axis for axis in figure.axes}
+    for names, limits in bars:
+        _add_bar([axes[name] for name in names], VALUES, limits, unit or "", extend="both")
+    return figure
+
+
+def _maps(values: Any) -> np.ma.MaskedArray:
+    """Return values [variables, H, W], masked where they are not finite."""
+    array = _array(values)
+    return np.ma.masked_invalid(array[None] if array.ndim == 2 else array)
+
+
+def _limits(label: np.ma.MaskedArray, prediction: np.ma.MaskedArray) -> tuple[float, float]:
+    """Return the range of the label, or where it has no value, of the prediction."""
+    known = next((values.compressed() for values in (label, prediction) if values.count()), np.array([0.0, 1.0]))
+    low, high = map(float, np.percentile(known, STRETCH))
+    return (low, high) if high > low else (low - 0.5, low + 0.5)
+
+
+def plot_boxes(
+    images: Mapping[str, Any],
+    label: tuple[Any, Any],
+    prediction: tuple[Any, Any],
+    class_names: Sequence[str] | None = None,
+    title: str | None = None,
+    bands: Mapping[str, Sequence[object] | None] | None = None,
+) -> Figure:
+    """Return a figure with the inputs, and the boxes of label and prediction on the first of them.
+
+    Args:
+        images: As in `plot_sample`.
+        label: Boxes [N, 4] as (left, top, right, bottom) in pixels, and their class ids [N].
+        prediction: The predicted boxes and class ids.
+        class_names: Names of the classes, for the legend.
+        title: Text below.
+        bands: As in `plot_sample`.
+    """
+    first = next(iter(_image_panels(images, bands or {})))[1]
+    panels = {"label": first, "prediction": first}
+    figure = plot_samples([(title or "", images, None, None)], None, bands, [panels])
+    axes = {axis.get_title(): axis for axis in figure.axes}
+    colors: dict[int, str] = {}
+    for what, (boxes, ids) in (("label", label), ("prediction", prediction)):
+        for (left, top, right, bottom), number in zip(_array(boxes), map(int, _array(ids)), strict=True):
+            color = colors.setdefault(number, LABEL_COLORS[number % len(LABEL_COLORS)])
+            corner = (left - 0.5, top - 0.5)
+            axes[what].add_patch(Rectangle(corner, right - left, bottom - top, fill=False, edgecolor=color, lw=1.5))
+    if colors:
+        names = dict(enumerate(class_names or ()))
+        _name_classes(figure, [(names.get(i, f"class {i}"), colors[i]) for i in sorted(colors)], len(axes))
+    return figure
 
 
 def plot_samples(
@@ -157,14 +249,19 @@ def plot_samples(
             axis.set_axis_off()
             if name in drawn:
                 axis.imshow(drawn[name], interpolation="nearest")
-        axes[line][0].text(0, -0.02, row[0], transform=axes[line][0].transAxes, va="top", fontsize=8)
+        title = "\n".join(textwrap.fill(text, LINE * len(columns)) for text in row[0].splitlines())
+        axes[line][0].text(0, -0.02, title, transform=axes[line][0].transAxes, va="top", fontsize=8)
     if classes:
         names = list(class_names) if class_names else [str(i) for i in range(count)]
-        handles = [Patch(facecolor=color, label=name) for color, name in zip(colors, names, strict=True)]
-        handles.append(Patch(facecolor=NO_LABEL, label="no data"))
-        columns_of_legend = min(len(handles), 2 * len(columns))
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns_of_legend, fontsize=9, frameon=False)
+        _name_classes(figure, [*zip(names, colors, strict=True), ("no data", NO_LABEL)], len(columns))
     return figure
+
+
+def _name_classes(figure: Any, pairs: Sequence[tuple[str, str]], columns: int) -> None:
+    """Name classes, given with their colours, below a figure of so many columns."""
+    handles = [Patch(facecolor=color, label=name) for name, color in pairs]
+    most = min(len(handles), 2 * columns)
+    figure.legend(handles=handles, loc="outside lower center", ncols=most, fontsize=9, frameon=False)
 
 
 def _columns(panels: Sequence[Mapping[str, np.ndarray]]) -> list[str]:
@@ -175,13 +272,17 @@ def _columns(panels: Sequence[Mapping[str, np.ndarray]]) -> list[str]:
     )
 
 
-def _class_ids(ids: Any) -> np.ndarray:
-    return np.asarray(ids.detach().cpu() if hasattr(ids, "detach") else ids)
+def _array(values: Any) -> np.ndarray:
+    """Return a tensor, of whatever device and precision, or something else as an array."""
+    if not hasattr(values, "detach"):
+        return np.asarray(values)
+    values = values.detach().cpu()
+    return np.asarray(values.float() if values.is_floating_point() else values)
 
 
 def _highest(ids: Any) -> int:
     """Return the highest class id; 255 and more are codes for no data."""
-    known = _class_ids(ids)
+    known = _array(ids)
     known = known[(known >= 0) & (known < 255)]
     return int(known.max()) if known.size else 0
 
@@ -194,12 +295,24 @@ def _panels(
     bands: Mapping[str, Sequence[object] | None],
     pictures: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    panels = {name: modality_picture(values, name, bands.get(name)) for name, values in images.items()}
-    panels |= pictures
+    panels = {**dict(_image_panels(images, bands)), **pictures}
     for name, ids in (("label", label), ("prediction", prediction)):
         if ids is not None:
-            panels[name] = class_picture(_class_ids(ids), colors)
+            panels[name] = class_picture(_array(ids), colors)
     return panels
+
+
+def _image_panels(
+    images: Mapping[str, Any], bands: Mapping[str, Sequence[object] | None]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield titles and pictures of modalities, of several dates one each."""
+    for name, values in images.items():
+        if values.ndim != 4:
+            yield name, modality_picture(values, name, bands.get(name))
+            continue
+        dates = range(values.shape[1])
+        for date in dates if len(dates) <= MOST_DATES else (dates[0], dates[-1]):
+            yield f"{name}, date {date + 1}", modality_picture(values[:, date], name, bands.get(name))
 
 
 def plot_modality(modality: Any, data: Any, ax: Any = None) -> Any:
@@ -223,7 +336,7 @@ def plot_modality(modality: Any, data: Any, ax: Any = None) -> Any:
         raise ConfigError(
             f"plot_modality takes a modality's name and its data, got {type(modality).__name__} and data."
         )
-    array = np.asarray(data.detach().cpu().float() if hasattr(data, "detach") else data)
+    array = _array(data)
     entry = find(modality)
     name = entry.name if entry is not None else modality
     if entry is not None and entry.kind == "sequence":
@@ -295,7 +408,8 @@ def _add_legend(ax: Any, ids: np.ndarray, names: Sequence[str], colors: Sequence
     )
 
 
-def _add_bar(ax: Any, colors: Any, limits: tuple[float, float], label: str) -> None:
-    bar = ax.figure.colorbar(ScalarMappable(Normalize(*limits), colors), ax=ax, shrink=0.8)
+def _add_bar(axes: Any, colors: Any, limits: tuple[float, float], label: str, extend: str = "neither") -> None:
+    figure = np.ravel(axes)[0].figure
+    bar = figure.colorbar(ScalarMappable(Normalize(*limits), colors), ax=axes, shrink=0.8, extend=extend)
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7)

@@ -32,7 +32,7 @@ LAYERS = (
     ("backbones", "decoders", "necks"),
     ("scenes",),
     ("chips", "data"),
-    ("thoughts",),
+    ("predictions", "thoughts"),
     ("callbacks",),
     ("registry",),
     ("causes",),
@@ -43,7 +43,18 @@ LAYERS = (
 )
 """A part may import those of earlier lines."""
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
-KNOWS_TERRATORCH = {"check", "decoders", "mapping", "registry", "data", "callbacks", "causes", "lightning_cli", "cli"}
+KNOWS_TERRATORCH = {
+    "check",
+    "decoders",
+    "mapping",
+    "registry",
+    "data",
+    "predictions",
+    "callbacks",
+    "causes",
+    "lightning_cli",
+    "cli",
+}
 
 
 def part_of(path):

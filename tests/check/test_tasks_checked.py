@@ -2,96 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import rasterio
 import yaml
-from rasterio.transform import from_origin
+from other_tasks import TASKS, series
 from running import change, segmentation_config
 
 from terramind_plugin.check.run import check
 from terramind_plugin.contract.findings import Finding
-
-VECTOR = {
-    "model_args.necks": [{"name": "SelectIndices", "indices": [11]}, {"name": "ReshapeTokensToImage"}],
-    "model_args.decoder": "IdentityDecoder",
-    "model_args.decoder_channels": ...,
-    "data.label_grep": ...,
-    "data.class_names": ...,
-    "model.class_names": ...,
-}
-"""Changes to a task with one answer for each image."""
-
-
-def pixelwise(dataset: Any, folder: Path) -> dict[str, Any]:
-    return {
-        "data.task": "regression",
-        "data.num_classes": ...,
-        "data.class_names": ...,
-        "data.label_data_root": str(dataset.root / "data" / "NDVIHand"),
-        "data.label_grep": "*_NDVIHand.tif",
-        "model.class_path": "terratorch.tasks.PixelwiseRegressionTask",
-        "model.loss": "rmse",
-        "model.class_names": ...,
-        "model_args.num_classes": ...,
-    }
-
-
-def table(dataset: Any, folder: Path, columns: dict[str, Any]) -> str:
-    path = folder / "labels.csv"
-    with path.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["id", *columns])
-        rows.writerows(
-            [name, *(make(number) for make in columns.values())] for number, name in enumerate(dataset.chip_ids)
-        )
-    return str(path)
-
-
-def scalar(dataset: Any, folder: Path) -> dict[str, Any]:
-    return {
-        **VECTOR,
-        "data.task": "scalar_regression",
-        "data.num_classes": ...,
-        "data.label_data_root": table(dataset, folder, {"value": lambda number: number / 12}),
-        "model.class_path": "terratorch.tasks.ScalarRegressionTask",
-        "model.loss": "mse",
-        "model.ignore_index": ...,
-        "model_args.num_classes": ...,
-        "model_args.num_outputs": 1,
-    }
-
-
-def labels(dataset: Any, folder: Path) -> dict[str, Any]:
-    columns = {"water": lambda n: n % 2, "forest": lambda n: n % 3 == 0, "town": lambda n: 1}
-    return {
-        **VECTOR,
-        "data.task": "multilabel_classification",
-        "data.num_classes": 3,
-        "data.label_data_root": table(dataset, folder, {name: lambda n, f=f: int(f(n)) for name, f in columns.items()}),
-        "model.class_path": "terratorch.tasks.MultiLabelClassificationTask",
-        "model.loss": "bce",
-        "model.ignore_index": ...,
-        "model_args.num_classes": 3,
-    }
-
-
-def one_label(dataset: Any, folder: Path) -> dict[str, Any]:
-    return {
-        **VECTOR,
-        "data.task": "classification",
-        "data.num_classes": 3,
-        "data.label_data_root": table(dataset, folder, {"class": lambda number: number % 3}),
-        "model.class_path": "terratorch.tasks.ClassificationTask",
-        "model_args.num_classes": 3,
-    }
-
-
-TASKS = {"pixel-wise regression": pixelwise, "one number": scalar, "several labels": labels, "one label": one_label}
 
 
 def look(dataset: Any, folder: Path, changes: dict[str, Any], step: bool = True) -> list[Finding]:
@@ -116,48 +36,6 @@ def test_a_task_is_checked(task: str, step: int, sound: Any, tmp_path: Path) -> 
     if not step:
         found = look(sound, tmp_path, {**TASKS[task](sound, tmp_path), **monitor}, False)
         assert [finding.check for finding in found if finding.verdict == "error"] == ["yaml: monitor"]
-
-
-def series(folder: Path, dates: dict[str, int], size: int = 32) -> dict[str, Any]:
-    """Write chips of several dates and return changes to a configuration that reads them."""
-    rng = np.random.default_rng(0)
-    bands = {"S2L2A": ["BLUE", "GREEN", "RED"], "DEM": ["DEM"]}
-    names = [f"chip_{number}" for number in range(4)]
-    for number, name in enumerate(names):
-        contents = {
-            "S2L2A": rng.integers(500, 3000, (3 * dates["S2L2A"], size, size)).astype(np.int16),
-            "DEM": rng.normal(300, 30, (dates["DEM"], size, size)).astype(np.float32),
-            "label": rng.integers(0, 2, (1, size, size)).astype(np.int16),
-        }
-        for kind, values in contents.items():
-            (folder / kind).mkdir(exist_ok=True)
-            profile = {"driver": "GTiff", "height": size, "width": size, "crs": "EPSG:32633", "dtype": values.dtype}
-            place = from_origin(500000 + 10000 * number, 5e6, 10, 10)
-            with rasterio.open(
-                folder / kind / f"{name}.tif", "w", count=len(values), transform=place, **profile
-            ) as raster:
-                raster.write(values)
-    for split, ids in {"train": names[:2], "val": names[2:3], "test": names[3:]}.items():
-        (folder / f"{split}.txt").write_text("\n".join(ids))
-    return {
-        "data.modalities": list(bands),
-        "data.data_root": {name: str(folder / name) for name in bands},
-        "data.image_grep": dict.fromkeys(bands, "*.tif"),
-        "data.label_data_root": str(folder / "label"),
-        "data.label_grep": "*.tif",
-        "data.dataset_bands": bands,
-        "data.expand_temporal_dimension": True,
-        "data.predict_split": ...,
-        **{f"data.{split}_split": str(folder / f"{split}.txt") for split in ("train", "val", "test")},
-        "model_args.backbone_modalities": list(bands),
-        "model_args.backbone_bands": {"S2L2A": bands["S2L2A"]},
-        "model_args.backbone_use_temporal": True,
-        "model_args.backbone_temporal_pooling": "mean",
-        "model_args.backbone_temporal_n_timestamps": 2,
-        "model_args.backbone_temporal_concat": None,
-        "model_args.backbone_temporal_features_permute_op": None,
-        "model_args.backbone_temporal_subset_lengths": [1, 1],
-    }
 
 
 def test_keys_of_time_series_are_read(sound: Any, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def change(config: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
         words = key.split(".")
         if words[0] == "model_args":
             words = ["model", "init_args", *words]
-        elif words[0] in ("model", "data") and words[1] not in ("class_path", "init_args"):
+        elif words[0] in ("model", "data") and words[1:2] not in ([], ["class_path"], ["init_args"]):
             words.insert(1, "init_args")
         place = config
         for word in words[:-1]:

@@ -1,0 +1,197 @@
+"""What SegmentationImages draws of each task, in real validations."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from figures import FigureLogger
+from lightning.pytorch import LightningModule, Trainer
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from other_tasks import TASKS, detection, series
+from torch.utils.data import DataLoader
+
+from terramind_plugin.callbacks import SegmentationImages
+from terramind_plugin.plotting import NO_VALUE
+
+IMAGES = "terramind_plugin.SegmentationImages"
+
+
+def _show(runner: Any, changes: dict[str, Any], **arguments: Any) -> dict[str, Figure]:
+    """Validate and return our figures by tag."""
+    callback = {"class_path": IMAGES, "init_args": {"samples": 1, **arguments}}
+    log = {"trainer.logger": {"class_path": "figures.FigureLogger"}}
+    cli = runner.terratorch("validate", {**log, "trainer.callbacks": [callback], **changes})
+    assert isinstance(cli.trainer.logger, FigureLogger)
+    figures = {tag: figure for tag, figure in cli.trainer.logger.figures.items() if tag.startswith("validation/")}
+    for figure in figures.values():
+        figure.canvas.draw()
+    return figures
+
+
+def _constant(scenes: Any, folder: Path) -> str:
+    """Write labels that are 0.5 everywhere and return their folder."""
+    for name in scenes.chip_ids:
+        with rasterio.open(scenes.root / "data" / "NDVIHand" / f"{name}_NDVIHand.tif") as file:
+            profile, shape = file.profile, file.shape
+        with rasterio.open(folder / f"{name}_NDVIHand.tif", "w", **profile) as file:
+            file.write(np.full((1, *shape), 0.5, np.float32))
+    return str(folder)
+
+
+TILED = {
+    "model.tiled_inference_on_validation": True,
+    "model.tiled_inference_parameters": {"crop": 32, "stride": 16, "batch_size": 4},
+}
+"""Changes to a task that validates in pieces."""
+
+
+def _titles(figure: Figure) -> list[str]:
+    return [axis.get_title() for axis in figure.axes if axis.get_title()]
+
+
+EXPECTED = {
+    "segmentation": (["S2L1C", "S1GRD", "label", "prediction"], []),
+    "pixel-wise regression": (["S2L1C", "S1GRD", "label", "prediction"], ["t/ha"]),
+    "one number": (["S2L1C", "S1GRD"], ["label: 0.", "prediction: ", " t/ha"]),
+    "several labels": (["S2L1C", "S1GRD"], ["label: ", "town", "prediction: "]),
+    "one label": (["S2L1C", "S1GRD"], ["label: class ", "prediction: class ", "%)"]),
+}
+
+
+def _words(figure: Figure) -> str:
+    return " ".join(
+        [text.get_text() for axis in figure.axes for text in axis.texts] + [a.get_ylabel() for a in figure.axes]
+    )
+
+
+# TerraTorch's own plot, which it makes by default, takes the batch apart before callbacks see it.
+@pytest.mark.parametrize("plot_on_val", [0, 10])
+@pytest.mark.parametrize("task", EXPECTED)
+def test_each_task_is_drawn(task: str, plot_on_val: int, runner: Any, scenes: Any, tmp_path: Path) -> None:
+    changes = TASKS[task](scenes, tmp_path) if task in TASKS else {}
+    if task == "several labels":
+        changes["model.class_names"] = ["water", "forest", "town"]
+    train = scenes.root / "splits" / "flood_train_data.txt"
+    figures = _show(runner, {**changes, "data.val_split": str(train), "model.plot_on_val": plot_on_val}, unit="t/ha")
+    (figure,) = figures.values()
+    titles, words = EXPECTED[task]
+    assert _titles(figure) == titles
+    assert all(word in _words(figure) for word in words), _words(figure)
+    # Legends name classes only.
+    assert [len(legend.get_texts()) for legend in figure.legends] == ([3] if task == "segmentation" else [])
+
+
+def test_each_date_is_drawn(runner: Any, tmp_path: Path) -> None:
+    (figure,) = _show(runner, {**series(tmp_path, {"S2L2A": 2, "DEM": 2}), "model.plot_on_val": 10}).values()
+    dates = [f"{name}, date {number}" for name in ("S2L2A", "DEM") for number in (1, 2)]
+    assert _titles(figure) == [*dates, "label", "prediction"]
+    first, second = (axis.images[0].get_array() for axis in figure.axes[:2])
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("ignored", [None, 0.5])
+def test_a_regression_ignores_no_value_or_one(ignored: float | None, runner: Any, scenes: Any, tmp_path: Path) -> None:
+    changes = TASKS["pixel-wise regression"](scenes, tmp_path)
+    changes |= {"data.label_data_root": _constant(scenes, tmp_path), "model.ignore_index": ignored, **TILED}
+    (figure,) = _show(runner, changes).values()
+    picture = figure.axes[2].images[0].get_array()
+    assert figure.axes[2].get_title() == "label"
+    assert np.allclose(picture, to_rgb(NO_VALUE)) == (ignored is not None)
+
+
+def test_boxes_are_drawn(runner: Any, scenes: Any, tmp_path: Path) -> None:
+    (figure,) = _show(runner, detection(scenes, tmp_path)).values()
+    assert _titles(figure) == ["S2L1C", "label", "prediction"]
+    assert len(figure.axes[1].patches) == 2
+    assert 0 < len(figure.axes[2].patches) <= 4
+    assert {"pond", "field"} <= {text.get_text() for text in figure.legends[0].get_texts()}
+
+
+def test_without_a_logger_the_log_says_once_why(runner: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="terramind_plugin"):
+        runner.terratorch("fit", {"trainer.callbacks": [{"class_path": IMAGES}], "trainer.max_epochs": 2})
+    assert _said(caplog) == ["SegmentationImages: no pictures: no logger takes figures, as TensorBoardLogger does."]
+
+
+def _said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "SegmentationImages" in record.getMessage()]
+
+
+class OtherTask(LightningModule):
+    """A task of which nobody knows what it predicts."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("batches", "told"),
+    [
+        ([{"image": torch.zeros(2, 3, 8, 8)}] * 2, "not a OtherTask"),
+        ([torch.zeros(2, 3)], "not a OtherTask"),
+    ],
+)
+def test_a_task_that_has_no_drawing(batches: list[Any], told: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="terramind_plugin"):
+        _validate(OtherTask(), batches)
+    (line,) = _said(caplog)
+    assert told in line
+
+
+def _validate(task: LightningModule, batches: list[Any]) -> dict[str, Figure]:
+    log = FigureLogger()
+    options = {"barebones": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(
+        accelerator="cpu", logger=log, callbacks=[SegmentationImages()], enable_checkpointing=False, **options
+    )
+    trainer.validate(task, DataLoader(batches, batch_size=None), verbose=False)
+    return log.figures
+
+
+def _segmentation(**model_args: Any) -> Any:
+    from terratorch.tasks import SemanticSegmentationTask
+
+    model = {
+        "backbone": "terramind_v1_tiny",
+        "backbone_pretrained": False,
+        "backbone_modalities": ["S2L2A"],
+        "backbone_bands": {"S2L2A": ["RED", "GREEN", "BLUE"]},
+        "necks": [
+            {"name": "SelectIndices", "indices": [11]},
+            {"name": "ReshapeTokensToImage", "remove_cls_token": False},
+        ],
+        "decoder": "IdentityDecoder",
+        "num_classes": 2,
+        **model_args,
+    }
+    return SemanticSegmentationTask(model_factory="EncoderDecoderFactory", model_args=model, plot_on_val=False)
+
+
+def test_images_without_a_name_are_of_the_backbones_modality() -> None:
+    red = torch.zeros(1, 3, 16, 16)
+    red[:, 0, :8] = 1
+    batch = {"image": red, "mask": torch.zeros(1, 16, 16, dtype=torch.long)}
+    (figure,) = _validate(_segmentation(), [batch]).values()
+    assert _titles(figure)[0] == "S2L2A"
+    picture = figure.axes[0].images[0].get_array()
+    assert picture[0, 0].tolist() == [1, 0, 0]
+
+
+def test_positions_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    batch = {
+        "image": {"S2L2A": torch.rand(2, 3, 16, 16), "coords": torch.tensor([[7.5, 50.0], [8.0, 51.0]])},
+        "mask": torch.zeros(2, 16, 16, dtype=torch.long),
+        "filename": ["a.tif", "b.tif"],
+    }
+    task = _segmentation(backbone_modalities=["S2L2A", "coords"], backbone_merge_method="mean")
+    with caplog.at_level(logging.WARNING, logger="terramind_plugin"):
+        figures = _validate(task, [batch, batch])
+    assert list(figures) == ["validation/a", "validation/b"]
+    assert _said(caplog) == ["SegmentationImages: coords is not drawn: it is no image."]
