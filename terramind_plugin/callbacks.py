@@ -223,7 +223,9 @@ def _obstacle(trainer: Trainer, task: LightningModule, batch: Any) -> str | None
     if _writer(trainer) is None:
         return "no logger takes figures, as TensorBoardLogger does"
     if not can_draw(task):
-        return f"they show segmentation, regression, classification and detection, not a {type(task).__name__}"
+        return (
+            f"TerraTorch's segmentation, regression, classification and detection have them, not {type(task).__name__}"
+        )
     if not isinstance(batch, Mapping) or "image" not in batch:
         return "the batch has no 'image'"
     return None if _drawable(_by_modality(task, batch["image"])) else "no input is [batch, bands, height, width]"
