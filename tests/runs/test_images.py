@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from terramind_plugin.callbacks import SegmentationImages
+from terramind_plugin.errors import ConfigError
 from terramind_plugin.plotting import NO_VALUE
 
 IMAGES = "terramind_plugin.SegmentationImages"
@@ -128,6 +129,16 @@ def _said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if "SegmentationImages" in record.getMessage()]
 
 
+def test_tiles_have_no_thought(runner: Any) -> None:
+    (figure,) = _show(runner, {**TILED, "model_args.backbone": "terramind_v1_tiny_tim"}).values()
+    assert _titles(figure) == ["S2L1C", "S1GRD", "label", "prediction"]
+
+
+def test_every_0th_epoch_makes_no_sense() -> None:
+    with pytest.raises(ConfigError, match="every_n_epochs must be at least 1, got 0"):
+        SegmentationImages(every_n_epochs=0)
+
+
 class OtherTask(LightningModule):
     """A task of which nobody knows what it predicts."""
 
@@ -177,6 +188,21 @@ def test_images_without_a_name_are_of_the_backbones_modality() -> None:
     (figure,) = _validate(task, [batch]).values()
     assert _titles(figure)[0] == "S2L2A"
     assert figure.axes[0].images[0].get_array()[0, 0].tolist() == [1, 0, 0]
+
+
+class OwnStep(SemanticSegmentationTask):
+    """A task that reads its batches in its own way."""
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        super().validation_step({"image": {"S2L2A": batch["x"], "coords": torch.zeros(1)}, "mask": batch["y"]}, 99)
+
+
+def test_batches_of_another_form(caplog: pytest.LogCaptureFixture) -> None:
+    task = OwnStep({"num_classes": 2}, model=Threshold(), ignore_index=-1, plot_on_val=False)
+    batch = {"x": torch.rand(2, 3, 16, 16), "y": torch.zeros(2, 16, 16, dtype=torch.long)}
+    with caplog.at_level(logging.WARNING, logger="terramind_plugin"):
+        assert not _validate(task, [batch])
+    assert _said(caplog) == ["SegmentationImages: no pictures: the batch has no 'image'."]
 
 
 class Threshold(nn.Module):
