@@ -17,7 +17,7 @@ from terramind_plugin.backbones.vit import TerraMindBackbone
 from terramind_plugin.data.classes import class_names_of
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.inputs import InputSpec
-from terramind_plugin.predictions import can_draw, draw, label_of, predict
+from terramind_plugin.predictions import draw, keys_of, label_of, predict
 from terramind_plugin.system import settle_status
 from terramind_plugin.thoughts import ThoughtPainter, find_thinker
 
@@ -138,6 +138,8 @@ class SegmentationImages(Callback):
         tokenizer_ckpt_paths: dict[str, str] | None = None,
         unit: str | None = None,
     ) -> None:
+        if every_n_epochs < 1:
+            raise ConfigError(f"SegmentationImages: every_n_epochs must be at least 1, got {every_n_epochs}.")
         self.samples = samples
         self.every_n_epochs = every_n_epochs
         self.unit = unit or ""
@@ -185,7 +187,9 @@ class SegmentationImages(Callback):
         with torch.no_grad(), trainer.precision_plugin.val_step_context():
             predicted = predict(pl_module, kept)
         labels = label_of(pl_module, kept)
-        thinker = find_thinker(pl_module)
+        # Of tiles, the thought of the last few is left.
+        tiled = getattr(pl_module, "tiled_inference_on_validation", False)
+        thinker = None if tiled else find_thinker(pl_module)
         datamodule = getattr(trainer, "datamodule", None)
         images = _as_measured(_drawable(_by_modality(pl_module, kept["image"])), datamodule)
         bands = getattr(datamodule, "bands_read", None) or _bands_of(pl_module)
@@ -222,10 +226,14 @@ def _obstacle(trainer: Trainer, task: LightningModule, batch: Any) -> str | None
     """Return why nothing of a batch can be drawn, or None if it can."""
     if _writer(trainer) is None:
         return "no logger takes figures, as TensorBoardLogger does"
-    if not can_draw(task):
-        return f"they show segmentation, regression, classification and detection, not a {type(task).__name__}"
-    if not isinstance(batch, Mapping) or "image" not in batch:
-        return "the batch has no 'image'"
+    keys = keys_of(task)
+    if not keys:
+        return (
+            f"TerraTorch's segmentation, regression, classification and detection have them, not {type(task).__name__}"
+        )
+    missing = [key for key in keys if not isinstance(batch, Mapping) or key not in batch]
+    if missing:
+        return f"the batch has no {missing[0]!r}"
     return None if _drawable(_by_modality(task, batch["image"])) else "no input is [batch, bands, height, width]"
 
 

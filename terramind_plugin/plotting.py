@@ -82,6 +82,7 @@ def modality_picture(values: Any, modality: str, bands: Sequence[object] | None 
         bands: Bands of `values`, where they are not all of the modality.
     """
     array = _array(values).astype(np.float32)
+    array[~np.isfinite(array)] = np.nan
     array = array[None] if array.ndim == 2 else array
     entry = find(modality)
     name = entry.name if entry is not None else ""

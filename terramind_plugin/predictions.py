@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from matplotlib.figure import Figure
 from terratorch.tasks import (
     ClassificationTask,
@@ -27,13 +26,17 @@ ONE_ANSWER = (ClassificationTask, ScalarRegressionTask)
 """Tasks with one answer for each image; those with several labels are among the former."""
 
 
-def can_draw(task: LightningModule) -> bool:
-    """Return whether there is a drawing of what a task predicts.
+def keys_of(task: Any) -> tuple[str, ...]:
+    """Return what a batch must hold to be drawn; nothing for a task that has no drawing.
 
     Args:
         task: Any task.
     """
-    return isinstance(task, (*MAPS, *ONE_ANSWER, ObjectDetectionTask))
+    if isinstance(task, ObjectDetectionTask):
+        return ("image", task.boxes_field, task.labels_field)
+    if isinstance(task, MAPS):
+        return ("image", "mask")
+    return ("image", "label") if isinstance(task, ONE_ANSWER) else ()
 
 
 def label_of(task: Any, batch: Mapping[str, Any]) -> Any:
@@ -43,9 +46,8 @@ def label_of(task: Any, batch: Mapping[str, Any]) -> Any:
         task: One that can be drawn.
         batch: As the task's validation step takes it.
     """
-    if isinstance(task, ObjectDetectionTask):
-        return list(zip(batch[task.boxes_field], batch[task.labels_field], strict=True))
-    return batch["mask" if isinstance(task, MAPS) else "label"]
+    _, *keys = keys_of(task)
+    return batch[keys[0]] if len(keys) == 1 else list(zip(*(batch[key] for key in keys), strict=True))
 
 
 def predict(task: Any, batch: Mapping[str, Any]) -> Any:
@@ -93,7 +95,7 @@ def draw(
         ids = label[0] if label.ndim == 3 else label
         return plot_sample(images, ids, output.argmax(dim=0), class_names, title, bands, pictures)
     if isinstance(task, PixelwiseRegressionTask):
-        ignored = task.hparams["ignore_index"]
+        ignored = task.hparams.get("ignore_index")
         values = label if ignored is None else label.float().masked_fill(label == ignored, torch.nan)
         return plot_values(images, values, output, title, unit, bands, pictures)
     words = say_answers(task, label.flatten(), output.flatten(), class_names, unit)
@@ -118,7 +120,7 @@ def say_answers(task: Any, label: Tensor, output: Tensor, class_names: Sequence[
         return ", ".join(name(int(number)) for number in chosen.nonzero().flatten()) or "none"
 
     if isinstance(task, ScalarRegressionTask):
-        variables = task.hparams["var_names"] or [""] * len(output)
+        variables = task.hparams.get("var_names") or [""] * len(output)
         said = [
             ", ".join(
                 f"{variable} {value:.4g} {unit}".strip() for variable, value in zip(variables, values, strict=False)

@@ -16,11 +16,14 @@ from terramind_plugin.modalities import MODALITIES
 from terramind_plugin.plotting import (
     LABEL_COLORS,
     MIDDLE,
+    NO_VALUE,
     class_picture,
     modality_picture,
+    plot_boxes,
     plot_modality,
     plot_sample,
     plot_samples,
+    plot_values,
     stretch,
 )
 
@@ -37,11 +40,11 @@ IMAGES = [name for name, entry in MODALITIES.items() if entry.bands]
 
 
 @pytest.mark.parametrize("modality", IMAGES)
-@pytest.mark.parametrize("damage", ["none", "some", "all"])
+@pytest.mark.parametrize("damage", ["none", "some", "all", "infinite"])
 def test_every_modality_becomes_a_picture(modality: str, damage: str) -> None:
     values = _values(modality)
     if damage != "none" and values.dtype.kind == "f":
-        values[:, : 5 if damage == "some" else None] = np.nan
+        values[:, : None if damage == "all" else 5] = np.inf if damage == "infinite" else np.nan
     picture = modality_picture(torch.from_numpy(values), modality)
     assert picture.shape == (20, 24, 3)
     assert np.isfinite(picture).all()
@@ -138,3 +141,71 @@ def test_a_modality_by_name_and_data_in_either_order() -> None:
     assert np.array_equal(first, second)
     with pytest.raises(ConfigError, match="a modality's name and its data"):
         plot_modality(_values("DEM"), _values("DEM"))
+
+
+def _panels(figure: Figure) -> dict[str, np.ndarray]:
+    return {axis.get_title(): axis.images[0].get_array() for axis in figure.axes if axis.images}
+
+
+def test_label_and_prediction_of_a_regression_share_a_scale() -> None:
+    label = np.linspace(0, 100, 480, dtype=np.float32).reshape(20, 24)
+    label[0] = np.nan
+    figure = plot_values({"S2L1C": _values("S2L1C")}, label, torch.from_numpy(label + 1000), "a", "t/ha")
+    figure.canvas.draw()
+    panels = _panels(figure)
+    assert list(panels) == ["S2L1C", "label", "prediction"]
+    assert np.allclose(panels["label"][0], to_rgb(NO_VALUE))
+    assert np.allclose(panels["prediction"][1:], panels["label"][-1, -1])  # all of it beyond the label's range
+    (bar,) = [axis for axis in figure.axes if not axis.images]
+    assert bar.get_ylabel() == "t/ha"
+    low, high = bar.get_ylim()
+    assert 4 < low < 10
+    assert 95 < high < 100
+
+
+def test_each_variable_has_a_scale() -> None:
+    label = np.random.default_rng(0).uniform(size=(2, 20, 24)).astype(np.float32) * np.array([[[1]], [[1000]]])
+    figure = plot_values({"S2L1C": _values("S2L1C")}, label, torch.from_numpy(label).bfloat16())
+    figure.canvas.draw()
+    assert list(_panels(figure)) == ["S2L1C", "label 1", "prediction 1", "label 2", "prediction 2"]
+    tops = [axis.get_ylim()[1] for axis in figure.axes if not axis.images]
+    assert tops[0] < 1 < 900 < tops[1]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    arrays.arrays(np.float32, (2, 4, 5), elements=st.floats(width=32, allow_nan=True, allow_infinity=True)),
+    st.sampled_from([slice(None), slice(1), slice(0)]),
+)
+def test_any_values_of_a_regression_can_be_drawn(values: np.ndarray, empty: slice) -> None:
+    label, prediction = values
+    label[empty] = np.nan
+    with np.errstate(all="ignore"):
+        panels = _panels(plot_values({"DEM": prediction[None]}, label, prediction))
+    assert all(np.isfinite(picture).all() for picture in panels.values())
+
+
+def test_of_many_dates_the_first_and_the_last_are_drawn() -> None:
+    images = torch.from_numpy(np.stack([_values("S2L1C")] * 12, axis=1))
+    assert list(_panels(plot_sample({"S2L1C": images}))) == ["S2L1C, date 1", "S2L1C, date 12"]
+    assert list(_panels(plot_sample({"S2L1C": images[:, :1]}))) == ["S2L1C, date 1"]
+
+
+def test_boxes_lie_around_their_pixels() -> None:
+    label = (torch.tensor([[2.0, 4.0, 10.0, 12.0]]), torch.tensor([1]))
+    none = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
+    figure = plot_boxes({"S2L1C": _values("S2L1C")}, label, none, ["background", "pond"], "a")
+    _, truth, prediction = figure.axes
+    (box,) = truth.patches
+    assert box.get_bbox().extents.tolist() == [1.5, 3.5, 9.5, 11.5]
+    assert not prediction.patches
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["pond"]
+    assert not plot_boxes({"S2L1C": _values("S2L1C")}, none, none).legends
+
+
+def test_long_titles_are_broken() -> None:
+    names = ", ".join(f"class number {number}" for number in range(40))
+    figure = plot_sample({"S2L1C": _values("S2L1C")}, title=f"chip\nlabel: {names}")
+    lines = figure.axes[0].texts[0].get_text().splitlines()
+    assert lines[0] == "chip"
+    assert max(map(len, lines)) <= 50

@@ -15,9 +15,13 @@ from lightning.pytorch import LightningModule, Trainer
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from other_tasks import TASKS, detection, series
+from terratorch.models.model import ModelOutput
+from terratorch.tasks import SemanticSegmentationTask
+from torch import nn
 from torch.utils.data import DataLoader
 
 from terramind_plugin.callbacks import SegmentationImages
+from terramind_plugin.errors import ConfigError
 from terramind_plugin.plotting import NO_VALUE
 
 IMAGES = "terramind_plugin.SegmentationImages"
@@ -35,13 +39,13 @@ def _show(runner: Any, changes: dict[str, Any], **arguments: Any) -> dict[str, F
     return figures
 
 
-def _constant(scenes: Any, folder: Path) -> str:
-    """Write labels that are 0.5 everywhere and return their folder."""
+def _halves(scenes: Any, folder: Path) -> str:
+    """Write labels that are 1 above and 0 below and return their folder."""
     for name in scenes.chip_ids:
         with rasterio.open(scenes.root / "data" / "NDVIHand" / f"{name}_NDVIHand.tif") as file:
             profile, shape = file.profile, file.shape
         with rasterio.open(folder / f"{name}_NDVIHand.tif", "w", **profile) as file:
-            file.write(np.full((1, *shape), 0.5, np.float32))
+            file.write(np.repeat(np.array([1, 0], np.float32), shape[0] // 2)[None, :, None].repeat(shape[1], axis=2))
     return str(folder)
 
 
@@ -96,14 +100,15 @@ def test_each_date_is_drawn(runner: Any, tmp_path: Path) -> None:
     assert not np.array_equal(first, second)
 
 
-@pytest.mark.parametrize("ignored", [None, 0.5])
-def test_a_regression_ignores_no_value_or_one(ignored: float | None, runner: Any, scenes: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ignored", [None, 1])
+def test_a_regression_ignores_no_value_or_one(ignored: int | None, runner: Any, scenes: Any, tmp_path: Path) -> None:
     changes = TASKS["pixel-wise regression"](scenes, tmp_path)
-    changes |= {"data.label_data_root": _constant(scenes, tmp_path), "model.ignore_index": ignored, **TILED}
+    changes |= {"data.label_data_root": _halves(scenes, tmp_path), "model.ignore_index": ignored, **TILED}
     (figure,) = _show(runner, changes).values()
     picture = figure.axes[2].images[0].get_array()
     assert figure.axes[2].get_title() == "label"
-    assert np.allclose(picture, to_rgb(NO_VALUE)) == (ignored is not None)
+    assert np.allclose(picture[:32], to_rgb(NO_VALUE)) == (ignored == 1)
+    assert not np.allclose(picture[32:], to_rgb(NO_VALUE))
 
 
 def test_boxes_are_drawn(runner: Any, scenes: Any, tmp_path: Path) -> None:
@@ -124,6 +129,16 @@ def _said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if "SegmentationImages" in record.getMessage()]
 
 
+def test_tiles_have_no_thought(runner: Any) -> None:
+    (figure,) = _show(runner, {**TILED, "model_args.backbone": "terramind_v1_tiny_tim"}).values()
+    assert _titles(figure) == ["S2L1C", "S1GRD", "label", "prediction"]
+
+
+def test_every_0th_epoch_makes_no_sense() -> None:
+    with pytest.raises(ConfigError, match="every_n_epochs must be at least 1, got 0"):
+        SegmentationImages(every_n_epochs=0)
+
+
 class OtherTask(LightningModule):
     """A task of which nobody knows what it predicts."""
 
@@ -134,8 +149,8 @@ class OtherTask(LightningModule):
 @pytest.mark.parametrize(
     ("batches", "told"),
     [
-        ([{"image": torch.zeros(2, 3, 8, 8)}] * 2, "not a OtherTask"),
-        ([torch.zeros(2, 3)], "not a OtherTask"),
+        ([{"image": torch.zeros(2, 3, 8, 8)}] * 2, "not OtherTask"),
+        ([torch.zeros(2, 3)], "not OtherTask"),
     ],
 )
 def test_a_task_that_has_no_drawing(batches: list[Any], told: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -155,33 +170,50 @@ def _validate(task: LightningModule, batches: list[Any]) -> dict[str, Figure]:
     return log.figures
 
 
-def _segmentation(**model_args: Any) -> Any:
-    from terratorch.tasks import SemanticSegmentationTask
-
+def test_images_without_a_name_are_of_the_backbones_modality() -> None:
+    red = torch.zeros(1, 3, 16, 16)
+    red[:, 0, :8] = 1
+    batch = {"image": red, "mask": torch.zeros(1, 16, 16, dtype=torch.long)}
     model = {
         "backbone": "terramind_v1_tiny",
         "backbone_pretrained": False,
         "backbone_modalities": ["S2L2A"],
         "backbone_bands": {"S2L2A": ["RED", "GREEN", "BLUE"]},
-        "necks": [
-            {"name": "SelectIndices", "indices": [11]},
-            {"name": "ReshapeTokensToImage", "remove_cls_token": False},
-        ],
-        "decoder": "IdentityDecoder",
+        "necks": [{"name": "terramind_pyramid"}],
+        "decoder": "UNetDecoder",
+        "decoder_channels": [32, 16, 16, 8],
         "num_classes": 2,
-        **model_args,
     }
-    return SemanticSegmentationTask(model_factory="EncoderDecoderFactory", model_args=model, plot_on_val=False)
-
-
-def test_images_without_a_name_are_of_the_backbones_modality() -> None:
-    red = torch.zeros(1, 3, 16, 16)
-    red[:, 0, :8] = 1
-    batch = {"image": red, "mask": torch.zeros(1, 16, 16, dtype=torch.long)}
-    (figure,) = _validate(_segmentation(), [batch]).values()
+    task = SemanticSegmentationTask(model, "EncoderDecoderFactory", ignore_index=-1, plot_on_val=False)
+    (figure,) = _validate(task, [batch]).values()
     assert _titles(figure)[0] == "S2L2A"
-    picture = figure.axes[0].images[0].get_array()
-    assert picture[0, 0].tolist() == [1, 0, 0]
+    assert figure.axes[0].images[0].get_array()[0, 0].tolist() == [1, 0, 0]
+
+
+class OwnStep(SemanticSegmentationTask):
+    """A task that reads its batches in its own way."""
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        super().validation_step({"image": {"S2L2A": batch["x"], "coords": torch.zeros(1)}, "mask": batch["y"]}, 99)
+
+
+def test_batches_of_another_form(caplog: pytest.LogCaptureFixture) -> None:
+    task = OwnStep({"num_classes": 2}, model=Threshold(), ignore_index=-1, plot_on_val=False)
+    batch = {"x": torch.rand(2, 3, 16, 16), "y": torch.zeros(2, 16, 16, dtype=torch.long)}
+    with caplog.at_level(logging.WARNING, logger="terramind_plugin"):
+        assert not _validate(task, [batch])
+    assert _said(caplog) == ["SegmentationImages: no pictures: the batch has no 'image'."]
+
+
+class Threshold(nn.Module):
+    """A model that takes positions, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: dict[str, torch.Tensor]) -> ModelOutput:
+        return ModelOutput(self.factor * x["S2L2A"][:, :2] + x["coords"].mean())
 
 
 def test_positions_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
@@ -190,7 +222,7 @@ def test_positions_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
         "mask": torch.zeros(2, 16, 16, dtype=torch.long),
         "filename": ["a.tif", "b.tif"],
     }
-    task = _segmentation(backbone_modalities=["S2L2A", "coords"], backbone_merge_method="mean")
+    task = SemanticSegmentationTask({"num_classes": 2}, model=Threshold(), ignore_index=-1, plot_on_val=False)
     with caplog.at_level(logging.WARNING, logger="terramind_plugin"):
         figures = _validate(task, [batch, batch])
     assert list(figures) == ["validation/a", "validation/b"]
