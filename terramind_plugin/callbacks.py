@@ -187,12 +187,12 @@ class SegmentationImages(Callback):
         with torch.no_grad(), trainer.precision_plugin.val_step_context():
             predicted = predict(pl_module, kept)
         labels = label_of(pl_module, kept)
-        # Of tiles, the thought of the last few is left.
-        tiled = getattr(pl_module, "tiled_inference_on_validation", False)
-        thinker = None if tiled else find_thinker(pl_module)
         datamodule = getattr(trainer, "datamodule", None)
         images = _as_measured(_drawable(_by_modality(pl_module, kept["image"])), datamodule)
         bands = getattr(datamodule, "bands_read", None) or _bands_of(pl_module)
+        # A model that sees tiles or dates one by one has no single thought of a sample.
+        parts = getattr(pl_module, "tiled_inference_on_validation", False) or any(x.ndim == 5 for x in images.values())
+        thinker = None if parts else find_thinker(pl_module)
         names = kept.get("filename", {})
         names = next(iter(names.values())) if isinstance(names, Mapping) and names else names
         for index in range(min(len(next(iter(images.values()))), self.samples - self._drawn)):

@@ -251,7 +251,7 @@ def plot_samples(
             if name in drawn:
                 axis.imshow(drawn[name], interpolation="nearest")
         title = "\n".join(textwrap.fill(text, LINE * len(columns)) for text in row[0].splitlines())
-        axes[line][0].text(0, -0.02, title, transform=axes[line][0].transAxes, va="top", fontsize=8)
+        axes[line][0].text(0, -0.02, title, transform=axes[line][0].transAxes, va="top", fontsize=8, parse_math=False)
     if classes:
         names = list(class_names) if class_names else [str(i) for i in range(count)]
         _name_classes(figure, [*zip(names, colors, strict=True), ("no data", NO_LABEL)], len(columns))
@@ -260,7 +260,7 @@ def plot_samples(
 
 def _name_classes(figure: Any, pairs: Sequence[tuple[str, str]], columns: int) -> None:
     """Name classes, given with their colours, below a figure of so many columns."""
-    handles = [Patch(facecolor=color, label=name) for name, color in pairs]
+    handles = [Patch(facecolor=color, label=name.replace("$", r"\$")) for name, color in pairs]
     most = min(len(handles), 2 * columns)
     figure.legend(handles=handles, loc="outside lower center", ncols=most, fontsize=9, frameon=False)
 

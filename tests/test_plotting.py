@@ -209,3 +209,8 @@ def test_long_titles_are_broken() -> None:
     lines = figure.axes[0].texts[0].get_text().splitlines()
     assert lines[0] == "chip"
     assert max(map(len, lines)) <= 50
+
+
+def test_names_are_no_formulas() -> None:
+    label = np.zeros((20, 24), np.int16)
+    plot_sample({"S2L1C": _values("S2L1C")}, label, None, [r"$\frac$", "b"], r"$\frac$").canvas.draw()

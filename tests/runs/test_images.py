@@ -76,8 +76,9 @@ def _words(figure: Figure) -> str:
 
 
 # TerraTorch's own plot, which it makes by default, takes the batch apart before callbacks see it.
-@pytest.mark.parametrize("plot_on_val", [0, 10])
-@pytest.mark.parametrize("task", EXPECTED)
+@pytest.mark.parametrize(
+    ("task", "plot_on_val"), [*[(task, 10) for task in EXPECTED], ("segmentation", 0), ("pixel-wise regression", 0)]
+)
 def test_each_task_is_drawn(task: str, plot_on_val: int, runner: Any, scenes: Any, tmp_path: Path) -> None:
     changes = TASKS[task](scenes, tmp_path) if task in TASKS else {}
     if task == "several labels":
@@ -119,9 +120,11 @@ def test_boxes_are_drawn(runner: Any, scenes: Any, tmp_path: Path) -> None:
     assert {"pond", "field"} <= {text.get_text() for text in figure.legends[0].get_texts()}
 
 
-def test_without_a_logger_the_log_says_once_why(runner: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_logger_the_log_says_once_why(runner: Any, scenes: Any, caplog: pytest.LogCaptureFixture) -> None:
+    train = scenes.root / "splits" / "flood_train_data.txt"
+    changes = {"trainer.callbacks": [{"class_path": IMAGES}], "data.val_split": str(train), "data.batch_size": 1}
     with caplog.at_level(logging.WARNING, logger="terramind_plugin"):
-        runner.terratorch("fit", {"trainer.callbacks": [{"class_path": IMAGES}], "trainer.max_epochs": 2})
+        runner.terratorch("validate", changes)
     assert _said(caplog) == ["SegmentationImages: no pictures: no logger takes figures, as TensorBoardLogger does."]
 
 
