@@ -44,6 +44,11 @@ def test_configuration_builds(path, monkeypatch, tmp_path):
             "--trainer.precision=32",
             "--trainer.logger=false",
         )
+    if path.stem == "vhr10_detection":  # with TerraTorch's data module
+        backbone = cli.model.model.torchvision_model.backbone.backbone
+        assert type(backbone).__module__.startswith("terramind_plugin")
+        assert len(cli.datamodule.aug.means) == sum(spec.channels for spec in backbone.given)
+        return
     backbone = cli.model.model.encoder
     backbone = getattr(backbone, "encoder", backbone) if type(backbone).__name__ == "TemporalWrapper" else backbone
     assert type(backbone).__module__.startswith("terramind_plugin")

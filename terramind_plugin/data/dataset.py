@@ -119,6 +119,10 @@ class CheckedSamples(GenericMultimodalDataset):
         by_modality = getattr(self.transform, "transforms", None)
         if isinstance(by_modality, dict):
             by_modality.setdefault("mask", _label_tensor)
+        if labels is None and hasattr(self.transform, "non_image_modalities"):
+            # TerraTorch would transform the label of a sample that has none, too.
+            others = self.transform.non_image_modalities
+            self.transform.non_image_modalities = [name for name in others if name != "label"]
         self.split_file = split
         if split is None:
             self._report_left_out(roots, kwargs.get("image_grep"))

@@ -111,8 +111,9 @@ class GeoTiffWriter(BasePredictionWriter):
         """
         if is_detection(prediction):
             self._table.add_boxes(batch.get("filename", ()), prediction)
-            prediction = (), ()
-        outputs, names = prediction
+            outputs, names = [], ()
+        else:
+            outputs, names = prediction
         outputs = [outputs] if isinstance(outputs, Tensor | tuple) else outputs
         sources = names if isinstance(names, Mapping) else {"image": names}
         wrong = None if self._results is None or self._results.wrong is None else self._results.wrong.cpu().numpy()

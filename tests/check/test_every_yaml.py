@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_chips import MAKE
 from rasterio.transform import from_origin
 from running import REPOSITORY
 
@@ -71,6 +72,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part, letters in (("training_chips", "abcdefgh"), ("validation_chips", "ij")):
         names = [f"chip_{letter}" for letter in letters]
         chips(root / "multi-temporal-crop-classification" / part, names, bands=18, scale=4e3, classes=14)
+    for make in MAKE.values():
+        make(root)
     published = (CONF / "published_sen1floods11.yaml").read_text()
     assert published.count(THEIRS) == 1
     (root / "published_sen1floods11.yaml").write_text(published.replace(THEIRS, f"class_path: {OURS_TOO}"))
