@@ -114,8 +114,9 @@ class CheckedSamples(GenericMultimodalDataset):
             except KeyError as error:
                 tables = [root for root in [*roots.values(), labels] if root is not None and os.path.isfile(root)]
                 raise DataError(f"Sample {error} is not in the index of {' or '.join(map(str, tables))}.") from None
-        for sample in self.samples if table is not None else ():
-            sample["mask"] = table.labels(int(sample["mask"][0]))
+        if table is not None:
+            for sample in self.samples:
+                sample["mask"] = table.labels(int(sample["mask"][0]))
         by_modality = getattr(self.transform, "transforms", None)
         if isinstance(by_modality, dict):
             by_modality.setdefault("mask", _label_tensor)
