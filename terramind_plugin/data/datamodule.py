@@ -30,6 +30,7 @@ from terramind_plugin.data.arguments import (
 from terramind_plugin.data.classes import class_names_of, compare_class_names
 from terramind_plugin.data.dataset import CHECKED, ReadingPlan, UnlabelledSamples, collate
 from terramind_plugin.data.guard import guard
+from terramind_plugin.data.tables import LabelPlan
 from terramind_plugin.data.transforms import build_transforms
 from terramind_plugin.data.writer import take_over
 from terramind_plugin.errors import ConfigError, DataError
@@ -138,7 +139,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):
         self.compare_sizes = check_stackability
         self.check_values = check_values
         self.temporal = temporal
-        self.one_class = kwargs.get("task") == "classification"
+        self.task = kwargs.get("task")
         self.keep_missing_pixels = False
         self.predict_split = predict_split
         self.samples_class = CHECKED[self.dataset_class]
@@ -183,7 +184,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):
             temporal=self.temporal,
             keep_missing_pixels=self.keep_missing_pixels,
             num_classes=self.num_classes,
-            one_class=self.one_class,
+            table=self._label_plan(),
             label_ids=self._label_ids() if stage != "predict" else None,
             empty_label=self._empty_label() if self.ignore_empty_pixels and stage != "predict" else None,
             constant_scale=self.constant_scale or {},
@@ -273,6 +274,20 @@ class TerraMindDataModule(GenericMultiModalDataModule):
             return None
         ignored = module.hparams["ignore_index"]
         return tuple(range(self.num_classes)) + (() if ignored is None else (int(ignored),))
+
+    def _label_plan(self) -> LabelPlan:
+        """Return what a table of labels has to hold for the task in use."""
+        hparams = getattr(self._task(), "hparams", None) or {}
+        ignored = hparams.get("ignore_index")
+        can_ignore = self.task != "multilabel_classification" and ignored is not None
+        outputs = (hparams.get("model_args") or {}).get("num_outputs") or hparams.get("num_outputs")
+        return LabelPlan(
+            task=self.task,
+            class_names=class_names_of(self._task(), self),
+            num_classes=self.num_classes,
+            num_outputs=outputs if self.task == "scalar_regression" else None,
+            missing=float(ignored) if can_ignore and ignored == self.no_label_replace else None,
+        )
 
     def _empty_label(self) -> int:
         """Return what the task ignores, or without a task, what replaces labels that are missing."""

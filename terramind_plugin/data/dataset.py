@@ -25,6 +25,7 @@ from torch import Tensor
 
 from terramind_plugin.data.reading import FAR_VALUES, by_name, check_one_band, without_odd
 from terramind_plugin.data.splits import TABLES, check_files, read_split
+from terramind_plugin.data.tables import LabelPlan, LabelTable
 from terramind_plugin.errors import DataError
 from terramind_plugin.geo.raster import is_geotiff, read_image
 from terramind_plugin.raster.complete import GDAL_ERRORS
@@ -47,8 +48,8 @@ class ReadingPlan:
     """Whether NaN stays NaN, for statistics."""
     num_classes: int | None = None
     """Number of classes, if there are classes."""
-    one_class: bool = False
-    """Whether each sample has one class id as its label."""
+    table: LabelPlan = field(default_factory=LabelPlan)
+    """What a table of labels has to hold."""
     label_ids: tuple[int, ...] | None = None
     """Class ids that a label may hold; None to accept all."""
     empty_label: int | None = None
@@ -102,20 +103,38 @@ class CheckedSamples(GenericMultimodalDataset):
                     # TerraTorch takes a blank line for a sample, so it gets the list without.
                     path = Path(scratch, "split.txt")
                     path.write_text("\n".join(ids), encoding="utf-8")
+            table = self._read_table(labels)
+            if table is not None:
+                if split is not None:
+                    table.check_ids(_with_prefix(kwargs.get("prefix"), ids), str(split))
+                kwargs["label_data_root"] = str(Path(scratch, "rows.csv"))
+                table.write_row_numbers(Path(scratch, "rows.csv"))
             try:
                 super().__init__(roots, split=path, **kwargs)
             except KeyError as error:
                 tables = [root for root in [*roots.values(), labels] if root is not None and os.path.isfile(root)]
                 raise DataError(f"Sample {error} is not in the index of {' or '.join(map(str, tables))}.") from None
+        if table is not None:
+            for sample in self.samples:
+                sample["mask"] = table.labels(int(sample["mask"][0]))
         by_modality = getattr(self.transform, "transforms", None)
         if isinstance(by_modality, dict):
             by_modality.setdefault("mask", _label_tensor)
+        if labels is None and hasattr(self.transform, "non_image_modalities"):
+            # TerraTorch would transform the label of a sample that has none, too.
+            others = self.transform.non_image_modalities
+            self.transform.non_image_modalities = [name for name in others if name != "label"]
         self.split_file = split
         if split is None:
             self._report_left_out(roots, kwargs.get("image_grep"))
         self._selection = _select(self.dataset_bands, self.output_bands) if plan.temporal else {}
         if plan.temporal:
             self.filter_indices = {}
+
+    def _read_table(self, labels: Any) -> LabelTable | None:
+        """Return the table of labels, or None where labels are files."""
+        is_table = isinstance(self, GenericMultimodalScalarDataset) and labels is not None and os.path.isfile(labels)
+        return LabelTable(labels, self.plan.table) if is_table else None
 
     def _check_split(
         self, ids: list[str], roots: Mapping[str, str], labels: Any, split: str, kwargs: Mapping[str, Any]
@@ -126,8 +145,7 @@ class CheckedSamples(GenericMultimodalDataset):
         if labels is not None and os.path.isdir(labels):
             folders["mask"] = str(labels)
             suffixes["mask"] = kwargs["label_grep"]
-        prefix = kwargs.get("prefix")
-        stems = [os.path.join(prefix, name) for name in ids] if prefix and prefix != "*" else ids
+        stems = _with_prefix(kwargs.get("prefix"), ids)
         substrings = kwargs.get("allow_substring_file_names", True)
         check_files(stems, folders, suffixes, substrings=substrings, optional=optional, split=split)
 
@@ -153,7 +171,7 @@ class CheckedSamples(GenericMultimodalDataset):
         self._seed_transforms()
         self._empty = []
         sample = super().__getitem__(index)
-        if self.plan.one_class and "label" in sample:
+        if self.plan.table.task == "classification" and "label" in sample:
             sample["label"] = self._class_of(sample)
         if not isinstance(sample["image"], dict):
             return sample
@@ -180,7 +198,8 @@ class CheckedSamples(GenericMultimodalDataset):
     def _class_of(self, sample: Mapping[str, Any]) -> Tensor:
         """Return the class id of a sample without dimensions; TerraTorch gives a row of the table."""
         label = torch.as_tensor(sample["label"]).flatten()
-        if len(label) != 1 or not 0 <= label.item() < (self.plan.num_classes or torch.inf):
+        ignored = len(label) == 1 and label.item() == self.plan.table.missing
+        if len(label) != 1 or not (ignored or 0 <= label.item() < (self.plan.num_classes or torch.inf)):
             file = next(iter(sample["filename"].values()))
             raise DataError(
                 f"The label of {file} is {label.tolist()}, expected one class id from 0 to num_classes - 1. "
@@ -319,6 +338,10 @@ class CheckedSamples(GenericMultimodalDataset):
                 "ignore_index. See num_classes, ignore_index, no_label_replace and reduce_zero_label."
             )
         return label
+
+
+def _with_prefix(prefix: str | None, ids: list[str]) -> list[str]:
+    return [os.path.join(prefix, name) for name in ids] if prefix and prefix != "*" else ids
 
 
 def _check_dates(sample: Mapping[str, Any]) -> None:

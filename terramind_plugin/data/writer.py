@@ -19,8 +19,8 @@ from torch import Tensor
 
 from terramind_plugin.data.classes import class_names_of
 from terramind_plugin.data.finite import FiniteResults, describe_files
+from terramind_plugin.data.tables import PredictionTable, is_detection
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.files import write_rows
 from terramind_plugin.geo.raster import parse_color, write_geotiff
 from terramind_plugin.plotting import LABEL_COLORS
 from terramind_plugin.raster.georeference import check_georeference
@@ -43,8 +43,13 @@ class GeoTiffWriter(BasePredictionWriter):
     Class maps are uint8 with 255 where no input band has data or the scores are not finite, with class names and
     colours; probabilities, logits and regressions are float32 with NaN there. `--out_dtype` asks for another type;
     int16, its default, does not. A file takes the input's name and its folder below the data root, so equal names in
-    different folders stay apart, and appears only when it is complete. Predictions of one value or class a sample go to
-    a table, predictions.csv.
+    different folders stay apart, and appears only when it is complete.
+
+    Predictions for whole images go to a table, predictions.csv, with a row for each image: 'file' and 'class' with
+    'class_name' for one class, a column of probabilities for each class where there may be several, 'value' for one
+    number or a column for each of the task's `var_names`. Of detections it has a row for each box: 'file', 'xmin',
+    'ymin', 'xmax', 'ymax' in pixels, 'class', 'class_name' and 'score'.
+
     `TerraMindDataModule` adds this callback when it predicts.
 
     Args:
@@ -56,7 +61,7 @@ class GeoTiffWriter(BasePredictionWriter):
         self.output_dir = output_dir
         self._types = CLASS_TYPES[0], CONTINUOUS_TYPES[0]
         self._written: dict[Path, str] = {}
-        self._rows: list[list[Any]] = []
+        self._table = PredictionTable()
         self._results: FiniteResults | None = None
         self._undeclared: dict[Path | str, int] = {}
         self._not_finite: dict[Path | str, int] = {}
@@ -79,7 +84,7 @@ class GeoTiffWriter(BasePredictionWriter):
             raise ConfigError("predict needs an output folder: --predict_output_dir DIR.")
         self._types = choose_types(getattr(trainer, "out_dtype", None) or UNDECIDED)
         self._written.clear()
-        self._rows.clear()
+        self._table = PredictionTable()
         self._undeclared.clear()
         self._not_finite.clear()
         self._inputs = None
@@ -104,7 +109,11 @@ class GeoTiffWriter(BasePredictionWriter):
             ConfigError: A prediction would replace an image or a label.
             Stopped: The run has received SIGTERM, which Lightning notes and nothing more.
         """
-        outputs, names = prediction
+        if is_detection(prediction):
+            self._table.add_boxes(batch.get("filename", ()), prediction)
+            outputs, names = [], ()
+        else:
+            outputs, names = prediction
         outputs = [outputs] if isinstance(outputs, Tensor | tuple) else outputs
         sources = names if isinstance(names, Mapping) else {"image": names}
         wrong = None if self._results is None or self._results.wrong is None else self._results.wrong.cpu().numpy()
@@ -124,11 +133,10 @@ class GeoTiffWriter(BasePredictionWriter):
 
     def _add_row(self, name: str, array: Tensor, bad: Any) -> None:
         """Keep what was predicted for a sample; nothing where its scores are not finite."""
-        numbers: list[Any] = array.flatten().tolist()
-        if (bad is not None and np.any(bad)) or not array.isfinite().all():
+        lost = (bad is not None and bool(np.any(bad))) or not array.isfinite().all()
+        if lost:
             self._not_finite[name] = 1
-            numbers = [None] * len(numbers)
-        self._rows.append([name, *numbers])
+        self._table.add(name, array, lost=lost)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the table of predictions that are no maps, and say what was not finite."""
@@ -143,19 +151,10 @@ class GeoTiffWriter(BasePredictionWriter):
             logger.warning(
                 "%s", describe_files(self._not_finite, f"{what} See the values of the files and the weights.")
             )
-        self._write_table(trainer, pl_module)
-
-    def _write_table(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._rows:
-            return
-        names = class_names_of(pl_module, getattr(trainer, "datamodule", None))
-        classes = all(len(row) == 2 and isinstance(row[1], int | None) for row in self._rows)
-        header = ["file", "class"] if classes else ["file", *(f"value_{i}" for i in range(len(self._rows[0]) - 1))]
-        rows = [[*row, "" if row[1] is None else names[row[1]]] if classes and names else row for row in self._rows]
-        header += ["class_name"] if classes and names else []
+        class_names = class_names_of(pl_module, getattr(trainer, "datamodule", None))
         rank = f"_{trainer.global_rank}" if trainer.world_size > 1 else ""
         target = Path(str(self.output_dir)) / f"predictions{rank}.csv"
-        write_rows(target, [header, *rows])
+        self._table.write(target, class_names, pl_module.hparams.get("var_names") or ())
 
     def _write(
         self,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_chips import MAKE
 from rasterio.transform import from_origin
 from running import REPOSITORY
 
@@ -33,8 +34,10 @@ THEIRS, OURS_TOO = (
     "terramind_plugin.TerraMindDataModule",
 )
 """The line to change: with today's TerraTorch, its own data module does not start with this configuration."""
+FEW = ["--data.init_args.batch_size=2"]
+"""Where a data set has fewer images than a batch of the configuration."""
 CASES: dict[str, tuple[Path, list[str]]] = {
-    **{path.stem: (path, []) for path in OURS},
+    **{path.stem: (path, FEW if path.stem in MAKE else []) for path in OURS},
     **{f"published {name}": (CONF / file, words) for name, (file, words) in PUBLISHED.items()},
 }
 QUICK = ("multitemporal_crop_base", "demo_flood", "published burn scars")
@@ -71,6 +74,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part, letters in (("training_chips", "abcdefgh"), ("validation_chips", "ij")):
         names = [f"chip_{letter}" for letter in letters]
         chips(root / "multi-temporal-crop-classification" / part, names, bands=18, scale=4e3, classes=14)
+    for make in MAKE.values():
+        make(root)
     published = (CONF / "published_sen1floods11.yaml").read_text()
     assert published.count(THEIRS) == 1
     (root / "published_sen1floods11.yaml").write_text(published.replace(THEIRS, f"class_path: {OURS_TOO}"))
