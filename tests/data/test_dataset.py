@@ -425,20 +425,25 @@ def test_labels_from_a_table(root: Path, make_module: Any, tmp_path: Path) -> No
         make_module(root, task="classification", label_data_root=str(table)).setup("validate")
 
 
-@pytest.mark.parametrize(("row", "found"), [("2", "[2]"), ("1,0", "[1, 0]")])
+@pytest.mark.parametrize(
+    ("row", "message"), [("2", "2 is no class id, expected 0 to 1"), ("1,0", "2 columns beside the ids (one, two)")]
+)
 def test_a_label_in_a_table_that_is_no_class(
-    root: Path, make_module: Any, tmp_path: Path, row: str, found: str
+    root: Path, make_module: Any, tmp_path: Path, row: str, message: str
 ) -> None:
     table = tmp_path / "labels.csv"
     columns = ["one", "two"][: len(row.split(","))]
     table.write_text("\n".join([",".join(["id", *columns]), *(f"{name},{row}" for name in "abcd")]) + "\n")
-    module = make_module(root, task="classification", label_data_root=str(table))
-    module.setup("validate")
-    with pytest.raises(DataError, match=re.escape(f"a_S2.tif is {found}, expected one class id")):
-        module.val_dataset[0]
+    with pytest.raises(DataError, match=re.escape(message)):
+        make_module(root, task="classification", label_data_root=str(table)).setup("validate")
+
+
+def test_several_labels_in_a_table(root: Path, make_module: Any, tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(["id,one,two", *(f"{name},1,0" for name in "abcd")]) + "\n")
     module = make_module(root, task="multilabel_classification", label_data_root=str(table))
     module.setup("validate")
-    assert next(iter(module.val_dataloader()))["label"].shape == (2, len(columns))
+    assert next(iter(module.val_dataloader()))["label"].shape == (2, 2)
 
 
 def test_labels_with_transforms_by_modality(root: Path, make_module: Any) -> None:

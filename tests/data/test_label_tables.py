@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from made_chips import write_image, write_splits, write_table
 
 from terramind_plugin import TerraMindDataModule
@@ -25,23 +26,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-class Task(torch.nn.Module):
-    """The part of a task that the data module asks."""
-
-    def __init__(self, **hparams: Any) -> None:
-        super().__init__()
-        self.hparams = hparams
-
-
-class Run:
-    """The part of a trainer that the data module asks, outside of a run of Lightning."""
-
-    is_global_zero = False
-    world_size = 1
-
-    def __init__(self, task: Task) -> None:
-        self.lightning_module = task
-        self.callbacks: list[Any] = []
+def run_of(hparams: dict[str, Any]) -> Trainer:
+    """Return a trainer whose task has these hyper-parameters."""
+    task = LightningModule()
+    task.save_hyperparameters(hparams)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(task)
+    return trainer
 
 
 def read(images: Path, table: Path, task: str, hparams: dict[str, Any] | None = None, **options: Any) -> Any:
@@ -60,7 +51,7 @@ def read(images: Path, table: Path, task: str, hparams: dict[str, Any] | None = 
         val_split=str(images / "splits" / "val.txt"),
         **options,
     )
-    module.trainer = Run(Task(**(hparams or {})))  # type: ignore[assignment]
+    module.trainer = run_of(hparams or {})
     module.setup("fit")
     return module.train_dataset
 
