@@ -39,7 +39,7 @@ def _check_missing(plan: DataPlan, image: ImagePlan, summaries: Sequence[Summary
             where,
             "error" if len(empty) == len(summaries) else "warning",
             f"{len(empty)} of {len(summaries)} files are all NaN or nodata: {some([s.path.name for s in empty])}.",
-            "Remove them, or set allow_missing_modalities: true.",
+            "They count as missing." if plan.missing_allowed else "Remove them, or set allow_missing_modalities: true.",
         )
     partly = [s for s in summaries if np.isnan(s.median).any() and s not in empty]
     if partly:

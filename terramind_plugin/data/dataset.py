@@ -201,9 +201,11 @@ class CheckedSamples(GenericMultimodalDataset):
         ignored = len(label) == 1 and label.item() == self.plan.table.missing
         if len(label) != 1 or not (ignored or 0 <= label.item() < (self.plan.num_classes or torch.inf)):
             file = next(iter(sample["filename"].values()))
+            shown = ", ".join(f"{value:g}" for value in label[:5].tolist()) + (", ..." if len(label) > 5 else "")
             raise DataError(
-                f"The label of {file} is {label.tolist()}, expected one class id from 0 to num_classes - 1. "
-                "Several labels a sample need task: multilabel_classification."
+                f"The label of {file} holds {len(label)} values ({shown}), expected one class id from 0 to num_classes "
+                "- 1, from a table. Several labels a sample need task: multilabel_classification, one for each pixel "
+                "task: segmentation."
             )
         return label[0].long()
 

@@ -82,6 +82,7 @@ class GeoTiffWriter(BasePredictionWriter):
         self.output_dir = self.output_dir or getattr(trainer, "predict_output_dir", None)
         if self.output_dir is None:
             raise ConfigError("predict needs an output folder: --predict_output_dir DIR.")
+        os.makedirs(self.output_dir, exist_ok=True)  # before the model works for nothing
         self._types = choose_types(getattr(trainer, "out_dtype", None) or UNDECIDED)
         self._written.clear()
         self._table = PredictionTable()
@@ -225,6 +226,11 @@ class GeoTiffWriter(BasePredictionWriter):
         before = self._written.setdefault(target, source)
         if before != source:
             raise DataError(f"{before} and {source} would both be written to {target}. Predict them into two folders.")
+        if target.parent.resolve() == Path(source).resolve().parent:
+            raise ConfigError(
+                f"{target} would stand among the images and count as one of them in the next run. Choose another "
+                "--predict_output_dir."
+            )
         if target.exists():
             if self._inputs is None:
                 self._inputs = _files_of(getattr(trainer, "datamodule", None))

@@ -18,12 +18,12 @@ from rasterio.warp import transform as transform_positions
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
-from terramind_plugin.errors import ConfigError, DataError, one_line
+from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.geo.rows import RowBuffer
 from terramind_plugin.geo.thumbnail import Thumbnail
 from terramind_plugin.modalities import Modality, find
 from terramind_plugin.raster.bands import find_bands
-from terramind_plugin.raster.complete import GDAL_ERRORS
+from terramind_plugin.raster.complete import GDAL_ERRORS, reason_of
 from terramind_plugin.raster.georeference import check_georeference
 from terramind_plugin.raster.missing import WIDE_INTEGERS, read_pixels, refuse_complex
 from terramind_plugin.raster.paths import is_remote, raster_path
@@ -140,7 +140,7 @@ class Source:
             with rasterio.Env(GDAL_NUM_THREADS=threads):
                 self._file = rasterio.open(str(path))
         except GDAL_ERRORS as error:
-            raise DataError(f"{path} cannot be read as a raster: {one_line(error)}") from error
+            raise DataError(f"{path} cannot be read as a raster: {reason_of(error)}") from error
         try:
             refuse_complex(self._file)
             check_georeference(self._file)
@@ -183,7 +183,7 @@ class Source:
         try:
             there = transform_bounds(self.native.crs, self.grid.crs, *self._file.bounds)
         except GDAL_ERRORS as error:
-            raise DataError(f"{self.path} cannot be warped to {self.grid.crs}: {one_line(error)}") from error
+            raise DataError(f"{self.path} cannot be warped to {self.grid.crs}: {reason_of(error)}") from error
         if there[0] >= here[2] or there[2] <= here[0] or there[1] >= here[3] or there[3] <= here[1]:
             raise DataError(
                 f"{self.path} does not overlap the first input: it covers {_shown(there)}, that {_shown(here)} in "
@@ -276,7 +276,8 @@ class Source:
         except GDAL_ERRORS as error:
             raise DataError(
                 f"{self.path}: rows {row} to {row + inside[0] - 1}, columns {column} to {column + inside[1] - 1} "
-                f"cannot be read: {one_line(error)}. The file may be damaged or incomplete; copy or download it again."
+                f"cannot be read: {reason_of(error).rstrip('.')}. The file may be damaged or incomplete; copy or "
+                "download it again."
             ) from error
         measured = values if known is None else values[known]
         if self.expected.classes:

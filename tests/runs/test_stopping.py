@@ -115,6 +115,12 @@ def test_predictions_replace_neither_images_nor_labels(
     )
     assert "is an image or a label and would be overwritten" in capsys.readouterr().err
     assert label.read_bytes() == b"a label"
+    # Among the images a prediction would be one of them in the next run.
+    assert runner.terramind("predict", changes, *words, roots["S2L1C"]) == 2
+    assert "would stand among the images" in capsys.readouterr().err
+    assert [path.name for path in roots["S2L1C"].iterdir()] == ["a.tif"]
+    assert runner.terramind("predict", changes, *words, label / "below a file") == 2
+    assert "below a file: Not a directory" in capsys.readouterr().err
     assert runner.terramind("predict", changes, *words, tmp_path / "out") == 0
     # A file of its own from before is replaced, an image of that name is not.
     assert runner.terramind("predict", changes, *words, tmp_path / "out") == 0
