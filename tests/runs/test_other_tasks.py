@@ -31,12 +31,13 @@ QUICK = {
 """The configuration as it ships, made small."""
 
 
-def write_quickly(name: str, folder: Path) -> Path:
-    """Return a configuration without the callbacks that draw or need a logger."""
+def write_quickly(name: str, folder: Path, **model_args: float) -> Path:
+    """Return a configuration without the callbacks that draw or need a logger, with further arguments of the model."""
     config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     loud = ("RichProgressBar", "LearningRateMonitor", "StateDictAwareModelCheckpoint")
     callbacks = config["trainer"]["callbacks"]
     config["trainer"]["callbacks"] = [entry for entry in callbacks if entry["class_path"] not in loud]
+    config["model"]["init_args"]["model_args"].update(model_args)
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path
@@ -51,10 +52,10 @@ def run(command: str, path: Path, *words: str) -> Any:
         return build_lightning_cli()
 
 
-def train_and_predict(name: str, folder: Path) -> Path:
+def train_and_predict(name: str, folder: Path, **model_args: float) -> Path:
     """Return the folder with the predictions."""
     MAKE[name](folder)
-    path = write_quickly(name, folder)
+    path = write_quickly(name, folder, **model_args)
     run("fit", path)
     checkpoint = f"output/{name}/checkpoints/best.ckpt"
     run("test", path, "--ckpt_path", checkpoint)
@@ -113,9 +114,9 @@ def test_pixelwise_regression(folder: Path) -> None:
 def test_detection(framework: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(QUICK, "--model.init_args.model_args.framework", framework)
     monkeypatch.setitem(QUICK, "--model.init_args.score_threshold", 0.0)
-    if framework == "fcos":  # a model that has learnt nothing scores low
-        monkeypatch.setitem(QUICK, "--model.init_args.model_args.framework_score_thresh", 0.0)
-    rows = read_table(train_and_predict("vhr10_detection", folder))
+    # A model that has learnt nothing scores low.
+    threshold = {"framework_score_thresh": 0.0} if framework == "fcos" else {}
+    rows = read_table(train_and_predict("vhr10_detection", folder, **threshold))
     assert rows
     names = class_names("vhr10_detection")
     for row in rows:
