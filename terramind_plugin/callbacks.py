@@ -15,7 +15,7 @@ from torch import Tensor
 
 from terramind_plugin.backbones.vit import TerraMindBackbone
 from terramind_plugin.data.classes import class_names_of
-from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.errors import ConfigError, DataError, one_line
 from terramind_plugin.inputs import InputSpec
 from terramind_plugin.predictions import draw, keys_of, label_of, predict
 from terramind_plugin.system import settle_status
@@ -179,11 +179,19 @@ class SegmentationImages(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw samples until there are enough."""
+        """Draw samples until there are enough; what fails is said once and does not end the validation."""
         kept, self._batch = self._batch, None
-        writer = _writer(trainer)
-        if kept is None or writer is None:
+        if kept is None:
             return
+        try:
+            self._draw(trainer, pl_module, kept, batch_idx)
+        except Exception as error:  # a picture is not worth a training run
+            self._say(f"no pictures: {type(error).__name__}: {one_line(str(error))}")
+            self._drawn = self.samples  # of this epoch
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, kept: dict[str, Any], batch_idx: int) -> None:
+        """Draw samples of a batch until there are enough."""
+        writer = _writer(trainer)
         with torch.no_grad(), trainer.precision_plugin.val_step_context():
             predicted = predict(pl_module, kept)
         labels = label_of(pl_module, kept)
@@ -208,6 +216,7 @@ class SegmentationImages(Callback):
                 bands=bands,
                 pictures=None if thinker is None else self._painter.paint(thinker, index),
             )
+            figure.draw_without_rendering()  # TensorBoard draws once; the first layout has no room for long texts
             writer.add_figure(f"validation/{name}", figure, global_step=trainer.global_step)
             self._drawn += 1
 

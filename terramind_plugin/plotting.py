@@ -33,6 +33,8 @@ MOST_DATES = 4
 """Number of dates up to which each is drawn; of more, the first and the last."""
 LINE = 50
 """Characters of a title that fit below one panel."""
+LINE_HEIGHT = 0.16
+"""Height of a further line of a title, in inches."""
 
 
 def stretch(image: np.ndarray) -> np.ndarray:
@@ -240,17 +242,18 @@ def plot_samples(
         for (_, images, label, prediction), more in zip(rows, pictures or [{}] * len(rows), strict=True)
     ]
     columns = _columns(panels)
+    titles = ["\n".join(textwrap.fill(text, LINE * len(columns)) for text in row[0].splitlines()) for row in rows]
     if figure is None:
-        figure = Figure(figsize=(3.2 * len(columns), 3.2 * len(rows) + 0.9), layout="constrained")
+        height = 3.2 * len(rows) + 0.9 + LINE_HEIGHT * sum(title.count("\n") for title in titles)
+        figure = Figure(figsize=(3.2 * len(columns), height), layout="constrained")
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
     for name, axis in zip(columns, axes[0], strict=True):
         axis.set_title(name, fontsize=10)
-    for line, (row, drawn) in enumerate(zip(rows, panels, strict=True)):
+    for line, (title, drawn) in enumerate(zip(titles, panels, strict=True)):
         for name, axis in zip(columns, axes[line], strict=True):
             axis.set_axis_off()
             if name in drawn:
                 axis.imshow(drawn[name], interpolation="nearest")
-        title = "\n".join(textwrap.fill(text, LINE * len(columns)) for text in row[0].splitlines())
         axes[line][0].text(0, -0.02, title, transform=axes[line][0].transAxes, va="top", fontsize=8, parse_math=False)
     if classes:
         names = list(class_names) if class_names else [str(i) for i in range(count)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import rasterio
 import torch
 from figures import FigureLogger
 from lightning.pytorch import LightningModule, Trainer
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from other_tasks import TASKS, detection, series
 from terratorch.models.model import ModelOutput
-from terratorch.tasks import SemanticSegmentationTask
+from terratorch.tasks import MultiLabelClassificationTask, SemanticSegmentationTask
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -230,3 +232,71 @@ def test_positions_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
         figures = _validate(task, [batch, batch])
     assert list(figures) == ["validation/a", "validation/b"]
     assert _said(caplog) == ["SegmentationImages: coords is not drawn: it is no image."]
+
+
+class OwnBands(SemanticSegmentationTask):
+    """A task that gives its model a part of the bands."""
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        super().validation_step({**batch, "image": batch["image"][:, :3]}, 99)
+
+
+class ThreeBands(nn.Module):
+    """A model that takes three bands and no more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> ModelOutput:
+        return ModelOutput(self.convolution(x))
+
+
+@pytest.mark.parametrize(
+    ("kind", "bands", "names", "told"),
+    [
+        (OwnBands, 4, ["a.tif", "b.tif"], "no pictures: RuntimeError: .*channels"),
+        (SemanticSegmentationTask, 3, ["a.tif"], "no pictures: IndexError: "),
+        (SemanticSegmentationTask, 3, torch.arange(2), "no pictures: RuntimeError: "),
+    ],
+)
+def test_what_cannot_be_drawn_ends_no_validation(
+    kind: Any, bands: int, names: Any, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = kind({"num_classes": 2}, model=ThreeBands(), ignore_index=-1, plot_on_val=False)
+    batch = {
+        "image": torch.rand(2, bands, 16, 16),
+        "mask": torch.zeros(2, 16, 16, dtype=torch.long),
+        "filename": names,
+    }
+    with caplog.at_level(logging.WARNING, logger="terramind_plugin"):
+        _validate(task, [batch, batch])
+    (line,) = _said(caplog)
+    assert re.search(told, line)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_long_answers_are_seen_in_the_first_drawing(count: int) -> None:
+    names = [f"Transitional woodland and shrub {number}" for number in range(count)]
+    task = MultiLabelClassificationTask(
+        {"num_classes": count}, model=AllLabels(count), loss="bce", class_names=names, plot_on_val=False
+    )
+    batch = {"image": torch.rand(1, 3, 64, 64), "label": torch.ones(1, count), "filename": ["a.tif"]}
+    (figure,) = _validate(task, [batch]).values()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    for text in (figure.axes[0].title, *figure.axes[0].texts):
+        extent = text.get_window_extent(canvas.get_renderer())
+        assert extent.y0 >= 0
+        assert extent.y1 <= figure.bbox.height
+
+
+class AllLabels(nn.Module):
+    """A model that sees every class in every image."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.scores = nn.Parameter(torch.full((1, count), 9.0))
+
+    def forward(self, x: torch.Tensor) -> ModelOutput:
+        return ModelOutput(self.scores.expand(len(x), -1))
