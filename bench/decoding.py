@@ -14,9 +14,9 @@ from bench.measure import say
 from bench.models import PIXELS
 from bench.remembering import chosen
 from bench.timing import Clock
-from terramind_plugin.decoders import build_unet
-from terramind_plugin.mapping.inference import for_inference
-from terramind_plugin.variants import VARIANTS
+from terramind_plugin.inference.ready import for_inference
+from terramind_plugin.integration.decoders import build_unet
+from terramind_plugin.model.variants import VARIANTS
 
 CHANNELS = [512, 256, 128, 64]
 STRIDES = (4, 8, 16, 32)

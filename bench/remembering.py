@@ -14,8 +14,8 @@ from bench.compare import Pair, Row, Side, Work, compare, in_precision
 from bench.measure import say
 from bench.models import BATCH, MODALITIES, SemanticSegmentationTask, build_task, make_round
 from bench.timing import Clock
-from terramind_plugin.memo.log import find_memos
-from terramind_plugin.memo.memo import Memo, Statistics
+from terramind_plugin.cache.cache import Memo, Statistics
+from terramind_plugin.cache.callback import find_memos
 
 ONE_MORE = {**MODALITIES, "DEM": 1}
 """As many tokens as the thought adds."""

@@ -22,13 +22,13 @@ from rasterio.transform import Affine
 from rasterio.windows import Window
 from torch import Tensor, nn
 
-from terramind_plugin.data.simulation.chip import simulate_chip
-from terramind_plugin.geo.large import Layer
-from terramind_plugin.geo.source import Expected
+from terramind_plugin.inference.job import Options, plan_job
+from terramind_plugin.inference.runner import run_jobs
 from terramind_plugin.memory import read_status
-from terramind_plugin.modalities import MODALITIES
-from terramind_plugin.scenes.job import Options, plan_job
-from terramind_plugin.scenes.run import run_jobs
+from terramind_plugin.model.modalities import MODALITIES
+from terramind_plugin.raster.large import Layer
+from terramind_plugin.raster.source import Expected
+from terramind_plugin.simulation.chip import simulate_chip
 
 BANDS, CLASSES = 12, 10
 CROP, STRIDE, BATCH = 224, 176, 8

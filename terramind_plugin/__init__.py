@@ -17,23 +17,23 @@ from typing import Any
 from terramind_plugin._version import __version__
 
 _LAZY = {
-    "TerraMindBackbone": "terramind_plugin.backbones.vit",
+    "TerraMindBackbone": "terramind_plugin.backbones.encoder",
     "TerraMindDataModule": "terramind_plugin.data.datamodule",
     "TokenizerTask": "terramind_plugin.pretrain.tokenizer",
     "TokenizerDataModule": "terramind_plugin.pretrain.images",
     "MaskedModellingTask": "terramind_plugin.pretrain.masked",
     "MaskedDataModule": "terramind_plugin.pretrain.tiles",
     "ReconstructionImages": "terramind_plugin.pretrain.pictures",
-    "TokenPyramid": "terramind_plugin.necks",
+    "TokenPyramid": "terramind_plugin.integration.necks",
     "CoordsTokenizer": "terramind_plugin.tokenizers.sequence",
     "ImageTokenizer": "terramind_plugin.tokenizers.image",
     "TerraMindGenerator": "terramind_plugin.generation.generator",
-    "BackboneUnfreeze": "terramind_plugin.callbacks",
-    "FiniteLoss": "terramind_plugin.callbacks",
+    "BackboneUnfreeze": "terramind_plugin.integration.callbacks",
+    "FiniteLoss": "terramind_plugin.integration.callbacks",
     "GeoTiffWriter": "terramind_plugin.data.writer",
     "RunGuard": "terramind_plugin.data.guard",
-    "MemoLog": "terramind_plugin.memo.log",
-    "SegmentationImages": "terramind_plugin.callbacks",
+    "MemoLog": "terramind_plugin.cache.callback",
+    "SegmentationImages": "terramind_plugin.integration.callbacks",
     "plot_modality": "terramind_plugin.plotting",
 }
 
@@ -62,7 +62,7 @@ class _RegisterAfterLoad(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
-        importlib.import_module("terramind_plugin.registry").register()
+        importlib.import_module("terramind_plugin.integration.registry").register()
 
 
 class _WaitForTerraTorch(MetaPathFinder):
@@ -79,6 +79,6 @@ class _WaitForTerraTorch(MetaPathFinder):
 
 
 if _REGISTRIES in sys.modules:
-    importlib.import_module("terramind_plugin.registry").register()
+    importlib.import_module("terramind_plugin.integration.registry").register()
 else:
     sys.meta_path.insert(0, _WaitForTerraTorch())

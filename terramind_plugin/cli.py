@@ -11,10 +11,10 @@ from pathlib import Path
 
 from terramind_plugin._version import __version__
 from terramind_plugin.check import commands as check
-from terramind_plugin.chips import commands as chips
 from terramind_plugin.errors import report
 from terramind_plugin.evaluate import commands as evaluate
-from terramind_plugin.mapping import commands as mapping
+from terramind_plugin.inference import commands as chips
+from terramind_plugin.inference import map_commands as mapping
 from terramind_plugin.pretrain import commands as pretrain
 from terramind_plugin.system import Stopped, StopSignals, end_with_parent, exit_status
 
@@ -129,7 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _terratorch(words: list[str]) -> None:
-    from terramind_plugin.lightning_cli import run
+    from terramind_plugin.integration.lightning_cli import run
 
     run(words)
 
@@ -137,7 +137,7 @@ def _terratorch(words: list[str]) -> None:
 def _simulate(options: argparse.Namespace) -> None:
     from rich.progress import Progress
 
-    from terramind_plugin.data.simulate import simulate
+    from terramind_plugin.simulation.commands import simulate
 
     with Progress() as progress:
         bar = progress.add_task(f"Simulating {options.chips} chips", total=options.chips)
@@ -155,14 +155,14 @@ def _simulate(options: argparse.Namespace) -> None:
 
 
 def _splits(options: argparse.Namespace) -> None:
-    from terramind_plugin.data.splits import convert_sen1floods11_lists
+    from terramind_plugin.samples.splits import convert_sen1floods11_lists
 
     for path in convert_sen1floods11_lists(options.csv_dir, options.out):
         print(path)
 
 
 def _figure(options: argparse.Namespace) -> None:
-    from terramind_plugin.data.figure import draw_predictions
+    from terramind_plugin.simulation.figure import draw_predictions
 
     names = [name.strip() for name in options.class_names.split(",")]
     draw_predictions(options.data, options.predictions, options.out, chips=options.chips, class_names=names)
@@ -170,8 +170,8 @@ def _figure(options: argparse.Namespace) -> None:
 
 
 def _merge(options: argparse.Namespace) -> None:
-    from terramind_plugin.adapt.merge import merge_checkpoint
-    from terramind_plugin.backbones.build import build_by_name
+    from terramind_plugin.backbones.merge import merge_checkpoint
+    from terramind_plugin.builders.backbones import build_by_name
 
     count = merge_checkpoint(
         options.checkpoint, options.out, build=build_by_name, base=options.base, config=options.config

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.modalities import find
+from terramind_plugin.model.modalities import find
 
 LABEL_COLORS = ("#d9cfb4", "#1f6fb4", "#4f9d5d", "#c44e52", "#8172b3", "#ccb974", "#64b5cd", "#8c8c8c", "#dd8452")
 NO_LABEL = "#000000"

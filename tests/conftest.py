@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from terramind_plugin.modalities import find
-from terramind_plugin.variants import VARIANTS
+from terramind_plugin.model.modalities import find
+from terramind_plugin.model.variants import VARIANTS
 
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
@@ -74,7 +74,7 @@ def images(image):
 @pytest.fixture(scope="session")
 def tiny():
     """Return a tiny backbone in evaluation mode whose weights do not depend on what else the test draws."""
-    from terramind_plugin.backbones.vit import TerraMindBackbone
+    from terramind_plugin.backbones.encoder import TerraMindBackbone
 
     def make(modalities=("S2L2A", "S1GRD"), *, depth=12, seed=0, **kwargs):
         with torch.random.fork_rng():

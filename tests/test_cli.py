@@ -12,9 +12,9 @@ import pytest
 
 from terramind_plugin import __version__
 from terramind_plugin.cli import main
-from terramind_plugin.data.simulate import simulate
-from terramind_plugin.data.splits import read_split
 from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.samples.splits import read_split
+from terramind_plugin.simulation.commands import simulate
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 

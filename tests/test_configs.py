@@ -10,7 +10,7 @@ import torch
 import yaml
 from rasterio.transform import from_origin
 
-from terramind_plugin.geo.raster import write_geotiff
+from terramind_plugin.raster.raster import write_geotiff
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -67,7 +67,7 @@ def test_detection_configuration_builds():
 
 @pytest.mark.parametrize("name", ["demo_flood", "demo_flood_tim"])
 def test_demo_configuration_does_not_need_the_hub(name):
-    from terramind_plugin.variants import VARIANTS
+    from terramind_plugin.model.variants import VARIANTS
 
     arguments = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())["model"]["init_args"]["model_args"]
     ships = VARIANTS[arguments["backbone"].removesuffix("_tim")].hub_repo is None
@@ -79,8 +79,8 @@ def hub_cache(tmp_path, monkeypatch) -> Path:
     """A Hugging Face cache that holds random weights under the published names of the tiny model."""
     from huggingface_hub import constants
 
-    from terramind_plugin.backbones.build import build_backbone
-    from terramind_plugin.variants import VARIANTS
+    from terramind_plugin.builders.backbones import build_backbone
+    from terramind_plugin.model.variants import VARIANTS
 
     variant = VARIANTS["terramind_v1_tiny"]
     weights = build_backbone(variant.name, ["S2L2A", "S2L1C", "RGB", "S1GRD", "S1RTC", "DEM"]).state_dict()
@@ -113,7 +113,7 @@ def test_published_configuration_builds_with_one_line_changed(published):
 
 
 def test_published_configuration_trains_on_simulated_chips(published, tmp_path, monkeypatch, hub_cache):
-    from terramind_plugin.data.simulate import simulate
+    from terramind_plugin.simulation.commands import simulate
 
     simulate(tmp_path / "sen1floods11_v1.1", chips=14, size=64)
     monkeypatch.chdir(tmp_path)

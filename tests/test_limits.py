@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import yaml
-from running import Runner, segmentation_config
 
 from terramind_plugin.cli import main
-from terramind_plugin.data.simulate import simulate
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.files import MOST_ENTRIES, read_yaml
-from tests.scenes.conftest import write_modality
+from terramind_plugin.simulation.commands import simulate
+from tests.inference.conftest import write_modality
+from tests.runs.running import Runner, segmentation_config
 
 HUGE = str(2**80)
 LEVELS = 40

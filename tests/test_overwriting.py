@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from running import Runner, segmentation_config
 
 from terramind_plugin.cli import main
-from terramind_plugin.data.simulate import SimulatedDataset, simulate
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.files import check_picture, write_figure
-from tests.scenes.conftest import write_modality
+from terramind_plugin.simulation.commands import SimulatedDataset, simulate
+from tests.inference.conftest import write_modality
+from tests.runs.running import Runner, segmentation_config
 
 NANO = ("--modality", "S2L2A", "--model", "terramind_sim_nano", "--pretrained", "false")
 

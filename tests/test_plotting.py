@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.modalities import MODALITIES
+from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.plotting import (
     LABEL_COLORS,
     MIDDLE,

@@ -12,17 +12,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from terramind_plugin.backbones.given import GivenTokens, plan_given
-from terramind_plugin.backbones.vit import TerraMindBackbone
+from terramind_plugin.backbones.encoder import TerraMindBackbone
+from terramind_plugin.backbones.tokenized import GivenTokens, plan_given
+from terramind_plugin.cache.cache import Memo, Value, stack, unstack
+from terramind_plugin.cache.keys import (
+    Fingerprint,
+    describe_context,
+    describe_specs,
+    hash_weights,
+    sample_keys,
+    seed_of,
+)
 from terramind_plugin.errors import ConfigError, WeightsError
-from terramind_plugin.generation.model import token_key
 from terramind_plugin.generation.schedules import Decoding
 from terramind_plugin.generation.tokens import TokenGenerator, plan_targets
-from terramind_plugin.inputs import TIM, InputSpec, plan_inputs
-from terramind_plugin.memo.keys import Fingerprint, describe_context, describe_specs, hash_weights, sample_keys, seed_of
-from terramind_plugin.memo.memo import Memo, Value, stack, unstack
-from terramind_plugin.nn.finite import FiniteGuard
-from terramind_plugin.variants import Variant
+from terramind_plugin.model.encoder_decoder import token_key
+from terramind_plugin.model.finite import FiniteGuard
+from terramind_plugin.model.inputs import TIM, InputSpec, plan_inputs
+from terramind_plugin.model.variants import Variant
 
 GENERATOR = "sampler."
 """What the names of the generator's weights begin with, as in TerraTorch's checkpoints."""

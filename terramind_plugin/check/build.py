@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from terramind_plugin import causes, lightning_cli
-from terramind_plugin.backbones.vit import TerraMindBackbone
+from terramind_plugin.backbones.encoder import TerraMindBackbone
 from terramind_plugin.check.harmless import drop_weights
 from terramind_plugin.check.keys import check_agreement, check_model_args, check_training
-from terramind_plugin.contract.files import Grid
-from terramind_plugin.contract.findings import Finding
 from terramind_plugin.errors import ConfigError, one_line
 from terramind_plugin.files import read_yaml
+from terramind_plugin.integration import causes, lightning_cli
+from terramind_plugin.samples.checks.files import Grid
+from terramind_plugin.samples.checks.findings import Finding
 
 
 class ParsingCLI(lightning_cli.TerraMindCLI):

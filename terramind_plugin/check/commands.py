@@ -55,7 +55,7 @@ def _check(options: argparse.Namespace) -> None:
     from rich.table import Table
 
     from terramind_plugin.check.run import check
-    from terramind_plugin.contract.findings import Finding, worst
+    from terramind_plugin.samples.checks.findings import Finding, worst
 
     findings = check(
         options.config,

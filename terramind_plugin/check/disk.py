@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from terramind_plugin.contract.findings import Finding
+from terramind_plugin.samples.checks.findings import Finding
 
 BYTES = 4
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from terramind_plugin.builders.settings import read_text
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.settings import read_text
 
 STEPS = 4
 """Training steps of a timed run; the first one is slower and not counted where there are more."""

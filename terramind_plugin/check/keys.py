@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from terramind_plugin.contract.findings import Finding
 from terramind_plugin.errors import ConfigError, suggest
-from terramind_plugin.modalities import find
-from terramind_plugin.variants import VARIANTS
+from terramind_plugin.model.modalities import find
+from terramind_plugin.model.variants import VARIANTS
+from terramind_plugin.samples.checks.findings import Finding
 
 FACTORY = ("backbone", "decoder", "necks", "num_classes", "num_outputs", "aux_decoders", "rescale", "image_size_out",
            "peft_config", "backbone_kwargs", "decoder_kwargs", "head_kwargs")  # fmt: skip
@@ -65,9 +65,9 @@ def _unknown(key: str, choices: list[str], where: str = "model_args") -> Finding
 
 def backbone_keys(arguments: Mapping[str, Any]) -> list[str]:
     """Return the arguments of a backbone of this package, without 'backbone_'; none for others."""
-    from terramind_plugin.backbones.build import _arguments, build_backbone, build_tim
+    from terramind_plugin.backbones.encoder import TerraMindBackbone
     from terramind_plugin.backbones.tim import TerraMindTiM
-    from terramind_plugin.backbones.vit import TerraMindBackbone
+    from terramind_plugin.builders.backbones import _arguments, build_backbone, build_tim
 
     name = str(arguments.get("backbone"))
     if name.removesuffix("_tim") not in VARIANTS:
@@ -87,7 +87,7 @@ def _parameters(kind: str, name: Any) -> list[str]:
     from terratorch import registry
     from terratorch.models.decoders import UNetDecoder
 
-    from terramind_plugin.necks import TokenPyramid
+    from terramind_plugin.integration.necks import TokenPyramid
 
     # Our own names stand for functions that import what they call when they are called.
     own = {"terramind_pyramid": TokenPyramid, "terramind_unet": UNetDecoder}

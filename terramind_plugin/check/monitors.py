@@ -8,8 +8,8 @@ from typing import Any
 from terratorch.tasks.base_task import TerraTorchTask
 from torchmetrics.wrappers import ClasswiseWrapper
 
-from terramind_plugin.contract.findings import Finding
 from terramind_plugin.errors import suggest
+from terramind_plugin.samples.checks.findings import Finding
 
 
 def check_monitors(config: Mapping[str, Any], model: Any) -> Iterator[Finding]:

@@ -13,11 +13,11 @@ from terramind_plugin.check.monitors import check_monitors
 from terramind_plugin.check.process import Attempt
 from terramind_plugin.check.sheet import draw_sheet
 from terramind_plugin.check.step import STEP, not_tried
-from terramind_plugin.contract.findings import Finding
-from terramind_plugin.contract.plan import DataPlan, describe
-from terramind_plugin.contract.run import check_data
 from terramind_plugin.errors import one_line
 from terramind_plugin.files import check_picture
+from terramind_plugin.samples.checks.findings import Finding
+from terramind_plugin.samples.checks.run import check_data
+from terramind_plugin.samples.plan import DataPlan, describe
 
 UNBUILT = ("yaml: data", "yaml: model")
 """Checks that name a part that cannot be built."""

@@ -16,12 +16,12 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback as LightningCallback
 
-from terramind_plugin.causes import describe
 from terramind_plugin.check.harmless import UntouchableError, guard_files, limits, make_harmless
-from terramind_plugin.contract.findings import Finding, Verdict
 from terramind_plugin.errors import one_line
-from terramind_plugin.lightning_cli import TerraMindCLI, run
+from terramind_plugin.integration.causes import describe
+from terramind_plugin.integration.lightning_cli import TerraMindCLI, run
 from terramind_plugin.memory import read_status, restart_peak
+from terramind_plugin.samples.checks.findings import Finding, Verdict
 
 STEP = "run: step"
 PATIENCE = 15.0

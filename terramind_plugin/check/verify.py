@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from terramind_plugin.backbones.build import build_backbone
-from terramind_plugin.builders import build_coords_tokenizer, build_image_tokenizer
-from terramind_plugin.chips.reading import read_chip
+from terramind_plugin.builders.backbones import build_backbone
+from terramind_plugin.builders.generators import build_generator
+from terramind_plugin.builders.tokenizers import build_coords_tokenizer, build_image_tokenizer
 from terramind_plugin.errors import ConfigError, DataError, WeightsError, one_line, suggest
-from terramind_plugin.generators import build_generator
-from terramind_plugin.modalities import MODALITIES, Modality, find
+from terramind_plugin.model.modalities import MODALITIES, Modality, find
+from terramind_plugin.model.variants import VARIANTS, Variant
+from terramind_plugin.raster.reading import read_chip
 from terramind_plugin.tokenizers.variants import tokenizers_of
-from terramind_plugin.variants import VARIANTS, Variant
 
 SIDE = 224
 """Largest height and width of the input, in pixels: what the published models were trained with."""

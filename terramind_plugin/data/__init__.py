@@ -1,1 +1,1 @@
-"""Data: the data module for TerraTorch, checks of what it reads, and the embedded simulated data set."""
+"""What TerraTorch sees of the data: data module, data set, transforms, writer of predictions."""

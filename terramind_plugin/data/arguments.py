@@ -9,7 +9,7 @@ from typing import Any
 from terratorch.datasets.utils import generate_bands_intervals
 
 from terramind_plugin.errors import ConfigError, suggest
-from terramind_plugin.modalities import MODALITIES, Modality, find, resolve, statistics
+from terramind_plugin.model.modalities import MODALITIES, Modality, find, resolve, statistics
 
 STAGES = ("train", "val", "test", "predict")
 BY_MODALITY = (

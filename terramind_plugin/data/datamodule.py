@@ -14,8 +14,7 @@ from terratorch.datamodules import GenericMultiModalDataModule
 from terratorch.datamodules.generic_multimodal_data_module import collate_samples
 from torch.utils.data import ConcatDataset, DataLoader
 
-from terramind_plugin.contract.plan import describe
-from terramind_plugin.contract.run import check_cheaply
+from terramind_plugin.cache.callback import MemoLog, find_memos
 from terramind_plugin.data.arguments import (
     BY_MODALITY,
     bands_read,
@@ -27,14 +26,15 @@ from terramind_plugin.data.arguments import (
     read_roots,
     settle_statistics,
 )
-from terramind_plugin.data.classes import class_names_of, compare_class_names
 from terramind_plugin.data.dataset import CHECKED, ReadingPlan, UnlabelledSamples, collate
 from terramind_plugin.data.guard import guard
-from terramind_plugin.data.tables import LabelPlan
 from terramind_plugin.data.transforms import build_transforms
 from terramind_plugin.data.writer import take_over
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.memo.log import MemoLog, find_memos
+from terramind_plugin.samples.checks.run import check_cheaply
+from terramind_plugin.samples.classes import class_names_of, compare_class_names
+from terramind_plugin.samples.plan import describe
+from terramind_plugin.samples.tables import LabelPlan
 
 logger = logging.getLogger("terramind_plugin")
 

@@ -24,12 +24,12 @@ from terratorch.datasets.utils import generate_bands_intervals
 from torch import Tensor
 
 from terramind_plugin.data.reading import FAR_VALUES, by_name, check_one_band, without_odd
-from terramind_plugin.data.splits import TABLES, check_files, read_split
-from terramind_plugin.data.tables import LabelPlan, LabelTable
 from terramind_plugin.errors import DataError
-from terramind_plugin.geo.raster import is_geotiff, read_image
 from terramind_plugin.raster.complete import GDAL_ERRORS
 from terramind_plugin.raster.missing import FAR
+from terramind_plugin.raster.raster import is_geotiff, read_image
+from terramind_plugin.samples.splits import TABLES, check_files, read_split
+from terramind_plugin.samples.tables import LabelPlan, LabelTable
 
 logger = logging.getLogger("terramind_plugin")
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terramind_plugin.errors import DataError
-from terramind_plugin.modalities import find
+from terramind_plugin.model.modalities import find
 from terramind_plugin.raster.bands import find_bands
 from terramind_plugin.raster.missing import is_odd
 

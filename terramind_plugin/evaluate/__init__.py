@@ -1,1 +1,1 @@
-"""What a way of fine-tuning gives, and what it costs."""
+"""Evaluation: fine-tuning methods compared, zero-shot maps, few-shot classification, locations."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from terramind_plugin.errors import ConfigError, suggest
-from terramind_plugin.variants import VARIANTS
+from terramind_plugin.model.variants import VARIANTS
 
 ARMS = {
     "plain": "the whole backbone is fine-tuned",

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from terramind_plugin.backbones.build import build_backbone
-from terramind_plugin.backbones.vit import TerraMindBackbone
-from terramind_plugin.chips.run import fixed_random_weights
+from terramind_plugin.backbones.encoder import TerraMindBackbone
+from terramind_plugin.builders.backbones import build_backbone
 from terramind_plugin.errors import ConfigError, DataError, check_seed, one_line
-from terramind_plugin.evaluate.places import RASTERS, Chip, batches, best_device, check_variant
+from terramind_plugin.evaluate.locate import RASTERS, Chip, batches, best_device, check_variant
 from terramind_plugin.evaluate.scores import Score, score_mean
-from terramind_plugin.modalities import Modality
+from terramind_plugin.inference.chips import fixed_random_weights
+from terramind_plugin.model.modalities import Modality
 from terramind_plugin.raster.paths import is_remote, raster_path
 
 EPISODES_AT_ONCE = 100

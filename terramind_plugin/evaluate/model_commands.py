@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from terramind_plugin.chips.commands import add_weights, read_pairs
 from terramind_plugin.errors import ConfigError, DataError, check_seed
 from terramind_plugin.files import write_figure, write_text
+from terramind_plugin.inference.commands import add_weights, read_pairs
+from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.raster.paths import raster_path
 from terramind_plugin.system import refuse_inputs
-from terramind_plugin.variants import VARIANTS
 
 EUROSAT = {
     "AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial", "Pasture", "PermanentCrop", "Residential",
@@ -180,8 +180,8 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 def _localise(options: argparse.Namespace) -> None:
     import numpy as np
 
-    from terramind_plugin.evaluate import places as work
-    from terramind_plugin.evaluate import places_report as report
+    from terramind_plugin.evaluate import locate as work
+    from terramind_plugin.evaluate import locate_report as report
 
     modality, size, patch = work.size_of(options.model, options.modality)
     if options.top < 1:
@@ -252,7 +252,7 @@ def _name_maps(out: Path, paths: Sequence[Path]) -> dict[Path, tuple[Path, Path]
 
 def _few_shot(options: argparse.Namespace) -> None:
     from terramind_plugin.evaluate import few_shot as work
-    from terramind_plugin.evaluate.places import read_middle, size_of
+    from terramind_plugin.evaluate.locate import read_middle, size_of
     from terramind_plugin.evaluate.scores import Score
 
     modality, size, patch = size_of(options.model, options.modality)

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from terramind_plugin.builders import build_image_tokenizer
-from terramind_plugin.chips.run import fixed_random_weights
-from terramind_plugin.data.simulate import chip_files
+from terramind_plugin.builders.tokenizers import build_image_tokenizer
 from terramind_plugin.errors import DataError
-from terramind_plugin.evaluate import few_shot, places
-from terramind_plugin.evaluate.places import Chip, Errors, read_middle
+from terramind_plugin.evaluate import few_shot
+from terramind_plugin.evaluate import locate as places
+from terramind_plugin.evaluate.locate import Chip, Errors, read_middle
 from terramind_plugin.evaluate.scores import (
     Overlap,
     Score,
@@ -28,11 +27,13 @@ from terramind_plugin.evaluate.scores import (
 from terramind_plugin.evaluate.testset import Labels
 from terramind_plugin.evaluate.zero_shot import LAND_COVER, build_land_cover_generator
 from terramind_plugin.generation.generator import TerraMindGenerator
-from terramind_plugin.generation.standardisation import Standardisation
-from terramind_plugin.modalities import MODALITIES, Modality
+from terramind_plugin.inference.chips import fixed_random_weights
+from terramind_plugin.model.modalities import MODALITIES, Modality
+from terramind_plugin.model.standardisation import Standardisation
+from terramind_plugin.model.variants import VARIANTS
+from terramind_plugin.simulation.commands import chip_files
 from terramind_plugin.tokenizers.image import ImageTokenizer
 from terramind_plugin.tokenizers.variants import tokenizers_of
-from terramind_plugin.variants import VARIANTS
 
 INPUTS = (("S2L2A",), ("S2L1C",), ("S1GRD",), ("S2L2A", "S1GRD"))
 """What land cover is generated from."""

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from terramind_plugin.chips.commands import add_weights
 from terramind_plugin.evaluate.model_commands import (
     add_tokenizer_files,
     read_tokenizer_files,
@@ -15,6 +14,7 @@ from terramind_plugin.evaluate.model_commands import (
     write_json,
 )
 from terramind_plugin.files import write_figure, write_text
+from terramind_plugin.inference.commands import add_weights
 
 
 def add_commands(commands: Any) -> None:
@@ -37,7 +37,7 @@ def add_commands(commands: Any) -> None:
 def _results(options: argparse.Namespace) -> None:
     from terramind_plugin._version import __version__
     from terramind_plugin.evaluate import results_page as page
-    from terramind_plugin.evaluate.places import check_variant
+    from terramind_plugin.evaluate.locate import check_variant
     from terramind_plugin.evaluate.results import Weights, measure, read_world
 
     check_variant(options.model)

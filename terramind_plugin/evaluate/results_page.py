@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from terramind_plugin.evaluate.places_report import draw_errors
+from terramind_plugin.evaluate.locate_report import draw_errors
 from terramind_plugin.evaluate.report import markdown
 from terramind_plugin.evaluate.results import FEATURES, STEPS, TASKS, LandCover, Located, Results
 from terramind_plugin.evaluate.scores import Score
 from terramind_plugin.evaluate.zero_shot import LAND_COVER
 from terramind_plugin.evaluate.zero_shot_report import plain
-from terramind_plugin.modalities import MODALITIES
+from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.plotting import class_picture, modality_picture
 
 PAGE, FOLDER = "RESULTS.md", "results"

@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from terramind_plugin.errors import report
 from terramind_plugin.files import write_text
-from terramind_plugin.lightning_cli import make_cli
+from terramind_plugin.integration.lightning_cli import make_cli
 from terramind_plugin.memory import peak_since, restart_peak
 from terramind_plugin.system import end_with_parent
 

@@ -13,14 +13,14 @@ import rasterio
 from numpy.typing import NDArray
 
 from terramind_plugin.check.build import ParsingCLI, make_part
-from terramind_plugin.contract.plan import LABEL, DataPlan, ImagePlan, describe
 from terramind_plugin.errors import ConfigError, DataError, one_line
 from terramind_plugin.evaluate.compare import read_config
-from terramind_plugin.geo.source import Expected
-from terramind_plugin.lightning_cli import make_cli
+from terramind_plugin.integration.lightning_cli import make_cli
+from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.raster.complete import GDAL_ERRORS
 from terramind_plugin.raster.missing import is_odd, refuse_complex
-from terramind_plugin.variants import VARIANTS
+from terramind_plugin.raster.source import Expected
+from terramind_plugin.samples.plan import LABEL, DataPlan, ImagePlan, describe
 
 
 @dataclass(frozen=True)

@@ -13,22 +13,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from terramind_plugin.chips.run import fixed_random_weights
+from terramind_plugin.builders.generators import build_generator
+from terramind_plugin.cache.keys import hash_weights
 from terramind_plugin.errors import ConfigError, DataError, suggest
 from terramind_plugin.evaluate.scores import Overlap, Score, count_overlap, precision, recall, score_overlaps
 from terramind_plugin.evaluate.testset import Experiment, LabelledChip, LabelledSet, input_sets
 from terramind_plugin.generation.generator import TerraMindGenerator
-from terramind_plugin.generators import build_generator
-from terramind_plugin.geo.large import Layer
-from terramind_plugin.geo.raster import parse_color
-from terramind_plugin.memo.keys import hash_weights
-from terramind_plugin.modalities import MODALITIES, find, resolve
+from terramind_plugin.inference.chips import fixed_random_weights
+from terramind_plugin.inference.classes import choose_classes
+from terramind_plugin.inference.generation import NO_CLASS, SceneGenerator
+from terramind_plugin.inference.job import Job, Options, check_names, plan_job
+from terramind_plugin.inference.runner import run_jobs
+from terramind_plugin.model.modalities import MODALITIES, find, resolve
+from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.plotting import LABEL_COLORS
-from terramind_plugin.scenes.classes import choose_classes
-from terramind_plugin.scenes.generation import NO_CLASS, SceneGenerator
-from terramind_plugin.scenes.job import Job, Options, check_names, plan_job
-from terramind_plugin.scenes.run import run_jobs
-from terramind_plugin.variants import VARIANTS
+from terramind_plugin.raster.large import Layer
+from terramind_plugin.raster.raster import parse_color
 
 LAND_COVER = "LULC"
 TARGET = "target"

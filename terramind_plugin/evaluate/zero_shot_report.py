@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from terramind_plugin.evaluate.scores import Score, intersection_over_union
 from terramind_plugin.evaluate.testset import LabelledChip, LabelledSet
 from terramind_plugin.evaluate.zero_shot import LAND_COVER, NO_DATA, TARGET, Row, Target, read_map
-from terramind_plugin.geo.source import Source
-from terramind_plugin.modalities import MODALITIES
+from terramind_plugin.inference.job import Job
+from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.plotting import NO_LABEL, class_picture, modality_picture
-from terramind_plugin.scenes.job import Job
+from terramind_plugin.raster.source import Source
 
 PAPER = (
     "For comparison, the paper's IoU on Sen1Floods11 (arXiv:2504.11171): TerraMind v1 base, zero-shot 0.454; a model "

@@ -1,1 +1,1 @@
-"""From images, places and tokens of some modalities to those of others."""
+"""From images, coordinates and tokens of some modalities to those of others: schedules, sampling, generator."""

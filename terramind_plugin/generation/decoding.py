@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from terramind_plugin.generation.model import PAD
 from terramind_plugin.generation.sampling import NO_TEMPERATURE, Noise, count_draws, sample, sample_ids
 from terramind_plugin.generation.schedules import Decoding
+from terramind_plugin.model.encoder_decoder import PAD
 
 Score = Callable[[Tensor], Tensor]
 """Gets the numbers of tokens [B, M] and returns scores of their ids [B, M, V]."""

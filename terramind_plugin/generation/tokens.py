@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.generation.decoding import FILLERS, SENTINELS, START, continue_sequence, first_piece
-from terramind_plugin.generation.model import Context, EncoderDecoder, Part, token_key
 from terramind_plugin.generation.sampling import Noise, guide
 from terramind_plugin.generation.schedules import Decoding
-from terramind_plugin.inputs import InputSpec
-from terramind_plugin.modalities import Modality, resolve
-from terramind_plugin.nn.finite import FiniteGuard, zero_nan
-from terramind_plugin.nn.token_embeddings import SequenceHead
-from terramind_plugin.variants import Variant
+from terramind_plugin.model.encoder_decoder import Context, EncoderDecoder, Part, token_key
+from terramind_plugin.model.finite import FiniteGuard, zero_nan
+from terramind_plugin.model.inputs import InputSpec
+from terramind_plugin.model.modalities import Modality, resolve
+from terramind_plugin.model.token_embeddings import SequenceHead
+from terramind_plugin.model.variants import Variant
 
 Size = tuple[int, int]
 

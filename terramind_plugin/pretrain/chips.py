@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from terramind_plugin.chips.reading import read_chip
-from terramind_plugin.data.splits import read_split
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.modalities import Modality, resolve
+from terramind_plugin.model.modalities import Modality, resolve
 from terramind_plugin.raster.missing import describe_undeclared
+from terramind_plugin.raster.reading import read_chip
+from terramind_plugin.samples.splits import read_split
 
 logger = logging.getLogger("terramind_plugin")
 

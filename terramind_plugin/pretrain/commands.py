@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from terramind_plugin.chips.commands import read_pairs
+from terramind_plugin.inference.commands import read_pairs
 
 
 def add_commands(commands: Any) -> None:
@@ -56,7 +56,7 @@ def _export(options: argparse.Namespace) -> None:
 def _tokenize(options: argparse.Namespace) -> None:
     from rich.progress import Progress
 
-    from terramind_plugin.modalities import resolve
+    from terramind_plugin.model.modalities import resolve
     from terramind_plugin.pretrain.chips import make_folders
     from terramind_plugin.pretrain.tokenize import tokenize_folders
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from terramind_plugin._version import __version__
 from terramind_plugin.errors import ConfigError, WeightsError
 from terramind_plugin.files import write_bytes
+from terramind_plugin.model.weights import read_tensors
 from terramind_plugin.system import refuse_inputs
-from terramind_plugin.weights import read_tensors
 
 PREFIX = "model."
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -10,16 +10,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from terramind_plugin.builders.generators import load_encoder_decoder, plan_generator_inputs
 from terramind_plugin.errors import ConfigError, suggest
-from terramind_plugin.generation.model import EncoderDecoder
 from terramind_plugin.generation.tokens import check_size, plan_targets
-from terramind_plugin.generators import load_encoder_decoder, plan_generator_inputs
-from terramind_plugin.inputs import plan_inputs
-from terramind_plugin.modalities import resolve
+from terramind_plugin.model.encoder_decoder import EncoderDecoder
+from terramind_plugin.model.inputs import plan_inputs
+from terramind_plugin.model.modalities import resolve
+from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.pretrain.masking import MaskPlan, draw_masks
 from terramind_plugin.pretrain.modelling import Chips, MaskedLoss, masked_loss
 from terramind_plugin.pretrain.training import ResumableTask, build_optimizer, make_generator
-from terramind_plugin.variants import VARIANTS
 
 logger = logging.getLogger("terramind_plugin")
 

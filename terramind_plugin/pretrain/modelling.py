@@ -16,9 +16,9 @@ from torch import Tensor
 
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.generation.decoding import START, STOP
-from terramind_plugin.generation.model import Context, EncoderDecoder, Part, token_key
-from terramind_plugin.modalities import resolve
-from terramind_plugin.nn.decoder import run_decoder
+from terramind_plugin.model.decoder import run_decoder
+from terramind_plugin.model.encoder_decoder import Context, EncoderDecoder, Part, token_key
+from terramind_plugin.model.modalities import resolve
 from terramind_plugin.pretrain.masking import Masks
 
 PADDING = -1

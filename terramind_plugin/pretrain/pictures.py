@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from terramind_plugin.generation.standardisation import Standardisation
-from terramind_plugin.modalities import Modality
+from terramind_plugin.model.modalities import Modality
+from terramind_plugin.model.standardisation import Standardisation
 from terramind_plugin.plotting import plot_modality
 
 

@@ -19,7 +19,7 @@ from safetensors.numpy import save
 
 from terramind_plugin.errors import DataError
 from terramind_plugin.files import write_bytes
-from terramind_plugin.modalities import Modality
+from terramind_plugin.model.modalities import Modality
 from terramind_plugin.pretrain.chips import ChipFolder
 
 ENDING = ".safetensors"

@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from terramind_plugin.builders import build_coords_tokenizer
+from terramind_plugin.builders.tokenizers import build_coords_tokenizer
 from terramind_plugin.data.guard import guard
 from terramind_plugin.errors import ConfigError, DataError, suggest
-from terramind_plugin.geo.source import Expected, Source
-from terramind_plugin.modalities import resolve
+from terramind_plugin.model.modalities import resolve
+from terramind_plugin.model.variants import VARIANTS, Variant
 from terramind_plugin.pretrain.chips import ChipFolder, ChipReader, make_folders, to_tensor, turn
 from terramind_plugin.pretrain.loading import PretrainingDataModule
 from terramind_plugin.pretrain.modelling import Chips
 from terramind_plugin.pretrain.order import Draw
 from terramind_plugin.pretrain.store import TokenFile
+from terramind_plugin.raster.source import Expected, Source
 from terramind_plugin.tokenizers.sequence import CoordsTokenizer
 from terramind_plugin.tokenizers.variants import tokenizers_of
-from terramind_plugin.variants import VARIANTS, Variant
 
 
 class Tiles(Dataset[Chips]):

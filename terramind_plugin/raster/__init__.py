@@ -1,1 +1,1 @@
-"""Rasters on disk: what counts as missing, files that are written whole or not at all. No model code."""
+"""Rasters on disk: reading, writing, windows, missing values. No model code."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from terramind_plugin.errors import DataError
-from terramind_plugin.modalities import MODALITIES, find
+from terramind_plugin.model.modalities import MODALITIES, find
 
 POLARISATIONS = ("VV", "VH", "HH", "HV")
 POLARISATION = re.compile(r"(?:(?:SIGMA|GAMMA|BETA)_?0?_|AMPLITUDE_|INTENSITY_)?(VV|VH|HH|HV)(?:_DB)?")

@@ -1,1 +1,1 @@
-"""From images, coordinates and captions to token ids and back."""
+"""Images and coordinates to token ids and back."""

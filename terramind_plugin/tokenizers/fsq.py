@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.nn.finite import FiniteGuard
+from terramind_plugin.model.finite import FiniteGuard
 
 
 class FiniteScalarQuantizer(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.nn.encoder import initialise
+from terramind_plugin.model.encoder import initialise
 from terramind_plugin.tokenizers.diffusion import build_scheduler, denoise, draw_noise, plan_times
 from terramind_plugin.tokenizers.fsq import FiniteScalarQuantizer
 from terramind_plugin.tokenizers.unet import PatchedUNet

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from terramind_plugin.nn.layers import attend
+from terramind_plugin.model.layers import attend
 
 Layer = TypeVar("Layer", bound=nn.Module)
 

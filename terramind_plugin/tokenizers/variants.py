@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from terramind_plugin.modalities import MODALITIES, Modality
+from terramind_plugin.model.modalities import MODALITIES, Modality
 
 CODE_LEVELS = (8, 8, 8, 6, 5)
 CLASS_CODE_LEVELS = (7, 5, 5, 5, 5)

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from terramind_plugin.nn.embeddings import sincos_positions
-from terramind_plugin.nn.layers import Attention, Mlp
+from terramind_plugin.model.embeddings import sincos_positions
+from terramind_plugin.model.layers import Attention, Mlp
 
 
 class Block(nn.Module):

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from terramind_plugin.adapt.merge import merge_checkpoint
-from terramind_plugin.backbones.build import build_backbone, build_by_name, build_tim
-from terramind_plugin.builders import build_image_tokenizer
+from terramind_plugin.backbones.merge import merge_checkpoint
+from terramind_plugin.builders.backbones import build_backbone, build_by_name, build_tim
+from terramind_plugin.builders.generators import build_generator
+from terramind_plugin.builders.tokenizers import build_image_tokenizer
 from terramind_plugin.errors import ConfigError, WeightsError
-from terramind_plugin.generators import build_generator
 from terramind_plugin.pretrain.export import export_weights
 from tests.attacks.malformed import KINDS, WHOLE
 

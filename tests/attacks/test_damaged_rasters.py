@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio.transform import Affine
-from running import change, segmentation_config
 
-from terramind_plugin.contract.headers import read_header
-from terramind_plugin.data.simulate import chip_files, simulate
 from terramind_plugin.errors import DataError
-from terramind_plugin.geo.source import Expected, Source
-from terramind_plugin.modalities import MODALITIES
+from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.raster.complete import is_complete
+from terramind_plugin.raster.source import Expected, Source
+from terramind_plugin.samples.checks.headers import read_header
+from terramind_plugin.simulation.commands import chip_files, simulate
+from tests.runs.running import change, segmentation_config
 
 PLACE = Affine(10, 0, 500_000, 0, -10, 5_000_000)
 TILES = {"tiled": True, "blockxsize": 64, "blockysize": 64}
@@ -130,7 +130,7 @@ def test_many(kind: str, damage: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_data_sets_and_their_check(tmp_path: Path) -> None:
     """A damaged file is a DataError, or the check names it, or the values are those of the whole file."""
-    from terramind_plugin.contract.run import check_data
+    from terramind_plugin.samples.checks.run import check_data
     from tests.check.spoiling import plan
 
     made = simulate(tmp_path, chips=3, size=64)

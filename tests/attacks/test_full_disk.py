@@ -18,16 +18,16 @@ from matplotlib.figure import Figure
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 
-from terramind_plugin.adapt import merge
-from terramind_plugin.data.simulate import chip_files, simulate
+from terramind_plugin.backbones import merge
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.files import write_bytes, write_figure, write_rows, write_text
-from terramind_plugin.geo.large import Layer, overview_factors, write_large_geotiff
-from terramind_plugin.geo.raster import write_geotiff
-from terramind_plugin.geo.source import Grid
 from terramind_plugin.pretrain.store import Recipe, StoredChip, write_tokens
 from terramind_plugin.pretrain.vocabulary import write_coords_vocabulary
 from terramind_plugin.raster.complete import check_complete
+from terramind_plugin.raster.large import Layer, overview_factors, write_large_geotiff
+from terramind_plugin.raster.raster import write_geotiff
+from terramind_plugin.raster.source import Grid
+from terramind_plugin.simulation.commands import chip_files, simulate
 from tests.attacks.writing import Inputs, call, small_disk
 
 PLACE = Affine(10, 0, 500_000, 0, -10, 5_000_000)

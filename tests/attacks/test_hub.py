@@ -11,10 +11,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from terramind_plugin.backbones.build import build_backbone
+from terramind_plugin.builders.backbones import build_backbone
 from terramind_plugin.errors import WeightsError, WeightsNotFoundError
-from terramind_plugin.variants import VARIANTS
-from terramind_plugin.weights import fetch_published
+from terramind_plugin.model.variants import VARIANTS
+from terramind_plugin.model.weights import fetch_published
 
 TINY = VARIANTS["terramind_v1_tiny"]
 SIZE = 3_000_000

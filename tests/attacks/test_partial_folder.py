@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.geo.large import Layer
-from terramind_plugin.scenes.partial import Partial
+from terramind_plugin.inference.resume import Partial
+from terramind_plugin.raster.large import Layer
 
 LAYERS = (
     Layer("classes", "uint8", ("class",), "class id", 255),

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from running import Runner, segmentation_config
 
-from terramind_plugin.data.simulate import SimulatedDataset, simulate
+from terramind_plugin.simulation.commands import SimulatedDataset, simulate
 from tests.attacks.forking import Ended, command, run_forked
-from tests.scenes.conftest import make_task, write_modality
+from tests.inference.conftest import make_task, write_modality
+from tests.runs.running import Runner, segmentation_config
 
 KINDS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}
@@ -147,7 +147,7 @@ def targets(
 
 
 def _save_task(config: Path, path: Path) -> None:
-    from terramind_plugin.lightning_cli import make_cli
+    from terramind_plugin.integration.lightning_cli import make_cli
 
     task = make_cli(["--config", str(config)]).model
     torch.save({"state_dict": task.state_dict(), "hyper_parameters": {}, "pytorch-lightning_version": "2.6.0"}, path)

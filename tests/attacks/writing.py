@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from terramind_plugin.geo.raster import write_geotiff
+from terramind_plugin.raster.raster import write_geotiff
 
 NANO = "terramind_sim_nano"
 RANDOM = ("--pretrained", "false")
@@ -72,13 +72,12 @@ COMMANDS = (
 
 def make_inputs(root: Path) -> Inputs:
     """Write what all commands read."""
-    from running import change, segmentation_config
-
-    from terramind_plugin.backbones.build import build_backbone
-    from terramind_plugin.builders import build_image_tokenizer
-    from terramind_plugin.data.simulate import simulate
-    from terramind_plugin.lightning_cli import make_cli
-    from tests.scenes.conftest import PLACE, write_modality
+    from terramind_plugin.builders.backbones import build_backbone
+    from terramind_plugin.builders.tokenizers import build_image_tokenizer
+    from terramind_plugin.integration.lightning_cli import make_cli
+    from terramind_plugin.simulation.commands import simulate
+    from tests.inference.conftest import PLACE, write_modality
+    from tests.runs.running import change, segmentation_config
 
     scenes = simulate(root / "scenes", chips=8, size=64)
     one = {
@@ -116,7 +115,7 @@ def make_inputs(root: Path) -> Inputs:
 
 def make_few_inputs(root: Path) -> Inputs:
     """Write what `simulate`, `splits`, `figure` and `export` read."""
-    from terramind_plugin.data.simulate import simulate
+    from terramind_plugin.simulation.commands import simulate
 
     simulate(root / "scenes", chips=3, size=32)
     _add_simple_inputs(root)

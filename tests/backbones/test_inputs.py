@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from terramind_plugin.backbones.build import build_backbone, build_tim
+from terramind_plugin.builders.backbones import build_backbone, build_tim
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.inputs import plan_inputs
+from terramind_plugin.model.inputs import plan_inputs
 
 TINY = "terramind_v1_tiny"
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.nn.embeddings import resize_positions, sincos_positions
+from terramind_plugin.model.embeddings import resize_positions, sincos_positions
 
 PAIR = ("S2L2A", "S1GRD")
 
@@ -40,7 +40,7 @@ def test_reshape_tokens_to_image(backbones, tiny, bright):
 
 
 def test_token_pyramid(tiny, bright):
-    from terramind_plugin.necks import TokenPyramid
+    from terramind_plugin.integration.necks import TokenPyramid
 
     neck = TokenPyramid([192] * 12, [0, 0, 0, 0]).eval()
     levels = [neck(tiny(["S2L2A"])(image), image_size=(64, 96)) for image in bright]

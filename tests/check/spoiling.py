@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
-from running import change, segmentation_config
 
-from terramind_plugin.contract.files import Grid
-from terramind_plugin.contract.findings import Finding, Verdict
-from terramind_plugin.contract.plan import DataPlan, describe
-from terramind_plugin.contract.run import check_data
-from terramind_plugin.data.simulate import SimulatedDataset
+from terramind_plugin.samples.checks.files import Grid
+from terramind_plugin.samples.checks.findings import Finding, Verdict
+from terramind_plugin.samples.checks.run import check_data
+from terramind_plugin.samples.plan import DataPlan, describe
+from terramind_plugin.simulation.commands import SimulatedDataset
+from tests.runs.running import change, segmentation_config
 
 Values = Callable[[np.ndarray], np.ndarray]
 Spoil = Callable[[SimulatedDataset], object]

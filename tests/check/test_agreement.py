@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
-from running import change, segmentation_config
 
 from terramind_plugin.check.run import check
 from terramind_plugin.cli import main
-from terramind_plugin.contract.findings import Finding
-from terramind_plugin.data.simulate import SimulatedDataset, simulate
+from terramind_plugin.samples.checks.findings import Finding
+from terramind_plugin.simulation.commands import SimulatedDataset, simulate
+from tests.runs.running import change, segmentation_config
 
 SEED, MUTATED, COMPARED = 17, 300, 60
 TENSOR = {"class_path": "ToTensorV2"}

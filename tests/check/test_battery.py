@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from rasterio.transform import Affine, from_origin
-from spoiling import (
+
+from terramind_plugin.simulation.commands import simulate
+from tests.check.spoiling import (
     Broken,
     described,
     every,
@@ -24,9 +26,7 @@ from spoiling import (
     second_file,
     train_list,
 )
-from spoiling import files as files_of
-
-from terramind_plugin.data.simulate import simulate
+from tests.check.spoiling import files as files_of
 
 S1, S2, LABEL = "S1GRD", "S2L1C", "Label"
 NEW_OFFSET = np.uint16(1000)
@@ -57,7 +57,7 @@ def terratorch(**more: Any) -> dict[str, Any]:
     """Return changes to TerraTorch's own data module."""
     from terratorch.datamodules import GenericMultiModalDataModule
 
-    from terramind_plugin.modalities import MODALITIES
+    from terramind_plugin.model.modalities import MODALITIES
 
     tables = {name: MODALITIES[name] for name in (S2, S1)}
     return {

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running import segmentation_config
-from spoiling import every, one
+
+from tests.check.spoiling import every, one
+from tests.runs.running import segmentation_config
 
 S1, S2 = "S1GRD", "S2L1C"
 

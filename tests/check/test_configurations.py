@@ -6,7 +6,8 @@ import re
 from typing import Any
 
 import pytest
-from spoiling import every_fifth
+
+from tests.check.spoiling import every_fifth
 
 PYRAMID = {"name": "terramind_pyramid"}
 TERRATORCH_NECKS = [{"name": "ReshapeTokensToImage"}, {"name": "LearnedInterpolateToPyramidal"}]

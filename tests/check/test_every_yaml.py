@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_chips import MAKE
 from rasterio.transform import from_origin
-from running import REPOSITORY
 
 from terramind_plugin.check.run import check
-from terramind_plugin.contract.findings import Finding
-from terramind_plugin.data.simulate import simulate
-from terramind_plugin.geo.raster import write_geotiff
+from terramind_plugin.raster.raster import write_geotiff
+from terramind_plugin.samples.checks.findings import Finding
+from terramind_plugin.simulation.commands import simulate
+from tests.runs.made_chips import MAKE
+from tests.runs.running import REPOSITORY
 
 OURS = sorted((REPOSITORY / "configs").glob("*.yaml"))
 CONF = REPOSITORY / "tests" / "conf"

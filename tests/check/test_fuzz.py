@@ -12,11 +12,11 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
-from running import segmentation_config
-from spoiling import files, plan
 
-from terramind_plugin.contract.run import check_data
-from terramind_plugin.data.simulate import SimulatedDataset, simulate
+from terramind_plugin.samples.checks.run import check_data
+from terramind_plugin.simulation.commands import SimulatedDataset, simulate
+from tests.check.spoiling import files, plan
+from tests.runs.running import segmentation_config
 
 YAML_CASES, RASTER_CASES = 700, 1500
 """In the slow tests; together at least 2000."""

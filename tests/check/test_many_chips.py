@@ -15,9 +15,9 @@ import pytest
 import rasterio
 import yaml
 from rasterio.transform import from_origin
-from running import change, segmentation_config
 
-from terramind_plugin.data.simulate import SimulatedDataset
+from terramind_plugin.simulation.commands import SimulatedDataset
+from tests.runs.running import change, segmentation_config
 
 SIDE, PIXEL = 16, 10.0
 PLACE = (300000.5, 5000000.5)

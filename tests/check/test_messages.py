@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
-from running import change, segmentation_config
-from spoiling import every, files
 
 from terramind_plugin.cli import main
-from terramind_plugin.contract.files import Grid
+from terramind_plugin.samples.checks.files import Grid
+from tests.check.spoiling import every, files
+from tests.runs.running import change, segmentation_config
 
 
 def said(dataset: Any, folder: Path, changes: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
@@ -82,9 +82,8 @@ def test_paths_are_whole(sound: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_sizes_follow_the_model_and_its_padding(
     patch: int, side: int, padding: str | None, verdict: str | None, chips: Any
 ) -> None:
-    from spoiling import plan
-
-    from terramind_plugin.contract.run import check_data
+    from terramind_plugin.samples.checks.run import check_data
+    from tests.check.spoiling import plan
 
     for kind in ("S2L1C", "S1GRD", "Label"):
         every(kind, lambda values: values[:, :side, :side])(chips)

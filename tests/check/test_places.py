@@ -13,9 +13,9 @@ from rasterio.crs import CRS
 from rasterio.transform import from_origin
 from rasterio.warp import transform_bounds
 
-from terramind_plugin.contract import many
-from terramind_plugin.contract.headers import read_header
-from terramind_plugin.contract.places import OVERLAP, Place, find_same_ground
+from terramind_plugin.samples import many
+from terramind_plugin.samples.checks.headers import read_header
+from terramind_plugin.samples.checks.places import OVERLAP, Place, find_same_ground
 
 UTM = CRS.from_epsg(32633)
 corner = st.integers(0, 30)

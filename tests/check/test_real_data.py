@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import REPOSITORY, segmentation_config
-from spoiling import look
 
-from terramind_plugin.contract.findings import Finding
-from terramind_plugin.contract.plan import describe
-from terramind_plugin.contract.run import check_data
 from terramind_plugin.data.datamodule import TerraMindDataModule
+from terramind_plugin.samples.checks.findings import Finding
+from terramind_plugin.samples.checks.run import check_data
+from terramind_plugin.samples.plan import describe
+from tests.check.spoiling import look
+from tests.runs.running import REPOSITORY, segmentation_config
 
 DATA = REPOSITORY.parent / "shared" / "data"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"the real chips are not at {DATA}")

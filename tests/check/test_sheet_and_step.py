@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import yaml
 from matplotlib.image import imread
-from running import change, segmentation_config
 
 from terramind_plugin.check.run import check
 from terramind_plugin.check.step import _duration
 from terramind_plugin.cli import main
-from terramind_plugin.contract.findings import Finding
+from terramind_plugin.samples.checks.findings import Finding
+from tests.runs.running import change, segmentation_config
 
 
 def _config(dataset: Any, folder: Path, changes: dict[str, Any] | None = None) -> Path:
@@ -43,8 +43,8 @@ def test_a_sheet_and_a_timed_step(sound: Any, tmp_path: Path, capsys: pytest.Cap
 
 def test_a_sheet_of_other_modalities(sound: Any, tmp_path: Path) -> None:
     from terramind_plugin.check.sheet import draw_sheet
-    from terramind_plugin.contract.plan import describe
     from terramind_plugin.data.datamodule import TerraMindDataModule
+    from terramind_plugin.samples.plan import describe
 
     names = ["S2L2A", "DEM", "LULC", "NDVI"]
     root = sound.root / "data"

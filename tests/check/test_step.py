@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
-from running import change, segmentation_config
-from spoiling import every_fifth
 
 from terramind_plugin.check.process import Attempt
 from terramind_plugin.check.run import check
 from terramind_plugin.cli import main
-from terramind_plugin.contract.findings import Finding, worst
+from terramind_plugin.samples.checks.findings import Finding, worst
+from tests.check.spoiling import every_fifth
+from tests.runs.running import change, segmentation_config
 
 Write = Callable[[dict[str, Any]], Path]
 D4 = {"class_path": "albumentations.D4"}

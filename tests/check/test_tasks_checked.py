@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
-from other_tasks import TASKS, series
-from running import change, segmentation_config
 
 from terramind_plugin.check.run import check
-from terramind_plugin.contract.findings import Finding
+from terramind_plugin.samples.checks.findings import Finding
+from tests.runs.other_tasks import TASKS, series
+from tests.runs.running import change, segmentation_config
 
 
 def look(dataset: Any, folder: Path, changes: dict[str, Any], step: bool = True) -> list[Finding]:

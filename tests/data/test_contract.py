@@ -13,7 +13,7 @@ import pytest
 import rasterio
 
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.modalities import MODALITIES
+from terramind_plugin.model.modalities import MODALITIES
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_declared_offset_is_added_before_all_else(root: Path, make_module: Any
 
 
 def test_statistics_are_of_what_the_model_gets(root: Path, make_module: Any) -> None:
-    from terramind_plugin.data.statistics import band_statistics
+    from terramind_plugin.samples.statistics import band_statistics
 
     plain = band_statistics(make_module(root))
     moved = band_statistics(make_module(root, offsets={"S2L1C": -1000}))
@@ -93,8 +93,8 @@ def test_statistics_are_of_what_the_model_gets(root: Path, make_module: Any) -> 
 
 
 def test_a_scene_is_standardised_as_chips_are(root: Path, make_module: Any, write: Any) -> None:
-    from terramind_plugin.geo.source import Source
-    from terramind_plugin.mapping.task import read_data_module
+    from terramind_plugin.inference.segmentation import read_data_module
+    from terramind_plugin.raster.source import Source
 
     values = np.random.default_rng(0).integers(1000, 5000, (13, 32, 32)).astype(np.uint16)
     values[:, :3] = 0

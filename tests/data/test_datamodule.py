@@ -19,7 +19,7 @@ from terratorch.datamodules import GenericMultiModalDataModule
 
 from terramind_plugin.data.datamodule import TerraMindDataModule
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.modalities import MODALITIES
+from terramind_plugin.model.modalities import MODALITIES
 
 
 @pytest.fixture

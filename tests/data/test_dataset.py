@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.modalities import MODALITIES
+from terramind_plugin.model.modalities import MODALITIES
 
 
 @pytest.fixture

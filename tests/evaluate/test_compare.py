@@ -22,9 +22,8 @@ CHECKPOINT = {"class_path": "ModelCheckpoint", "init_args": {"dirpath": "best", 
 @pytest.fixture(scope="module")
 def configuration(tmp_path_factory):
     """Return the path of a configuration of a tiny model."""
-    from running import Runner, segmentation_config
-
-    from terramind_plugin.data.simulate import simulate
+    from terramind_plugin.simulation.commands import simulate
+    from tests.runs.running import Runner, segmentation_config
 
     folder = tmp_path_factory.mktemp("compare")
     config = segmentation_config(simulate(folder / "scenes", size=64, chips=6))
@@ -61,7 +60,7 @@ def with_truth(configuration):
     """Return the path of a configuration of the small variant that says where true land cover is."""
     import torch
 
-    from terramind_plugin.builders import build_image_tokenizer
+    from terramind_plugin.builders.tokenizers import build_image_tokenizer
 
     config = yaml.safe_load(configuration.read_text())
     weights = configuration.parent / "lulc.pt"

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from terramind_plugin.cli import main
-from terramind_plugin.data.simulate import simulate
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.evaluate import few_shot
 from terramind_plugin.evaluate.few_shot import Task
+from terramind_plugin.simulation.commands import simulate
 
 MODEL = ("--modality", "S2L2A", "--model", "terramind_sim_nano", "--pretrained", "false")
 
@@ -111,8 +111,8 @@ def test_command(folders, tmp_path, capsys):
 def test_features_are_the_mean_of_the_last_layer(folders):
     import torch
 
-    from terramind_plugin.evaluate.places import read_middle
-    from terramind_plugin.modalities import resolve
+    from terramind_plugin.evaluate.locate import read_middle
+    from terramind_plugin.model.modalities import resolve
 
     modality = resolve("S2L2A")
     chips = [read_middle(path, modality, 64, 8) for path in sorted(folders.glob("*/*.tif"))[:3]]

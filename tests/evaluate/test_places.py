@@ -11,11 +11,11 @@ import rasterio
 import torch
 
 from terramind_plugin.cli import main
-from terramind_plugin.data.simulate import simulate
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.evaluate import places
-from terramind_plugin.evaluate.places import Belief
-from terramind_plugin.modalities import resolve
+from terramind_plugin.evaluate import locate as places
+from terramind_plugin.evaluate.locate import Belief
+from terramind_plugin.model.modalities import resolve
+from terramind_plugin.simulation.commands import simulate
 
 MODEL = ("--modality", "S2L2A", "--model", "terramind_sim_nano", "--pretrained", "false")
 

@@ -19,7 +19,7 @@ pytestmark = [
 
 
 def test_zero_shot(tmp_path):
-    from running import Runner, change, segmentation_config
+    from tests.runs.running import Runner, change, segmentation_config
 
     floods = DATA / "sen1floods11"
     names = sorted(path.name.removesuffix("_S1Hand.tif") for path in (floods / "S1GRDHand").glob("*.tif"))

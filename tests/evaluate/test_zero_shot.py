@@ -20,14 +20,14 @@ BOTH = "S2L1C+S1GRD"
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    from terramind_plugin.data.simulate import simulate
+    from terramind_plugin.simulation.commands import simulate
 
     return simulate(tmp_path_factory.mktemp("zero_shot") / "scenes", chips=5, size=72)
 
 
 @pytest.fixture(scope="module")
 def runner(scenes):
-    from running import Runner, change, segmentation_config
+    from tests.runs.running import Runner, change, segmentation_config
 
     everything = str(scenes.root / "splits" / "flood_train_data.txt")  # more chips to test on
     return Runner(change(segmentation_config(scenes), {**NANO, "data.test_split": everything}), scenes.root)

@@ -18,12 +18,12 @@ import torch
 from PIL import Image
 from rasterio.windows import Window
 
-from terramind_plugin.backbones.build import build_tim
-from terramind_plugin.builders import build_image_tokenizer
-from terramind_plugin.data.simulate import chip_files, simulate
-from terramind_plugin.modalities import MODALITIES
+from terramind_plugin.builders.backbones import build_tim
+from terramind_plugin.builders.tokenizers import build_image_tokenizer
+from terramind_plugin.model.modalities import MODALITIES
+from terramind_plugin.model.variants import VARIANTS
+from terramind_plugin.simulation.commands import chip_files, simulate
 from terramind_plugin.tokenizers.variants import TOKENIZERS
-from terramind_plugin.variants import VARIANTS
 from tests.generation.conftest import scatter_weights
 
 HERE = Path(__file__).parent

@@ -8,12 +8,12 @@ import pickle
 import pytest
 import torch
 
-from terramind_plugin.backbones.build import build_tim
-from terramind_plugin.builders import build_image_tokenizer
+from terramind_plugin.builders.backbones import build_tim
+from terramind_plugin.builders.generators import build_generator
+from terramind_plugin.builders.tokenizers import build_image_tokenizer
 from terramind_plugin.errors import DataError
 from terramind_plugin.generation.sampling import sample, sample_ids
-from terramind_plugin.generators import build_generator
-from terramind_plugin.nn.finite import FiniteGuard, zero_nan
+from terramind_plugin.model.finite import FiniteGuard, zero_nan
 
 ODD = [float("nan"), float("inf"), float("-inf")]
 SAID = "has values that are NaN or infinite. Fill them with the mean"

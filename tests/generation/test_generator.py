@@ -9,10 +9,10 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
+from terramind_plugin.builders.generators import build_generator
 from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundError
 from terramind_plugin.generation.generator import TerraMindGenerator
-from terramind_plugin.generators import build_generator
-from terramind_plugin.modalities import find
+from terramind_plugin.model.modalities import find
 from terramind_plugin.tokenizers import variants
 from tests.generation.conftest import scatter_weights
 
@@ -195,7 +195,7 @@ def test_places_of_an_image(build, raw):
 
 def test_probabilities_of_places(build, raw):
     """The likeliest of all positions, by scoring each of a small vocabulary's."""
-    from terramind_plugin.generation.places import most_likely_pairs
+    from terramind_plugin.generation.locations import most_likely_pairs
 
     model, x = build(outputs=["coords"]), raw("S2L2A", batch=1)
     first, second = [300, 301, 302], [1000, 1001]

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from terramind_plugin.generation.model import PAD
 from terramind_plugin.generation.schedules import Decoding
-from terramind_plugin.modalities import resolve
+from terramind_plugin.model.encoder_decoder import PAD
+from terramind_plugin.model.modalities import resolve
 from tests.generation.conftest import ReplayedNoise
 
 EXACT, SINGLE = 1e-9, 1e-4

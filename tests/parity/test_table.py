@@ -2,8 +2,8 @@
 
 import pytest
 
-from terramind_plugin.modalities import MODALITIES
-from terramind_plugin.variants import VARIANTS
+from terramind_plugin.model.modalities import MODALITIES
+from terramind_plugin.model.variants import VARIANTS
 
 PIXELS = [m for m in MODALITIES.values() if m.patch_key]
 TOKENS = [m for m in MODALITIES.values() if m.token_key]

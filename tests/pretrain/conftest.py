@@ -2,7 +2,7 @@
 
 import pytest
 
-from terramind_plugin.data.simulate import simulate
+from terramind_plugin.simulation.commands import simulate
 
 
 @pytest.fixture(scope="session")

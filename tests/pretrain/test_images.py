@@ -11,10 +11,10 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from terramind_plugin import TokenizerDataModule, TokenizerTask
-from terramind_plugin.builders import build_image_tokenizer
+from terramind_plugin.builders.tokenizers import build_image_tokenizer
 from terramind_plugin.cli import main
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.modalities import MODALITIES
+from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.pretrain.chips import ChipFolder, ChipReader, choose, draw_window, make_folders, turn
 from terramind_plugin.pretrain.export import export_weights
 

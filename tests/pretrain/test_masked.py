@@ -8,12 +8,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from terramind_plugin.backbones.build import build_backbone, build_tim
-from terramind_plugin.builders import build_coords_tokenizer
+from terramind_plugin.builders.backbones import build_backbone, build_tim
+from terramind_plugin.builders.generators import build_generator
+from terramind_plugin.builders.tokenizers import build_coords_tokenizer
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.generators import build_generator
+from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.pretrain.masked import MaskedModellingTask
-from terramind_plugin.variants import VARIANTS
 
 NANO = "terramind_sim_nano"
 ARGUMENTS = {"pixels": ["S2L2A", "dem"], "tokens": ["LULC", "S2L2A", "S1GRD"], "sequences": ["coords"]}

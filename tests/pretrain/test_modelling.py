@@ -10,11 +10,11 @@ import torch
 
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.generation.decoding import START, STOP
-from terramind_plugin.generation.model import EncoderDecoder, token_key
-from terramind_plugin.modalities import resolve
+from terramind_plugin.model.encoder_decoder import EncoderDecoder, token_key
+from terramind_plugin.model.modalities import resolve
+from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.pretrain.masking import MaskPlan, draw_masks
 from terramind_plugin.pretrain.modelling import key_of, masked_loss, pack
-from terramind_plugin.variants import VARIANTS
 from tests.generation.conftest import SHALLOW, TINY, make_tokens, scatter_weights, specs
 
 PIXELS = ("S2L2A", "S1GRD", "RGB")

@@ -9,17 +9,17 @@ import pytest
 import rasterio
 import torch
 
-from terramind_plugin.backbones.build import build_backbone, build_tim
-from terramind_plugin.builders import build_coords_tokenizer, build_image_tokenizer
+from terramind_plugin.builders.backbones import build_backbone, build_tim
+from terramind_plugin.builders.generators import build_generator
+from terramind_plugin.builders.tokenizers import build_coords_tokenizer, build_image_tokenizer
 from terramind_plugin.cli import main
-from terramind_plugin.data.simulate import WORLDS, chip_files, simulate, simulate_chip
 from terramind_plugin.errors import ConfigError, WeightsNotFoundError
-from terramind_plugin.generators import build_generator
-from terramind_plugin.modalities import MODALITIES
+from terramind_plugin.model.modalities import MODALITIES
+from terramind_plugin.model.variants import VARIANTS
+from terramind_plugin.model.weights import SHIPPED
 from terramind_plugin.pretrain.vocabulary import NANO_DEGREES, NANO_SENTINELS, write_coords_vocabulary
+from terramind_plugin.simulation.commands import WORLDS, chip_files, simulate, simulate_chip
 from terramind_plugin.tokenizers.variants import tokenizers_of
-from terramind_plugin.variants import VARIANTS
-from terramind_plugin.weights import SHIPPED
 
 NANO = "terramind_sim_nano"
 
@@ -64,7 +64,7 @@ def test_models():
 
 
 def test_weights_that_are_not_there_yet(monkeypatch, tmp_path):
-    monkeypatch.setattr("terramind_plugin.weights.SHIPPED", tmp_path)
+    monkeypatch.setattr("terramind_plugin.model.weights.SHIPPED", tmp_path)
     with pytest.raises(WeightsNotFoundError, match="make nano"):
         build_backbone(NANO, ["S2L2A"], pretrained=True)
 

@@ -18,15 +18,15 @@ from rasterio.transform import from_origin
 from safetensors.torch import save_file
 
 from terramind_plugin import MaskedDataModule
-from terramind_plugin.builders import build_coords_tokenizer, build_image_tokenizer
+from terramind_plugin.builders.generators import build_generator
+from terramind_plugin.builders.tokenizers import build_coords_tokenizer, build_image_tokenizer
 from terramind_plugin.cli import main
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.generators import build_generator
-from terramind_plugin.geo.raster import write_geotiff
-from terramind_plugin.modalities import MODALITIES
+from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.pretrain.chips import turn
 from terramind_plugin.pretrain.order import Draw
 from terramind_plugin.pretrain.store import TokenFile
+from terramind_plugin.raster.raster import write_geotiff
 
 NANO = "terramind_sim_nano"
 CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"

@@ -12,7 +12,7 @@ import yaml
 
 from terramind_plugin.check.run import check
 from terramind_plugin.cli import main
-from tests.scenes.conftest import make_task
+from tests.inference.conftest import make_task
 
 RADAR = {
     "data.modalities": ["S1GRD"],

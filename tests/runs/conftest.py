@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from real_chips import cut_spain
-from running import Fitted, Runner, fit_once, segmentation_config
 
-from terramind_plugin.data.simulate import SimulatedDataset, simulate
+from terramind_plugin.simulation.commands import SimulatedDataset, simulate
+from tests.runs.real_chips import cut_spain
+from tests.runs.running import Fitted, Runner, fit_once, segmentation_config
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import yaml
 from rasterio.transform import from_origin
-from running import REPOSITORY
 
-from terramind_plugin.geo.raster import write_geotiff
+from terramind_plugin.raster.raster import write_geotiff
+from tests.runs.running import REPOSITORY
 
 SPLITS = {"train": 4, "val": 2, "test": 2}
 BANDS = {"S2L1C": 13, "S2L2A": 12, "S1RTC": 2}

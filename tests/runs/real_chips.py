@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import rasterio
 from rasterio.windows import Window
-from running import REPOSITORY
+
+from tests.runs.running import REPOSITORY
 
 CHIPS = REPOSITORY.parent / "shared" / "data" / "sen1floods11"
 ENDINGS = {"S2L1CHand": "S2Hand", "S1GRDHand": "S1Hand", "LabelHand": "LabelHand"}

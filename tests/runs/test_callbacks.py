@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from terramind_plugin.callbacks import BackboneUnfreeze, SegmentationImages
 from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.integration.callbacks import BackboneUnfreeze, SegmentationImages
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(runner: Any, scenes: Any) -> None:

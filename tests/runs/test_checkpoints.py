@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from running import Fitted, fit_once
 
-from terramind_plugin.backbones.vit import TerraMindBackbone
+from terramind_plugin.backbones.encoder import TerraMindBackbone
+from tests.runs.running import Fitted, fit_once
 
 NECKS = [
     {"name": "SelectIndices", "indices": [2, 5, 8, 11]},
@@ -114,7 +114,7 @@ def test_the_default_checkpoint_is_the_best_one(runner: Any, tmp_path: Path) -> 
 def test_weights_that_a_checkpoint_lacks_are_fetched(tmp_path: Path, name: str, still: bool) -> None:
     from jsonargparse import Namespace
 
-    from terramind_plugin.lightning_cli import check_checkpoint
+    from terramind_plugin.integration.lightning_cli import check_checkpoint
 
     path = tmp_path / "best.ckpt"
     torch.save({"state_dict": {f"model.encoder.{name}": torch.zeros(32)}, "hyper_parameters": {}}, path)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import rasterio
-from running import REPOSITORY, Fitted, fit_once
 
-from terramind_plugin.data.simulate import chip_files
+from terramind_plugin.simulation.commands import chip_files
+from tests.runs.running import REPOSITORY, Fitted, fit_once
 
 UNNAMED = {"model.class_names": ...}
 NOWHERE = {**UNNAMED, "data.class_names": ...}

@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from figures import FigureLogger
 from lightning.pytorch import LightningModule, Trainer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from other_tasks import TASKS, detection, series
 from terratorch.models.model import ModelOutput
 from terratorch.tasks import MultiLabelClassificationTask, SemanticSegmentationTask
 from torch import nn
 from torch.utils.data import DataLoader
 
-from terramind_plugin.callbacks import SegmentationImages
 from terramind_plugin.errors import ConfigError
+from terramind_plugin.integration.callbacks import SegmentationImages
 from terramind_plugin.plotting import NO_VALUE
+from tests.runs.figures import FigureLogger
+from tests.runs.other_tasks import TASKS, detection, series
 
 IMAGES = "terramind_plugin.SegmentationImages"
 

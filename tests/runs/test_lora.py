@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from real_chips import needs_chips
-from running import Fitted, Runner, fit_once
 
-from terramind_plugin.backbones.build import build_backbone, build_tim
-from terramind_plugin.backbones.vit import TerraMindBackbone
+from terramind_plugin.backbones.encoder import TerraMindBackbone
+from terramind_plugin.builders.backbones import build_backbone, build_tim
+from tests.runs.real_chips import needs_chips
+from tests.runs.running import Fitted, Runner, fit_once
 
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.1, "target": "attention"}
 ADAPTERS = 12 * 4 * ((192 + 576) + (192 + 192))

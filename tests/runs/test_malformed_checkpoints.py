@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from running import Fitted
 
 from terramind_plugin.cli import main
 from tests.attacks.malformed import KINDS, WHOLE, saved
+from tests.runs.running import Fitted
 
 STATE = {
     "no version": {"pytorch-lightning_version": ...},

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_chips import CHIPS, ENDINGS, changes_to, needs_chips
-from running import Runner
 
-from terramind_plugin.memo.store import Store
+from terramind_plugin.cache.store import Store
+from tests.runs.real_chips import CHIPS, ENDINGS, changes_to, needs_chips
+from tests.runs.running import Runner
 
 PROGRAM = Path(sys.executable).with_name("terratorch")
 D4 = [{"class_path": "albumentations.D4"}, {"class_path": "ToTensorV2"}]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from running import Runner, fit_once
 
-from terramind_plugin.memo.store import Store
+from terramind_plugin.cache.store import Store
+from tests.runs.running import Runner, fit_once
 
 
 def _thoughts(memo: Path) -> int:

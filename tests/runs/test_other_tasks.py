@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import rasterio
 import yaml
-from made_chips import MAKE, class_names
-from running import REPOSITORY
+
+from tests.runs.made_chips import MAKE, class_names
+from tests.runs.running import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
 QUICK = {

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio.windows import Window
-from real_chips import CHIPS, ENDINGS, changes_to, cut, needs_chips
-from running import Fitted, fit_once
+
+from tests.runs.real_chips import CHIPS, ENDINGS, changes_to, cut, needs_chips
+from tests.runs.running import Fitted, fit_once
 
 pytestmark = needs_chips
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from terramind_plugin.backbones.vit import TerraMindBackbone
+from terramind_plugin.backbones.encoder import TerraMindBackbone
 from terramind_plugin.errors import ConfigError
 
 

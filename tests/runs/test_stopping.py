@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from running import Fitted, Runner
+
+from tests.runs.running import Fitted, Runner
 
 BEST = {
     "class_path": "ModelCheckpoint",
@@ -54,10 +55,10 @@ def _handlers() -> Any:
 
 def named(callback: type[Callback], patch: pytest.MonkeyPatch) -> dict[str, str]:
     """Return an entry of a configuration for a callback of this file."""
-    import terramind_plugin.callbacks as module
+    import terramind_plugin.integration.callbacks as module
 
     patch.setattr(module, callback.__name__, callback, raising=False)
-    return {"class_path": f"terramind_plugin.callbacks.{callback.__name__}"}
+    return {"class_path": f"terramind_plugin.integration.callbacks.{callback.__name__}"}
 
 
 def test_fit_ends_with_143_after_sigterm(runner: Runner, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

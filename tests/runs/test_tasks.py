@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import rasterio
 
-from terramind_plugin.backbones.vit import TerraMindBackbone
+from terramind_plugin.backbones.encoder import TerraMindBackbone
 
 
 def test_pixelwise_regression(runner: Any, scenes: Any, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import pytest
 import rasterio
 import torch
 import yaml
-from real_chips import needs_chips
-from running import REPOSITORY, Runner, fit_once
+
+from tests.runs.real_chips import needs_chips
+from tests.runs.running import REPOSITORY, Runner, fit_once
 
 FAST = {"trainer.accelerator": "cpu", "trainer.devices": 1, "trainer.precision": 32, "trainer.max_epochs": 1}
 FAST |= {"trainer.logger": False, "data.num_workers": 0, "data.batch_size": 2}

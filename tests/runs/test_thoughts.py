@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from terramind_plugin.modalities import resolve
+from terramind_plugin.integration.thoughts import ThoughtPainter, find_thinker, paint_codes
+from terramind_plugin.model.modalities import resolve
 from terramind_plugin.plotting import class_picture
-from terramind_plugin.thoughts import ThoughtPainter, find_thinker, paint_codes
 from terramind_plugin.tokenizers.variants import tokenizers_of
 
 
 @pytest.fixture(scope="module")
 def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a file with random weights of the tokenizer of land cover."""
-    from terramind_plugin.builders import build_image_tokenizer
+    from terramind_plugin.builders.tokenizers import build_image_tokenizer
 
     path = tmp_path_factory.mktemp("tokenizer") / "lulc.pt"
     torch.save(build_image_tokenizer("terramind_v1_tokenizer_lulc").state_dict(), path)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from terramind_plugin.builders import build_image_tokenizer
+from terramind_plugin.builders.tokenizers import build_image_tokenizer
 from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundError
 from terramind_plugin.tokenizers.image import ImageTokenizer
 from terramind_plugin.tokenizers.variants import TOKENIZERS
-from terramind_plugin.weights import load_tokenizer
+from terramind_plugin.tokenizers.weights import load_tokenizer
 
 DEM = "terramind_v1_tokenizer_dem"
 
@@ -125,7 +125,7 @@ def test_weights_are_not_on_this_machine(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name, variant in TOKENIZERS.items() if variant.hub_repo])
 def test_registered(models, name):
-    assert models.find_class(name).__module__ == "terramind_plugin.registry"
+    assert models.find_class(name).__module__ == "terramind_plugin.integration.registry"
     assert models.find_class(f"terratorch_{name}").__module__.startswith("terratorch")
 
 
@@ -170,7 +170,7 @@ def test_unknown_name():
 def test_diffusers_waits_until_it_is_needed():
     code = (
         "import sys, torch\n"
-        "from terramind_plugin.builders import build_image_tokenizer\n"
+        "from terramind_plugin.builders.tokenizers import build_image_tokenizer\n"
         "model = build_image_tokenizer('terramind_v1_tokenizer_dem', decoder=False)\n"
         "model.tokenize(torch.zeros(1, 1, 32, 32))\n"
         "print([name for name in ('diffusers', 'tokenizers', 'terratorch', 'lightning') if name in sys.modules])"

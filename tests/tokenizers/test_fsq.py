@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.generation.model import token_key
+from terramind_plugin.model.encoder_decoder import token_key
+from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.tokenizers.fsq import FiniteScalarQuantizer
 from terramind_plugin.tokenizers.variants import CLASS_CODE_LEVELS, CODE_LEVELS, TOKENIZERS
-from terramind_plugin.variants import VARIANTS
 
 levels = st.lists(st.integers(2, 9), min_size=1, max_size=5)
 

@@ -1,1 +1,0 @@
-"""Fine-tuning by adapters: small weights beside those of a frozen backbone."""

@@ -1,0 +1,1 @@
+"""Builders of everything that is registered: backbones, tokenizers and generators with their weights."""

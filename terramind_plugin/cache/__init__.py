@@ -1,0 +1,1 @@
+"""What frozen parts computed, kept on disk: keys, store, cached tokens and features."""

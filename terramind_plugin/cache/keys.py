@@ -1,0 +1,133 @@
+"""Keys of samples: a digest of all that a result depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from terramind_plugin._version import __version__
+from terramind_plugin.cache.threads import map_in_threads
+from terramind_plugin.model.inputs import InputSpec
+
+
+class Fingerprint:
+    """SHA-256 of a module's weights, computed anew when they were written to or moved.
+
+    What is written to tensors (by loading, optimisers, `.to()`) shows in their version and place. What is written to
+    their `.data` does not: one number of each tensor is looked at, too, so that a tensor written as a whole is noticed.
+    It is looked at each step, so looking is kept cheap.
+    """
+
+    def __init__(self) -> None:
+        self._state: list[Any] = []
+        self._ends: list[Tensor] = []
+        """The last number of each tensor, as a view: its memory is not given to another tensor meanwhile."""
+        self._probe = torch.empty(0)
+        self._digest = ""
+
+    def of(self, module: nn.Module) -> str:
+        """Return the digest as hexadecimal digits."""
+        tensors = list_tensors(module)
+        state = [(x.data_ptr(), 0 if x.is_inference() else x._version, x.shape) for x in tensors]
+        if state == self._state and torch.equal(torch.stack(self._ends), self._probe):
+            return self._digest
+        self._digest = hash_weights(module).hexdigest()
+        self._state = state
+        self._ends = [x.detach()[(-1,) * x.ndim] for x in tensors if x.numel()]
+        self._probe = torch.stack(self._ends)
+        return self._digest
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __setstate__(self, _: Mapping[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]  # a copy has tensors of its own
+
+
+def list_tensors(module: nn.Module) -> list[Tensor]:
+    """Return all parameters and buffers; several times as fast as torch's own way, which also makes names."""
+    found: list[Tensor | None] = []
+    modules: list[nn.Module | None] = [module]
+    while modules:
+        part = modules.pop()
+        if part is not None:
+            found += part._parameters.values()
+            found += part._buffers.values()
+            modules += part._modules.values()
+    return [x for x in found if x is not None]
+
+
+def hash_weights(module: nn.Module) -> Any:
+    """Return SHA-256 of the names and values of all parameters and persistent buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(_bytes_of(value))
+    return digest
+
+
+def describe_context(**settings: Any) -> bytes:
+    """Return a digest of what holds for all samples: settings, precision and the version of this package.
+
+    Args:
+        settings: Whatever the result depends on; its `repr` must say all.
+    """
+    devices = ("cuda", "cpu")
+    precision = [str(torch.get_autocast_dtype(name)) if torch.is_autocast_enabled(name) else "" for name in devices]
+    parts = {
+        "version": __version__,
+        "autocast": precision,
+        "matmul": torch.get_float32_matmul_precision(),
+        **{name: repr(value) for name, value in settings.items()},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).digest()
+
+
+def describe_specs(specs: tuple[InputSpec, ...]) -> list[Any]:
+    """Return what tells one set of inputs from another."""
+    return [(spec.name, spec.key, spec.channels, spec.band_sources) for spec in specs]
+
+
+def sample_keys(
+    context: bytes, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | Tensor | None
+) -> list[bytes]:
+    """Return a key for each sample of a batch: of the exact values of what it has, whatever the others have.
+
+    On a GPU this copies the inputs to the host, once a step.
+
+    Args:
+        context: From `describe_context`.
+        inputs: By name, [B, ...].
+        present: Boolean [B] by name, or [inputs, B]; None if all have all.
+    """
+    hosts = {name: x.detach().to("cpu").contiguous() for name, x in inputs.items()}
+    held = [list(hosts)] * len(next(iter(hosts.values())))
+    if present is not None:
+        rows = list(present.values()) if isinstance(present, Mapping) else list(present.unbind(0))
+        masks = torch.stack(rows, dim=1).tolist()
+        # A sample without any uses what was given in its place, as models do.
+        held = [[name for name, has in zip(hosts, mask, strict=True) if has or not any(mask)] for mask in masks]
+
+    def key_of(index: int) -> bytes:
+        digest = hashlib.sha256(context)
+        for name in sorted(held[index]):
+            x = hosts[name][index]
+            digest.update(f"{name} {x.dtype} {list(x.shape)}".encode())
+            digest.update(_bytes_of(x))
+        return digest.digest()
+
+    return map_in_threads(key_of, range(len(held)), sum(x.nbytes for x in hosts.values()))
+
+
+def seed_of(key: bytes, seed: int) -> int:
+    """Return a seed that is a function of a sample's key and of the user's seed."""
+    return int.from_bytes(hashlib.sha256(key + str(seed).encode()).digest()[:8], "big") >> 1
+
+
+def _bytes_of(x: Tensor) -> Any:
+    return x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data

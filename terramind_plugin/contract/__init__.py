@@ -1,1 +1,0 @@
-"""What data have to be: checks of files, values and labels that need neither a model nor TerraTorch."""

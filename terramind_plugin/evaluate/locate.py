@@ -1,0 +1,287 @@
+"""Where chips are: the probability of all places, the place to name, and how far off it is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from terramind_plugin.builders.generators import build_generator
+from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.evaluate.scores import EARTH_RADIUS, Score, great_circle, score_median
+from terramind_plugin.generation.generator import TerraMindGenerator
+from terramind_plugin.inference.chips import fixed_random_weights
+from terramind_plugin.model.modalities import Modality, resolve
+from terramind_plugin.model.variants import VARIANTS
+from terramind_plugin.raster.missing import describe_undeclared
+from terramind_plugin.raster.source import Expected, Source
+
+logger = logging.getLogger("terramind_plugin")
+
+COORDS = "coords"
+CANDIDATES = 500
+"""Likeliest places among which the one with the least expected distance is looked for."""
+NEAR = 1000.0
+"""Distance in km that counts as near."""
+COARSE = 5.0
+"""Grid of places, in degrees, among which the best one for all chips is looked for."""
+RASTERS = (".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Chip:
+    """The middle of a raster, as large as the model's image at most."""
+
+    path: Path
+    values: NDArray[np.float32]
+    """[bands, H, W] in the modality's units, gaps filled."""
+    valid: NDArray[np.bool_]
+    """[H, W], where some band was measured."""
+    place: tuple[float, float] | None
+    """Longitude and latitude of its middle in degrees, if it has a CRS."""
+
+
+@dataclass(frozen=True)
+class Belief:
+    """Where a model takes a chip to be."""
+
+    longitudes: NDArray[np.float64]
+    """[columns], ascending."""
+    latitudes: NDArray[np.float64]
+    """[rows], descending."""
+    probabilities: NDArray[np.float32]
+    """[rows, columns], summing to the mass that was asked for or a little more."""
+
+    def likeliest(self, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the likeliest places [count, 2] as (longitude, latitude), and their probabilities [count]."""
+        flat = self.probabilities.ravel()
+        count = min(count, flat.size)
+        best = np.argpartition(-flat, count - 1)[:count]
+        best = best[np.lexsort((best, -flat[best]))]
+        rows, columns = np.unravel_index(best, self.probabilities.shape)
+        return np.stack([self.longitudes[columns], self.latitudes[rows]], axis=1), flat[best].astype(np.float64)
+
+    def middle(self) -> NDArray[np.float64]:
+        """Return the place [2] with the least expected distance, among the likeliest ones."""
+        places, weights = self.likeliest(CANDIDATES)
+        expected = great_circle(places[:, None], places[None]) @ weights
+        return places[int(expected.argmin())]
+
+
+def build_locator(
+    variant: str,
+    modality: str,
+    *,
+    pretrained: bool = True,
+    ckpt_path: Path | None = None,
+    tokenizer_file: Path | None = None,
+) -> TerraMindGenerator:
+    """Return a generator of coordinates; random weights are the same in every run.
+
+    Args:
+        variant: Name of the model.
+        modality: Input.
+        pretrained: Load the published weights.
+        ckpt_path: A file with weights that goes before them.
+        tokenizer_file: Vocabulary of the coordinates.
+
+    Raises:
+        ConfigError: The model or modality is unknown.
+        WeightsError: The weights are not there or do not fit.
+    """
+    check_variant(variant)
+    with fixed_random_weights():
+        return build_generator(
+            variant,
+            [modality],
+            [COORDS],
+            pretrained=pretrained,
+            ckpt_path=ckpt_path,
+            tokenizer_file=tokenizer_file,
+            standardize=True,
+        ).to(best_device())
+
+
+def best_device() -> torch.device:
+    """Return the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def check_variant(name: str) -> None:
+    """Raise a ConfigError if there is no such model."""
+    if name not in VARIANTS:
+        raise ConfigError(f"Unknown model '{name}'. Known: {', '.join(VARIANTS)}.")
+
+
+def find_rasters(paths: Sequence[Path]) -> list[Path]:
+    """Return files as they are, and those in folders by name.
+
+    Raises:
+        DataError: There are none.
+    """
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(one for one in path.iterdir() if one.suffix.lower() in RASTERS) if path.is_dir() else [path]
+        if not inside:
+            raise DataError(f"No raster ({', '.join(RASTERS)}) in {path}.")
+        found += inside
+    return found
+
+
+def read_middle(path: Path, modality: Modality, size: int, patch: int, bands: Sequence[str] = ()) -> Chip:
+    """Return the middle of a raster, continued by its mirror image to whole patches.
+
+    Args:
+        path: The raster, with the modality in its units.
+        modality: What it shows.
+        size: Height and width in pixels at most.
+        patch: Heights and widths become multiples of it.
+        bands: Names of the file's bands, where they are in another order and not named in the file.
+
+    Raises:
+        DataError: The file cannot be read, or holds no data there.
+    """
+    own = Expected.of(modality)
+    source = Source(path, Expected(own.name, own.bands, own.fill, tuple(bands), own.classes))
+    try:
+        height, width = (min(side, size) for side in source.grid.shape)
+        row, column = (source.grid.height - height) // 2, (source.grid.width - width) // 2
+        part = source.read(row, column, -(-height // patch) * patch, -(-width // patch) * patch)
+    finally:
+        source.close()
+    if source.undeclared:
+        logger.warning("%s", describe_undeclared(path, source.undeclared))
+    if not part.valid.any():
+        raise DataError(f"{path} holds no data: every pixel of its middle is missing.")
+    return Chip(source.path, part.values, part.valid, source.grid.centre())
+
+
+def locate(
+    model: TerraMindGenerator,
+    modality: str,
+    chips: Sequence[Chip],
+    *,
+    mass: float = 0.999,
+    batch_size: int = 8,
+    on_latitude: Callable[[int, int], object] = lambda done, total: None,
+) -> Iterator[tuple[Chip, Belief]]:
+    """Yield each chip with where the model takes it to be.
+
+    Args:
+        model: From `build_locator`.
+        modality: Its input.
+        chips: In their order.
+        mass: Latitudes that together have less than 1 - mass are left out.
+        batch_size: Chips at once.
+        on_latitude: As in `TerraMindGenerator.map_places`.
+
+    Raises:
+        ConfigError: mass is not between 0 and 1.
+    """
+    if not 0 < mass <= 1:
+        raise ConfigError(f"mass must be above 0 and at most 1, got {mass}.")
+    device = next(model.parameters()).device
+    for batch in batches(chips, batch_size):
+        images = torch.from_numpy(np.stack([chip.values for chip in batch])).to(device)
+        made = model.map_places({modality: images}, mass, on_latitude=on_latitude)
+        longitudes, latitudes = made.longitudes.numpy(), made.latitudes.numpy()
+        for chip, probabilities in zip(batch, made.probabilities.numpy(), strict=True):
+            yield chip, Belief(longitudes, latitudes, probabilities)
+
+
+def batches(chips: Sequence[Chip], batch_size: int) -> Iterator[list[Chip]]:
+    """Yield chips of one shape that follow one another, `batch_size` at most.
+
+    Raises:
+        ConfigError: batch_size is less than 1.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, got {batch_size}.")
+    batch: list[Chip] = []
+    for chip in chips:
+        if batch and (len(batch) == batch_size or chip.values.shape != batch[0].values.shape):
+            yield batch
+            batch = []
+        batch.append(chip)
+    if batch:
+        yield batch
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How far off one way of naming places is."""
+
+    name: str
+    distances: NDArray[np.float64]
+    """Of each chip in km."""
+
+    @property
+    def median(self) -> Score:
+        """Median distance in km."""
+        return score_median(self.distances)
+
+    @property
+    def near(self) -> float:
+        """Share of chips that are not farther off than `NEAR`."""
+        return float((self.distances <= NEAR).mean())
+
+
+def compare_errors(true: NDArray, likeliest: NDArray, middle: NDArray) -> list[Errors]:
+    """Return the errors of the model's places, and of the best single place for all chips.
+
+    The latter is chosen with the true places in hand: no prior that knows no chip can do better.
+
+    Args:
+        true: [chips, 2] as (longitude, latitude) in degrees.
+        likeliest: The model's likeliest places, likewise.
+        middle: Its places of least expected distance, likewise.
+    """
+    return [
+        Errors("likeliest place", great_circle(likeliest, true)),
+        Errors("place of least expected distance", great_circle(middle, true)),
+        Errors("one place for all, the best there is", great_circle(best_constant(true), true)),
+    ]
+
+
+def best_constant(true: NDArray) -> NDArray[np.float64]:
+    """Return the place [2] whose median distance to some places [N, 2] is least, among them and a coarse grid."""
+    longitudes = np.arange(-180, 180, COARSE)
+    latitudes = np.arange(-90, 90 + COARSE, COARSE)
+    grid = np.stack(np.meshgrid(longitudes, latitudes), axis=-1).reshape(-1, 2)
+    candidates = np.concatenate([np.asarray(true, np.float64), grid])
+    medians = [np.median(great_circle(place, true)) for place in candidates]
+    return candidates[int(np.argmin(medians))]
+
+
+ANYWHERE = EARTH_RADIUS * np.pi / 2
+"""Median distance in km between any place and one drawn evenly from the sphere: a quarter of a great circle."""
+
+
+def true_places(chips: Sequence[Chip]) -> NDArray[np.float64]:
+    """Return where chips are, [chips, 2].
+
+    Raises:
+        DataError: One has no CRS.
+    """
+    for chip in chips:
+        if chip.place is None:
+            raise DataError(f"{chip.path} has no CRS, so its true place is unknown. Leave --labelled out.")
+    return np.array([chip.place for chip in chips], dtype=np.float64)
+
+
+def size_of(variant: str, modality: str) -> tuple[Modality, int, int]:
+    """Return an image modality, and image and patch size of a model in pixels.
+
+    Raises:
+        ConfigError: The model is unknown, or the modality is no image.
+    """
+    check_variant(variant)
+    entry = resolve(modality)
+    if entry.kind != "image":
+        raise ConfigError(f"{entry.name} is no image. Give one of the image modalities, e.g. S2L2A.")
+    return entry, VARIANTS[variant].img_size, VARIANTS[variant].patch_size

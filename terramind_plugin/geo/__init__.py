@@ -1,1 +1,0 @@
-"""Rasters: files, grids and windows. No model code."""

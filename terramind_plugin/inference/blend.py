@@ -1,0 +1,87 @@
+"""What a model makes of overlapping windows, blended in a band of rows that moves down the scene."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from terramind_plugin.raster.windows import Band, Plan
+
+
+class RollingBlend:
+    """The rows of a scene that some window has touched and a later one may touch again.
+
+    Args:
+        plan: Windows of the scene.
+        bands: All bands of the plan; the largest decides how many rows there are.
+        channels: Of the results.
+        top: First row.
+        device: Where results are blended.
+    """
+
+    def __init__(
+        self, plan: Plan, bands: list[Band], channels: int, top: int = 0, device: torch.device | str = "cpu"
+    ) -> None:
+        height = max(plan.reach(band) - band.first for band in bands)
+        self.plan = plan
+        self.top = top
+        self.values = torch.zeros(channels, height, plan.columns.length, device=device)
+        self.valid = np.zeros((height, plan.columns.length), dtype=bool)
+        self._row_weights = lru_cache(maxsize=4)(lambda row: torch.from_numpy(plan.rows.weights(row)).to(device))
+        self._column_weights = lru_cache(maxsize=None)(
+            lambda column: torch.from_numpy(plan.columns.weights(column)).to(device)
+        )
+
+    def mark(self, row: int, column: int, valid: NDArray[np.bool_]) -> None:
+        """Note where a window has data.
+
+        Args:
+            row: Number of the row of windows.
+            column: Number of the column of windows.
+            valid: Boolean [h, w] of the window.
+        """
+        here, window = self._places(row, column)
+        self.valid[here] |= valid[window]
+
+    def add(self, row: int, column: int, values: Tensor) -> None:
+        """Add what a model makes of a window.
+
+        Args:
+            row: Number of the row of windows.
+            column: Number of the column of windows.
+            values: [channels, h, w] of the window.
+        """
+        here, window = self._places(row, column)
+        weights = self._row_weights(row)[:, None] * self._column_weights(column)
+        # Cut first: outside of what counts a model may return anything.
+        self.values[:, *here].addcmul_(values[:, *window].float(), weights)
+
+    def _places(self, row: int, column: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+        """Return where a window counts, within the rows that are here and within the window."""
+        top, bottom = self.plan.rows.used(row)
+        left, right = self.plan.columns.used(column)
+        down, across = self.plan.rows.starts[row], self.plan.columns.starts[column]
+        return (
+            (slice(top - self.top, bottom - self.top), slice(left, right)),
+            (slice(top - down, bottom - down), slice(left - across, right - across)),
+        )
+
+    def done(self, last: int) -> tuple[Tensor, NDArray[np.bool_]]:
+        """Return a view of the results [channels, rows, W] above a row, and of where there is data [rows, W]."""
+        count = last - self.top
+        return self.values[:, :count], self.valid[:count]
+
+    def move(self, last: int) -> None:
+        """Forget the rows above a row."""
+        count = last - self.top
+        left = self.valid.shape[0] - count
+        for plane in self.values:  # one by one: a copy of all would be the largest block but the image
+            plane[:left] = plane[count:].clone()
+        self.values[:, left:] = 0
+        self.valid[:left] = self.valid[count:].copy()
+        self.valid[left:] = False
+        self.top = last

@@ -1,0 +1,125 @@
+"""A quick look at a scene and what was made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from terramind_plugin.model.modalities import find
+from terramind_plugin.plotting import class_picture, modality_picture, plot_modality
+from terramind_plugin.raster.large import Layer
+from terramind_plugin.raster.source import Expected, Grid, Source
+
+LONGER_SIDE = 900
+"""Pixels of a scene in the picture."""
+COLUMNS = 4
+
+
+def draw_scene(
+    sources: Mapping[str, Source],
+    layers: Sequence[tuple[Path, Layer]],
+    tags: Mapping[str, str],
+) -> Figure:
+    """Return a figure of the inputs and all files that were made of them, at reduced size.
+
+    Args:
+        sources: By modality, the first of them with the name of the scene.
+        layers: Files of the result.
+        tags: What made them.
+    """
+    first = next(iter(sources.values()))
+    grid, size = first.grid, size_shown(first.grid)
+    count = len(sources) + len(layers)
+    columns = min(COLUMNS, count)
+    rows = -(-count // columns)
+    side = 4.2
+    height = side * min(2.0, max(0.5, grid.height / grid.width))
+    figure = Figure(figsize=(side * columns, (height + 0.7) * rows + 0.5), layout="constrained")
+    figure.suptitle(_title(first.path, tags), fontsize=9)
+    figure.subplots(rows, columns)
+    for axis in figure.axes:
+        axis.set_axis_off()
+    axes = iter(figure.axes)
+    for name, source in sources.items():
+        expected = source.expected
+        shown = bands_shown(expected)
+        values, valid = source.preview(size, shown)
+        axis = next(axes)
+        values = np.where(valid, values, 0 if expected.classes else np.nan)
+        _draw_modality(axis, values, expected.name, [expected.bands[band] for band in shown])
+        axis.set_title(f"{name} (input)", fontsize=10)
+    for path, layer in layers:
+        with rasterio.open(path) as file:
+            values = file.read(out_shape=(file.count, *size))
+        _draw_layer(next(axes), values, layer)
+    return figure
+
+
+def size_shown(grid: Grid) -> tuple[int, int]:
+    """Return height and width of a scene in the picture."""
+    factor = min(1.0, LONGER_SIDE / max(grid.shape))
+    return max(1, round(grid.height * factor)), max(1, round(grid.width * factor))
+
+
+def _title(first: Path, tags: Mapping[str, str]) -> str:
+    return f"{first.name}: {tags['model']}\nweights: {tags['weights']}, {tags['date']}"
+
+
+def bands_shown(expected: Expected) -> list[int]:
+    """Return the positions of the bands that a picture needs."""
+    entry, count = find(expected.name), len(expected.bands)
+    if entry is None or entry.name in ("S1GRD", "S1RTC"):
+        return list(range(min(3, count)))
+    found = [entry.find_band(band) for band in expected.bands]
+    return [found.index(band) for band in entry.rgb] if set(entry.rgb) <= set(found) else [0]
+
+
+def _draw_modality(axis: Any, values: NDArray, name: str, bands: Sequence[str]) -> None:
+    entry = find(name)
+    if entry is not None and tuple(bands) == entry.band_names:
+        plot_modality(name, values, axis)
+    else:
+        axis.imshow(modality_picture(values, name, bands), interpolation="nearest")
+
+
+def _draw_layer(axis: Any, values: NDArray, layer: Layer) -> None:
+    if layer.modality is not None:
+        plot_modality(layer.modality, values, axis)
+    elif layer.colormap is not None:
+        ids = values[0].astype(int)
+        colors = ["#{:02x}{:02x}{:02x}".format(*color[:3]) for color in layer.colormap.values()]
+        axis.imshow(class_picture(ids, colors), interpolation="nearest")
+        names = layer.class_names or tuple(map(str, layer.colormap))
+        there = [number for number in range(len(names)) if (ids == number).any()]
+        handles = [Patch(facecolor=colors[number], edgecolor="#888888", label=names[number]) for number in there]
+        if (ids == layer.nodata).any():
+            handles.append(Patch(facecolor="#000000", label="no data"))
+        axis.legend(
+            handles=handles,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.01),
+            ncols=min(3, max(1, len(handles))),
+            fontsize=8,
+            frameon=False,
+        )
+    else:
+        shown = values[-1]
+        known = shown[np.isfinite(shown)]
+        shares = layer.units == "1" and known.size and 0 <= known.min() <= known.max() <= 1
+        low, high = (0.0, 1.0) if shares else (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+        image = np.ma.masked_invalid(shown)
+        axis.imshow(image, cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
+        bar = axis.figure.colorbar(ScalarMappable(Normalize(low, high), "viridis"), ax=axis, shrink=0.8)
+        bar.set_label(layer.units if layer.units != "1" else layer.descriptions[-1], fontsize=8)
+        bar.ax.tick_params(labelsize=7)
+    of = f": {layer.descriptions[-1]}" if len(values) > 1 and layer.modality is None else ""
+    axis.set_title(f"{layer.ending}{of} (model)", fontsize=10)

@@ -1,0 +1,364 @@
+"""What is finished of a scene, so that an interrupted run can go on."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import re
+import shutil
+import stat
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.files import flush_to_disk, reserve, write_text
+from terramind_plugin.raster.large import Layer
+
+logger = logging.getLogger("terramind_plugin")
+
+RECORD = "run.json"
+RAW = "{}.raw"
+FINISHED = "rows-{}.txt"
+LOCK = "lock"
+OWNER = "terramind_plugin"
+"""Value of 'made_by' in a record: the folder is this program's and may be deleted."""
+_LIST = re.compile(r"rows-[0-9a-f]{12}\.txt")
+_LINE = re.compile(r"(\d{1,9}) (\d{1,9}) ([0-9a-f]{8})")
+"""A line of a list: first and last-plus-one row, checksum of their values in all layers."""
+_TEMPORARY = re.compile(rf"\.{re.escape(RECORD)}\..*\.tmp")
+_CHECKED = 32 * 2**20
+"""Bytes of a band of rows that are read at once for their checksum, about."""
+
+
+class Partial:
+    """A folder with raw rows of each layer, the record of the run, and a list of finished rows for each process.
+
+    Rows are listed after they are on the disk, so a run that is killed at any moment goes on with what is listed. The
+    lists hold checksums: rows that are damaged, or listed wrongly, are computed again. When the files of the scene are
+    complete the folder goes away.
+
+    Args:
+        folder: Where; made if it does not exist.
+        layers: Files that are to come.
+        shape: Height and width of the scene in pixels.
+    """
+
+    def __init__(self, folder: Path, layers: Sequence[Layer], shape: tuple[int, int]) -> None:
+        self.folder = folder
+        self.layers = tuple(layers)
+        self.height, self.width = shape
+        self._lock: int | None = None
+        # Never added to by another process: a line that was cut off stays the last one of its list.
+        self._list = FINISHED.format(uuid4().hex[:12])
+
+    def start(self, record: Mapping[str, Any], *, anew: bool = False) -> dict[str, Any]:
+        """Begin, or go on with what another run has left, and return its record.
+
+        Args:
+            record: What decides on the results, and 'date', which does not.
+            anew: Do not go on.
+
+        Raises:
+            ConfigError: The other run had another record, or is still going on, or the folder is not a run's.
+            DataError: There is no room for the results.
+        """
+        self._look()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._hold()
+            found = None if anew else self._look()
+            if found is not None:
+                _compare(found, record, self.folder)
+                if self._raws_are_whole():
+                    self._keep_right_rows()
+                    return {key: found.get(key, value) for key, value in record.items()}
+            if not anew and any(path.name != LOCK for path in self.folder.iterdir()):
+                logger.warning(
+                    "%s: the unfinished run in it is incomplete or damaged, so it is begun anew.", self.folder
+                )
+            self._clear()
+            self._reserve()
+            write_text(self.folder / RECORD, json.dumps({**record, "made_by": OWNER}, indent=2) + "\n")
+        except ConfigError:
+            self.release()
+            raise
+        except DataError:
+            self.remove()
+            raise
+        except OSError as error:
+            self.remove()
+            raise DataError(
+                f"Cannot keep results in {self.folder}: {error.strerror}. They need {_gib(self._needed)} while the "
+                "command runs. Make room, or give another folder with --out."
+            ) from error
+        return dict(record)
+
+    @property
+    def _needed(self) -> int:
+        """Bytes of all layers."""
+        return sum(map(self._size, self.layers))
+
+    def _size(self, layer: Layer) -> int:
+        return self.height * self.width * layer.bytes_per_pixel
+
+    def _raw(self, layer: Layer) -> Path:
+        return self.folder / RAW.format(layer.ending)
+
+    def _look(self) -> dict[str, Any] | None:
+        """Return the record in the folder, or None if it has none that can be read.
+
+        Raises:
+            ConfigError: The folder is not one of this program, so nothing in it may be changed.
+        """
+        if not os.path.lexists(self.folder):
+            return None
+        if self.folder.is_symlink() or not self.folder.is_dir():
+            raise ConfigError(
+                f"{self.folder} is no folder, and a folder of this name is needed for unfinished results. Move it "
+                "away, or give another folder with --out."
+            )
+        record = self._read_record()
+        raws = {RAW.format(layer.ending) for layer in self.layers}
+        for path in self.folder.iterdir():
+            known = path.name in (RECORD, LOCK, *raws) or _LIST.fullmatch(path.name) or _TEMPORARY.fullmatch(path.name)
+            if (not known and not _is_ours(record)) or (known and stat.S_ISDIR(path.lstat().st_mode)):
+                raise ConfigError(
+                    f"{self.folder} holds {path.name}, which is not of an unfinished run. Move it away, or give "
+                    "another folder with --out."
+                )
+        return record
+
+    def _read_record(self) -> dict[str, Any] | None:
+        path = self.folder / RECORD
+        if not _is_plain_file(path):
+            return None
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(record, dict) or not isinstance(record.get("date", ""), str):
+            return None
+        return record
+
+    def _hold(self) -> None:
+        """Keep other runs away until this process ends, however it ends.
+
+        Raises:
+            ConfigError: Another run is working on the folder, or its lock is no plain file.
+        """
+        self.release()
+        path = self.folder / LOCK
+        if os.path.lexists(path) and not _is_plain_file(path):
+            raise ConfigError(f"{path} is no plain file. Remove it, or give another folder with --out.")
+        # Never through a link, and never emptied: it may be another's file.
+        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        busy = False
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            busy = error.errno in (errno.EAGAIN, errno.EACCES)  # others mean a file system without locks
+        # The run that held it may have removed the folder since it was opened.
+        if busy or not path.exists() or os.fstat(self._lock).st_ino != path.stat().st_ino:
+            self.release()
+            raise ConfigError(
+                f"Another run is working on {self.folder}. Wait for it, or give another folder with --out."
+            )
+
+    def _raws_are_whole(self) -> bool:
+        """Return whether the files of all layers are there, with the size that they were made with."""
+        return all(
+            _is_plain_file(self._raw(layer)) and self._raw(layer).stat().st_size == self._size(layer)
+            for layer in self.layers
+        )
+
+    def _reserve(self) -> None:
+        """Take all room at once: better to hear of a full disk now than in some hours.
+
+        Raises:
+            DataError: There is not enough.
+        """
+        free = shutil.disk_usage(self.folder).free
+        if self._needed > free:
+            raise DataError(
+                f"Cannot keep results in {self.folder}: they need {_gib(self._needed)} while the command runs, and "
+                f"{_gib(free)} are free. Make room, or give another folder with --out."
+            )
+        for layer in self.layers:
+            with open(self._raw(layer), "xb") as file:
+                reserve(file.fileno(), self._size(layer))
+
+    def _keep_right_rows(self) -> None:
+        """Forget listed rows that are not what was written."""
+        lists = self._lists()
+        lines = [line for path in lists for line in _lines(path)]
+        right: dict[tuple[int, int], str] = {}
+        for line in lines:
+            found = _LINE.fullmatch(line)
+            if found is not None:
+                first, last = int(found[1]), int(found[2])
+                if first < last <= self.height and self._checksum(first, last) == found[3]:
+                    right[first, last] = line
+        if len(right) == len(lines):
+            return
+        logger.warning(
+            "%s: %d of %d entries about finished rows are damaged; these rows are computed again.",
+            self.folder, len(lines) - len(right), len(lines),
+        )  # fmt: skip
+        write_text(self.folder / FINISHED.format(uuid4().hex[:12]), "".join(f"{line}\n" for line in right.values()))
+        for path in lists:
+            path.unlink()
+
+    def _checksum(self, first: int, last: int) -> str:
+        """Return the checksum of rows as they are on the disk."""
+        rows = max(1, _CHECKED // (self.width * 8))
+        value = 0
+        for layer in self.layers:
+            for band in range(len(layer.descriptions)):
+                for top in range(first, last, rows):
+                    value = zlib.crc32(self._read_band(layer, band, top, min(top + rows, last)).data, value)
+        return f"{value:08x}"
+
+    def _lists(self) -> list[Path]:
+        return [path for path in sorted(self.folder.glob(FINISHED.format("*"))) if _LIST.fullmatch(path.name)]
+
+    def finished(self) -> list[tuple[int, int]]:
+        """Return first and last-plus-one of all rows that are finished."""
+        lines = (_LINE.fullmatch(line) for path in self._lists() for line in _lines(path))
+        return [(int(line[1]), int(line[2])) for line in lines if line is not None]
+
+    def write(self, first: int, arrays: Sequence[NDArray]) -> None:
+        """Keep finished rows.
+
+        Args:
+            first: Number of the first one.
+            arrays: For each layer [bands, rows, width].
+
+        Raises:
+            DataError: They cannot be written.
+        """
+        count, checksum = arrays[0].shape[1], 0
+        try:
+            for layer, array in zip(self.layers, arrays, strict=True):
+                values = np.ascontiguousarray(array, dtype=layer.dtype)
+                with open(self._raw(layer), "r+b") as file:
+                    for band, plane in enumerate(values):
+                        file.seek(self._offset(layer, band, first))
+                        file.write(plane.data)
+                        checksum = zlib.crc32(plane.data, checksum)
+                    file.flush()
+                    flush_to_disk(file.fileno())
+            with open(self.folder / self._list, "a") as listed:
+                listed.write(f"{first} {first + count} {checksum:08x}\n")
+                listed.flush()
+                flush_to_disk(listed.fileno())
+        except OSError as error:
+            raise DataError(
+                f"Rows {first} to {first + count - 1} cannot be written to {self.folder}: {error.strerror}. "
+                "Run the same command again when it is possible; what is finished is kept."
+            ) from error
+
+    def read(self, layer: Layer, first: int, last: int) -> NDArray:
+        """Return finished rows of a layer, [bands, rows, width]."""
+        return np.stack([self._read_band(layer, band, first, last) for band in range(len(layer.descriptions))])
+
+    def _read_band(self, layer: Layer, band: int, first: int, last: int) -> NDArray:
+        values = np.fromfile(
+            self._raw(layer), layer.dtype, (last - first) * self.width, offset=self._offset(layer, band, first)
+        )
+        if values.size != (last - first) * self.width:
+            raise DataError(
+                f"{self._raw(layer)} has become shorter while the command ran. Run the same command again, alone."
+            )
+        return values.reshape(last - first, self.width)
+
+    def _offset(self, layer: Layer, band: int, row: int) -> int:
+        return (band * self.height + row) * self.width * np.dtype(layer.dtype).itemsize
+
+    def _clear(self) -> None:
+        """Delete what a run has left in the folder, except its lock; files that no run makes stay."""
+        if not self.folder.is_dir():
+            return
+        raws = {RAW.format(layer.ending) for layer in self.layers}
+        ours = _is_ours(self._read_record())
+        # The record goes last, since it says whose the other files are.
+        for path in sorted(self.folder.iterdir(), key=lambda path: path.name == RECORD):
+            made = path.name == RECORD or path.name in raws or _LIST.fullmatch(path.name)
+            # Of layers that this run has not, or lists that are no run's but cannot be anything else.
+            other = ours and _is_plain_file(path) and (path.suffix == ".raw" or path.match(FINISHED.format("*")))
+            if made or other or _TEMPORARY.fullmatch(path.name):
+                path.unlink()
+
+    def remove(self) -> None:
+        """Delete the folder, unless it is not a run's or holds something else."""
+        with suppress(OSError, ConfigError):
+            self._look()
+            self._clear()
+            (self.folder / LOCK).unlink(missing_ok=True)
+            self.release()
+            self.folder.rmdir()
+        self.release()
+
+    def discard(self) -> None:
+        """Delete what a run that was killed at its very end has left, unless another run is working on it."""
+        if os.path.lexists(self.folder):
+            with suppress(OSError, ConfigError):
+                self._look()
+                self._hold()
+                self.remove()
+
+    def release(self) -> None:
+        """Let other runs go on with it."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _is_ours(record: Mapping[str, Any] | None) -> bool:
+    """Return whether a record is one that `Partial` has written."""
+    return record is not None and record.get("made_by") == OWNER
+
+
+def _is_plain_file(path: Path) -> bool:
+    """Return whether a path is a file itself: no link, folder, pipe or device."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a list; one without its end was being written when the run was killed."""
+    text = path.read_bytes().decode("ascii", errors="replace") if _is_plain_file(path) else "damaged\n"
+    return text.split("\n")[:-1]
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def _compare(known: Mapping[str, Any], record: Mapping[str, Any], folder: Path) -> None:
+    """Raise if an unfinished run had other settings.
+
+    Raises:
+        ConfigError: The message says which.
+    """
+    differing = [
+        f"{key}: {known.get(key)} there, {record.get(key)} now"
+        for key in dict.fromkeys([*known, *record])
+        if key not in ("date", "made_by") and known.get(key) != record.get(key)
+    ]
+    if differing:
+        raise ConfigError(
+            f"{folder} holds an unfinished run with other settings ({'; '.join(differing)}). Finish it with the "
+            "settings it has, start anew with --restart, or give another folder with --out."
+        )

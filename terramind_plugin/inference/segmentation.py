@@ -1,0 +1,327 @@
+"""A fine-tuned task over whole scenes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from terratorch.tasks import PixelwiseRegressionTask, SemanticSegmentationTask
+from torch import Tensor, nn
+
+from terramind_plugin.cache.keys import hash_weights
+from terramind_plugin.errors import ConfigError
+from terramind_plugin.inference.classes import choose_classes
+from terramind_plugin.inference.job import Job, Options, check_names, plan_job
+from terramind_plugin.inference.ready import for_inference
+from terramind_plugin.inference.runner import quiet, run_jobs
+from terramind_plugin.inference.windows import training_size
+from terramind_plugin.integration.lightning_cli import TerraMindCLI, make_cli
+from terramind_plugin.model.checkpoints import load_into
+from terramind_plugin.model.modalities import find, resolve
+from terramind_plugin.model.standardisation import Standardisation
+from terramind_plugin.model.weights import read_tensors
+from terramind_plugin.plotting import LABEL_COLORS
+from terramind_plugin.raster.large import Layer
+from terramind_plugin.raster.paths import is_remote, raster_path
+from terramind_plugin.raster.raster import parse_color
+from terramind_plugin.raster.source import Expected
+from terramind_plugin.samples.classes import class_names_of
+
+logger = logging.getLogger("terramind_plugin")
+
+NO_CLASS = 255
+"""Value of a class map where no input has data, or the task's scores are not finite."""
+
+
+class SceneTask(nn.Module):
+    """A task as the model of a scene: classes by their probabilities, or regressed values.
+
+    Args:
+        task: Segments or regresses pixels.
+        inputs: What the data module standardises, by modality.
+        probabilities: Also make a file with the probabilities of all classes.
+        crop: Height and width of a window in pixels.
+        class_names: Names of the classes; none for their numbers.
+
+    Raises:
+        ConfigError: The task makes no maps.
+    """
+
+    def __init__(
+        self,
+        task: LightningModule,
+        inputs: Mapping[str, Standardised],
+        probabilities: bool,
+        crop: int,
+        class_names: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        if not isinstance(task, SemanticSegmentationTask | PixelwiseRegressionTask):
+            raise ConfigError(
+                f"{type(task).__name__} makes no maps. `terramind map` runs SemanticSegmentationTask and "
+                "PixelwiseRegressionTask; for others cut the scene into chips and use `terramind predict`."
+            )
+        self.task = task
+        self.inputs = nn.ModuleDict(inputs)
+        self.single = len(inputs) == 1 and "image" in inputs
+        self.classes = isinstance(task, SemanticSegmentationTask)
+        with torch.no_grad():
+            sizes = {name: len(scale.mean) for name, scale in inputs.items()}
+            made = self({name: torch.zeros(1, bands, crop, crop) for name, bands in sizes.items()}, [(0, 0)])
+        self.channels = made.shape[1]
+        if self.classes and self.channels < 2:
+            raise ConfigError(f"The task has {self.channels} class; a map of classes needs two. Set num_classes: 2.")
+        self.layers = self._layers(probabilities, tuple(class_names))
+
+    def forward(self, images: Mapping[str, Tensor], corners: Sequence[tuple[int, int]]) -> Tensor:
+        """Return probabilities [B, classes, h, w] or values [B, 1, h, w]."""
+        x: Any = {name: scale(images[name]) for name, scale in self.inputs.items()}
+        output = self.task(x["image"] if self.single else x).output.float()
+        if self.classes:
+            return output.softmax(dim=1)
+        return output[:, None] if output.ndim == 3 else output
+
+    def finish(self, blended: Tensor) -> list[Tensor]:
+        """Return the map of classes and, if asked for, probabilities; or values."""
+        if not self.classes:
+            return [blended]
+        return [choose_classes(blended, NO_CLASS)[0]] + ([blended] if len(self.layers) > 1 else [])
+
+    def _layers(self, probabilities: bool, given: tuple[str, ...]) -> tuple[Layer, ...]:
+        if not self.classes:
+            names = tuple(f"prediction_{number + 1}" for number in range(self.channels))
+            return (Layer("pred", "float32", names if len(names) > 1 else ("prediction",), "", float("nan")),)
+        names = given if len(given) == self.channels else tuple(map(str, range(self.channels)))
+        tags = {f"class_{number}": name for number, name in enumerate(names)}
+        tags["class_names"] = ", ".join(f"{number} = {name}" for number, name in enumerate(names))
+        classes = Layer(
+            "pred",
+            "uint8",
+            ("class",),
+            "class id",
+            NO_CLASS,
+            {number: parse_color(LABEL_COLORS[number % len(LABEL_COLORS)]) for number in range(self.channels)},
+            class_names=names,
+            tags=tags,
+        )
+        return (classes, Layer("probabilities", "float32", names, "1", float("nan")))[: 1 + probabilities]
+
+
+class Standardised(Standardisation):
+    """Subtracts means and divides by standard deviations, as the data module does.
+
+    Args:
+        mean: Of each band.
+        std: Of each band.
+        scale: Factor before that.
+        shift: Number that is added to the values of the files, before all else.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], scale: float = 1.0, shift: float = 0.0) -> None:
+        super().__init__(mean, std)
+        self.scale = scale
+        self.shift = shift
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return a standardised copy of an image [..., bands, H, W]."""
+        return super().forward((image + self.shift) * self.scale)
+
+
+@dataclass(frozen=True)
+class OpenedTask:
+    """A task and its data module as configured, without its weights."""
+
+    cli: TerraMindCLI
+    ckpt_path: Path
+    """Its weights: a Lightning checkpoint."""
+
+    @property
+    def patch(self) -> int:
+        """Pixels of which heights and widths must be multiples; 1 for a model without patches."""
+        patches = [getattr(module, "patch_size", None) for module in self.cli.model.modules()]
+        return next((patch for patch in patches if isinstance(patch, int)), 1)
+
+    def training_size(self) -> int:
+        """Return the size in pixels of the images that it was trained on."""
+        return training_size(self.cli.config, self.cli.datamodule, self.cli.model, self.patch)
+
+
+def open_task(config: Path, ckpt_path: Path, words: Sequence[str] = ()) -> OpenedTask:
+    """Return a fine-tuned task.
+
+    Args:
+        config: YAML of TerraTorch that the task was trained with.
+        ckpt_path: Its weights: a Lightning checkpoint.
+        words: Further options, as for `terramind fit`.
+
+    Raises:
+        ConfigError: The configuration is not possible, or the checkpoint is of another model.
+        WeightsError: The checkpoint cannot be read.
+    """
+    if not config.is_file():
+        raise ConfigError(f"There is no configuration {config}. Check -c.")
+    with quiet():
+        return OpenedTask(make_cli(["--config", str(config), *words], ckpt_path), ckpt_path)
+
+
+def map_scenes(
+    opened: OpenedTask, words: Sequence[Sequence[str]], options: Options, *, probabilities: bool = False
+) -> list[Path]:
+    """Return the files of a fine-tuned task's maps of scenes.
+
+    Args:
+        opened: The task.
+        words: For each modality the files of all scenes, in one order; the first may be written NAME=FILE.
+        options: How to run.
+        probabilities: Also write the probabilities of all classes.
+
+    Raises:
+        ConfigError: The windows or the names are not possible.
+        DataError: A file cannot be used.
+        WeightsError: The checkpoint does not fit.
+    """
+    cli, ckpt_path = opened.cli, opened.ckpt_path
+    expected, scales = read_data_module(cli.datamodule, cli.model)
+    scenes = pair_scenes(words, list(expected))
+    jobs: list[Job] = [plan_job(inputs, expected, options, opened.patch) for inputs in scenes]
+    check_names(jobs)
+    for job in jobs:
+        for name in job.warped:
+            logger.info("%s is warped to the grid of the first input.", job.inputs[name])
+    _load(cli.model, ckpt_path)
+    described = {
+        "model": _name(cli.model),
+        "weights": ckpt_path.name,
+        "weights_sha256": hash_weights(cli.model.model).hexdigest()[:16],
+        "inputs_sha256": _hash_inputs(scales),
+    }
+    names = class_names_of(cli.model, cli.datamodule)
+    model = SceneTask(for_inference(cli.model), scales, probabilities, options.crop, names)
+    for job in jobs:
+        job.decide("map", model.layers, described, options)
+    return run_jobs(model, jobs, options)
+
+
+def _hash_inputs(inputs: Mapping[str, Standardised]) -> str:
+    """Return a hash of how inputs are standardised: with other numbers it is another map."""
+    numbers = {name: [x.shift, x.scale, x.mean.tolist(), x.std.tolist()] for name, x in inputs.items()}
+    return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _load(task: LightningModule, path: Path) -> None:
+    content, tensors = read_tensors(path)
+    task.on_load_checkpoint(dict(content))
+    load_into(task, tensors, path, "the configured task", strict=task.strict_loading)
+
+
+def _name(task: LightningModule) -> str:
+    args = task.hparams.get("model_args") or {}
+    parts = [args.get("backbone"), args.get("decoder")]
+    return " with ".join(str(part) for part in parts if part) or type(task).__name__
+
+
+def read_data_module(datamodule: Any, task: LightningModule) -> tuple[dict[str, Expected], dict[str, Standardised]]:
+    """Return what the files of each modality hold, and how the task's inputs are standardised.
+
+    Args:
+        datamodule: TerraMindDataModule, or one of TerraTorch's generic ones.
+        task: Names the modality where the data module does not.
+
+    Raises:
+        ConfigError: The data module has no means and stds, or makes something else of files than images.
+    """
+    means, stds = (
+        getattr(datamodule, f"band_{what}", None) or getattr(datamodule, what, None) for what in ("means", "stds")
+    )
+    if not means or not stds:
+        raise ConfigError(
+            f"{type(datamodule).__name__} has no means and stds, so `terramind map` cannot standardise a scene. Use "
+            "terramind_plugin.TerraMindDataModule, or one of TerraTorch's generic data modules."
+        )
+    if getattr(datamodule, "expand_temporal_dimension", False) or getattr(datamodule, "temporal", False):
+        raise ConfigError("`terramind map` takes scenes of one date; the configuration has several.")
+    if getattr(datamodule, "concat_bands", False):
+        raise ConfigError("`terramind map` does not know concat_bands: name several modalities instead.")
+    several = isinstance(means, Mapping)
+    names = list(means) if several else ["image"]
+    expected, scales = {}, {}
+    for name in names:
+        mean, std = (list(map(float, numbers[name] if several else numbers)) for numbers in (means, stds))
+        scale = _of(datamodule, "constant_scale", name) or 1.0
+        shift = _of(datamodule, "offsets", name) or 0.0
+        fill = getattr(datamodule, "no_data_replace", None)
+        # In the numbers of the files: what the data module fills with is scaled, but not shifted.
+        filled = tuple((value / scale if fill is None else float(fill)) - shift for value in mean)
+        known = find(_modality(name, task))
+        stored, read = (_names(_of(datamodule, what, name)) for what in ("dataset_bands", "output_bands"))
+        bands = read or stored or (known.band_names if known is not None else ())
+        if len(bands) != len(mean):
+            bands = tuple(f"{name}_{number + 1}" for number in range(len(mean)))
+        expected[name] = Expected(
+            known.name if known is not None else name, bands, filled, file_bands=stored, scale=scale, offset=shift
+        )
+        scales[name] = Standardised(mean, std, scale, shift)
+    return expected, scales
+
+
+def _of(datamodule: Any, what: str, name: str) -> Any:
+    value = getattr(datamodule, what, None)
+    return value.get(name) if isinstance(value, Mapping) else value
+
+
+def _names(bands: Any) -> tuple[str, ...]:
+    return tuple(str(getattr(band, "value", band)) for band in bands or ())
+
+
+def _modality(name: str, task: LightningModule) -> str:
+    listed = (task.hparams.get("model_args") or {}).get("backbone_modalities") or []
+    return str(listed[0]) if name == "image" and len(listed) == 1 else name
+
+
+def pair_scenes(words: Sequence[Sequence[str]], names: Sequence[str]) -> list[dict[str, Path]]:
+    """Return the files of each scene by modality, the modality that was given first in front.
+
+    Args:
+        words: As in `map_scenes`.
+        names: Modalities of the configuration.
+
+    Raises:
+        ConfigError: A modality is missing, unknown or given twice, or the numbers of files differ.
+    """
+    example = " ".join(f"--scene {name}=FILE" for name in names)
+    files: dict[str, list[Path]] = {}
+    for first, *others in words:
+        given, equals, path = first.partition("=")
+        if is_remote(given):  # the query of a URL may have an equals sign
+            given, equals, path = "", "", first
+        if not equals and len(names) == 1:
+            given, path = names[0], first
+        name = _match(given, names) if equals or len(names) == 1 else None
+        if name is None:
+            raise ConfigError(f"The configuration has {', '.join(names)}: write {example}, got '{first}'.")
+        if name in files:
+            raise ConfigError(f"{name} is given twice. Several scenes go behind one --scene: --scene {name}=A B C.")
+        files[name] = [raster_path(path), *map(raster_path, others)]
+    missing = [name for name in names if name not in files]
+    if missing:
+        raise ConfigError(f"No file for {', '.join(missing)}: write {example}.")
+    counts = {name: len(paths) for name, paths in files.items()}
+    if len(set(counts.values())) > 1:
+        raise ConfigError(f"Each scene needs a file of each modality, got {counts}.")
+    return [dict(zip(files, paths, strict=True)) for paths in zip(*files.values(), strict=True)]
+
+
+def _match(given: str, names: Sequence[str]) -> str | None:
+    """Return the configuration's spelling of a modality's name."""
+    if given in names:
+        return given
+    if find(given) is None:
+        return None
+    return next((name for name in names if find(name) is resolve(given)), None)

@@ -1,0 +1,293 @@
+"""Lightning callbacks for fine-tuning and prediction; name one in trainer.callbacks and the plugin is loaded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from terramind_plugin.backbones.encoder import TerraMindBackbone
+from terramind_plugin.errors import ConfigError, DataError, one_line
+from terramind_plugin.integration.predictions import draw, keys_of, label_of, predict
+from terramind_plugin.integration.thoughts import ThoughtPainter, find_thinker
+from terramind_plugin.model.inputs import InputSpec
+from terramind_plugin.samples.classes import class_names_of
+from terramind_plugin.system import settle_status
+
+logger = logging.getLogger("terramind_plugin")
+
+
+class FiniteLoss(Callback):
+    """Stops training with an error when the loss is NaN or infinite, and names the files of that batch.
+
+    On a GPU losses are looked at together, every `log_every_n_steps` steps, so that no step waits for the device.
+    """
+
+    def __init__(self) -> None:
+        self._unseen: list[tuple[int, Tensor, Any]] = []
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at the loss of a step.
+
+        Raises:
+            DataError: It is not finite.
+        """
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if loss is None:
+            return
+        names = batch.get("filename") if isinstance(batch, Mapping) else None
+        self._unseen.append((batch_idx, loss.detach(), names))
+        if loss.device.type == "cpu" or len(self._unseen) >= trainer.log_every_n_steps:
+            self._look(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the losses that are left."""
+        self._look(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let the process end with 143 if SIGTERM has stopped the run."""
+        settle_status(exception, stopped=trainer.received_sigterm)
+
+    def _look(self, trainer: Trainer) -> None:
+        unseen, self._unseen = self._unseen, []
+        for batch_idx, loss, names in unseen:
+            if not torch.isfinite(loss).all():
+                raise DataError(
+                    f"The loss is {loss.item()} in epoch {trainer.current_epoch}, step {batch_idx}. "
+                    f"Files of the batch: {_some_names(names)}. Usual causes: pixels without data that are not filled "
+                    "(leave no_data_replace out), labels that are all ignored, or a learning rate that is too high."
+                )
+
+
+def _some_names(names: Any) -> str:
+    if isinstance(names, Mapping):
+        names = next(iter(names.values()), [])
+    return ", ".join(str(name) for name in list(names or ["unknown"])[:8])
+
+
+class BackboneUnfreeze(Callback):
+    """Keeps the backbone frozen until an epoch, then trains it, too.
+
+    Its learning rate is the task's `lr_overrides: {model.encoder.: 1.e-5}`. With several processes use the strategy
+    ddp_find_unused_parameters_true.
+
+    Args:
+        epoch: First epoch, counted from 0, in which the backbone trains.
+    """
+
+    def __init__(self, epoch: int) -> None:
+        if epoch < 1:
+            raise ConfigError(f"BackboneUnfreeze: epoch must be at least 1, got {epoch}.")
+        self.epoch = epoch
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Freeze the backbone, adapters included."""
+        backbone = _backbone(pl_module)
+        backbone.requires_grad_(False)
+        backbone.eval()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Unfreeze the backbone if its epoch has come; also after resuming beyond it."""
+        backbone = _backbone(pl_module)
+        if trainer.current_epoch >= self.epoch and not any(p.requires_grad for p in backbone.parameters()):
+            backbone.unfreeze()
+            logger.info("Epoch %d: the backbone trains from here on.", trainer.current_epoch)
+
+
+def _backbone(pl_module: LightningModule) -> Any:
+    encoder = getattr(pl_module.model, "encoder", None)
+    backbone = getattr(encoder, "encoder", encoder)
+    found = encoder if hasattr(encoder, "unfreeze") else backbone
+    if not hasattr(found, "unfreeze"):
+        raise ConfigError(
+            f"BackboneUnfreeze needs a TerraMind backbone of this plugin, got {type(encoder).__name__}. "
+            "Use backbone: terramind_v1_base or another size."
+        )
+    return found
+
+
+class SegmentationImages(Callback):
+    """Writes inputs, label and prediction of the first validation samples to TensorBoard, one tag a sample.
+
+    It draws what the task has: maps of classes; maps of continuous values, with a colour bar; boxes; or, where an image
+    has one answer, label and prediction as text below the inputs. Several dates are drawn side by side, of more than
+    four the first and the last. Of a model that thinks it also shows the thought. What cannot be drawn is left out, and
+    the log says once why.
+
+    Args:
+        samples: How many samples.
+        every_n_epochs: In which epochs.
+        tokenizer_ckpt_paths: Files with tokenizer weights by modality, to draw imagined land cover as a map; without
+            one the published weights are used if they are in the hub's cache.
+        unit: Unit of the labels of a regression, e.g. t/ha.
+    """
+
+    def __init__(
+        self,
+        samples: int = 4,
+        every_n_epochs: int = 1,
+        tokenizer_ckpt_paths: dict[str, str] | None = None,
+        unit: str | None = None,
+    ) -> None:
+        if every_n_epochs < 1:
+            raise ConfigError(f"SegmentationImages: every_n_epochs must be at least 1, got {every_n_epochs}.")
+        self.samples = samples
+        self.every_n_epochs = every_n_epochs
+        self.unit = unit or ""
+        self._painter = ThoughtPainter(tokenizer_ckpt_paths)
+        self._drawn = 0
+        self._files: dict[str, Path] = {}
+        self._batch: dict[str, Any] | None = None
+        self._said: set[str] = set()
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start with the first sample again."""
+        self._drawn = 0
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Keep the batch if it is to be drawn: the plots of TerraTorch's tasks take it apart."""
+        self._batch = None
+        due = trainer.is_global_zero and trainer.current_epoch % self.every_n_epochs == 0
+        if not due or self._drawn >= self.samples:
+            return
+        reason = _obstacle(trainer, pl_module, batch)
+        if reason is not None:
+            self._say(f"no pictures: {reason}.")
+            return
+        images = _by_modality(pl_module, batch["image"])
+        for name in images.keys() - _drawable(images).keys():
+            self._say(f"{name} is not drawn: it is no image.")
+        self._batch = {**batch, "image": copy(batch["image"])}
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw samples until there are enough; what fails is said once and does not end the validation."""
+        kept, self._batch = self._batch, None
+        if kept is None:
+            return
+        try:
+            self._draw(trainer, pl_module, kept, batch_idx)
+        except Exception as error:  # a picture is not worth a training run
+            self._say(f"no pictures: {type(error).__name__}: {one_line(str(error))}")
+            self._drawn = self.samples  # of this epoch
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, kept: dict[str, Any], batch_idx: int) -> None:
+        """Draw samples of a batch until there are enough."""
+        writer = _writer(trainer)
+        with torch.no_grad(), trainer.precision_plugin.val_step_context():
+            predicted = predict(pl_module, kept)
+        labels = label_of(pl_module, kept)
+        datamodule = getattr(trainer, "datamodule", None)
+        images = _as_measured(_drawable(_by_modality(pl_module, kept["image"])), datamodule)
+        bands = getattr(datamodule, "bands_read", None) or _bands_of(pl_module)
+        # A model that sees tiles or dates one by one has no single thought of a sample.
+        parts = getattr(pl_module, "tiled_inference_on_validation", False) or any(x.ndim == 5 for x in images.values())
+        thinker = None if parts else find_thinker(pl_module)
+        names = kept.get("filename", {})
+        names = next(iter(names.values())) if isinstance(names, Mapping) and names else names
+        for index in range(min(len(next(iter(images.values()))), self.samples - self._drawn)):
+            name = self._tag(Path(str(names[index]))) if names else f"{batch_idx}_{index}"
+            figure = draw(
+                pl_module,
+                {key: value[index].float() for key, value in images.items()},
+                labels[index],
+                predicted[index],
+                class_names_of(pl_module, datamodule),
+                name,
+                self.unit,
+                bands=bands,
+                pictures=None if thinker is None else self._painter.paint(thinker, index),
+            )
+            figure.draw_without_rendering()  # TensorBoard draws once; the first layout has no room for long texts
+            writer.add_figure(f"validation/{name}", figure, global_step=trainer.global_step)
+            self._drawn += 1
+
+    def _say(self, text: str) -> None:
+        """Warn, once of each thing."""
+        if text not in self._said:
+            self._said.add(text)
+            logger.warning("SegmentationImages: %s", text)
+
+    def _tag(self, file: Path) -> str:
+        """Return a sample's name: that of its file, with the folder in front if another sample has the same."""
+        return file.stem if self._files.setdefault(file.stem, file) == file else f"{file.parent.name}/{file.stem}"
+
+
+def _obstacle(trainer: Trainer, task: LightningModule, batch: Any) -> str | None:
+    """Return why nothing of a batch can be drawn, or None if it can."""
+    if _writer(trainer) is None:
+        return "no logger takes figures, as TensorBoardLogger does"
+    keys = keys_of(task)
+    if not keys:
+        return (
+            f"TerraTorch's segmentation, regression, classification and detection have them, not {type(task).__name__}"
+        )
+    missing = [key for key in keys if not isinstance(batch, Mapping) or key not in batch]
+    if missing:
+        return f"the batch has no {missing[0]!r}"
+    return None if _drawable(_by_modality(task, batch["image"])) else "no input is [batch, bands, height, width]"
+
+
+def _writer(trainer: Trainer) -> Any:
+    """Return what takes figures, or None."""
+    writers = (getattr(logger, "experiment", None) for logger in trainer.loggers)
+    return next((writer for writer in writers if hasattr(writer, "add_figure")), None)
+
+
+def _inputs_of(task: LightningModule) -> list[InputSpec]:
+    """Return what the backbone of this plugin takes; nothing for a model without one."""
+    backbone = next((module for module in task.modules() if isinstance(module, TerraMindBackbone)), None)
+    return [] if backbone is None else list(backbone.given)
+
+
+def _by_modality(task: LightningModule, images: Any) -> Mapping[str, Any]:
+    """Return images by modality; those that come without a name are of the backbone's first."""
+    if isinstance(images, Mapping):
+        return images
+    return {next((spec.name for spec in _inputs_of(task)), "image"): images}
+
+
+def _bands_of(task: LightningModule) -> dict[str, list[str]]:
+    """Return the bands of the modalities of which the backbone takes a selection; a new band has no name."""
+    return {
+        spec.name: ["" if band is None else spec.pretrained.bands[band].name for band in spec.band_sources]
+        for spec in _inputs_of(task)
+        if spec.pretrained is not None and spec.band_sources is not None
+    }
+
+
+def _drawable(images: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the images [batch, bands, H, W] or [batch, bands, dates, H, W], without positions and texts."""
+    return {name: image for name, image in images.items() if isinstance(image, Tensor) and image.ndim in (4, 5)}
+
+
+def _as_measured(images: Mapping[str, Tensor], datamodule: Any) -> Mapping[str, Tensor]:
+    """Return images in their units again, as far as the data module knows them."""
+    means, stds = getattr(datamodule, "band_means", {}), getattr(datamodule, "band_stds", {})
+
+    def measured(name: str, image: Tensor) -> Tensor:
+        if name not in means or len(means[name]) != image.shape[1]:
+            return image
+        shape = (-1, *[1] * (image.ndim - 2))
+        mean, std = (image.new_tensor(numbers[name]).view(shape) for numbers in (means, stds))
+        return image * std + mean
+
+    return {name: measured(name, image) for name, image in images.items()}

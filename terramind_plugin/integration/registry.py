@@ -1,0 +1,139 @@
+"""Entry into TerraTorch's registries: the names that a configuration may use.
+
+TerraTorch's registries take the word before the first underscore as the name of a source. With the sources registered
+here, `terramind_v1_base` means this package and `terratorch_terramind_v1_base` means TerraTorch's own model.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from terratorch.registry import (
+    BACKBONE_REGISTRY,
+    DECODER_REGISTRY,
+    FULL_MODEL_REGISTRY,
+    NECK_REGISTRY,
+    TERRATORCH_BACKBONE_REGISTRY,
+    TERRATORCH_DECODER_REGISTRY,
+    TERRATORCH_FULL_MODEL_REGISTRY,
+    TERRATORCH_NECK_REGISTRY,
+)
+from terratorch.registry.registry import MultiSourceRegistry, Registry
+from terratorch.utils import InvalidModelError
+
+from terramind_plugin.errors import ConfigError, suggest
+from terramind_plugin.model.variants import VARIANTS
+from terramind_plugin.tokenizers.variants import TOKENIZERS
+
+SOURCE = "terramind"
+
+
+class UnknownNameError(ConfigError, InvalidModelError):
+    """Nothing is registered by this name.
+
+    As an InvalidModelError it lets TerraTorch go on to its next source where a name came without a source.
+    """
+
+    def __init__(self, message: str) -> None:
+        ConfigError.__init__(self, message)
+
+
+class PluginRegistry(Registry):
+    """Builders by the name behind 'terramind_', with TerraTorch's own of that full name behind them.
+
+    Args:
+        fallback: The registry of TerraTorch that is asked for names this package does not have.
+    """
+
+    def __init__(self, fallback: Registry) -> None:
+        super().__init__()
+        self.fallback = fallback
+
+    def add(self, name: str, builder: Callable[..., Any]) -> None:
+        """Register a builder.
+
+        Args:
+            name: Full name, with the source in front.
+            builder: Called with the arguments of the configuration.
+        """
+        self._registry[name.removeprefix(f"{SOURCE}_")] = builder
+
+    def build(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Return what the builder of `name` makes, or TerraTorch's own if this package has none.
+
+        Raises:
+            UnknownNameError: Neither has the name.
+            ConfigError: The builder failed on a missing key.
+        """
+        builder = self[name]
+        try:
+            return builder(*args, **kwargs)
+        except KeyError as error:
+            # TerraTorch's registries take a KeyError for an unknown name and hide it.
+            raise ConfigError(f"Building '{SOURCE}_{name}' failed: missing key {error}.") from error
+
+    def __iter__(self) -> Iterator[str]:
+        prefix = f"{SOURCE}_"
+        theirs = (name.removeprefix(prefix) for name in self.fallback if name.startswith(prefix))
+        return iter(dict.fromkeys([*self._registry, *theirs]))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._registry or f"{SOURCE}_{name}" in self.fallback
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        if name in self._registry:
+            return self._registry[name]
+        full = f"{SOURCE}_{name}"
+        if full in self.fallback:
+            return self.fallback[full]
+        names = sorted(f"{SOURCE}_{known}" for known in self)
+        raise UnknownNameError(f"Unknown name '{full}'.{suggest(full, names)} Known: {', '.join(names)}.")
+
+
+def _source(registry: MultiSourceRegistry[Any], fallback: Registry) -> PluginRegistry:
+    """Return the plugin's source in one of TerraTorch's registries, adding it at the first call."""
+    if SOURCE not in registry.keys():  # noqa: SIM118  the registry's own `in` looks for models
+        registry.register_source(SOURCE, PluginRegistry(fallback))
+    return registry[SOURCE]
+
+
+def _lazily(name: str, module: str, function: str, *leading: Any) -> Callable[..., Any]:
+    """Return a builder that imports what it calls when it is called.
+
+    Args:
+        name: What it builds.
+        module: Where the function is, below this package.
+        function: Its name.
+        leading: Arguments that go before those of the configuration.
+    """
+
+    def build(*args: Any, **kwargs: Any) -> Any:
+        return getattr(importlib.import_module(f"terramind_plugin.{module}"), function)(*leading, *args, **kwargs)
+
+    build.__name__ = name
+    build.__doc__ = f"Return {name}; arguments as in terramind_plugin.{module}.{function}."
+    return build
+
+
+def register() -> None:
+    """Add everything this package has to TerraTorch's registries; calling it again changes nothing."""
+    backbones = _source(BACKBONE_REGISTRY, TERRATORCH_BACKBONE_REGISTRY)
+    for variant in VARIANTS:
+        backbones.add(variant, _lazily(variant, "builders.backbones", "build_backbone", variant))
+        tim = f"{variant}_tim"
+        backbones.add(tim, _lazily(tim, "builders.backbones", "build_tim", variant))
+    necks = _source(NECK_REGISTRY, TERRATORCH_NECK_REGISTRY)
+    necks.add("terramind_pyramid", _lazily("terramind_pyramid", "integration.necks", "TokenPyramid"))
+    decoders = _source(DECODER_REGISTRY, TERRATORCH_DECODER_REGISTRY)
+    decoders.add("terramind_unet", _lazily("terramind_unet", "integration.decoders", "build_unet"))
+    models = _source(FULL_MODEL_REGISTRY, TERRATORCH_FULL_MODEL_REGISTRY)
+    for variant in VARIANTS:
+        name = f"{variant}_generate"
+        models.add(name, _lazily(name, "builders.generators", "build_generator", variant))
+    for tokenizer in TOKENIZERS:
+        models.add(tokenizer, _lazily(tokenizer, "builders.tokenizers", "build_image_tokenizer", tokenizer))

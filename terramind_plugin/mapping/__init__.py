@@ -1,1 +1,0 @@
-"""Fine-tuned tasks over whole scenes."""

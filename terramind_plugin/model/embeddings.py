@@ -1,0 +1,135 @@
+"""From pixels to tokens.
+
+Source: TerraMind (arXiv:2504.11171) section 3.2; parameter names are those of the published checkpoints.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from terramind_plugin.model.variants import PUBLISHED_WAVES, Waves
+
+CACHED_SIZES = 16
+"""Most image sizes whose position embeddings a model keeps."""
+
+
+def sincos_positions(height: int, width: int, dim: int, waves: Waves = PUBLISHED_WAVES) -> Tensor:
+    """Return fixed sine-cosine position embeddings [1, height * width, dim], row by row.
+
+    Args:
+        height: Number of patch rows.
+        width: Number of patch columns.
+        dim: Width of a token; a multiple of 4. The first half encodes the row, the second the column.
+        waves: Fastest wave and range.
+
+    Source: MoCo v3 (arXiv:2104.02057).
+    """
+    quarter = dim // 4
+    fastest, spread = waves
+    omega = fastest / spread ** (torch.arange(quarter, dtype=torch.float32) / quarter)
+    rows = torch.outer(torch.arange(height, dtype=torch.float32), omega)
+    columns = torch.outer(torch.arange(width, dtype=torch.float32), omega)
+    rows = torch.cat([rows.sin(), rows.cos()], dim=1)[:, None].expand(height, width, 2 * quarter)
+    columns = torch.cat([columns.sin(), columns.cos()], dim=1)[None].expand(height, width, 2 * quarter)
+    return torch.cat([rows, columns], dim=2).reshape(1, height * width, dim)
+
+
+def resize_positions(positions: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Return position embeddings [1, rows * columns, dim] interpolated to another grid.
+
+    Args:
+        positions: Embeddings [1, grid rows * grid columns, dim].
+        grid: Rows and columns of `positions`.
+        size: Rows and columns wanted.
+    """
+    image = rearrange(positions, "1 (h w) d -> 1 d h w", h=grid[0])
+    exact = image if image.dtype == torch.float64 else image.float()
+    image = F.interpolate(exact, size=size, mode="bicubic", align_corners=False).to(positions.dtype)
+    return rearrange(image, "1 d h w -> 1 (h w) d")
+
+
+class GridEmbedding(nn.Module):
+    """Where a token is and of which modality: a position and a modality embedding for a grid of tokens.
+
+    Args:
+        dim: Width of a token.
+        patch_size: Height and width in pixels that a token stands for.
+        img_size: Height and width in pixels that the position embeddings are made for; other sizes are interpolated.
+        waves: Fastest wave of the position embeddings and their range.
+    """
+
+    pos_emb: Tensor
+
+    def __init__(self, dim: int, patch_size: int, img_size: tuple[int, int], waves: Waves = PUBLISHED_WAVES) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.grid = (img_size[0] // patch_size, img_size[1] // patch_size)
+        self.register_buffer("pos_emb", sincos_positions(*self.grid, dim, waves))
+        self.mod_emb = nn.Parameter(torch.zeros(1, 1, dim))
+        self._resized: dict[tuple[object, ...], Tensor] = {}
+
+    def place(self, size: tuple[int, int]) -> Tensor:
+        """Return the sum of position and modality embedding [1, rows * columns, dim].
+
+        Args:
+            size: Rows and columns of tokens.
+        """
+        return self.positions(size) + self.mod_emb
+
+    def positions(self, size: tuple[int, int]) -> Tensor:
+        """Return position embeddings [1, rows * columns, dim], interpolated at the first call for a size.
+
+        Args:
+            size: Rows and columns of patches.
+        """
+        if size == self.grid:
+            return self.pos_emb
+        if torch.compiler.is_compiling():  # a graph may not fill a cache
+            return resize_positions(self.pos_emb, self.grid, size)
+        key = (size, self.pos_emb.device, self.pos_emb.dtype)
+        if key not in self._resized:
+            if len(self._resized) == CACHED_SIZES:
+                self._resized.clear()
+            # Validation runs under inference mode; what it makes must stay usable in training.
+            with torch.inference_mode(False), torch.no_grad():
+                self._resized[key] = resize_positions(self.pos_emb.clone(), self.grid, size)
+        return self._resized[key]
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._resized.clear()
+        super()._load_from_state_dict(*args, **kwargs)
+
+
+class ImageEmbedding(GridEmbedding):
+    """Embedding of an image modality: linear patches plus a position and a modality embedding.
+
+    Args:
+        channels: Number of bands.
+        dim: Width of a token.
+        patch_size: Height and width of a patch in pixels.
+        img_size: Height and width in pixels that the position embeddings are made for; other sizes are interpolated.
+        waves: Fastest wave of the position embeddings and their range.
+    """
+
+    def __init__(
+        self, channels: int, dim: int, patch_size: int, img_size: tuple[int, int], waves: Waves = PUBLISHED_WAVES
+    ) -> None:
+        super().__init__(dim, patch_size, img_size, waves)
+        self.channels = channels
+        # No bias: the modality embedding plays that part.
+        self.proj = nn.Linear(channels * patch_size**2, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens [B, rows * columns, dim] of an image [B, channels, H, W], H and W multiples of the patch."""
+        size = (x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size)
+        return self.project(x) + self.place(size)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Return the patches' content alone, [B, rows * columns, dim], of an image as in `forward`."""
+        patches = rearrange(x, "b c (h ph) (w pw) -> b (h w) (ph pw c)", ph=self.patch_size, pw=self.patch_size)
+        return self.proj(patches)

@@ -1,0 +1,279 @@
+"""The encoder-decoder: a context from the tokens of some modalities, scores of the tokens of others.
+
+Source: TerraMind (arXiv:2504.11171) section 3.2, which is 4M (arXiv:2312.06647); parameter names are those of the
+published checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from terramind_plugin.errors import ConfigError
+from terramind_plugin.model.decoder import CrossAttention, DecoderBlock, KeysValues, run_decoder
+from terramind_plugin.model.embeddings import ImageEmbedding
+from terramind_plugin.model.encoder import build_blocks, initialise, run_blocks
+from terramind_plugin.model.inputs import InputSpec
+from terramind_plugin.model.layers import LayerNorm
+from terramind_plugin.model.modalities import MODALITIES, Modality
+from terramind_plugin.model.token_embeddings import SequenceEmbedding, SequenceHead, TokenEmbedding, TokenHead
+from terramind_plugin.model.variants import Variant
+
+PAD = 0
+"""Token id that stands for no token, in sequences."""
+SAME_PLACE = 2.0
+"""Factor of queries and keys at the start: how much attention goes to the same place."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tokens of one modality as the encoder reads them: what they hold and, apart from that, where they are."""
+
+    content: Tensor
+    """[B, N, dim]."""
+    place: Tensor
+    """Position plus modality embedding, [1 or B, N, dim]. The decoder's context has it added once more."""
+    valid: Tensor | None = None
+    """Boolean [B, N], True where there is a token; None if all are there."""
+
+    def where(self, present: Tensor | None) -> Part:
+        """Return the part without the samples that lack the modality.
+
+        Args:
+            present: Boolean [B], True where a sample has it; None if all have it.
+        """
+        if present is None:
+            return self
+        valid = present[:, None].expand(self.content.shape[:2])
+        return replace(self, valid=valid if self.valid is None else valid & self.valid)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the decoder attends to, computed once for any number of decoding steps."""
+
+    memory: tuple[KeysValues, ...]
+    """Keys and values for each decoder block."""
+    mask: Tensor | None
+    """Boolean [B, N], True where there is a token; None if all are there."""
+
+
+class EncoderDecoder(nn.Module):
+    """Scores of token ids of some modalities, given images and tokens of others.
+
+    Source: TerraMind (arXiv:2504.11171).
+
+    Args:
+        variant: Architecture.
+        inputs: What the encoder is given; those whose key is that of tokens enter as token ids.
+        targets: Modalities that can be predicted.
+        remembered: Modalities whose token ids the encoder can read besides the inputs', to condition what follows.
+        img_size: Height and width in pixels that position embeddings are made for.
+
+    Raises:
+        ConfigError: A modality has no tokens.
+    """
+
+    def __init__(
+        self,
+        variant: Variant,
+        inputs: Sequence[InputSpec],
+        targets: Sequence[Modality],
+        *,
+        remembered: Sequence[Modality] = (),
+        img_size: tuple[int, int],
+    ) -> None:
+        super().__init__()
+        dim, patch = variant.dim, variant.patch_size
+        self.variant = variant
+        self.inputs = tuple(inputs)
+        self.patch_size = patch
+        self.img_size = img_size
+        encoder: dict[str, nn.Module] = {}
+        decoder: dict[str, nn.Module] = {}
+        for spec in inputs:
+            if not spec.is_tokens:
+                encoder[spec.key] = ImageEmbedding(spec.channels, dim, patch, img_size, variant.waves)
+        read = [spec.pretrained for spec in inputs if spec.pretrained is not None and spec.is_tokens]
+        for modality in dict.fromkeys([*read, *remembered]):
+            key, vocab_size = token_key(modality, variant)
+            if modality.max_length is not None:
+                encoder[key] = SequenceEmbedding(vocab_size, dim, modality.max_length)
+            else:
+                encoder[key] = TokenEmbedding(vocab_size, dim, patch, img_size, variant.waves)
+        for modality in targets:
+            key, vocab_size = token_key(modality, variant)
+            if modality.max_length is not None:
+                decoder[key] = SequenceHead(vocab_size, dim, modality.max_length)
+            else:
+                decoder[key] = TokenHead(vocab_size, dim, patch, img_size, variant.waves)
+        self.encoder_embeddings = nn.ModuleDict(encoder)
+        self.decoder_embeddings = nn.ModuleDict(decoder)
+        self.encoder = build_blocks(
+            dim, variant.depth, variant.num_heads, mlp_ratio=variant.mlp_ratio, bias=variant.bias, gated=variant.gated
+        )
+        self.encoder_norm = LayerNorm(dim)
+        self.decoder_proj_context = nn.Linear(dim, dim)
+        self.decoder = nn.ModuleList(
+            DecoderBlock(dim, variant.num_heads, mlp_ratio=variant.mlp_ratio, bias=variant.bias, gated=variant.gated)
+            for _ in range(variant.decoder_depth)
+        )
+        self.decoder_norm = LayerNorm(dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self._share_modality_embeddings()
+        self._initialise()
+
+    def _share_modality_embeddings(self) -> None:
+        """Let encoder and decoder have one embedding of a modality that both know, as in the published models."""
+        for key, head in self.decoder_embeddings.items():
+            if key in self.encoder_embeddings:
+                head.mod_emb = self.encoder_embeddings[key].mod_emb
+
+    def _initialise(self) -> None:
+        """Draw all weights as 4M does, in place, but for the attention to the context.
+
+        That begins with equal queries and keys, and an output that undoes the values: it copies what the context has
+        at the same place. Training does not have to find out first which place belongs to which.
+        Source: Trockman and Kolter, Mimetic Initialization (arXiv:2305.09828).
+        """
+        initialise(self)
+        nn.init.normal_(self.mask_token, std=0.02)
+        for module in self.modules():
+            if isinstance(module, CrossAttention):
+                keys, values = module.kv.weight.data.chunk(2)
+                nn.init.xavier_uniform_(keys, gain=SAME_PLACE)
+                module.q.weight.data.copy_(keys)
+                nn.init.orthogonal_(values)
+                module.proj.weight.data.copy_(values.T)
+        for embedding in self.encoder_embeddings.values():
+            if isinstance(embedding, TokenEmbedding | SequenceEmbedding):
+                nn.init.normal_(embedding.token_emb.weight, std=0.02)
+
+    def _embedding(self, key: str) -> Any:
+        return self.encoder_embeddings[key]
+
+    def _head(self, key: str) -> Any:
+        return self.decoder_embeddings[key]
+
+    def embed_image(self, key: str, image: Tensor) -> Part:
+        """Return the tokens of an image.
+
+        Args:
+            key: Checkpoint key of the modality.
+            image: Standardised [B, channels, H, W].
+        """
+        embedding = self._embedding(key)
+        size = (image.shape[-2] // self.patch_size, image.shape[-1] // self.patch_size)
+        return Part(embedding.project(image), embedding.place(size))
+
+    def embed_grid(self, key: str, ids: Tensor) -> Part:
+        """Return the tokens of an image modality that comes as token ids.
+
+        Args:
+            key: Checkpoint key of the modality.
+            ids: [B, rows, columns].
+        """
+        embedding = self._embedding(key)
+        return Part(embedding.token_emb(ids.flatten(1)), embedding.place((ids.shape[1], ids.shape[2])))
+
+    def embed_some(self, key: str, ids: Tensor, index: Tensor, size: tuple[int, int]) -> Part:
+        """Return some tokens of an image modality, those that are decoded so far.
+
+        Args:
+            key: Checkpoint key of the modality.
+            ids: [B, M].
+            index: Their numbers in the grid [B, M], row by row.
+            size: Rows and columns of the grid.
+        """
+        embedding = self._embedding(key)
+        return Part(embedding.token_emb(ids), embedding.place_at(size, index))
+
+    def embed_sequence(self, key: str, ids: Tensor) -> Part:
+        """Return the tokens of a short text.
+
+        Args:
+            key: Checkpoint key of the modality.
+            ids: [B, L]; `PAD` where there is no token.
+        """
+        embedding = self._embedding(key)
+        valid = ids != PAD
+        positions = (valid.cumsum(dim=1) - 1).clamp(min=0)
+        return Part(embedding.token_emb(ids), embedding.place_at(positions), valid)
+
+    def encode(self, parts: Sequence[Part], batch: int) -> Context:
+        """Return the context that parts of one or several modalities make; without any, an empty one.
+
+        Args:
+            parts: Tokens by modality, in any order.
+            batch: Number of samples.
+        """
+        if not parts:
+            context = self.mask_token.new_zeros(batch, 0, self.variant.dim)
+            return self._context(context, None)
+        content = torch.cat([part.content for part in parts], dim=1)
+        is_common = all(part.place.shape[0] == 1 for part in parts)
+        place = torch.cat([part.place if is_common else part.place.expand_as(part.content) for part in parts], dim=1)
+        mask = None
+        if any(part.valid is not None for part in parts):
+            shapes = [part.content.shape[:2] for part in parts]
+            masks = [
+                content.new_ones(shape, dtype=torch.bool) if part.valid is None else part.valid
+                for part, shape in zip(parts, shapes, strict=True)
+            ]
+            mask = torch.cat(masks, dim=1)
+        last = len(self.encoder) - 1
+        (x,) = run_blocks(content + place, self.encoder, self.encoder_norm, mask=mask, keep=(last,))
+        return self._context(self.decoder_proj_context(x) + place, mask)
+
+    def _context(self, tokens: Tensor, mask: Tensor | None) -> Context:
+        blocks: list[Any] = list(self.decoder)
+        return Context(tuple(block.keys_values(tokens) for block in blocks), mask)
+
+    def grid_logits(self, key: str, index: Tensor, size: tuple[int, int], context: Context) -> Tensor:
+        """Return scores of token ids [B, M, vocabulary] for masked tokens of an image modality.
+
+        Args:
+            key: Checkpoint key of the modality.
+            index: Numbers of the tokens in the grid [B, M], row by row.
+            size: Rows and columns of the grid.
+            context: From `encode`.
+        """
+        head = self._head(key)
+        x = self.mask_token + head.place_at(size, index)
+        return head.to_logits(run_decoder(x, self.decoder, self.decoder_norm, context.memory, mask=context.mask))
+
+    def next_logits(self, key: str, ids: Tensor, context: Context) -> Tensor:
+        """Return scores of the token id after a sequence, [B, vocabulary].
+
+        Args:
+            key: Checkpoint key of the modality.
+            ids: The sequence so far [B, L], its start token included.
+            context: From `encode`.
+        """
+        head = self._head(key)
+        x = head.token_emb(ids) + head.place_at(torch.arange(ids.shape[1], device=ids.device))
+        x = run_decoder(x, self.decoder, self.decoder_norm, context.memory, mask=context.mask, causal=True)
+        return head.to_logits(x[:, -1])
+
+
+def token_key(modality: Modality, variant: Variant | None = None) -> tuple[str, int]:
+    """Return the checkpoint key of a modality's tokens and the number of token ids.
+
+    Args:
+        modality: Entry of the table.
+        variant: Whose token ids are counted; None for the published models.
+
+    Raises:
+        ConfigError: The published models have no tokens of this modality.
+    """
+    if modality.token_key is None or modality.vocab_size is None:
+        raise ConfigError(
+            f"{modality.name} has no tokens in TerraMind 1.0, so it can be an input but not an output. "
+            f"Outputs are {', '.join(m.name for m in MODALITIES.values() if m.token_key)}."
+        )
+    own = {} if variant is None else variant.vocab_sizes
+    return modality.token_key, own.get(modality.name, modality.vocab_size)

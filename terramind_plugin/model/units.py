@@ -1,0 +1,81 @@
+"""What unit values are in, seen from the values alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terramind_plugin.model.modalities import Modality
+
+REFLECTANCE = ("S2L2A", "S2L1C")
+RADAR = ("S1GRD", "S1RTC")
+FACTORS = (10, 100, 1000)
+"""Factors by which decibels are stored as whole numbers."""
+MOST = 255
+"""Largest value of a picture of 8 bits."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What values look like that are not in the units of their modality."""
+
+    text: str
+    """E.g. 'linear power, not decibels'."""
+    advice: str
+    """How to convert them, as a sentence."""
+    scale: float | None = None
+    """Factor that brings them into the units; None if that takes more than a factor."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+EIGHT_BIT = Guess("pictures of 8 bits", "Use the original product.")
+
+
+def other_unit(modality: Modality, values: NDArray) -> Guess | None:
+    """Return what values look like if they are not in the modality's units, else None.
+
+    Args:
+        modality: What they should be.
+        values: Finite values, at least one.
+    """
+    low, high = float(values.min()), float(values.max())
+    if modality.name in REFLECTANCE and high <= 10:
+        return Guess("reflectance that was not multiplied by 10000", "Multiply them by 10000.", 10000)
+    if modality.name in RADAR and low >= 0:
+        if np.median(values) < 2:
+            return Guess("linear power, not decibels", "Convert with 10 * log10(power).")
+        return Guess("amplitudes, not decibels", "Convert with 20 * log10(amplitude).")
+    if modality.name == "RGB" and high <= 1:
+        return Guess("colours from 0 to 1, not 0 to 255", "Multiply them by 255.", 255)
+    if modality.name == "NDVI" and low >= 0 and high > 2:
+        return Guess("NDVI stretched to whole numbers, not -1 to 1", "Convert the files.")
+    outside = _outside(modality, values)
+    if outside <= 0.5:
+        return None
+    if modality.name in RADAR:
+        for factor in FACTORS:
+            if _outside(modality, values / factor) < 0.01:
+                return Guess(f"decibels x {factor}", f"Divide them by {factor}.", 1 / factor)
+    smallest, largest = modality.valid_range
+    text = f"another unit: {outside:.0%} of them are outside {smallest:g} to {largest:g}"
+    return Guess(text, "Convert the files.")
+
+
+def is_eight_bit(modality: Modality, values: NDArray) -> bool:
+    """Return whether values are those of pictures, which reflectance of a whole file or data set never is.
+
+    Args:
+        modality: What they should be.
+        values: Values of all of a file, or of files of 8 bits.
+    """
+    return modality.name in REFLECTANCE and 10 < values.max() <= MOST
+
+
+def _outside(modality: Modality, values: NDArray) -> float:
+    """Return the share of values that are outside the range of their modality."""
+    smallest, largest = modality.valid_range
+    return float(np.mean((values < smallest) | (values > largest)))

@@ -1,0 +1,345 @@
+"""From a checkpoint on the hub or on disk to the weights of a model, with a report of what was and was not loaded."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from huggingface_hub import constants, hf_hub_download
+from torch import Tensor
+
+from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundError
+from terramind_plugin.model.checkpoints import model_args_of, read_file, same_kind, shorten
+from terramind_plugin.model.inputs import InputSpec
+from terramind_plugin.model.modalities import find
+from terramind_plugin.model.variants import Variant
+
+SHIPPED = Path(__file__).parents[1] / "shipped"
+"""Folder of the weights and vocabularies that come with the package."""
+ANCHOR = "encoder_embeddings."
+"""What the names of an encoder's weights contain, whatever model they are wrapped in."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+"""Numbers of errors of a disk, which need not name a file."""
+
+
+class Backbone(Protocol):
+    """What loading needs of a model: a `TerraMindBackbone` has it."""
+
+    variant: Variant
+    inputs: tuple[InputSpec, ...]
+    patch_size: int
+    img_size: tuple[int, int]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the model's weights."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
+        """Copy weights into the model."""
+        ...
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights of an encoder as stored, by their published names."""
+
+    tensors: Mapping[str, Tensor]
+    source: str
+    """Where they came from, for messages."""
+    bands: Mapping[str, Sequence[object]] | None = None
+    """Bands that the checkpoint's model was configured with, if it says so; None for pre-trained weights."""
+
+
+@dataclass
+class LoadReport:
+    """What a checkpoint did and did not bring, by the model's names."""
+
+    source: str
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    """Needed, but not in the checkpoint."""
+    mismatched: list[str] = field(default_factory=list)
+    """In the checkpoint, but of another shape."""
+    fresh: list[str] = field(default_factory=list)
+    """New in this model by configuration; they keep their initial values."""
+    unexpected: list[str] = field(default_factory=list)
+    """In the checkpoint's encoder, but not in the model."""
+    unused: int = 0
+    """Number of tensors of parts that this model does not have (decoder, other modalities)."""
+
+    def __str__(self) -> str:
+        lines = [f"Weights from {self.source}: {len(self.loaded)} loaded, {self.unused} of other parts not used"]
+        for title in ("missing", "mismatched", "unexpected", "fresh"):
+            names = getattr(self, title)
+            if names:
+                shown = ", ".join(map(shorten, names[:8])) + (f", and {len(names) - 8} more" if len(names) > 8 else "")
+                lines.append(f"  {title} ({len(names)}): {shown}")
+        return "\n".join(lines)
+
+    def raise_if_incomplete(self) -> None:
+        """Raise if a weight that the model needs was not loaded.
+
+        Raises:
+            WeightsError: Something is missing or has another shape; the message is the report.
+        """
+        if self.missing or self.mismatched:
+            raise WeightsError(
+                f"{self}\nThe checkpoint does not fit the model: check the size of the backbone, its modalities and "
+                "bands. A modality without pre-trained weights is given as {name: channels}."
+            )
+
+
+def fetch_published(variant: Variant) -> Path:
+    """Return the local path of a variant's published weights, downloading them if needed.
+
+    Args:
+        variant: Which model.
+
+    Raises:
+        WeightsNotFoundError: They are not in the local cache and the hub cannot be reached.
+    """
+    return fetch_file(
+        variant.name,
+        variant.hub_repo,
+        variant.hub_file,
+        f"set backbone_ckpt_path: /path/to/{variant.hub_file}\n"
+        "or train from random weights with backbone_pretrained: false.",
+    )
+
+
+def fetch_file(name: str, repo: str | None, file: str, otherwise: str) -> Path:
+    """Return the local path of a file on the Hugging Face hub, downloading it if needed.
+
+    Args:
+        name: What needs it, for the message.
+        repo: Repository on the hub; None for a file that ships with this package.
+        file: File in that repository, or in the package.
+        otherwise: End of the message, behind 'or download the file and'.
+
+    Raises:
+        WeightsNotFoundError: It is not in the local cache and the hub cannot be reached.
+        WeightsError: The cache cannot be read or written, e.g. because the disk is full.
+    """
+    if repo is None:
+        return _shipped_file(name, file)
+    try:
+        return Path(hf_hub_download(repo_id=repo, filename=file))
+    except Exception as error:  # from the network, its libraries and the disk
+        reason = _disk_reason(error)
+        if reason is not None:
+            raise WeightsError(
+                f"The weights of {name} cannot be stored in {constants.HF_HUB_CACHE}: {reason}.\n"
+                f"Needed: file {file} of https://huggingface.co/{repo}\n"
+                "Make room there or allow writing, or name another folder in the environment: HF_HOME=/path/to/folder"
+            ) from error
+        raise WeightsNotFoundError(
+            f"The weights of {name} are not on this machine and could not be downloaded ({type(error).__name__}).\n"
+            f"Needed: file {file} of https://huggingface.co/{repo}\n"
+            f"Either run on a machine with network: hf download {repo} {file}\n"
+            f"and copy the folder models--{repo.replace('/', '--')} to {constants.HF_HUB_CACHE}\n"
+            f"or download the file and {otherwise}"
+        ) from error
+
+
+def _disk_reason(error: BaseException) -> str | None:
+    """Return what the disk says in an error of a download or in its causes; None if it is not about the disk."""
+    seen: BaseException | None = error
+    while seen is not None:
+        named = isinstance(seen, OSError) and seen.filename is not None and not isinstance(seen, FileNotFoundError)
+        if isinstance(seen, OSError) and (named or seen.errno in DISK_FULL):
+            return f"{seen.strerror} ({seen.filename})" if seen.filename else str(seen.strerror)
+        if "No space left on device" in str(seen):  # as text only, from the hub's own downloader
+            return "No space left on device"
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _shipped_file(name: str, file: str) -> Path:
+    path = SHIPPED / file
+    if not path.is_file():
+        raise WeightsNotFoundError(
+            f"The weights of {name} should be in {path}, which is not there. They are trained with `make nano` in a "
+            "clone of the repository; or start from random weights with pretrained: false."
+        )
+    return path
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Return the encoder weights in a file.
+
+    Args:
+        path: A published .pt file, a .safetensors file, or a Lightning .ckpt of a task that was fine-tuned with this
+            backbone or with TerraTorch's own TerraMind. Only tensors and plain values are unpickled.
+
+    Raises:
+        WeightsNotFoundError: There is no such file.
+        WeightsError: The file cannot be read or holds no TerraMind encoder.
+    """
+    content, tensors = read_tensors(path)
+    if any(".lora_A." in name for name in tensors):
+        raise WeightsError(
+            f"{path} holds LoRA adapters, which are no weights to start from. Make a plain checkpoint of them: "
+            f"terramind merge {path} --out FILE, and give that one."
+        )
+    prefixes = {name.split(ANCHOR)[0] for name in tensors if ANCHOR in name}
+    if not prefixes:
+        raise WeightsError(f"{path} holds no TerraMind encoder: none of its {len(tensors)} names contains '{ANCHOR}'.")
+    # The shortest: a TiM model's generator is an encoder, too, deeper inside.
+    prefix = min(sorted(prefixes), key=len)
+    encoder = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return Checkpoint(tensors=encoder, source=str(path), bands=_configured_bands(content, path))
+
+
+def read_tensors(path: str | Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+    """Return everything a file holds, and the tensors in it by name.
+
+    Args:
+        path: As in `read_checkpoint`.
+
+    Raises:
+        WeightsNotFoundError: There is no such file.
+        WeightsError: See `read_file`.
+    """
+    return read_file(path)
+
+
+def _configured_bands(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Sequence[object]] | None:
+    """Return the bands by modality that a checkpoint's model was configured with.
+
+    Raises:
+        WeightsError: The checkpoint's settings are malformed.
+    """
+    model_args = model_args_of(content, path)
+    kwargs = model_args.get("backbone_kwargs")
+    bands = kwargs.get("bands") if kwargs else model_args.get("backbone_bands")
+    if bands is None:
+        return None
+    if not isinstance(bands, Mapping) or not all(
+        isinstance(name, str) and isinstance(names, Sequence) and not isinstance(names, str)
+        for name, names in bands.items()
+    ):
+        raise WeightsError(f"{path}: its backbone_bands must name bands by modality, got {shorten(bands)}.")
+    return bands
+
+
+def load_backbone(model: Backbone, checkpoint: Checkpoint) -> LoadReport:
+    """Copy a checkpoint into a backbone and return what was loaded.
+
+    Patch weights are selected by band: the model's channels take the columns of their bands. Where the checkpoint does
+    not say which bands it has, it has those of the pre-training data if it has as many, else those of the model.
+
+    Args:
+        model: A `TerraMindBackbone`.
+        checkpoint: From `read_checkpoint`.
+
+    Raises:
+        WeightsError: A weight that the model needs is missing or has another shape.
+    """
+    # A TiM model's generator and tokenizers are loaded on their own.
+    frozen = ("sampler.", "given_tokens.")
+    own = {name: value for name, value in model.state_dict().items() if not name.startswith(frozen)}
+    specs: dict[str, InputSpec] = {spec.key: spec for spec in model.inputs}
+    report = LoadReport(source=checkpoint.source)
+    chosen: dict[str, Tensor] = {}
+    for name, target in own.items():
+        value = _find(checkpoint.tensors, name)
+        if name == "missing_mod_token" and value is not None and not value.isfinite().all():
+            value = None  # TerraTorch leaves it uninitialised where no modality was missing.
+        key = name.split(".")[1] if name.startswith(ANCHOR) else None
+        spec = specs.get(key) if key else None
+        if value is None:
+            if name.endswith(".pos_emb"):
+                report.fresh.append(name)  # a fixed table, which the model makes for itself
+                continue
+            is_new = name in ("register_tokens", "missing_mod_token") or (spec is not None and spec.pretrained is None)
+            (report.fresh if is_new else report.missing).append(name)
+            continue
+        if spec is not None and name.endswith("proj.weight"):
+            value = _select_bands(value, target, spec, checkpoint, report, model.patch_size)
+        rows, columns = model.img_size
+        if name.endswith(".pos_emb") and (value.shape != target.shape or rows != columns):
+            # A fixed table, not a weight: the model has made its own for its img_size.
+            report.fresh.append(name)
+        elif value.shape != target.shape:
+            report.mismatched.append(f"{name} {list(value.shape)} instead of {list(target.shape)}")
+        elif not same_kind(value, target):
+            report.mismatched.append(f"{name} of {value.dtype} instead of {target.dtype}")
+        else:
+            chosen[name] = value
+    report.loaded = list(chosen)
+    parts = tuple(f"{part}." for part in ("encoder", "encoder_norm"))
+    report.unexpected = [name for name in checkpoint.tensors if name.startswith(parts) and name not in own]
+    report.unused = len(set(checkpoint.tensors) - set(own)) - len(report.unexpected)
+    report.raise_if_incomplete()
+    model.load_state_dict(chosen, strict=False)
+    return report
+
+
+def _find(tensors: Mapping[str, Tensor], name: str) -> Tensor | None:
+    """Return a stored weight. Scores of token ids have the weights of their embedding, which a file may hold once."""
+    value = tensors.get(name)
+    return tensors.get(name.replace(".to_logits.", ".token_emb.")) if value is None else value
+
+
+def _select_bands(
+    stored: Tensor, target: Tensor, spec: InputSpec, checkpoint: Checkpoint, report: LoadReport, patch_size: int
+) -> Tensor:
+    """Return patch weights [dim, pixels * channels] with the columns of the model's bands.
+
+    Columns of new bands keep the model's initial values.
+    """
+    if spec.pretrained is None:
+        return stored
+    pixels = patch_size**2
+    stored_bands: list[int | None] = list(range(len(spec.pretrained.bands)))
+    sources = list(stored_bands) if spec.band_sources is None else list(spec.band_sources)
+    stored_names: list[str] = list(spec.pretrained.band_names)
+    for name, bands in (checkpoint.bands or {}).items():
+        if _same_modality(name, spec):
+            stored_bands = [spec.pretrained.find_band(band) for band in bands]
+            stored_names = [str(band) for band in bands]
+    if stored_bands == sources or stored.shape != (target.shape[0], pixels * len(stored_bands)):
+        return stored
+    columns = stored.unflatten(1, (pixels, len(stored_bands)))
+    selected = target.clone().unflatten(1, (pixels, len(sources)))
+    for channel, source in enumerate(sources):
+        if source is None:
+            report.fresh.append(f"{ANCHOR}{spec.key}.proj.weight, channel {channel}")
+        elif source in stored_bands:
+            selected[..., channel] = columns[..., stored_bands.index(source)]
+        else:
+            raise WeightsError(
+                f"{checkpoint.source}: {spec.name} has no weights for band {spec.pretrained.bands[source].name}. "
+                f"The checkpoint has {stored_names}. "
+                "Remove the band, or name it in new_bands to start it from random weights."
+            )
+    return selected.flatten(1)
+
+
+def _same_modality(name: str, spec: InputSpec) -> bool:
+    modality = find(name)
+    return modality is not None and modality is spec.pretrained
+
+
+def load_weights(model: Backbone, *, pretrained: bool, ckpt_path: str | Path | None) -> LoadReport | None:
+    """Load published or local weights into a backbone, as its arguments say.
+
+    Args:
+        model: A `TerraMindBackbone`.
+        pretrained: Load the published weights of the model's variant.
+        ckpt_path: Load this file instead; it goes before `pretrained`.
+
+    Returns:
+        The report, or None if neither was asked for.
+
+    Raises:
+        WeightsError: See `read_checkpoint` and `load_backbone`.
+    """
+    if not isinstance(pretrained, bool):
+        raise ConfigError(f"pretrained must be true or false, got {pretrained!r}. A file is given as ckpt_path.")
+    if ckpt_path is None and not pretrained:
+        return None
+    return load_backbone(model, read_checkpoint(ckpt_path if ckpt_path is not None else fetch_published(model.variant)))

@@ -1,1 +1,0 @@
-"""Shapes and math of the model: no files, no Lightning, no TerraTorch."""

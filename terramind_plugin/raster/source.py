@@ -1,0 +1,376 @@
+"""Rasters read window by window on one grid, with gaps filled."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.enums import Resampling
+from rasterio.transform import Affine
+from rasterio.warp import transform as transform_positions
+from rasterio.warp import transform_bounds
+from rasterio.windows import Window
+
+from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.model.modalities import Modality, find
+from terramind_plugin.model.units import EIGHT_BIT, is_eight_bit, other_unit
+from terramind_plugin.raster.bands import find_bands
+from terramind_plugin.raster.complete import GDAL_ERRORS, reason_of
+from terramind_plugin.raster.georeference import check_georeference
+from terramind_plugin.raster.missing import WIDE_INTEGERS, read_pixels, refuse_complex
+from terramind_plugin.raster.paths import is_remote, raster_path
+from terramind_plugin.raster.rows import RowBuffer
+from terramind_plugin.raster.thumbnail import Thumbnail
+from terramind_plugin.raster.warped import WarpedRaster
+
+logger = logging.getLogger("terramind_plugin")
+
+TOLERANCE = 0.01
+"""Largest distance, in pixels, between two grids that count as one."""
+MOST_ROWS = 2**30
+"""Bytes of rows that are kept at most."""
+PREVIEW_TILE = 1024
+"""Height and width, at most, of what is read at once for a preview."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Size and place of an image."""
+
+    height: int
+    width: int
+    crs: CRS
+    transform: Affine
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.height, self.width
+
+    def centre(self) -> tuple[float, float] | None:
+        """Return longitude and latitude of the middle in degrees, or None if there is no CRS."""
+        if not self.crs:
+            return None
+        x, y = locate(self.transform, self.width / 2, self.height / 2)
+        (longitude,), (latitude,) = transform_positions(self.crs, "EPSG:4326", [x], [y])[:2]
+        return longitude, latitude
+
+    def distance(self, other: Grid) -> float:
+        """Return how far, in pixels of this one, the corners of two grids of one CRS are apart."""
+        corners = [(0, 0), (self.width, 0), (0, self.height)]
+        moved = [locate(~self.transform, *locate(other.transform, *corner)) for corner in corners]
+        return float(max(np.hypot(x - column, y - row) for (column, row), (x, y) in zip(corners, moved, strict=True)))
+
+
+def locate(transform: Affine, x: float, y: float) -> tuple[float, float]:
+    """Return the coordinates of a position in pixels."""
+    # Written out: the operator that applies a transform is `*` in affine 2 and `@` in affine 3.
+    return transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a raster has to hold."""
+
+    name: str
+    """Of the modality, for messages."""
+    bands: tuple[str, ...]
+    """Names of the bands to read, in order; only their number counts where the file does not name its own."""
+    fill: tuple[float, ...]
+    """Number for pixels without data, by band."""
+    file_bands: tuple[str, ...] = ()
+    """Names of the file's bands, where they are others than those to read."""
+    classes: int = 0
+    """Number of class ids, if values are class ids."""
+    scale: float = 1.0
+    """Factor from the numbers of the file, after `offset`, to the units of the modality."""
+    offset: float = 0.0
+    """Number that is added to those of the file before."""
+
+    @classmethod
+    def of(cls, modality: Modality) -> Expected:
+        """Return what a file of a modality holds; gaps take the pre-training mean, or class 0, which is no data.
+
+        Raises:
+            ConfigError: The modality is a text and has no raster.
+        """
+        if not modality.bands:
+            raise ConfigError(f"{modality.name} is no image, so it cannot be read from a file.")
+        fill = (0.0,) if modality.kind == "classes" else modality.mean
+        return cls(modality.name, modality.band_names, fill, classes=len(modality.class_names))
+
+
+class Part(NamedTuple):
+    """A window of a raster."""
+
+    values: NDArray[np.float32]
+    """[bands, H, W], gaps filled."""
+    valid: NDArray[np.bool_]
+    """[H, W], True where some band was measured."""
+
+
+class Source:
+    """A raster that is read on a grid, warped to it while reading if it lies on another one.
+
+    It may be used by one thread at a time.
+
+    Args:
+        path: The raster.
+        expected: What it has to hold.
+        grid: Where to read it; None for its own grid.
+        threads: That decode blocks. They do not survive a fork: one that reads after it waits for them forever.
+
+    Raises:
+        DataError: It cannot be opened, has other bands, or no place on the grid.
+    """
+
+    def __init__(self, path: str | Path, expected: Expected, grid: Grid | None = None, threads: int = 1) -> None:
+        self.path = raster_path(path)
+        self.expected = expected
+        if not is_remote(path) and not self.path.is_file():
+            raise DataError(f"There is no file {path}.")
+        try:
+            with rasterio.Env(GDAL_NUM_THREADS=threads):
+                self._file = rasterio.open(str(path))
+        except GDAL_ERRORS as error:
+            raise DataError(f"{path} cannot be read as a raster: {reason_of(error)}") from error
+        try:
+            refuse_complex(self._file)
+            check_georeference(self._file)
+            bands = find_bands(path, expected.name, self._file.descriptions, expected.bands, expected.file_bands)
+        except DataError:
+            self._file.close()
+            raise
+        self.native = Grid(self._file.height, self._file.width, self._file.crs or CRS(), self._file.transform)
+        self.grid = grid or self.native
+        self.indexes = [index + 1 for index in bands]
+        self.warped = not self._matches(self.grid)
+        self._raster: Any = self._warp() if self.warped else self._file
+        self._fill = np.array(expected.fill, dtype=np.float32)[:, None, None]
+        self._warned = False
+        self._rows: RowBuffer | None = None
+        self._thumbnail: Thumbnail | None = None
+        self._undeclared = 0
+
+    def _matches(self, grid: Grid) -> bool:
+        own = self.native
+        if own.crs != grid.crs and not (own.crs and grid.crs):
+            raise DataError(
+                f"{self.path} has CRS {own.crs or 'none'}, the first input has {grid.crs or 'none'}. "
+                "Give both a CRS, e.g. with gdal_edit.py -a_srs."
+            )
+        if own.crs == grid.crs and own.shape == grid.shape and grid.distance(own) <= TOLERANCE:
+            return True
+        if not own.crs:
+            raise DataError(
+                f"{self.path} has {own.height} x {own.width} pixels, the first input has {grid.height} x {grid.width}, "
+                "and without a CRS none can be warped to the other. Give both a CRS, or cut them to one size."
+            )
+        return False
+
+    def _warp(self) -> WarpedRaster:
+        """Return the raster on the grid, NaN where it has no data."""
+        left, bottom = locate(self.grid.transform, 0, self.grid.height)
+        right, top = locate(self.grid.transform, self.grid.width, 0)
+        here = (min(left, right), min(bottom, top), max(left, right), max(bottom, top))
+        try:
+            there = transform_bounds(self.native.crs, self.grid.crs, *self._file.bounds)
+        except GDAL_ERRORS as error:
+            raise DataError(f"{self.path} cannot be warped to {self.grid.crs}: {reason_of(error)}") from error
+        if there[0] >= here[2] or there[2] <= here[0] or there[1] >= here[3] or there[3] <= here[1]:
+            raise DataError(
+                f"{self.path} does not overlap the first input: it covers {_shown(there)}, that {_shown(here)} in "
+                f"{self.grid.crs}. Check its CRS, {self.native.crs}."
+            )
+        resampling = Resampling.nearest if self.expected.classes else Resampling.bilinear
+        return WarpedRaster(self._file, self.grid.crs, self.grid.transform, self.grid.shape, resampling)
+
+    def read(self, row: int, column: int, height: int, width: int) -> Part:
+        """Return a window that starts inside the image; what reaches beyond it, below or right, is its mirror image.
+
+        Args:
+            row: First row.
+            column: First column.
+            height: Rows.
+            width: Columns.
+
+        Raises:
+            DataError: A block cannot be read, or values are no class ids.
+        """
+        inside = min(height, self.grid.height - row), min(width, self.grid.width - column)
+        part = self._read(row, column, inside, inside)
+        beyond = ((0, height - inside[0]), (0, width - inside[1]))
+        if not any(after for _, after in beyond):
+            return part
+        return Part(np.pad(part.values, ((0, 0), *beyond), mode="reflect"), np.pad(part.valid, beyond))
+
+    def preview(self, size: tuple[int, int], bands: Sequence[int]) -> Part:
+        """Return the whole image at a reduced size, each pixel the nearest one.
+
+        Args:
+            size: Height and width in pixels.
+            bands: Positions of the bands to read, among those expected.
+
+        Raises:
+            DataError: As in `read`.
+        """
+        if self._reduces_itself:
+            return self._read(0, 0, self.grid.shape, size, bands)
+        thumbnail = self._thumbnail
+        if thumbnail is None or (thumbnail.size, thumbnail.bands) != (size, list(bands)):
+            thumbnail = Thumbnail(self.grid.shape, size, bands)
+        # Block by block: at once GDAL would decode each block again for each band.
+        tall, wide = (max(PREVIEW_TILE // side, 1) * side for side in self._raster.block_shapes[0])
+        for top in range(0, self.grid.height, tall):
+            for left in range(0, self.grid.width, wide):
+                inside = min(tall, self.grid.height - top), min(wide, self.grid.width - left)
+                wanted = thumbnail.wanted(top, left, *inside)
+                if wanted is not None:
+                    part = self._read(top, left, inside, inside, bands)
+                    there = np.ix_(wanted[0] - top, wanted[1] - left)
+                    thumbnail.add(top, left, *inside, part.values[:, there[0], there[1]], part.valid[there])
+        return Part(thumbnail.values, thumbnail.valid)
+
+    @property
+    def _reduces_itself(self) -> bool:
+        """Whether GDAL gives a reduced image without reading all of it."""
+        return not self.warped and bool(self._file.overviews(1))
+
+    def _gather(self, first: int, last: int) -> None:
+        """Take pixels for a preview from rows that are held."""
+        thumbnail, rows = self._thumbnail, self._rows
+        window = first, 0, last - first, self.grid.width
+        if thumbnail is not None and rows is not None and (wanted := thumbnail.wanted(*window)) is not None:
+            part = self._fill_gaps(*rows.pick(thumbnail.bands, *wanted), thumbnail.bands)
+            thumbnail.add(*window, *part)
+
+    def _read(
+        self,
+        row: int,
+        column: int,
+        inside: tuple[int, int],
+        size: tuple[int, int],
+        bands: Sequence[int] | None = None,
+    ) -> Part:
+        """Return some bands of a window that lies inside the image, at some size."""
+        indexes = self.indexes if bands is None else [self.indexes[band] for band in bands]
+        try:
+            known: NDArray[np.bool_] | None
+            if self._rows is not None and bands is None and size == inside:
+                values, known = self._rows.window(row, column, *inside)
+            else:
+                window = Window(column, row, inside[1], inside[0])
+                reduced: dict[str, Any] = {} if size == inside else {"out_shape": (len(indexes), *size)}
+                pixels = read_pixels(self._raster, indexes, window=window, **reduced)
+                self._undeclared += pixels.undeclared if bands is None and not self.warped else 0
+                with np.errstate(over="ignore"):  # what is too large for float32 is missing
+                    values = pixels.values.astype(np.float32, copy=False)
+                known = None if pixels.missing is None else ~pixels.missing
+        except GDAL_ERRORS as error:
+            raise DataError(
+                f"{self.path}: rows {row} to {row + inside[0] - 1}, columns {column} to {column + inside[1] - 1} "
+                f"cannot be read: {reason_of(error).rstrip('.')}. The file may be damaged or incomplete; copy or "
+                "download it again."
+            ) from error
+        measured = values if known is None else values[known]
+        if self.expected.classes:
+            self._check_classes(measured)
+        elif not self._warned and measured.size:
+            self._warned = True
+            self._warn_of_units(measured, whole=size == inside == self.grid.shape)
+        return self._fill_gaps(values, known, bands)
+
+    def _fill_gaps(
+        self, values: NDArray[np.float32], known: NDArray[np.bool_] | None, bands: Sequence[int] | None
+    ) -> Part:
+        """Return values with their own number where they are not known; None for known everywhere."""
+        if known is None:
+            return Part(values, np.ones(values.shape[1:], bool))
+        fill = self._fill if bands is None else self._fill[list(bands)]
+        return Part(np.where(known, values, fill), np.asarray(known.any(axis=0)))
+
+    def _check_classes(self, values: NDArray[np.float32]) -> None:
+        classes = self.expected.classes
+        wrong = np.unique(values[(values != np.round(values)) | (values < 0) | (values >= classes)])
+        if wrong.size:
+            found = ", ".join(f"{value:g}" for value in wrong[:5])
+            raise DataError(
+                f"{self.path}: class ids of {self.expected.name} are whole numbers from 0 to {classes - 1}, found "
+                f"{found}. Map what is missing to 0, or declare it as nodata of the file."
+            )
+
+    def _warn_of_units(self, values: NDArray[np.float32], *, whole: bool) -> None:
+        """Say so where values look like those of another unit: the model would take them for a very odd place.
+
+        Args:
+            values: At least one.
+            whole: Whether they are all of the file.
+        """
+        expected = self.expected
+        modality = find(expected.name)
+        if modality is None:
+            return
+        values = (values + np.float32(expected.offset)) * np.float32(expected.scale)
+        guess = other_unit(modality, values)
+        # A dark window of a scene may have no large value; a file of 8 bits has none anywhere.
+        if guess is None and (whole or self._file.dtypes[0] in ("uint8", "int8")) and is_eight_bit(modality, values):
+            guess = EIGHT_BIT
+        if guess is not None:
+            advice = f"Multiply them by {guess.scale:g}." if guess.scale is not None else guess.advice
+            logger.warning("%s: its values look like %s. Expected: %s. %s", self.path, guess, modality.units, advice)
+
+    def keep_rows(self, height: int, size: tuple[int, int] | None = None, bands: Sequence[int] = ()) -> None:
+        """Keep the rows of windows that are read one after the other, row by row of windows, top to bottom.
+
+        Args:
+            height: Of the windows.
+            size: Of a preview that will be asked for, so that it is gathered on the way.
+            bands: Of the preview.
+        """
+        if any(self._raster.dtypes[index - 1] in WIDE_INTEGERS for index in self.indexes):
+            return  # GDAL has to say where each band is missing
+        rows = RowBuffer(self._raster, self.indexes, height, self._gather)
+        # Blocks may be as large as the image; then GDAL keeps what it can.
+        self._rows = rows if rows.values.nbytes <= MOST_ROWS else None
+        if size is not None and not self._reduces_itself:
+            self._thumbnail = Thumbnail(self.grid.shape, size, bands)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a decoded block of all bands of the file: GDAL decodes it again where it cannot keep them."""
+        height, width = self._file.block_shapes[0]
+        return height * width * sum(np.dtype(name).itemsize for name in self._file.dtypes)
+
+    @property
+    def undeclared(self) -> int:
+        """Number of pixels read so far that are missing though the file does not say so.
+
+        They are NaN, infinite or far from 0. Windows that overlap count theirs again, unless rows are kept.
+        """
+        if self.warped:
+            return self._raster.undeclared
+        return self._undeclared + (0 if self._rows is None else self._rows.undeclared)
+
+    def forget_rows(self) -> None:
+        """Free the memory of the rows."""
+        if self._rows is not None:
+            self._undeclared += self._rows.undeclared
+        self._rows = None
+
+    def close(self) -> None:
+        """Close the file and forget its rows."""
+        self.forget_rows()
+        if self.warped:
+            self._raster.close()
+        self._file.close()
+
+
+def _shown(bounds: Sequence[float]) -> str:
+    return " ".join(f"{number:.6g}" for number in bounds)

@@ -1,0 +1,1 @@
+"""Checks of files, values and labels that need neither a model nor TerraTorch."""

@@ -1,0 +1,348 @@
+"""Checks of split lists and of the headers of files."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from rasterio.transform import Affine
+
+from terramind_plugin.errors import DataError
+from terramind_plugin.samples.checks.findings import Finding, Verdict, some
+from terramind_plugin.samples.checks.headers import Header
+from terramind_plugin.samples.checks.places import Place, find_same_ground
+from terramind_plugin.samples.checks.sample import order_of
+from terramind_plugin.samples.plan import LABEL, DataPlan, ImagePlan, Split
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The sizes of images that a model takes."""
+
+    patch: int
+    """Height and width of a patch in pixels."""
+    padding: str | None = None
+    """How images of other sizes are padded, as torch.nn.functional.pad calls it; None if they are not."""
+
+    def pad(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Return how many pixels are added to height and width: up to an even number of patches, as TerraTorch does."""
+        step = 2 * self.patch
+        return -shape[0] % step, -shape[1] % step
+
+
+def check_folders(plan: DataPlan) -> Iterator[Finding]:
+    """Yield what is wrong with the folders that a configuration names."""
+    for name, root in plan.roots.items():
+        if not os.path.exists(root):
+            yield Finding("files: folders", "error", f"{name}: {root} does not exist.", f"Seen from {Path.cwd()}.")
+
+
+def check_splits(plan: DataPlan) -> Iterator[Finding]:
+    """Yield what is wrong with the lists of samples and their files."""
+    for split in plan.splits:
+        where = f"files: {split.name} split"
+        if split.problem:
+            yield Finding(where, "error", f"{split.problem}.", "It should hold one sample id a line, as UTF-8 text.")
+            continue
+        yield from _check_lines(plan, split, where)
+        yield from _check_found(plan, split, where)
+    ids = {split.name: set(split.samples) for split in plan.splits}
+    whole = [split.name for split in plan.splits if split.file is None]
+    for (one, ids_one), (other, ids_other) in combinations(ids.items(), 2):
+        shared = sorted(ids_one & ids_other)
+        same_place = _roots_of(plan, one) == _roots_of(plan, other)
+        if shared and same_place:
+            yield Finding(
+                "files: splits",
+                "error",
+                f"{len(shared)} ids are in {one} and {other}: {some(shared)}."
+                + "".join(f" {name} has no list and takes every file." for name in (one, other) if name in whole),
+                f"Remove them from one: results on {other} would be too good.",
+            )
+    train = next((split for split in plan.splits if split.name == "train"), None)
+    if train is not None and train.samples and plan.drop_last and len(train.samples) < plan.batch_size:
+        yield Finding(
+            "files: train split",
+            "error",
+            f"{len(train.samples)} samples do not fill one batch of {plan.batch_size}: no training step.",
+            "Lower batch_size, or set drop_last: false.",
+        )
+
+
+def _roots_of(plan: DataPlan, split: str) -> list[str]:
+    return [root for name, root in plan.roots.items() if name.startswith(f"{split} ")]
+
+
+def _check_lines(plan: DataPlan, split: Split, where: str) -> Iterator[Finding]:
+    if split.file is None:
+        return
+    blank = sum(not line.strip() for line in split.lines)
+    if blank and not plan.own:
+        yield Finding(
+            where,
+            "error",
+            f"{split.file} has {blank} blank lines; each adds a wrong sample.",
+            "Remove them, or use terramind_plugin.TerraMindDataModule, which skips them.",
+        )
+    elif blank:
+        yield Finding(where, "note", f"{split.file} has {blank} blank lines, which are skipped.")
+    if split.windows_ends:
+        yield Finding(where, "note", f"{split.file} has Windows line ends, which are removed.")
+    repeated = [name for name, count in Counter(split.ids).items() if count > 1]
+    if repeated:
+        yield Finding(
+            where,
+            "warning",
+            f"{split.file} names {len(repeated)} ids more than once: {some(repeated)}.",
+            "Remove the copies" + ("; each is used once." if plan.own else "; each counts several times."),
+        )
+
+
+def _check_found(plan: DataPlan, split: Split, where: str) -> Iterator[Finding]:
+    missing = {
+        sample: [key for key in split.needed if key not in files]
+        for sample, files in split.samples.items()
+        if any(key not in files for key in split.needed)
+    }
+    if plan.missing_allowed:
+        images = [key for key in split.needed if key != LABEL]
+        missing = {
+            sample: keys for sample, keys in missing.items() if LABEL in keys or all(key in keys for key in images)
+        }
+    if missing and split.file is not None:
+        names = [f"{sample} ({', '.join(keys)})" for sample, keys in missing.items()]
+        yield Finding(
+            where,
+            "error",
+            f"{len(missing)} of {len(split.samples)} ids have no file of some modality: {some(names)}.",
+            "Check the roots, image_grep and label_grep, or remove the ids."
+            + ("" if plan.own else " TerraTorch leaves them out without a word."),
+        )
+    elif missing:
+        yield Finding(
+            where,
+            "warning",
+            f"{len(missing)} of {len(split.samples)} files have no counterpart: {some(list(missing))}.",
+        )
+    if not split.samples:
+        yield Finding(where, "error", "no sample.", "Check the roots, image_grep and label_grep.")
+    if split.several:
+        (sample, key), files = next(iter(split.several.items()))
+        yield Finding(
+            where,
+            "error",
+            f"{len(split.several)} ids stand for several files, e.g. {sample} for {key}: {some(files)}.",
+            "Make the id or image_grep exact.",
+        )
+
+
+def check_headers(plan: DataPlan, headers: Mapping[Path, Header], grid: Grid | None = None) -> Iterator[Finding]:
+    """Yield what headers tell: damaged files, other bands, pairs on different grids, mixed sizes.
+
+    Args:
+        plan: What the configuration says.
+        headers: Those of its files.
+        grid: The sizes that the model takes; None if unknown.
+    """
+    broken = [header for header in headers.values() if header.problem]
+    if broken:
+        shown = some([f"{header.path} ({header.problem})" for header in broken], 2)
+        yield Finding(
+            "files: readable",
+            "error",
+            f"{len(broken)} of {len(headers)} files: {shown}.",
+            "Copy or download them again.",
+        )
+    yield from _check_pairs(plan, headers, grid)
+    yield from _check_dates(plan, headers)
+    yield from _check_places(headers)
+    for image in plan.images:
+        own = [
+            headers[files[image.name]]
+            for split in plan.splits
+            for files in split.samples.values()
+            if image.name in files and files[image.name] in headers
+        ]
+        own = [header for header in own if not header.problem]
+        count = len(image.file_bands) or len(image.means)
+        wrong = [h for h in own if count and (h.bands % count if image.dates else h.bands != count)]
+        if wrong:
+            yield Finding(
+                f"files: {image.name} bands",
+                "error",
+                f"{len(wrong)} of {len(own)} files have not {count} bands, e.g. {wrong[0].path}: {wrong[0].bands}.",
+                f"Name the bands of the files in dataset_bands: {{{image.name}: [...]}}.",
+            )
+        yield from _check_names(image, [header for header in own if header not in wrong], plan.own)
+
+
+def _check_names(image: ImagePlan, headers: Sequence[Header], own: bool) -> Iterator[Finding]:
+    """Yield files that name their bands otherwise than the configuration."""
+    problems = []
+    for header in headers:
+        try:
+            order_of(image, header.path, header.descriptions)
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        yield Finding(
+            f"files: {image.name} band names",
+            "error" if own else "warning",
+            f"{len(problems)} of {len(headers)} files: {problems[0]}",
+            "" if own else "TerraTorch's data module reads bands by position, whatever their names.",
+        )
+
+
+def _check_places(headers: Mapping[Path, Header]) -> Iterator[Finding]:
+    """Yield files that lie nowhere, of which no map can be made."""
+    nowhere = [h for h in headers.values() if not h.problem and (h.lies_nowhere or h.indirect)]
+    if nowhere:
+        how = "ground control points or an RPC model alone" if nowhere[0].indirect else "pixels without a size"
+        yield Finding(
+            "files: places",
+            "warning",
+            f"{len(nowhere)} of {len(headers)} files have {how}, e.g. {nowhere[0].path}: training does not mind, "
+            "predict and map refuse them.",
+            "Warp them with gdalwarp." if nowhere[0].indirect else "Correct them: gdal_edit.py -a_ullr L T R B.",
+        )
+
+
+def _check_dates(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Finding]:
+    """Yield time series of which one modality has more dates than another."""
+    timed = {image.name: len(image.file_bands) for image in plan.images if image.dates and image.file_bands}
+    odd = []
+    for split in plan.splits:
+        for sample, files in split.samples.items():
+            bands = {name: headers[files[name]].bands for name in timed if files.get(name) in headers}
+            dates = {name: count // timed[name] for name, count in bands.items() if count and not count % timed[name]}
+            if len(set(dates.values())) > 1:
+                odd.append(f"{sample}: {', '.join(f'{name} {count}' for name, count in dates.items())}")
+    if odd:
+        yield Finding(
+            "files: dates",
+            "error",
+            f"{len(odd)} samples have modalities with different numbers of dates, e.g. {odd[0]}.",
+            "Every modality needs as many dates: repeat the bands of the one with fewer for each date.",
+        )
+
+
+def _check_pairs(plan: DataPlan, headers: Mapping[Path, Header], grid: Grid | None) -> Iterator[Finding]:
+    problems: dict[str, list[str]] = {"size": [], "crs": [], "place": []}
+    sizes: dict[str, Counter[tuple[int, int]]] = {}
+    for split in plan.splits:
+        for sample, files in split.samples.items():
+            rasters = {key: headers[path] for key, path in files.items() if path in headers}
+            rasters = {key: header for key, header in rasters.items() if not header.problem}
+            if not rasters:
+                continue
+            key, first = next(iter(rasters.items()))
+            sizes.setdefault(split.name, Counter())[first.shape] += 1
+            for other, header in list(rasters.items())[1:]:
+                text = f"{sample}: {key} and {other}"
+                if header.shape != first.shape:
+                    problems["size"].append(f"{text}, {list(first.shape)} and {list(header.shape)}")
+                elif header.placed and first.placed and header.crs != first.crs:
+                    problems["crs"].append(f"{text}, {_crs(first)} and {_crs(header)}")
+                elif header.placed and first.placed and (shift := _shift(first, header)) > 0.5:
+                    problems["place"].append(f"{text}, {shift:.3g} pixels apart")
+    advice = "Resample them to one grid; pixels are matched by row and column."
+    for kind, texts in problems.items():
+        if texts:
+            verdict: Verdict = "error" if kind == "size" else "warning"
+            yield Finding(f"files: pairs differ in {kind}", verdict, f"{len(texts)} samples, e.g. {texts[0]}.", advice)
+    yield from _check_sizes(plan, sizes, grid)
+
+
+def _check_sizes(plan: DataPlan, sizes: Mapping[str, Counter[tuple[int, int]]], grid: Grid | None) -> Iterator[Finding]:
+    for split, counts in sizes.items():
+        if split in plan.transformed:
+            continue
+        if grid is not None:
+            yield from _check_patches(f"files: {split} sizes", counts, grid)
+        if len(counts) > 1 and plan.batch_size > 1:
+            shown = some([f"{count} of {list(shape)}" for shape, count in counts.most_common()])
+            yield Finding(
+                f"files: {split} sizes",
+                "error",
+                f"mixed sizes: {shown}.",
+                "Cut the files to one size, add a crop to the transforms, or use batch_size: 1.",
+            )
+
+
+def _check_patches(where: str, counts: Counter[tuple[int, int]], grid: Grid) -> Iterator[Finding]:
+    """Yield sizes that do not make whole patches, with what becomes of them."""
+    odd = [shape for shape in counts if any(grid.pad(shape))]
+    if grid.padding is None:
+        odd = [shape for shape in counts if shape[0] % grid.patch or shape[1] % grid.patch]
+    if not odd:
+        return
+    samples = sum(counts[shape] for shape in odd)
+    # A reflection needs more pixels than it adds on one side.
+    small = [s for s in odd if any((added + 1) // 2 >= side for added, side in zip(grid.pad(s), s, strict=True))]
+    if grid.padding is None or (grid.padding == "reflect" and small):
+        shape = small[0] if grid.padding else odd[0]
+        yield Finding(
+            where,
+            "error",
+            f"{samples} samples: the model's patch of {grid.patch} pixels does not divide their size, e.g. "
+            f"{list(shape)}" + (", which is too small to be padded by reflection." if grid.padding else "."),
+            "Crop or pad the chips, or add a crop to the transforms.",
+        )
+        return
+    padded = [side + added for side, added in zip(odd[0], grid.pad(odd[0]), strict=True)]
+    yield Finding(
+        where,
+        "note",
+        f"{samples} samples do not make an even number of patches of {grid.patch} pixels, e.g. {list(odd[0])}: "
+        f"TerraTorch pads them ({grid.padding}), here to {padded}, and crops what comes out.",
+    )
+
+
+def _crs(header: Header) -> str:
+    return header.crs.to_string()[:20] if header.crs is not None else "none"
+
+
+def _shift(one: Header, other: Header) -> float:
+    """Return how far, in pixels, the corners of two grids are apart."""
+    inverse = ~one.transform
+    far = 0.0
+    for column, row in ((0, 0), (one.shape[1], 0), (0, one.shape[0])):
+        x, y = _at(inverse, *_at(other.transform, column, row))
+        far = max(far, float(np.hypot(x - column, y - row)))
+    return far
+
+
+def _at(transform: Affine, x: float, y: float) -> tuple[float, float]:
+    # Written out: the operator that applies a transform is `*` in affine 2 and `@` in affine 3.
+    return transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f
+
+
+def check_overlap(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Finding]:
+    """Yield splits whose chips show the same ground."""
+    places: dict[str, dict[str, Place]] = {}
+    for split in plan.splits:
+        for sample, files in split.samples.items():
+            header = next((headers[path] for path in files.values() if path in headers), None)
+            if header is not None and header.placed and not header.problem:
+                places.setdefault(split.name, {})[sample] = _place(header)
+    for (one, here), (other, there) in combinations(places.items(), 2):
+        pairs = find_same_ground(here, there)
+        if pairs:
+            yield Finding(
+                "files: overlap in space",
+                "warning",
+                f"{len(pairs)} chips of {other} show ground of {one}: {some(pairs, 2)}.",
+                f"Split by place: results on {other} would be too good.",
+            )
+
+
+def _place(header: Header) -> Place:
+    corners = [_at(header.transform, x, y) for x in (0, header.shape[1]) for y in (0, header.shape[0])]
+    xs, ys = zip(*corners, strict=True)
+    assert header.crs is not None
+    return Place(header.crs, (min(xs), min(ys), max(xs), max(ys)))

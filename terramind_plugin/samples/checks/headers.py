@@ -1,0 +1,118 @@
+"""What rasters say of themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio.crs import CRS
+from rasterio.transform import Affine
+
+from terramind_plugin.errors import one_line
+from terramind_plugin.samples.checks.places import UNREADABLE
+from terramind_plugin.samples.many import map_files
+from terramind_plugin.samples.plan import RASTERS, DataPlan
+
+NOWHERE = Affine.identity()
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a raster says of itself."""
+
+    path: Path
+    shape: tuple[int, int] = (0, 0)
+    bands: int = 0
+    dtype: str = ""
+    nodata: float | None = None
+    crs: CRS | None = None
+    transform: Affine = NOWHERE
+    descriptions: tuple[str | None, ...] = ()
+    units: tuple[str | None, ...] = ()
+    indirect: bool = False
+    """Whether only ground control points or an RPC model say where it lies."""
+    problem: str = ""
+    """Why it cannot be read, or is not complete."""
+
+    @property
+    def lies_nowhere(self) -> bool:
+        """Whether its pixels have no size."""
+        return not np.isfinite(self.transform[:6]).all() or self.transform.determinant == 0
+
+    @property
+    def placed(self) -> bool:
+        """Whether it has a place on Earth."""
+        numbers = self.transform[:6]
+        usable = np.isfinite(numbers).all() and np.isfinite(self.transform.determinant)
+        return (
+            self.crs is not None
+            and bool(usable)
+            and not self.transform.is_identity
+            and not self.transform.is_degenerate
+        )
+
+
+def read_header(path: Path) -> Header:
+    """Return a raster's header; 'problem' says so where it cannot be read or ends too early.
+
+    Args:
+        path: The raster.
+    """
+    try:
+        with rasterio.open(path) as raster:
+            return Header(
+                path=path,
+                shape=raster.shape,
+                bands=raster.count,
+                dtype=raster.dtypes[0],
+                nodata=raster.nodata,
+                crs=raster.crs and _system(raster.crs.to_wkt()),
+                transform=raster.transform,
+                descriptions=raster.descriptions,
+                units=raster.units,
+                indirect=raster.transform.is_identity and bool(raster.gcps[0] or raster.rpcs is not None),
+                problem=_missing_end(path, raster),
+            )
+    except UNREADABLE as error:
+        return Header(path, problem=one_line(error))
+
+
+@lru_cache
+def _system(wkt: str) -> CRS:
+    """Return one object for each CRS: a thousand headers that come from another process then bring it once."""
+    return CRS.from_wkt(wkt)
+
+
+def _missing_end(path: Path, raster: rasterio.DatasetReader) -> str:
+    """Return a text if the last block of a GeoTIFF lies behind the end of the file, or is not there without reason."""
+    if raster.driver != "GTiff":
+        return ""
+    rows, columns = raster.block_shapes[0]
+    last = f"{(raster.width - 1) // columns}_{(raster.height - 1) // rows}"
+    size = path.stat().st_size
+    for band in {1, raster.count}:
+        offset, length = (raster.get_tag_item(f"BLOCK_{what}_{last}", "TIFF", bidx=band) for what in ("OFFSET", "SIZE"))
+        if offset is not None and length is not None and int(offset) + int(length) > size:
+            return f"it ends after {size} bytes, its last block at {int(offset) + int(length)}"
+        if offset is None and raster.nodata is None:
+            return "its last block was never written and would be read as zeros"
+    return ""
+
+
+def read_headers(plan: DataPlan) -> dict[Path, Header]:
+    """Return the headers of all rasters of a plan; they are read several at a time.
+
+    Args:
+        plan: What to read.
+    """
+    paths = {
+        path
+        for split in plan.splits
+        for files in split.samples.values()
+        for path in files.values()
+        if path.suffix.lower() in RASTERS
+    }
+    return {header.path: header for header in map_files(read_header, sorted(paths))}

@@ -1,0 +1,179 @@
+"""Checks of label masks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rasterio
+
+from terramind_plugin.errors import one_line
+from terramind_plugin.samples.checks.findings import Finding, some
+from terramind_plugin.samples.checks.places import UNREADABLE
+from terramind_plugin.samples.checks.sample import read_middle
+from terramind_plugin.samples.many import map_files
+from terramind_plugin.samples.plan import LABEL, RASTERS, DataPlan
+
+LARGEST = 8192
+"""Pixels per side that are read of a label file, from its middle."""
+MOST_CLASSES = 65536
+MOST = 1000
+"""Label files that are read."""
+RARE = 0.02
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What was seen in a label file."""
+
+    path: Path
+    split: str
+    counts: dict[float, int]
+    nodata: float | None
+    problem: str = ""
+
+
+def read_labels(plan: DataPlan, most: int = MOST) -> list[Mask]:
+    """Return the values of label files and how often each occurs; of many files, some drawn from all splits.
+
+    Args:
+        plan: What there is.
+        most: How many to read.
+    """
+    jobs = [
+        (split.name, files[LABEL])
+        for split in plan.splits
+        for files in split.samples.values()
+        if LABEL in files and files[LABEL].suffix.lower() in RASTERS
+    ]
+    if len(jobs) > most:
+        chosen = np.random.default_rng(0).permutation(len(jobs))[:most]
+        jobs = [jobs[index] for index in sorted(chosen)]
+    return map_files(_read, jobs)
+
+
+def _read(job: tuple[str, Path]) -> Mask:
+    split, path = job
+    try:
+        with rasterio.open(path) as raster:
+            if raster.count != 1:
+                problem = f"it has {raster.count} bands, expected one of class ids, e.g. by gdal_translate -b 1"
+                return Mask(path, split, {}, None, problem)
+            if raster.dtypes[0].startswith("complex"):
+                return Mask(path, split, {}, None, "it holds complex numbers")
+            values, counts = np.unique(read_middle(raster, [1], LARGEST).values, return_counts=True)
+            return Mask(path, split, dict(zip(values.tolist(), counts.tolist(), strict=True)), raster.nodata)
+    except UNREADABLE as error:
+        return Mask(path, split, {}, None, one_line(error))
+
+
+def check_labels(
+    plan: DataPlan, masks: list[Mask], ignored: float | None, loss: str = "", weighted: bool = False
+) -> Iterator[Finding]:
+    """Yield what is wrong with the labels of a segmentation.
+
+    Args:
+        plan: What the configuration says.
+        masks: What was read.
+        ignored: The task's ignore_index.
+        loss: Name of the task's loss.
+        weighted: Whether the task has weights for its classes.
+    """
+    broken = [mask for mask in masks if mask.problem]
+    if broken:
+        yield Finding("labels: readable", "error", f"{len(broken)} files, e.g. {broken[0].path}: {broken[0].problem}.")
+    if plan.task != "segmentation" or not plan.num_classes:
+        return
+    if not 0 < plan.num_classes <= MOST_CLASSES:
+        yield Finding("labels: ids", "error", f"num_classes is {plan.num_classes}.", f"1 to {MOST_CLASSES}.")
+        return
+    shift = 1 if plan.reduce_zero_label else 0
+    classes = range(shift, plan.num_classes + shift)
+    masks = [mask for mask in masks if not mask.problem]
+    allowed = {float(value) for value in classes} | ({float(ignored + shift)} if ignored is not None else set())
+    yield from _check_ids(plan, masks, allowed, set(map(float, classes)), ignored)
+    total: Counter[float] = Counter()
+    for split in dict.fromkeys(mask.split for mask in masks):
+        counts: Counter[float] = Counter()
+        for mask in masks:
+            if mask.split == split:
+                counts.update(mask.counts)
+        total.update(counts)
+        absent = [_name(plan, value - shift) for value in classes if not counts[value]]
+        if absent and split in ("train", "val"):
+            yield Finding(
+                f"labels: {split} classes",
+                "warning",
+                f"no pixel of {some(absent)}.",
+                "Check num_classes and the split.",
+            )
+    empty = [mask for mask in masks if not any(value in classes for value in mask.counts)]
+    if empty:
+        yield Finding(
+            "labels: empty",
+            "warning" if len(empty) < len(masks) else "error",
+            f"{len(empty)} of {len(masks)} files hold no class at all: {some([m.path.name for m in empty])}.",
+            "Remove these samples: they teach nothing.",
+        )
+    yield from _check_balance(plan, [total[value] for value in classes], loss == "ce" and not weighted)
+
+
+def _check_balance(plan: DataPlan, counts: list[int], unweighted: bool) -> Iterator[Finding]:
+    """Yield the share of each class, with a loss that suits if one is rare and the present one does not see it."""
+    if not sum(counts):
+        return
+    shares = [count / sum(counts) for count in counts]
+    order = sorted(range(len(shares)), key=lambda value: -shares[value])
+    seen = some([f"{shares[value]:.2%} {_name(plan, value)}" for value in order], 6)
+    rarest = min((share for share in shares if share), default=1.0)
+    if rarest >= RARE or not unweighted:
+        yield Finding("labels: balance", "ok", f"{seen}.")
+        return
+    # By square roots: the plain inverse would make a class of few pixels drown all others.
+    raw = [share**-0.5 if share else 1.0 for share in shares]
+    weights = ", ".join(f"{weight * len(raw) / sum(raw):.2f}" for weight in raw)
+    advice = (
+        f"Try loss: dice or focal, or class_weights: [{weights}]." if len(raw) <= 20 else "Try loss: dice or focal."
+    )
+    yield Finding("labels: balance", "note", f"{seen}; the loss is ce.", advice)
+
+
+def _name(plan: DataPlan, value: int) -> str:
+    name = f" ({plan.class_names[value]})" if value < len(plan.class_names) else ""
+    return f"class {value}{name}"
+
+
+def _check_ids(
+    plan: DataPlan, masks: list[Mask], allowed: set[float], classes: set[float], ignored: float | None
+) -> Iterator[Finding]:
+    wrong = []
+    colliding = []
+    for mask in masks:
+        if mask.nodata in classes and not (plan.reduce_zero_label and mask.nodata == 0):
+            colliding.append(mask)
+        for value, count in mask.counts.items():
+            missing = value == mask.nodata or value != value
+            value = plan.no_label_replace if missing and plan.no_label_replace is not None else value
+            # Label 0 becomes -1 with reduce_zero_label, and what stands for no label is not shifted.
+            fine = value in allowed or (missing and value == ignored)
+            if not fine:
+                wrong.append(f"{mask.path.name} {value:g} ({count} pixels)")
+    if wrong:
+        yield Finding(
+            "labels: ids",
+            "error",
+            f"{len(wrong)} values in {len(masks)} files are neither 0 to {int(plan.num_classes or 0) - 1} nor "
+            f"ignore_index {ignored}: {some(wrong)}.",
+            "See num_classes, ignore_index, no_label_replace and reduce_zero_label.",
+        )
+    if colliding:
+        yield Finding(
+            "labels: nodata",
+            "warning" if plan.own else "error",
+            f"in {len(colliding)} files nodata is {colliding[0].nodata:g}, also the id of a class.",
+            "Take the tag away: gdal_edit.py -unsetnodata."
+            + (" Here it counts as the class." if plan.own else " TerraTorch turns the class into no label."),
+        )

@@ -1,0 +1,78 @@
+"""Whether the bands of Sentinel-2 files are in the order that a configuration says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terramind_plugin.samples.checks.findings import Finding
+from terramind_plugin.samples.checks.sample import Summary
+from terramind_plugin.samples.plan import ImagePlan
+
+MARGIN = 0.3
+"""Share of what the configured order lacks to a mean correlation of 1 that another one has to make good."""
+SMALLEST = 0.02
+"""Difference of mean correlations that means something."""
+BY_RESOLUTION = ("B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11", "B12", "B01", "B09", "B10")
+SPECTRUM = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
+"""By wavelength; water vapour and cirrus are left out: they show the air."""
+
+
+def check_order(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Finding]:
+    """Yield a finding if bands look like they are in another order.
+
+    Neighbours in the spectrum are alike, and the cirrus band is the darkest.
+
+    Args:
+        image: What the configuration says.
+        summaries: What the files hold.
+    """
+    modality = image.modality
+    if modality is None:
+        return
+    places = [modality.find_band(band) for band in image.file_bands]
+    if None in places or len(set(places)) < len(places) or len(places) < 4:
+        return
+    names = [modality.band_names[index] for index in places if index is not None]
+    usable = [s.pixels for s in summaries if len(s.pixels) == len(names) and s.pixels.shape[1] > 50]
+    if not usable:
+        return
+    with np.errstate(invalid="ignore", divide="ignore"):
+        alike = np.nanmedian([np.nan_to_num(np.corrcoef(pixels)) for pixels in usable], axis=0)
+    levels = np.median([np.median(pixels, axis=1) for pixels in usable], axis=0)
+    scores = {text: _fit(order, alike, levels) for text, order in _orders(names).items()}
+    best = max(scores, key=lambda text: scores[text])
+    if best and scores[best] - scores[""] > max(MARGIN * (1 - scores[""]), SMALLEST):
+        yield Finding(
+            f"values: {image.name} band order",
+            "warning",
+            f"the bands look like {best}, not {', '.join(image.file_bands)}.",
+            f"Name the bands of the files in their order in dataset_bands: {{{image.name}: [...]}} "
+            "and those of the model in output_bands.",
+        )
+
+
+def _orders(names: list[str]) -> dict[str, list[str]]:
+    """Return orders that happen, by a description; '' is the configured one."""
+    by_file_name = sorted(name for name in names if name != "B8A") + (["B8A"] if "B8A" in names else [])
+    result = {
+        "": names,
+        "those of an alphabetical list, B8A last": by_file_name,
+        "those in reverse": names[::-1],
+        "those by resolution, 10, 20, 60 m": [name for name in BY_RESOLUTION if name in names],
+        "those with B10 last": sorted(names, key=lambda name: name == "B10"),
+    }
+    return {text: order for text, order in result.items() if not text or order != names}
+
+
+def _fit(order: list[str], alike: NDArray, levels: NDArray) -> float:
+    """Return how well the bands of files fit if they are in this order."""
+    place = {name: index for index, name in enumerate(order)}
+    present = [name for name in SPECTRUM if name in place]
+    score = float(np.mean([alike[place[a], place[b]] for a, b in pairwise(present)]))
+    if "B10" in place:
+        score -= 0.0 if levels.argmin() == place["B10"] else 0.5
+    return score

@@ -1,0 +1,230 @@
+"""Pixels of a bounded random sample, summed up file by file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from terramind_plugin.errors import DataError, one_line
+from terramind_plugin.raster.bands import find_bands
+from terramind_plugin.raster.complete import check_checksums
+from terramind_plugin.raster.missing import Pixels, is_odd, read_pixels
+from terramind_plugin.samples.checks.places import UNREADABLE
+from terramind_plugin.samples.many import map_files
+from terramind_plugin.samples.plan import LABEL, RASTERS, DataPlan, ImagePlan
+
+WHOLE = 64 * 2**20
+"""Bytes of a file, at most, whose checksums are looked at."""
+LARGEST = 1024
+"""Pixels per side that are read of a file, from its middle."""
+MOST_BANDS = 1024
+"""Dates times bands; a file with more is damaged."""
+PIXELS = 2048
+"""Pixels that are kept of a file."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was seen in one image."""
+
+    path: Path
+    split: str
+    low: NDArray
+    """First percentile of each band of the file, in the units the model gets; NaN where it has no pixel."""
+    median: NDArray
+    constant: NDArray
+    """Whether each band holds one value only."""
+    pixels: NDArray
+    """[bands, n] of pixels in which all bands have data; n may be 0."""
+    missing: float
+    """Share of pixels in which some band is NaN or nodata."""
+    zero: float
+    """Share of pixels in which all bands are 0, and which are not declared to be nodata."""
+    undeclared: int = 0
+    """Number of pixels that are missing though the file does not say so: NaN, infinite or far from 0."""
+    far: int = 0
+    """Number of those that are infinite or far from 0."""
+    number: float | None = None
+    """One such value."""
+    tagged: bool = False
+    """Whether the file has a nodata value."""
+
+
+@dataclass
+class Sample:
+    """What was seen in a sample of the data."""
+
+    images: dict[str, list[Summary]] = field(default_factory=dict)
+    """By modality."""
+    problems: list[tuple[Path, str]] = field(default_factory=list)
+    """Files that cannot be read, and why."""
+    of: int = 0
+    """Samples that there are."""
+    read: int = 0
+
+
+def _with_images(plan: DataPlan) -> list[tuple[str, str, dict[str, Path]]]:
+    names = {image.name for image in plan.images}
+    return [
+        (split.name, name, files)
+        for split in plan.splits
+        for name, files in split.samples.items()
+        if names & files.keys()
+    ]
+
+
+def draw_samples(plan: DataPlan, count: int, seed: int = 0) -> list[tuple[str, str, dict[str, Path]]]:
+    """Return split, id and files of some samples that have an image, drawn from all splits.
+
+    Args:
+        plan: What there is.
+        count: How many samples, at most.
+        seed: Of the draw.
+    """
+    every = _with_images(plan)
+    order = np.random.default_rng(seed).permutation(len(every))[:count]
+    return [every[index] for index in sorted(order)]
+
+
+def read_sample(plan: DataPlan, count: int, seed: int = 0) -> Sample:
+    """Return summaries of the images of some samples, drawn from all splits.
+
+    Args:
+        plan: What there is.
+        count: How many samples, at most.
+        seed: Of the draw.
+    """
+    drawn = draw_samples(plan, count, seed)
+    jobs = [
+        (image, split, files[image.name])
+        for split, _, files in drawn
+        for image in plan.images
+        if image.name in files and image.name != LABEL and files[image.name].suffix.lower() in RASTERS
+    ]
+    result = Sample(of=len(_with_images(plan)), read=len(drawn))
+    for (image, _, path), got in zip(jobs, map_files(_summary, jobs), strict=True):
+        if isinstance(got, str):
+            result.problems.append((path, got))
+        else:
+            result.images.setdefault(image.name, []).append(got)
+    return result
+
+
+def read_middle(raster: rasterio.DatasetReader, bands: list[int] | None = None, largest: int = LARGEST) -> Pixels:
+    """Return pixels [bands, H, W] of a raster, or of its middle if it is large, and where they are missing.
+
+    Args:
+        raster: An open file.
+        bands: Their numbers, from 1 on; None for all.
+        largest: Pixels per side, at most.
+    """
+    height, width = min(raster.height, largest), min(raster.width, largest)
+    window = Window((raster.width - width) // 2, (raster.height - height) // 2, width, height)
+    return read_pixels(raster, bands, window=window)
+
+
+def order_of(image: ImagePlan, path: Path, names: Sequence[str | None]) -> list[int] | None:
+    """Return the positions of the bands that are read, by their names in the file; None for all as they are.
+
+    Args:
+        image: What the configuration says.
+        path: Of the file, for the message.
+        names: Descriptions of its bands.
+
+    Raises:
+        DataError: The file names its bands otherwise than the configuration.
+    """
+    count = len(image.file_bands)
+    if not any(names) or not count or image.dates:
+        return None
+    stored = image.file_bands if image.binding else ()
+    return find_bands(path, image.name, names, image.file_bands, stored, binding=image.binding)
+
+
+def _summary(job: tuple[ImagePlan, str, Path]) -> Summary | str:
+    image, split, path = job
+    try:
+        with rasterio.open(path) as raster:
+            if raster.count > MOST_BANDS:
+                return f"it has {raster.count} bands"
+            if any(name.startswith("complex") for name in raster.dtypes):
+                return "it holds complex numbers"
+            pixels = read_middle(raster)
+            if path.stat().st_size <= WHOLE:
+                check_checksums(path, raster)
+            nodata = any(value is not None for value in raster.nodatavals)
+            try:
+                order = order_of(image, path, raster.descriptions)
+            except DataError:
+                order = None  # an error of its own, see check_headers
+    except UNREADABLE as error:
+        return one_line(error)
+    # Damaged files hold numbers that float32 has not.
+    with np.errstate(invalid="ignore", over="ignore"):
+        return _summarise(image, split, path, pixels, order, nodata)
+
+
+def _summarise(
+    image: ImagePlan, split: str, path: Path, pixels: Pixels, order: list[int] | None, tagged: bool
+) -> Summary:
+    stored = pixels.values
+    known = np.ones(stored.shape, bool) if pixels.missing is None else ~pixels.missing
+    far = 0
+    number: float | None = None
+    if pixels.undeclared and (odd := is_odd(stored) & ~np.isnan(stored)).any():
+        far = int(odd.any(axis=0).sum())
+        number = float(stored[odd][0])
+    data = stored.astype(np.float32)
+    if order is not None:
+        data, known = data[order], known[order]
+    count = len(image.file_bands)
+    bands = count if image.dates and count and not len(data) % count else len(data)
+    data, known = _by_band(data, bands), _by_band(known, bands)
+    zero = float(((data == 0) & known).all(axis=0).mean())
+    data = (data + np.float32(image.offset or 0.0)) * np.float32(image.scale)
+    known &= np.isfinite(data)
+    full = known.all(axis=0)
+    seen = [row[mask] for row, mask in zip(data, known, strict=True)]
+    kept = np.flatnonzero(full)
+    kept = kept[:: max(1, len(kept) // PIXELS)]
+    return Summary(
+        path=path,
+        split=split,
+        low=np.array([np.percentile(row, 1) if row.size else np.nan for row in seen]),
+        median=np.array([np.median(row) if row.size else np.nan for row in seen], dtype=np.float64),
+        constant=np.array([bool(row.size) and bool(row.min() == row.max()) for row in seen]),
+        pixels=data[:, kept].astype(np.float64),
+        missing=float(1 - full.mean()),
+        zero=zero,
+        undeclared=pixels.undeclared,
+        far=far,
+        number=number,
+        tagged=tagged,
+    )
+
+
+def _by_band(values: NDArray, bands: int) -> NDArray:
+    """Return [bands, n] of [dates * bands, H, W]."""
+    return values.reshape(-1, bands, *values.shape[1:]).swapaxes(0, 1).reshape(bands, -1)
+
+
+def _read_bands(image: ImagePlan, pixels: NDArray) -> NDArray:
+    """Return the bands that the model gets."""
+    return pixels[list(image.read)] if image.read and max(image.read) < len(pixels) else pixels
+
+
+def pooled(image: ImagePlan, summaries: Sequence[Summary]) -> NDArray:
+    """Return pixels [bands, n] of all files, of the bands that the model gets.
+
+    Args:
+        image: What the configuration says.
+        summaries: Of its files, at least one.
+    """
+    bands = min(len(summary.pixels) for summary in summaries)
+    return np.concatenate([_read_bands(image, summary.pixels)[:bands] for summary in summaries], axis=1)

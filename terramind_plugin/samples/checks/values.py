@@ -1,0 +1,272 @@
+"""Checks of pixel values against the table of modalities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terramind_plugin.model.modalities import MODALITIES
+from terramind_plugin.model.units import EIGHT_BIT, RADAR, REFLECTANCE, Guess, is_eight_bit, other_unit
+from terramind_plugin.samples.checks.findings import Finding, some
+from terramind_plugin.samples.checks.gaps import check_gaps
+from terramind_plugin.samples.checks.order import check_order
+from terramind_plugin.samples.checks.sample import Sample, Summary, pooled
+from terramind_plugin.samples.checks.statistics import check_statistics
+from terramind_plugin.samples.plan import DataPlan, ImagePlan
+
+OFFSET = 1000
+"""Added to digital numbers of Sentinel-2 from processing baseline 4 on."""
+FOOT = 0.3048
+"""In metres."""
+FLAT = 0.1
+"""Spread of values, in pre-training standard deviations, below which a scale has made them nearly equal."""
+
+
+def check_values(plan: DataPlan, sample: Sample) -> Iterator[Finding]:
+    """Yield what is wrong with the values of a sample of images.
+
+    Args:
+        plan: What the configuration says.
+        sample: What was read.
+    """
+    if sample.problems:
+        path, problem = sample.problems[0]
+        yield Finding(
+            "values: readable", "error", f"{len(sample.problems)} files, e.g. {path}: {problem}.", "Replace them."
+        )
+    for image in plan.images:
+        summaries = sample.images.get(image.name, [])
+        # Another number of bands is an error of its own, see check_headers.
+        summaries = [s for s in summaries if len(s.median) == (len(image.file_bands) or len(summaries[0].median))]
+        if not summaries:
+            continue
+        yield from check_gaps(plan, image, summaries)
+        filled = [summary for summary in summaries if summary.pixels.size]
+        yield from check_statistics(image, filled)
+        special = image.modality is not None and image.modality.name in ("DEM", "LULC")
+        wrong = [] if special else list(_check_units(image, filled))
+        yield from wrong
+        if not wrong:
+            yield from _check_modality(image, filled)
+
+
+def _own_units(image: ImagePlan, pixels: NDArray) -> bool:
+    """Whether given statistics, other than the table's, describe these values whatever their unit."""
+    if image.modality is None or len(image.means) != len(pixels):
+        return False
+    table = dict(zip(image.modality.band_names, image.modality.mean, strict=True))
+    names = [image.modality.find_band(band) for band in image.bands]
+    known = [table[image.modality.band_names[index]] if index is not None else np.nan for index in names]
+    if len(known) == len(image.means) and np.allclose(known, image.means, rtol=1e-3):
+        return False
+    mean, std = np.array(image.means), np.array(image.stds)
+    near = np.abs(np.median(pixels, axis=1) - mean) < 3 * std
+    spread = (np.percentile(pixels, 95, axis=1) - np.percentile(pixels, 5, axis=1)) / std
+    return bool(near.all() and np.median(spread) > 0.3)
+
+
+def _check_units(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Finding]:
+    if image.modality is None or not summaries or _own_units(image, pooled(image, summaries)):
+        return
+    guesses = [(summary, other_unit(image.modality, summary.pixels)) for summary in summaries]
+    wrong = [(summary, guess) for summary, guess in guesses if guess is not None]
+    where = f"values: {image.name} units"
+    pixels = pooled(image, summaries)
+    expected = "-1 to 1" if image.modality.name == "NDVI" else image.modality.units
+    if wrong:
+        mixed = "the others do not: one unit is needed" if len(wrong) < len(summaries) else "all of them"
+        yield Finding(
+            where,
+            "error",
+            f"{len(wrong)} of {len(summaries)} files ({mixed}) look like {wrong[0][1]}, e.g. {wrong[0][0].path.name}.",
+            f"Expected: {expected}. {_conversion(image, wrong[0][1], wrong[0][0].pixels)}",
+        )
+    elif is_eight_bit(image.modality, pixels):
+        yield Finding(
+            where,
+            "error",
+            f"no value above {pixels.max():g}: {EIGHT_BIT}, not {expected}.",
+            _conversion(image, EIGHT_BIT, pixels),
+        )
+    elif image.scale != 1 and (advice := _correct_scale(image, pixels)):
+        yield Finding(where, "error", f"constant_scale is {image.scale:g} for {image.name}.", advice)
+
+
+def _conversion(image: ImagePlan, guess: Guess, pixels: NDArray) -> str:
+    """Return how to bring values into the units of their modality."""
+    assert image.modality is not None
+    if image.scale != 1:
+        own = other_unit(image.modality, pixels / image.scale)
+        if own is None and is_eight_bit(image.modality, pixels / image.scale):
+            own = EIGHT_BIT
+        return _correct_scale(image, pixels) or (
+            f"constant_scale, {image.scale:g} now, is not enough: the files look like {own}. {own.advice}"
+            if own is not None
+            else f"Remove constant_scale, {image.scale:g} now: without it the files look right."
+        )
+    if guess.scale is None:
+        return guess.advice
+    return f"Set constant_scale: {{{image.name}: {guess.scale:g}}}" + (
+        " if they are 0 to 1." if image.modality.name in REFLECTANCE else "."
+    )
+
+
+def _correct_scale(image: ImagePlan, pixels: NDArray) -> str:
+    """Return how to correct a constant_scale of the configuration, '' if nothing speaks against it.
+
+    Args:
+        image: What the configuration says.
+        pixels: [bands, n] in the units that the model gets.
+    """
+    assert image.modality is not None
+    stored = pixels / image.scale
+    own = other_unit(image.modality, stored)
+    if own is not None and own.scale is not None and not 0.5 < image.scale / own.scale < 2:
+        return (
+            f"Without it the files look like {own}: correct it, constant_scale: {{{image.name}: {own.scale:g}}}, "
+            f"{image.scale:g} now."
+        )
+    if own is not None or is_eight_bit(image.modality, stored):
+        return ""
+    usual = np.median(image.modality.std)
+    spreads = [float(np.median(np.ptp(np.percentile(x, (5, 95), axis=1), axis=0))) / usual for x in (pixels, stored)]
+    if spreads[0] < FLAT < 1 / 2 < spreads[1]:
+        return f"Remove constant_scale, {image.scale:g} now: without it the files look right, with it they are flat."
+    return ""
+
+
+def _check_modality(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Finding]:
+    name = image.modality.name if image.modality is not None else ""
+    if not summaries:
+        return
+    if name in REFLECTANCE:
+        yield from check_offset(image, summaries)
+        yield from check_order(image, summaries)
+    elif name in RADAR:
+        yield from _check_polarisations(image, summaries)
+    elif name == "DEM":
+        yield from _check_heights(image, summaries)
+    elif name == "LULC":
+        yield from _check_classes(image, summaries)
+
+
+def check_offset(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Finding]:
+    """Yield a finding if the +1000 offset of newer Sentinel-2 products is not in the files as the configuration says.
+
+    Args:
+        image: What the configuration says.
+        summaries: What the files hold.
+    """
+    shifted = [summary for summary in summaries if has_offset(image, summary) is True]
+    plain = [summary for summary in summaries if has_offset(image, summary) is False]
+    added = (image.offset or 0.0) * image.scale
+    where, declared = f"values: {image.name} offset", f"offsets: {{{image.name}: {-OFFSET / image.scale:g}}}"
+    if shifted and plain:
+        few, what = (shifted, "have") if len(shifted) <= len(plain) else (plain, "have not")
+        yield Finding(
+            where,
+            "warning",
+            f"mixed: {len(few)} of {len(summaries)} files {what} the offset of +{OFFSET}: "
+            f"{some([s.path.name for s in few])}.",
+            f"Subtract {OFFSET} from files of processing baseline 4 and later.",
+        )
+    elif shifted and image.offset is None:
+        yield Finding(
+            where,
+            "warning",
+            f"{len(shifted)} of {len(summaries)} files have the offset of +{OFFSET}, none not; offsets says nothing.",
+            f"Set {declared} to take it away while reading, or {{{image.name}: 0}} to keep it; the same for all data "
+            "that the model will see.",
+        )
+    elif (added < 0 and plain) or (added > 0 and shifted):
+        wrong, what = (plain, "have not") if plain else (shifted, "have")
+        yield Finding(
+            where,
+            "error",
+            f"{len(wrong)} of {len(summaries)} files {what} the offset of +{OFFSET}, but offsets adds "
+            f"{image.offset:g}, e.g. {wrong[0].path.name}: its lowest values become {np.nanmin(wrong[0].low):g}.",
+            f"Remove {image.name} from offsets.",
+        )
+
+
+def has_offset(image: ImagePlan, summary: Summary) -> bool | None:
+    """Return whether a Sentinel-2 file has the offset; None if that cannot be seen.
+
+    The cirrus band is nearly black in an image without clouds. Other images have some dark pixels; with the offset
+    several bands end in a wall just above it, while bright ground brightens with wavelength.
+    """
+    in_file = summary.low - (image.offset or 0.0) * image.scale
+    low = in_file[np.isfinite(in_file)]
+    if not low.size or low.min() < 0.85 * OFFSET:
+        return False if low.size else None
+    cirrus = [index for index, band in enumerate(image.file_bands) if band.upper() in ("B10", "CIRRUS")]
+    if cirrus:
+        return True if in_file[cirrus[0]] < 1.2 * OFFSET else None
+    near = (low < 1.5 * OFFSET).sum()
+    return True if near >= max(2, len(low) // 3) else None
+
+
+def _check_polarisations(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Finding]:
+    names = [band.upper() for band in image.file_bands]
+    if "VV" not in names or "VH" not in names:
+        return
+    vv, vh = names.index("VV"), names.index("VH")
+    swapped = [s for s in summaries if s.median[vv] < s.median[vh] - 1]
+    if swapped:
+        yield Finding(
+            f"values: {image.name} polarisations",
+            "error",
+            f"{len(swapped)} of {len(summaries)} files have VH brighter than VV, e.g. {swapped[0].path.name}: swapped.",
+            f"Name the bands of the files in their order, dataset_bands: {{{image.name}: [VH, VV]}}, and "
+            f"output_bands: {{{image.name}: [VV, VH]}}.",
+        )
+
+
+def _check_heights(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Finding]:
+    low, high = MODALITIES["DEM"].valid_range
+    gaps = [s for s in summaries if (s.pixels < low).any()]
+    where = f"values: {image.name} heights"
+    if gaps:
+        lowest = min(float(s.pixels.min()) for s in gaps)
+        yield Finding(
+            where,
+            "error",
+            f"{len(gaps)} of {len(summaries)} files hold {lowest:g}, e.g. {gaps[0].path.name}: no height, but no data.",
+            f"Declare it in the files: gdal_edit.py -a_nodata {lowest:g}.",
+        )
+    heights = np.concatenate([s.pixels[s.pixels >= low] for s in summaries])
+    if heights.size and (heights.max() > high or _whole_metres_in_feet(heights)):
+        yield Finding(
+            where,
+            "error",
+            f"heights up to {heights.max():g} look like feet.",
+            f"Multiply by {FOOT}: metres are expected.",
+        )
+
+
+def _whole_metres_in_feet(heights: NDArray) -> bool:
+    """Whether these are whole metres that were converted to feet, rounded or not."""
+    values = np.unique(heights)
+    if len(values) < 20 or np.allclose(values, values[0]):
+        return False
+    metres = np.round(values * FOOT)
+    exact = np.abs(values - metres / FOOT) < 1e-3 * np.maximum(1, np.abs(values) / 1000)
+    rounded = (values == np.round(values)) & (np.abs(values - metres / FOOT) <= 0.5)
+    return bool(max(exact.mean(), rounded.mean()) > 0.95)
+
+
+def _check_classes(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Finding]:
+    ids = np.unique(np.concatenate([summary.pixels.ravel() for summary in summaries]))
+    wrong = [float(value) for value in ids if value < 0 or value > 9 or value != round(float(value))]
+    if not wrong:
+        return
+    if set(wrong) <= {10.0, 11.0}:
+        seen, advice = (
+            "codes 10 and 11 of ESRI's land cover",
+            "Map 1, 2, 4, 5, 7, 8, 9, 10, 11 to 1 to 9, in this order.",
+        )
+    else:
+        seen, advice = f"values {some([f'{value:g}' for value in wrong])}", "Class ids are 0 to 9."
+    yield Finding(f"values: {image.name} classes", "error", f"{seen}.", advice)

@@ -1,0 +1,111 @@
+"""One chip: every modality of one simulated scene, and its label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.transform import Affine
+
+from terramind_plugin.errors import ConfigError
+from terramind_plugin.model.modalities import MODALITIES
+from terramind_plugin.simulation.flood import make_flood
+from terramind_plugin.simulation.landcover import Cover, make_cover
+from terramind_plugin.simulation.materials import ID
+from terramind_plugin.simulation.noise import FloatArray, fractal, smooth
+from terramind_plugin.simulation.optics import observe_optical
+from terramind_plugin.simulation.radar import observe_radar, swath_gap
+from terramind_plugin.simulation.sites import FloodRegions, World
+from terramind_plugin.simulation.terrain import INSIDE, PIXEL, Terrain, make_terrain
+
+SMALLEST = 32
+"""Smallest side of a chip, pixels."""
+_RGB_WHITE = 3000  # digital number of L2A that becomes 255
+
+
+@dataclass(frozen=True)
+class Chip:
+    """All modalities of one place. Height and width are equal."""
+
+    name: str
+    """Chip id, e.g. 'Delta_0001'."""
+    images: dict[str, NDArray]
+    """Modality name -> array [bands, H, W] in the bands, units and type of the modality; NaN = no data in S1."""
+    label: NDArray[np.int16]
+    """[H, W]: 1 water (permanent, flood, under plants), 0 land, -1 unknown."""
+    transform: Affine
+    """From pixel corners to metres in `crs`."""
+    crs: str
+    """Coordinate reference system, e.g. 'EPSG:32646'."""
+
+
+def _surface_model(rng: np.random.Generator, terrain: Terrain, cover: Cover) -> FloatArray:
+    """Return what an elevation product shows, m [H, W]: coarser than 10 m, with tree tops, roofs and errors."""
+    trees = np.isin(cover.material, (ID["broadleaf trees"], ID["conifers"], ID["flooded trees"]))
+    roofs = np.isin(cover.material, (ID["houses"], ID["large roofs"], ID["flooded houses"]))
+    height = terrain.elevation + 7.0 * trees + 3.5 * roofs
+    error = 0.45 * fractal(rng, terrain.river.shape, 1.3, 12) + 0.35 * fractal(rng, terrain.river.shape, 2, 60)
+    return smooth(height, 1.4) + error
+
+
+def _ndvi(l2a: NDArray[np.uint16]) -> FloatArray:
+    """Return (NIR - red) / (NIR + red) of S2L2A digital numbers, [H, W], in -1..1."""
+    modality = MODALITIES["S2L2A"]
+    nir = l2a[modality.band_index("B08")].astype(np.float32)
+    red = l2a[modality.band_index("B04")].astype(np.float32)
+    return (nir - red) / (nir + red)
+
+
+def _rgb(l2a: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """Return an 8-bit colour image [3, H, W] of S2L2A digital numbers."""
+    colours = l2a[list(MODALITIES["S2L2A"].rgb)].astype(np.float32)
+    return np.rint(np.clip(colours / _RGB_WHITE, 0, 1) * 255).astype(np.uint8)
+
+
+def simulate_chip(seed: int, index: int, size: int, world: World | None = None) -> Chip:
+    """Return one chip of the simulated data set; the same arguments always give the same chip.
+
+    Args:
+        seed: Seed of the data set, not negative.
+        index: Number of the chip, from 0. A chip does not depend on how many others there are.
+        size: Side in pixels of 10 m, at least 32.
+        world: Where chips lie; by default in the regions that are known for floods.
+
+    Raises:
+        ConfigError: An argument is too small.
+    """
+    if size < SMALLEST:
+        raise ConfigError(f"Chips of {size} pixels are too small: write a size of at least {SMALLEST}.")
+    if seed < 0 or index < 0:
+        raise ConfigError(f"Seed and index of a chip must not be negative; got seed {seed}, index {index}.")
+    # One stream per stage: a change in one does not reshuffle the others.
+    streams = [np.random.default_rng(s) for s in np.random.SeedSequence([seed, index]).spawn(6)]
+    site = (world or FloodRegions()).site(seed, index)
+    region = site.region
+    terrain = make_terrain(streams[0], region, size)
+    flood = make_flood(streams[1], region, terrain)
+    cover = make_cover(streams[2], region, terrain, flood)
+    l1c, l2a = observe_optical(streams[3], region, terrain, cover, flood)
+    grd, rtc = observe_radar(streams[4], terrain, cover, flood)
+    elevation = _surface_model(streams[5], terrain, cover)
+
+    gap = swath_gap(streams[4], (size, size))
+    label = np.where(gap, -1, cover.water[INSIDE]).astype(np.int16)
+    images: dict[str, NDArray] = {
+        "S2L1C": l1c,
+        "S2L2A": l2a,
+        "S1GRD": np.where(gap, np.nan, grd).astype(np.float32),
+        "S1RTC": np.where(gap, np.nan, rtc).astype(np.float32),
+        "DEM": elevation[None][INSIDE],
+        "LULC": cover.lulc[None][INSIDE],
+        "NDVI": _ndvi(l2a)[None],
+        "RGB": _rgb(l2a),
+    }
+    return Chip(
+        name=site.name,
+        images={name: np.ascontiguousarray(image) for name, image in images.items()},
+        label=label,
+        transform=Affine(PIXEL, 0, site.easting, 0, -PIXEL, site.northing),
+        crs=f"EPSG:{region.epsg}",
+    )

@@ -1,0 +1,250 @@
+"""Simulated scenes on disk: data sets for demonstrations, tests and pre-training that need no download.
+
+The scenes themselves come from `terramind_plugin.data.simulation`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from terramind_plugin.errors import ConfigError, DataError, check_seed, suggest
+from terramind_plugin.files import write_lines, write_text
+from terramind_plugin.model.modalities import MODALITIES, Modality
+from terramind_plugin.raster.complete import is_complete
+from terramind_plugin.raster.raster import parse_color, write_geotiff
+from terramind_plugin.simulation.chip import SMALLEST, Chip, simulate_chip
+from terramind_plugin.simulation.globe import Globe
+from terramind_plugin.simulation.sites import FloodRegions, World
+from terramind_plugin.system import serve
+
+__all__ = ["Chip", "SimulatedDataset", "make_splits", "simulate", "simulate_chip"]
+
+_VERSION = 1  # raise it when the same parameters give other chips
+_PARAMETERS_FILE = "simulation.json"
+_FILE_ENDINGS = {
+    "S2L1C": "S2Hand",
+    "S2L2A": "S2L2AHand",
+    "S1GRD": "S1Hand",
+    "S1RTC": "S1RTCHand",
+    "DEM": "DEMHand",
+    "LULC": "LULCHand",
+    "NDVI": "NDVIHand",
+    "RGB": "RGBHand",
+}
+_SPLITS = {"train": "flood_train_data.txt", "valid": "flood_valid_data.txt", "test": "flood_test_data.txt"}
+WORLDS: dict[str, World] = {world.name: world for world in (FloodRegions(), Globe())}
+"""Where chips can lie: in regions known for floods, or anywhere on a globe whose climate follows latitude."""
+PLACES_FILE = "labels.csv"
+_LABEL_VALUES = "-1 = unknown, 0 = land, 1 = water"
+
+
+@dataclass(frozen=True)
+class SimulatedDataset:
+    """What `simulate` has written."""
+
+    root: Path
+    """Folder with `data`, `splits` and `simulation.json`."""
+    chip_ids: tuple[str, ...]
+    """Ids of all chips, in the order of their numbers."""
+    splits: dict[str, tuple[str, ...]]
+    """Ids of the chips in 'train', 'valid' and 'test', sorted."""
+
+
+def chip_files(root: Path, name: str) -> dict[str, Path]:
+    """Return the file of each modality of a chip, and of its 'label', in the layout of Sen1Floods11 v1.1.
+
+    Args:
+        root: Folder of the data set.
+        name: Chip id.
+    """
+    data = root / "data"
+    files = {modality: data / f"{modality}Hand" / f"{name}_{ending}.tif" for modality, ending in _FILE_ENDINGS.items()}
+    return files | {"label": data / "LabelHand" / f"{name}_LabelHand.tif"}
+
+
+def chip_names(chips: int, seed: int, world: World | None = None) -> tuple[str, ...]:
+    """Return the ids of the first chips of a data set; arguments as in `make_splits`."""
+    world = world or FloodRegions()
+    return tuple(world.site(seed, index).name for index in range(chips))
+
+
+def make_splits(chips: int, seed: int, world: World | None = None) -> dict[str, tuple[str, ...]]:
+    """Return about 70 % of the chips for training, 15 % for validation, 15 % for test, of all regions alike.
+
+    Args:
+        chips: Number of chips, at least 3.
+        seed: Seed of the data set.
+        world: Where the chips lie; by default in the regions that are known for floods.
+
+    Raises:
+        ConfigError: There are too few chips for three splits.
+    """
+    if chips < 3:
+        raise ConfigError(f"Cannot split {chips} chips into train, valid and test; simulate at least 3.")
+    rng = np.random.default_rng([seed, chips])
+    names = chip_names(chips, seed, world)
+    # Sorted by region and shuffled within it, then taken at equal steps: a stratified draw.
+    order = sorted(rng.permutation(chips).tolist(), key=lambda index: names[index].split("_")[0])
+    held = max(1, round(0.15 * chips))
+    places = np.floor((np.arange(2 * held) + 0.5) * chips / (2 * held)).astype(int)
+    members = {"valid": {order[p] for p in places[::2]}, "test": {order[p] for p in places[1::2]}}
+    members["train"] = set(order) - members["valid"] - members["test"]
+    return {split: tuple(sorted(names[index] for index in members[split])) for split in _SPLITS}
+
+
+def _layer(modality: Modality) -> dict[str, Any]:
+    """Return how the file of a modality describes itself."""
+    layer: dict[str, Any] = {"descriptions": modality.band_names, "units": (modality.units,) * len(modality.bands)}
+    if modality.name in ("S1GRD", "S1RTC"):
+        layer["nodata"] = float("nan")  # a number would turn measured values into NaN in readers that mask
+    if modality.class_names:
+        layer["colormap"] = {i: parse_color(color) for i, color in enumerate(modality.class_colors)}
+        layer["tags"] = {"class_names": ", ".join(f"{i} = {name}" for i, name in enumerate(modality.class_names))}
+    return layer
+
+
+def _write_chip(files: dict[str, Path], chip: Chip) -> None:
+    """Write all files of a chip."""
+    place: dict[str, Any] = {"crs": chip.crs, "transform": chip.transform}
+    for name, image in chip.images.items():
+        write_geotiff(files[name], image, **place, **_layer(MODALITIES[name]))
+    write_geotiff(
+        files["label"],
+        chip.label[None],
+        descriptions=("water",),
+        units=("class id",),
+        tags={"class_names": _LABEL_VALUES},  # no nodata value: readers that mask would lose the -1
+        **place,
+    )
+
+
+def _claim_folder(root: Path, parameters: dict[str, Any]) -> None:
+    """Make `root` the folder of a data set with these parameters, or raise ConfigError if it holds something else."""
+    if root.exists() and not root.is_dir():
+        raise ConfigError(f"Cannot write a data set to {root}: it is a file. Choose a folder.")
+    record = root / _PARAMETERS_FILE
+    advice = "Choose another folder, or delete this one first."
+    if record.is_file():
+        try:
+            found = json.loads(record.read_text(encoding="utf-8"))
+        except ValueError:
+            raise ConfigError(f"{record} is damaged. {advice}") from None
+        if found != parameters:
+            raise ConfigError(
+                f"{root} already holds a data set simulated with {found}, asked for {parameters}. {advice}"
+            )
+        return
+    if any((root / folder).exists() for folder in ("data", "splits")):
+        raise ConfigError(
+            f"{root} already holds data that was not simulated (there is no {_PARAMETERS_FILE}). {advice}"
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    write_text(record, json.dumps(parameters, indent=2) + "\n")
+
+
+def simulate(
+    out: str | Path,
+    chips: int = 60,
+    size: int = 256,
+    seed: int = 0,
+    on_chip: Callable[[int, int], None] | None = None,
+    *,
+    world: str = "floods",
+    processes: int = 1,
+) -> SimulatedDataset:
+    """Write simulated scenes as GeoTIFFs in the folder layout of Sen1Floods11 v1.1, with split lists.
+
+    The same arguments give the same bytes in every file. Called again on the same folder, it writes only what is
+    missing or damaged, so an interrupted run can be continued. A globe also gets `labels.csv`: chip, biome, longitude,
+    latitude.
+
+    Args:
+        out: Folder to write to; created if it does not exist.
+        chips: Number of chips, at least 3. The first chips of a larger data set are those of a smaller one.
+        size: Side of a chip in pixels of 10 m, at least 32.
+        seed: Seed, from 0 to 2**32 - 1.
+        on_chip: Called after each chip with the number of finished chips and of all chips.
+        world: Where the chips lie, a name in `WORLDS`.
+        processes: Number of processes that share the work.
+
+    Raises:
+        ConfigError: An argument is out of range, or the folder holds something else.
+        DataError: One of the processes was killed.
+    """
+    root = Path(out)
+    if world not in WORLDS:
+        raise ConfigError(f"There is no world '{world}'.{suggest(world, WORLDS)} Known: {', '.join(WORLDS)}.")
+    if size < SMALLEST:
+        raise ConfigError(f"Chips of {size} pixels are too small: write a size of at least {SMALLEST}.")
+    check_seed(seed)
+    if processes < 1:
+        raise ConfigError(f"processes must be at least 1, got {processes}.")
+    splits = make_splits(chips, seed, WORLDS[world])
+    parameters: dict[str, Any] = {"version": _VERSION, "chips": chips, "size": size, "seed": seed}
+    _claim_folder(root, parameters if world == "floods" else parameters | {"world": world})
+    (root / "splits").mkdir(exist_ok=True)
+    for folder in {path.parent for path in chip_files(root, "").values()}:
+        folder.mkdir(parents=True, exist_ok=True)
+    names = chip_names(chips, seed, WORLDS[world])
+    make = partial(_make_chip, root=root, world=world, seed=seed, size=size)
+    with _mapper(processes) as share:
+        whole = list(share(partial(_is_whole, root=root), names))
+        missing = [index for index in range(chips) if not whole[index]]
+        for done, _ in enumerate(share(make, missing), start=1):
+            if on_chip is not None:
+                on_chip(chips - len(missing) + done, chips)
+    for split, file_name in _SPLITS.items():
+        write_lines(root / "splits" / file_name, splits[split])
+    if world == "globe":
+        _write_places(root, chips, seed)
+    return SimulatedDataset(root, names, splits)
+
+
+@contextmanager
+def _mapper(processes: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Give what `map` does, shared by processes."""
+    if processes == 1:
+        yield map
+        return
+    # Forked children of a process with threads may hang.
+    context = get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=serve, initargs=(os.getpid(),)) as pool:
+        try:
+            yield partial(pool.map, chunksize=4)
+        except BrokenProcessPool as error:
+            raise DataError(
+                f"One of {processes} processes was killed. Is the memory full? Run the same command again, or with "
+                "fewer --processes; what is finished is kept."
+            ) from error
+
+
+def _is_whole(name: str, *, root: Path) -> bool:
+    """Return whether all files of a chip are there and can be read to their end."""
+    return all(path.is_file() and is_complete(path) for path in chip_files(root, name).values())
+
+
+def _make_chip(index: int, *, root: Path, world: str, seed: int, size: int) -> None:
+    chip = simulate_chip(seed, index, size, WORLDS[world])
+    _write_chip(chip_files(root, chip.name), chip)
+
+
+def _write_places(root: Path, chips: int, seed: int) -> None:
+    """Write where each chip of a globe lies and its biome."""
+    rows = ["chip,label,longitude,latitude"]
+    for index in range(chips):
+        site = WORLDS["globe"].site(seed, index)
+        longitude, latitude = site.position
+        rows.append(f"{site.name},{site.region.name},{longitude:.5f},{latitude:.5f}")
+    write_text(root / PLACES_FILE, "\n".join(rows) + "\n")
