@@ -137,7 +137,7 @@ def _terratorch(words: list[str]) -> None:
 def _simulate(options: argparse.Namespace) -> None:
     from rich.progress import Progress
 
-    from terramind_plugin.simulation.commands import simulate
+    from terramind_plugin.simulation.dataset import simulate
 
     with Progress() as progress:
         bar = progress.add_task(f"Simulating {options.chips} chips", total=options.chips)

@@ -14,7 +14,7 @@ from terramind_plugin import __version__
 from terramind_plugin.cli import main
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.samples.splits import read_split
-from terramind_plugin.simulation.commands import simulate
+from terramind_plugin.simulation.dataset import simulate
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 

@@ -113,7 +113,7 @@ def test_published_configuration_builds_with_one_line_changed(published):
 
 
 def test_published_configuration_trains_on_simulated_chips(published, tmp_path, monkeypatch, hub_cache):
-    from terramind_plugin.simulation.commands import simulate
+    from terramind_plugin.simulation.dataset import simulate
 
     simulate(tmp_path / "sen1floods11_v1.1", chips=14, size=64)
     monkeypatch.chdir(tmp_path)

@@ -11,7 +11,7 @@ import yaml
 from terramind_plugin.cli import main
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.files import MOST_ENTRIES, read_yaml
-from terramind_plugin.simulation.commands import simulate
+from terramind_plugin.simulation.dataset import simulate
 from tests.inference.conftest import write_modality
 from tests.runs.running import Runner, segmentation_config
 

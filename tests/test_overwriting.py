@@ -13,7 +13,7 @@ import torch
 from terramind_plugin.cli import main
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.files import check_picture, write_figure
-from terramind_plugin.simulation.commands import SimulatedDataset, simulate
+from terramind_plugin.simulation.dataset import SimulatedDataset, simulate
 from tests.inference.conftest import write_modality
 from tests.runs.running import Runner, segmentation_config
 

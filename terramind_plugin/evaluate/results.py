@@ -31,7 +31,7 @@ from terramind_plugin.inference.chips import fixed_random_weights
 from terramind_plugin.model.modalities import MODALITIES, Modality
 from terramind_plugin.model.standardisation import Standardisation
 from terramind_plugin.model.variants import VARIANTS
-from terramind_plugin.simulation.commands import chip_files
+from terramind_plugin.simulation.dataset import chip_files
 from terramind_plugin.tokenizers.image import ImageTokenizer
 from terramind_plugin.tokenizers.variants import tokenizers_of
 

@@ -17,7 +17,7 @@ from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.raster.complete import is_complete
 from terramind_plugin.raster.source import Expected, Source
 from terramind_plugin.samples.checks.headers import read_header
-from terramind_plugin.simulation.commands import chip_files, simulate
+from terramind_plugin.simulation.dataset import chip_files, simulate
 from tests.runs.running import change, segmentation_config
 
 PLACE = Affine(10, 0, 500_000, 0, -10, 5_000_000)

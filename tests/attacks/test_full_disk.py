@@ -27,7 +27,7 @@ from terramind_plugin.raster.complete import check_complete
 from terramind_plugin.raster.large import Layer, overview_factors, write_large_geotiff
 from terramind_plugin.raster.raster import write_geotiff
 from terramind_plugin.raster.source import Grid
-from terramind_plugin.simulation.commands import chip_files, simulate
+from terramind_plugin.simulation.dataset import chip_files, simulate
 from tests.attacks.writing import Inputs, call, small_disk
 
 PLACE = Affine(10, 0, 500_000, 0, -10, 5_000_000)

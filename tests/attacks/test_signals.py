@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from terramind_plugin.simulation.commands import SimulatedDataset, simulate
+from terramind_plugin.simulation.dataset import SimulatedDataset, simulate
 from tests.attacks.forking import Ended, command, run_forked
 from tests.inference.conftest import make_task, write_modality
 from tests.runs.running import Runner, segmentation_config

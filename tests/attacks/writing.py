@@ -75,7 +75,7 @@ def make_inputs(root: Path) -> Inputs:
     from terramind_plugin.builders.backbones import build_backbone
     from terramind_plugin.builders.tokenizers import build_image_tokenizer
     from terramind_plugin.integration.lightning_cli import make_cli
-    from terramind_plugin.simulation.commands import simulate
+    from terramind_plugin.simulation.dataset import simulate
     from tests.inference.conftest import PLACE, write_modality
     from tests.runs.running import change, segmentation_config
 
@@ -115,7 +115,7 @@ def make_inputs(root: Path) -> Inputs:
 
 def make_few_inputs(root: Path) -> Inputs:
     """Write what `simulate`, `splits`, `figure` and `export` read."""
-    from terramind_plugin.simulation.commands import simulate
+    from terramind_plugin.simulation.dataset import simulate
 
     simulate(root / "scenes", chips=3, size=32)
     _add_simple_inputs(root)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from terramind_plugin.samples.checks.findings import Finding
-from terramind_plugin.simulation.commands import SimulatedDataset, simulate
+from terramind_plugin.simulation.dataset import SimulatedDataset, simulate
 from tests.runs.running import change, segmentation_config
 
 

@@ -15,7 +15,7 @@ from terramind_plugin.samples.checks.files import Grid
 from terramind_plugin.samples.checks.findings import Finding, Verdict
 from terramind_plugin.samples.checks.run import check_data
 from terramind_plugin.samples.plan import DataPlan, describe
-from terramind_plugin.simulation.commands import SimulatedDataset
+from terramind_plugin.simulation.dataset import SimulatedDataset
 from tests.runs.running import change, segmentation_config
 
 Values = Callable[[np.ndarray], np.ndarray]

@@ -14,7 +14,7 @@ import yaml
 from terramind_plugin.check.run import check
 from terramind_plugin.cli import main
 from terramind_plugin.samples.checks.findings import Finding
-from terramind_plugin.simulation.commands import SimulatedDataset, simulate
+from terramind_plugin.simulation.dataset import SimulatedDataset, simulate
 from tests.runs.running import change, segmentation_config
 
 SEED, MUTATED, COMPARED = 17, 300, 60

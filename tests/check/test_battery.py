@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rasterio.transform import Affine, from_origin
 
-from terramind_plugin.simulation.commands import simulate
+from terramind_plugin.simulation.dataset import simulate
 from tests.check.spoiling import (
     Broken,
     described,

@@ -14,7 +14,7 @@ from rasterio.transform import from_origin
 from terramind_plugin.check.run import check
 from terramind_plugin.raster.raster import write_geotiff
 from terramind_plugin.samples.checks.findings import Finding
-from terramind_plugin.simulation.commands import simulate
+from terramind_plugin.simulation.dataset import simulate
 from tests.runs.made_chips import MAKE
 from tests.runs.running import REPOSITORY
 

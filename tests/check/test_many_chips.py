@@ -16,7 +16,7 @@ import rasterio
 import yaml
 from rasterio.transform import from_origin
 
-from terramind_plugin.simulation.commands import SimulatedDataset
+from terramind_plugin.simulation.dataset import SimulatedDataset
 from tests.runs.running import change, segmentation_config
 
 SIDE, PIXEL = 16, 10.0

@@ -22,7 +22,7 @@ CHECKPOINT = {"class_path": "ModelCheckpoint", "init_args": {"dirpath": "best", 
 @pytest.fixture(scope="module")
 def configuration(tmp_path_factory):
     """Return the path of a configuration of a tiny model."""
-    from terramind_plugin.simulation.commands import simulate
+    from terramind_plugin.simulation.dataset import simulate
     from tests.runs.running import Runner, segmentation_config
 
     folder = tmp_path_factory.mktemp("compare")

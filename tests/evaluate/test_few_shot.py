@@ -13,7 +13,7 @@ from terramind_plugin.cli import main
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.evaluate import few_shot
 from terramind_plugin.evaluate.few_shot import Task
-from terramind_plugin.simulation.commands import simulate
+from terramind_plugin.simulation.dataset import simulate
 
 MODEL = ("--modality", "S2L2A", "--model", "terramind_sim_nano", "--pretrained", "false")
 

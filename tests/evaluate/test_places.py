@@ -15,7 +15,7 @@ from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.evaluate import locate as places
 from terramind_plugin.evaluate.locate import Belief
 from terramind_plugin.model.modalities import resolve
-from terramind_plugin.simulation.commands import simulate
+from terramind_plugin.simulation.dataset import simulate
 
 MODEL = ("--modality", "S2L2A", "--model", "terramind_sim_nano", "--pretrained", "false")
 

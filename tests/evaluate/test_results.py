@@ -13,7 +13,7 @@ from terramind_plugin.cli import main
 from terramind_plugin.errors import DataError
 from terramind_plugin.evaluate import few_shot, results, results_page
 from terramind_plugin.evaluate.results import judge_land_cover, majority_land_cover, peak_signal_to_noise, read_world
-from terramind_plugin.simulation.commands import simulate
+from terramind_plugin.simulation.dataset import simulate
 
 NANO = "terramind_sim_nano"
 

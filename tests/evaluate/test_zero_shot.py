@@ -20,7 +20,7 @@ BOTH = "S2L1C+S1GRD"
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    from terramind_plugin.simulation.commands import simulate
+    from terramind_plugin.simulation.dataset import simulate
 
     return simulate(tmp_path_factory.mktemp("zero_shot") / "scenes", chips=5, size=72)
 

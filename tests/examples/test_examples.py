@@ -22,7 +22,7 @@ from terramind_plugin.builders.backbones import build_tim
 from terramind_plugin.builders.tokenizers import build_image_tokenizer
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.model.variants import VARIANTS
-from terramind_plugin.simulation.commands import chip_files, simulate
+from terramind_plugin.simulation.dataset import chip_files, simulate
 from terramind_plugin.tokenizers.variants import TOKENIZERS
 from tests.generation.conftest import scatter_weights
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from terramind_plugin.simulation.commands import simulate
+from terramind_plugin.simulation.dataset import simulate
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.model.weights import SHIPPED
 from terramind_plugin.pretrain.vocabulary import NANO_DEGREES, NANO_SENTINELS, write_coords_vocabulary
-from terramind_plugin.simulation.commands import WORLDS, chip_files, simulate, simulate_chip
+from terramind_plugin.simulation.dataset import WORLDS, chip_files, simulate, simulate_chip
 from terramind_plugin.tokenizers.variants import tokenizers_of
 
 NANO = "terramind_sim_nano"

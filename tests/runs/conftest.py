@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from terramind_plugin.simulation.commands import SimulatedDataset, simulate
+from terramind_plugin.simulation.dataset import SimulatedDataset, simulate
 from tests.runs.real_chips import cut_spain
 from tests.runs.running import Fitted, Runner, fit_once, segmentation_config
 

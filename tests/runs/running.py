@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from terramind_plugin.simulation.commands import SimulatedDataset
+from terramind_plugin.simulation.dataset import SimulatedDataset
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import rasterio
 
-from terramind_plugin.simulation.commands import chip_files
+from terramind_plugin.simulation.dataset import chip_files
 from tests.runs.running import REPOSITORY, Fitted, fit_once
 
 UNNAMED = {"model.class_names": ...}

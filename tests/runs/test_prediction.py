@@ -14,7 +14,7 @@ from rasterio.transform import from_origin
 from terramind_plugin.data.writer import NO_CLASS, choose_types, has_data
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.integration.lightning_cli import run
-from terramind_plugin.simulation.commands import chip_files
+from terramind_plugin.simulation.dataset import chip_files
 
 GRID = from_origin(300000, 5000000, 10, 10)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.simulation.commands import WORLDS, chip_files, simulate, simulate_chip
+from terramind_plugin.simulation.dataset import WORLDS, chip_files, simulate, simulate_chip
 from terramind_plugin.simulation.globe import BIOMES, climate_at, region_at
 from terramind_plugin.simulation.regions import Region
 

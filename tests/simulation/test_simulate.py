@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.simulation.chip import Chip
-from terramind_plugin.simulation.commands import SimulatedDataset, chip_files, make_splits, simulate, simulate_chip
+from terramind_plugin.simulation.dataset import SimulatedDataset, chip_files, make_splits, simulate, simulate_chip
 
 DTYPES = {
     "S2L1C": "uint16",
