@@ -16,7 +16,7 @@ from terramind_plugin.evaluate import commands as evaluate
 from terramind_plugin.inference import commands as chips
 from terramind_plugin.inference import map_commands as mapping
 from terramind_plugin.pretrain import commands as pretrain
-from terramind_plugin.system import Stopped, StopSignals, end_with_parent, exit_status
+from terramind_plugin.system import Stopped, StopSignals, end_with_parent, exit_status, is_further_rank
 
 TERRATORCH_COMMANDS = {
     "fit": "fine-tune a model",
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words of the command line; None takes those of the process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if int(os.environ.get("LOCAL_RANK") or 0):
+    if is_further_rank():
         end_with_parent(os.getppid())
     if words and (words[0] in TERRATORCH_COMMANDS or words[0] in ("-c", "--config", "--print_config")):
         return _run(lambda: _terratorch(words))

@@ -27,6 +27,11 @@ POLL = 0.5
 """Seconds between looks at the parent where the system has no such call."""
 
 
+def is_further_rank() -> bool:
+    """Return whether Lightning has started this process as a further rank of a run."""
+    return int(os.environ.get("LOCAL_RANK") or 0) > 0
+
+
 def exit_status(number: int) -> int:
     """Return the exit status of a process that a signal has stopped: 143 for SIGTERM, 130 for SIGINT.
 
@@ -36,7 +41,7 @@ def exit_status(number: int) -> int:
     Args:
         number: The signal.
     """
-    return 0 if int(os.environ.get("LOCAL_RANK") or 0) else 128 + number
+    return 0 if is_further_rank() else 128 + number
 
 
 class Stopped(SystemExit):

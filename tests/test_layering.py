@@ -15,8 +15,8 @@ PACKAGE = ROOT.name
 
 LAYERS = (
     ("_version", "errors"),
-    ("memory", "parallel", "system"),
-    ("files",),
+    ("memory", "system"),
+    ("files", "parallel"),
     ("model",),
     ("plotting", "raster"),
     ("samples", "simulation"),

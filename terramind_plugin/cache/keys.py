@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from terramind_plugin._version import __version__
-from terramind_plugin.cache.threads import map_in_threads
 from terramind_plugin.model.inputs import InputSpec
+from terramind_plugin.parallel import map_in_threads
 
 
 class Fingerprint:

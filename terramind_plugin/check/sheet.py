@@ -16,9 +16,9 @@ from terramind_plugin.files import write_figure
 from terramind_plugin.model.modalities import find
 from terramind_plugin.plotting import LABEL_COLORS, plot_samples
 from terramind_plugin.raster.complete import GDAL_ERRORS
+from terramind_plugin.samples.checks.headers import OPTIONS
 from terramind_plugin.samples.checks.labels import read_labels
 from terramind_plugin.samples.checks.sample import Sample, draw_samples, read_middle, read_sample
-from terramind_plugin.samples.many import OPTIONS
 from terramind_plugin.samples.plan import LABEL, RASTERS, DataPlan, ImagePlan
 
 ROWS = 4

@@ -17,7 +17,7 @@ from terramind_plugin.errors import report
 from terramind_plugin.files import write_text
 from terramind_plugin.integration.lightning_cli import make_cli
 from terramind_plugin.memory import peak_since, restart_peak
-from terramind_plugin.system import end_with_parent
+from terramind_plugin.system import end_with_parent, is_further_rank
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def save(result: Result, path: Path) -> None:
 
 def main(config: str, target: str, arm: str, seed: str, *words: str) -> int:
     """Run and write the result."""
-    if int(os.environ.get("LOCAL_RANK") or 0):
+    if is_further_rank():
         end_with_parent(os.getppid())
     try:
         fields = execute(Path(config), list(words))

@@ -6,14 +6,11 @@ The scenes themselves come from `terramind_plugin.data.simulation`.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +19,12 @@ import numpy as np
 from terramind_plugin.errors import ConfigError, DataError, check_seed, suggest
 from terramind_plugin.files import write_lines, write_text
 from terramind_plugin.model.modalities import MODALITIES, Modality
+from terramind_plugin.parallel import make_processes
 from terramind_plugin.raster.complete import is_complete
 from terramind_plugin.raster.raster import parse_color, write_geotiff
 from terramind_plugin.simulation.chip import SMALLEST, Chip, simulate_chip
 from terramind_plugin.simulation.globe import Globe
 from terramind_plugin.simulation.sites import FloodRegions, World
-from terramind_plugin.system import serve
 
 __all__ = ["Chip", "SimulatedDataset", "make_splits", "simulate", "simulate_chip"]
 
@@ -218,9 +215,7 @@ def _mapper(processes: int) -> Iterator[Callable[..., Iterable[Any]]]:
     if processes == 1:
         yield map
         return
-    # Forked children of a process with threads may hang.
-    context = get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=serve, initargs=(os.getpid(),)) as pool:
+    with make_processes(processes) as pool:
         try:
             yield partial(pool.map, chunksize=4)
         except BrokenProcessPool as error:

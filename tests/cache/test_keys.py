@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from terramind_plugin.cache import threads
+from terramind_plugin import parallel
 from terramind_plugin.cache.keys import Fingerprint, describe_context, list_tensors, sample_keys
 
 CONTEXT = describe_context(what="test")
@@ -69,9 +69,9 @@ def test_threads_have_no_say(count, monkeypatch):
     chips = {name: torch.randn(7, 3, 128, 128) for name in NAMES}
     present = torch.ones(3, 7, dtype=torch.bool)
     present[1, 4] = False
-    monkeypatch.setattr(threads, "THREADS", 1)
+    monkeypatch.setattr(parallel, "HASH_THREADS", 1)
     alone = sample_keys(CONTEXT, chips, present)
-    monkeypatch.setattr(threads, "THREADS", count)
+    monkeypatch.setattr(parallel, "HASH_THREADS", count)
     assert sample_keys(CONTEXT, chips, present) == alone
     assert len(set(alone)) == 7
 

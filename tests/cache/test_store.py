@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from terramind_plugin.cache import threads
+from terramind_plugin import parallel
 from terramind_plugin.cache.store import Store
 from terramind_plugin.errors import ConfigError
 
@@ -158,7 +158,7 @@ def test_many_threads_read(tmp_path, monkeypatch):
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE entries SET value = ? WHERE key = ?", (bytes(300_000), keys[2]))
     connection.close()
-    monkeypatch.setattr(threads, "THREADS", 3)
+    monkeypatch.setattr(parallel, "HASH_THREADS", 3)
     expected = [None if key == keys[2] else values[key] for key in [*keys, keys[0]]]
     assert store.get([*keys, keys[0]]) == expected
     assert store.put(values) == values

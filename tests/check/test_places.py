@@ -13,8 +13,8 @@ from rasterio.crs import CRS
 from rasterio.transform import from_origin
 from rasterio.warp import transform_bounds
 
-from terramind_plugin.samples import many
-from terramind_plugin.samples.checks.headers import read_header
+from terramind_plugin import parallel
+from terramind_plugin.samples.checks.headers import map_files, read_header
 from terramind_plugin.samples.checks.places import OVERLAP, Place, find_same_ground
 
 UTM = CRS.from_epsg(32633)
@@ -62,8 +62,8 @@ def test_processes_read_what_threads_read(tmp_path: Path, monkeypatch: pytest.Mo
         profile = {"driver": "GTiff", "count": 1, "height": 4, "width": 4 + index, "dtype": "uint8", "crs": UTM}
         with rasterio.open(path, "w", transform=from_origin(300000 + index, 5000000, 10, 10), **profile) as raster:
             raster.write(np.zeros((1, 4, 4 + index), np.uint8))
-    by_threads = many.map_files(read_header, paths)
-    monkeypatch.setattr(many, "MANY", 10)
-    assert many.map_files(read_header, paths) == by_threads
+    by_threads = map_files(read_header, paths)
+    monkeypatch.setattr(parallel, "MANY_FILES", 10)
+    assert map_files(read_header, paths) == by_threads
     assert [header.shape[1] for header in by_threads[:-1]] == list(range(4, 15))
     assert "No such file" in by_threads[-1].problem

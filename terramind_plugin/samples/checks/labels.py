@@ -12,9 +12,9 @@ import rasterio
 
 from terramind_plugin.errors import one_line
 from terramind_plugin.samples.checks.findings import Finding, some
+from terramind_plugin.samples.checks.headers import map_files
 from terramind_plugin.samples.checks.places import UNREADABLE
 from terramind_plugin.samples.checks.sample import read_middle
-from terramind_plugin.samples.many import map_files
 from terramind_plugin.samples.plan import LABEL, RASTERS, DataPlan
 
 LARGEST = 8192
