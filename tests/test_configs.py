@@ -10,7 +10,7 @@ import torch
 import yaml
 from rasterio.transform import from_origin
 
-from terramind_plugin.raster.raster import write_geotiff
+from terramind_plugin.raster.writer import write_geotiff
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

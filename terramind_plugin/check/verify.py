@@ -18,7 +18,7 @@ from terramind_plugin.builders.tokenizers import build_coords_tokenizer, build_i
 from terramind_plugin.errors import ConfigError, DataError, WeightsError, one_line, suggest
 from terramind_plugin.model.modalities import MODALITIES, Modality, find
 from terramind_plugin.model.variants import VARIANTS, Variant
-from terramind_plugin.raster.reading import read_chip
+from terramind_plugin.raster.reader import read_chip
 from terramind_plugin.tokenizers.variants import tokenizers_of
 
 SIDE = 224

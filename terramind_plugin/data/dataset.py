@@ -27,7 +27,8 @@ from terramind_plugin.data.reading import FAR_VALUES, by_name, check_one_band, w
 from terramind_plugin.errors import DataError
 from terramind_plugin.raster.complete import GDAL_ERRORS
 from terramind_plugin.raster.missing import FAR
-from terramind_plugin.raster.raster import is_geotiff, read_image
+from terramind_plugin.raster.paths import is_geotiff
+from terramind_plugin.raster.reader import read_image
 from terramind_plugin.samples.splits import TABLES, check_files, read_split
 from terramind_plugin.samples.tables import LabelPlan, LabelTable
 

@@ -19,7 +19,7 @@ from terramind_plugin.inference.chips import fixed_random_weights
 from terramind_plugin.model.modalities import Modality, resolve
 from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.raster.missing import describe_undeclared
-from terramind_plugin.raster.source import Expected, Source
+from terramind_plugin.raster.reader import Expected, Source
 
 logger = logging.getLogger("terramind_plugin")
 

@@ -16,7 +16,7 @@ from terramind_plugin.evaluate.locate import ANYWHERE, NEAR, Belief, Chip, Error
 from terramind_plugin.evaluate.scores import great_circle
 from terramind_plugin.files import write_rows
 from terramind_plugin.plotting import LABEL_COLORS, plot_modality
-from terramind_plugin.raster.raster import write_geotiff
+from terramind_plugin.raster.writer import write_geotiff
 
 SHADES = 1e3
 """Ratio of the largest probability to the smallest that is drawn."""

@@ -19,7 +19,7 @@ from terramind_plugin.integration.lightning_cli import make_cli
 from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.raster.complete import GDAL_ERRORS
 from terramind_plugin.raster.missing import is_odd, refuse_complex
-from terramind_plugin.raster.source import Expected
+from terramind_plugin.raster.reader import Expected
 from terramind_plugin.samples.plan import LABEL, DataPlan, ImagePlan, describe
 
 

@@ -27,8 +27,7 @@ from terramind_plugin.inference.runner import run_jobs
 from terramind_plugin.model.modalities import MODALITIES, find, resolve
 from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.plotting import LABEL_COLORS
-from terramind_plugin.raster.large import Layer
-from terramind_plugin.raster.raster import parse_color
+from terramind_plugin.raster.writer import Layer, parse_color
 
 LAND_COVER = "LULC"
 TARGET = "target"

@@ -17,7 +17,7 @@ from terramind_plugin.evaluate.zero_shot import LAND_COVER, NO_DATA, TARGET, Row
 from terramind_plugin.inference.job import Job
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.plotting import NO_LABEL, class_picture, modality_picture
-from terramind_plugin.raster.source import Source
+from terramind_plugin.raster.reader import Source
 
 PAPER = (
     "For comparison, the paper's IoU on Sen1Floods11 (arXiv:2504.11171): TerraMind v1 base, zero-shot 0.454; a model "

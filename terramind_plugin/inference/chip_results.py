@@ -16,8 +16,8 @@ from terramind_plugin.errors import ConfigError
 from terramind_plugin.files import write_figure, write_text
 from terramind_plugin.generation.generator import Places
 from terramind_plugin.model.modalities import Modality
-from terramind_plugin.raster.raster import parse_color, write_geotiff
-from terramind_plugin.raster.reading import Chip
+from terramind_plugin.raster.reader import Chip
+from terramind_plugin.raster.writer import parse_color, write_geotiff
 from terramind_plugin.system import refuse_inputs
 
 NO_CLASS = 0

@@ -28,7 +28,7 @@ from terramind_plugin.model.modalities import Modality, resolve
 from terramind_plugin.model.standardisation import Standardisation
 from terramind_plugin.model.variants import SIZES, VARIANTS, Variant
 from terramind_plugin.raster.missing import describe_undeclared
-from terramind_plugin.raster.reading import Chip, pad, read_chip
+from terramind_plugin.raster.reader import Chip, pad, read_chip
 from terramind_plugin.tokenizers.diffusion import TRAINING_STEPS
 from terramind_plugin.tokenizers.variants import tokenizers_of
 

@@ -12,8 +12,7 @@ from terramind_plugin.generation.generator import TerraMindGenerator
 from terramind_plugin.inference.classes import choose_classes
 from terramind_plugin.inference.noise import SceneNoise
 from terramind_plugin.model.modalities import Modality
-from terramind_plugin.raster.large import Layer
-from terramind_plugin.raster.raster import parse_color
+from terramind_plugin.raster.writer import Layer, parse_color
 
 NO_CLASS = 0
 """The land cover class for no data."""

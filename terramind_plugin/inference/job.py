@@ -19,10 +19,11 @@ from terramind_plugin.files import is_whole_picture, write_figure
 from terramind_plugin.inference.preview import draw_scene
 from terramind_plugin.inference.resume import Partial
 from terramind_plugin.raster.complete import GDAL_ERRORS, check_complete
-from terramind_plugin.raster.large import Layer, overview_factors, write_large_geotiff
+from terramind_plugin.raster.georeference import Grid
+from terramind_plugin.raster.reader import Expected, Source
 from terramind_plugin.raster.rows import BLOCKS
-from terramind_plugin.raster.source import Expected, Grid, Source
 from terramind_plugin.raster.windows import Plan, plan_windows
+from terramind_plugin.raster.writer import Layer, overview_factors, write_layer
 from terramind_plugin.system import refuse_inputs, today
 
 RUN_TAG = "terramind_run"
@@ -178,7 +179,7 @@ class Job:
         """
         tags = self._tags(record)
         for layer in self.layers:
-            write_large_geotiff(
+            write_layer(
                 self.target(layer),
                 lambda first, last, layer=layer: partial.read(layer, first, last),  # type: ignore[misc]
                 layer,

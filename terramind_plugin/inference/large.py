@@ -20,7 +20,7 @@ from terramind_plugin.inference.chips import (
 from terramind_plugin.inference.job import Options, check_names, plan_job
 from terramind_plugin.model.modalities import resolve
 from terramind_plugin.raster.paths import raster_path
-from terramind_plugin.raster.source import Expected, Source
+from terramind_plugin.raster.reader import Expected, Source
 
 
 def generate_any(

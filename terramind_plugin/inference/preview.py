@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from terramind_plugin.model.modalities import find
 from terramind_plugin.plotting import class_picture, modality_picture, plot_modality
-from terramind_plugin.raster.large import Layer
-from terramind_plugin.raster.source import Expected, Grid, Source
+from terramind_plugin.raster.georeference import Grid
+from terramind_plugin.raster.reader import Expected, Source
+from terramind_plugin.raster.writer import Layer
 
 LONGER_SIDE = 900
 """Pixels of a scene in the picture."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.files import flush_to_disk, reserve, write_text
-from terramind_plugin.raster.large import Layer
+from terramind_plugin.raster.writer import Layer
 
 logger = logging.getLogger("terramind_plugin")
 

@@ -30,8 +30,8 @@ from terramind_plugin.inference.preview import bands_shown, size_shown
 from terramind_plugin.inference.resume import Partial
 from terramind_plugin.inference.stream import Streamer
 from terramind_plugin.raster.missing import describe_undeclared
+from terramind_plugin.raster.reader import Source
 from terramind_plugin.raster.rows import BLOCKS
-from terramind_plugin.raster.source import Source
 from terramind_plugin.raster.windows import Band
 from terramind_plugin.system import Stopped, StopSignals, refuse_inputs
 

@@ -28,10 +28,9 @@ from terramind_plugin.model.modalities import find, resolve
 from terramind_plugin.model.standardisation import Standardisation
 from terramind_plugin.model.weights import read_tensors
 from terramind_plugin.plotting import LABEL_COLORS
-from terramind_plugin.raster.large import Layer
 from terramind_plugin.raster.paths import is_remote, raster_path
-from terramind_plugin.raster.raster import parse_color
-from terramind_plugin.raster.source import Expected
+from terramind_plugin.raster.reader import Expected
+from terramind_plugin.raster.writer import Layer, parse_color
 from terramind_plugin.samples.classes import class_names_of
 
 logger = logging.getLogger("terramind_plugin")

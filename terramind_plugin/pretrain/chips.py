@@ -15,7 +15,7 @@ from torch import Tensor
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.model.modalities import Modality, resolve
 from terramind_plugin.raster.missing import describe_undeclared
-from terramind_plugin.raster.reading import read_chip
+from terramind_plugin.raster.reader import read_chip
 from terramind_plugin.samples.splits import read_split
 
 logger = logging.getLogger("terramind_plugin")

@@ -20,7 +20,7 @@ from terramind_plugin.pretrain.loading import PretrainingDataModule
 from terramind_plugin.pretrain.modelling import Chips
 from terramind_plugin.pretrain.order import Draw
 from terramind_plugin.pretrain.store import TokenFile
-from terramind_plugin.raster.source import Expected, Source
+from terramind_plugin.raster.reader import Expected, Source
 from terramind_plugin.tokenizers.sequence import CoordsTokenizer
 from terramind_plugin.tokenizers.variants import tokenizers_of
 

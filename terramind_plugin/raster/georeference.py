@@ -1,36 +1,82 @@
-"""Where a raster lies: checked before anything that takes its place over."""
+"""Where a raster lies: its grid, and whether results can be written to the same place."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from rasterio.crs import CRS
+from rasterio.transform import Affine
+from rasterio.warp import transform as transform_positions
 
 from terramind_plugin.errors import DataError
 
 
+@dataclass(frozen=True)
+class Grid:
+    """Size and position of an image."""
+
+    height: int
+    width: int
+    crs: CRS
+    transform: Affine
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.height, self.width
+
+    def centre(self) -> tuple[float, float] | None:
+        """Return longitude and latitude of the middle in degrees, or None if there is no CRS."""
+        if not self.crs:
+            return None
+        x, y = apply_affine(self.transform, self.width / 2, self.height / 2)
+        (longitude,), (latitude,) = transform_positions(self.crs, "EPSG:4326", [x], [y])[:2]
+        return longitude, latitude
+
+    def distance(self, other: Grid) -> float:
+        """Return the largest distance between the corners of two grids of one CRS, in pixels of this one."""
+        x, y = np.array([(0, 0), (self.width, 0), (0, self.height)]).T
+        columns, rows = apply_affine(~self.transform, *apply_affine(other.transform, x, y))
+        return float(np.hypot(columns - x, rows - y).max())
+
+
+def apply_affine(transform: Affine, x: Any, y: Any) -> tuple[Any, Any]:
+    """Return where a transform moves positions; both coordinates are numbers or arrays of one shape."""
+    # Written out: the operator that applies a transform is `*` in affine 2 and `@` in affine 3.
+    return transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f
+
+
+def lies_nowhere(transform: Affine) -> bool:
+    """Return whether the pixels of a raster have no size, or one that is not finite."""
+    return not np.isfinite(transform[:6]).all() or transform.determinant == 0
+
+
+def is_indirect(raster: Any) -> bool:
+    """Return whether only ground control points or an RPC model give the position of an open raster."""
+    return raster.transform.is_identity and bool(raster.gcps[0] or raster.rpcs is not None)
+
+
 def check_georeference(raster: Any) -> None:
-    """Raise unless results can be written to the place of a raster, or to none where it has none.
+    """Raise unless results can be written to the position of a raster. A raster without a position passes.
 
     Args:
         raster: An open raster of rasterio.
 
     Raises:
-        DataError: Its pixels have no size, or only ground control points or an RPC model say where it lies.
+        DataError: Its pixels have no size, or only ground control points or an RPC model give its position.
     """
-    transform = raster.transform
-    if not np.isfinite(transform[:6]).all() or transform.determinant == 0:
-        numbers = ", ".join(f"{number:g}" for number in transform[:6])
+    if lies_nowhere(raster.transform):
+        numbers = ", ".join(f"{number:g}" for number in raster.transform[:6])
         raise DataError(
             f"{raster.name} lies nowhere: its transform is [{numbers}], expected pixels with width and height. "
             f"Correct it: gdal_edit.py -a_ullr LEFT TOP RIGHT BOTTOM {raster.name}"
         )
-    if not transform.is_identity:
-        return
-    points, _ = raster.gcps
-    if points or raster.rpcs is not None:
+    if is_indirect(raster):
+        points, _ = raster.gcps
         means, option = (f"{len(points)} ground control points", "-tps") if points else ("an RPC model", "-rpc")
         raise DataError(
-            f"{raster.name} is placed by {means}, which what is made of it would lose. Warp it first: "
+            f"{raster.name} is placed by {means}, which its results would lose. Warp it first: "
             f"gdalwarp {option} -r bilinear -t_srs EPSG:4326 {raster.name} warped.tif"
         )

@@ -81,3 +81,8 @@ def raster_path(text: str | Path) -> Path:
         text: A file, a URL, or one of GDAL's virtual paths.
     """
     return RemotePath(str(text)) if is_remote(text) else Path(text)
+
+
+def is_geotiff(path: Any) -> bool:
+    """Return whether a path, which may be something else, names a GeoTIFF."""
+    return isinstance(path, str | Path) and str(path).lower().endswith((".tif", ".tiff"))

@@ -15,6 +15,7 @@ from rasterio.warp import reproject
 from rasterio.warp import transform as transform_positions
 from rasterio.windows import Window
 
+from terramind_plugin.raster.georeference import apply_affine
 from terramind_plugin.raster.missing import read_pixels
 
 BLOCK = (256, 1024)
@@ -115,11 +116,11 @@ class WarpedRaster:
     def _needed(self, row: int, column: int, height: int, width: int) -> Window | None:
         """Return the window of the raster that decides on pixels of the grid; None if there is none."""
         x, y = np.meshgrid(np.linspace(column, column + width, SAMPLES), np.linspace(row, row + height, SAMPLES))
-        east, north = _apply(self.transform, x.ravel(), y.ravel())
+        east, north = apply_affine(self.transform, x.ravel(), y.ravel())
         if self.crs != self._raster.crs:
             moved = transform_positions(self.crs, self._raster.crs, east.tolist(), north.tolist())
             east, north = np.asarray(moved[0]), np.asarray(moved[1])
-        columns, rows = _apply(~self._raster.transform, east, north)
+        columns, rows = apply_affine(~self._raster.transform, east, north)
         known = np.isfinite(columns) & np.isfinite(rows)
         if not known.any():
             return None
@@ -183,12 +184,7 @@ class WarpedRaster:
         self._block.cache_clear()
 
 
-def _apply(transform: Affine, x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
-    # Written out: the operator that applies a transform is `*` in affine 2 and `@` in affine 3.
-    return transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f
-
-
 def _move(transform: Affine, columns: float, rows: float) -> Affine:
     """Return the transform of a window that starts at some column and row."""
-    x, y = _apply(transform, np.asarray(columns, float), np.asarray(rows, float))
-    return Affine(transform.a, transform.b, float(x), transform.d, transform.e, float(y))
+    x, y = apply_affine(transform, columns, rows)
+    return Affine(transform.a, transform.b, x, transform.d, transform.e, y)

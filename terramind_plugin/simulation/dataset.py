@@ -21,7 +21,7 @@ from terramind_plugin.files import write_lines, write_text
 from terramind_plugin.model.modalities import MODALITIES, Modality
 from terramind_plugin.parallel import make_processes
 from terramind_plugin.raster.complete import is_complete
-from terramind_plugin.raster.raster import parse_color, write_geotiff
+from terramind_plugin.raster.writer import parse_color, write_geotiff
 from terramind_plugin.simulation.chip import SMALLEST, Chip, simulate_chip
 from terramind_plugin.simulation.globe import Globe
 from terramind_plugin.simulation.sites import FloodRegions, World

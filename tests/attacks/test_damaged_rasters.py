@@ -15,7 +15,7 @@ from rasterio.transform import Affine
 from terramind_plugin.errors import DataError
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.raster.complete import is_complete
-from terramind_plugin.raster.source import Expected, Source
+from terramind_plugin.raster.reader import Expected, Source
 from terramind_plugin.samples.checks.headers import read_header
 from terramind_plugin.simulation.dataset import chip_files, simulate
 from tests.runs.running import change, segmentation_config

@@ -24,9 +24,8 @@ from terramind_plugin.files import write_bytes, write_figure, write_rows, write_
 from terramind_plugin.pretrain.store import Recipe, StoredChip, write_tokens
 from terramind_plugin.pretrain.vocabulary import write_coords_vocabulary
 from terramind_plugin.raster.complete import check_complete
-from terramind_plugin.raster.large import Layer, overview_factors, write_large_geotiff
-from terramind_plugin.raster.raster import write_geotiff
-from terramind_plugin.raster.source import Grid
+from terramind_plugin.raster.georeference import Grid
+from terramind_plugin.raster.writer import Layer, overview_factors, write_geotiff, write_layer
 from terramind_plugin.simulation.dataset import chip_files, simulate
 from tests.attacks.writing import Inputs, call, small_disk
 
@@ -55,7 +54,7 @@ def _scene(dtype: str, height: int, width: int, *, cog: bool, classes: bool = Fa
     layer = Layer("x", dtype, names, "1", 255 if classes else float("nan"), colors)
     image = _noise(dtype, len(names), height, width) % (2 if classes else 1000)
     grid = Grid(height, width, CRS.from_epsg(32632), PLACE)
-    return lambda path: write_large_geotiff(path, lambda a, b: image[:, a:b], layer, grid, {"model": "m"}, cog=cog)
+    return lambda path: write_layer(path, lambda a, b: image[:, a:b], layer, grid, {"model": "m"}, cog=cog)
 
 
 def _figure(path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.inference.resume import Partial
-from terramind_plugin.raster.large import Layer
+from terramind_plugin.raster.writer import Layer
 
 LAYERS = (
     Layer("classes", "uint8", ("class",), "class id", 255),

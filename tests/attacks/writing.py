@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from terramind_plugin.raster.raster import write_geotiff
+from terramind_plugin.raster.writer import write_geotiff
 
 NANO = "terramind_sim_nano"
 RANDOM = ("--pretrained", "false")

@@ -12,7 +12,7 @@ import pytest
 from rasterio.transform import from_origin
 
 from terramind_plugin.check.run import check
-from terramind_plugin.raster.raster import write_geotiff
+from terramind_plugin.raster.writer import write_geotiff
 from terramind_plugin.samples.checks.findings import Finding
 from terramind_plugin.simulation.dataset import simulate
 from tests.runs.made_chips import MAKE

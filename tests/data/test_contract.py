@@ -94,7 +94,7 @@ def test_statistics_are_of_what_the_model_gets(root: Path, make_module: Any) -> 
 
 def test_a_scene_is_standardised_as_chips_are(root: Path, make_module: Any, write: Any) -> None:
     from terramind_plugin.inference.segmentation import read_data_module
-    from terramind_plugin.raster.source import Source
+    from terramind_plugin.raster.reader import Source
 
     values = np.random.default_rng(0).integers(1000, 5000, (13, 32, 32)).astype(np.uint16)
     values[:, :3] = 0

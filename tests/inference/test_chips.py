@@ -26,7 +26,7 @@ from terramind_plugin.cli import main
 from terramind_plugin.inference.chip_picture import Output, draw_results
 from terramind_plugin.inference.chip_results import spread_of
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.raster.reading import pad, read_chip
+from terramind_plugin.raster.reader import pad, read_chip
 from terramind_plugin.simulation.dataset import chip_files, simulate
 from terramind_plugin.tokenizers import variants
 from tests.generation.conftest import scatter_weights

@@ -15,8 +15,8 @@ from rasterio.transform import Affine
 
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.inference.resume import Partial
-from terramind_plugin.raster.large import Layer, write_large_geotiff
-from terramind_plugin.raster.source import Grid
+from terramind_plugin.raster.georeference import Grid
+from terramind_plugin.raster.writer import Layer, write_layer
 
 CLASSES = Layer("classes", "uint8", ("class",), "class id", 255, {0: (1, 2, 3, 255), 1: (9, 8, 7, 255)})
 VALUES = Layer("values", "float32", ("a", "b"), "dB", float("nan"), tags={"note": "x"})
@@ -98,7 +98,7 @@ def test_no_room_for_the_file(tmp_path: Path, full_disk: Any, limit: int, cog: b
     image = _rows(0, SHAPE[0])[1]
     full_disk(limit)
     with pytest.raises(DataError, match=r"x\.tif cannot be written: .*Is the disk full"):
-        write_large_geotiff(tmp_path / "x.tif", lambda a, b: image[:, a:b], VALUES, GRID, {}, cog=cog)
+        write_layer(tmp_path / "x.tif", lambda a, b: image[:, a:b], VALUES, GRID, {}, cog=cog)
     assert not list(tmp_path.iterdir())
 
 
@@ -108,7 +108,7 @@ def test_files_for_gis(tmp_path: Path, cog: bool, number: int) -> None:
     layer, image = (CLASSES, VALUES)[number], _rows(0, SHAPE[0])[number]
     paths = [tmp_path / "a.tif", tmp_path / "b.tif"]
     for path in paths:
-        write_large_geotiff(path, lambda a, b: image[:, a:b], layer, GRID, {"model": "m"}, cog=cog)
+        write_layer(path, lambda a, b: image[:, a:b], layer, GRID, {"model": "m"}, cog=cog)
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert sorted(tmp_path.iterdir()) == paths
     with rasterio.open(paths[0]) as file:

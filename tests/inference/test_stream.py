@@ -22,9 +22,9 @@ from terramind_plugin.inference.job import Options, plan_job
 from terramind_plugin.inference.prefetch import Turns, ahead
 from terramind_plugin.inference.runner import plan_units
 from terramind_plugin.inference.stream import Streamer
-from terramind_plugin.raster.large import Layer
-from terramind_plugin.raster.source import Expected, Source
+from terramind_plugin.raster.reader import Expected, Source
 from terramind_plugin.raster.windows import plan_windows
+from terramind_plugin.raster.writer import Layer
 
 TWO_BANDS = Expected("OWN", ("a", "b"), (5.0, -5.0))
 GAP = -9999.0

@@ -26,7 +26,7 @@ from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.pretrain.chips import turn
 from terramind_plugin.pretrain.order import Draw
 from terramind_plugin.pretrain.store import TokenFile
-from terramind_plugin.raster.raster import write_geotiff
+from terramind_plugin.raster.writer import write_geotiff
 
 NANO = "terramind_sim_nano"
 CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"

@@ -14,7 +14,7 @@ from terramind_plugin.data.reading import by_name
 from terramind_plugin.errors import DataError
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.raster.bands import band_key, find_bands
-from terramind_plugin.raster.source import Expected, Source
+from terramind_plugin.raster.reader import Expected, Source
 from tests.raster.odd import write
 
 L2A = MODALITIES["S2L2A"].band_names

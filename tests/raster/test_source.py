@@ -16,7 +16,8 @@ from rasterio.warp import Resampling, calculate_default_transform, reproject
 
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.raster.source import Expected, Grid, Source
+from terramind_plugin.raster.georeference import Grid
+from terramind_plugin.raster.reader import Expected, Source
 
 PLACE = Affine(10, 0, 500_000, 0, -10, 5_000_000)
 RADAR = Expected.of(MODALITIES["S1GRD"])

@@ -12,7 +12,8 @@ import rioxarray
 from rasterio.transform import Affine
 
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.raster.raster import parse_color, read_with_gaps, write_geotiff
+from terramind_plugin.raster.reader import read_image
+from terramind_plugin.raster.writer import parse_color, write_geotiff
 
 PLACE = {"crs": "EPSG:32632", "transform": Affine(10, 0, 500_000, 0, -10, 5_000_000)}
 
@@ -120,7 +121,7 @@ def test_gaps_are_read_as_rioxarray_reads_them(dtype: str, nodata: Any, tmp_path
         if nodata == "mask":
             file.write_mask(values[1] > 40)
     expected = rioxarray.open_rasterio(path, masked=True).to_numpy()
-    found = read_with_gaps(path)
+    found = read_image(path).values
     assert found.dtype == expected.dtype
     np.testing.assert_array_equal(found, expected)
     assert np.isnan(found).any() == (np.dtype(dtype).kind == "f" or nodata is not None)

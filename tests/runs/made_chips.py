@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from rasterio.transform import from_origin
 
-from terramind_plugin.raster.raster import write_geotiff
+from terramind_plugin.raster.writer import write_geotiff
 from tests.runs.running import REPOSITORY
 
 SPLITS = {"train": 4, "val": 2, "test": 2}

@@ -15,6 +15,7 @@ from rasterio.transform import Affine
 
 from terramind_plugin.errors import one_line
 from terramind_plugin.parallel import map_chunks
+from terramind_plugin.raster.georeference import is_indirect, lies_nowhere
 from terramind_plugin.samples.checks.places import UNREADABLE
 from terramind_plugin.samples.plan import RASTERS, DataPlan
 
@@ -61,7 +62,7 @@ class Header:
     @property
     def lies_nowhere(self) -> bool:
         """Whether its pixels have no size."""
-        return not np.isfinite(self.transform[:6]).all() or self.transform.determinant == 0
+        return lies_nowhere(self.transform)
 
     @property
     def placed(self) -> bool:
@@ -94,7 +95,7 @@ def read_header(path: Path) -> Header:
                 transform=raster.transform,
                 descriptions=raster.descriptions,
                 units=raster.units,
-                indirect=raster.transform.is_identity and bool(raster.gcps[0] or raster.rpcs is not None),
+                indirect=is_indirect(raster),
                 problem=_missing_end(path, raster),
             )
     except UNREADABLE as error:

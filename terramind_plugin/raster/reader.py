@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +13,6 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
-from rasterio.transform import Affine
-from rasterio.warp import transform as transform_positions
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
@@ -23,8 +21,8 @@ from terramind_plugin.model.modalities import Modality, find
 from terramind_plugin.model.units import EIGHT_BIT, is_eight_bit, other_unit
 from terramind_plugin.raster.bands import find_bands
 from terramind_plugin.raster.complete import GDAL_ERRORS, reason_of
-from terramind_plugin.raster.georeference import check_georeference
-from terramind_plugin.raster.missing import WIDE_INTEGERS, read_pixels, refuse_complex
+from terramind_plugin.raster.georeference import Grid, apply_affine, check_georeference
+from terramind_plugin.raster.missing import FAR, WIDE_INTEGERS, read_pixels, refuse_complex
 from terramind_plugin.raster.paths import is_remote, raster_path
 from terramind_plugin.raster.rows import RowBuffer
 from terramind_plugin.raster.thumbnail import Thumbnail
@@ -38,41 +36,6 @@ MOST_ROWS = 2**30
 """Bytes of rows that are kept at most."""
 PREVIEW_TILE = 1024
 """Height and width, at most, of what is read at once for a preview."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Size and place of an image."""
-
-    height: int
-    width: int
-    crs: CRS
-    transform: Affine
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.height, self.width
-
-    def centre(self) -> tuple[float, float] | None:
-        """Return longitude and latitude of the middle in degrees, or None if there is no CRS."""
-        if not self.crs:
-            return None
-        x, y = locate(self.transform, self.width / 2, self.height / 2)
-        (longitude,), (latitude,) = transform_positions(self.crs, "EPSG:4326", [x], [y])[:2]
-        return longitude, latitude
-
-    def distance(self, other: Grid) -> float:
-        """Return how far, in pixels of this one, the corners of two grids of one CRS are apart."""
-        corners = [(0, 0), (self.width, 0), (0, self.height)]
-        moved = [locate(~self.transform, *locate(other.transform, *corner)) for corner in corners]
-        return float(max(np.hypot(x - column, y - row) for (column, row), (x, y) in zip(corners, moved, strict=True)))
-
-
-def locate(transform: Affine, x: float, y: float) -> tuple[float, float]:
-    """Return the coordinates of a position in pixels."""
-    # Written out: the operator that applies a transform is `*` in affine 2 and `@` in affine 3.
-    return transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f
 
 
 @dataclass(frozen=True)
@@ -177,8 +140,8 @@ class Source:
 
     def _warp(self) -> WarpedRaster:
         """Return the raster on the grid, NaN where it has no data."""
-        left, bottom = locate(self.grid.transform, 0, self.grid.height)
-        right, top = locate(self.grid.transform, self.grid.width, 0)
+        left, bottom = apply_affine(self.grid.transform, 0, self.grid.height)
+        right, top = apply_affine(self.grid.transform, self.grid.width, 0)
         here = (min(left, right), min(bottom, top), max(left, right), max(bottom, top))
         try:
             there = transform_bounds(self.native.crs, self.grid.crs, *self._file.bounds)
@@ -374,3 +337,98 @@ class Source:
 
 def _shown(bounds: Sequence[float]) -> str:
     return " ".join(f"{number:.6g}" for number in bounds)
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One modality of one place."""
+
+    path: Path
+    modality: Modality
+    values: NDArray
+    """[bands, H, W] float32 in the modality's units, or class ids [1, H, W] int64; gaps are filled."""
+    valid: NDArray
+    """Boolean [H, W], True where some band was measured."""
+    grid: Grid
+    undeclared: int = 0
+    """Number of pixels that are missing though the file does not say so."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.grid.shape
+
+    def measured(self) -> NDArray:
+        """Return the values with NaN, or class 0, where no band was measured."""
+        missing = 0 if self.modality.kind == "classes" else np.nan
+        return np.where(self.valid, self.values, missing)
+
+
+def read_chip(path: str | Path, modality: Modality, grid: Grid | None = None) -> Chip:
+    """Return a chip with gaps filled: by the mean of the pre-training data, or by class 0, which is no data.
+
+    Bands are taken in the order of the modality; where the file names all of them, in whatever order, by name.
+
+    Args:
+        path: A raster with the modality in its units.
+        modality: What it shows.
+        grid: Where to read it, warped if it lies on another grid; None for its own.
+
+    Raises:
+        ConfigError: The modality is a text and has no raster.
+        DataError: The file cannot be read, has other bands, no data, or values that are no class ids.
+    """
+    source = Source(path, Expected.of(modality), grid)
+    values, valid = source.read(0, 0, *source.grid.shape)
+    undeclared = source.undeclared
+    source.close()
+    if not valid.any():
+        raise DataError(f"{path} holds no data: every pixel is missing.")
+    if modality.kind == "classes":
+        values = values.astype(np.int64)
+    return Chip(source.path, modality, values, valid, source.grid, undeclared)
+
+
+def pad(values: NDArray, multiple: int) -> NDArray:
+    """Return an image [bands, H, W] continued by its mirror image, below and to the right, to whole patches.
+
+    Args:
+        values: The image.
+        multiple: Height and width of a patch.
+    """
+    height, width = values.shape[-2:]
+    return np.pad(values, ((0, 0), (0, -height % multiple), (0, -width % multiple)), mode="reflect")
+
+
+class Image(NamedTuple):
+    """A raster that was read."""
+
+    values: NDArray[np.floating[Any]]
+    """[bands, H, W], NaN where missing; float32, or float64 for numbers that need it."""
+    descriptions: tuple[str | None, ...]
+    """Names of the bands in the file."""
+    undeclared: int
+    """Number of pixels that are missing though the file does not say so."""
+    far: bool
+    """Whether some of them are infinite or far from 0."""
+
+
+def read_image(path: str | Path, is_value: Callable[[float | None], bool] = lambda nodata: False) -> Image:
+    """Return all bands of a raster, with NaN where values are missing, see `terramind_plugin.raster.missing`.
+
+    Args:
+        path: Of the file.
+        is_value: Whether the file's nodata value is a value like others; then the file declares no gaps.
+
+    Raises:
+        DataError: It holds complex numbers.
+        RasterioError: It cannot be read.
+    """
+    with rasterio.open(path) as raster:
+        pixels = read_pixels(raster, declared=not is_value(raster.nodata))
+        descriptions = raster.descriptions
+    wide = pixels.values.astype(np.result_type(pixels.values.dtype, np.float32), copy=False)
+    far = bool(pixels.undeclared) and bool((np.abs(pixels.values) > FAR).any())
+    if pixels.missing is not None:
+        wide[pixels.missing] = np.nan
+    return Image(wide, descriptions, pixels.undeclared, far)
