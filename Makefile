@@ -97,7 +97,7 @@ nano/masked/done: nano/tokens/done
 results: $(STAMP)
 	@$(BIN)/terramind simulate --world globe --chips 320 --size 128 --seed 7001 \
 		--processes 2 --out output/results_world
-	@$(BIN)/terramind results --data output/results_world --out .
+	@$(BIN)/python -m bench.results --data output/results_world --out .
 
 lint: $(STAMP)
 	@$(BIN)/ruff format --check .

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from terramind_plugin.evaluate import model_commands, results_commands
+from terramind_plugin.evaluate import model_commands
 from terramind_plugin.evaluate.arms import ARMS, DEFAULT_ARMS
 from terramind_plugin.evaluate.budgets import read_budgets
 from terramind_plugin.files import write_figure, write_text
@@ -19,7 +19,6 @@ def add_commands(commands: Any) -> None:
     """Add all commands of this folder to the subparsers of `terramind`."""
     _add_compare(commands)
     model_commands.add_commands(commands)
-    results_commands.add_commands(commands)
 
 
 def _add_compare(commands: Any) -> None:

@@ -59,14 +59,13 @@ class Inputs:
             "zero-shot": ["-c", self.root / "nano.yaml", "--target", "water", "--inputs", "S1GRD", "--out", out],
             "compare": ["-c", self.config, "--arms", "frozen", "--seeds", "1", "--out", out],
             "check": ["-c", self.config, "--samples", "2", "--sheet", out / "sheet.png"],
-            "results": ["--data", self.root / "scenes", *RANDOM, "--out", out],
         }[command]  # fmt: skip
         return [command.removesuffix("-scene"), *map(str, here)]
 
 
 COMMANDS = (
     "simulate", "splits", "figure", "merge", "export", "tokenize", "reconstruct", "generate", "generate-scene", "map",
-    "predict", "fit", "localise", "few-shot", "zero-shot", "compare", "check", "results",
+    "predict", "fit", "localise", "few-shot", "zero-shot", "compare", "check",
 )  # fmt: skip
 
 
@@ -170,19 +169,7 @@ def call(words: list[str]) -> int:
         patch.setattr("sys.argv", ["terramind"])
         patch.setattr("logging.raiseExceptions", False)  # handlers of earlier runs have streams that pytest closed
         torch.manual_seed(0)  # of random weights
-        if words[0] == "results":
-            _shorten_results(patch)
         try:
             return main(words)
         except SystemExit as error:
             return int(error.code or 0)
-
-
-def _shorten_results(patch: pytest.MonkeyPatch) -> None:
-    """Let `terramind results` do with a few chips."""
-    from terramind_plugin.evaluate import few_shot, results, results_page
-
-    patch.setattr(results, "STEPS", 1)
-    patch.setattr(results_page, "CHIPS", 2)
-    for module in (results, results_page):
-        patch.setattr(module, "TASKS", (few_shot.Task(3, 1, 1, 20), few_shot.Task(3, 1, 1, 30)))

@@ -1,4 +1,4 @@
-"""`terramind results` on a few simulated chips, with random weights."""
+"""The results page on a few simulated chips, with random weights."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import pytest
 import rasterio
 from rasterio.windows import Window
 
-from terramind_plugin.cli import main
+from bench import small_model, small_model_page
+from bench.results import write_results
+from bench.small_model import judge_land_cover, majority_land_cover, peak_signal_to_noise, read_world
 from terramind_plugin.errors import DataError
-from terramind_plugin.evaluate import few_shot, results, results_page
-from terramind_plugin.evaluate.results import judge_land_cover, majority_land_cover, peak_signal_to_noise, read_world
+from terramind_plugin.evaluate import few_shot
 from terramind_plugin.simulation.dataset import simulate
 
 NANO = "terramind_sim_nano"
@@ -29,11 +30,11 @@ def world(root):
 
 
 def test_page(root, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(results, "STEPS", 1)
-    monkeypatch.setattr(results_page, "CHIPS", 2)
-    for module in (results, results_page):
+    monkeypatch.setattr(small_model, "STEPS", 1)
+    monkeypatch.setattr(small_model_page, "CHIPS", 2)
+    for module in (small_model, small_model_page):
         monkeypatch.setattr(module, "TASKS", (few_shot.Task(3, 1, 1, 20), few_shot.Task(3, 1, 1, 30)))
-    assert main(["results", "--data", str(root), "--pretrained", "false", "--out", str(tmp_path)]) == 0
+    write_results(root, tmp_path, pretrained=False)
     assert capsys.readouterr().out == f"{tmp_path / 'RESULTS.md'}\n"
     page = (tmp_path / "RESULTS.md").read_text()
     for name in ("land_cover.png", "reconstructions.png", "places.png"):
@@ -90,11 +91,11 @@ def test_chips_that_are_too_small(tmp_path):
         read_world(simulate(tmp_path / "floods", chips=3, size=32).root, NANO)
 
 
-def test_data_that_are_not_simulated(tmp_path, capsys):
-    assert main(["results", "--data", str(tmp_path), "--pretrained", "false", "--out", str(tmp_path / "out")]) == 2
-    assert "no folder of terramind simulate" in capsys.readouterr().err
+def test_data_that_are_not_simulated(tmp_path):
+    with pytest.raises(DataError, match="no folder of terramind simulate"):
+        write_results(tmp_path, tmp_path / "out", pretrained=False)
 
 
 def test_too_few_chips_are_found_first(world):
     with pytest.raises(DataError, match="5 ways need 5 classes"):
-        results.measure(world, NANO, results.RANDOM, on_step=pytest.fail)
+        small_model.measure(world, NANO, small_model.RANDOM, on_step=pytest.fail)

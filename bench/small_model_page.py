@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from bench.small_model import FEATURES, STEPS, TASKS, LandCover, Located, Results
 from terramind_plugin.evaluate.locate_report import draw_errors
 from terramind_plugin.evaluate.report import markdown
-from terramind_plugin.evaluate.results import FEATURES, STEPS, TASKS, LandCover, Located, Results
 from terramind_plugin.evaluate.scores import Score
 from terramind_plugin.evaluate.zero_shot import LAND_COVER
 from terramind_plugin.evaluate.zero_shot_report import plain
