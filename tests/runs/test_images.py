@@ -32,7 +32,7 @@ IMAGES = "terramind_plugin.SegmentationImages"
 def _show(runner: Any, changes: dict[str, Any], **arguments: Any) -> dict[str, Figure]:
     """Validate and return our figures by tag."""
     callback = {"class_path": IMAGES, "init_args": {"samples": 1, **arguments}}
-    log = {"trainer.logger": {"class_path": "figures.FigureLogger"}}
+    log = {"trainer.logger": {"class_path": "tests.runs.figures.FigureLogger"}}
     cli = runner.terratorch("validate", {**log, "trainer.callbacks": [callback], **changes})
     assert isinstance(cli.trainer.logger, FigureLogger)
     figures = {tag: figure for tag, figure in cli.trainer.logger.figures.items() if tag.startswith("validation/")}
