@@ -66,9 +66,9 @@ FOLDERS := S2L2A=S2L2AHand/*_S2L2AHand.tif S1GRD=S1GRDHand/*_S1Hand.tif S1RTC=S1
 nano: $(STAMP)
 	@$(MAKE) --no-print-directory -j 2 $(TRAINED)
 	@$(MAKE) --no-print-directory nano/masked/done
-	@for name in $(TOKENIZERS); do $(BIN)/terramind export nano/tokenizers/$$name/last.ckpt --dtype float16 \
+	@for name in $(TOKENIZERS); do $(BIN)/terramind export --model nano/tokenizers/$$name/last.ckpt --dtype float16 \
 		--out $(SHIPPED)/$(NANO)_tokenizer_$$name.safetensors || exit 1; done
-	@$(BIN)/terramind export nano/masked/last.ckpt --dtype float16 --out $(SHIPPED)/$(NANO).safetensors
+	@$(BIN)/terramind export --model nano/masked/last.ckpt --dtype float16 --out $(SHIPPED)/$(NANO).safetensors
 	@echo "Curves: $(BIN)/tensorboard --logdir nano/logs"
 
 nano/worlds/splits/flood_test_data.txt: | $(STAMP)
@@ -83,9 +83,9 @@ nano/tokenizers/%/done: nano/worlds/splits/flood_test_data.txt
 	@touch $@
 
 nano/tokens/done: $(TRAINED)
-	@$(BIN)/terramind tokenize --family $(NANO) --out nano/tokens --replace \
+	@$(BIN)/terramind tokenize --model $(NANO) --out nano/tokens --replace \
 		$(foreach folder,$(FOLDERS),--data '$(subst =,=nano/worlds/data/,$(folder))') \
-		$(foreach name,$(TOKENIZERS),--ckpt_path $(name)=nano/tokenizers/$(name)/last.ckpt)
+		$(foreach name,$(TOKENIZERS),--tokenizer_ckpt_path $(name)=nano/tokenizers/$(name)/last.ckpt)
 	@touch $@
 
 nano/masked/done: nano/tokens/done

@@ -1,30 +1,68 @@
-"""The `terramind` command: TerraTorch's subcommands with this package loaded, and commands of its own."""
+"""The `terramind` command: TerraTorch's subcommands with this package loaded, and commands of its own.
+
+Each command is a function in a module without heavy imports. Its signature is what people can type: parameters before
+`*` are positional, the others are options, and a parameter whose type is a dataclass stands for a group of options.
+Its docstring is the help text. Beyond what jsonargparse reads, `_join` takes lists and mappings as people type them.
+"""
 
 from __future__ import annotations
 
-import argparse
+import inspect
+import json
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from argparse import ArgumentError, HelpFormatter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import is_dataclass
+from importlib import import_module
 from pathlib import Path
+from shutil import get_terminal_size
+from types import UnionType
+from typing import Any, Literal, NoReturn, cast, get_args, get_origin, get_type_hints
 
 from terramind_plugin._version import __version__
-from terramind_plugin.check import commands as check
-from terramind_plugin.errors import report
-from terramind_plugin.evaluate import commands as evaluate
-from terramind_plugin.inference import commands as chips
-from terramind_plugin.inference import map_commands as mapping
-from terramind_plugin.pretrain import commands as pretrain
+from terramind_plugin.errors import ConfigError, one_line, report, suggest
+from terramind_plugin.files import read_yaml
+from terramind_plugin.raster.paths import RemotePath, remote_path
 from terramind_plugin.system import Stopped, StopSignals, end_with_parent, exit_status, is_further_rank
 
 TERRATORCH_COMMANDS = {
-    "fit": "fine-tune a model",
-    "validate": "run a model on the validation data",
-    "test": "run a model on the test data",
-    "predict": "write predictions as GeoTIFFs",
-    "compute_statistics": "print mean and standard deviation of the training data, by modality and band",
+    "fit": "Fine-tune a model.",
+    "validate": "Run a model on the validation data.",
+    "test": "Run a model on the test data.",
+    "predict": "Write predictions as GeoTIFFs.",
+    "compute_statistics": "Print mean and standard deviation of the training data, by modality and band.",
 }
+COMMANDS = {
+    "check": "check",
+    "verify": "check",
+    "simulate": "simulation",
+    "splits": "samples",
+    "figure": "simulation",
+    "compare": "evaluate",
+    "merge": "pretrain",
+    "export": "pretrain",
+    "tokenize": "pretrain",
+}
+"""Folder of each command's function in the order of the help: of 'few-shot' `run_few_shot` in its commands.py."""
+RENAMED = {
+    ("generate", "--size"): "--model",
+    ("reconstruct", "--size"): "--model",
+    ("tokenize", "--family"): "--model",
+    ("tokenize", "--ckpt_path"): "--tokenizer_ckpt_path",
+    ("export", ""): "--model",
+    ("merge", ""): "--model",
+}
+"""Today's option for one of 0.1.0's development, by command; '' is a positional argument."""
+MODELS = {"nano": "terramind_sim_nano", "terramind_v1": "terramind_v1_base"} | {
+    size: f"terramind_v1_{size}" for size in ("tiny", "small", "base", "large")
+}
+"""Registry names for the values that --size and --family took."""
+WIDTH = 110
+"""Characters of a line of help."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,21 +70,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Args:
         arguments: Words of the command line; None takes those of the process.
+
+    Raises:
+        SystemExit: The words ask for help or the version (0), or are wrong (2).
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if is_further_rank():
         end_with_parent(os.getppid())
-    if words and (words[0] in TERRATORCH_COMMANDS or words[0] in ("-c", "--config", "--print_config")):
-        return _run(lambda: _terratorch(words))
-    parser = build_parser()
-    options, rest = parser.parse_known_args(words)
-    if rest and not hasattr(options, "words"):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    options.words = rest
-    if not hasattr(options, "run"):
-        parser.print_help()
-        return 0
-    return _run(lambda: options.run(options))
+    name, *rest = words or ["help"]
+    if name in TERRATORCH_COMMANDS or name in ("-c", "--config", "--print_config"):
+        return _run(lambda: _run_terratorch(words))
+    if name in COMMANDS:
+        call = read_call(name, rest)
+        return _run(call)
+    if name in OLD:
+        return _run_old(words)
+    if name in ("-h", "--help", "help"):
+        print(_overview())
+    elif name in ("--version", "version"):
+        print(f"terramind {__version__}")
+    else:
+        known = [*TERRATORCH_COMMANDS, *COMMANDS, *OLD, "version"]
+        _exit("terramind", f"there is no command '{name}'.{suggest(name, known)} See terramind --help.")
+    if name.startswith("-"):
+        sys.exit(0)
+    return 0
 
 
 def _run(command: Callable[[], None]) -> int:
@@ -69,114 +117,320 @@ def _status(command: Callable[[], None]) -> int:
     return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the package's own commands; it needs neither torch nor TerraTorch."""
-    parser = argparse.ArgumentParser(
-        prog="terramind",
-        description="TerraMind for TerraTorch: fine-tuning, data and tools.",
-        epilog="`terramind fit --help` and the like show TerraTorch's own options.",
-    )
-    parser.add_argument("--version", action="version", version=f"terramind {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for name, text in TERRATORCH_COMMANDS.items():
-        commands.add_parser(name, help=f"{text} (as in terratorch)", add_help=False)
-
-    simulate = commands.add_parser("simulate", help="make a data set of simulated scenes")
-    simulate.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
-    simulate.add_argument("--chips", type=int, default=60, metavar="N", help="number of chips (default: %(default)s)")
-    simulate.add_argument("--size", type=int, default=256, metavar="PX", help="pixels per side (default: %(default)s)")
-    simulate.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="same seed, same bytes (default: %(default)s)"
-    )
-    simulate.add_argument(
-        "--world",
-        default="floods",
-        metavar="NAME",
-        help="floods: regions that flood; globe: places anywhere, for pre-training (default: %(default)s)",
-    )
-    simulate.add_argument("--processes", type=int, default=1, metavar="N", help="that share the work (default: 1)")
-    simulate.set_defaults(run=_simulate)
-
-    splits = commands.add_parser("splits", help="turn the official Sen1Floods11 CSV lists into .txt split files")
-    splits.add_argument("--csv-dir", type=Path, required=True, metavar="DIR", help="v1.1/splits/flood_handlabeled")
-    splits.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
-    splits.set_defaults(run=_splits)
-
-    figure = commands.add_parser("figure", help="draw inputs, labels and predictions of some chips as a PNG")
-    figure.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with S2L1CHand, LabelHand, ...")
-    figure.add_argument("--predictions", type=Path, required=True, metavar="DIR", help="folder that predict wrote")
-    figure.add_argument("--out", type=Path, required=True, metavar="PNG", help="picture to write")
-    figure.add_argument("--chips", type=int, default=4, metavar="N", help="number of chips (default: %(default)s)")
-    figure.add_argument("--class-names", default="Land,Water", help="comma-separated (default: %(default)s)")
-    figure.set_defaults(run=_figure)
-
-    merge = commands.add_parser("merge", help="make a plain checkpoint of one that holds LoRA adapters")
-    merge.add_argument("checkpoint", type=Path, help="what fit wrote with backbone_lora")
-    merge.add_argument("--out", type=Path, required=True, metavar="CKPT", help="file to write")
-    merge.add_argument("--base", type=Path, metavar="FILE", help="the weights it adapts, where they are elsewhere now")
-    merge.add_argument("-c", "--config", type=Path, metavar="YAML", help="the run's, if the checkpoint has no settings")
-    merge.set_defaults(run=_merge)
-
-    check.add_commands(commands)
-    chips.add_commands(commands)
-    mapping.add_commands(commands)
-    evaluate.add_commands(commands)
-    pretrain.add_commands(commands)
-
-    version = commands.add_parser("version", help="print the version")
-    version.set_defaults(run=lambda _: print(f"terramind {__version__}"))
-    return parser
-
-
-def _terratorch(words: list[str]) -> None:
+def _run_terratorch(words: list[str]) -> None:
     from terramind_plugin.integration.lightning_cli import run
 
     run(words)
 
 
-def _simulate(options: argparse.Namespace) -> None:
-    from rich.progress import Progress
-
-    from terramind_plugin.simulation.dataset import simulate
-
-    with Progress() as progress:
-        bar = progress.add_task(f"Simulating {options.chips} chips", total=options.chips)
-        dataset = simulate(
-            options.out,
-            chips=options.chips,
-            size=options.size,
-            seed=options.seed,
-            world=options.world,
-            processes=options.processes,
-            on_chip=lambda done, total: progress.update(bar, completed=done, total=total),
-        )
-    sizes = ", ".join(f"{len(ids)} {name}" for name, ids in dataset.splits.items())
-    print(f"{len(dataset.chip_ids)} chips ({sizes}) in {dataset.root}")
+OLD = ("generate", "reconstruct", "map", "zero-shot", "localise", "few-shot")
 
 
-def _splits(options: argparse.Namespace) -> None:
-    from terramind_plugin.samples.splits import convert_sen1floods11_lists
+def _run_old(words: list[str]) -> int:
+    import argparse
 
-    for path in convert_sen1floods11_lists(options.csv_dir, options.out):
-        print(path)
+    from terramind_plugin.evaluate import model_commands
+    from terramind_plugin.inference import commands as chips
+    from terramind_plugin.inference import map_commands
+
+    parser = argparse.ArgumentParser(prog="terramind")
+    commands = parser.add_subparsers()
+    for module in (chips, map_commands, model_commands):
+        module.add_commands(commands)
+    options, rest = parser.parse_known_args(words)
+    if rest and not hasattr(options, "words"):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.words = rest
+    return _run(lambda: options.run(options))
 
 
-def _figure(options: argparse.Namespace) -> None:
-    from terramind_plugin.simulation.figure import draw_predictions
-
-    names = [name.strip() for name in options.class_names.split(",")]
-    draw_predictions(options.data, options.predictions, options.out, chips=options.chips, class_names=names)
-    print(options.out)
+def _exit(program: str, message: str) -> NoReturn:
+    print(f"{program}: error: {one_line(message)}", file=sys.stderr)
+    sys.exit(2)
 
 
-def _merge(options: argparse.Namespace) -> None:
-    from terramind_plugin.backbones.merge import merge_checkpoint
-    from terramind_plugin.builders.backbones import build_by_name
+def _overview() -> str:
+    """Return the help of `terramind` itself."""
+    own = {name: (_load(name).__doc__ or "").split("\n")[0] for name in COMMANDS}
+    parts = [
+        "usage: terramind [-h] [--version] COMMAND ...\n\nTerraMind for TerraTorch: fine-tuning, data and tools.\n"
+    ]
+    for title, texts in (
+        ("TerraTorch's commands, with this package loaded", TERRATORCH_COMMANDS),
+        ("commands", own | {"version": "Print the version."}),
+    ):
+        parts.append(f"{title}:\n" + "".join(f"    {name:<20}{text}\n" for name, text in texts.items()))
+    return "\n".join([*parts, "terramind COMMAND --help shows the options of a command."])
 
-    count = merge_checkpoint(
-        options.checkpoint, options.out, build=build_by_name, base=options.base, config=options.config
-    )
-    print(f"{count} adapters merged into {options.out}")
+
+def _load(name: str) -> Callable[..., None]:
+    """Return the function of a command."""
+    module = import_module(f"terramind_plugin.{COMMANDS[name]}.commands")
+    command: Callable[..., None] = getattr(module, f"run_{name.replace('-', '_')}")
+    return command
+
+
+def read_call(name: str, words: Sequence[str]) -> Callable[[], None]:
+    """Return the call that the words behind a command ask for.
+
+    Args:
+        name: The command.
+        words: The words.
+
+    Raises:
+        SystemExit: The words ask for help (0), or are wrong (2).
+    """
+    command = Command(name)
+    if "-h" in words or "--help" in words:
+        print(command.help())
+        sys.exit(0)
+    try:
+        return command.read(words)
+    except ConfigError as error:
+        _exit(f"terramind {name}", str(error))
+
+
+class Command:
+    """A function as a command: what can be typed follows from its signature.
+
+    Args:
+        name: The command's name.
+    """
+
+    def __init__(self, name: str) -> None:
+        from jsonargparse import ArgumentParser
+        from jsonargparse.typing import register_type
+
+        register_type(RemotePath, str, remote_path)
+        self.name = name
+        self.function = _load(name)
+        signature = inspect.signature(self.function).parameters
+        types = get_type_hints(self.function)
+        self.positional = next((one for one, p in signature.items() if p.kind is p.POSITIONAL_OR_KEYWORD), None)
+        self.groups = {one: types[one] for one in signature if is_dataclass(types[one])}
+        self.overrides: list[str] | None = [] if "overrides" in signature else None
+        """Options of TerraTorch; None for a command that takes none."""
+        skip: set[str | int] = {one for one in signature if one in self.groups or one == "overrides"}
+        self.parser = ArgumentParser(prog=f"terramind {name}", formatter_class=_Formatter, exit_on_error=False)
+        if "config" not in signature:
+            self.parser.add_argument("-c", "--config", metavar="YAML", help="a file with values of these options")
+        self.parser.add_function_arguments(self.function, as_group=False, as_positional=False, skip=skip)
+        for group in self.groups.values():
+            self.parser.add_class_arguments(group)
+            types |= get_type_hints(group)
+        self.types = {one: _without_none(kind) for one, kind in types.items() if one not in {*skip, "return"}}
+        """Type of each argument."""
+
+    def read(self, words: Sequence[str]) -> Callable[[], None]:
+        """Return the call that words ask for.
+
+        Raises:
+            ConfigError: The words, or a value in the file that --config names, are wrong.
+        """
+        typed = self._split(words)
+        file = None
+        values: dict[str, str] = {}
+        if "config" not in self.types and "config" in typed:
+            file = typed.pop("config")[-1][-1]
+            values = self._read_config(Path(file))
+        values |= {name: self._join(name, uses) for name, uses in typed.items()}
+        try:
+            read = self.parser.parse_args([f"--{name}={value}" for name, value in values.items()])
+        except ArgumentError as error:
+            raise ConfigError(self._explain(str(error), values, None if file is None else (file, typed))) from error
+        arguments = {name: read[name] for name in self.types}
+        for name, group in self.groups.items():
+            arguments[name] = group(**{field: arguments.pop(field) for field in get_type_hints(group)})
+        if self.overrides is not None:
+            arguments["overrides"] = self.overrides
+        return lambda: self.function(**arguments)
+
+    def _split(self, words: Sequence[str]) -> dict[str, list[list[str]]]:
+        """Return the words of each use of each option, and keep those that are TerraTorch's."""
+        uses: dict[str, list[list[str]]] = {}
+        rest = list(words)
+        while rest:
+            option, equals, value = rest.pop(0).partition("=")
+            if option == "-c":
+                option = "--config"
+            if not option.startswith("--"):
+                self._check_positional(option + equals + value)
+                uses.setdefault(str(self.positional), [[]])[0].append(option + equals + value)
+                continue
+            name = option.removeprefix("--")
+            kind = self.types.get(name, Path if name == "config" else None)
+            following = next((i for i, word in enumerate(rest) if word.startswith("--") or word == "-c"), len(rest))
+            if kind is None:
+                self._check_foreign(option, [value] if equals else rest[:following])
+                count = 0 if equals else following
+                cast(list[str], self.overrides).extend([option + equals + value, *rest[:count]])
+            elif equals:
+                count = 0
+            elif kind is bool:
+                count = int(bool(rest) and rest[0].lower() in ("true", "false"))
+                value = "" if count else "true"
+            else:
+                count = following if _is_plural(kind) and self.positional is None else min(1, following)
+            if kind is not None:
+                found = [value] if value else rest[:count]
+                if not found:
+                    raise ConfigError(f"{option} needs a value: {option} {_placeholder(kind)}.")
+                uses.setdefault(name, []).append(found)
+            del rest[:count]
+        return uses
+
+    def _check_positional(self, word: str) -> None:
+        """Refuse a word that is no option where the command takes none, or no more."""
+        if self.positional is None:
+            renamed = RENAMED.get((self.name, ""))
+            hint = f"A checkpoint is now given as {renamed}: {renamed} {word}." if renamed else "Options begin with --."
+            raise ConfigError(f"unexpected '{word}'. {hint}")
+
+    def _check_foreign(self, option: str, values: Sequence[str]) -> None:
+        """Refuse an option that neither this command nor TerraTorch knows."""
+        renamed = RENAMED.get((self.name, option))
+        if renamed is None and "-" in option[2:] and option[2:].replace("-", "_") in self.types:
+            renamed = "--" + option[2:].replace("-", "_")
+        if renamed is not None:
+            example = " ".join(MODELS.get(value, value) for value in values[:1])
+            raise ConfigError(f"{option} is now {renamed}: {renamed} {example}".rstrip(" "))
+        near = suggest(option, [f"--{name}" for name in (*self.types, "config")])
+        if self.overrides is None or (near and "." not in option):
+            raise ConfigError(f"there is no option {option}.{near} See terramind {self.name} --help.")
+
+    def _join(self, name: str, uses: Sequence[Sequence[str]]) -> str:
+        """Return the value of an option as jsonargparse reads it: lists and mappings as JSON.
+
+        Texts of a list are separated by commas, paths are words of their own, NAME=VALUE are the items of a mapping.
+        """
+        kind = self.types[name]
+        words = [word for use in uses for word in use]
+        if get_origin(kind) is dict:
+            return json.dumps(_read_pairs(f"--{name}", words, _placeholder(kind)))
+        if get_origin(kind) is not list:
+            if name == self.positional and len(words) > 1:
+                raise ConfigError(f"unexpected '{words[1]}': this command takes one {name.upper()}.")
+            return words[-1]
+        (item,) = get_args(kind)
+        if get_origin(item) is list:
+            return json.dumps([split(word) for word in words] if item == list[str] else list(uses))
+        return json.dumps([part for word in words for part in split(word)] if item is str else words)
+
+    def _read_config(self, path: Path) -> dict[str, str]:
+        """Return the values in a YAML file, as `_join` gives them."""
+        content = read_yaml(path) or {}
+        if not isinstance(content, dict):
+            raise ConfigError(f"{path} must hold the names and values of options, e.g. 'seed: 1'.")
+        values = {}
+        for name, value in content.items():
+            if name not in self.types:
+                raise ConfigError(f"{path}: there is no option '{name}'.{suggest(str(name), self.types)}")
+            values[name] = self._join(name, [[value]]) if isinstance(value, str) else json.dumps(value, default=str)
+        return values
+
+    def _explain(self, error: str, values: Mapping[str, str], config: tuple[str, Collection[str]] | None) -> str:
+        """Return in one line what jsonargparse finds wrong."""
+        missing = re.search("arguments are required: (.*)", error)
+        if missing:
+            names = [self._typed(name.strip()) for name in missing[1].split(",")]
+            return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing."
+        key = re.match(r'Parser key "(\w+)', error)
+        if key is None or key[1] not in self.types:
+            return error
+        name, kind = key[1], self.types[key[1]]
+        value = values.get(name, "")
+        near = suggest(value, map(str, get_args(kind))) if get_origin(kind) is Literal else ""
+        place = f"{config[0]}: {name}" if config is not None and name not in config[1] else f"--{name}"
+        return f"{place} takes {_describe(kind)}, got '{value}'.{near}"
+
+    def _typed(self, name: str) -> str:
+        """Return an argument as it is typed."""
+        return name.upper() if name == self.positional else f"--{name} {_placeholder(self.types[name])}"
+
+    def help(self) -> str:
+        """Return the help text."""
+        text, _, _ = (inspect.getdoc(self.function) or "").partition("\nArgs:")
+        self.parser.description = text.strip()
+        usage = [self.parser.prog]
+        for action in self.parser._actions:
+            kind = self.types.get(action.dest)
+            if kind is None:
+                continue
+            action.option_strings = [f"--{action.dest}"]
+            action.help = (action.help or "").rstrip(".")
+            action.metavar = _placeholder(kind)
+            if action.dest == "config":
+                action.option_strings, action.metavar = ["-c", "--config"], "YAML"
+            if action.dest == self.positional:
+                action.option_strings, action.metavar = [], action.dest.upper()
+                usage.append(action.metavar + " ..." * _is_plural(kind))
+            elif action.required:
+                usage.append(f"{action.option_strings[0]} {action.metavar}")
+            if kind is bool and not action.default:
+                action.nargs = 0
+            elif action.default is not None and not action.required:
+                default = str(action.default).lower() if kind is bool else action.default
+                action.help = f"{action.help} (default: {default})"
+        if self.overrides is not None:
+            self.parser.epilog = "Options of terramind fit may follow, e.g. --data.init_args.batch_size=4."
+        self.parser.usage = " ".join([*usage, "[options]"])
+        return self.parser.format_help()
+
+
+class _Formatter(HelpFormatter):
+    """Formats help in paragraphs."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog, max_help_position=32, width=min(WIDTH, get_terminal_size().columns), **options)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.split("\n\n")
+        return "\n\n".join(textwrap.fill(one_line(one), width, initial_indent=indent) for one in paragraphs)
+
+
+def split(text: str) -> list[str]:
+    """Return the names in a text that separates them by commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _read_pairs(option: str, words: Sequence[str], form: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for word in words:
+        name, _, text = word.partition("=")
+        if not (name and text):
+            raise ConfigError(f"{option} takes {form}, got '{word}'.")
+        if name in pairs:
+            raise ConfigError(f"{option} names {name} twice.")
+        pairs[name] = text
+    return pairs
+
+
+def _without_none(kind: Any) -> Any:
+    """Return the type of an argument that is given."""
+    kinds = [one for one in get_args(kind) if one is not type(None)]
+    return kinds[0] if isinstance(kind, UnionType) and len(kinds) == 1 else kind
+
+
+def _is_plural(kind: Any) -> bool:
+    return get_origin(kind) in (list, dict)
+
+
+def _placeholder(kind: Any) -> str:
+    """Return what stands for a value in help texts."""
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    if get_origin(kind) is dict:
+        return "NAME=VALUE" if get_args(kind)[1] is str else "NAME=PATH"
+    if get_origin(kind) is list:
+        return "NAMES" if "str" in str(kind) else "PATH ..."
+    return {int: "N", float: "X", str: "NAME", bool: "true|false"}.get(kind, "PATH")
+
+
+def _describe(kind: Any) -> str:
+    """Return what values an argument takes, for messages."""
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    return {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, _placeholder(kind))
 
 
 if __name__ == "__main__":

@@ -6,13 +6,18 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
 from terramind_plugin import __version__
-from terramind_plugin.cli import main
+from terramind_plugin.cli import COMMANDS, Command, main, read_call
 from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.evaluate.arms import ARMS
+from terramind_plugin.raster.paths import RemotePath
 from terramind_plugin.samples.splits import read_split
 from terramind_plugin.simulation.dataset import simulate
 
@@ -36,15 +41,29 @@ def test_help_is_quick_and_names_the_commands() -> None:
     assert min(seconds) < 1
 
 
-@pytest.mark.parametrize("words", [["--help"], ["version"], ["simulate", "--help"], ["splits", "--help"]])
-def test_own_commands_load_neither_torch_nor_terratorch(words: list[str]) -> None:
+@pytest.mark.parametrize("words", [["--help"], ["version"], *([name, "--help"] for name in COMMANDS)])
+def test_help_loads_neither_torch_nor_terratorch(words: list[str]) -> None:
     code = (
         "import sys\nfrom terramind_plugin.cli import main\n"
         f"try:\n    main({words})\nexcept SystemExit:\n    pass\n"
-        "print(sorted({'torch', 'terratorch', 'lightning', 'rasterio'} & set(sys.modules)))"
+        "print(sorted({'torch', 'terratorch', 'lightning', 'rasterio', 'numpy'} & set(sys.modules)))"
     )
+    before = os.times().children_user
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
+    assert os.times().children_user - before < 1  # seconds of a processor, whatever else runs here
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_explains_each_option(name: str) -> None:
+    command = Command(name)
+    text = command.help()
+    assert text.startswith(f"usage: terramind {name} ")
+    for action in command.parser._actions:
+        if action.dest in command.types:
+            assert action.help is not None, f"{name}: {action.dest} is not in the docstring"
+            assert action.help.split(" (")[0] in " ".join(text.split()), action.dest
+    assert ("Options of terramind fit may follow" in text) == (command.overrides is not None)
 
 
 def test_the_installed_command() -> None:
@@ -67,12 +86,152 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.splitlines() == [f"terramind {__version__}"] * 2
 
 
-@pytest.mark.parametrize("words", [["simulat"], ["simulate"], ["simulate", "--out", "x", "--chips", "three"]])
-def test_wrong_words_exit_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "message"),
+    {
+        "simulat": "terramind: error: there is no command 'simulat'. Did you mean 'simulate'?",
+        "simulate": "terramind simulate: error: --out PATH is missing.",
+        "merge": "--model PATH and --out PATH are missing.",
+        "simulate --out x --chips three": "--chips takes a whole number, got 'three'.",
+        "simulate --out x --world glob": "--world takes one of floods, globe, got 'glob'. Did you mean 'globe'?",
+        "simulate --out x --chip 3": "there is no option --chip. Did you mean '--chips'?",
+        "simulate --out": "--out needs a value: --out PATH.",
+        "simulate --out x --config no.yaml": "There is no configuration no.yaml.",
+        "simulate x": "unexpected 'x'.",
+        "check -c x.yaml --sample 3": "there is no option --sample. Did you mean '--samples'?",
+        "check -c x.yaml --strict=3": "--strict takes true or false, got '3'.",
+        "tokenize --data S2L2A --out x": "--data takes NAME=PATH, got 'S2L2A'.",
+        "tokenize --data A=b --data A=c --out x": "--data names A twice.",
+        "splits --csv-dir a --out b": "--csv-dir is now --csv_dir: --csv_dir a",
+        "figure --class-names=A,B": "--class-names is now --class_names: --class_names A,B",
+        "tokenize --family terramind_v1": "--family is now --model: --model terramind_v1_base",
+        "tokenize --ckpt_path A=b": "--ckpt_path is now --tokenizer_ckpt_path: --tokenizer_ckpt_path A=b",
+        "merge best.ckpt --out x": "A checkpoint is now given as --model: --model best.ckpt.",
+        "export last.ckpt --out x": "A checkpoint is now given as --model: --model last.ckpt.",
+    }.items(),
+)
+def test_wrong_words_exit_with_2(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(words)
+        main(words.split())
     assert caught.value.code == 2
-    assert "error:" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error
+    assert "error:" in error
+    assert error.count("\n") == 1
+
+
+def everything(
+    scene: list[RemotePath | Path],
+    *,
+    out: Path,
+    to: list[str],
+    shared: Shared,
+    inputs: dict[str, str] | None = None,
+    sets: list[list[str]] | None = None,
+    seed: int = 0,
+    cog: bool = False,
+    pretrained: bool = True,
+) -> None:
+    """Take an argument of each kind."""
+    TAKEN.update(locals())
+
+
+def overridden(*, config: Path, scene: list[list[Path]], names: list[str], overrides: list[str]) -> None:
+    """Take options of TerraTorch."""
+    TAKEN.update(locals())
+
+
+@dataclass
+class Shared:
+    """Shared options.
+
+    Args:
+        crop: Height and width of a window.
+        precision: Type of numbers.
+    """
+
+    crop: int | None = None
+    precision: Literal["32", "bf16"] = "32"
+
+
+TAKEN: dict[str, Any] = {}
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Return what gives the arguments of a function that words stand for."""
+
+    def take(function: Callable[..., None], *words: str) -> dict[str, Any]:
+        monkeypatch.setattr("terramind_plugin.cli._load", lambda name: function)
+        TAKEN.clear()
+        read_call("everything", words)()
+        return TAKEN
+
+    return take
+
+
+MINIMUM = ("--out", "x", "--to", "S1GRD, LULC")
+
+
+def test_lists_pairs_and_groups_as_they_are_typed(taken: Callable[..., dict[str, Any]]) -> None:
+    made = taken(everything, "a.tif", "https://host/b.tif", *MINIMUM)
+    assert made["scene"] == [Path("a.tif"), RemotePath("https://host/b.tif")]
+    assert str(made["scene"][1]) == "https://host/b.tif"
+    assert (made["to"], made["shared"], made["inputs"], made["seed"]) == (["S1GRD", "LULC"], Shared(), None, 0)
+    words = ("--inputs", "S1GRD=b.tif", "--inputs=coords=11.5,48", "--to", "1", "--seed", "-1", "--crop", "64")
+    made = taken(everything, *MINIMUM, *words, "--cog", "a.tif", "--pretrained", "false", "--precision=bf16")
+    assert made["inputs"] == {"S1GRD": "b.tif", "coords": "11.5,48"}
+    assert (made["to"], made["seed"], made["shared"]) == (["S1GRD", "LULC", "1"], -1, Shared(64, "bf16"))
+    assert (made["cog"], made["pretrained"], made["scene"]) == (True, False, [Path("a.tif")])
+    sets = taken(everything, "a.tif", *MINIMUM, "--sets", "S2L1C,S1GRD", "--sets", "S1GRD")["sets"]
+    assert sets == [["S2L1C", "S1GRD"], ["S1GRD"]]
+
+
+def test_lists_without_a_positional_take_all_words(taken: Callable[..., dict[str, Any]]) -> None:
+    words = "--scene S2L1C=a,1.tif b.tif --trainer.max_epochs 3 -c x.yaml --scene S1GRD=c.tif --data.x=[1,2]"
+    made = taken(overridden, *words.split(), "--names", "a", "b,c")
+    assert made["scene"] == [[Path("S2L1C=a,1.tif"), Path("b.tif")], [Path("S1GRD=c.tif")]]
+    assert (made["config"], made["names"]) == (Path("x.yaml"), ["a", "b", "c"])
+    assert made["overrides"] == ["--trainer.max_epochs", "3", "--data.x=[1,2]"]
+
+
+def test_a_file_of_arguments(taken: Callable[..., dict[str, Any]], tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "generate.yaml"
+    path.write_text(
+        "scene: [a.tif, b.tif]\nout: x\nto: S1GRD,LULC\ncrop: 64\nseed: 3\ninputs: {S1GRD: c.tif}\ncog: true"
+    )
+    made = taken(everything, "-c", str(path))
+    assert made["scene"] == [Path("a.tif"), Path("b.tif")]
+    assert (made["to"], made["shared"], made["seed"]) == (["S1GRD", "LULC"], Shared(64), 3)
+    assert (made["inputs"], made["cog"]) == ({"S1GRD": "c.tif"}, True)
+    made = taken(everything, "c.tif", "--seed", "4", "--config", str(path), "--cog", "false")
+    assert (made["scene"], made["seed"], made["cog"], made["out"]) == ([Path("c.tif")], 4, False, Path("x"))
+    for text, message in (
+        ("sead: 3", "generate.yaml: there is no option 'sead'. Did you mean 'seed'?"),
+        ("seed: many", "generate.yaml: seed takes a whole number, got 'many'."),
+        ("- seed", "must hold the names and values of options"),
+        ("seed: [", "is no YAML that can be read"),
+    ):
+        path.write_text(text)
+        with pytest.raises(SystemExit, match="2"):
+            taken(everything, "a.tif", *MINIMUM, "-c", str(path))
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+
+
+def test_help_of_every_kind(taken: Callable[..., dict[str, Any]], capsys: Any) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        taken(everything, "--help")
+    text = capsys.readouterr().out
+    assert text.startswith("usage: terramind everything SCENE ... --out PATH --to NAMES [options]")
+    for line in ("Shared options:", "--crop N ", "--inputs NAME=VALUE", "--pretrained true|false", "--cog\n"):
+        assert line in text
+    assert "Type of numbers (default: 32)" in " ".join(text.split())
+
+
+def test_compare_explains_its_arms() -> None:
+    assert all(f" {name}, " in " ".join(Command("compare").help().split()) for name in ARMS)
 
 
 def test_simulate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,11 +258,11 @@ def test_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "csv"
     source.mkdir()
     (source / "flood_test_data.csv").write_text("Ghana_103272_S1Hand.tif,Ghana_103272_LabelHand.tif\n")
-    assert main(["splits", "--csv-dir", str(source), "--out", str(tmp_path / "out")]) == 0
+    assert main(["splits", "--csv_dir", str(source), "--out", str(tmp_path / "out")]) == 0
     written = tmp_path / "out" / "flood_test_data.txt"
     assert capsys.readouterr().out.split() == [str(written)]
     assert read_split(written) == ["Ghana_103272"]
-    assert main(["splits", "--csv-dir", str(tmp_path), "--out", str(tmp_path / "no")]) == 2
+    assert main(["splits", "--csv_dir", str(tmp_path), "--out", str(tmp_path / "no")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("terramind: No Sen1Floods11 list in")
     assert error.count("\n") == 1

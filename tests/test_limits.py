@@ -74,7 +74,7 @@ def test_configurations_that_would_hang(text: str, tmp_path: Path, capsys: Any) 
         ["compare", "-c", path, "--out", tmp_path / "out"],
         ["zero-shot", "-c", path, "--target", "water", "--out", tmp_path / "out"],
         ["map", "-c", path, "--ckpt_path", raster, "--scene", raster, "--out", tmp_path / "out"],
-        ["merge", raster, "--config", path, "--out", tmp_path / "out.ckpt"],
+        ["merge", "--model", raster, "--config", path, "--out", tmp_path / "out.ckpt"],
         ["fit", "--config", path],
         ["fit", f"--config={path}"],
         ["predict", "--model", path],

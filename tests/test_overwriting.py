@@ -58,9 +58,13 @@ def test_merge_and_export(name: Callable[[Path], Path], tmp_path: Path, capsys: 
     checkpoint = tmp_path / "a.safetensors"
     torch.save({"state_dict": {"model.x": torch.ones(3)}}, checkpoint)
     before, other = checkpoint.read_bytes(), name(checkpoint)
-    for words in (["merge", checkpoint], ["merge", tmp_path / "no.ckpt", "--base", checkpoint], ["export", checkpoint]):
+    for words in (
+        ["merge", "--model", checkpoint],
+        ["merge", "--model", tmp_path / "no.ckpt", "--base", checkpoint],
+        ["export", "--model", checkpoint],
+    ):
         assert "is an input and would be overwritten" in refused(capsys, *words, "--out", other)
-    message = refused(capsys, "merge", tmp_path / "no.ckpt", "--config", checkpoint, "--out", other)
+    message = refused(capsys, "merge", "--model", tmp_path / "no.ckpt", "--config", checkpoint, "--out", other)
     assert "is an input and would be overwritten" in message
     assert checkpoint.read_bytes() == before
 
@@ -71,13 +75,13 @@ def test_tokenize(name: Callable[[Path], Path], scenes: SimulatedDataset, tmp_pa
     weights.write_bytes(b"weights")
     words = [
         "tokenize",
-        "--family",
+        "--model",
         "terramind_sim_nano",
         "--data",
         f"DEM={scenes.root / 'data' / 'DEMHand'}",
         "--replace",
     ]
-    message = refused(capsys, *words, "--ckpt_path", f"DEM={name(weights)}", "--out", tmp_path)
+    message = refused(capsys, *words, "--tokenizer_ckpt_path", f"DEM={name(weights)}", "--out", tmp_path)
     assert "is an input and would be overwritten" in message
     assert weights.read_bytes() == b"weights"
 

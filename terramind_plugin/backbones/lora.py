@@ -267,5 +267,5 @@ def refuse_adapters(module: Any, state_dict: dict[str, Any], prefix: str, *_: An
     if module.trained is None and f"{prefix}{BASE}" in state_dict:
         raise WeightsError(
             "The checkpoint holds adapters made with backbone_lora and not the backbone's weights. Set backbone_lora "
-            "as in the run that made it, or make a plain checkpoint of it: terramind merge CHECKPOINT --out FILE."
+            "as in the run that made it, or make a plain checkpoint of it: terramind merge --model FILE --out FILE."
         )

@@ -1,13 +1,11 @@
-"""The words of `terramind compare`, and the commands beside it; heavy imports wait until one of them runs."""
+"""The command `terramind compare`; heavy imports wait until it runs."""
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from terramind_plugin.evaluate import model_commands
-from terramind_plugin.evaluate.arms import ARMS, DEFAULT_ARMS
+from terramind_plugin.evaluate.arms import DEFAULT_ARMS
 from terramind_plugin.evaluate.budgets import read_budgets
 from terramind_plugin.files import write_figure, write_text
 
@@ -15,50 +13,43 @@ WIDTH = 110
 """Characters that the table needs."""
 
 
-def add_commands(commands: Any) -> None:
-    """Add all commands of this folder to the subparsers of `terramind`."""
-    _add_compare(commands)
-    model_commands.add_commands(commands)
+def run_compare(
+    *,
+    config: Path,
+    out: Path,
+    arms: list[str] | None = None,
+    labels: str = "all",
+    seeds: int = 3,
+    metric: str = "test/mIoU",
+    overrides: Sequence[str] = (),
+) -> None:
+    """Fine-tune in several ways under the same budget.
 
+    Prints and plots what each way gives and costs. --trainer.max_epochs=3 or --trainer.max_time=00:00:10:00 hold for
+    all runs. A run that was broken off goes on with the same command.
 
-def _add_compare(commands: Any) -> None:
-    text = "fine-tune in several ways under the same budget"
-    parser = commands.add_parser(
-        "compare",
-        help=text,
-        description=f"{text.capitalize()}; print and plot what each gives and costs. Options of terramind fit, such as "
-        "--trainer.max_epochs=3 or --trainer.max_time=00:00:10:00, hold for all runs.",
-        epilog="Arms: " + "; ".join(f"{name}: {meaning}" for name, meaning in ARMS.items()) + ".",
-    )
-    parser.add_argument("-c", "--config", type=Path, required=True, metavar="YAML", help="as for terramind fit")
-    parser.add_argument(
-        "--arms", default=",".join(DEFAULT_ARMS), metavar="NAMES", help="comma-separated (default: all but oracle)"
-    )
-    parser.add_argument(
-        "--labels",
-        default="all",
-        metavar="NUMBERS",
-        help="training samples with labels, e.g. 8,32,all; the same for all arms of a seed, with as many steps as all "
-        "samples take (default: %(default)s)",
-    )
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each arm (default: %(default)s)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
-    parser.add_argument(
-        "--metric", default="test/mIoU", metavar="NAME", help="of the test; more is better (default: %(default)s)"
-    )
-    parser.set_defaults(run=_compare, words=[])
+    Arms: plain, the whole backbone is fine-tuned; tim, it generates a modality first; tim-memo, with a cache of what it
+    generates; lora, adapters in a frozen backbone; frozen, only neck and decoder train; frozen-memo, with a cache of
+    the backbone's features; oracle, the true modality is given instead of generated.
 
-
-def _compare(options: argparse.Namespace) -> None:
+    Args:
+        config: Configuration, as for terramind fit.
+        out: Folder to write to.
+        arms: Ways of fine-tuning (default: all but oracle).
+        labels: Training samples with labels, e.g. 8,32,all; the same for all arms of a seed, each with as many steps.
+        seeds: Runs of each arm.
+        metric: Metric of the test; more is better.
+        overrides: Options of TerraTorch.
+    """
     from rich.console import Console
     from rich.table import Table
 
     from terramind_plugin.evaluate.compare import Comparison, Run, compare
     from terramind_plugin.evaluate.report import draw, markdown, summarise, table
 
-    arms = [name.strip() for name in options.arms.split(",") if name.strip()]
-    labels = read_budgets(options.labels)
-    total = len(arms) * options.seeds * len(labels)
+    names = list(DEFAULT_ARMS) if arms is None else arms
+    budgets = read_budgets(labels)
+    total = len(names) * seeds * len(budgets)
     started, console = 0, Console(width=max(Console().width, WIDTH))
 
     def announce(run: Run, known: bool) -> None:
@@ -67,16 +58,16 @@ def _compare(options: argparse.Namespace) -> None:
         note = " (done before)" if known else ""
         console.print(f"{started}/{total} {run}{note}", highlight=False)
 
-    plan = Comparison(options.config, arms, options.seeds, options.out, options.words, labels)
+    plan = Comparison(config, names, seeds, out, overrides, budgets)
     results = compare(plan, announce)
-    summaries = summarise(results, options.metric)
-    head, *rows = table(summaries, options.metric)
-    shown = Table(*head, title=f"{options.config.name}, {options.seeds} seeds")
+    summaries = summarise(results, metric)
+    head, *rows = table(summaries, metric)
+    shown = Table(*head, title=f"{config.name}, {seeds} {'seed' if seeds == 1 else 'seeds'}")
     for row in rows:
         shown.add_row(*row)
     console.print(shown)
-    write_text(options.out / "table.md", markdown([head, *rows]))
-    title = f"{options.config.name}: mean and standard deviation of {options.seeds} seeds"
-    write_figure(options.out / "figure.png", draw(summaries, options.metric, title))
+    write_text(out / "table.md", markdown([head, *rows]))
+    title = f"{config.name}: mean and standard deviation of {seeds} {'seed' if seeds == 1 else 'seeds'}"
+    write_figure(out / "figure.png", draw(summaries, metric, title))
     for name in ("table.md", "figure.png", "runs"):
-        print(options.out / name)
+        print(out / name)

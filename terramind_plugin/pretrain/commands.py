@@ -1,83 +1,81 @@
-"""The words of `terramind export` and `terramind tokenize`; heavy imports wait until one of them runs."""
+"""The commands that make files of weights and of token ids; heavy imports wait until one of them runs."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import Any
-
-from terramind_plugin.inference.commands import read_pairs
+from typing import Literal
 
 
-def add_commands(commands: Any) -> None:
-    """Add the commands to the subparsers of `terramind`."""
-    text = "write the weights of a pre-training checkpoint as .safetensors"
-    export = commands.add_parser("export", help=text, description=f"{text.capitalize()}, for ckpt_path.")
-    export.add_argument("checkpoint", type=Path, help="what fit wrote")
-    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write, .safetensors")
-    export.add_argument("--dtype", default="float32", metavar="TYPE", help="float32, bfloat16 or float16")
-    export.set_defaults(run=_export)
+def run_export(*, model: Path, out: Path, dtype: Literal["float32", "bfloat16", "float16"] = "float32") -> None:
+    """Write the weights of a pre-training checkpoint as .safetensors, for ckpt_path.
 
-    text = "make the token ids of chips once and store them, for masked modelling"
-    tokenize = commands.add_parser("tokenize", help=text, description=f"{text.capitalize()}.")
-    tokenize.add_argument(
-        "--family", default="terramind_v1", metavar="NAME", help="whose tokenizers (default: %(default)s)"
-    )
-    tokenize.add_argument(
-        "--data",
-        action="append",
-        default=[],
-        required=True,
-        metavar="NAME=DIR",
-        help="GeoTIFFs of a modality, e.g. S2L2A=data/S2L2A, or with an ending 'S2L2A=data/*_S2L2A.tif'; repeatable",
-    )
-    tokenize.add_argument(
-        "--ckpt_path",
-        action="append",
-        default=[],
-        metavar="NAME=FILE",
-        help="weights of a modality's tokenizer, by default the published ones; repeatable",
-    )
-    tokenize.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
-    tokenize.add_argument(
-        "--turns", type=int, default=8, metavar="N", help="8 for all symmetries of a square, or 1 (default: 8)"
-    )
-    tokenize.add_argument("--replace", action="store_true", help="make anew what is out of date")
-    tokenize.set_defaults(run=_tokenize)
-
-
-def _export(options: argparse.Namespace) -> None:
+    Args:
+        model: Checkpoint that fit wrote.
+        out: File to write, .safetensors.
+        dtype: Type of the weights.
+    """
     from terramind_plugin.pretrain.export import export_weights
 
-    size = export_weights(options.checkpoint, options.out, options.dtype)
-    print(f"{options.out} ({size / 1e6:.2f} MB)")
+    size = export_weights(model, out, dtype)
+    print(f"{out} ({size / 1e6:.2f} MB)")
 
 
-def _tokenize(options: argparse.Namespace) -> None:
+def run_merge(*, model: Path, out: Path, base: Path | None = None, config: Path | None = None) -> None:
+    """Make a plain checkpoint of one that holds LoRA adapters.
+
+    Args:
+        model: Checkpoint that fit wrote with backbone_lora.
+        out: File to write.
+        base: Weights that the adapters belong to, if they are elsewhere now.
+        config: Configuration of the run, if the checkpoint has no settings.
+    """
+    from terramind_plugin.backbones.merge import merge_checkpoint
+    from terramind_plugin.builders.backbones import build_by_name
+
+    count = merge_checkpoint(model, out, build=build_by_name, base=base, config=config)
+    print(f"{count} adapter{'' if count == 1 else 's'} merged into {out}")
+
+
+def run_tokenize(
+    *,
+    data: dict[str, Path],
+    out: Path,
+    model: str = "terramind_v1_base",
+    tokenizer_ckpt_path: dict[str, Path] | None = None,
+    turns: Literal[8, 1] = 8,
+    replace: bool = False,
+) -> None:
+    """Make the token ids of chips once and store them, for masked modelling.
+
+    Args:
+        data: GeoTIFFs of a modality, e.g. S2L2A=data/S2L2A, or with an ending 'S2L2A=data/*_S2L2A.tif'; repeatable.
+        out: Folder to write to.
+        model: Model whose tokenizers are used: a registry name, a path, or hub:ORG/NAME.
+        tokenizer_ckpt_path: Weights of a modality's tokenizer instead of the model's own; repeatable.
+        turns: Positions of a square in which each chip is encoded.
+        replace: Make anew what is out of date.
+    """
     from rich.progress import Progress
 
+    from terramind_plugin.model.lookup import look_up_model
     from terramind_plugin.model.modalities import resolve
     from terramind_plugin.pretrain.chips import make_folders
     from terramind_plugin.pretrain.tokenize import tokenize_folders
 
-    given = {name: Path(text) for name, text in read_pairs("--data", options.data, "DIR", "LULC=data/LULC").items()}
-    patterns = {name: path.name for name, path in given.items() if path.name.startswith("*")}
-    folders = make_folders({name: path.parent if name in patterns else path for name, path in given.items()}, patterns)
-    weights = {
-        resolve(name).name: Path(text)
-        for name, text in read_pairs("--ckpt_path", options.ckpt_path, example="LULC=last.ckpt").items()
-    }
+    variant, _ = look_up_model(model)
+    patterns = {name: path.name for name, path in data.items() if path.name.startswith("*")}
+    folders = make_folders({name: path.parent if name in patterns else path for name, path in data.items()}, patterns)
     with Progress() as progress:
         bars = {name: progress.add_task(name, total=None) for name in folders}
         written = tokenize_folders(
-            options.family,
+            variant.family,
             folders,
-            options.out,
-            ckpt_paths=weights,
-            turns=options.turns,
-            replace=options.replace,
+            out,
+            ckpt_paths={resolve(name).name: path for name, path in (tokenizer_ckpt_path or {}).items()},
+            turns=turns,
+            replace=replace,
             on_chip=lambda name, done, total: progress.update(bars[name], completed=done, total=total),
         )
     for name in folders:
-        path = options.out / f"{name}.safetensors"
+        path = out / f"{name}.safetensors"
         print(f"{path} ({path.stat().st_size / 1e6:.2f} MB{'' if path in written else ', up to date'})")

@@ -176,6 +176,6 @@ def open_tokens(store: str | Path, name: str, variant: Variant) -> TokenFile:
     if wanted is None or file.recipe.tokenizer != wanted.name:
         raise DataError(
             f"{file.path} was made with {file.recipe.tokenizer}, which is none of {variant.name}. "
-            f"Run terramind tokenize --family {variant.family} with another --out."
+            f"Run terramind tokenize --model {variant.name} with another --out."
         )
     return file

@@ -74,6 +74,20 @@ def is_remote(text: object) -> bool:
     return "://" in str(text) or str(text).startswith("/vsi")
 
 
+def remote_path(text: str | Path) -> RemotePath:
+    """Return the path of a raster that GDAL alone opens.
+
+    Args:
+        text: A URL, or one of GDAL's virtual paths.
+
+    Raises:
+        ValueError: It is a name of the file system.
+    """
+    if not is_remote(text):
+        raise ValueError(f"{text} is neither a URL nor one of GDAL's virtual paths")
+    return RemotePath(str(text))
+
+
 def raster_path(text: str | Path) -> Path:
     """Return the path of a raster that a user has named.
 

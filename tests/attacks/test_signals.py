@@ -124,7 +124,7 @@ def targets(
         Target("fit", ["fit", "--config", setting(small | memo)], 10, "checkpoints", changing=(".ckpt",)),
         Target(
             "tokenize",
-            ["tokenize", "--family", "terramind_sim_nano", "--out", "out",
+            ["tokenize", "--model", "terramind_sim_nano", "--out", "out",
              *(f"--data={name}={data / name}Hand" for name in ("S2L2A", "S1GRD", "DEM", "LULC", "NDVI"))],
             8,
         ),

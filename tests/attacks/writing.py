@@ -40,11 +40,11 @@ class Inputs:
         task = ["-c", self.config, "--ckpt_path", self.checkpoint]
         here = {
             "simulate": ["--chips", "3", "--size", "32", "--out", out],
-            "splits": ["--csv-dir", self.root / "lists", "--out", out],
+            "splits": ["--csv_dir", self.root / "lists", "--out", out],
             "figure": ["--data", data, "--predictions", self.root / "predictions", "--out", out / "figure.png"],
-            "merge": [self.root / "lora.ckpt", "--out", out / "merged.ckpt"],
-            "export": [self.root / "stage.ckpt", "--out", out / "weights.safetensors"],
-            "tokenize": ["--family", NANO, "--data", f"LULC={self.root / 'cover'}", "--ckpt_path",
+            "merge": ["--model", self.root / "lora.ckpt", "--out", out / "merged.ckpt"],
+            "export": ["--model", self.root / "stage.ckpt", "--out", out / "weights.safetensors"],
+            "tokenize": ["--model", NANO, "--data", f"LULC={self.root / 'cover'}", "--tokenizer_ckpt_path",
                          f"LULC={self.root / 'tokenizer.pt'}", "--out", out],
             "reconstruct": [chip, "--modality", "S2L2A", "--size", "nano", *RANDOM, "--steps", "1", "--out", out],
             "generate": [chip, "--modality", "S2L2A", "--size", "nano", *RANDOM, "--steps", "1", "--to", "LULC,coords",

@@ -171,7 +171,7 @@ def test_the_configuration_trains(worlds, tmp_path, modality, monkeypatch):
     assert any(name.startswith("reconstructions/") for name in images)
     ckpt = tmp_path / "nano" / "tokenizers" / modality / "last.ckpt"
     out = tmp_path / "weights.safetensors"
-    assert main(["export", str(ckpt), "--out", str(out), "--dtype", "float16"]) == 0
+    assert main(["export", "--model", str(ckpt), "--out", str(out), "--dtype", "float16"]) == 0
     small, full = (
         build_image_tokenizer(f"terramind_sim_nano_tokenizer_{modality}", ckpt_path=path) for path in (out, ckpt)
     )

@@ -50,8 +50,12 @@ def weights(tmp_path_factory):
 def tokenize(data, out, weights, names=("S2L2A", "LULC"), *, seed=0, words=()):
     given = [f"{name}={data / f'{name}Hand'}/*{ENDINGS[name]}" for name in names]
     files = [f"{name}={weights[name, seed]}" for name in names]
-    words = [*words, *(w for x in given for w in ("--data", x)), *(w for x in files for w in ("--ckpt_path", x))]
-    return main(["tokenize", "--family", NANO, "--out", str(out), *words])
+    words = [
+        *words,
+        *(w for x in given for w in ("--data", x)),
+        *(w for x in files for w in ("--tokenizer_ckpt_path", x)),
+    ]
+    return main(["tokenize", "--model", NANO, "--out", str(out), *words])
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +202,7 @@ def test_mistakes_are_named(module, store, tmp_path, worlds):
 
 @pytest.mark.parametrize(("name", "message"), [("RGB", "RGB has no tokenizer"), ("coords", "coords is no raster")])
 def test_what_has_no_tokens(worlds, tmp_path, name, message, capsys):
-    assert main(["tokenize", "--family", NANO, "--data", f"{name}={worlds}", "--out", str(tmp_path)]) == 2
+    assert main(["tokenize", "--model", NANO, "--data", f"{name}={worlds}", "--out", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
 
 

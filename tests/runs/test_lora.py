@@ -119,7 +119,7 @@ def test_merged(
     from terramind_plugin.cli import main
 
     merged = tmp_path / "merged.ckpt"
-    assert main(["merge", str(adapted.checkpoint), "--out", str(merged)]) == 0
+    assert main(["merge", "--model", str(adapted.checkpoint), "--out", str(merged)]) == 0
     assert "24 adapters merged" in capfd.readouterr().out
     assert [path.name for path in tmp_path.glob("*.part")] == []
     want = _metrics(runner.terratorch("test", changes, "--ckpt_path", adapted.checkpoint))
@@ -136,11 +136,11 @@ def test_merged(
     assert _metrics(cli) == pytest.approx(want, abs=1e-4, nan_ok=True)
     again = build_backbone("terramind_v1_tiny", ["S2L1C", "S1GRD"], ckpt_path=merged)
     assert torch.equal(again.encoder[0].attn.qkv.weight, plain.model.model.encoder.encoder[0].attn.qkv.weight)
-    assert main(["merge", str(merged), "--out", str(tmp_path / "no.ckpt")]) == 2
+    assert main(["merge", "--model", str(merged), "--out", str(tmp_path / "no.ckpt")]) == 2
     assert "nothing to merge" in capfd.readouterr().err
     assert not (tmp_path / "no.ckpt").exists()
     moved = ["--out", str(tmp_path / "moved.ckpt"), "--base", str(base)]
-    assert main(["merge", str(adapted.checkpoint), *moved]) == 0
+    assert main(["merge", "--model", str(adapted.checkpoint), *moved]) == 0
     for name, value in _state(tmp_path / "moved.ckpt").items():
         assert torch.equal(value, _state(merged)[name])
 
@@ -188,7 +188,7 @@ def test_thinking(
     assert sum(p.numel() for p in fitted.cli.model.model.encoder.parameters() if p.requires_grad) == ADAPTERS
     assert not any("sampler" in name for name in _state(fitted.checkpoint))
     want = _metrics(runner.terratorch("test", changes, "--ckpt_path", fitted.checkpoint))
-    assert main(["merge", str(fitted.checkpoint), "--out", str(tmp_path / "merged.ckpt")]) == 0
+    assert main(["merge", "--model", str(fitted.checkpoint), "--out", str(tmp_path / "merged.ckpt")]) == 0
     got = _metrics(runner.terratorch("test", plain, "--ckpt_path", tmp_path / "merged.ckpt"))
     assert got == pytest.approx(want, abs=1e-4, nan_ok=True)
 
@@ -222,7 +222,7 @@ def test_merging_with_the_configuration(
 
     bare = tmp_path / "bare.ckpt"
     torch.save({"state_dict": _state(adapted.checkpoint)}, bare)
-    words = ["merge", str(bare), "--out", str(tmp_path / "merged.ckpt")]
+    words = ["merge", "--model", str(bare), "--out", str(tmp_path / "merged.ckpt")]
     assert main(words) == 2
     assert main([*words, "--config", str(runner.write({"model_args.backbone": "terramind_v1_tiny"}))]) == 2
     assert main([*words, "--config", str(tmp_path / "none.yaml")]) == 2

@@ -1,0 +1,18 @@
+"""The command of split lists; heavy imports wait until it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def run_splits(*, csv_dir: Path, out: Path) -> None:
+    """Turn the official Sen1Floods11 CSV lists into .txt split files.
+
+    Args:
+        csv_dir: Folder v1.1/splits/flood_handlabeled.
+        out: Folder to write to.
+    """
+    from terramind_plugin.samples.splits import convert_sen1floods11_lists
+
+    for path in convert_sen1floods11_lists(csv_dir, out):
+        print(path)
