@@ -16,7 +16,7 @@ help:
 	@echo "make bench     compare speed and memory with TerraTorch's own TerraMind"
 	@echo "make nano      train terramind_sim_nano from nothing (over an hour on two cores)"
 	@echo "make results   measure what terramind_sim_nano has learned; writes RESULTS.md"
-	@echo "make lint      ruff and mypy"
+	@echo "make lint      ruff, mypy, and the wheel built and imported"
 
 setup: $(STAMP)
 
@@ -103,6 +103,7 @@ lint: $(STAMP)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@.ci/wheel $(BIN)/python
 
 clean:
 	rm -rf $(OUT) nano output lightning_logs .pytest_cache .mypy_cache .ruff_cache

@@ -1,40 +1,15 @@
 """Imports point one way."""
 
-import ast
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-import terramind_plugin
+from tests.house import MODULES, PACKAGE, ROOMS, imported, name_of, room_of
 
-ROOT = Path(terramind_plugin.__file__).parent
-PACKAGE = ROOT.name
-
-LAYERS = (
-    ("_version", "errors"),
-    ("memory", "system"),
-    ("files", "parallel"),
-    ("model",),
-    ("plotting", "raster"),
-    ("samples", "simulation"),
-    ("tokenizers",),
-    ("generation",),
-    ("cache",),
-    ("backbones",),
-    ("builders",),
-    ("data",),
-    ("integration",),
-    ("inference",),
-    ("check",),
-    ("pretrain",),
-    ("evaluate",),
-    ("cli",),
-)
-"""A part may import those of earlier lines."""
-RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
+RANK = {room: rank for rank, room in enumerate(["_version", *ROOMS])}
+"""Order of CONTRIBUTING's map: a room may import those before it."""
 KNOWS_TERRATORCH = {
     "check",
     "data",
@@ -46,45 +21,22 @@ KNOWS_TERRATORCH = {
 """Rooms, and a file of a room, that may import TerraTorch."""
 
 
-def part_of(path):
-    relative = path.relative_to(ROOT)
-    return relative.parts[0].removesuffix(".py")
-
-
-def imported(path):
-    """Return the full names of all modules that a file imports, wherever in the file."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports are absolute"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
-
-
-FILES = [path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"]
-by_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+by_file = pytest.mark.parametrize("path", MODULES, ids=name_of)
 
 
 @by_file
-def test_every_part_has_its_place(path):
-    assert part_of(path) in RANK, f"add '{part_of(path)}' to LAYERS"
-
-
-@by_file
-def test_imports_point_down(path):
-    part = part_of(path)
+def test_imports_point_one_way(path):
+    room = room_of(path)
     for name in imported(path):
         first, _, rest = name.partition(".")
         target = rest.split(".")[0]
-        if first == PACKAGE and target in RANK and target != part:
-            assert RANK[target] < RANK[part], f"{part} imports {target}"
+        if first == PACKAGE.name and target in RANK and target != room:
+            assert RANK[target] < RANK[room], f"{room} imports {target}; CONTRIBUTING's map has the order"
 
 
 @by_file
 def test_who_knows_terratorch(path):
-    if not {part_of(path), path.relative_to(ROOT).as_posix()} & KNOWS_TERRATORCH:
+    if not {room_of(path), name_of(path)} & KNOWS_TERRATORCH:
         assert not {name for name in imported(path) if name.split(".")[0] == "terratorch"}
 
 
@@ -108,7 +60,7 @@ FORBIDDEN = {
 @by_file
 def test_forbidden_libraries(path):
     libraries = {name.split(".")[0] for name in imported(path)}
-    assert not libraries & FORBIDDEN.get(part_of(path), set())
+    assert not libraries & FORBIDDEN.get(room_of(path), set())
 
 
 ABSENT = {

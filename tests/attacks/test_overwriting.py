@@ -14,6 +14,7 @@ from terramind_plugin.cli import main
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.files import check_picture, write_figure
 from terramind_plugin.simulation.dataset import SimulatedDataset, simulate
+from tests.commands import refused
 from tests.inference.conftest import write_modality
 from tests.runs.running import Runner, segmentation_config
 
@@ -23,15 +24,6 @@ NANO = ("--modality", "S2L2A", "--model", "terramind_sim_nano", "--pretrained", 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> SimulatedDataset:
     return simulate(tmp_path_factory.mktemp("scenes"), size=64, chips=3)
-
-
-def refused(capsys: Any, *words: Any) -> str:
-    """Return the message of a command that is refused."""
-    capsys.readouterr()
-    assert main([str(word) for word in words]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("terramind: ")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 def itself(path: Path) -> Path:

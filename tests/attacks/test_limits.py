@@ -12,6 +12,7 @@ from terramind_plugin.cli import main
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.files import MOST_ENTRIES, read_yaml
 from terramind_plugin.simulation.dataset import simulate
+from tests.commands import refused
 from tests.inference.conftest import write_modality
 from tests.runs.running import Runner, segmentation_config
 
@@ -20,15 +21,6 @@ LEVELS = 40
 BOMB = "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, LEVELS))])
 CYCLE = "a: &a [*a]"
 DEEP = "a: " + "[" * 5000 + "]" * 5000
-
-
-def refused(capsys: Any, *words: Any) -> str:
-    """Return the message of a command that is refused."""
-    capsys.readouterr()
-    assert main([str(word) for word in words]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("terramind: ")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 @pytest.fixture(scope="module")
