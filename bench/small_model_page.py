@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from bench.small_model import FEATURES, STEPS, TASKS, LandCover, Located, Results
@@ -17,7 +16,7 @@ from terramind_plugin.evaluate.scores import Score
 from terramind_plugin.evaluate.zero_shot import LAND_COVER
 from terramind_plugin.evaluate.zero_shot_report import plain
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.plotting import class_picture, modality_picture
+from terramind_plugin.plotting import class_picture, draw_panels, modality_picture
 
 PAGE, FOLDER = "RESULTS.md", "results"
 NUMBERS = "results.json"
@@ -47,39 +46,24 @@ def draw_land_cover(results: Results, title: str) -> Figure:
     order = np.argsort(world.water.mean(axis=(1, 2)), kind="stable")
     chosen = order[np.linspace(len(order) - 1, 0, min(CHIPS, len(order))).round().astype(int)]
     colors = MODALITIES[LAND_COVER].class_colors
-    names = ["S2L2A", "S1GRD", f"{LAND_COVER} (true)", *(f"from {' + '.join(one.inputs)}" for one in made)]
-    figure = Figure(figsize=(2.1 * len(names), 2.25 * len(chosen) + 1.0), layout="constrained")
-    figure.suptitle(title, fontsize=10)
-    axes = figure.subplots(len(chosen), len(names), squeeze=False)
     true = world.stack(LAND_COVER)[:, 0]
-    for name, axis in zip(names, axes[0], strict=True):
-        axis.set_title(name, fontsize=9)
-    for line, number in zip(axes, chosen, strict=True):
-        panels = [_picture(results, name, int(number)) for name in names[:2]]
-        panels += [class_picture(ids[number], colors) for ids in (true, *(one.maps for one in made))]
-        for axis, panel in zip(line, panels, strict=True):
-            axis.imshow(panel, interpolation="nearest")
-            axis.set_axis_off()
-        line[0].text(0, -0.02, world.names[number], transform=line[0].transAxes, va="top", fontsize=7)
-    _add_legend(figure)
-    return figure
+    rows = []
+    for number in map(int, chosen):
+        pictures = {name: _picture(results, name, number) for name in ("S2L2A", "S1GRD")}
+        pictures[f"{LAND_COVER} (true)"] = class_picture(true[number], colors)
+        pictures |= {f"from {' + '.join(one.inputs)}": class_picture(one.maps[number], colors) for one in made}
+        rows.append((world.names[number], pictures))
+    return draw_panels(rows, _legend(), title, side=2.1)
 
 
 def draw_reconstructions(results: Results, title: str) -> Figure:
     """Return a figure of the first chip's modalities, and of what their tokenizers make of them."""
     made = results.tokenizers
-    figure = Figure(figsize=(2.3 * len(made), 5.6), layout="constrained")
-    figure.suptitle(f"{results.world.names[0]}: {title}", fontsize=10)
-    axes = figure.subplots(2, len(made), squeeze=False)
-    for column, one in enumerate(made):
-        axes[0, column].imshow(_picture(results, one.modality, 0), interpolation="nearest")
-        axes[1, column].imshow(modality_picture(one.example, one.modality), interpolation="nearest")
-        axes[0, column].set_title(one.modality, fontsize=9)
-        axes[1, column].set_title("encoded and decoded", fontsize=9)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    _add_legend(figure)
-    return figure
+    rows = [
+        ("simulated", {one.modality: _picture(results, one.modality, 0) for one in made}),
+        ("encoded and decoded", {one.modality: modality_picture(one.example, one.modality) for one in made}),
+    ]
+    return draw_panels(rows, _legend(), f"{results.world.names[0]}: {title}", side=2.3)
 
 
 def _picture(results: Results, modality: str, number: int) -> NDArray:
@@ -88,11 +72,9 @@ def _picture(results: Results, modality: str, number: int) -> NDArray:
     return modality_picture(np.where(chip.valid, chip.values, missing), modality)
 
 
-def _add_legend(figure: Figure) -> None:
+def _legend() -> list[tuple[str, str]]:
     entry = MODALITIES[LAND_COVER]
-    pairs = list(zip(entry.class_colors, entry.class_names, strict=True))[1:]
-    handles = [Patch(facecolor=color, label=name) for color, name in pairs]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
+    return list(zip(entry.class_names, entry.class_colors, strict=True))[1:]
 
 
 def record(results: Results, described: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -16,14 +18,10 @@ from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.plotting import (
     LABEL_COLORS,
     MIDDLE,
-    NO_VALUE,
     class_picture,
     modality_picture,
-    plot_boxes,
     plot_modality,
-    plot_sample,
     plot_samples,
-    plot_values,
     stretch,
 )
 
@@ -98,6 +96,10 @@ def test_classes_keep_their_colours() -> None:
     assert picture[1].max() == 0
 
 
+def _plot(images: dict, label: Any = None, prediction: Any = None, names: Any = None, title: str = "") -> Figure:
+    return plot_samples([(title, images, label, prediction)], names)
+
+
 def _row(name: str, modalities: tuple[str, ...], *, label: bool = True, prediction: bool = True) -> tuple:
     ids = np.zeros((20, 24), np.int16)
     ids[0] = -1
@@ -117,19 +119,19 @@ def test_titles_once_and_columns_by_name() -> None:
 
 
 def test_the_legend_names_the_classes() -> None:
-    figure = plot_sample(*_row("a", ("S2L1C",))[1:], ["Land", "Water"])
+    figure = _plot(*_row("a", ("S2L1C",))[1:], ["Land", "Water"])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Land", "Water", "no data"]
-    assert not plot_sample({"S2L1C": _values("S2L1C")}).legends
+    assert not _plot({"S2L1C": _values("S2L1C")}).legends
 
 
 @pytest.mark.parametrize("label", [np.full((20, 24), -1), np.full((20, 24), 255), np.full((20, 24), np.nan), None])
 def test_labels_without_any_class(label: np.ndarray | None) -> None:
-    plot_sample({"S2L1C": _values("S2L1C")}, label, np.ones((20, 24), np.uint8)).canvas.draw()
+    _plot({"S2L1C": _values("S2L1C")}, label, np.ones((20, 24), np.uint8)).canvas.draw()
 
 
 def test_without_names_classes_are_counted() -> None:
     label = np.array([[0, 3], [255, -1]])
-    figure = plot_sample({"S2L1C": _values("S2L1C", (2, 2))}, label)
+    figure = _plot({"S2L1C": _values("S2L1C", (2, 2))}, label)
     assert len(figure.legends[0].get_texts()) == 5
 
 
@@ -143,69 +145,19 @@ def test_a_modality_by_name_and_data_in_either_order() -> None:
         plot_modality(_values("DEM"), _values("DEM"))
 
 
-def _panels(figure: Figure) -> dict[str, np.ndarray]:
-    return {axis.get_title(): axis.images[0].get_array() for axis in figure.axes if axis.images}
-
-
-def test_label_and_prediction_of_a_regression_share_a_scale() -> None:
-    label = np.linspace(0, 100, 480, dtype=np.float32).reshape(20, 24)
-    label[0] = np.nan
-    figure = plot_values({"S2L1C": _values("S2L1C")}, label, torch.from_numpy(label + 1000), "a", "t/ha")
-    figure.canvas.draw()
-    panels = _panels(figure)
-    assert list(panels) == ["S2L1C", "label", "prediction"]
-    assert np.allclose(panels["label"][0], to_rgb(NO_VALUE))
-    assert np.allclose(panels["prediction"][1:], panels["label"][-1, -1])  # all of it beyond the label's range
-    (bar,) = [axis for axis in figure.axes if not axis.images]
-    assert bar.get_ylabel() == "t/ha"
-    low, high = bar.get_ylim()
-    assert 4 < low < 10
-    assert 95 < high < 100
-
-
-def test_each_variable_has_a_scale() -> None:
-    label = np.random.default_rng(0).uniform(size=(2, 20, 24)).astype(np.float32) * np.array([[[1]], [[1000]]])
-    figure = plot_values({"S2L1C": _values("S2L1C")}, label, torch.from_numpy(label).bfloat16())
-    figure.canvas.draw()
-    assert list(_panels(figure)) == ["S2L1C", "label 1", "prediction 1", "label 2", "prediction 2"]
-    tops = [axis.get_ylim()[1] for axis in figure.axes if not axis.images]
-    assert tops[0] < 1 < 900 < tops[1]
-
-
-@settings(max_examples=20, deadline=None)
-@given(
-    arrays.arrays(np.float32, (2, 4, 5), elements=st.floats(width=32, allow_nan=True, allow_infinity=True)),
-    st.sampled_from([slice(None), slice(1), slice(0)]),
-)
-def test_any_values_of_a_regression_can_be_drawn(values: np.ndarray, empty: slice) -> None:
-    label, prediction = values
-    label[empty] = np.nan
-    with np.errstate(all="ignore"):
-        panels = _panels(plot_values({"DEM": prediction[None]}, label, prediction))
-    assert all(np.isfinite(picture).all() for picture in panels.values())
+def _panels(figure: Figure) -> list[str]:
+    return [axis.get_title() for axis in figure.axes if axis.images]
 
 
 def test_of_many_dates_the_first_and_the_last_are_drawn() -> None:
     images = torch.from_numpy(np.stack([_values("S2L1C")] * 12, axis=1))
-    assert list(_panels(plot_sample({"S2L1C": images}))) == ["S2L1C, date 1", "S2L1C, date 12"]
-    assert list(_panels(plot_sample({"S2L1C": images[:, :1]}))) == ["S2L1C, date 1"]
-
-
-def test_boxes_lie_around_their_pixels() -> None:
-    label = (torch.tensor([[2.0, 4.0, 10.0, 12.0]]), torch.tensor([1]))
-    none = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
-    figure = plot_boxes({"S2L1C": _values("S2L1C")}, label, none, ["background", "pond"], "a")
-    _, truth, prediction = figure.axes
-    (box,) = truth.patches
-    assert box.get_bbox().extents.tolist() == [1.5, 3.5, 9.5, 11.5]
-    assert not prediction.patches
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["pond"]
-    assert not plot_boxes({"S2L1C": _values("S2L1C")}, none, none).legends
+    assert _panels(_plot({"S2L1C": images})) == ["S2L1C, date 1", "S2L1C, date 12"]
+    assert _panels(_plot({"S2L1C": images[:, :1]})) == ["S2L1C, date 1"]
 
 
 def test_long_titles_are_broken() -> None:
     names = ", ".join(f"class number {number}" for number in range(40))
-    figure = plot_sample({"S2L1C": _values("S2L1C")}, title=f"chip\nlabel: {names}")
+    figure = _plot({"S2L1C": _values("S2L1C")}, title=f"chip\nlabel: {names}")
     lines = figure.axes[0].texts[0].get_text().splitlines()
     assert lines[0] == "chip"
     assert max(map(len, lines)) <= 50
@@ -213,4 +165,4 @@ def test_long_titles_are_broken() -> None:
 
 def test_names_are_no_formulas() -> None:
     label = np.zeros((20, 24), np.int16)
-    plot_sample({"S2L1C": _values("S2L1C")}, label, None, [r"$\frac$", "b"], r"$\frac$").canvas.draw()
+    _plot({"S2L1C": _values("S2L1C")}, label, None, [r"$\frac$", "b"], r"$\frac$").canvas.draw()

@@ -15,7 +15,7 @@ from rasterio.transform import Affine
 from terramind_plugin.evaluate.locate import ANYWHERE, NEAR, Belief, Chip, Errors
 from terramind_plugin.evaluate.scores import great_circle
 from terramind_plugin.files import write_rows
-from terramind_plugin.plotting import LABEL_COLORS, plot_modality
+from terramind_plugin.plotting import LABEL_COLORS, frame_globe, plot_modality
 from terramind_plugin.raster.writer import write_geotiff
 
 SHADES = 1e3
@@ -155,7 +155,7 @@ def draw_chip(chip: Chip, modality: str, belief: Belief, count: int, title: str)
     right.scatter(*belief.middle(), marker="s", s=40, color=LABEL_COLORS[2], label="least expected distance")
     if chip.place is not None:
         right.scatter(*chip.place, marker="X", s=90, color="#00b4d8", edgecolors="#000000", label="true place")
-    _frame(right)
+    frame_globe(right)
     figure.legend(loc="outside lower right", ncols=3, fontsize=8, frameon=False)
     return figure
 
@@ -184,7 +184,7 @@ def draw_errors(true: NDArray, named: NDArray, errors: Sequence[Errors], title: 
             )
     left.scatter(*true.T, s=12, color=LABEL_COLORS[3], label="true place", zorder=2)
     left.scatter(*named.T, s=12, color=LABEL_COLORS[2], label="least expected distance", zorder=2)
-    _frame(left)
+    frame_globe(left)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=8, frameon=False)
     for number, one in enumerate(errors):
         order = np.sort(one.distances)
@@ -198,10 +198,3 @@ def draw_errors(true: NDArray, named: NDArray, errors: Sequence[Errors], title: 
     right.grid(alpha=0.3)
     right.legend(fontsize=8, frameon=False, loc="lower right")
     return figure
-
-
-def _frame(axis: Any) -> None:
-    axis.set(xlim=(-180, 180), ylim=(-90, 90), xticks=range(-180, 181, 60), yticks=range(-90, 91, 30), aspect="equal")
-    axis.set(xlabel="longitude", ylabel="latitude")
-    axis.tick_params(labelsize=7)
-    axis.grid(color="#000000", alpha=0.12, linewidth=0.6)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from terramind_plugin.evaluate.scores import Score, intersection_over_union
@@ -16,7 +15,7 @@ from terramind_plugin.evaluate.testset import LabelledChip, LabelledSet
 from terramind_plugin.evaluate.zero_shot import LAND_COVER, NO_DATA, TARGET, Row, Target, read_map
 from terramind_plugin.inference.job import Job
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.plotting import NO_LABEL, class_picture, modality_picture
+from terramind_plugin.plotting import NO_LABEL, class_picture, draw_panels, modality_picture
 from terramind_plugin.raster.reader import Source
 
 PAPER = (
@@ -94,31 +93,25 @@ def draw(test: LabelledSet, target: Target, row: Row, pairs: Sequence[tuple[Labe
         pairs: Its chips and their maps.
         title: Above all.
     """
-    chosen = choose_chips(row)
-    names = [*row.inputs, f"{LAND_COVER} (model)", f"{target.name} (model)", "label"]
-    figure = Figure(figsize=(2.9 * len(names), 3.0 * len(chosen) + 1.5), layout="constrained")
-    figure.suptitle(title, fontsize=10)
-    axes = figure.subplots(len(chosen), len(names), squeeze=False)
+    cover = MODALITIES[LAND_COVER]
+    panels = []
     seen: set[int] = set()
-    for name, axis in zip(names, axes[0], strict=True):
-        axis.set_title(name, fontsize=10)
-    for line, number in zip(axes, chosen, strict=True):
+    for number in choose_chips(row):
         chip, job = pairs[number]
-        cover = read_map(job, LAND_COVER)
-        seen |= set(np.unique(cover).tolist())
+        land = read_map(job, LAND_COVER)
+        seen |= set(np.unique(land).tolist())
         ids, known = test.labels.read(chip.label)
         wanted, found = np.isin(ids, target.positive), read_map(job, TARGET)
-        panels = [_picture(test, chip, name, job) for name in row.inputs]
-        panels.append(class_picture(cover, MODALITIES[LAND_COVER].class_colors))
-        panels += [_agreement(found == 1, wanted, known & (found != NO_DATA)), _agreement(wanted, wanted, known)]
-        for axis, panel in zip(line, panels, strict=True):
-            axis.imshow(panel, interpolation="nearest")
-            axis.set_axis_off()
+        pictures = {name: _picture(test, chip, name, job) for name in row.inputs}
+        pictures[f"{LAND_COVER} (model)"] = class_picture(land, cover.class_colors)
+        pictures[f"{target.name} (model)"] = _agreement(found == 1, wanted, known & (found != NO_DATA))
+        pictures["label"] = _agreement(wanted, wanted, known)
         iou = float(intersection_over_union(row.overlaps[number]))
-        text = f"{chip.name}: IoU {iou:.2f}" if np.isfinite(iou) else f"{chip.name}: nothing to find"
-        line[0].text(0, -0.02, text, transform=line[0].transAxes, va="top", fontsize=8)
-    _add_legends(figure, seen)
-    return figure
+        said = f"IoU {iou:.2f}" if np.isfinite(iou) else "nothing to find"
+        panels.append((f"{chip.name}: {said}", pictures))
+    legend = [(f"map: {name}", color) for name, color in AGREEMENT.items()] + [("no label or no data", NO_LABEL)]
+    legend += [(f"{LAND_COVER}: {cover.class_names[n]}", cover.class_colors[n]) for n in sorted(seen - {0})]
+    return draw_panels(panels, legend, title, side=2.9)
 
 
 def choose_chips(row: Row) -> list[int]:
@@ -142,16 +135,3 @@ def _picture(test: LabelledSet, chip: LabelledChip, name: str, job: Job) -> NDAr
 def _agreement(found: NDArray[np.bool_], wanted: NDArray[np.bool_], known: NDArray[np.bool_]) -> NDArray:
     ids = np.select([found & wanted, found & ~wanted, ~found & wanted], [1, 2, 3], 0)
     return class_picture(np.where(known, ids, -1), list(AGREEMENT.values()))
-
-
-def _add_legends(figure: Figure, seen: set[int]) -> None:
-    cover = MODALITIES[LAND_COVER]
-    names, colors = list(AGREEMENT), list(AGREEMENT.values())
-    handles = [Patch(facecolor=color, label=f"map: {name}") for name, color in zip(names, colors, strict=True)]
-    handles.append(Patch(facecolor=NO_LABEL, label="no label or no data"))
-    handles += [
-        Patch(facecolor=cover.class_colors[number], label=f"{LAND_COVER}: {cover.class_names[number]}")
-        for number in sorted(seen)
-        if number > 0
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=-(-len(handles) // 5), fontsize=8, frameon=False)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from terramind_plugin.model.modalities import Modality
-from terramind_plugin.plotting import plot_modality
+from terramind_plugin.plotting import draw_values, make_axes, plot_modality
 
 MOST_ROWS = 4
 """Samples that are drawn."""
@@ -39,11 +39,8 @@ def draw_results(inputs: Sequence[tuple[Modality, NDArray]], outputs: Sequence[O
     shown = min(MOST_ROWS, max(len(output.samples) for output in outputs))
     spread = any(output.spread is not None for output in outputs)
     columns = len(inputs) + len(outputs)
-    figure = Figure(figsize=(3.4 * columns + 0.6, 3.6 * (shown + spread) + 0.6), layout="constrained")
-    figure.suptitle(title, fontsize=9)
-    axes = figure.subplots(shown + spread, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
+    rows = shown + spread
+    figure, axes = make_axes(rows, columns, (3.4 * columns + 0.6, 3.6 * rows + 0.6), title)
     for axis, (modality, values) in zip(axes[0], inputs, strict=False):
         plot_modality(modality.name, values, axis).set_title(f"{modality.name} (input)", fontsize=10)
     for column, output in enumerate(outputs, start=len(inputs)):
@@ -60,12 +57,8 @@ def _draw_spread(axis: Any, output: Output) -> None:
     modality, spread = output.modality, output.spread
     assert spread is not None  # seen by the caller
     classes = modality.kind == "classes"
-    image = axis.imshow(
-        np.asarray(spread).mean(axis=0), cmap="viridis", interpolation="nearest", vmin=0, vmax=1 if classes else None
-    )
     bands = " of the bands, mean" if len(spread) > 1 else ""
     label = "share of samples that disagree" if classes else f"standard deviation{bands} ({modality.units})"
-    bar = axis.figure.colorbar(image, ax=axis, shrink=0.8)
-    bar.set_label(label, fontsize=7)
-    bar.ax.tick_params(labelsize=7)
+    mean = np.asarray(spread).mean(axis=0)
+    draw_values(axis, mean, label, (0.0, 1.0 if classes else float(np.nanmax(mean, initial=1e-6))))
     axis.set_title(f"{modality.name} (spread of {len(output.samples)} samples)", fontsize=10)

@@ -8,16 +8,13 @@ from typing import Any
 
 import numpy as np
 import rasterio
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from terramind_plugin.model.modalities import find
-from terramind_plugin.plotting import class_picture, modality_picture, plot_modality
+from terramind_plugin.plotting import bands_shown, draw_classes, draw_values, make_axes, modality_picture, plot_modality
 from terramind_plugin.raster.georeference import Grid
-from terramind_plugin.raster.reader import Expected, Source
+from terramind_plugin.raster.reader import Source
 from terramind_plugin.raster.writer import Layer
 
 LONGER_SIDE = 900
@@ -44,15 +41,12 @@ def draw_scene(
     rows = -(-count // columns)
     side = 4.2
     height = side * min(2.0, max(0.5, grid.height / grid.width))
-    figure = Figure(figsize=(side * columns, (height + 0.7) * rows + 0.5), layout="constrained")
-    figure.suptitle(_title(first.path, tags), fontsize=9)
-    figure.subplots(rows, columns)
-    for axis in figure.axes:
-        axis.set_axis_off()
-    axes = iter(figure.axes)
+    title = _title(first.path, tags)
+    figure, grid_of_axes = make_axes(rows, columns, (side * columns, (height + 0.7) * rows + 0.5), title)
+    axes = iter(grid_of_axes.flat)
     for name, source in sources.items():
         expected = source.expected
-        shown = bands_shown(expected)
+        shown = bands_shown(expected.name, expected.bands, len(expected.bands))
         values, valid = source.preview(size, shown)
         axis = next(axes)
         values = np.where(valid, values, 0 if expected.classes else np.nan)
@@ -75,15 +69,6 @@ def _title(first: Path, tags: Mapping[str, str]) -> str:
     return f"{first.name}: {tags['model']}\nweights: {tags['weights']}, {tags['date']}"
 
 
-def bands_shown(expected: Expected) -> list[int]:
-    """Return the positions of the bands that a picture needs."""
-    entry, count = find(expected.name), len(expected.bands)
-    if entry is None or entry.name in ("S1GRD", "S1RTC"):
-        return list(range(min(3, count)))
-    found = [entry.find_band(band) for band in expected.bands]
-    return [found.index(band) for band in entry.rgb] if set(entry.rgb) <= set(found) else [0]
-
-
 def _draw_modality(axis: Any, values: NDArray, name: str, bands: Sequence[str]) -> None:
     entry = find(name)
     if entry is not None and tuple(bands) == entry.band_names:
@@ -98,29 +83,13 @@ def _draw_layer(axis: Any, values: NDArray, layer: Layer) -> None:
     elif layer.colormap is not None:
         ids = values[0].astype(int)
         colors = ["#{:02x}{:02x}{:02x}".format(*color[:3]) for color in layer.colormap.values()]
-        axis.imshow(class_picture(ids, colors), interpolation="nearest")
         names = layer.class_names or tuple(map(str, layer.colormap))
-        there = [number for number in range(len(names)) if (ids == number).any()]
-        handles = [Patch(facecolor=colors[number], edgecolor="#888888", label=names[number]) for number in there]
-        if (ids == layer.nodata).any():
-            handles.append(Patch(facecolor="#000000", label="no data"))
-        axis.legend(
-            handles=handles,
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.01),
-            ncols=min(3, max(1, len(handles))),
-            fontsize=8,
-            frameon=False,
-        )
+        draw_classes(axis, ids, names, colors, None if layer.nodata is None else int(layer.nodata))
     else:
         shown = values[-1]
         known = shown[np.isfinite(shown)]
         shares = layer.units == "1" and known.size and 0 <= known.min() <= known.max() <= 1
-        low, high = (0.0, 1.0) if shares else (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
-        image = np.ma.masked_invalid(shown)
-        axis.imshow(image, cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
-        bar = axis.figure.colorbar(ScalarMappable(Normalize(low, high), "viridis"), ax=axis, shrink=0.8)
-        bar.set_label(layer.units if layer.units != "1" else layer.descriptions[-1], fontsize=8)
-        bar.ax.tick_params(labelsize=7)
+        label = layer.units if layer.units != "1" else layer.descriptions[-1]
+        draw_values(axis, shown, label, (0.0, 1.0) if shares else None)
     of = f": {layer.descriptions[-1]}" if len(values) > 1 and layer.modality is None else ""
     axis.set_title(f"{layer.ending}{of} (model)", fontsize=10)

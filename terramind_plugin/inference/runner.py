@@ -26,9 +26,10 @@ from torch.utils.data import DataLoader
 
 from terramind_plugin.errors import DataError
 from terramind_plugin.inference.job import Job, Options
-from terramind_plugin.inference.preview import bands_shown, size_shown
+from terramind_plugin.inference.preview import size_shown
 from terramind_plugin.inference.resume import Partial
 from terramind_plugin.inference.stream import Streamer
+from terramind_plugin.plotting import bands_shown
 from terramind_plugin.raster.missing import describe_undeclared
 from terramind_plugin.raster.reader import Source
 from terramind_plugin.raster.rows import BLOCKS
@@ -126,7 +127,9 @@ class SceneRun(LightningModule):
         partial, record = self._partials[number]
         with job.open() as sources, rasterio.Env(GDAL_CACHEMAX=_cache(sources.values())):
             for source in sources.values():
-                source.keep_rows(job.plan.window[0], size_shown(job.grid), bands_shown(source.expected))
+                expected = source.expected
+                shown = bands_shown(expected.name, expected.bands, len(expected.bands))
+                source.keep_rows(job.plan.window[0], size_shown(job.grid), shown)
             streamer = Streamer(
                 self.model,  # type: ignore[arg-type]
                 sources,

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from terratorch.tasks import (
     ClassificationTask,
     MultiLabelClassificationTask,
@@ -18,7 +20,18 @@ from terratorch.tasks import (
 )
 from torch import Tensor
 
-from terramind_plugin.plotting import plot_boxes, plot_sample, plot_values
+from terramind_plugin.plotting import (
+    STRETCH,
+    VALUES,
+    Bands,
+    add_bar,
+    add_legend,
+    as_array,
+    image_pictures,
+    label_color,
+    plot_samples,
+    value_range,
+)
 
 MAPS = (SemanticSegmentationTask, PixelwiseRegressionTask)
 """Tasks with an answer for each pixel."""
@@ -73,7 +86,7 @@ def draw(
     class_names: Sequence[str],
     title: str,
     unit: str,
-    bands: Mapping[str, Sequence[object] | None] | None,
+    bands: Bands | None,
     pictures: Mapping[str, np.ndarray] | None,
 ) -> Figure:
     """Return a figure of one sample.
@@ -86,20 +99,96 @@ def draw(
         class_names: Names of the classes; none where they have none.
         title: Text below.
         unit: Unit of continuous values.
-        bands: As in `plot_sample`.
-        pictures: As in `plot_sample`.
+        bands: Bands of a modality, where they are not all of them.
+        pictures: Further panels behind the inputs, [H, W, 3] in 0..1 by title.
     """
     if isinstance(task, ObjectDetectionTask):
         return plot_boxes(images, label, output, class_names, title, bands)
     if isinstance(task, SemanticSegmentationTask):
         ids = label[0] if label.ndim == 3 else label
-        return plot_sample(images, ids, output.argmax(dim=0), class_names, title, bands, pictures)
+        return plot_samples([(title, images, ids, output.argmax(dim=0))], class_names, bands, [pictures or {}])
     if isinstance(task, PixelwiseRegressionTask):
         ignored = task.hparams.get("ignore_index")
         values = label if ignored is None else label.float().masked_fill(label == ignored, torch.nan)
         return plot_values(images, values, output, title, unit, bands, pictures)
     words = say_answers(task, label.flatten(), output.flatten(), class_names, unit)
-    return plot_sample(images, None, None, None, f"{title}\n{words}", bands, pictures)
+    return plot_samples([(f"{title}\n{words}", images, None, None)], None, bands, [pictures or {}])
+
+
+def plot_values(
+    images: Mapping[str, Any],
+    label: Any,
+    prediction: Any,
+    title: str = "",
+    unit: str = "",
+    bands: Bands | None = None,
+    pictures: Mapping[str, np.ndarray] | None = None,
+) -> Figure:
+    """Return a figure with the inputs, and label and prediction of a regression on one scale with a colour bar.
+
+    The scale is that of the label, without its outer 2 percent, so that figures of several epochs can be compared.
+
+    Args:
+        images: As in `draw`.
+        label: Values [H, W], or [variables, H, W] with a scale for each variable; grey where they are not finite.
+        prediction: Values of the same shape.
+        title: Text below.
+        unit: Unit of the values, for the colour bar.
+        bands: Bands of a modality, where they are not all of them.
+        pictures: Further panels behind the inputs.
+    """
+    variables = list(zip(_maps(label), _maps(prediction), strict=False))
+    panels = dict(pictures or {})
+    bars = []
+    for number, pair in enumerate(variables, start=1):
+        known = next((values.compressed() for values in pair if values.count()), np.zeros(0))
+        limits = value_range(np.percentile(known, STRETCH) if known.size else known)
+        names = [f"{what} {number}" if len(variables) > 1 else what for what in ("label", "prediction")]
+        panels |= {name: VALUES(Normalize(*limits)(values))[..., :3] for name, values in zip(names, pair, strict=True)}
+        bars.append((names, limits))
+    figure = plot_samples([(title, images, None, None)], None, bands, [panels])
+    axes = {axis.get_title(): axis for axis in figure.axes}
+    for names, limits in bars:
+        add_bar([axes[name] for name in names], VALUES, limits, unit, extend="both")
+    return figure
+
+
+def plot_boxes(
+    images: Mapping[str, Any],
+    label: tuple[Any, Any],
+    prediction: tuple[Any, Any],
+    class_names: Sequence[str] | None = None,
+    title: str = "",
+    bands: Bands | None = None,
+) -> Figure:
+    """Return a figure with the inputs, and the boxes of label and prediction on the first of them.
+
+    Args:
+        images: As in `draw`.
+        label: Boxes [N, 4] as (left, top, right, bottom) in pixels, and their class ids [N].
+        prediction: The predicted boxes and class ids.
+        class_names: Names of the classes, for the legend.
+        title: Text below.
+        bands: Bands of a modality, where they are not all of them.
+    """
+    first = next(image_pictures(images, bands or {}))[1]
+    figure = plot_samples([(title, images, None, None)], None, bands, [{"label": first, "prediction": first}])
+    axes = {axis.get_title(): axis for axis in figure.axes}
+    drawn: set[int] = set()
+    for what, (boxes, ids) in (("label", label), ("prediction", prediction)):
+        for (left, top, right, bottom), number in zip(as_array(boxes), map(int, as_array(ids)), strict=True):
+            drawn.add(number)
+            size, color = (right - left, bottom - top), label_color(number)
+            axes[what].add_patch(Rectangle((left - 0.5, top - 0.5), *size, fill=False, edgecolor=color, lw=1.5))
+    names = dict(enumerate(class_names or ()))
+    add_legend(figure, [(names.get(i, f"class {i}"), label_color(i)) for i in sorted(drawn)])
+    return figure
+
+
+def _maps(values: Any) -> np.ma.MaskedArray:
+    """Return values [variables, H, W], masked where they are not finite."""
+    array = as_array(values)
+    return np.ma.masked_invalid(array[None] if array.ndim == 2 else array)
 
 
 def say_answers(task: Any, label: Tensor, output: Tensor, class_names: Sequence[str], unit: str) -> str:

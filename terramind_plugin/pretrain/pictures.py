@@ -10,7 +10,7 @@ from torch import Tensor
 
 from terramind_plugin.model.modalities import Modality
 from terramind_plugin.model.standardisation import Standardisation
-from terramind_plugin.plotting import plot_modality
+from terramind_plugin.plotting import make_axes, plot_modality
 
 
 class ReconstructionImages(Callback):
@@ -54,10 +54,7 @@ def draw_pairs(images: Tensor, made: Tensor, modality: Modality) -> Any:
         made: Standardised [N, bands, H, W], or scores of the classes [N, classes, H, W].
         modality: What they show.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(2.6 * len(images), 5.4), layout="constrained")
-    axes = figure.subplots(2, len(images), squeeze=False)
+    figure, axes = make_axes(2, len(images), (2.6 * len(images), 5.4))
     for row, (title, stack) in enumerate((("image", images), ("reconstruction", made))):
         for column, image in enumerate(stack):
             plot_modality(modality.name, measured(image, modality), axes[row, column])
