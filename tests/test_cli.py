@@ -18,7 +18,7 @@ from terramind_plugin.cli import COMMANDS, Command, main, read_call
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.evaluate.arms import ARMS
 from terramind_plugin.raster.paths import RemotePath
-from terramind_plugin.samples.splits import read_split
+from terramind_plugin.samples.layout import read_split
 from terramind_plugin.simulation.dataset import simulate
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}

@@ -19,7 +19,8 @@ from terramind_plugin.raster.complete import GDAL_ERRORS
 from terramind_plugin.samples.checks.headers import OPTIONS
 from terramind_plugin.samples.checks.labels import read_labels
 from terramind_plugin.samples.checks.sample import Sample, draw_samples, read_middle, read_sample
-from terramind_plugin.samples.plan import LABEL, RASTERS, DataPlan, ImagePlan
+from terramind_plugin.samples.layout import LABEL, RASTERS
+from terramind_plugin.samples.plan import DataPlan, ImagePlan
 
 ROWS = 4
 """Samples that are drawn."""

@@ -29,7 +29,7 @@ from terramind_plugin.raster.complete import GDAL_ERRORS
 from terramind_plugin.raster.missing import FAR
 from terramind_plugin.raster.paths import is_geotiff
 from terramind_plugin.raster.reader import read_image
-from terramind_plugin.samples.splits import TABLES, check_files, read_split
+from terramind_plugin.samples.layout import LABEL, TABLES, Layout, read_split
 from terramind_plugin.samples.tables import LabelPlan, LabelTable
 
 logger = logging.getLogger("terramind_plugin")
@@ -97,9 +97,17 @@ class CheckedSamples(GenericMultimodalDataset):
         with tempfile.TemporaryDirectory() as scratch:
             path = split
             if split is not None:
+                layout = Layout(
+                    {**roots, **({} if labels is None else {LABEL: labels})},
+                    {**kwargs["image_grep"], LABEL: kwargs.get("label_grep", "*")},
+                    prefix=kwargs.get("prefix"),
+                    substrings=kwargs.get("allow_substring_file_names", True),
+                    optional=list(roots) if self.allow_missing else (),
+                )
                 ids = read_split(split)
+                samples = layout.listed(ids)
                 if not kwargs.get("skip_file_checks"):
-                    self._check_split(ids, roots, labels, str(split), kwargs)
+                    layout.check(samples, str(split))
                 if Path(split).suffix not in TABLES:
                     # TerraTorch takes a blank line for a sample, so it gets the list without.
                     path = Path(scratch, "split.txt")
@@ -107,7 +115,7 @@ class CheckedSamples(GenericMultimodalDataset):
             table = self._read_table(labels)
             if table is not None:
                 if split is not None:
-                    table.check_ids(_with_prefix(kwargs.get("prefix"), ids), str(split))
+                    table.check_ids(samples, str(split))
                 kwargs["label_data_root"] = str(Path(scratch, "rows.csv"))
                 table.write_row_numbers(Path(scratch, "rows.csv"))
             try:
@@ -136,19 +144,6 @@ class CheckedSamples(GenericMultimodalDataset):
         """Return the table of labels, or None where labels are files."""
         is_table = isinstance(self, GenericMultimodalScalarDataset) and labels is not None and os.path.isfile(labels)
         return LabelTable(labels, self.plan.table) if is_table else None
-
-    def _check_split(
-        self, ids: list[str], roots: Mapping[str, str], labels: Any, split: str, kwargs: Mapping[str, Any]
-    ) -> None:
-        folders = {name: root for name, root in roots.items() if os.path.isdir(root)}
-        suffixes = dict(kwargs["image_grep"])
-        optional = list(folders) if self.allow_missing else []
-        if labels is not None and os.path.isdir(labels):
-            folders["mask"] = str(labels)
-            suffixes["mask"] = kwargs["label_grep"]
-        stems = _with_prefix(kwargs.get("prefix"), ids)
-        substrings = kwargs.get("allow_substring_file_names", True)
-        check_files(stems, folders, suffixes, substrings=substrings, optional=optional, split=split)
 
     def _report_left_out(self, roots: Mapping[str, str], suffixes: Mapping[str, str] | None) -> None:
         first = self.modalities[0]
@@ -341,10 +336,6 @@ class CheckedSamples(GenericMultimodalDataset):
                 "ignore_index. See num_classes, ignore_index, no_label_replace and reduce_zero_label."
             )
         return label
-
-
-def _with_prefix(prefix: str | None, ids: list[str]) -> list[str]:
-    return [os.path.join(prefix, name) for name in ids] if prefix and prefix != "*" else ids
 
 
 def _check_dates(sample: Mapping[str, Any]) -> None:

@@ -65,7 +65,7 @@ def limit_labels(config: dict[str, Any], ids: list[str], path: Path) -> None:
 
 
 def _read_ids(config: Mapping[str, Any]) -> list[str]:
-    from terramind_plugin.samples.splits import read_split
+    from terramind_plugin.samples.layout import read_split
 
     data = config.get("data") or {}
     split = (data.get("init_args") or {}).get("train_split")

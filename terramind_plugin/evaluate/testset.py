@@ -20,7 +20,8 @@ from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.raster.complete import GDAL_ERRORS
 from terramind_plugin.raster.missing import is_odd, refuse_complex
 from terramind_plugin.raster.reader import Expected
-from terramind_plugin.samples.plan import LABEL, DataPlan, ImagePlan, describe
+from terramind_plugin.samples.layout import LABEL
+from terramind_plugin.samples.plan import DataPlan, ImagePlan, describe
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,8 @@
-"""Chips of pre-training: a folder for each modality, crops and turns of what lies in them."""
+"""Chips of pre-training: reading, crops and turns."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,101 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.model.modalities import Modality, resolve
+from terramind_plugin.errors import DataError
+from terramind_plugin.model.modalities import Modality
 from terramind_plugin.raster.missing import describe_undeclared
 from terramind_plugin.raster.reader import read_chip
-from terramind_plugin.samples.splits import read_split
+from terramind_plugin.samples.layout import ChipFolder
 
 logger = logging.getLogger("terramind_plugin")
 
 TURNS = 8
 """The symmetries of a square."""
-EVERY = 20
-"""Without split lists, one file in this many is for validation."""
-
-
-@dataclass(frozen=True)
-class ChipFolder:
-    """The files of one modality: ids with a common ending."""
-
-    modality: Modality
-    folder: Path
-    suffix: str
-    """What follows the chip's id in a file's name, e.g. '_S2L2AHand.tif'."""
-
-    def path(self, name: str) -> Path:
-        """Return the file of a chip."""
-        return self.folder / f"{name}{self.suffix}"
-
-    def names(self) -> list[str]:
-        """Return the ids of all chips, sorted.
-
-        Raises:
-            DataError: There is none.
-        """
-        found = sorted(path.name.removesuffix(self.suffix) for path in self.folder.glob(f"*{self.suffix}"))
-        if not found:
-            raise DataError(
-                f"No file in {self.folder} ends in '{self.suffix}' ({self.modality.name}). Check folder and suffix."
-            )
-        return found
-
-
-def make_folders(folders: Mapping[str, str | Path], suffixes: Mapping[str, str]) -> dict[str, ChipFolder]:
-    """Return the folders by the modality's name.
-
-    Args:
-        folders: Folder by modality.
-        suffixes: End of the file names by modality; '.tif' where none is given.
-
-    Raises:
-        ConfigError: A modality is unknown, or has no raster.
-    """
-    ends = {resolve(name).name: suffix for name, suffix in suffixes.items()}
-    made: dict[str, ChipFolder] = {}
-    for given, folder in folders.items():
-        modality = resolve(given)
-        if modality.kind == "sequence":
-            raise ConfigError(f"{modality.name} is no raster: places come from the georeferences of the others.")
-        made[modality.name] = ChipFolder(modality, Path(folder), ends.pop(modality.name, ".tif").lstrip("*"))
-    if ends:
-        raise ConfigError(f"suffixes names {', '.join(ends)}, which folders does not: {', '.join(made)}.")
-    return made
-
-
-def choose(folders: Sequence[ChipFolder], split: str | Path | None, *, validation: bool) -> list[str]:
-    """Return the ids of the chips that are in all folders and in a split.
-
-    Args:
-        folders: One for each modality.
-        split: List of ids; None for every twentieth chip as validation and the others as training.
-        validation: Which of both.
-
-    Raises:
-        DataError: A chip of the list lacks a file, or no chip is left.
-    """
-    if split is None:
-        common = set(folders[0].names()).intersection(*(folder.names() for folder in folders[1:]))
-        names = [name for number, name in enumerate(sorted(common)) if (number % EVERY == 0) == validation]
-        if not names:
-            kind = "validation" if validation else "training"
-            raise DataError(
-                f"No chip for {kind}: {len(common)} have files in all of {', '.join(map(_shown, folders))}."
-            )
-        return names
-    names = read_split(split)
-    missing = [folder.path(name) for name in names for folder in folders if not folder.path(name).is_file()]
-    if missing:
-        raise DataError(
-            f"{len(missing)} files of {split} are not there, the first is {missing[0]}. Check folder and suffix, or "
-            "remove the ids."
-        )
-    return names
-
-
-def _shown(folder: ChipFolder) -> str:
-    return f"{folder.folder}/*{folder.suffix}"
 
 
 class ChipReader:

@@ -59,8 +59,8 @@ def run_tokenize(
 
     from terramind_plugin.model.lookup import look_up_model
     from terramind_plugin.model.modalities import resolve
-    from terramind_plugin.pretrain.chips import make_folders
     from terramind_plugin.pretrain.tokenize import tokenize_folders
+    from terramind_plugin.samples.layout import make_folders
 
     variant, _ = look_up_model(model)
     patterns = {name: path.name for name, path in data.items() if path.name.startswith("*")}

@@ -7,17 +7,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from terramind_plugin.data.guard import guard
-from terramind_plugin.pretrain.chips import (
-    TURNS,
-    ChipFolder,
-    ChipReader,
-    draw_window,
-    make_folders,
-    to_tensor,
-    turn,
-)
+from terramind_plugin.pretrain.chips import TURNS, ChipReader, draw_window, to_tensor, turn
 from terramind_plugin.pretrain.loading import PretrainingDataModule
 from terramind_plugin.pretrain.order import Draw
+from terramind_plugin.samples.layout import ChipFolder, make_folders
 
 FIXED = 0
 """Seed of the crops that validation sees."""
@@ -91,13 +84,14 @@ class TokenizerDataModule(PretrainingDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(train_split, val_split, batch_size, num_workers, seed)
-        (self.folder,) = make_folders({modality: folder}, {modality: suffix}).values()
-        self.crop = crop
+        self.folders = make_folders({modality: folder}, {modality: suffix})
+        (self.folder,) = self.folders.values()
+        self.side = crop
         self.reader = ChipReader(keep_in_memory)
 
     def setup(self, stage: str) -> None:
         """Find the chips."""
         guard(self.trainer)
-        train, val = self.choose([self.folder])
-        self.train_data = Crops(self.folder, train, self.crop, self.reader)
-        self.val_data = Crops(self.folder, val, self.crop, self.reader)
+        train, val = self.choose()
+        self.train_data = Crops(self.folder, train, self.side, self.reader)
+        self.val_data = Crops(self.folder, val, self.side, self.reader)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.pretrain.chips import ChipFolder, choose
 from terramind_plugin.pretrain.order import ResumableOrder
 from terramind_plugin.pretrain.training import next_batch
+from terramind_plugin.samples.layout import ChipFolder, choose_chips
 
 
 class PretrainingDataModule(LightningDataModule):
@@ -30,6 +30,12 @@ class PretrainingDataModule(LightningDataModule):
 
     train_data: Dataset[Any]
     val_data: Dataset[Any]
+    folders: Mapping[str, ChipFolder]
+    """Where the chips are, by modality."""
+    side: int
+    """Side in pixels of what is cut of a chip."""
+    chips_are_samples = True
+    """Whether a sample is one chip; otherwise tiles of it are samples."""
 
     def __init__(
         self, train_split: str | None, val_split: str | None, batch_size: int, num_workers: int, seed: int
@@ -43,10 +49,11 @@ class PretrainingDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
 
-    def choose(self, folders: Sequence[ChipFolder]) -> tuple[list[str], list[str]]:
-        """Return the ids of the chips for training and for validation; arguments and errors as in `chips.choose`."""
-        train = choose(folders, self.train_split, validation=False)
-        return train, choose(folders, self.val_split, validation=True)
+    def choose(self) -> tuple[list[str], list[str]]:
+        """Return the ids of the chips for training and for validation; errors as in `choose_chips`."""
+        folders = list(self.folders.values())
+        train = choose_chips(folders, self.train_split, validation=False)
+        return train, choose_chips(folders, self.val_split, validation=True)
 
     def train_dataloader(self) -> Any:
         """Return training batches, from the one on that the trainer needs next."""

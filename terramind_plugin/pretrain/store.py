@@ -20,7 +20,7 @@ from safetensors.numpy import save
 from terramind_plugin.errors import DataError
 from terramind_plugin.files import write_bytes
 from terramind_plugin.model.modalities import Modality
-from terramind_plugin.pretrain.chips import ChipFolder
+from terramind_plugin.samples.layout import ChipFolder
 
 ENDING = ".safetensors"
 SHA256 = "sha256"

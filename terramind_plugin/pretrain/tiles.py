@@ -15,12 +15,13 @@ from terramind_plugin.data.guard import guard
 from terramind_plugin.errors import ConfigError, DataError, suggest
 from terramind_plugin.model.modalities import resolve
 from terramind_plugin.model.variants import VARIANTS, Variant
-from terramind_plugin.pretrain.chips import ChipFolder, ChipReader, make_folders, to_tensor, turn
+from terramind_plugin.pretrain.chips import ChipReader, to_tensor, turn
 from terramind_plugin.pretrain.loading import PretrainingDataModule
 from terramind_plugin.pretrain.modelling import Chips
 from terramind_plugin.pretrain.order import Draw
 from terramind_plugin.pretrain.store import TokenFile
 from terramind_plugin.raster.reader import Expected, Source
+from terramind_plugin.samples.layout import ChipFolder, make_folders
 from terramind_plugin.tokenizers.sequence import CoordsTokenizer
 from terramind_plugin.tokenizers.variants import tokenizers_of
 
@@ -123,6 +124,8 @@ class MaskedDataModule(PretrainingDataModule):
         DataError: The store is not there, or not of this family.
     """
 
+    chips_are_samples = False
+
     def __init__(
         self,
         variant: str,
@@ -144,6 +147,7 @@ class MaskedDataModule(PretrainingDataModule):
         if not folders or not tokens:
             raise ConfigError("folders and tokens must name one modality each, at least.")
         self.variant = VARIANTS[variant]
+        self.side = self.variant.img_size
         self.folders = make_folders(folders, suffixes or {})
         self.names = [resolve(name).name for name in tokens]
         self.store = store
@@ -156,7 +160,7 @@ class MaskedDataModule(PretrainingDataModule):
         files = [open_tokens(self.store, name, self.variant) for name in self.names]
         folders = list(self.folders.values())
         coords = build_coords_tokenizer(family=self.variant.family) if self.has_coords else None
-        train, val = self.choose(folders)
+        train, val = self.choose()
         for file in files:
             file.check([*train, *val])
             if file.modality.name in self.folders:

@@ -13,8 +13,9 @@ from terramind_plugin.builders.tokenizers import build_image_tokenizer
 from terramind_plugin.cache.keys import hash_weights
 from terramind_plugin.errors import ConfigError, DataError, suggest
 from terramind_plugin.model.variants import VARIANTS
-from terramind_plugin.pretrain.chips import TURNS, ChipFolder, ChipReader, to_tensor, turn
+from terramind_plugin.pretrain.chips import TURNS, ChipReader, to_tensor, turn
 from terramind_plugin.pretrain.store import ENDING, Recipe, StoredChip, TokenFile, write_tokens
+from terramind_plugin.samples.layout import ChipFolder
 from terramind_plugin.system import refuse_inputs
 from terramind_plugin.tokenizers.image import ImageTokenizer
 from terramind_plugin.tokenizers.variants import tokenizers_of

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import os
-from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from terramind_plugin.errors import DataError
 from terramind_plugin.model.modalities import Modality, find
-
-LABEL = "label"
-RASTERS = (".tif", ".tiff")
-TABLES = (".csv", ".parquet")
+from terramind_plugin.samples.layout import LABEL, Layout, SplitFile, choose_chips
 
 
 @dataclass(frozen=True)
@@ -51,20 +47,22 @@ class Split:
     """The samples of training, validation, test or prediction."""
 
     name: str
+    """'train', 'val' or 'test'."""
     file: Path | None
-    """The list they come from; None if from the folders."""
-    lines: list[str]
-    """Of that file, as they are, without line ends."""
-    windows_ends: bool
-    ids: list[str]
+    """Split file; None if the samples are those in the folders."""
+    content: SplitFile
+    """Content of the split file; empty if there is none."""
     samples: dict[str, dict[str, Path]] = field(default_factory=dict)
     """Files by modality and 'label', by sample id; only those found."""
     several: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     """Names of files where a sample has more than one, by sample id and modality."""
     needed: tuple[str, ...] = ()
-    """What each sample has to have."""
-    problem: str = ""
-    """Why it could not be read."""
+    """Modalities, and 'label', that each sample has to have."""
+
+    @property
+    def problem(self) -> str:
+        """Why the split could not be read; empty if it could."""
+        return self.content.problem
 
 
 @dataclass
@@ -88,14 +86,23 @@ class DataPlan:
     drop_last: bool
     transformed: tuple[str, ...]
     """Splits with a transform that may change sizes."""
+    pretraining: bool = False
+    """Whether chips are read for pre-training, as the modality table says, without options for other files."""
+    smallest: int = 0
+    """Side in pixels that each image must have, at least."""
+    chips_are_samples: bool = True
+    """Whether a sample is one chip; otherwise tiles of it are samples."""
 
 
 def describe(module: Any) -> DataPlan | None:
-    """Return the plan of a data module, or None if it is not of TerraTorch's generic multi-modal kind.
+    """Return the plan of a data module, or None for a data module of another kind.
 
     Args:
-        module: A TerraMindDataModule or GenericMultiModalDataModule, not set up.
+        module: A TerraMindDataModule, GenericMultiModalDataModule, TokenizerDataModule or MaskedDataModule, not set
+            up.
     """
+    if hasattr(module, "chips_are_samples"):
+        return _describe_pretraining(module)
     if not hasattr(module, "image_modalities") or not hasattr(module, "train_root"):
         return None
     own = hasattr(module, "band_means")
@@ -117,7 +124,6 @@ def describe(module: Any) -> DataPlan | None:
             name for name in ("train", "val", "test") if _resizes(getattr(module, f"{name}_transform", None))
         ),
     )
-    listings = Listings()
     for name in ("train", "val", "test"):
         roots = {key: str(root) for key, root in (getattr(module, f"{name}_root", None) or {}).items() if root}
         labels = getattr(module, f"{name}_label_data_root", None) if plan.task != "none" else None
@@ -125,10 +131,80 @@ def describe(module: Any) -> DataPlan | None:
             continue
         named = {**roots, **({LABEL: str(labels)} if labels else {})}
         plan.roots.update({f"{name} {key}": root for key, root in named.items()})
-        suffixes = {**module.image_grep, LABEL: module.label_grep}
-        split = _split(name, getattr(module, f"{name}_split", None), named, suffixes, module, listings)
-        plan.splits.append(split)
+        layout = Layout(
+            named,
+            {**module.image_grep, LABEL: module.label_grep},
+            prefix=module.prefix,
+            substrings=bool(module.allow_substring_file_names),
+            optional=list(roots) if plan.missing_allowed else (),
+        )
+        plan.splits.append(_split(name, getattr(module, f"{name}_split", None), layout))
     return plan
+
+
+def _split(name: str, file: Any, layout: Layout) -> Split:
+    """Return a split with the files of its samples."""
+    split = Split(name, Path(file) if file else None, SplitFile(), needed=tuple(layout.folders))
+    if split.file is not None:
+        split.content = SplitFile.read(split.file)
+    for sample in dict.fromkeys(layout.found() if split.file is None else layout.listed(split.content.ids)):
+        found = layout.files(sample)
+        split.samples[sample] = {key: Path(files[-1]) for key, files in found.items() if files}
+        for key, files in found.items():
+            if len(files) > 1:
+                split.several[sample, key] = [os.path.basename(path) for path in files]
+    return split
+
+
+def _describe_pretraining(module: Any) -> DataPlan:
+    """Return the plan of a data module with chip folders, which reads files as the modality table says."""
+    folders = list(module.folders.values())
+    splits = []
+    for name in ("train", "val"):
+        file = getattr(module, f"{name}_split")
+        split = Split(name, Path(file) if file else None, SplitFile(), needed=tuple(module.folders))
+        if split.file is not None:
+            split.content = SplitFile.read(split.file)
+            names = split.content.ids
+        else:
+            try:
+                names = choose_chips(folders, None, validation=name == "val")
+            except DataError as error:
+                split.content.problem, names = str(error).rstrip("."), []
+        for chip in dict.fromkeys(names):
+            paths = {folder.modality.name: folder.path(chip) for folder in folders}
+            split.samples[chip] = {key: path for key, path in paths.items() if path.is_file()}
+        splits.append(split)
+    images = [
+        ImagePlan(
+            name=folder.modality.name,
+            modality=folder.modality,
+            file_bands=folder.modality.band_names,
+            read=(),
+            means=tuple(folder.modality.mean),
+            stds=tuple(folder.modality.std),
+        )
+        for folder in folders
+    ]
+    return DataPlan(
+        images=images,
+        splits=splits,
+        roots={f"{split.name} {key}": str(folder.folder) for split in splits for key, folder in module.folders.items()},
+        own=True,
+        task="none",
+        num_classes=None,
+        class_names=(),
+        no_data_replace=None,
+        no_label_replace=None,
+        reduce_zero_label=False,
+        missing_allowed=False,
+        batch_size=module.batch_size,
+        drop_last=True,
+        transformed=("train", "val"),
+        pretraining=True,
+        smallest=module.side,
+        chips_are_samples=module.chips_are_samples,
+    )
 
 
 def _task(module: Any) -> str:
@@ -177,95 +253,3 @@ def _resizes(transform: Any) -> bool:
     return any(
         word in type(step).__name__.lower() for step in steps for word in ("crop", "resize", "pad", "scale", "tile")
     )
-
-
-class Listings:
-    """Names of files in folders, read once."""
-
-    def __init__(self) -> None:
-        self._names: dict[str, list[str]] = {}
-        self._sets: dict[str, set[str]] = {}
-
-    def names(self, folder: str) -> list[str]:
-        """Return the names in a folder, sorted; none if there is no such folder."""
-        if folder not in self._names:
-            self._names[folder] = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-            self._sets[folder] = set(self._names[folder])
-        return self._names[folder]
-
-    def match(self, root: str, stem: str, pattern: str, substrings: bool) -> list[str]:
-        """Return the paths of files that a sample may mean, as the data sets look for them.
-
-        Args:
-            root: Folder.
-            stem: Sample id, which may hold a folder.
-            pattern: What follows it, e.g. '*_S2Hand.tif'.
-            substrings: Whether there may be text between both.
-        """
-        folder, start = os.path.split(os.path.join(root, stem))
-        names = self.names(folder)
-        if start + pattern.strip("*") in self._sets[folder]:
-            return [os.path.join(folder, start + pattern.strip("*"))]
-        return [os.path.join(folder, name) for name in self._beginning(names, start, pattern)] if substrings else []
-
-    def _beginning(self, names: list[str], start: str, pattern: str) -> Iterator[str]:
-        for name in names[bisect_left(names, start) :]:
-            if not name.startswith(start):
-                return
-            if fnmatchcase(name[len(start) :], pattern):
-                yield name
-
-
-def _split(
-    name: str, file: Any, roots: Mapping[str, str], suffixes: Mapping[str, str], module: Any, listings: Listings
-) -> Split:
-    split = Split(name, Path(file) if file else None, [], False, [], needed=tuple(roots))
-    substrings = bool(module.allow_substring_file_names)
-    folders = {key: root for key, root in roots.items() if os.path.isdir(root)}
-    if split.file is not None:
-        _read_lines(split)
-    elif folders:
-        first = next(iter(folders))
-        ending = suffixes[first].strip("*")
-        split.ids = [path.removesuffix(ending) for path in listings.names(folders[first]) if path.endswith(ending)]
-    prefix = module.prefix if module.prefix not in (None, "*") else ""
-    for sample in dict.fromkeys(split.ids):
-        found: dict[str, Path] = {}
-        for key, root in folders.items():
-            files = listings.match(root, os.path.join(prefix, sample), suffixes[key], substrings)
-            if files:
-                found[key] = Path(files[-1])
-            if len(files) > 1:
-                split.several[sample, key] = [os.path.basename(path) for path in files]
-        split.samples[sample] = found
-    split.needed = tuple(folders)
-    return split
-
-
-def _read_lines(split: Split) -> None:
-    """Fill in lines and ids; where that fails, why."""
-    assert split.file is not None
-    if not split.file.is_file():
-        split.problem = f"{split.file} does not exist"
-        return
-    if split.file.suffix in TABLES:
-        import pandas as pd
-
-        read = pd.read_csv if split.file.suffix == ".csv" else pd.read_parquet
-        try:
-            table = read(split.file, **({"index_col": 0} if split.file.suffix == ".csv" else {}))
-        except (ValueError, OSError) as error:
-            split.problem = f"{split.file} is no table: {' '.join(str(error).split())}"
-            return
-        split.lines = [str(entry) for entry in table.index]
-    else:
-        content = split.file.read_bytes()
-        split.windows_ends = b"\r\n" in content
-        try:
-            split.lines = content.decode("utf-8-sig").splitlines()
-        except UnicodeDecodeError:
-            split.problem = f"{split.file} is not UTF-8 text"
-            return
-    split.ids = [line.strip() for line in split.lines if line.strip()]
-    if not split.ids:
-        split.problem = f"{split.file} names no sample"

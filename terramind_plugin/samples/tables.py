@@ -14,6 +14,7 @@ from torch import Tensor
 
 from terramind_plugin.errors import DataError, suggest
 from terramind_plugin.files import write_rows
+from terramind_plugin.samples.layout import read_table
 
 BOX = ("xmin", "ymin", "xmax", "ymax")
 """Header of a detected box, in pixels of the image."""
@@ -47,12 +48,10 @@ class LabelTable:
     """
 
     def __init__(self, path: str | os.PathLike[str], plan: LabelPlan) -> None:
-        from terratorch.datasets.generic_multimodal_dataset import load_table_data
-
         self.path = path
         self.plan = plan
         try:
-            table = load_table_data(str(path))
+            table = read_table(path)
         except Exception as error:  # pandas raises errors of many classes
             raise DataError(f"{path} cannot be read as a table of labels: {error}") from error
         repeated = table.index[table.index.duplicated()]

@@ -15,8 +15,9 @@ from terramind_plugin.builders.tokenizers import build_image_tokenizer
 from terramind_plugin.cli import main
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.pretrain.chips import ChipFolder, ChipReader, choose, draw_window, make_folders, turn
+from terramind_plugin.pretrain.chips import ChipReader, draw_window, turn
 from terramind_plugin.pretrain.export import export_weights
+from terramind_plugin.samples.layout import ChipFolder, choose_chips, make_folders
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"
 NAME = "terramind_sim_nano_tokenizer_dem"
@@ -81,8 +82,8 @@ def test_without_lists_every_twentieth_chip_is_for_validation(tmp_path):
     for number in range(41):
         (tmp_path / f"{number:02d}_x.tif").touch()
     folder = ChipFolder(MODALITIES["DEM"], tmp_path, "_x.tif")
-    assert choose([folder], None, validation=True) == ["00", "20", "40"]
-    assert len(choose([folder], None, validation=False)) == 38
+    assert choose_chips([folder], None, validation=True) == ["00", "20", "40"]
+    assert len(choose_chips([folder], None, validation=False)) == 38
 
 
 def test_mistakes_are_named(data, tmp_path, worlds):

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from terramind_plugin.errors import DataError
-from terramind_plugin.samples.splits import check_files, convert_sen1floods11_lists, read_split
+from terramind_plugin.samples.layout import Layout, read_split
+from terramind_plugin.samples.splits import convert_sen1floods11_lists
 
 
 def _split(folder: Path, content: bytes) -> Path:
@@ -79,8 +80,8 @@ def _folder(tmp_path: Path, *names: str) -> dict[str, Path]:
 
 
 def _check(ids: list[str], roots: dict[str, Path], *, substrings: bool = True, optional: tuple[str, ...] = ()) -> None:
-    suffixes = {"S2": "*.tif", "mask": "*_label.tif"}
-    check_files(ids, roots, suffixes, substrings=substrings, optional=optional, split="train.txt")
+    suffixes = {"S2": "*.tif", "S1": "*.tif", "mask": "*_label.tif"}
+    Layout(roots, suffixes, substrings=substrings, optional=optional).check(ids, "train.txt")
 
 
 def test_complete_samples_pass(tmp_path: Path) -> None:
@@ -132,10 +133,9 @@ def test_without_substrings_names_are_exact(tmp_path: Path) -> None:
 def test_an_optional_modality_may_lack_but_not_all(tmp_path: Path) -> None:
     roots = _folder(tmp_path, "s2/a.tif", "s1/b.tif", "mask/a_label.tif", "mask/b_label.tif", "mask/c_label.tif")
     roots["S1"] = tmp_path / "s1"
-    suffixes = {"S2": "*.tif", "S1": "*.tif", "mask": "*_label.tif"}
-    check_files(["a", "b"], roots, suffixes, substrings=True, optional=["S2", "S1"], split="train.txt")
+    _check(["a", "b"], roots, optional=("S2", "S1"))
     with pytest.raises(DataError, match=r"c: no file of any modality \(S2, S1\)"):
-        check_files(["a", "c"], roots, suffixes, substrings=True, optional=["S2", "S1"], split="train.txt")
+        _check(["a", "c"], roots, optional=("S2", "S1"))
 
 
 OFFICIAL = "Ghana_103272_S1Hand.tif,Ghana_103272_LabelHand.tif\nSpain_7370579_S1Hand.tif,Spain_7370579_LabelHand.tif\n"

@@ -17,7 +17,8 @@ from terramind_plugin.samples.checks.findings import Finding, Verdict, some
 from terramind_plugin.samples.checks.headers import Header
 from terramind_plugin.samples.checks.places import Place, find_same_ground
 from terramind_plugin.samples.checks.sample import order_of
-from terramind_plugin.samples.plan import LABEL, DataPlan, ImagePlan, Split
+from terramind_plugin.samples.layout import LABEL, ONE_A_LINE
+from terramind_plugin.samples.plan import DataPlan, ImagePlan, Split
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def check_splits(plan: DataPlan) -> Iterator[Finding]:
     for split in plan.splits:
         where = f"files: {split.name} split"
         if split.problem:
-            yield Finding(where, "error", f"{split.problem}.", "It should hold one sample id a line, as UTF-8 text.")
+            yield Finding(where, "error", f"{split.problem}.", ONE_A_LINE if split.file else "")
             continue
         yield from _check_lines(plan, split, where)
         yield from _check_found(plan, split, where)
@@ -81,7 +82,7 @@ def _roots_of(plan: DataPlan, split: str) -> list[str]:
 def _check_lines(plan: DataPlan, split: Split, where: str) -> Iterator[Finding]:
     if split.file is None:
         return
-    blank = sum(not line.strip() for line in split.lines)
+    blank = sum(not line.strip() for line in split.content.lines)
     if blank and not plan.own:
         yield Finding(
             where,
@@ -91,9 +92,9 @@ def _check_lines(plan: DataPlan, split: Split, where: str) -> Iterator[Finding]:
         )
     elif blank:
         yield Finding(where, "note", f"{split.file} has {blank} blank lines, which are skipped.")
-    if split.windows_ends:
+    if split.content.windows_ends:
         yield Finding(where, "note", f"{split.file} has Windows line ends, which are removed.")
-    repeated = [name for name, count in Counter(split.ids).items() if count > 1]
+    repeated = [name for name, count in Counter(split.content.ids).items() if count > 1]
     if repeated:
         yield Finding(
             where,

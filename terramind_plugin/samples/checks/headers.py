@@ -17,7 +17,8 @@ from terramind_plugin.errors import one_line
 from terramind_plugin.parallel import map_chunks
 from terramind_plugin.raster.georeference import is_indirect, lies_nowhere
 from terramind_plugin.samples.checks.places import UNREADABLE
-from terramind_plugin.samples.plan import RASTERS, DataPlan
+from terramind_plugin.samples.layout import RASTERS
+from terramind_plugin.samples.plan import DataPlan
 
 Job = TypeVar("Job")
 Made = TypeVar("Made")

@@ -15,7 +15,8 @@ from terramind_plugin.samples.checks.findings import Finding, some
 from terramind_plugin.samples.checks.headers import map_files
 from terramind_plugin.samples.checks.places import UNREADABLE
 from terramind_plugin.samples.checks.sample import read_middle
-from terramind_plugin.samples.plan import LABEL, RASTERS, DataPlan
+from terramind_plugin.samples.layout import LABEL, RASTERS
+from terramind_plugin.samples.plan import DataPlan
 
 LARGEST = 8192
 """Pixels per side that are read of a label file, from its middle."""

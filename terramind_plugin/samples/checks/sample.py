@@ -17,7 +17,8 @@ from terramind_plugin.raster.complete import check_checksums
 from terramind_plugin.raster.missing import Pixels, is_odd, read_pixels
 from terramind_plugin.samples.checks.headers import map_files
 from terramind_plugin.samples.checks.places import UNREADABLE
-from terramind_plugin.samples.plan import LABEL, RASTERS, DataPlan, ImagePlan
+from terramind_plugin.samples.layout import LABEL, RASTERS
+from terramind_plugin.samples.plan import DataPlan, ImagePlan
 
 WHOLE = 64 * 2**20
 """Bytes of a file, at most, whose checksums are looked at."""

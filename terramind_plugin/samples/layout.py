@@ -1,0 +1,289 @@
+"""Which file belongs to which sample of a data set."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from terramind_plugin.errors import ConfigError, DataError, one_line
+from terramind_plugin.model.modalities import Modality, resolve
+
+logger = logging.getLogger("terramind_plugin")
+
+LABEL = "label"
+"""Key of a sample's label beside the names of modalities."""
+RASTERS = (".tif", ".tiff")
+TABLES = (".csv", ".parquet")
+"""Endings of split files and labels that are tables."""
+ONE_A_LINE = "It should hold one sample id a line, as UTF-8 text."
+VALIDATION_SHARE = 20
+"""Without split files, every 20th chip is for validation."""
+SHOWN = 5
+"""Maximum number of problems that a message shows."""
+
+
+def read_table(path: str | os.PathLike[str]) -> Any:
+    """Return a CSV or Parquet file as a pandas DataFrame with the ids as its index.
+
+    Raises:
+        ValueError: The file is no table.
+        OSError: The file cannot be read.
+    """
+    import pandas as pd
+
+    return pd.read_parquet(path) if str(path).endswith(".parquet") else pd.read_csv(path, index_col=0)
+
+
+@dataclass
+class SplitFile:
+    """A split file as it is."""
+
+    lines: list[str] = field(default_factory=list)
+    """All lines without their ends, or the ids of a table."""
+    windows_ends: bool = False
+    problem: str = ""
+    """Why the file cannot be used, with its path."""
+
+    @property
+    def ids(self) -> list[str]:
+        """The sample ids in their order; an id may be there several times."""
+        return [line.strip() for line in self.lines if line.strip()]
+
+    @classmethod
+    def read(cls, path: Path) -> SplitFile:
+        """Return the content of a file, or why it cannot be used."""
+        if not path.is_file():
+            return cls(problem=f"{path} does not exist")
+        found = cls()
+        try:
+            if path.suffix in TABLES:
+                found.lines = [str(name) for name in read_table(path).index]
+            else:
+                content = path.read_bytes()
+                found.windows_ends = b"\r\n" in content
+                found.lines = content.decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError:
+            found.problem = f"{path} is not UTF-8 text"
+        except (ValueError, OSError) as error:
+            found.problem = f"{path} is no table: {one_line(error)}"
+        else:
+            found.problem = "" if found.ids else f"{path} names no sample id"
+        return found
+
+
+def read_split(path: str | os.PathLike[str]) -> list[str]:
+    """Return the sample ids in a split file, in order; blank lines are skipped, repeated ids used once.
+
+    Args:
+        path: Text file with one id a line, or a .csv or .parquet table with the ids in its index (first column).
+
+    Raises:
+        DataError: There is no such file, it is not UTF-8 text, or it holds no id.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"Split file not found: {path}. {ONE_A_LINE}")
+    found = SplitFile.read(path)
+    if found.problem:
+        raise DataError(f"Split file {found.problem}. {ONE_A_LINE}")
+    unique = list(dict.fromkeys(found.ids))
+    if len(unique) < len(found.ids):
+        repeated = next(name for name in unique if found.ids.count(name) > 1)
+        logger.warning("Split file %s names %d ids more than once, e.g. %s; each is used once.", path,
+                       len(found.ids) - len(unique), repeated)  # fmt: skip
+    return unique
+
+
+class Layout:
+    """Where the files of samples lie: in a folder for each modality, under names that begin with the sample id.
+
+    Files are matched as TerraTorch's multi-modal data sets match them.
+
+    Args:
+        roots: Folder by modality, also of the labels; what is no folder, such as a table, has no files.
+        patterns: What follows the sample id in file names, by modality, e.g. '*_S2Hand.tif'.
+        prefix: Folder or beginning of names that split files leave out; None or '*' for none.
+        substrings: Whether the wildcard of a pattern may stand for text between id and ending.
+        optional: Modalities that a sample may lack; it needs one of them if there is no other.
+    """
+
+    def __init__(
+        self,
+        roots: Mapping[str, str | os.PathLike[str]],
+        patterns: Mapping[str, str],
+        *,
+        prefix: str | None = None,
+        substrings: bool = True,
+        optional: Sequence[str] = (),
+    ) -> None:
+        self.folders = {key: str(root) for key, root in roots.items() if os.path.isdir(root)}
+        self.patterns = patterns
+        self.prefix = "" if prefix in (None, "*") else str(prefix)
+        self.substrings = substrings
+        self.optional = [key for key in optional if key in self.folders]
+        self._names: dict[str, list[str]] = {}
+
+    def listed(self, ids: Iterable[str]) -> list[str]:
+        """Return the sample ids for the ids of a split file."""
+        return [os.path.join(self.prefix, name) for name in ids]
+
+    def found(self) -> list[str]:
+        """Return the ids of the samples that have a file of the first modality, or of any that may be missing."""
+        ids: dict[str, None] = {}
+        for key in self.optional or list(self.folders)[:1]:
+            pattern = self.patterns[key]
+            for path in sorted(glob.glob(os.path.join(glob.escape(self.folders[key]), (self.prefix or "*") + pattern))):
+                name = os.path.basename(path).removesuffix(pattern.strip("*"))
+                if "." not in pattern and self.substrings:
+                    name = os.path.splitext(name)[0]
+                if "/" in self.prefix:
+                    name = os.path.join(os.path.basename(os.path.dirname(path)), name)
+                ids.setdefault(name)
+        return list(ids)
+
+    def files(self, name: str) -> dict[str, list[str]]:
+        """Return the files that a sample id may mean, by modality; an exact name means one file alone."""
+        return {key: self._match(os.path.join(root, name), self.patterns[key]) for key, root in self.folders.items()}
+
+    def _match(self, stem: str, pattern: str) -> list[str]:
+        if "/" in pattern:
+            return sorted(glob.glob(f"{glob.escape(stem)}{pattern}"))
+        folder, start = os.path.split(stem)
+        if folder not in self._names:
+            self._names[folder] = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        names, exact = self._names[folder], start + pattern.strip("*")
+        place = bisect_left(names, exact)
+        if place < len(names) and names[place] == exact:
+            return [os.path.join(folder, exact)]
+        return [os.path.join(folder, name) for name in _beginning(names, start, pattern)] if self.substrings else []
+
+    def check(self, ids: Sequence[str], split: str) -> None:
+        """Check that every sample has exactly one file of everything that it needs.
+
+        Args:
+            ids: Sample ids.
+            split: Name of the split file, for messages.
+
+        Raises:
+            DataError: Files are missing, or an id stands for several; the message shows the first ones.
+        """
+        problems: list[str] = []
+        concerned = 0
+        for name in ids:
+            found = list(self._problems_of(name))
+            problems += found
+            concerned += bool(found)
+        if problems:
+            more = len(problems) - SHOWN
+            shown = "\n  ".join(problems[:SHOWN]) + (f"\n  and {more} more" if more > 0 else "")
+            raise DataError(
+                f"{split} does not match the data, {len(problems)} problems with {concerned} of {len(ids)} samples:\n"
+                f"  {shown}\n"
+                "Check the data roots, image_grep and label_grep, or remove the ids. "
+                "Samples that may lack a modality need allow_missing_modalities: true."
+            )
+
+    def _problems_of(self, name: str) -> Iterator[str]:
+        found = self.files(name)
+        for key, files in found.items():
+            if len(files) > 1:
+                shown = ", ".join(Path(file).name for file in files[:3])
+                yield f"{name}: {len(files)} files for {key} ({shown}); make the id or the suffix exact"
+            elif not files and key not in self.optional:
+                yield f"{name}: no file for {key} at {Path(self.folders[key]) / name}{self.patterns[key]}"
+        if self.optional and not any(found[key] for key in self.optional):
+            yield f"{name}: no file of any modality ({', '.join(self.optional)})"
+
+
+def _beginning(names: list[str], start: str, pattern: str) -> Iterator[str]:
+    """Yield the names, of a sorted list, that consist of a beginning and what a pattern matches."""
+    for name in names[bisect_left(names, start) :]:
+        if not name.startswith(start):
+            return
+        if fnmatchcase(name[len(start) :], pattern):
+            yield name
+
+
+@dataclass(frozen=True)
+class ChipFolder:
+    """The chips of one modality for pre-training: files whose names are an id and a common ending."""
+
+    modality: Modality
+    folder: Path
+    suffix: str
+    """What follows the chip's id in a file's name, e.g. '_S2L2AHand.tif'."""
+
+    def path(self, name: str) -> Path:
+        """Return the file of a chip."""
+        return self.folder / f"{name}{self.suffix}"
+
+    def names(self) -> list[str]:
+        """Return the ids of all chips, sorted.
+
+        Raises:
+            DataError: There is none.
+        """
+        found = sorted(path.name.removesuffix(self.suffix) for path in self.folder.glob(f"*{self.suffix}"))
+        if not found:
+            raise DataError(
+                f"No file in {self.folder} ends in '{self.suffix}' ({self.modality.name}). Check folder and suffix."
+            )
+        return found
+
+
+def make_folders(folders: Mapping[str, str | Path], suffixes: Mapping[str, str]) -> dict[str, ChipFolder]:
+    """Return the folders by the modality's name.
+
+    Args:
+        folders: Folder by modality.
+        suffixes: End of the file names by modality; '.tif' where none is given.
+
+    Raises:
+        ConfigError: A modality is unknown, or has no raster.
+    """
+    ends = {resolve(name).name: suffix for name, suffix in suffixes.items()}
+    made: dict[str, ChipFolder] = {}
+    for given, folder in folders.items():
+        modality = resolve(given)
+        if modality.kind == "sequence":
+            raise ConfigError(f"{modality.name} is no raster: places come from the georeferences of the others.")
+        made[modality.name] = ChipFolder(modality, Path(folder), ends.pop(modality.name, ".tif").lstrip("*"))
+    if ends:
+        raise ConfigError(f"suffixes names {', '.join(ends)}, which folders does not: {', '.join(made)}.")
+    return made
+
+
+def choose_chips(folders: Sequence[ChipFolder], split: str | Path | None, *, validation: bool) -> list[str]:
+    """Return the ids of the chips that are in all folders and in a split.
+
+    Args:
+        folders: One for each modality.
+        split: List of ids; None for every twentieth chip as validation and the others as training.
+        validation: Whether to return the chips for validation.
+
+    Raises:
+        DataError: A chip of the list lacks a file, or no chip is left.
+    """
+    if split is None:
+        common = set(folders[0].names()).intersection(*(folder.names() for folder in folders[1:]))
+        names = [name for number, name in enumerate(sorted(common)) if (number % VALIDATION_SHARE == 0) == validation]
+        if not names:
+            kind = "validation" if validation else "training"
+            shown = ", ".join(f"{folder.folder}/*{folder.suffix}" for folder in folders)
+            raise DataError(f"No chip for {kind}: {len(common)} have files in all of {shown}.")
+        return names
+    names = read_split(split)
+    missing = [folder.path(name) for name in names for folder in folders if not folder.path(name).is_file()]
+    if missing:
+        raise DataError(
+            f"{len(missing)} files of {split} are not there, the first is {missing[0]}. Check folder and suffix, or "
+            "remove the ids."
+        )
+    return names
