@@ -15,8 +15,6 @@ KNOWS_TERRATORCH = {
     "data",
     "inference/segmentation.py",
     "integration",
-    "samples/splits.py",
-    "samples/tables.py",
 }
 """Rooms, and a file of a room, that may import TerraTorch."""
 
@@ -43,7 +41,7 @@ def test_who_knows_terratorch(path):
 FORBIDDEN = {
     "errors": {"torch", "numpy"},
     "parallel": {"torch", "lightning", "terratorch"},
-    "samples": {"lightning"},
+    "samples": {"torch", "lightning", "terratorch"},
     "simulation": {"torch", "lightning", "terratorch"},
     "raster": {"torch", "lightning", "terratorch"},
     "system": {"torch", "lightning", "terratorch", "rasterio"},
@@ -67,6 +65,7 @@ ABSENT = {
     "terramind_plugin": {"torch", "terratorch", "lightning", "numpy", "rasterio"},
     "terramind_plugin.model.modalities": {"torch", "terratorch", "lightning", "numpy"},
     "terramind_plugin.model.variants": {"torch", "terratorch", "lightning", "numpy"},
+    "terramind_plugin.samples.checks.run": {"torch", "terratorch", "lightning"},
     "terramind_plugin.builders.settings": {"torch", "terratorch", "lightning", "numpy"},
     "terramind_plugin.builders.backbones": {"peft", "terratorch", "lightning", "rasterio", "torchgeo"},
     "terramind_plugin.tokenizers.image": {"diffusers", "tokenizers", "terratorch", "lightning", "rasterio"},

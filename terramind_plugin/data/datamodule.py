@@ -13,6 +13,7 @@ import rasterio
 from terratorch.datamodules import GenericMultiModalDataModule
 from terratorch.datamodules.generic_multimodal_data_module import collate_samples
 from torch.utils.data import ConcatDataset, DataLoader
+from tqdm import tqdm
 
 from terramind_plugin.cache.callback import MemoLog, find_memos
 from terramind_plugin.data.arguments import (
@@ -34,6 +35,7 @@ from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.samples.checks.run import check_cheaply
 from terramind_plugin.samples.classes import class_names_of, compare_class_names
 from terramind_plugin.samples.plan import describe
+from terramind_plugin.samples.statistics import RunningStatistics, Statistics
 from terramind_plugin.samples.tables import LabelPlan
 
 logger = logging.getLogger("terramind_plugin")
@@ -345,3 +347,32 @@ def _check_sizes(samples: Sequence[Mapping[str, Any]]) -> None:
                     f"{name} files differ in size: {known[0]} {list(known[1])}, {path} {list(size)}. "
                     "Cut them to one size, or use batch_size: 1 or check_stackability: false with a crop."
                 )
+
+
+def band_statistics(datamodule: TerraMindDataModule) -> dict[str, Statistics]:
+    """Return statistics of the training samples by modality; what has no data is left out.
+
+    Samples are taken as read, with offsets and constant_scale, without augmentation; gaps are not filled.
+
+    Args:
+        datamodule: A TerraMindDataModule.
+
+    Raises:
+        DataError: A band has no pixel with data.
+    """
+    datamodule.train_transform = None
+    datamodule.keep_missing_pixels = True
+    datamodule.check_values = False
+    datamodule.setup("fit")
+    loader = DataLoader(datamodule.train_dataset, batch_size=None, num_workers=datamodule.num_workers)
+    running: dict[str, RunningStatistics] = {}
+    for sample in tqdm(loader, desc="Reading the training data"):
+        images = sample["image"] if isinstance(sample["image"], dict) else {"image": sample["image"]}
+        for name, image in images.items():
+            values = image.float().flatten(1).numpy()
+            running.setdefault(name, RunningStatistics(len(values))).add(values)
+    for name, numbers in running.items():
+        if not numbers.count.all():
+            band = int(numbers.count.argmin()) + 1
+            raise DataError(f"{name}: band {band} has no pixel with data in the training samples.")
+    return {name: numbers.result() for name, numbers in running.items()}

@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 from terratorch.cli_tools import CustomWriter
 from torch import Tensor
 
-from terramind_plugin.data.finite import FiniteResults, describe_files
+from terramind_plugin.data.results import FiniteResults, PredictionTable, describe_files, is_detection
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.plotting import LABEL_COLORS
 from terramind_plugin.raster.georeference import check_georeference
 from terramind_plugin.raster.missing import read_pixels
 from terramind_plugin.raster.writer import parse_color, write_geotiff
 from terramind_plugin.samples.classes import class_names_of
-from terramind_plugin.samples.tables import PredictionTable, is_detection
 from terramind_plugin.system import Stopped, identify
 
 logger = logging.getLogger("terramind_plugin")

@@ -33,7 +33,7 @@ from terramind_plugin.files import check_aliases, write_bytes
 from terramind_plugin.integration.causes import explain, readable
 from terramind_plugin.model.checkpoints import check_types, model_args_of, read_file, settings_of, shorten
 from terramind_plugin.samples.classes import compare_class_names
-from terramind_plugin.samples.statistics import band_statistics, describe_statistics
+from terramind_plugin.samples.statistics import describe_statistics
 
 logger = logging.getLogger("terramind_plugin")
 
@@ -51,6 +51,8 @@ class StatisticsTrainer(MyTrainer):
         if not hasattr(datamodule, "modalities"):
             super().compute_statistics(datamodule, **kwargs)
             return
+        from terramind_plugin.data.datamodule import band_statistics
+
         print(describe_statistics(band_statistics(datamodule), getattr(datamodule, "bands_read", {})))
 
 

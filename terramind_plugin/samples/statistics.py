@@ -9,10 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from terramind_plugin.errors import DataError
 from terramind_plugin.model.modalities import find
 from terramind_plugin.raster.missing import is_odd
 
@@ -109,35 +106,6 @@ def _values(keys: NDArray[np.int64]) -> NDArray[np.float64]:
 
 def _round(numbers: NDArray) -> list[float]:
     return [float(f"{value:.6g}") for value in numbers.tolist()]
-
-
-def band_statistics(datamodule: Any) -> dict[str, Statistics]:
-    """Return statistics of the training samples by modality; what has no data is left out.
-
-    Samples are taken as read, with offsets and constant_scale, without augmentation; gaps are not filled.
-
-    Args:
-        datamodule: A TerraMindDataModule.
-
-    Raises:
-        DataError: A band has no pixel with data.
-    """
-    datamodule.train_transform = None
-    datamodule.keep_missing_pixels = True
-    datamodule.check_values = False
-    datamodule.setup("fit")
-    loader = DataLoader(datamodule.train_dataset, batch_size=None, num_workers=datamodule.num_workers)
-    running: dict[str, RunningStatistics] = {}
-    for sample in tqdm(loader, desc="Reading the training data"):
-        images = sample["image"] if isinstance(sample["image"], dict) else {"image": sample["image"]}
-        for name, image in images.items():
-            values = image.float().flatten(1).numpy()
-            running.setdefault(name, RunningStatistics(len(values))).add(values)
-    for name, numbers in running.items():
-        if not numbers.count.all():
-            band = int(numbers.count.argmin()) + 1
-            raise DataError(f"{name}: band {band} has no pixel with data in the training samples.")
-    return {name: numbers.result() for name, numbers in running.items()}
 
 
 def describe_statistics(statistics: Mapping[str, Statistics], bands: Mapping[str, Any]) -> str:

@@ -1,23 +1,19 @@
-"""Tables of whole images: labels in, predictions out."""
+"""Tables of labels of whole images."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from terramind_plugin.errors import DataError, suggest
 from terramind_plugin.files import write_rows
 from terramind_plugin.samples.layout import read_table
-
-BOX = ("xmin", "ymin", "xmax", "ymax")
-"""Header of a detected box, in pixels of the image."""
 
 
 @dataclass(frozen=True)
@@ -151,76 +147,3 @@ class LabelTable:
                 last = "num_classes - 1" if count is None else count - 1
                 raise DataError(f"{place}: {number:g} is no class id, expected 0 to {last}.")
         return number
-
-
-class PredictionTable:
-    """Collects predictions for whole images, and writes them as a CSV."""
-
-    def __init__(self) -> None:
-        self._rows: list[list[Any]] = []
-        self._are_classes = True
-        self._boxes: list[list[Any]] | None = None
-
-    def add(self, name: str, values: Tensor, *, lost: bool) -> None:
-        """Add the row of an image.
-
-        Args:
-            name: File.
-            values: Class id [], or values of any shape.
-            lost: Whether the values mean nothing; the row then holds none.
-        """
-        self._are_classes &= not values.is_floating_point() and values.numel() == 1
-        self._rows.append([name, *(("",) * values.numel() if lost else _texts(values))])
-
-    def add_boxes(self, names: Sequence[str], predictions: Sequence[Mapping[str, Tensor]]) -> None:
-        """Add a row for each box that was found.
-
-        Args:
-            names: File of each image.
-            predictions: For each image 'boxes' [boxes, 4], 'labels' [boxes] and 'scores' [boxes].
-        """
-        self._boxes = self._boxes if self._boxes is not None else []
-        for index, found in enumerate(predictions):
-            name = str(names[index]) if index < len(names) else str(index)
-            for box, label, score in zip(found["boxes"], found["labels"], found["scores"], strict=True):
-                self._boxes.append([name, *_texts(box), int(label), *_texts(score)])
-
-    def write(self, path: Path, class_names: Sequence[str], var_names: Sequence[str]) -> None:
-        """Write the table, if anything was added.
-
-        Args:
-            path: CSV to write.
-            class_names: Names of the classes; may be empty.
-            var_names: Names of the values of a regression; may be empty.
-        """
-        if self._boxes is not None:
-            header = ["file", *BOX, "class", *(["class_name"] if class_names else []), "score"]
-            write_rows(path, [header, *([*row[:6], *_name(row[5], class_names), row[6]] for row in self._boxes)])
-        if not self._rows:
-            return
-        count = len(self._rows[0]) - 1
-        if self._are_classes:
-            header = ["file", "class", *(["class_name"] if class_names else [])]
-            write_rows(path, [header, *([*row, *_name(row[1], class_names)] for row in self._rows)])
-            return
-        names = next((list(names) for names in (class_names, var_names) if len(names) == count), None)
-        names = names or (["value"] if count == 1 else [f"value_{index}" for index in range(count)])
-        write_rows(path, [["file", *names], *self._rows])
-
-
-def _texts(values: Tensor) -> list[str]:
-    """Return numbers with as many digits as their type holds, and no more."""
-    numbers = values.detach().cpu()
-    return [str(number) for number in (numbers.float() if numbers.is_floating_point() else numbers).numpy().flatten()]
-
-
-def _name(label: Any, class_names: Sequence[str]) -> list[str]:
-    """Return a column with the name of a class, or none where there are no names."""
-    if not class_names:
-        return []
-    return [class_names[int(label)] if label != "" and int(label) < len(class_names) else ""]
-
-
-def is_detection(prediction: Any) -> bool:
-    """Whether a task predicts boxes: a dict with 'boxes', 'labels' and 'scores' for each image."""
-    return isinstance(prediction, list) and all(isinstance(found, Mapping) and "boxes" in found for found in prediction)

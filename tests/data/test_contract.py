@@ -84,7 +84,7 @@ def test_a_declared_offset_is_added_before_all_else(root: Path, make_module: Any
 
 
 def test_statistics_are_of_what_the_model_gets(root: Path, make_module: Any) -> None:
-    from terramind_plugin.samples.statistics import band_statistics
+    from terramind_plugin.data.datamodule import band_statistics
 
     plain = band_statistics(make_module(root))
     moved = band_statistics(make_module(root, offsets={"S2L1C": -1000}))

@@ -13,7 +13,8 @@ import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from terramind_plugin.samples.statistics import RunningStatistics, band_statistics, describe_statistics
+from terramind_plugin.data.datamodule import band_statistics
+from terramind_plugin.samples.statistics import RunningStatistics, describe_statistics
 
 
 def _numbers(module: Any) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
