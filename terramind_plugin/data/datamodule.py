@@ -349,7 +349,7 @@ def _check_sizes(samples: Sequence[Mapping[str, Any]]) -> None:
                 )
 
 
-def band_statistics(datamodule: TerraMindDataModule) -> dict[str, Statistics]:
+def band_statistics(datamodule: Any) -> dict[str, Statistics]:
     """Return statistics of the training samples by modality; what has no data is left out.
 
     Samples are taken as read, with offsets and constant_scale, without augmentation; gaps are not filled.
