@@ -15,7 +15,7 @@ from terramind_plugin.builders.tokenizers import build_image_tokenizer
 from terramind_plugin.errors import DataError
 from terramind_plugin.evaluate import few_shot
 from terramind_plugin.evaluate import locate as places
-from terramind_plugin.evaluate.locate import Chip, Errors, read_middle
+from terramind_plugin.evaluate.locate import Errors
 from terramind_plugin.evaluate.scores import (
     Overlap,
     Score,
@@ -31,6 +31,7 @@ from terramind_plugin.inference.chips import fixed_random_weights
 from terramind_plugin.model.modalities import MODALITIES, Modality
 from terramind_plugin.model.standardisation import Standardisation
 from terramind_plugin.model.variants import VARIANTS
+from terramind_plugin.raster.reader import Chip, read_chip
 from terramind_plugin.simulation.dataset import chip_files
 from terramind_plugin.tokenizers.image import ImageTokenizer
 from terramind_plugin.tokenizers.variants import tokenizers_of
@@ -104,7 +105,8 @@ def read_world(root: Path, variant: str) -> World:
     for name, path in zip(names, labels, strict=True):
         files = chip_files(root, name)
         for modality in wanted:
-            images[modality].append(read_middle(files[modality], MODALITIES[modality], size, numbers.patch_size))
+            chip = read_chip(files[modality], MODALITIES[modality], side=size, multiple=numbers.patch_size)
+            images[modality].append(chip)
         ids, known = Labels(-1, False, 2).read(path)
         if min(ids.shape) < size:
             raise DataError(f"{path} has {ids.shape[0]} x {ids.shape[1]} pixels. Simulate chips with --size {size}.")
@@ -294,18 +296,18 @@ def measure_places(world: World, variant: str, weights: Weights) -> Located:
     for _, belief in places.locate(model, FEATURES, chips, mass=1, batch_size=BATCH):
         likeliest.append(belief.likeliest(1)[0][0])
         middles.append(belief.middle())
-    true = places.true_places(chips)
+    true = np.array([chip.grid.centre() for chip in chips])
     return Located(true, np.stack(middles), places.compare_errors(true, np.stack(likeliest), np.stack(middles)))
 
 
 def measure_few_shot(world: World, variant: str, weights: Weights) -> dict[str, list[Score]]:
     """Return the accuracy of each few-shot task by kind of features; arguments as in `measure_land_cover`."""
     modality, chips = MODALITIES[FEATURES], world.images[FEATURES]
-    features: dict[str, NDArray] = {}
-    for name, one in (("model", weights), ("random weights", RANDOM)):
-        encoder = few_shot.build_encoder(variant, FEATURES, pretrained=one.pretrained, ckpt_path=one.ckpt_path)
-        features[name] = few_shot.token_features(encoder, modality, chips, batch_size=BATCH)
-    features["band means"] = few_shot.band_features(modality, chips)
+    encoders = {
+        name: few_shot.build_encoder(variant, FEATURES, pretrained=one.pretrained, ckpt_path=one.ckpt_path)
+        for name, one in (("model", weights), ("random weights", RANDOM))
+    }
+    features = few_shot.measure_features(encoders, modality, chips, batch_size=BATCH)
     episodes = [few_shot.draw_episodes(world.biomes, task) for task in TASKS]
     return {name: [few_shot.evaluate(one, drawn) for drawn in episodes] for name, one in features.items()}
 

@@ -68,8 +68,7 @@ def draw_reconstructions(results: Results, title: str) -> Figure:
 
 def _picture(results: Results, modality: str, number: int) -> NDArray:
     chip = results.world.images[modality][number]
-    missing = 0 if MODALITIES[modality].kind == "classes" else np.nan
-    return modality_picture(np.where(chip.valid, chip.values, missing), modality)
+    return modality_picture(chip.measured(), modality)
 
 
 def _legend() -> list[tuple[str, str]]:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from terramind_plugin.backbones.encoder import TerraMindBackbone
 from terramind_plugin.builders.backbones import build_backbone
 from terramind_plugin.errors import ConfigError, DataError, check_seed, one_line
-from terramind_plugin.evaluate.locate import RASTERS, Chip, batches, best_device, check_variant
+from terramind_plugin.evaluate.chips import RASTERS, batches, best_device, check_variant
 from terramind_plugin.evaluate.scores import Score, score_mean
 from terramind_plugin.inference.chips import fixed_random_weights
 from terramind_plugin.model.modalities import Modality
 from terramind_plugin.raster.paths import is_remote, raster_path
+from terramind_plugin.raster.reader import Chip
 
 EPISODES_AT_ONCE = 100
 """Bounds the memory that random numbers take."""
@@ -132,45 +134,52 @@ def build_encoder(
     return model.eval().to(best_device())
 
 
-@torch.no_grad()
-def token_features(
-    model: TerraMindBackbone,
+BAND_MEANS = "band means"
+"""Name of the features that need no model."""
+
+
+def measure_features(
+    encoders: Mapping[str, TerraMindBackbone],
     modality: Modality,
-    chips: Sequence[Chip],
+    chips: Iterable[Chip],
     *,
     resize: int | None = None,
     batch_size: int = 32,
     on_batch: Callable[[int], object] = lambda count: None,
-) -> NDArray[np.float32]:
-    """Return the mean of each chip's tokens in the last layer, [chips, D].
+) -> dict[str, NDArray[np.float32]]:
+    """Return the features of chips by kind, [chips, D] each: one kind for each encoder, and the means of their bands.
+
+    Chips are read once, batch by batch.
 
     Args:
-        model: From `build_encoder`.
+        encoders: From `build_encoder`, by name.
         modality: What the chips show; they are standardised with its pre-training statistics.
         chips: In the units of the modality.
         resize: Height and width in pixels that chips are resampled to.
         batch_size: Chips at once.
         on_batch: Called with the number of chips that are done.
     """
-    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (modality.mean, modality.std))
-    device = next(model.parameters()).device
-    features = []
+    features: dict[str, list[NDArray]] = {name: [] for name in (*encoders, BAND_MEANS)}
+    mean, std = (np.array(numbers, np.float32)[:, None, None] for numbers in (modality.mean, modality.std))
     for batch in batches(chips, batch_size):
-        images = (torch.from_numpy(np.stack([chip.values for chip in batch])) - mean) / std
+        images = torch.from_numpy((np.stack([chip.values for chip in batch]) - mean) / std)
         if resize is not None:
             images = torch.nn.functional.interpolate(images, (resize, resize), mode="bilinear", antialias=True)
-        features.append(model(images.to(device))[-1].mean(dim=1).cpu())
+        for name, encoder in encoders.items():
+            features[name].append(token_features(encoder, images))
+        features[BAND_MEANS].append(band_features(modality, batch))
         on_batch(len(batch))
-    return torch.cat(features).numpy()
+    return {name: np.concatenate(parts) for name, parts in features.items()}
+
+
+@torch.no_grad()
+def token_features(encoder: TerraMindBackbone, images: Tensor) -> NDArray[np.float32]:
+    """Return the mean of the tokens in the last layer, [B, D], of standardised images [B, bands, H, W]."""
+    return encoder(images.to(next(encoder.parameters()).device))[-1].mean(dim=1).cpu().numpy()
 
 
 def band_features(modality: Modality, chips: Sequence[Chip]) -> NDArray[np.float32]:
-    """Return the mean of each chip's bands, standardised likewise, [chips, bands].
-
-    Args:
-        modality: What the chips show.
-        chips: In its units.
-    """
+    """Return the mean of each chip's bands, standardised with the pre-training statistics, [chips, bands]."""
     means = np.stack([chip.values.mean(axis=(1, 2), where=chip.valid) for chip in chips])
     return ((means - np.array(modality.mean)) / np.array(modality.std)).astype(np.float32)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,16 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from terramind_plugin.builders.generators import build_generator
-from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.errors import ConfigError
+from terramind_plugin.evaluate.chips import batches, best_device, check_variant
 from terramind_plugin.evaluate.scores import EARTH_RADIUS, Score, great_circle, score_median
 from terramind_plugin.generation.generator import TerraMindGenerator
 from terramind_plugin.inference.chips import fixed_random_weights
-from terramind_plugin.model.modalities import Modality, resolve
-from terramind_plugin.model.variants import VARIANTS
-from terramind_plugin.raster.missing import describe_undeclared
-from terramind_plugin.raster.reader import Expected, Source
-
-logger = logging.getLogger("terramind_plugin")
+from terramind_plugin.raster.reader import Chip
 
 COORDS = "coords"
 CANDIDATES = 500
@@ -30,20 +25,6 @@ NEAR = 1000.0
 """Distance in km that counts as near."""
 COARSE = 5.0
 """Grid of places, in degrees, among which the best one for all chips is looked for."""
-RASTERS = (".tif", ".tiff")
-
-
-@dataclass(frozen=True)
-class Chip:
-    """The middle of a raster, as large as the model's image at most."""
-
-    path: Path
-    values: NDArray[np.float32]
-    """[bands, H, W] in the modality's units, gaps filled."""
-    valid: NDArray[np.bool_]
-    """[H, W], where some band was measured."""
-    place: tuple[float, float] | None
-    """Longitude and latitude of its middle in degrees, if it has a CRS."""
 
 
 @dataclass(frozen=True)
@@ -107,64 +88,10 @@ def build_locator(
         ).to(best_device())
 
 
-def best_device() -> torch.device:
-    """Return the GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def check_variant(name: str) -> None:
-    """Raise a ConfigError if there is no such model."""
-    if name not in VARIANTS:
-        raise ConfigError(f"Unknown model '{name}'. Known: {', '.join(VARIANTS)}.")
-
-
-def find_rasters(paths: Sequence[Path]) -> list[Path]:
-    """Return files as they are, and those in folders by name.
-
-    Raises:
-        DataError: There are none.
-    """
-    found: list[Path] = []
-    for path in paths:
-        inside = sorted(one for one in path.iterdir() if one.suffix.lower() in RASTERS) if path.is_dir() else [path]
-        if not inside:
-            raise DataError(f"No raster ({', '.join(RASTERS)}) in {path}.")
-        found += inside
-    return found
-
-
-def read_middle(path: Path, modality: Modality, size: int, patch: int, bands: Sequence[str] = ()) -> Chip:
-    """Return the middle of a raster, continued by its mirror image to whole patches.
-
-    Args:
-        path: The raster, with the modality in its units.
-        modality: What it shows.
-        size: Height and width in pixels at most.
-        patch: Heights and widths become multiples of it.
-        bands: Names of the file's bands, where they are in another order and not named in the file.
-
-    Raises:
-        DataError: The file cannot be read, or holds no data there.
-    """
-    own = Expected.of(modality)
-    source = Source(path, Expected(own.name, own.bands, own.fill, tuple(bands), own.classes))
-    try:
-        height, width = (min(side, size) for side in source.grid.shape)
-        row, column = (source.grid.height - height) // 2, (source.grid.width - width) // 2
-        part = source.read(row, column, -(-height // patch) * patch, -(-width // patch) * patch)
-    finally:
-        source.close()
-    if source.undeclared:
-        logger.warning("%s", describe_undeclared(path, source.undeclared))
-    if not part.valid.any():
-        raise DataError(f"{path} holds no data: every pixel of its middle is missing.")
-    return Chip(source.path, part.values, part.valid, source.grid.centre())
-
-
 def locate(
     model: TerraMindGenerator,
     modality: str,
-    chips: Sequence[Chip],
+    chips: Iterable[Chip],
     *,
     mass: float = 0.999,
     batch_size: int = 8,
@@ -175,7 +102,7 @@ def locate(
     Args:
         model: From `build_locator`.
         modality: Its input.
-        chips: In their order.
+        chips: Images in the units of the modality; they are read batch by batch.
         mass: Latitudes that together have less than 1 - mass are left out.
         batch_size: Chips at once.
         on_latitude: As in `TerraMindGenerator.map_places`.
@@ -192,24 +119,6 @@ def locate(
         longitudes, latitudes = made.longitudes.numpy(), made.latitudes.numpy()
         for chip, probabilities in zip(batch, made.probabilities.numpy(), strict=True):
             yield chip, Belief(longitudes, latitudes, probabilities)
-
-
-def batches(chips: Sequence[Chip], batch_size: int) -> Iterator[list[Chip]]:
-    """Yield chips of one shape that follow one another, `batch_size` at most.
-
-    Raises:
-        ConfigError: batch_size is less than 1.
-    """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, got {batch_size}.")
-    batch: list[Chip] = []
-    for chip in chips:
-        if batch and (len(batch) == batch_size or chip.values.shape != batch[0].values.shape):
-            yield batch
-            batch = []
-        batch.append(chip)
-    if batch:
-        yield batch
 
 
 @dataclass(frozen=True)
@@ -260,28 +169,3 @@ def best_constant(true: NDArray) -> NDArray[np.float64]:
 
 ANYWHERE = EARTH_RADIUS * np.pi / 2
 """Median distance in km between any place and one drawn evenly from the sphere: a quarter of a great circle."""
-
-
-def true_places(chips: Sequence[Chip]) -> NDArray[np.float64]:
-    """Return where chips are, [chips, 2].
-
-    Raises:
-        DataError: One has no CRS.
-    """
-    for chip in chips:
-        if chip.place is None:
-            raise DataError(f"{chip.path} has no CRS, so its true place is unknown. Leave --labelled out.")
-    return np.array([chip.place for chip in chips], dtype=np.float64)
-
-
-def size_of(variant: str, modality: str) -> tuple[Modality, int, int]:
-    """Return an image modality, and image and patch size of a model in pixels.
-
-    Raises:
-        ConfigError: The model is unknown, or the modality is no image.
-    """
-    check_variant(variant)
-    entry = resolve(modality)
-    if entry.kind != "image":
-        raise ConfigError(f"{entry.name} is no image. Give one of the image modalities, e.g. S2L2A.")
-    return entry, VARIANTS[variant].img_size, VARIANTS[variant].patch_size

@@ -12,10 +12,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rasterio.transform import Affine
 
-from terramind_plugin.evaluate.locate import ANYWHERE, NEAR, Belief, Chip, Errors
+from terramind_plugin.evaluate.locate import ANYWHERE, NEAR, Belief, Errors
 from terramind_plugin.evaluate.scores import great_circle
 from terramind_plugin.files import write_rows
 from terramind_plugin.plotting import LABEL_COLORS, frame_globe, plot_modality
+from terramind_plugin.raster.reader import Chip
 from terramind_plugin.raster.writer import write_geotiff
 
 SHADES = 1e3
@@ -65,10 +66,11 @@ def describe(chip: Chip, places: NDArray, shares: NDArray, middle: NDArray) -> d
         }
     row |= {"longitude_middle": middle[0], "latitude_middle": middle[1], "longitude_true": "", "latitude_true": ""}
     row |= {"error_likeliest_km": "", "error_middle_km": ""}
-    if chip.place is not None:
-        row |= {"longitude_true": f"{chip.place[0]:.5f}", "latitude_true": f"{chip.place[1]:.5f}"}
-        row["error_likeliest_km"] = f"{great_circle(places[0], chip.place):.1f}"
-        row["error_middle_km"] = f"{great_circle(middle, chip.place):.1f}"
+    true = chip.grid.centre()
+    if true is not None:
+        row |= {"longitude_true": f"{true[0]:.5f}", "latitude_true": f"{true[1]:.5f}"}
+        row["error_likeliest_km"] = f"{great_circle(places[0], true):.1f}"
+        row["error_middle_km"] = f"{great_circle(middle, true):.1f}"
     return row
 
 
@@ -131,7 +133,7 @@ def draw_chip(chip: Chip, modality: str, belief: Belief, count: int, title: str)
     figure = Figure(figsize=(13, 4.6), layout="constrained")
     figure.suptitle(title, fontsize=9)
     left, right = figure.subplots(1, 2, width_ratios=(1, 2.4))
-    plot_modality(modality, np.where(chip.valid, chip.values, np.nan), left)
+    plot_modality(modality, chip.measured(), left)
     left.set_title(f"{modality} (input)", fontsize=10)
     most = float(belief.probabilities.max())
     step = float(belief.longitudes[1] - belief.longitudes[0]) / 2
@@ -153,8 +155,9 @@ def draw_chip(chip: Chip, modality: str, belief: Belief, count: int, title: str)
     right.scatter(*places.T, s=70, facecolors="none", edgecolors=LABEL_COLORS[1], linewidths=1.5, label="likeliest")
     right.annotate(f"{shares[0]:.2g}", places[0], xytext=(7, 7), textcoords="offset points", fontsize=8)
     right.scatter(*belief.middle(), marker="s", s=40, color=LABEL_COLORS[2], label="least expected distance")
-    if chip.place is not None:
-        right.scatter(*chip.place, marker="X", s=90, color="#00b4d8", edgecolors="#000000", label="true place")
+    true = chip.grid.centre()
+    if true is not None:
+        right.scatter(*true, marker="X", s=90, color="#00b4d8", edgecolors="#000000", label="true place")
     frame_globe(right)
     figure.legend(loc="outside lower right", ncols=3, fontsize=8, frameon=False)
     return figure

@@ -182,14 +182,14 @@ def _localise(options: argparse.Namespace) -> None:
 
     from terramind_plugin.evaluate import locate as work
     from terramind_plugin.evaluate import locate_report as report
+    from terramind_plugin.evaluate.chips import ChipFiles, find_rasters, size_of
 
-    modality, size, patch = work.size_of(options.model, options.modality)
+    modality, side, patch = size_of(options.model, options.modality)
     if options.top < 1:
         raise ConfigError(f"top must be at least 1, got {options.top}.")
-    paths = work.find_rasters(options.chips)
-    files = {} if options.labelled else _name_maps(options.out, paths)
-    chips = [work.read_middle(path, modality, size, patch, split_names(options.bands)) for path in paths]
-    true = work.true_places(chips) if options.labelled else None
+    chips = ChipFiles(find_rasters(options.chips), modality, side, patch, split_names(options.bands))
+    files = {} if options.labelled else _name_maps(options.out, chips.paths)
+    true = chips.positions(required=options.labelled)
     model = work.build_locator(
         options.model,
         modality.name,
@@ -208,23 +208,23 @@ def _localise(options: argparse.Namespace) -> None:
             likeliest.append(best[0])
             middles.append(belief.middle())
             rows.append(report.describe(chip, best, shares, middles[-1]))
-            if true is None:
+            if not options.labelled:
                 tif, png = files[chip.path]
                 report.write_belief(tif, belief, {**described, "input": chip.path.name})
                 title = f"{chip.path.name}: {described['model']}, weights: {weights}"
                 write_figure(png, report.draw_chip(chip, modality.name, belief, options.top, title))
             advance(1)
     report.write_places(options.out / "places.csv", rows)
-    if true is None:
+    if not options.labelled:
         for row in rows:
             print(report.sentence(row))
         print(options.out)
         return
-    errors = work.compare_errors(true, np.stack(likeliest), np.stack(middles))
+    errors = work.compare_errors(np.array(true), np.stack(likeliest), np.stack(middles))
     show(report.table(errors), f"{len(chips)} chips, {described['model']}, weights: {weights}")
     write_json(options.out / "places.json", {**described, "chips": len(chips), "errors": report.record(errors)})
     title = f"{len(chips)} chips, {modality.name}: {described['model']}, weights: {weights}"
-    write_figure(options.out / "places.png", report.draw_errors(true, np.stack(middles), errors, title))
+    write_figure(options.out / "places.png", report.draw_errors(np.array(true), np.stack(middles), errors, title))
     for name in ("places.csv", "places.json", "places.png"):
         print(options.out / name)
 
@@ -252,28 +252,30 @@ def _name_maps(out: Path, paths: Sequence[Path]) -> dict[Path, tuple[Path, Path]
 
 def _few_shot(options: argparse.Namespace) -> None:
     from terramind_plugin.evaluate import few_shot as work
-    from terramind_plugin.evaluate.locate import read_middle, size_of
-    from terramind_plugin.evaluate.scores import Score
+    from terramind_plugin.evaluate.chips import ChipFiles, size_of
 
-    modality, size, patch = size_of(options.model, options.modality)
+    modality, side, patch = size_of(options.model, options.modality)
     if options.resize is not None and (options.resize < patch or options.resize % patch):
         raise ConfigError(f"resize must be a multiple of {patch}, got {options.resize}.")
     task = work.Task(options.ways, options.shots, options.queries, options.episodes, options.seed)
     patches = work.list_patches(options.patches)
     labels = [one.label for one in patches]
     episodes = work.draw_episodes(labels, task)
-    chips = [read_middle(one.path, modality, size, patch, split_names(options.bands)) for one in patches]
-    arms: dict[str, Score] = {}
+    chips = ChipFiles([one.path for one in patches], modality, side, patch, split_names(options.bands))
+    chips.positions()
     weights = weights_of(options.model, options.pretrained, options.ckpt_path)
     settings = [(weights, options.pretrained, options.ckpt_path), ("random", False, None)]
-    for name, pretrained, ckpt_path in settings[: 1 if weights == "random" else 2]:
-        model = work.build_encoder(options.model, modality.name, pretrained=pretrained, ckpt_path=ckpt_path)
-        with progress(f"Features, {name} weights", len(chips)) as advance:
-            features = work.token_features(
-                model, modality, chips, resize=options.resize, batch_size=options.batch_size, on_batch=advance
-            )
-        arms[f"{options.model}, {name} weights"] = work.evaluate(features, episodes)
-    arms["band means"] = work.evaluate(work.band_features(modality, chips), episodes)
+    encoders = {
+        f"{options.model}, {name} weights": work.build_encoder(
+            options.model, modality.name, pretrained=pretrained, ckpt_path=ckpt_path
+        )
+        for name, pretrained, ckpt_path in settings[: 1 if weights == "random" else 2]
+    }
+    with progress("Features", len(chips)) as advance:
+        features = work.measure_features(
+            encoders, modality, chips, resize=options.resize, batch_size=options.batch_size, on_batch=advance
+        )
+    arms = {name: work.evaluate(one, episodes) for name, one in features.items()}
     rows = [
         [name, f"{100 * one.value:.2f}", f"{100 * one.interval[0]:.2f} to {100 * one.interval[1]:.2f}"]
         for name, one in arms.items()

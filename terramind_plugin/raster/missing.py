@@ -6,6 +6,7 @@ nodata value, a mask, or an alpha band.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from rasterio.enums import MaskFlags
 
 from terramind_plugin.errors import DataError
+
+logger = logging.getLogger("terramind_plugin")
 
 FAR = 1e30
 """Magnitude above which a number stands for no data: float rasters are often filled with -3.4e38 and not tagged."""
@@ -166,6 +169,17 @@ def refuse_complex(raster: Any) -> None:
             f"{raster.name} holds complex numbers, expected real ones: of radar, take the intensity in decibels, "
             "10 * log10(abs(x) ** 2)."
         )
+
+
+def warn_of_undeclared(path: str | Path, count: int) -> None:
+    """Warn of pixels that are missing though their file does not say so, if there are any.
+
+    Args:
+        path: The file.
+        count: Number of such pixels.
+    """
+    if count:
+        logger.warning("%s", describe_undeclared(path, count))
 
 
 def describe_undeclared(path: str | Path, count: int) -> str:

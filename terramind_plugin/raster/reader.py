@@ -58,8 +58,12 @@ class Expected:
     """Number that is added to those of the file before."""
 
     @classmethod
-    def of(cls, modality: Modality) -> Expected:
+    def of(cls, modality: Modality, file_bands: Sequence[str] = ()) -> Expected:
         """Return what a file of a modality holds; gaps take the pre-training mean, or class 0, which is no data.
+
+        Args:
+            modality: What the file shows.
+            file_bands: Names of the file's bands, where their order is another one.
 
         Raises:
             ConfigError: The modality is a text and has no raster.
@@ -67,7 +71,7 @@ class Expected:
         if not modality.bands:
             raise ConfigError(f"{modality.name} is no image, so it cannot be read from a file.")
         fill = (0.0,) if modality.kind == "classes" else modality.mean
-        return cls(modality.name, modality.band_names, fill, classes=len(modality.class_names))
+        return cls(modality.name, modality.band_names, fill, tuple(file_bands), len(modality.class_names))
 
 
 class Part(NamedTuple):
@@ -350,6 +354,7 @@ class Chip:
     valid: NDArray
     """Boolean [H, W], True where some band was measured."""
     grid: Grid
+    """Grid of the whole raster."""
     undeclared: int = 0
     """Number of pixels that are missing though the file does not say so."""
 
@@ -364,7 +369,15 @@ class Chip:
         return np.where(self.valid, self.values, missing)
 
 
-def read_chip(path: str | Path, modality: Modality, grid: Grid | None = None) -> Chip:
+def read_chip(
+    path: str | Path,
+    modality: Modality,
+    grid: Grid | None = None,
+    *,
+    side: int | None = None,
+    multiple: int = 1,
+    bands: Sequence[str] = (),
+) -> Chip:
     """Return a chip with gaps filled: by the mean of the pre-training data, or by class 0, which is no data.
 
     Bands are taken in the order of the modality; where the file names all of them, in whatever order, by name.
@@ -373,20 +386,27 @@ def read_chip(path: str | Path, modality: Modality, grid: Grid | None = None) ->
         path: A raster with the modality in its units.
         modality: What it shows.
         grid: Where to read it, warped if it lies on another grid; None for its own.
+        side: Largest height and width; of a larger raster the middle is read. None for all of it.
+        multiple: Heights and widths become multiples of this number, by mirrored pixels.
+        bands: Names of the file's bands, where they are in another order and not named in the file.
 
     Raises:
         ConfigError: The modality is a text and has no raster.
         DataError: The file cannot be read, has other bands, no data, or values that are no class ids.
     """
-    source = Source(path, Expected.of(modality), grid)
-    values, valid = source.read(0, 0, *source.grid.shape)
-    undeclared = source.undeclared
-    source.close()
+    source = Source(path, Expected.of(modality, bands), grid)
+    try:
+        height, width = (min(length, side or length) for length in source.grid.shape)
+        row, column = (source.grid.height - height) // 2, (source.grid.width - width) // 2
+        values, valid = source.read(row, column, -(-height // multiple) * multiple, -(-width // multiple) * multiple)
+    finally:
+        source.close()
     if not valid.any():
-        raise DataError(f"{path} holds no data: every pixel is missing.")
+        where = "pixel" if (height, width) == source.grid.shape else "pixel of its middle"
+        raise DataError(f"{path} holds no data: every {where} is missing.")
     if modality.kind == "classes":
         values = values.astype(np.int64)
-    return Chip(source.path, modality, values, valid, source.grid, undeclared)
+    return Chip(source.path, modality, values, valid, source.grid, source.undeclared)
 
 
 def pad(values: NDArray, multiple: int) -> NDArray:

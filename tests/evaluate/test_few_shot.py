@@ -111,13 +111,14 @@ def test_command(folders, tmp_path, capsys):
 def test_features_are_the_mean_of_the_last_layer(folders):
     import torch
 
-    from terramind_plugin.evaluate.locate import read_middle
     from terramind_plugin.model.modalities import resolve
+    from terramind_plugin.raster.reader import read_chip
 
     modality = resolve("S2L2A")
-    chips = [read_middle(path, modality, 64, 8) for path in sorted(folders.glob("*/*.tif"))[:3]]
+    chips = [read_chip(path, modality, side=64, multiple=8) for path in sorted(folders.glob("*/*.tif"))[:3]]
     model = few_shot.build_encoder("terramind_sim_nano", "S2L2A", pretrained=False)
-    made = few_shot.token_features(model, modality, chips, batch_size=2)
+    features = few_shot.measure_features({"model": model}, modality, chips, batch_size=2)
+    made = features["model"]
     for chip, feature in zip(chips, made, strict=True):
         image = (torch.from_numpy(chip.values) - torch.tensor(modality.mean)[:, None, None]) / torch.tensor(
             modality.std
@@ -126,8 +127,9 @@ def test_features_are_the_mean_of_the_last_layer(folders):
             expected = model({"S2L2A": image[None]})[5][0].mean(dim=0)
         np.testing.assert_allclose(feature, expected, atol=1e-5)
     again = few_shot.build_encoder("terramind_sim_nano", "S2L2A", pretrained=False)
-    np.testing.assert_array_equal(few_shot.token_features(again, modality, chips, batch_size=2), made)
-    bands = few_shot.band_features(modality, chips)
+    same = few_shot.measure_features({"again": again}, modality, chips, batch_size=2)
+    np.testing.assert_array_equal(same["again"], made)
+    bands = features[few_shot.BAND_MEANS]
     expected = (chips[1].values.reshape(12, -1).mean(axis=1) - np.array(modality.mean)) / np.array(modality.std)
     np.testing.assert_allclose(bands[1], expected, atol=1e-4)
 

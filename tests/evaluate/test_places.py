@@ -13,8 +13,10 @@ import torch
 from terramind_plugin.cli import main
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.evaluate import locate as places
+from terramind_plugin.evaluate.chips import ChipFiles, find_rasters, size_of
 from terramind_plugin.evaluate.locate import Belief
 from terramind_plugin.model.modalities import resolve
+from terramind_plugin.raster.reader import read_chip
 from terramind_plugin.simulation.dataset import simulate
 
 MODEL = ("--modality", "S2L2A", "--model", "terramind_sim_nano", "--pretrained", "false")
@@ -77,7 +79,7 @@ def test_a_labelled_folder(world, tmp_path, capsys):
 
 def test_a_map_of_places_agrees_with_the_search(world):
     folder, _ = world
-    chips = [places.read_middle(path, resolve("S2L2A"), 64, 8) for path in sorted(folder.iterdir())[:2]]
+    chips = [read_chip(path, resolve("S2L2A"), side=64, multiple=8) for path in sorted(folder.iterdir())[:2]]
     model = places.build_locator("terramind_sim_nano", "S2L2A", pretrained=False)
     image = torch.from_numpy(np.stack([chip.values for chip in chips]))
     found = model.locate({"S2L2A": image}, count=37 * 73)
@@ -123,11 +125,11 @@ def test_the_best_place_for_all():
 def test_the_middle_of_a_large_chip(world, tmp_path):
     folder, known = world
     path = folder / next(iter(known))
-    whole = places.read_middle(path, resolve("S2L2A"), 64, 8)
-    part = places.read_middle(path, resolve("S2L2A"), 32, 8)
+    whole = read_chip(path, resolve("S2L2A"), side=64, multiple=8)
+    part = read_chip(path, resolve("S2L2A"), side=32, multiple=8)
     np.testing.assert_array_equal(part.values, whole.values[:, 8:40, 8:40])
-    assert part.place == whole.place
-    odd = places.read_middle(path, resolve("S2L2A"), 44, 8)
+    assert part.grid.centre() == whole.grid.centre()
+    odd = read_chip(path, resolve("S2L2A"), side=44, multiple=8)
     assert odd.values.shape == (12, 48, 48)
 
 
@@ -135,17 +137,17 @@ def test_mistakes(world, tmp_path):
     folder, known = world
     path = folder / next(iter(known))
     with pytest.raises(ConfigError, match=r"Unknown model 'base'.*terramind_v1_base"):
-        places.size_of("base", "S2L2A")
+        size_of("base", "S2L2A")
     with pytest.raises(ConfigError, match="LULC is no image"):
-        places.size_of("terramind_sim_nano", "LULC")
+        size_of("terramind_sim_nano", "LULC")
     with pytest.raises(DataError, match="No raster"):
-        places.find_rasters([tmp_path])
+        find_rasters([tmp_path])
     with rasterio.open(path) as file:
         profile, values = file.profile, file.read()
     profile.update(crs=None)
     with rasterio.open(tmp_path / "chip.tif", "w", **profile) as file:
         file.write(values)
     with pytest.raises(DataError, match="has no CRS"):
-        places.true_places([places.read_middle(tmp_path / "chip.tif", resolve("S2L2A"), 64, 8)])
+        ChipFiles([tmp_path / "chip.tif"], resolve("S2L2A"), 64, 8).positions(required=True)
     with pytest.raises(ConfigError, match="mass must be"):
         list(places.locate(None, "S2L2A", [], mass=0))
