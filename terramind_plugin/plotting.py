@@ -287,7 +287,7 @@ def draw_panels(
     columns.sort(key=lambda name: {"label": 1, "prediction": 2}.get(name, 0))
     width = int(LINE * side) * len(columns)
     texts = ["\n".join(textwrap.fill(part, width) for part in text.splitlines()) for text, _ in rows]
-    height = side * len(rows) + 0.9 + LINE_HEIGHT * sum(text.count("\n") for text in texts)
+    height = side * len(rows) + (1.3 if title else 0.9) + LINE_HEIGHT * sum(text.count("\n") for text in texts)
     if figure is None:
         figure, axes = make_axes(len(rows), len(columns), (side * len(columns), height), title)
     else:
@@ -381,7 +381,8 @@ def frame_globe(axis: Any, step: int = 30) -> None:
     """
     longitudes, latitudes = range(-180, 181, 2 * step), range(-90, 91, step)
     axis.set(xlim=(-180, 180), ylim=(-90, 90), xticks=longitudes, yticks=latitudes, aspect="equal")
-    axis.set(xlabel="longitude", ylabel="latitude")
+    axis.set_xlabel("longitude", fontsize=8)
+    axis.set_ylabel("latitude", fontsize=8)
     axis.tick_params(labelsize=7)
     axis.grid(color="#000000", alpha=0.12, linewidth=0.6)
 

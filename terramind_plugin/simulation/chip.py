@@ -10,14 +10,13 @@ from rasterio.transform import Affine
 
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.simulation.flood import make_flood
 from terramind_plugin.simulation.landcover import Cover, make_cover
 from terramind_plugin.simulation.materials import ID
 from terramind_plugin.simulation.noise import FloatArray, fractal, smooth
 from terramind_plugin.simulation.optics import observe_optical
 from terramind_plugin.simulation.radar import observe_radar, swath_gap
-from terramind_plugin.simulation.sites import FloodRegions, World
-from terramind_plugin.simulation.terrain import INSIDE, PIXEL, Terrain, make_terrain
+from terramind_plugin.simulation.terrain import INSIDE, PIXEL, Terrain, make_flood, make_terrain
+from terramind_plugin.simulation.worlds import World, flood_site
 
 SMALLEST = 32
 """Smallest side of a chip, pixels."""
@@ -26,7 +25,7 @@ _RGB_WHITE = 3000  # digital number of L2A that becomes 255
 
 @dataclass(frozen=True)
 class Chip:
-    """All modalities of one place. Height and width are equal."""
+    """One simulated chip in all modalities. Height and width are equal."""
 
     name: str
     """Chip id, e.g. 'Delta_0001'."""
@@ -35,7 +34,7 @@ class Chip:
     label: NDArray[np.int16]
     """[H, W]: 1 water (permanent, flood, under plants), 0 land, -1 unknown."""
     transform: Affine
-    """From pixel corners to metres in `crs`."""
+    """Transform from pixel corners to metres in `crs`."""
     crs: str
     """Coordinate reference system, e.g. 'EPSG:32646'."""
 
@@ -63,14 +62,14 @@ def _rgb(l2a: NDArray[np.uint16]) -> NDArray[np.uint8]:
     return np.rint(np.clip(colours / _RGB_WHITE, 0, 1) * 255).astype(np.uint8)
 
 
-def simulate_chip(seed: int, index: int, size: int, world: World | None = None) -> Chip:
+def simulate_chip(seed: int, index: int, size: int, world: World = flood_site) -> Chip:
     """Return one chip of the simulated data set; the same arguments always give the same chip.
 
     Args:
         seed: Seed of the data set, not negative.
         index: Number of the chip, from 0. A chip does not depend on how many others there are.
         size: Side in pixels of 10 m, at least 32.
-        world: Where chips lie; by default in the regions that are known for floods.
+        world: Where chips lie.
 
     Raises:
         ConfigError: An argument is too small.
@@ -81,7 +80,7 @@ def simulate_chip(seed: int, index: int, size: int, world: World | None = None) 
         raise ConfigError(f"Seed and index of a chip must not be negative; got seed {seed}, index {index}.")
     # One stream per stage: a change in one does not reshuffle the others.
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence([seed, index]).spawn(6)]
-    site = (world or FloodRegions()).site(seed, index)
+    site = world(seed, index)
     region = site.region
     terrain = make_terrain(streams[0], region, size)
     flood = make_flood(streams[1], region, terrain)

@@ -1,7 +1,4 @@
-"""Simulated scenes on disk: data sets for demonstrations, tests and pre-training that need no download.
-
-The scenes themselves come from `terramind_plugin.data.simulation`.
-"""
+"""Simulated chips on disk: data sets for demonstrations, tests and pre-training that need no download."""
 
 from __future__ import annotations
 
@@ -23,33 +20,21 @@ from terramind_plugin.parallel import make_processes
 from terramind_plugin.raster.complete import is_complete
 from terramind_plugin.raster.writer import parse_color, write_geotiff
 from terramind_plugin.simulation.chip import SMALLEST, Chip, simulate_chip
-from terramind_plugin.simulation.globe import Globe
-from terramind_plugin.simulation.sites import FloodRegions, World
+from terramind_plugin.simulation.worlds import WORLDS, World, flood_site
 
-__all__ = ["Chip", "SimulatedDataset", "make_splits", "simulate", "simulate_chip"]
+__all__ = ["WORLDS", "SimulatedDataset", "chip_files", "make_splits", "simulate", "simulate_chip"]
 
 _VERSION = 1  # raise it when the same parameters give other chips
 _PARAMETERS_FILE = "simulation.json"
-_FILE_ENDINGS = {
-    "S2L1C": "S2Hand",
-    "S2L2A": "S2L2AHand",
-    "S1GRD": "S1Hand",
-    "S1RTC": "S1RTCHand",
-    "DEM": "DEMHand",
-    "LULC": "LULCHand",
-    "NDVI": "NDVIHand",
-    "RGB": "RGBHand",
-}
+_PRODUCTS = ("S2L1C", "S2L2A", "S1GRD", "S1RTC", "DEM", "LULC", "NDVI", "RGB", "Label")
+_SHORT = {"S2L1C": "S2", "S1GRD": "S1"}  # what Sen1Floods11 calls them in file names
 _SPLITS = {"train": "flood_train_data.txt", "valid": "flood_valid_data.txt", "test": "flood_test_data.txt"}
-WORLDS: dict[str, World] = {world.name: world for world in (FloodRegions(), Globe())}
-"""Where chips can lie: in regions known for floods, or anywhere on a globe whose climate follows latitude."""
-PLACES_FILE = "labels.csv"
 _LABEL_VALUES = "-1 = unknown, 0 = land, 1 = water"
 
 
 @dataclass(frozen=True)
 class SimulatedDataset:
-    """What `simulate` has written."""
+    """Data set that `simulate` has written."""
 
     root: Path
     """Folder with `data`, `splits` and `simulation.json`."""
@@ -66,24 +51,17 @@ def chip_files(root: Path, name: str) -> dict[str, Path]:
         root: Folder of the data set.
         name: Chip id.
     """
-    data = root / "data"
-    files = {modality: data / f"{modality}Hand" / f"{name}_{ending}.tif" for modality, ending in _FILE_ENDINGS.items()}
-    return files | {"label": data / "LabelHand" / f"{name}_LabelHand.tif"}
+    files = {x: root / "data" / f"{x}Hand" / f"{name}_{_SHORT.get(x, x)}Hand.tif" for x in _PRODUCTS}
+    return {key.replace("Label", "label"): path for key, path in files.items()}
 
 
-def chip_names(chips: int, seed: int, world: World | None = None) -> tuple[str, ...]:
-    """Return the ids of the first chips of a data set; arguments as in `make_splits`."""
-    world = world or FloodRegions()
-    return tuple(world.site(seed, index).name for index in range(chips))
-
-
-def make_splits(chips: int, seed: int, world: World | None = None) -> dict[str, tuple[str, ...]]:
+def make_splits(chips: int, seed: int, world: World = flood_site) -> dict[str, tuple[str, ...]]:
     """Return about 70 % of the chips for training, 15 % for validation, 15 % for test, of all regions alike.
 
     Args:
         chips: Number of chips, at least 3.
         seed: Seed of the data set.
-        world: Where the chips lie; by default in the regions that are known for floods.
+        world: Where the chips lie.
 
     Raises:
         ConfigError: There are too few chips for three splits.
@@ -91,18 +69,18 @@ def make_splits(chips: int, seed: int, world: World | None = None) -> dict[str, 
     if chips < 3:
         raise ConfigError(f"Cannot split {chips} chips into train, valid and test; simulate at least 3.")
     rng = np.random.default_rng([seed, chips])
-    names = chip_names(chips, seed, world)
+    names = [world(seed, index).name for index in range(chips)]
     # Sorted by region and shuffled within it, then taken at equal steps: a stratified draw.
     order = sorted(rng.permutation(chips).tolist(), key=lambda index: names[index].split("_")[0])
     held = max(1, round(0.15 * chips))
-    places = np.floor((np.arange(2 * held) + 0.5) * chips / (2 * held)).astype(int)
-    members = {"valid": {order[p] for p in places[::2]}, "test": {order[p] for p in places[1::2]}}
+    positions = np.floor((np.arange(2 * held) + 0.5) * chips / (2 * held)).astype(int)
+    members = {"valid": {order[p] for p in positions[::2]}, "test": {order[p] for p in positions[1::2]}}
     members["train"] = set(order) - members["valid"] - members["test"]
     return {split: tuple(sorted(names[index] for index in members[split])) for split in _SPLITS}
 
 
 def _layer(modality: Modality) -> dict[str, Any]:
-    """Return how the file of a modality describes itself."""
+    """Return arguments of `write_geotiff` that describe a modality."""
     layer: dict[str, Any] = {"descriptions": modality.band_names, "units": (modality.units,) * len(modality.bands)}
     if modality.name in ("S1GRD", "S1RTC"):
         layer["nodata"] = float("nan")  # a number would turn measured values into NaN in readers that mask
@@ -114,16 +92,16 @@ def _layer(modality: Modality) -> dict[str, Any]:
 
 def _write_chip(files: dict[str, Path], chip: Chip) -> None:
     """Write all files of a chip."""
-    place: dict[str, Any] = {"crs": chip.crs, "transform": chip.transform}
+    grid: dict[str, Any] = {"crs": chip.crs, "transform": chip.transform}
     for name, image in chip.images.items():
-        write_geotiff(files[name], image, **place, **_layer(MODALITIES[name]))
+        write_geotiff(files[name], image, **grid, **_layer(MODALITIES[name]))
     write_geotiff(
         files["label"],
         chip.label[None],
         descriptions=("water",),
         units=("class id",),
         tags={"class_names": _LABEL_VALUES},  # no nodata value: readers that mask would lose the -1
-        **place,
+        **grid,
     )
 
 
@@ -194,7 +172,8 @@ def simulate(
     (root / "splits").mkdir(exist_ok=True)
     for folder in {path.parent for path in chip_files(root, "").values()}:
         folder.mkdir(parents=True, exist_ok=True)
-    names = chip_names(chips, seed, WORLDS[world])
+    sites = [WORLDS[world](seed, index) for index in range(chips)]
+    names = tuple(site.name for site in sites)
     make = partial(_make_chip, root=root, world=world, seed=seed, size=size)
     with _mapper(processes) as share:
         whole = list(share(partial(_is_whole, root=root), names))
@@ -205,13 +184,14 @@ def simulate(
     for split, file_name in _SPLITS.items():
         write_lines(root / "splits" / file_name, splits[split])
     if world == "globe":
-        _write_places(root, chips, seed)
+        rows = [[site.name, site.region.name, *(f"{degrees:.5f}" for degrees in site.position)] for site in sites]
+        write_lines(root / "labels.csv", [",".join(row) for row in [["chip", "label", "longitude", "latitude"], *rows]])
     return SimulatedDataset(root, names, splits)
 
 
 @contextmanager
 def _mapper(processes: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """Give what `map` does, shared by processes."""
+    """Give a function like `map` whose calls are shared by processes."""
     if processes == 1:
         yield map
         return
@@ -233,13 +213,3 @@ def _is_whole(name: str, *, root: Path) -> bool:
 def _make_chip(index: int, *, root: Path, world: str, seed: int, size: int) -> None:
     chip = simulate_chip(seed, index, size, WORLDS[world])
     _write_chip(chip_files(root, chip.name), chip)
-
-
-def _write_places(root: Path, chips: int, seed: int) -> None:
-    """Write where each chip of a globe lies and its biome."""
-    rows = ["chip,label,longitude,latitude"]
-    for index in range(chips):
-        site = WORLDS["globe"].site(seed, index)
-        longitude, latitude = site.position
-        rows.append(f"{site.name},{site.region.name},{longitude:.5f},{latitude:.5f}")
-    write_text(root / PLACES_FILE, "\n".join(rows) + "\n")

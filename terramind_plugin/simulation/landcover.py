@@ -1,4 +1,4 @@
-"""What covers the ground: fields, woods, settlements, roads, barren land; and what an annual map says of it."""
+"""The cover of the ground: fields, woods, settlements, roads, barren land; and the annual land-cover map of it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import numpy as np
 from scipy import ndimage
 
 from terramind_plugin.simulation import materials as table
-from terramind_plugin.simulation.flood import Flood
 from terramind_plugin.simulation.materials import ID
 from terramind_plugin.simulation.noise import BoolArray, FloatArray, IntArray, fractal, ramp, smooth, uniform_of
-from terramind_plugin.simulation.regions import Region
-from terramind_plugin.simulation.terrain import Terrain
+from terramind_plugin.simulation.terrain import Flood, Terrain
+from terramind_plugin.simulation.worlds import Region
 
 Material = np.ndarray
 """Material ids, uint8 [H, W]."""
@@ -23,7 +22,7 @@ class Cover:
     """Surface of a scene at the time of the images. All arrays are [H, W]."""
 
     material: Material
-    """Index into MATERIALS."""
+    """Indices into MATERIALS."""
     brightness: FloatArray
     """Factor on the reflectance that a whole field shares."""
     vigour: FloatArray
@@ -31,7 +30,7 @@ class Cover:
     lulc: Material
     """Annual land-cover map: class ids of the LULC modality, with the errors of such maps."""
     water: BoolArray
-    """The truth: water at the time of the images, under trees and crops too."""
+    """True water at the time of the images, including that under trees and crops."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,8 @@ def _rotated(shape: tuple[int, int], angle: float | FloatArray) -> tuple[FloatAr
 def _make_parcels(rng: np.random.Generator, shape: tuple[int, int], grain: float) -> _Parcels:
     """Return an integer key per field and the field edges.
 
-    Districts (cells of a Voronoi diagram) have one field pattern each: strips of fields of their own angle and size.
-
-    Args:
-        rng: Source of randomness.
-        shape: (height, width).
-        grain: Typical length of a field, pixels.
+    Districts (cells of a Voronoi diagram) have one field pattern each: strips of fields of their own angle and size,
+    with a typical length of `grain` pixels.
     """
     count = max(4, shape[0] * shape[1] // 5500)
     rows, columns = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
@@ -222,14 +217,7 @@ def _annual_map(
 
 
 def make_cover(rng: np.random.Generator, region: Region, terrain: Terrain, flood: Flood) -> Cover:
-    """Return the surface of a scene: dry land as people and plants use it, then covered by the flood.
-
-    Args:
-        rng: Source of randomness.
-        region: Character of the landscape.
-        terrain: Ground and rivers.
-        flood: Water at the time of the images.
-    """
+    """Return the surface of a scene: dry land as people and plants use it, then covered by the flood."""
     shape = terrain.slope.shape
     greenness = rng.uniform(*region.greenness)
     parcels = _make_parcels(rng, shape, rng.uniform(10, 24))

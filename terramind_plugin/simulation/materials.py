@@ -32,7 +32,7 @@ class Material:
     radar_texture: float = 0.4
     """Standard deviation of the backscatter without speckle, dB."""
     when_flooded: tuple[str, float, str] = ("flood water", 0.0, "flood water")
-    """What is seen under shallow water, the depth in m where that changes, what is seen under deeper water."""
+    """Material under shallow water, the depth in m where it changes, material under deeper water."""
 
 
 # Source of the numbers: rounded typical values. Reflectance after the USGS Spectral Library Version 7 (Kokaly et al.

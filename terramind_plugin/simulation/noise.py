@@ -19,7 +19,7 @@ def fractal(
     Args:
         rng: Source of randomness.
         shape: (height, width) of the field.
-        exponent: Amplitude falls with frequency ** -exponent / 1; 1 is rough, 2 like terrain, 3 smooth.
+        exponent: Amplitude falls with frequency ** -exponent: 1 is rough, 2 like terrain, 3 smooth.
         scale: Wavelength in pixels beyond which the spectrum is flat, so that a field has features of about this size.
     """
     # The inverse FFT is periodic: drawing a larger field and keeping a part of it leaves no matching opposite edges.
@@ -47,11 +47,7 @@ def ramp(value: NDArray, low: float, high: float) -> FloatArray:
 
 
 def uniform_of(key: IntArray, salt: int) -> FloatArray:
-    """Return a number in [0, 1) for each integer key: equal keys give equal numbers, whatever the shape.
-
-    Args:
-        key: Integers, any shape.
-        salt: Another salt gives an independent set of numbers.
+    """Return a number in [0, 1) for each integer key; another salt gives an independent set of numbers.
 
     Source: the finaliser of SplitMix64 (Steele, Lea and Flood 2014).
     """

@@ -1,4 +1,4 @@
-"""What Sentinel-2 sees: reflectance of the surface, sunlight, clouds, atmosphere, optics of the sensor."""
+"""Sentinel-2's measurements: reflectance of the surface, sunlight, clouds, atmosphere, optics of the sensor."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from scipy import ndimage
 
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.simulation import materials as table
-from terramind_plugin.simulation.flood import Flood
 from terramind_plugin.simulation.landcover import Cover
 from terramind_plugin.simulation.materials import ID
 from terramind_plugin.simulation.noise import FloatArray, fractal, ramp, smooth
-from terramind_plugin.simulation.regions import Region
-from terramind_plugin.simulation.terrain import INSIDE, PIXEL, Terrain
+from terramind_plugin.simulation.terrain import INSIDE, PIXEL, Flood, Terrain
+from terramind_plugin.simulation.worlds import Region
 
 Counts = NDArray[np.uint16]
 """Digital numbers: reflectance x 10000, [bands, H, W]."""
@@ -38,7 +37,7 @@ class Sky:
     """Sunlight and clouds. Arrays are [H, W]."""
 
     sun_azimuth: float
-    """Where the sun stands, radian clockwise from north."""
+    """Azimuth of the sun, radian clockwise from north."""
     sun_elevation: float
     """Height of the sun above the horizon, radian."""
     cloud: FloatArray
@@ -66,13 +65,8 @@ def _cloud_opacity(rng: np.random.Generator, shape: tuple[int, int]) -> FloatArr
 
 
 def make_sky(rng: np.random.Generator, region: Region, shape: tuple[int, int]) -> Sky:
-    """Return sun, clouds with their shadows, and haze of a scene.
-
-    Args:
-        rng: Source of randomness.
-        region: Tells the hemisphere: a morning sun stands in the south-east or in the north-east.
-        shape: (height, width).
-    """
+    """Return sun, clouds with their shadows, and haze of a scene."""
+    # In the morning the sun stands in the south-east, or in the north-east on the southern hemisphere.
     southern = region.epsg // 100 == 327
     azimuth = np.deg2rad(rng.uniform(25, 70) if southern else rng.uniform(120, 165))
     elevation = np.deg2rad(rng.uniform(32, 62))
@@ -142,13 +136,6 @@ def observe_optical(
 
     L1C has the light scattered by air and haze, and the whole effect of the relief; L2A is corrected for most of it.
     Clouds and their shadows are in both. The margin of the scene is cut off.
-
-    Args:
-        rng: Source of randomness.
-        region: Character of the landscape.
-        terrain: Relief, for the light.
-        cover: Surface.
-        flood: Depth of the water and wetness of the soil.
     """
     shape = cover.material.shape
     sky = make_sky(rng, region, shape)

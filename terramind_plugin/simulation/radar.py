@@ -1,15 +1,14 @@
-"""What Sentinel-1 sees: backscatter of the surface, wind on the water, relief, speckle, noise of the receiver."""
+"""Sentinel-1's measurements: backscatter of the surface, wind on the water, relief, speckle, noise of the receiver."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from terramind_plugin.simulation import materials as table
-from terramind_plugin.simulation.flood import Flood
 from terramind_plugin.simulation.landcover import Cover
 from terramind_plugin.simulation.materials import ID
 from terramind_plugin.simulation.noise import FloatArray, fractal, ramp, smooth
-from terramind_plugin.simulation.terrain import INSIDE, PIXEL, Terrain
+from terramind_plugin.simulation.terrain import INSIDE, PIXEL, Flood, Terrain
 
 _LOOKS = 5.0
 """Equivalent number of looks of Sentinel-1 IW GRD, high resolution. Source: ESA product specification, 4.4 to 4.9."""
@@ -34,12 +33,8 @@ def _speckle(rng: np.random.Generator, shape: tuple[int, ...]) -> FloatArray:
 def _relief_gain(height: FloatArray, look: float, incidence: float) -> FloatArray:
     """Return backscattered power on a slope relative to flat ground, [H, W].
 
-    Slopes that face the radar put more ground into one pixel; slopes that face away fade into shadow.
-
-    Args:
-        height: Height of the ground, m.
-        look: Direction in which the radar looks, radian clockwise from north.
-        incidence: Incidence angle on flat ground, radian.
+    Slopes that face the radar put more ground into one pixel; slopes that face away fade into shadow. The height is in
+    m, the look direction in radian clockwise from north, the incidence angle on flat ground in radian.
     """
     dy, dx = np.gradient(height, PIXEL)
     rise = dx * np.sin(look) - dy * np.cos(look)  # ground that rises away from the radar faces it
@@ -75,12 +70,6 @@ def observe_radar(
 
     GRD is sigma0 and carries the relief; RTC is gamma0, flattened with an elevation model and resampled, so that only
     errors of that model remain. Both come from one overpass and share their speckle. The margin is cut off.
-
-    Args:
-        rng: Source of randomness.
-        terrain: Relief.
-        cover: Surface.
-        flood: Wetness of the soil.
     """
     shape = cover.material.shape
     look = np.deg2rad(rng.choice([78.0, 282.0]))  # ascending or descending orbit, looking right

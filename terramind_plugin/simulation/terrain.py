@@ -1,4 +1,4 @@
-"""Terrain made by its rivers: a meandering main river, a drainage tree, and the relief that the tree would carve."""
+"""Terrain made by its rivers (a meandering main river, a drainage tree, the relief that it carves), and the flood."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from scipy import ndimage, sparse
 from scipy.sparse import csgraph
 
 from terramind_plugin.simulation.noise import BoolArray, FloatArray, IntArray, fractal, ramp, smooth
-from terramind_plugin.simulation.regions import Region
+from terramind_plugin.simulation.worlds import Region
 
 PIXEL = 10.0
 """Pixel size, m."""
 MARGIN = 40
-"""Pixels simulated around the chip and cut off at the end, so that rivers, clouds and shadows come from outside."""
+"""Width in pixels of the frame that is cut off at the end, so that rivers, clouds and shadows come from outside."""
 INSIDE = (..., slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN))
-"""Cuts the chip out of a scene [..., H, W]."""
+"""Index of the chip in a scene [..., H, W]."""
+_NO_FLOOD = 0.07  # share of the chips that were imaged before or after the flood
+_HIGHEST_STAGE = 9.0  # m above the normal river level
 _STEP = 2  # the drainage tree lives on a grid this much coarser: a quarter of the nodes, and smoother valleys
 
 
 @dataclass(frozen=True)
 class Terrain:
-    """Relief and water of a scene, before anything grows on it. All arrays are [H, W]."""
+    """Relief and permanent water of a scene. All arrays are [H, W]."""
 
     elevation: FloatArray
     """Height of the ground above the sea, m."""
@@ -200,13 +202,7 @@ def _make_course(rng: np.random.Generator, region: Region, size: int) -> _Course
 
 
 def make_terrain(rng: np.random.Generator, region: Region, size: int) -> Terrain:
-    """Return the terrain of a scene, `MARGIN` pixels larger than the chip on each side.
-
-    Args:
-        rng: Source of randomness.
-        region: Character of the landscape.
-        size: Side of the chip, pixels.
-    """
+    """Return the terrain of a scene, `MARGIN` pixels larger on each side than its chip of `size` pixels."""
     course = _make_course(rng, region, size)
     bank, shape = course.bank, course.bank.shape
     hills, brook_distance = _carve(rng, region, np.maximum(bank, 0))
@@ -235,4 +231,51 @@ def make_terrain(rng: np.random.Generator, region: Region, size: int) -> Terrain
         river_distance=(bank * PIXEL).astype(np.float32),
         river=(bank <= 0) | brook | ponds,
         snow_line=region.snow_line,
+    )
+
+
+@dataclass(frozen=True)
+class Flood:
+    """Water at the time of the images. All arrays are [H, W]."""
+
+    water: BoolArray
+    """True where water covers the ground, permanent or flood."""
+    depth: FloatArray
+    """Depth of the flood water, m; negative above it."""
+    wetness: FloatArray
+    """Wetness of the soil: 1 where the flood has just left, 0 far above it."""
+    stage: float
+    """Height of the flood above the normal river level, m."""
+
+
+def _without_small(mask: BoolArray, smallest: int) -> BoolArray:
+    """Return `mask` without connected parts of fewer than `smallest` pixels."""
+    parts, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    keep = np.bincount(parts.ravel()) >= smallest
+    keep[0] = False
+    return keep[parts]
+
+
+def make_flood(rng: np.random.Generator, region: Region, terrain: Terrain) -> Flood:
+    """Return the water of a scene: the river, and all ground lower than the flood stage above it.
+
+    The stage is chosen such that the flood covers a share of the chip that is typical of the region.
+    """
+    target = rng.uniform(*region.flooded)
+    happens = rng.random() > _NO_FLOOD
+    local = 0.12 * fractal(rng, terrain.river.shape, 2, 60)  # wind set-up and obstacles tilt a real water surface
+    above = terrain.height_above_river + local
+    share = min(max(target, float(terrain.river[INSIDE].mean()) + 0.02), 0.6)
+    reached = np.where(terrain.river, -1.0, above)[INSIDE]
+    stage = min(float(np.quantile(reached, share)), _HIGHEST_STAGE) if happens else -0.5
+    flooded = _without_small(terrain.river | (above < stage), 14)
+    flooded = ~_without_small(~flooded, 8)
+    depth = smooth(np.where(terrain.river, stage + 1.5, stage - above), 0.6)
+    recent = 1 - ramp(above, max(stage, 0), max(stage, 0) + 0.9)
+    patches = ramp(fractal(rng, terrain.river.shape, 1.8, 40), -0.2, 1.0)
+    return Flood(
+        water=flooded | terrain.river,
+        depth=depth,
+        wetness=(recent * (0.35 + 0.65 * patches) * (terrain.slope < 0.08)).astype(np.float32),
+        stage=stage,
     )

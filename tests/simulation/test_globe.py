@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.simulation.dataset import WORLDS, chip_files, simulate, simulate_chip
-from terramind_plugin.simulation.globe import BIOMES, climate_at, region_at
-from terramind_plugin.simulation.regions import Region
+from terramind_plugin.simulation.worlds import BIOMES, Region, climate_at, region_at
 
 PLACES = st.tuples(st.floats(-180, 180), st.floats(-60, 72))
 RANGES = [name for name, kind in Region.__annotations__.items() if kind == "Range"]
