@@ -38,6 +38,22 @@ def test_who_knows_terratorch(path):
         assert not {name for name in imported(path) if name.split(".")[0] == "terratorch"}
 
 
+PROMISED = ("datamodules", "datasets", "models.decoders", "registry", "tasks")
+"""Modules of TerraTorch whose names its documentation lists."""
+INTERNALS = "data/terratorch_internals.py"
+"""The file for all other names of TerraTorch."""
+ELSEWHERE = {"integration/registry.py": {"terratorch.utils.InvalidModelError"}}
+"""Names that another file needs, here because it runs while TerraTorch is being imported."""
+
+
+@by_file
+def test_one_file_knows_terratorchs_internals(path):
+    names = {name for name in imported(path) if name.split(".")[0] == "terratorch"}
+    promised = {f"terratorch.{module}" for module in PROMISED}
+    others = {name for name in names if name.rpartition(".")[0] not in promised and name not in promised}
+    assert name_of(path) == INTERNALS or others <= ELSEWHERE.get(name_of(path), set())
+
+
 FORBIDDEN = {
     "errors": {"torch", "numpy"},
     "parallel": {"torch", "lightning", "terratorch"},

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from terratorch.tasks.base_task import TerraTorchTask
 from torchmetrics.wrappers import ClasswiseWrapper
 
+from terramind_plugin.data.terratorch_internals import TerraTorchTask
 from terramind_plugin.errors import suggest
 from terramind_plugin.samples.checks.findings import Finding
 

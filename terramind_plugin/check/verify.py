@@ -227,7 +227,7 @@ def _compare_tokenizers(name: str, sample: Sample) -> list[Comparison]:
 
 
 def _compare_coords(name: str) -> Comparison:
-    from terratorch.models.backbones.terramind.tokenizer import tokenizer_register
+    from terramind_plugin.data.terratorch_internals import tokenizer_register
 
     got = build_coords_tokenizer().encode(PLACES).ids
     theirs = _load_theirs(name, lambda: getattr(tokenizer_register, name)(pretrained=True))  # in no registry

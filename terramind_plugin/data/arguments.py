@@ -6,8 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from terratorch.datasets.utils import generate_bands_intervals
-
+from terramind_plugin.data.terratorch_internals import generate_bands_intervals
 from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.model.modalities import MODALITIES, Modality, find, resolve, statistics
 

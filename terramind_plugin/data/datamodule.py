@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import rasterio
 from terratorch.datamodules import GenericMultiModalDataModule
-from terratorch.datamodules.generic_multimodal_data_module import collate_samples
 from torch.utils.data import ConcatDataset, DataLoader
 from tqdm import tqdm
 
@@ -29,6 +28,7 @@ from terramind_plugin.data.arguments import (
 )
 from terramind_plugin.data.dataset import CHECKED, ReadingPlan, UnlabelledSamples, collate
 from terramind_plugin.data.guard import guard
+from terramind_plugin.data.terratorch_internals import collate_samples
 from terramind_plugin.data.transforms import build_transforms
 from terramind_plugin.data.writer import take_over
 from terramind_plugin.errors import ConfigError, DataError

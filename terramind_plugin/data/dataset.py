@@ -13,17 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from terratorch.datamodules.generic_multimodal_data_module import collate_samples
 from terratorch.datasets import (
     GenericMultimodalDataset,
     GenericMultimodalPixelwiseRegressionDataset,
     GenericMultimodalScalarDataset,
     GenericMultimodalSegmentationDataset,
 )
-from terratorch.datasets.utils import generate_bands_intervals
 from torch import Tensor
 
 from terramind_plugin.data.reading import FAR_VALUES, by_name, check_one_band, without_odd
+from terramind_plugin.data.terratorch_internals import collate_samples, generate_bands_intervals
 from terramind_plugin.errors import DataError
 from terramind_plugin.raster.complete import GDAL_ERRORS
 from terramind_plugin.raster.missing import FAR

@@ -14,10 +14,10 @@ import rasterio
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from numpy.typing import NDArray
-from terratorch.cli_tools import CustomWriter
 from torch import Tensor
 
 from terramind_plugin.data.results import FiniteResults, PredictionTable, describe_files, is_detection
+from terramind_plugin.data.terratorch_internals import CustomWriter
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.plotting import LABEL_COLORS
 from terramind_plugin.raster.georeference import check_georeference

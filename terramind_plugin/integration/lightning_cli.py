@@ -16,18 +16,18 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, Trainer
-from terratorch.cli_tools import (
-    CustomWriter,
-    MyLightningCLI,
-    MyTrainer,
-    StudioDeploySaveConfigCallback,
-)
 from torch import Tensor
 from torchgeo.trainers import BaseTask
 
 import terramind_plugin
 from terramind_plugin.backbones.lora import BASE
 from terramind_plugin.backbones.tim import FINGERPRINT
+from terramind_plugin.data.terratorch_internals import (
+    CustomWriter,
+    MyLightningCLI,
+    MyTrainer,
+    StudioDeploySaveConfigCallback,
+)
 from terramind_plugin.errors import ConfigError, DataError, WeightsError
 from terramind_plugin.files import check_aliases, write_bytes
 from terramind_plugin.integration.causes import explain, readable

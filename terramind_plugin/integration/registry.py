@@ -19,8 +19,9 @@ from terratorch.registry import (
     TERRATORCH_DECODER_REGISTRY,
     TERRATORCH_FULL_MODEL_REGISTRY,
     TERRATORCH_NECK_REGISTRY,
+    MultiSourceRegistry,
+    Registry,
 )
-from terratorch.registry.registry import MultiSourceRegistry, Registry
 from terratorch.utils import InvalidModelError
 
 from terramind_plugin.errors import ConfigError, suggest
