@@ -16,7 +16,7 @@ from bench.cases import Case
 from bench.memory import give_memory_back
 from bench.models import SemanticSegmentationTask, build_task, make_inputs, make_round
 from bench.report import table
-from terramind_plugin.memory import RESET, read_status
+from terramind_plugin.system import read_status, restart_peak
 
 KINDS = {"reference": "TerraTorch", "own necks": "ours"}
 MIB = 2**20
@@ -48,7 +48,7 @@ def measure_here(implementation: str, size: str) -> Held:
     give_memory_back()
     peaks = []
     for work in ("forward", "training step"):
-        RESET.write_text("5")  # the peak restarts here
+        restart_peak()
         case = Case(size, work, "float32")
         with case.context():
             run = make_round(task, case)

@@ -6,7 +6,6 @@ the model's weights, the allocator's waste included. The other implementations c
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import subprocess
@@ -16,7 +15,7 @@ import torch
 
 from bench.cases import PRECISIONS, WORKS, Case, all_cases
 from bench.models import SemanticSegmentationTask, build_task, make_round
-from terramind_plugin.memory import RESET, read_status
+from terramind_plugin.system import RESET, give_back, read_status, restart_peak
 
 ROUNDS = 2
 """In the second, the optimiser's state is there."""
@@ -25,16 +24,14 @@ ROUNDS = 2
 def give_memory_back() -> None:
     """Return freed memory to the system, so that it does not hide what comes next."""
     gc.collect()
-    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
+    give_back()
 
 
 def measure_here(task: SemanticSegmentationTask, case: Case) -> int:
     """Return the bytes that the case's work adds to this process at its peak."""
     task.model.zero_grad(set_to_none=True)
     give_memory_back()
-    RESET.write_text("5")  # the peak restarts here
-    before = read_status("VmRSS")
+    before = restart_peak()
     work = make_round(task, case)
     with case.context():
         for _ in range(ROUNDS):

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from terramind_plugin.inference.job import Options, plan_job
 from terramind_plugin.inference.runner import run_jobs
-from terramind_plugin.memory import read_status
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.raster.reader import Expected
 from terramind_plugin.raster.writer import Layer
 from terramind_plugin.simulation.chip import simulate_chip
+from terramind_plugin.system import read_status
 
 BANDS, CLASSES = 12, 10
 CROP, STRIDE, BATCH = 224, 176, 8

@@ -1,4 +1,4 @@
-"""Exceptions of the package. A message says what was got, what was expected and how to fix it."""
+"""Exceptions of the package, and their messages: what was got, what was expected and how to fix it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 LAST_SEED = 2**32 - 1
-"""The largest seed that NumPy, PyTorch and Lightning all take."""
+"""Largest seed that NumPy, PyTorch and Lightning all accept."""
 
 
 class ConfigError(ValueError):
@@ -29,12 +29,7 @@ class DataError(ValueError):
 
 
 class CheckError(ValueError):
-    """A check has found something; the details are printed before.
-
-    Args:
-        message: In one line.
-        status: Exit status of the command.
-    """
+    """A check has found something; the details have been printed. `status` is the exit status of the command."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -42,26 +37,14 @@ class CheckError(ValueError):
 
 
 def check_seed(seed: object, name: str = "seed") -> int:
-    """Return the seed of random numbers.
-
-    Args:
-        seed: What was given.
-        name: Of the option or key, for the message.
-
-    Raises:
-        ConfigError: It is no whole number from 0 to `LAST_SEED`.
-    """
+    """Return a seed, or raise a ConfigError with the option's name unless it is a whole number up to `LAST_SEED`."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LAST_SEED:
         raise ConfigError(f"{name} must be a whole number from 0 to {LAST_SEED}, got {seed}.")
     return seed
 
 
 def one_line(error: object) -> str:
-    """Return the text of an error without line breaks.
-
-    Args:
-        error: An exception, or its text.
-    """
+    """Return the text of an error without line breaks."""
     return " ".join(str(error).split())
 
 
@@ -71,7 +54,7 @@ _LIBRARY_FAILURES = {
     ("safetensors", "SafetensorError"),
     ("sqlite3", "Error"),
 }
-"""Top module and class of the errors with which libraries report what OSError reports elsewhere."""
+"""Package and class of the errors that libraries raise in place of an OSError."""
 _NO_ROOM = "Make room there, or choose another place, and run the same command again."
 _NO_FOLDER = "A file or a broken link is in the way of a folder. Choose another place, or remove it."
 _NOT_ALLOWED = "Choose a place that you may write to."
@@ -91,10 +74,7 @@ _ADVICE = {
 
 
 def report(error: Exception) -> int:
-    """Print in one line what has ended a command and return the exit status.
-
-    Args:
-        error: What was raised.
+    """Print in one line the error that has ended a command, and return the exit status.
 
     Raises:
         Exception: The error itself, if it is a fault of this program.
@@ -107,10 +87,9 @@ def report(error: Exception) -> int:
 
 
 def _explain(error: Exception) -> str | None:
-    """Return what was wrong and what to do; None for what only a fault of this program raises."""
+    """Return the cause and the remedy, or None if only a fault of this program raises such an error."""
     if isinstance(error, CheckError | ConfigError | DataError | WeightsError):
         return _message_of(error)
-    # Which path could not be used: OSError, or what rasterio, GDAL, safetensors and SQLite have in its place.
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
         advice = _ADVICE.get(error.errno, "")
@@ -122,18 +101,13 @@ def _explain(error: Exception) -> str | None:
 
 
 def _message_of(error: BaseException) -> str:
-    """Return the text of an error; a data loader's worker process sends its traceback along, which is left out."""
+    """Return the text of an error, without the traceback that a data loader's worker process adds."""
     text = str(error)
     return text.rpartition(f"{type(error).__name__}: ")[2] if text.startswith("Caught") else text
 
 
 def suggest(name: str, choices: Iterable[str]) -> str:
-    """Return ' Did you mean ...?' with the nearest of `choices`, or an empty string.
-
-    Args:
-        name: The name that was given.
-        choices: The valid names.
-    """
+    """Return ' Did you mean ...?' with the valid name that is nearest to a given one, or an empty string."""
     by_lower = {choice.lower(): choice for choice in choices}
     near = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     return f" Did you mean '{by_lower[near[0]]}'?" if near else ""

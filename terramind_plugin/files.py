@@ -1,4 +1,4 @@
-"""Files that have their name only when they are complete."""
+"""Files that get their name only when they are complete; YAML files of bounded size; pictures of this program."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ import yaml
 from terramind_plugin.errors import ConfigError, DataError, one_line
 
 MOST_ENTRIES = 100_000
-"""Values of a YAML file: far more than a configuration has, and few enough to be copied."""
+"""Maximum number of values of a YAML file: far more than a configuration has, few enough to be copied."""
 SOFTWARE = "terramind_plugin"
-"""What pictures say they were drawn with."""
+"""Name of this program in the metadata of its pictures."""
 
 _TEMPORARY = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)-[0-9a-f]{6}\.tmp")
 """Name of an unfinished file: the final name, where and by which process it is written, a random number."""
 _LONGEST = 180
-"""Bytes of the final name that a temporary name repeats: file systems allow 255 in all."""
+"""Maximum number of bytes that a temporary name takes from the final name: file systems allow 255 in all."""
 _FOREIGN_AGE = 24 * 3600
 """Seconds without a change after which an unfinished file of another machine counts as abandoned."""
 _SHARE = 0.02
-"""Share of the time that may go into looking for abandoned files in one folder."""
+"""Maximum share of the time that is spent on looking for abandoned files in one folder."""
 _NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _next_look: dict[Path, float] = {}
 
 
 @contextmanager
 def completing(path: Path) -> Iterator[Path]:
-    """Give a path to write to; what is there when the block ends gets its name, what an error leaves is removed.
+    """Give a temporary path to write to; the file is renamed when the block ends, and removed if the block raises.
 
     Unfinished files in the same folder whose process has ended are removed first.
 
     Args:
-        path: Name of the file; an existing one is replaced. Its folder must exist.
+        path: Final name of the file, in an existing folder. An existing file is replaced.
 
     Raises:
         OSError: The file cannot be written, e.g. because the disk is full; `filename` is `path`.
@@ -56,7 +56,7 @@ def completing(path: Path) -> Iterator[Path]:
             yield partial
             os.replace(partial, path)
         except OSError as error:
-            # Not the temporary name, and write() knows none at all.
+            # Name the final file: errors name the temporary one, or, from write(), none.
             if error.errno is not None and error.filename in (None, str(partial)):
                 error.filename, error.filename2 = str(path), None
             raise
@@ -64,14 +64,10 @@ def completing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary(path: Path) -> Iterator[Path]:
-    """Give a hidden name beside `path` for a file that is removed when the block ends, if it is still there.
-
-    Args:
-        path: Name of a file; its folder must exist.
-    """
+    """Give a hidden name beside `path`, in the same folder; a file of that name is removed when the block ends."""
     _remove_abandoned(path.parent)
     begin = path.name.encode()[:_LONGEST].decode(errors="ignore")
-    # In the same folder, since a rename is atomic only within one file system.
+    # In the same folder: a rename is atomic only within one file system.
     partial = path.with_name(f".{begin}.{_machine()}-{os.getpid()}-{uuid4().hex[:6]}.tmp")
     try:
         yield partial
@@ -81,7 +77,7 @@ def temporary(path: Path) -> Iterator[Path]:
 
 @cache
 def _machine() -> str:
-    """Return 8 hex digits that stand for this machine since it was started, or for this container."""
+    """Return 8 hex digits that identify this machine since its start, or this container."""
     here = platform.node()
     with suppress(OSError):  # systems other than Linux
         here += Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
@@ -89,7 +85,7 @@ def _machine() -> str:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove unfinished files of processes that are gone; folders with very many files are not listed each time."""
+    """Remove unfinished files of processes that have ended; large folders are listed less often."""
     start = time.monotonic()
     if start < _next_look.get(folder, 0.0):
         return
@@ -103,7 +99,7 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 def _is_abandoned(path: Path, machine: str, process: str) -> bool:
-    """Return whether nobody writes a file any more: its process is gone, or on another machine and silent for a day."""
+    """Return whether the process that wrote a file has ended or, on another machine, has been silent for a day."""
     if machine != _machine():
         return time.time() - path.stat().st_mtime > _FOREIGN_AGE
     try:
@@ -116,13 +112,10 @@ def _is_abandoned(path: Path, machine: str, process: str) -> bool:
 
 
 def flush_to_disk(descriptor: int) -> None:
-    """Wait until what was written to an open file is on the disk, as far as the file system can say so.
-
-    Args:
-        descriptor: Number of the open file.
+    """Wait until the content of an open file is on the disk, where the file system supports that.
 
     Raises:
-        OSError: It could not be written, e.g. because the disk is full.
+        OSError: The content could not be written, e.g. because the disk is full.
     """
     try:
         getattr(os, "fdatasync", os.fsync)(descriptor)
@@ -132,14 +125,10 @@ def flush_to_disk(descriptor: int) -> None:
 
 
 def reserve(descriptor: int, size: int) -> None:
-    """Give an open, empty file its size, and its room on the disk where the system can reserve it.
-
-    Args:
-        descriptor: Number of the open file.
-        size: Bytes.
+    """Give an open, empty file its size in bytes, and reserve that space where the system supports it.
 
     Raises:
-        OSError: There is no room.
+        OSError: There is not enough space.
     """
     if size > 0 and hasattr(os, "posix_fallocate"):
         try:
@@ -152,14 +141,10 @@ def reserve(descriptor: int, size: int) -> None:
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file, and the folders that lead to it.
+    """Write a file and create its folder; an existing file is replaced.
 
-    A full disk shows when the file is written or closed. Waiting for the disk itself would take a small file several
-    times as long.
-
-    Args:
-        path: Name of the file; an existing one is replaced.
-        content: What it holds.
+    A full disk is noticed when the file is written or closed. `flush_to_disk` would make small files several times
+    slower.
 
     Raises:
         OSError: The file cannot be written; `filename` is `path`.
@@ -170,23 +155,19 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 
 def check_aliases(path: Path) -> None:
-    """Refuse a YAML file that is small on the disk and huge once its aliases are written out.
+    """Raise a ConfigError if a YAML file is too large once its aliases are expanded, or nested too deeply.
 
-    Args:
-        path: The file; what is no YAML passes, for whoever reads it says more.
-
-    Raises:
-        ConfigError: It is too large, or nested too deeply.
+    A file that is no YAML passes: its reader says more.
     """
     with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
         _compose(yaml.SafeLoader(path.read_text(encoding="utf-8")), path)
 
 
 def read_yaml(path: Path) -> Any:
-    """Return what a YAML file holds.
+    """Return the content of a YAML file.
 
     Raises:
-        ConfigError: The file cannot be read, is no YAML, or is too large once its aliases are written out.
+        ConfigError: The file cannot be read, is no YAML, or is too large once its aliases are expanded.
     """
     if not path.is_file():
         raise ConfigError(f"There is no configuration {path}.")
@@ -215,7 +196,7 @@ def _compose(loader: yaml.SafeLoader, path: Path) -> yaml.Node | None:
 
 
 def _count_entries(node: yaml.Node, known: dict[int, float]) -> float:
-    """Return how many values a node holds, each as often as it is referred to; infinity if it contains itself."""
+    """Return the number of values in a node with its aliases expanded; infinity if it contains itself."""
     if id(node) not in known:
         known[id(node)] = math.inf
         parts: list[yaml.Node] = []
@@ -228,31 +209,24 @@ def _count_entries(node: yaml.Node, known: dict[int, float]) -> float:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text in UTF-8, and the folders that lead to it; errors as in `write_bytes`."""
+    """Write a text in UTF-8 as `write_bytes` does."""
     write_bytes(path, text.encode())
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a text of lines, and the folders that lead to it; errors as in `write_bytes`."""
+    """Write lines of text as `write_bytes` does."""
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def write_rows(path: Path, rows: Iterable[Iterable[Any]]) -> None:
-    """Write a CSV whose first row is the header, and the folders that lead to it; errors as in `write_bytes`."""
+    """Write a CSV, whose first row is the header, as `write_bytes` does."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
     write_text(path, text.getvalue())
 
 
 def check_picture(path: Path | None) -> None:
-    """Raise unless a picture can be written to a path: what `write_figure` has written is replaced, nothing else.
-
-    Args:
-        path: File to write; None for none.
-
-    Raises:
-        ConfigError: There is another file.
-    """
+    """Raise a ConfigError if a path is a file that `write_figure` has not written; None stands for no path."""
     if path is None or not path.is_file():
         return
     with path.open("rb") as file:
@@ -265,10 +239,10 @@ def check_picture(path: Path | None) -> None:
 
 
 def write_figure(path: Path, figure: Any) -> None:
-    """Write a Matplotlib figure as PNG, and the folders that lead to it.
+    """Write a Matplotlib figure as PNG and create its folder.
 
     Raises:
-        DataError: It cannot be written.
+        DataError: The picture cannot be written.
     """
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110, metadata={"Software": SOFTWARE})
@@ -279,12 +253,12 @@ def write_figure(path: Path, figure: Any) -> None:
 
 
 def is_whole_picture(path: Path) -> bool:
-    """Return whether a path is a picture, e.g. a PNG, whose checksums are right to its end."""
+    """Return whether a file is a complete picture with the right checksums."""
     from PIL import Image
 
     try:
         with Image.open(path) as picture:
             picture.verify()
-    except (OSError, SyntaxError):  # the latter of a wrong checksum
+    except (OSError, SyntaxError):  # SyntaxError: a wrong checksum
         return False
     return True

@@ -1,4 +1,4 @@
-"""What the operating system does to a run: signals, locks, processes that end with their parent, the date."""
+"""Services of the operating system: signals, locks, processes that end with their parent, memory, the date."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ PR_SET_PDEATHSIG = 1
 """Number of the Linux call that ties a process to its parent (linux/prctl.h)."""
 POLL = 0.5
 """Seconds between looks at the parent where the system has no such call."""
+RESET = Path("/proc/self/clear_refs")
+"""File that restarts the peak of the resident set when '5' is written to it (Linux)."""
 
 
 def is_further_rank() -> bool:
@@ -35,21 +37,13 @@ def is_further_rank() -> bool:
 def exit_status(number: int) -> int:
     """Return the exit status of a process that a signal has stopped: 143 for SIGTERM, 130 for SIGINT.
 
-    A process that another one has started as a further rank ends with 0. Lightning kills the main process of a run as
-    soon as one of these ends with another status.
-
-    Args:
-        number: The signal.
+    A further rank ends with 0: Lightning kills the main process of a run as soon as one of its ranks ends otherwise.
     """
     return 0 if is_further_rank() else 128 + number
 
 
 class Stopped(SystemExit):
-    """Ends a run that a signal has asked to stop.
-
-    Args:
-        number: The signal.
-    """
+    """Ends a run that a signal has asked to stop."""
 
     def __init__(self, number: int) -> None:
         super().__init__(exit_status(number))
@@ -57,19 +51,19 @@ class Stopped(SystemExit):
 
 
 class StopSignals:
-    """SIGTERM and SIGINT as requests to stop, while this context is entered.
+    """Context in which SIGTERM and SIGINT are requests to stop.
 
     A signal raises at once: `Stopped` for SIGTERM, KeyboardInterrupt for SIGINT. It is only noted while `later` is
-    entered, so that work can come to a good end first, and while somebody else handles it and calls this handler, as
-    Lightning does with SIGTERM. Whatever the process would end with, the context then ends with `Stopped`. Nothing
-    changes outside of the main thread, which alone can handle signals.
+    entered, so that work can be finished first, and while another handler calls this one, as Lightning's handler of
+    SIGTERM does. The context then ends with `Stopped`, whatever else the process would end with. Outside of the main
+    thread, which alone can handle signals, nothing changes.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
-        """The signal that came, if one did."""
+        """Signal that has come, if any."""
         self.on_signal: Callable[[int], object] = lambda number: None
-        """Called with each signal."""
+        """Function that is called with each signal."""
         self._later = 0
         self._before: dict[int, Any] = {}
         self._process = os.getpid()
@@ -87,7 +81,7 @@ class StopSignals:
             self.check()
 
     def listen(self) -> None:
-        """Take the signals back from whoever has asked for them since."""
+        """Handle the signals again, whatever handlers have been set since."""
         for number, handler in self._before.items():
             if handler != signal.SIG_IGN:  # nohup, or a shell that runs the command in the background
                 signal.signal(number, self._handle)
@@ -108,7 +102,7 @@ class StopSignals:
 
     @contextmanager
     def later(self) -> Iterator[None]:
-        """Only note signals; `check` then raises."""
+        """Only note signals in this block; `check` then raises."""
         self._later += 1
         try:
             yield
@@ -122,7 +116,7 @@ class StopSignals:
 
 
 def identify(path: str | Path) -> tuple[int, int] | None:
-    """Return what all names and links of a file have in common, or None if there is no such file."""
+    """Return device and inode, which all names and links of a file share, or None if there is no such file."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):  # ValueError: a name that no file can have
@@ -131,14 +125,11 @@ def identify(path: str | Path) -> tuple[int, int] | None:
 
 
 def refuse_inputs(paths: Iterable[Path], inputs: Iterable[Path | None]) -> None:
-    """Refuse to write files over inputs, under whatever name, link or hard link.
+    """Raise a ConfigError if one of the files to write is an input, by whatever name, link or hard link.
 
     Args:
         paths: Files to write.
-        inputs: Files that are read; None for what is not given.
-
-    Raises:
-        ConfigError: One is both.
+        inputs: Files that are read; None stands for an input that is not given.
     """
     known = {identify(one) for one in inputs if one is not None} - {None}
     for path in paths:
@@ -150,14 +141,11 @@ def refuse_inputs(paths: Iterable[Path], inputs: Iterable[Path | None]) -> None:
 def locked(path: Path, message: str) -> Iterator[int]:
     """Hold a lock until the block or the process ends, and give its file descriptor.
 
-    A process that inherits the descriptor holds the lock, too.
+    A process that inherits the descriptor also holds the lock.
 
     Args:
-        path: File of the lock; it is made, its content stays as it is, and it is not deleted.
-        message: Of the error if another process holds the lock.
-
-    Raises:
-        ConfigError: Another process holds the lock.
+        path: File of the lock. It is created, never changed or deleted.
+        message: Message of the ConfigError that is raised if another process holds the lock.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
@@ -166,23 +154,19 @@ def locked(path: Path, message: str) -> Iterator[int]:
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 raise ConfigError(message) from None
-            # Otherwise a file system without locks.
+            # Any other error comes from a file system without locks.
         yield descriptor
     finally:
         os.close(descriptor)
 
 
 def end_with_parent(parent: int) -> None:
-    """Let the system end this process when its parent ends, however that ends.
-
-    Args:
-        parent: Id of the process that has started this one.
-    """
+    """Let the system end this process when its parent, given by its id, ends for whatever reason."""
     try:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     except (AttributeError, OSError):  # no Linux
         threading.Thread(target=_watch, args=(parent,), name="watching the parent", daemon=True).start()
-    if os.getppid() != parent:  # it has ended before
+    if os.getppid() != parent:  # it has ended already
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -193,20 +177,16 @@ def _watch(parent: int) -> None:
 
 
 def serve(parent: int) -> None:
-    """Make this process one that works for another: it ends with it, and leaves Ctrl-C to it.
-
-    Args:
-        parent: Id of the process that has started this one.
-    """
+    """Make this process a worker of its parent, given by its id: end with the parent, and leave Ctrl-C to it."""
     end_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def settle_status(exception: BaseException, *, stopped: bool) -> None:
-    """Give Lightning's exception for SIGTERM an exit status: without one the process ends as if all were well.
+    """Give Lightning's exception for SIGTERM an exit status; without one the process would end with 0.
 
     Args:
-        exception: What a run ends with; others stay as they are.
+        exception: What a run ends with; any other exception stays as it is.
         stopped: Whether the run has received SIGTERM.
     """
     if stopped and isinstance(exception, SystemExit) and exception.code is None:
@@ -227,6 +207,47 @@ def today() -> str:
             f"SOURCE_DATE_EPOCH must be a number of seconds since 1970, e.g. 1767225600, got '{text}' "
             f"({one_line(error)}). Unset it for the date of today."
         ) from None
+
+
+def restart_peak() -> int:
+    """Start to measure the peak of the resident set ('VmHWM') here, and return the resident set in bytes."""
+    if RESET.exists():
+        RESET.write_text("5")
+    return read_status("VmRSS")
+
+
+def read_status(field: str) -> int:
+    """Return a field of this process's status in bytes, or 0 on systems without it.
+
+    Args:
+        field: 'VmRSS' for the resident set, 'VmHWM' for its peak.
+    """
+    return _read_size(Path("/proc/self/status"), field)
+
+
+def _read_size(table: Path, field: str) -> int:
+    """Return the bytes that a table of the kernel gives in kB, or 0 if there is no such table."""
+    if not table.exists():
+        return 0
+    return next(int(line.split()[1]) * 1024 for line in table.read_text().splitlines() if line.startswith(f"{field}:"))
+
+
+def give_back() -> None:
+    """Return freed memory to the system, which glibc keeps between blocks in use; takes some milliseconds."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def available() -> int:
+    """Return the bytes of memory that this process can still take within its control group, or 0 if unknown."""
+    free = _read_size(Path("/proc/meminfo"), "MemAvailable")
+    group = Path("/sys/fs/cgroup")
+    limit, statistics = group / "memory.max", group / "memory.stat"
+    if free and limit.exists() and statistics.exists() and limit.read_text().strip().isdigit():
+        used = dict(line.split() for line in statistics.read_text().splitlines())
+        free = min(free, max(0, int(limit.read_text()) - sum(int(used.get(key, 0)) for key in ("anon", "shmem"))))
+    return free
 
 
 if __name__ == "__main__":  # python -m terramind_plugin.system PARENT MODULE ARGUMENTS

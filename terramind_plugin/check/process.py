@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from terramind_plugin.check.step import not_tried, try_steps
-from terramind_plugin.memory import available, read_status
 from terramind_plugin.samples.checks.findings import Finding
+from terramind_plugin.system import available, read_status
 
 SECONDS = 60.0
 """A step may take as long, imports not counted: check is to be quicker than fit."""

@@ -20,8 +20,8 @@ from terramind_plugin.check.harmless import UntouchableError, guard_files, limit
 from terramind_plugin.errors import one_line
 from terramind_plugin.integration.causes import describe
 from terramind_plugin.integration.lightning_cli import TerraMindCLI, run
-from terramind_plugin.memory import read_status, restart_peak
 from terramind_plugin.samples.checks.findings import Finding, Verdict
+from terramind_plugin.system import read_status, restart_peak
 
 STEP = "run: step"
 PATIENCE = 15.0
@@ -114,6 +114,8 @@ class StepCLI(TerraMindCLI):
         trainer.callbacks.insert(0, watch)
         _save_nothing(trainer)
         restart_peak()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         self.say("reading the lists of samples")
         trainer.fit(model, datamodule=datamodule)
         self.found += _report(watch, trainer, datamodule, self.timed)

@@ -16,8 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from terramind_plugin.errors import report
 from terramind_plugin.files import write_text
 from terramind_plugin.integration.lightning_cli import make_cli
-from terramind_plugin.memory import peak_since, restart_peak
-from terramind_plugin.system import end_with_parent, is_further_rank
+from terramind_plugin.system import end_with_parent, is_further_rank, read_status, restart_peak
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def execute(config: Path, words: list[str]) -> dict[str, Any]:
     start = time.perf_counter()
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     seconds = time.perf_counter() - start
-    peak = peak_since(before)
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else read_status("VmHWM") - before
     best = getattr(cli.trainer.checkpoint_callback, "best_model_path", "")
     metrics = cli.trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=best or None, verbose=False)
     return {

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from terramind_plugin.inference.blend import RollingBlend
 from terramind_plugin.inference.prefetch import Turns, ahead
-from terramind_plugin.memory import give_back
 from terramind_plugin.parallel import usable
 from terramind_plugin.raster.reader import Source
 from terramind_plugin.raster.windows import Band, Plan
 from terramind_plugin.raster.writer import Layer
+from terramind_plugin.system import give_back
 
 READ_AHEAD = 2
 """Batches that are read while the model works on another."""
