@@ -14,7 +14,7 @@ from bench.measure import say
 from bench.models import PIXELS
 from bench.remembering import chosen
 from bench.timing import Clock
-from terramind_plugin.inference.ready import for_inference
+from terramind_plugin.inference.segmentation import for_inference
 from terramind_plugin.integration.decoders import build_unet
 from terramind_plugin.model.variants import VARIANTS
 

@@ -33,7 +33,7 @@ from bench.scene_runs import (
     write_scene,
 )
 from bench.timing import Clock
-from terramind_plugin.inference.ready import for_inference
+from terramind_plugin.inference.segmentation import for_inference
 
 SIDES = {OURS: (2048, 8192, 10980), REFERENCE: (1024, 2048, 3072)}
 """Scenes whose memory is measured; TerraTorch's for larger ones follows from these."""

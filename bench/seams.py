@@ -9,7 +9,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 
-from terramind_plugin.raster.windows import Axis, Plan, plan_windows
+from terramind_plugin.inference.windows import Axis, Plan, plan_windows
 
 
 def measure_seams(values: NDArray, plan: Plan, patch: int = 16) -> float:

@@ -27,7 +27,7 @@ from terramind_plugin.evaluate.scores import (
 from terramind_plugin.evaluate.testset import Labels
 from terramind_plugin.evaluate.zero_shot import LAND_COVER, build_land_cover_generator
 from terramind_plugin.generation.generator import TerraMindGenerator
-from terramind_plugin.inference.chips import fixed_random_weights
+from terramind_plugin.inference.settings import fixed_random_weights
 from terramind_plugin.model.modalities import MODALITIES, Modality
 from terramind_plugin.model.standardisation import Standardisation
 from terramind_plugin.model.variants import VARIANTS

@@ -130,12 +130,11 @@ def _run_old(words: list[str]) -> int:
     import argparse
 
     from terramind_plugin.evaluate import model_commands
-    from terramind_plugin.inference import commands as chips
-    from terramind_plugin.inference import map_commands
+    from terramind_plugin.inference import commands as inference
 
     parser = argparse.ArgumentParser(prog="terramind")
     commands = parser.add_subparsers()
-    for module in (chips, map_commands, model_commands):
+    for module in (inference, model_commands):
         module.add_commands(commands)
     options, rest = parser.parse_known_args(words)
     if rest and not hasattr(options, "words"):

@@ -155,6 +155,9 @@ def locked(path: Path, message: str) -> Iterator[int]:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 raise ConfigError(message) from None
             # Any other error comes from a file system without locks.
+        status = os.fstat(descriptor)
+        if identify(path) != (status.st_dev, status.st_ino):  # whoever held the lock has removed the file meanwhile
+            raise ConfigError(message)
         yield descriptor
     finally:
         os.close(descriptor)

@@ -17,7 +17,7 @@ from terramind_plugin.builders.backbones import build_backbone
 from terramind_plugin.errors import ConfigError, DataError, check_seed, one_line
 from terramind_plugin.evaluate.chips import RASTERS, batches, best_device, check_variant
 from terramind_plugin.evaluate.scores import Score, score_mean
-from terramind_plugin.inference.chips import fixed_random_weights
+from terramind_plugin.inference.settings import fixed_random_weights
 from terramind_plugin.model.modalities import Modality
 from terramind_plugin.raster.paths import is_remote, raster_path
 from terramind_plugin.raster.reader import Chip

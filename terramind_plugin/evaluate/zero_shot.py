@@ -19,22 +19,18 @@ from terramind_plugin.errors import ConfigError, DataError, suggest
 from terramind_plugin.evaluate.scores import Overlap, Score, count_overlap, precision, recall, score_overlaps
 from terramind_plugin.evaluate.testset import Experiment, LabelledChip, LabelledSet, input_sets
 from terramind_plugin.generation.generator import TerraMindGenerator
-from terramind_plugin.inference.chips import fixed_random_weights
-from terramind_plugin.inference.classes import choose_classes
-from terramind_plugin.inference.generation import NO_CLASS, SceneGenerator
-from terramind_plugin.inference.job import Job, Options, check_names, plan_job
+from terramind_plugin.inference.generation import SceneGenerator
+from terramind_plugin.inference.job import Job, Options, plan_jobs
+from terramind_plugin.inference.outputs import NO_DATA, NO_LAND_COVER, choose_classes, class_layer
 from terramind_plugin.inference.runner import run_jobs
+from terramind_plugin.inference.settings import fixed_random_weights
 from terramind_plugin.model.modalities import MODALITIES, find, resolve
 from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.plotting import LABEL_COLORS
-from terramind_plugin.raster.writer import Layer, parse_color
 
 LAND_COVER = "LULC"
 TARGET = "target"
 """End of the names of the files with the target's pixels."""
-NO_DATA = 255
-MARGIN, OVERLAP = 8, 0.15
-"""As for scenes: pixels at the edge of a window that do not count, and the share that windows overlap besides."""
 
 
 @dataclass(frozen=True)
@@ -81,19 +77,7 @@ class TargetGenerator(SceneGenerator):
         super().__init__(generator, seed=seed)
         self.target = target
         self.scales = dict(scales)
-        names = ("other", target.name)
-        self.layers += (
-            Layer(
-                TARGET,
-                "uint8",
-                (target.name,),
-                "class id",
-                NO_DATA,
-                {number: parse_color(LABEL_COLORS[number]) for number in range(len(names))},
-                class_names=names,
-                tags={"class_names": ", ".join(f"{number} = {name}" for number, name in enumerate(names))},
-            ),
-        )
+        self.layers += (class_layer(TARGET, ("other", target.name), LABEL_COLORS, descriptions=(target.name,)),)
 
     def forward(self, images: Mapping[str, Tensor], corners: Sequence[tuple[int, int]]) -> Tensor:
         """Return probabilities of the land cover classes [B, classes, h, w]."""
@@ -102,7 +86,7 @@ class TargetGenerator(SceneGenerator):
 
     def finish(self, blended: Tensor) -> list[Tensor]:
         """Return land cover and target, [1, rows, W] each."""
-        cover, probability = choose_classes(blended, NO_CLASS)
+        cover, probability = choose_classes(blended, NO_LAND_COVER)
         wanted = torch.tensor(self.target.classes, device=cover.device)
         found = torch.isin(cover, wanted).to(torch.uint8)
         return [cover, found.masked_fill_(~probability.isfinite(), NO_DATA)]
@@ -169,9 +153,7 @@ def window_options(variant: str, out: Path, **more: Any) -> Options:
         more: Further fields.
     """
     numbers = VARIANTS[variant]
-    crop, patch = numbers.img_size, numbers.patch_size
-    stride = max(patch, round((1 - OVERLAP) * (crop - 2 * MARGIN)) // patch * patch)
-    return Options(out, crop=crop, stride=stride, margin=MARGIN, align=patch, **more)
+    return Options.choose(out, numbers.img_size, numbers.patch_size, align=numbers.patch_size, **more)
 
 
 def build_land_cover_generator(
@@ -239,12 +221,9 @@ def map_target(
         chips = test.having(names)
         if not chips:
             raise DataError(f"No chip of the test set has {' and '.join(names)}. Leave the set out with --inputs.")
-        jobs = []
-        for chip in chips:
-            job = plan_job({name: chip.files[name] for name in names}, test.expected, own, patch)
+        jobs = plan_jobs([{name: chip.files[name] for name in names} for chip in chips], test.expected, own, patch)
+        for job in jobs:
             job.decide("zero-shot", model.layers, known, own)
-            jobs.append(job)
-        check_names(jobs)
         own.out.mkdir(parents=True, exist_ok=True)
         done[names] = list(zip(chips, jobs, strict=True))
     run_jobs(model, [job for pairs in done.values() for _, job in pairs], options)

@@ -1,4 +1,4 @@
-"""What a model makes of overlapping windows, blended in a band of rows that moves down the scene."""
+"""Results of overlapping windows, blended in rows that move down the scene."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from terramind_plugin.raster.windows import Band, Plan
+from terramind_plugin.inference.windows import Plan, RowBlock
 
 
 class RollingBlend:
-    """The rows of a scene that some window has touched and a later one may touch again.
+    """Rows of a scene that a window has touched and a later window may touch again.
 
     Args:
         plan: Windows of the scene.
-        bands: All bands of the plan; the largest decides how many rows there are.
-        channels: Of the results.
+        blocks: All row blocks of the plan; the largest decides how many rows are held.
+        channels: Number of channels of the results.
         top: First row.
-        device: Where results are blended.
+        device: Device on which results are blended.
     """
 
     def __init__(
-        self, plan: Plan, bands: list[Band], channels: int, top: int = 0, device: torch.device | str = "cpu"
+        self, plan: Plan, blocks: list[RowBlock], channels: int, top: int = 0, device: torch.device | str = "cpu"
     ) -> None:
-        height = max(plan.reach(band) - band.first for band in bands)
+        height = max(plan.reach(block) - block.first for block in blocks)
         self.plan = plan
         self.top = top
         self.values = torch.zeros(channels, height, plan.columns.length, device=device)
@@ -44,24 +44,24 @@ class RollingBlend:
             column: Number of the column of windows.
             valid: Boolean [h, w] of the window.
         """
-        here, window = self._places(row, column)
+        here, window = self._overlap(row, column)
         self.valid[here] |= valid[window]
 
     def add(self, row: int, column: int, values: Tensor) -> None:
-        """Add what a model makes of a window.
+        """Add the result of a window.
 
         Args:
             row: Number of the row of windows.
             column: Number of the column of windows.
             values: [channels, h, w] of the window.
         """
-        here, window = self._places(row, column)
+        here, window = self._overlap(row, column)
         weights = self._row_weights(row)[:, None] * self._column_weights(column)
-        # Cut first: outside of what counts a model may return anything.
+        # Cut first: pixels that do not count may hold anything.
         self.values[:, *here].addcmul_(values[:, *window].float(), weights)
 
-    def _places(self, row: int, column: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """Return where a window counts, within the rows that are here and within the window."""
+    def _overlap(self, row: int, column: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+        """Return the pixels that a window counts for, as an index of the rows held and as one of the window."""
         top, bottom = self.plan.rows.used(row)
         left, right = self.plan.columns.used(column)
         down, across = self.plan.rows.starts[row], self.plan.columns.starts[column]
@@ -76,10 +76,10 @@ class RollingBlend:
         return self.values[:, :count], self.valid[:count]
 
     def move(self, last: int) -> None:
-        """Forget the rows above a row."""
+        """Drop the rows above a row."""
         count = last - self.top
         left = self.valid.shape[0] - count
-        for plane in self.values:  # one by one: a copy of all would be the largest block but the image
+        for plane in self.values:  # one by one: a copy of all planes would be large
             plane[:left] = plane[count:].clone()
         self.values[:, left:] = 0
         self.valid[:left] = self.valid[count:].copy()

@@ -1,154 +1,387 @@
-"""Other modalities of a scene, imagined window by window."""
+"""Scenes whose modalities a model generates from others, or encodes to tokens and decodes again."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from terramind_plugin.builders.generators import build_generator, plan_generator_inputs
+from terramind_plugin.builders.tokenizers import build_image_tokenizer
+from terramind_plugin.cache.keys import hash_weights
+from terramind_plugin.errors import ConfigError
 from terramind_plugin.generation.generator import TerraMindGenerator
-from terramind_plugin.inference.classes import choose_classes
+from terramind_plugin.generation.sampling import Noise
+from terramind_plugin.generation.tokens import plan_targets
+from terramind_plugin.inference.job import Job, Options, check_data, plan_jobs
 from terramind_plugin.inference.noise import SceneNoise
-from terramind_plugin.model.modalities import Modality
-from terramind_plugin.raster.writer import Layer, parse_color
+from terramind_plugin.inference.outputs import count_channels, finish_modality, modality_layers
+from terramind_plugin.inference.runner import run_jobs
+from terramind_plugin.inference.settings import Settings, loading_weights, variant_of
+from terramind_plugin.model.modalities import Modality, find, resolve
+from terramind_plugin.model.standardisation import Standardisation
+from terramind_plugin.model.variants import Variant
+from terramind_plugin.raster.paths import raster_path
+from terramind_plugin.raster.reader import Expected
+from terramind_plugin.tokenizers.image import ImageTokenizer
+from terramind_plugin.tokenizers.variants import tokenizers_of
 
-NO_CLASS = 0
-"""The land cover class for no data."""
+LIKELY_POSITIONS = 5
+"""Number of the likeliest positions that are written."""
 
 
-class SceneGenerator(nn.Module):
-    """A generator as the model of a scene: continuous outputs in their units, classes as probabilities.
+class SceneImages(nn.Module):
+    """A model of a scene that makes modalities: images in their units, and classes as probabilities.
 
     Args:
-        generator: With standardize, whose outputs are images or classes.
-        seed: Of the first sample.
-        samples: How many, from seeds one after the other.
-        positions: Inputs that are the same for all windows, [1, 2] as (longitude, latitude).
-        probabilities: Also make a file with the probability of the class.
+        targets: Modalities that the model makes; those without pixels get no layer.
+        patch: Patch size of the model in pixels.
+        names: Beginning of each layer's ending, by modality.
+        seed: Seed of the first sample.
+        samples: Number of samples, from seeds one after the other.
+        probabilities: Also make layers with the probability of the class.
     """
 
     def __init__(
         self,
-        generator: TerraMindGenerator,
+        targets: Sequence[Modality],
+        patch: int,
+        names: Mapping[str, str],
         *,
         seed: int = 0,
         samples: int = 1,
-        positions: Mapping[str, Tensor] | None = None,
         probabilities: bool = False,
     ) -> None:
         super().__init__()
-        self.generator = generator
+        self.targets = [modality for modality in targets if modality.bands]
+        self.patch = patch
         self.seed = seed
         self.samples = samples
-        self.positions = dict(positions or {})
         self.probabilities = probabilities
-        self.targets = dict(generator.sampler.targets)
-        self.classes = {
-            spec.name for spec in generator.sampler.inputs if spec.pretrained and spec.pretrained.class_names
-        }
-        self.layers = plan_layers(list(self.targets.values()), seed, samples, probabilities)
-        self.channels = samples * sum(map(_channels, self.targets.values()))
+        self.layers = tuple(
+            layer
+            for modality in self.targets
+            for layer in modality_layers(modality, names[modality.name], seed, samples, probabilities)
+        )
+        self.channels = samples * sum(map(count_channels, self.targets))
+
+    def make(self, images: Mapping[str, Tensor], noise: Noise) -> Mapping[str, Tensor]:
+        """Return what the model makes of windows, by modality: images [B, bands, h, w] or scores of the classes.
+
+        Args:
+            images: By modality [B, bands, h, w] in its units, or class ids [B, h, w].
+            noise: Random numbers of the windows.
+        """
+        raise NotImplementedError
 
     def forward(self, images: Mapping[str, Tensor], corners: Sequence[tuple[int, int]]) -> Tensor:
-        """Return all samples of all outputs one after the other, [B, channels, h, w]."""
+        """Return all samples of all modalities one after the other, [B, channels, h, w]."""
+        x = {name: image[:, 0].long() if _has_classes(name) else image for name, image in images.items()}
         first = next(iter(images.values()))
-        x = {name: image[:, 0].long() if name in self.classes else image for name, image in images.items()}
-        x |= {name: position.expand(len(first), -1) for name, position in self.positions.items()}
-        patch = self.generator.sampler.model.patch_size
+        count, _, height, width = first.shape
         made = []
         for number in range(self.samples):
-            noise = SceneNoise(self.seed + number, corners, (first.shape[-2], first.shape[-1]), patch)
-            outputs = self.generator(x, noise=noise)
-            for name, modality in self.targets.items():
-                values = outputs[name].float()
-                # The decoder knows one standard deviation around the mean, whose lower end is no reflectance for some.
-                classes = modality.kind == "classes"
-                if classes:
+            outputs = self.make(x, SceneNoise(self.seed + number, corners, (height, width), self.patch))
+            for modality in self.targets:
+                values = outputs[modality.name].float()
+                if modality.kind == "classes":
                     made.append(values.softmax(dim=1))
-                else:
-                    finite = values.isfinite()
-                    made.append(values.clamp(*modality.valid_range).masked_fill(~finite, torch.nan))
-        return torch.cat(made, dim=1)
+                    continue
+                # The lower end of the decoder's range is below the smallest reflectance of some bands.
+                finite = values.isfinite()
+                made.append(values.clamp(*modality.valid_range).masked_fill(~finite, torch.nan))
+        return torch.cat(made, dim=1) if made else first.new_empty(count, 0, height, width)
 
     def finish(self, blended: Tensor) -> list[Tensor]:
         """Return for each layer [bands, rows, W]."""
-        by_sample = blended.unflatten(0, (self.samples, -1)).split(
-            [_channels(modality) for modality in self.targets.values()], dim=1
-        )
-        results: list[Tensor] = []
-        for modality, samples in zip(self.targets.values(), by_sample, strict=True):
-            if modality.kind != "classes":
-                results += list(samples)
-                results += [samples.std(dim=0, correction=0)] if self.samples > 1 else []
-                continue
-            best = [choose_classes(sample, NO_CLASS) for sample in samples]
-            for classes, probabilities in best:
-                results.append(classes)
-                results += [probabilities] if self.probabilities else []
-            if self.samples > 1:
-                every = torch.stack([classes[0].long() for classes, _ in best])
-                votes = nn.functional.one_hot(every, samples.shape[1]).sum(dim=0).amax(dim=-1)
-                known = torch.stack([probabilities for _, probabilities in best]).isfinite().all(dim=0)
-                results.append((1 - votes[None] / self.samples).float().masked_fill(~known, torch.nan))
-        return results
+        if not self.targets:
+            return []
+        by_sample = blended.unflatten(0, (self.samples, -1)).split(list(map(count_channels, self.targets)), dim=1)
+        return [
+            result
+            for modality, samples in zip(self.targets, by_sample, strict=True)
+            for result in finish_modality(modality, samples, self.probabilities)
+        ]
 
 
-def plan_layers(targets: Sequence[Modality], seed: int, samples: int, probabilities: bool) -> tuple[Layer, ...]:
-    """Return the files of a generation.
+def _has_classes(name: str) -> bool:
+    modality = find(name)
+    return modality is not None and modality.kind == "classes"
+
+
+class SceneGenerator(SceneImages):
+    """A generator as the model of a scene.
 
     Args:
-        targets: Outputs.
-        seed: Of the first sample.
-        samples: How many.
-        probabilities: Also files with the probability of a class.
+        generator: With standardize.
+        positions: Inputs that are the same for all windows, [1, 2] as (longitude, latitude).
+        sampling: As in `SceneImages`: seed, samples, probabilities.
     """
-    layers = []
-    for modality in targets:
-        classes = modality.kind == "classes"
-        for number in range(samples):
-            ending = modality.name if number == 0 else f"{modality.name}_sample{number + 1}"
-            tags = {"seed": str(seed + number)}
-            layers.append(_layer(modality, ending, tags))
-            if classes and probabilities:
-                meaning = {"probability": "of the class, among all classes"}
-                layers.append(_further(modality, f"{ending}_probability", "probability", "1", tags | meaning))
-        if samples > 1:
-            what = "disagreement" if classes else "std"
-            spread = "share of samples with another than the most frequent class" if classes else "standard deviation"
-            layers.append(
-                _further(
-                    modality,
-                    f"{modality.name}_spread",
-                    what,
-                    "1" if classes else modality.units,
-                    {"spread": f"{spread}, of {samples} samples"},
-                )
+
+    def __init__(
+        self, generator: TerraMindGenerator, *, positions: Mapping[str, Tensor] | None = None, **sampling: Any
+    ) -> None:
+        targets = generator.sampler.targets
+        names = {name: name for name in targets}
+        super().__init__(list(targets.values()), generator.sampler.model.patch_size, names, **sampling)
+        self.generator = generator
+        self.positions = dict(positions or {})
+        self.sequences = [name for name, modality in targets.items() if modality.kind == "sequence"]
+        self.found: dict[str, dict[str, Any]] = {}
+        """Positions of the last window, by the ending of the file that they are written to."""
+        self._drawn: list[Mapping[str, Tensor]] = []
+
+    def make(self, images: Mapping[str, Tensor], noise: Noise) -> Mapping[str, Tensor]:
+        """Return generated modalities, see `SceneImages.make`."""
+        outputs = self.generator(self._add_positions(images), noise=noise)
+        self._drawn.append({name: outputs[name][0] for name in self.sequences})
+        return outputs
+
+    def forward(self, images: Mapping[str, Tensor], corners: Sequence[tuple[int, int]]) -> Tensor:
+        """Return all samples of all images, see `SceneImages.forward`, and keep positions in `found`."""
+        self._drawn = []
+        made = super().forward(images, corners)
+        if self.sequences:
+            places = self.generator.locate(self._add_positions(images), LIKELY_POSITIONS)
+            pairs = zip(places.positions[0].tolist(), places.probabilities[0].tolist(), strict=True)
+            likely = [
+                {"longitude": longitude, "latitude": latitude, "probability": float(f"{share:.6g}")}
+                for (longitude, latitude), share in pairs
+            ]
+            for name in self.sequences:
+                drawn = [_position(*outputs[name].tolist()) for outputs in self._drawn]
+                self.found[name] = {"positions": likely, "samples": drawn, "grid": f"{places.step:g} degrees"}
+        return made
+
+    def _add_positions(self, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        count = len(next(iter(images.values())))
+        return {**images, **{name: position.expand(count, -1) for name, position in self.positions.items()}}
+
+
+def _position(longitude: float, latitude: float) -> dict[str, float] | None:
+    """Return a position for JSON; None for NaN, where the drawn text is no position."""
+    return None if math.isnan(longitude) else {"longitude": longitude, "latitude": latitude}
+
+
+class SceneTokenizer(SceneImages):
+    """A tokenizer as the model of a scene: images encoded to tokens and decoded again.
+
+    Args:
+        tokenizer: Tokenizer of one modality.
+        steps: Denoising steps of an image.
+        seed: Where random numbers start.
+        probabilities: As in `SceneImages`.
+    """
+
+    def __init__(self, tokenizer: ImageTokenizer, steps: int, seed: int, probabilities: bool = False) -> None:
+        modality = tokenizer.variant.modality
+        names = {modality.name: f"{modality.name}_reconstructed"}
+        super().__init__([modality], tokenizer.patch_size, names, seed=seed, probabilities=probabilities)
+        self.tokenizer = tokenizer
+        self.steps = steps
+        self.scale = None if modality.kind == "classes" else Standardisation(modality.mean, modality.std)
+
+    def make(self, images: Mapping[str, Tensor], noise: Noise) -> Mapping[str, Tensor]:
+        """Return the reconstruction, see `SceneImages.make`."""
+        ((name, image),) = images.items()
+        if self.scale is None:  # a decoder of classes starts from no noise
+            return {name: self.tokenizer(image)}
+        start = noise.normal(self.tokenizer.channels, *image.shape[-2:])
+        return {name: self.scale.undo(self.tokenizer(self.scale(image), self.steps, noise=start))}
+
+
+def reconstruct(
+    files: Sequence[Path],
+    modality: str,
+    settings: Settings,
+    options: Options,
+    *,
+    size: str = "base",
+    probabilities: bool = False,
+) -> list[Path]:
+    """Write scenes encoded to tokens and decoded again, and return the files written.
+
+    Args:
+        files: Rasters with the modality in its units.
+        modality: Name of the modality.
+        settings: How to run the tokenizer.
+        options: How to go through scenes.
+        size: Size of the model: nano has tokenizers of its own, the published models share theirs.
+        probabilities: Also write the probability of each pixel's class.
+
+    Raises:
+        ConfigError: The modality has no tokenizer, or a setting is not possible.
+        DataError: A file cannot be used.
+        WeightsError: The weights are not there or do not fit.
+    """
+    settings.check()
+    entry, variant = resolve(modality), variant_of(size)
+    name = tokenizer_name(entry, variant)
+    expected = {entry.name: Expected.of(entry)}
+    jobs = plan_jobs([{entry.name: path} for path in files], expected, options, variant.patch_size)
+    check_data(jobs)
+    with loading_weights():
+        tokenizer = build_image_tokenizer(name, pretrained=settings.pretrained, ckpt_path=settings.ckpt_path)
+    model = SceneTokenizer(tokenizer, settings.steps, settings.seed, probabilities)
+    return _run(model, jobs, f"{entry.name}_reconstructed", settings.describe(name, variant), options)
+
+
+def tokenizer_name(modality: Modality, variant: Variant) -> str:
+    """Return the name of the tokenizer that a model has for a modality.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    known = tokenizers_of(variant.family)
+    if modality.name not in known:
+        raise ConfigError(f"{modality.name} has no image tokenizer. These have one: {', '.join(known)}.")
+    return known[modality.name].name
+
+
+def generate(
+    files: Sequence[Path],
+    modality: str,
+    to: Sequence[str],
+    settings: Settings,
+    options: Options,
+    *,
+    size: str = "base",
+    samples: int = 1,
+    further: Mapping[str, str] | None = None,
+    probabilities: bool = False,
+) -> list[Path]:
+    """Write other modalities of scenes, generated window by window, and return the files written.
+
+    Args:
+        files: Rasters with the modality in its units.
+        modality: Name of the modality.
+        to: Names of the outputs, in the order of generation; each conditions those after it.
+        settings: How to run the model.
+        options: How to go through scenes.
+        size: Size of the model: tiny, small, base, large or nano.
+        samples: Number of samples, from seeds one after the other.
+        further: Other inputs of one scene: rasters by modality, and 'longitude,latitude' for coords.
+        probabilities: Also write the probability of each pixel's class.
+
+    Raises:
+        ConfigError: A modality or setting is not possible.
+        DataError: A file cannot be used.
+        WeightsError: The weights are not there or do not fit.
+    """
+    settings.check()
+    variant = variant_of(size)
+    if samples < 1:
+        raise ConfigError(f"samples must be at least 1, got {samples}.")
+    targets = {target.name: target for target in plan_targets(to).values()}
+    further = further or {}
+    scenes, positions = sort_inputs(files, modality, further)
+    given = [*scenes[0], *positions]
+    check_modalities(given, targets)
+    expected = {name: Expected.of(resolve(name)) for name in scenes[0]}
+    jobs = plan_jobs(scenes, expected, options, variant.patch_size)
+    sequences = [name for name, target in targets.items() if target.kind == "sequence"]
+    for job in jobs:
+        if sequences and len(job.plan) > 1:
+            raise ConfigError(
+                f"{sequences[0]} says where one chip is, not a scene: {job.path} is larger than a window. Leave "
+                f"{sequences[0]} out of --to, or set --crop to the size of the image."
             )
-    return tuple(layers)
-
-
-def _layer(modality: Modality, ending: str, tags: Mapping[str, str]) -> Layer:
-    common: dict[str, Any] = {"descriptions": modality.band_names, "units": modality.units, "modality": modality.name}
-    if modality.kind != "classes":
-        return Layer(ending, "float32", nodata=float("nan"), tags=tags, **common)
-    names = ", ".join(f"{number} = {name}" for number, name in enumerate(modality.class_names))
-    return Layer(
-        ending,
-        "uint8",
-        nodata=NO_CLASS,
-        colormap={number: parse_color(color) for number, color in enumerate(modality.class_colors)},
-        class_names=modality.class_names,
-        tags={**tags, "class_names": names},
-        **common,
+        job.positions = {name: position[0].tolist() for name, position in positions.items()}
+    check_data(jobs)
+    with loading_weights():
+        generator = build_generator(
+            variant.name,
+            given,
+            list(targets),
+            pretrained=settings.pretrained,
+            ckpt_path=settings.ckpt_path,
+            tokenizer_ckpt_paths=settings.tokenizer_ckpt_paths,
+            tokenizer_file=settings.tokenizer_file,
+            standardize=True,
+            timesteps=settings.steps,
+        )
+    model = SceneGenerator(
+        generator, positions=positions, seed=settings.seed, samples=samples, probabilities=probabilities
     )
+    described = settings.describe(f"{variant.name}_generate", variant)
+    described |= {"to": ", ".join(targets), "samples": str(samples)}
+    described |= {name: further[name] for name in further if resolve(name).name in positions}
+    return _run(model, jobs, "generated", described, options, sequences)
 
 
-def _further(modality: Modality, ending: str, what: str, units: str, tags: Mapping[str, str]) -> Layer:
-    names = tuple(f"{name}_{what}" for name in modality.band_names)
-    return Layer(ending, "float32", names, units, float("nan"), tags=tags)
+def _run(
+    model: SceneImages,
+    jobs: Sequence[Job],
+    command: str,
+    described: Mapping[str, str],
+    options: Options,
+    sequences: Sequence[str] = (),
+) -> list[Path]:
+    described = {**described, "weights_sha256": hash_weights(model).hexdigest()[:16]}
+    for job in jobs:
+        job.decide(command, model.layers, described, options, found=sequences)
+    return run_jobs(model, jobs, options)
 
 
-def _channels(modality: Modality) -> int:
-    return len(modality.class_names) or len(modality.bands)
+def sort_inputs(
+    files: Sequence[Path], modality: str, further: Mapping[str, str]
+) -> tuple[list[dict[str, Path]], dict[str, Tensor]]:
+    """Return the files of each scene by modality, and positions [1, 2] that are the same for all.
+
+    Args:
+        files: As in `generate`.
+        modality: As in `generate`.
+        further: As in `generate`.
+
+    Raises:
+        ConfigError: A modality is unknown or named twice, a position is none, or there are several scenes.
+    """
+    first = resolve(modality).name
+    positions: dict[str, Tensor] = {}
+    others: dict[str, Path] = {}
+    for name, source in further.items():
+        entry = resolve(name)
+        if entry.name in (first, *positions, *others):
+            raise ConfigError(f"{entry.name} is given twice as input.")
+        if entry.kind == "sequence":
+            positions[entry.name] = read_position(entry, source)
+        else:
+            others[entry.name] = raster_path(source)
+    if others and len(files) > 1:
+        raise ConfigError(f"--input {next(iter(others))} belongs to one scene, got {len(files)}. Run one command each.")
+    return [{first: path, **others} for path in files], positions
+
+
+def read_position(entry: Modality, text: str) -> Tensor:
+    """Return [1, 2] of a text 'longitude,latitude'.
+
+    Raises:
+        ConfigError: The text is no position.
+    """
+    try:
+        longitude, latitude = map(float, text.split(","))
+    except ValueError:
+        raise ConfigError(f"{entry.name} is given as longitude,latitude in degrees, got '{text}'.") from None
+    return torch.tensor([[longitude, latitude]], dtype=torch.float64)
+
+
+def check_modalities(given: Sequence[str], targets: Mapping[str, Modality]) -> None:
+    """Check names before weights are loaded.
+
+    Args:
+        given: Names of the inputs.
+        targets: Outputs by name.
+
+    Raises:
+        ConfigError: One is no input, or input and output.
+    """
+    plan_generator_inputs(given)
+    both = [name for name in targets if name in given]
+    if both:
+        raise ConfigError(
+            f"{both[0]} is input and output. To see a chip encoded and decoded, use terramind reconstruct."
+        )

@@ -1,9 +1,10 @@
-"""One scene to work on: its files, its windows, what becomes of it."""
+"""One scene to work on: its files, its windows, and the files of its result."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -11,28 +12,37 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import rasterio
+import torch
 
 from terramind_plugin._version import __version__
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.files import is_whole_picture, write_figure
+from terramind_plugin.files import is_whole_picture, write_figure, write_text
 from terramind_plugin.inference.preview import draw_scene
 from terramind_plugin.inference.resume import Partial
+from terramind_plugin.inference.windows import Plan, plan_windows
 from terramind_plugin.raster.complete import GDAL_ERRORS, check_complete
 from terramind_plugin.raster.georeference import Grid
 from terramind_plugin.raster.reader import Expected, Source
 from terramind_plugin.raster.rows import BLOCKS
-from terramind_plugin.raster.windows import Plan, plan_windows
 from terramind_plugin.raster.writer import Layer, overview_factors, write_layer
 from terramind_plugin.system import refuse_inputs, today
 
+logger = logging.getLogger("terramind_plugin")
+
 RUN_TAG = "terramind_run"
 """Tag that holds the fingerprint of everything that decides on a file."""
+PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+"""Lightning's names of precisions, by those of the command line."""
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+OVERLAP = 0.15
+"""Share of a window that overlaps the next one, if no stride is given."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to run a model over scenes."""
+    """How a model goes through scenes."""
 
     out: Path
     """Folder to write to."""
@@ -43,10 +53,10 @@ class Options:
     margin: int = 8
     """Pixels at the edges of a window that do not count."""
     align: int = 1
-    """Window starts are multiples of it."""
+    """Number that all window starts are multiples of."""
     batch_size: int = 8
     precision: str = "32-true"
-    """Lightning's name of it."""
+    """Lightning's name of the precision."""
     accelerator: str = "auto"
     devices: int = 1
     """Processes on each machine."""
@@ -59,11 +69,59 @@ class Options:
     verbose: bool = False
     """Show a progress bar."""
 
+    @classmethod
+    def choose(
+        cls, out: Path, crop: int, patch: int, *, stride: int | None = None, margin: int = 8, **more: Any
+    ) -> Options:
+        """Return options with a stride that suits the model if none is given.
+
+        Args:
+            out: Folder to write to.
+            crop: Height and width of a window in pixels.
+            patch: Patch size of the model in pixels.
+            stride: Pixels from one window to the next; None for a multiple of the patch size.
+            margin: Pixels at the edges of a window that do not count.
+            more: Further fields.
+
+        Raises:
+            ConfigError: The margin is not possible.
+        """
+        if not 0 <= 2 * margin < crop:
+            raise ConfigError(f"margin must be at least 0 and less than half of crop {crop}, got {margin}.")
+        if stride is None:
+            stride = max(1, round((1 - OVERLAP) * (crop - 2 * margin)))
+            stride = stride // patch * patch or stride
+        return cls(Path(out), crop=crop, stride=stride, margin=margin, **more)
+
     def check(self) -> None:
-        """Raise a ConfigError if a number is not possible."""
+        """Raise a ConfigError if a number is not possible, or this machine lacks what is asked for."""
         for name in ("batch_size", "devices", "nodes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        kind, count = self.device_type(), torch.cuda.device_count()
+        if kind == "cuda" and self.devices > count:
+            raise ConfigError(
+                f"devices must be at most {count} on this machine, the number of GPUs; got {self.devices}."
+            )
+        if kind == "cpu" and self.precision == "16-mixed":
+            raise ConfigError("precision 16 needs a GPU. On a CPU use precision bf16.")
+
+    def device_type(self) -> str:
+        """Return PyTorch's name of the kind of device, e.g. 'cuda'.
+
+        Raises:
+            ConfigError: The accelerator is unknown, or this machine has none.
+        """
+        there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if self.accelerator not in ACCELERATORS:
+            raise ConfigError(f"accelerator must be one of {', '.join(ACCELERATORS)}, got '{self.accelerator}'.")
+        if self.accelerator == "auto":
+            return next(name for name in ("cuda", "mps", "cpu") if there[name])
+        gpu = "mps" if there["mps"] and not there["cuda"] else "cuda"
+        kind = gpu if self.accelerator == "gpu" else self.accelerator
+        if not there[kind]:
+            raise ConfigError(f"accelerator {self.accelerator} is not possible: this machine has no such device.")
+        return kind
 
     def describe(self) -> dict[str, Any]:
         """Return what decides on the results."""
@@ -78,7 +136,7 @@ class Job:
     inputs: dict[str, Path]
     """Files by modality; the first gives the grid and the name."""
     expected: dict[str, Expected]
-    """What they hold."""
+    """What the files have to hold, by modality."""
     grid: Grid
     plan: Plan
     folder: Path
@@ -87,15 +145,28 @@ class Job:
     """What decides on the results, and the date."""
     warped: tuple[str, ...] = ()
     """Inputs that lie on another grid."""
+    positions: dict[str, Sequence[float]] = field(default_factory=dict)
+    """Inputs that are no rasters: longitude and latitude, by modality."""
+    found: tuple[str, ...] = ()
+    """Results that are no rasters: endings of JSON files."""
+
+    @property
+    def path(self) -> Path:
+        """File that gives the grid and the name."""
+        return next(iter(self.inputs.values()))
 
     @property
     def stem(self) -> str:
         """Beginning of the names of all files."""
-        return next(iter(self.inputs.values())).stem
+        return self.path.stem
 
     def target(self, layer: Layer) -> Path:
-        """Return the path of a file of the result."""
+        """Return the path of a raster of the result."""
         return self.folder / f"{self.stem}_{layer.ending}.tif"
+
+    def text(self, ending: str) -> Path:
+        """Return the path of a JSON file of the result."""
+        return self.folder / f"{self.stem}_{ending}.json"
 
     @property
     def picture(self) -> Path:
@@ -105,37 +176,50 @@ class Job:
     @property
     def written(self) -> list[Path]:
         """Paths of all files of the result."""
-        return [*map(self.target, self.layers), self.picture]
+        return [*map(self.target, self.layers), *map(self.text, self.found), self.picture]
 
     @property
     def partial(self) -> Partial:
-        """What is finished."""
+        """Finished rows of the scene."""
         folder = self.folder / f"{self.stem}_{self.record['command']}.partial"
         return Partial(folder, self.layers, self.grid.shape)
 
     @contextmanager
-    def open(self) -> Iterator[dict[str, Source]]:
-        """Give the opened inputs."""
+    def open(self, *, warn: bool = True) -> Iterator[dict[str, Source]]:
+        """Give the opened inputs.
+
+        Args:
+            warn: Whether to say so where values look like those of another unit.
+        """
         threads = BLOCKS if parent_process() is None else 1  # a forked process cannot use its parent's
         with ExitStack() as stack:
             yield {
-                name: stack.enter_context(closing(Source(path, self.expected[name], self.grid, threads)))
+                name: stack.enter_context(closing(Source(path, self.expected[name], self.grid, threads, warn=warn)))
                 for name, path in self.inputs.items()
             }
 
-    def decide(self, command: str, layers: Sequence[Layer], described: Mapping[str, Any], options: Options) -> None:
+    def decide(
+        self,
+        command: str,
+        layers: Sequence[Layer],
+        described: Mapping[str, Any],
+        options: Options,
+        found: Sequence[str] = (),
+    ) -> None:
         """Set what becomes of the scene.
 
         Args:
             command: Name of what is done.
-            layers: Files of the result.
+            layers: Rasters of the result.
             described: What is known of the model.
-            options: How it runs.
+            options: How the model goes through the scene.
+            found: Endings of the JSON files of the result.
 
         Raises:
             ConfigError: A file of the result would replace an input.
         """
         self.layers = tuple(layers)
+        self.found = tuple(found)
         self.record = {
             "command": command,
             **described,
@@ -151,27 +235,50 @@ class Job:
         settled = {key: value for key, value in self.record.items() if key != "date"}
         return hashlib.sha256(json.dumps(settled, sort_keys=True).encode()).hexdigest()[:16]
 
-    def is_complete(self) -> bool:
-        """Return whether all files of the result are there, were made by the same run and can be read to their end."""
+    def is_done(self) -> bool:
+        """Return whether all files of the result are there and say that the same run has made them."""
         if not all(path.is_file() for path in self.written):
             return False
-        count = len(overview_factors(self.grid))
+        runs = set()
         try:
             for layer in self.layers:
                 with rasterio.open(self.target(layer)) as file:
-                    if file.tags().get(RUN_TAG) != self.fingerprint():
-                        return False
-                check_complete(self.target(layer), overviews=count)
+                    runs.add(file.tags().get(RUN_TAG))
+            for ending in self.found:
+                content = json.loads(self.text(ending).read_text())
+                runs.add(content.get(RUN_TAG) if isinstance(content, dict) else None)
+        except (*GDAL_ERRORS, ValueError):  # ValueError: no JSON
+            return False
+        return runs == {self.fingerprint()}
+
+    def is_whole(self) -> bool:
+        """Return whether all files of the result can be read to their end."""
+        try:
+            for layer in self.layers:
+                check_complete(self.target(layer), overviews=len(overview_factors(self.grid)))
         except GDAL_ERRORS:
             return False
         return is_whole_picture(self.picture)
 
+    def write_found(self, found: Mapping[str, Mapping[str, Any]], record: Mapping[str, Any]) -> None:
+        """Write the results that are no rasters, with the position of the scene.
+
+        Args:
+            found: Contents by ending.
+            record: Record of the run that began the scene.
+        """
+        centre = self.grid.centre()
+        here = {} if centre is None else {"longitude": round(centre[0], 5), "latitude": round(centre[1], 5)}
+        for ending in self.found:
+            content = {**self._tags(record), **({"centre_of_input": here} if here else {}), **found[ending]}
+            write_text(self.text(ending), json.dumps(content, indent=2, allow_nan=False) + "\n")
+
     def finish(self, partial: Partial, record: Mapping[str, Any], sources: Mapping[str, Source]) -> None:
-        """Write the files of a scene whose rows are all finished, and forget the rows.
+        """Write the files of a scene whose rows are all finished, and remove the rows.
 
         Args:
             partial: The rows.
-            record: Of the run that began them.
+            record: Record of the run that began the scene.
             sources: The opened inputs.
 
         Raises:
@@ -187,7 +294,13 @@ class Job:
                 tags,
                 cog=bool(record["cog"]),
             )
-        write_figure(self.picture, draw_scene(sources, [(self.target(x), x) for x in self.layers], tags))
+        found = {}
+        for ending in self.found:
+            likely = json.loads(self.text(ending).read_text())["positions"]
+            found[ending] = np.array([[one["longitude"], one["latitude"]] for one in likely])
+        given = {name: np.array(position) for name, position in self.positions.items()}
+        layers = [(self.target(layer), layer) for layer in self.layers]
+        write_figure(self.picture, draw_scene(sources, layers, tags, given, found))
         partial.remove()
 
     def _tags(self, record: Mapping[str, Any]) -> dict[str, str]:
@@ -208,7 +321,7 @@ def plan_job(inputs: Mapping[str, Path], expected: Mapping[str, Expected], optio
         inputs: Files by modality, the one that gives the grid first.
         expected: What they hold.
         options: How to run.
-        multiple: Heights and widths that the model takes are multiples of it.
+        multiple: Number that heights and widths of windows are multiples of.
 
     Raises:
         ConfigError: The windows are not possible.
@@ -231,21 +344,36 @@ def plan_job(inputs: Mapping[str, Path], expected: Mapping[str, Expected], optio
     return Job(dict(inputs), dict(expected), grid, plan, options.out, warped=tuple(warped))
 
 
-def check_names(jobs: Sequence[Job]) -> None:
-    """Raise if results of two scenes would have one name.
+def plan_jobs(
+    scenes: Sequence[Mapping[str, Path]], expected: Mapping[str, Expected], options: Options, multiple: int
+) -> list[Job]:
+    """Return scenes with their plans; arguments and errors as in `plan_job`.
 
     Raises:
-        DataError: The message names both.
+        DataError: Results of two scenes would have one name.
     """
+    jobs = [plan_job(inputs, expected, options, multiple) for inputs in scenes]
     seen: dict[str, Path] = {}
     for job in jobs:
-        path = next(iter(job.inputs.values()))
         if job.stem in seen:
             raise DataError(
-                f"{seen[job.stem]} and {path} would both be written to {job.folder / job.stem}_*. "
+                f"{seen[job.stem]} and {job.path} would both be written to {job.folder / job.stem}_*. "
                 "Give them to two commands with another --out each."
             )
-        seen[job.stem] = path
+        seen[job.stem] = job.path
+        for name in job.warped:
+            logger.info("%s is warped to the grid of the first input.", job.inputs[name])
+    return jobs
+
+
+def check_data(jobs: Sequence[Job]) -> None:
+    """Raise a DataError if the only scene is one window without data, or with values that are not possible."""
+    if len(jobs) > 1 or len(jobs[0].plan) > 1:
+        return  # rows without data become rows without results
+    with jobs[0].open(warn=False) as sources:
+        for source in sources.values():
+            if not source.read(0, 0, *source.grid.shape).valid.any():
+                raise DataError(f"{source.path} holds no data: every pixel is missing.")
 
 
 def _identity(path: Path) -> dict[str, Any]:

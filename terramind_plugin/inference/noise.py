@@ -1,4 +1,4 @@
-"""Random numbers that belong to places of a scene: windows that overlap draw the same ones there."""
+"""Random numbers that belong to positions in a scene, so that overlapping windows draw the same ones."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from torch import Tensor
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.generation.sampling import Noise
 
-BLOCK = 64
-"""Numbers are drawn for blocks of so many pixels or tokens in height and width."""
+CELL = 64
+"""Height and width, in pixels or tokens, of the squares that numbers are drawn for."""
 ORDER, UNIFORM, NORMAL = 0, 1, 2
 
 
 class SceneNoise(Noise):
-    """Random numbers for windows of a scene, each a function of the seed, what it is for, and its place alone.
+    """Random numbers for windows of a scene: each depends on the seed, its purpose, and its position alone.
 
-    Neighbouring windows so draw the same tokens where they expect the same, and start from the same noise, which leaves
-    little to blend. Nothing depends on the batch or on other windows.
+    Neighbouring windows therefore draw the same tokens where their scores agree, and start from the same noise. Nothing
+    depends on the batch or on other windows.
 
     Args:
-        seed: Of the scene.
+        seed: Seed of the scene.
         corners: Row and column in pixels of the first pixel of each window.
         size: Height and width of a window in pixels.
         patch: Height and width of a token in pixels.
     """
 
     def __init__(self, seed: int, corners: Sequence[tuple[int, int]], size: tuple[int, int], patch: int) -> None:
-        # For numbers that have no place, such as those of a text, the first pixel stands for the window.
+        # Numbers without a position, such as those of a text, belong to the first pixel of the window.
         super().__init__([torch.Generator().manual_seed(_mix(seed, *corner)) for corner in corners])
         self.seed = seed
         self.corners = list(corners)
@@ -49,15 +49,15 @@ class SceneNoise(Noise):
         rows, columns = self.tokens
         if count != rows * columns:
             raise ConfigError(f"Windows of {rows} x {columns} tokens have no order of {count}.")
-        self._order = self._places(ORDER, 1).flatten(1).argsort(dim=1, stable=True)
+        self._order = self._positions(ORDER, 1).flatten(1).argsort(dim=1, stable=True)
         return self._order
 
     def uniform(self, *shape: int) -> Tensor:
-        """Return numbers in [0, 1), [B, *shape]; for tokens those of their places, in the last order that was asked."""
+        """Return numbers in [0, 1), [B, *shape]; those of tokens belong to positions, in the order asked for last."""
         count, *each = shape
         if count != self.tokens[0] * self.tokens[1] or len(each) != 1:
             return super().uniform(*shape)
-        numbers = self._places(UNIFORM, each[0]).flatten(2).transpose(1, 2)
+        numbers = self._positions(UNIFORM, each[0]).flatten(2).transpose(1, 2)
         if self._order is None:
             return numbers
         order, self._order = self._order, None
@@ -69,32 +69,32 @@ class SceneNoise(Noise):
         windows = [self._window(NORMAL, corner, shape) for corner in self.corners]
         return torch.from_numpy(np.stack(windows))
 
-    def _places(self, kind: int, each: int) -> Tensor:
+    def _positions(self, kind: int, each: int) -> Tensor:
         """Return for each token numbers [B, each, rows, columns]."""
         self._draws += 1
         corners = [(row // self.patch, column // self.patch) for row, column in self.corners]
         return torch.from_numpy(np.stack([self._window(kind, corner, (each, *self.tokens)) for corner in corners]))
 
     def _window(self, kind: int, corner: tuple[int, int], shape: Sequence[int]) -> NDArray[np.float32]:
-        """Return numbers of the places in a window, cut from the blocks it touches."""
+        """Return the numbers of a window, cut from the cells that it touches."""
         channels, height, width = shape
         window = np.empty((channels, height, width), np.float32)
         top, left = corner
-        for row in range(top // BLOCK, (top + height - 1) // BLOCK + 1):
-            for column in range(left // BLOCK, (left + width - 1) // BLOCK + 1):
-                block = self._block(kind, row, column, channels)
-                down, across = row * BLOCK - top, column * BLOCK - left
-                window[:, max(down, 0) : down + BLOCK, max(across, 0) : across + BLOCK] = block[
+        for row in range(top // CELL, (top + height - 1) // CELL + 1):
+            for column in range(left // CELL, (left + width - 1) // CELL + 1):
+                cell = self._cell(kind, row, column, channels)
+                down, across = row * CELL - top, column * CELL - left
+                window[:, max(down, 0) : down + CELL, max(across, 0) : across + CELL] = cell[
                     :, max(-down, 0) : height - down, max(-across, 0) : width - across
                 ]
         return window
 
-    def _block(self, kind: int, row: int, column: int, channels: int) -> NDArray[np.float32]:
+    def _cell(self, kind: int, row: int, column: int, channels: int) -> NDArray[np.float32]:
         # Philox is a function of key and counter; the lowest word of the counter goes up as numbers are drawn.
         key = np.array([self.seed, kind], dtype=np.uint64)
         counter = np.array([0, self._draws, row, column], dtype=np.uint64)
         random = np.random.Generator(np.random.Philox(key=key, counter=counter))
-        shape = (channels, BLOCK, BLOCK)
+        shape = (channels, CELL, CELL)
         return (random.standard_normal if kind == NORMAL else random.random)(shape, dtype=np.float32)
 
 

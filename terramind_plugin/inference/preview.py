@@ -20,23 +20,31 @@ from terramind_plugin.raster.writer import Layer
 LONGER_SIDE = 900
 """Pixels of a scene in the picture."""
 COLUMNS = 4
+MOST_SAMPLES = 4
+"""Samples of a modality that are drawn."""
 
 
 def draw_scene(
     sources: Mapping[str, Source],
     layers: Sequence[tuple[Path, Layer]],
     tags: Mapping[str, str],
+    given: Mapping[str, NDArray] | None = None,
+    found: Mapping[str, NDArray] | None = None,
 ) -> Figure:
     """Return a figure of the inputs and all files that were made of them, at reduced size.
 
     Args:
         sources: By modality, the first of them with the name of the scene.
-        layers: Files of the result.
-        tags: What made them.
+        layers: Rasters of the result; of many samples the first ones are drawn.
+        tags: What made the result.
+        given: Positions [2] that are inputs, by modality.
+        found: Likely positions [N, 2] that are results, by modality.
     """
+    given, found = given or {}, found or {}
+    layers = [(path, layer) for path, layer in layers if _sample_of(layer) <= MOST_SAMPLES]
     first = next(iter(sources.values()))
     grid, size = first.grid, size_shown(first.grid)
-    count = len(sources) + len(layers)
+    count = len(sources) + len(given) + len(layers) + len(found)
     columns = min(COLUMNS, count)
     rows = -(-count // columns)
     side = 4.2
@@ -52,11 +60,21 @@ def draw_scene(
         values = np.where(valid, values, 0 if expected.classes else np.nan)
         _draw_modality(axis, values, expected.name, [expected.bands[band] for band in shown])
         axis.set_title(f"{name} (input)", fontsize=10)
+    for name, position in given.items():
+        plot_modality(name, position, next(axes)).set_title(f"{name} (input)", fontsize=10)
     for path, layer in layers:
         with rasterio.open(path) as file:
             values = file.read(out_shape=(file.count, *size))
         _draw_layer(next(axes), values, layer)
+    for name, positions in found.items():
+        plot_modality(name, positions, next(axes)).set_title(f"{name} (model)", fontsize=10)
     return figure
+
+
+def _sample_of(layer: Layer) -> int:
+    """Return the number of the sample that a layer shows, from 1 on."""
+    number = layer.ending.partition("_sample")[2].partition("_")[0]
+    return int(number) if number.isdigit() else 1
 
 
 def size_shown(grid: Grid) -> tuple[int, int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import logging
 import os
@@ -12,7 +10,7 @@ import shutil
 import stat
 import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.files import flush_to_disk, reserve, write_text
 from terramind_plugin.raster.writer import Layer
+from terramind_plugin.system import locked
 
 logger = logging.getLogger("terramind_plugin")
 
@@ -57,7 +56,7 @@ class Partial:
         self.folder = folder
         self.layers = tuple(layers)
         self.height, self.width = shape
-        self._lock: int | None = None
+        self._held = ExitStack()
         # Never added to by another process: a line that was cut off stays the last one of its list.
         self._list = FINISHED.format(uuid4().hex[:12])
 
@@ -160,19 +159,8 @@ class Partial:
         path = self.folder / LOCK
         if os.path.lexists(path) and not _is_plain_file(path):
             raise ConfigError(f"{path} is no plain file. Remove it, or give another folder with --out.")
-        # Never through a link, and never emptied: it may be another's file.
-        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        busy = False
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            busy = error.errno in (errno.EAGAIN, errno.EACCES)  # others mean a file system without locks
-        # The run that held it may have removed the folder since it was opened.
-        if busy or not path.exists() or os.fstat(self._lock).st_ino != path.stat().st_ino:
-            self.release()
-            raise ConfigError(
-                f"Another run is working on {self.folder}. Wait for it, or give another folder with --out."
-            )
+        busy = f"Another run is working on {self.folder}. Wait for it, or give another folder with --out."
+        self._held.enter_context(locked(path, busy))
 
     def _raws_are_whole(self) -> bool:
         """Return whether the files of all layers are there, with the size that they were made with."""
@@ -246,7 +234,8 @@ class Partial:
         Raises:
             DataError: They cannot be written.
         """
-        count, checksum = arrays[0].shape[1], 0
+        # Without layers there is one row block: what has no pixels belongs to a scene of one window.
+        count, checksum = arrays[0].shape[1] if arrays else self.height, 0
         try:
             for layer, array in zip(self.layers, arrays, strict=True):
                 values = np.ascontiguousarray(array, dtype=layer.dtype)
@@ -318,9 +307,7 @@ class Partial:
 
     def release(self) -> None:
         """Let other runs go on with it."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._held.close()
 
 
 def _is_ours(record: Mapping[str, Any] | None) -> bool:

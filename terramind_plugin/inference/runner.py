@@ -1,13 +1,14 @@
-"""Scenes through a model on one or many processes, by Lightning."""
+"""Scenes through a model, on one process or on many."""
 
 from __future__ import annotations
 
 import logging
 import signal
+import sys
 import time
 import warnings
-from collections.abc import Collection, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -15,175 +16,97 @@ from typing import Any
 
 import rasterio
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities import rank_zero_only
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 from torch import distributed, nn
-from torch.utils.data import DataLoader
 
 from terramind_plugin.errors import DataError
 from terramind_plugin.inference.job import Job, Options
 from terramind_plugin.inference.preview import size_shown
 from terramind_plugin.inference.resume import Partial
 from terramind_plugin.inference.stream import Streamer
+from terramind_plugin.inference.windows import RowBlock
 from terramind_plugin.plotting import bands_shown
-from terramind_plugin.raster.missing import describe_undeclared
+from terramind_plugin.raster.missing import warn_of_undeclared
 from terramind_plugin.raster.reader import Source
 from terramind_plugin.raster.rows import BLOCKS
-from terramind_plugin.raster.windows import Band
 from terramind_plugin.system import Stopped, StopSignals, refuse_inputs
 
 logger = logging.getLogger("terramind_plugin")
 
 CACHE, CACHE_TO_WARP = 16 * 2**20, 256 * 2**20
-"""Bytes of blocks that GDAL keeps, at least; by default it keeps a twentieth of all memory."""
+"""Smallest size of GDAL's block cache in bytes; GDAL's own default is a twentieth of all memory."""
 PATIENCE = timedelta(days=7)
-"""How long a process waits for one that has more to do."""
+"""Longest time that a process waits for another one."""
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 Unit = tuple[int, int, int]
-"""Number of the scene, first and last-plus-one number of its bands."""
+"""Number of the scene, first and last-plus-one number of its row blocks."""
 
 
-def plan_units(bands: Sequence[int], processes: int) -> list[Unit]:
-    """Return pieces of work: whole scenes, or bands that follow one another where there are too few scenes.
-
-    There is one for each process at least, if need be with no bands: Lightning's sampler wants it.
+def plan_units(blocks: Sequence[int], processes: int) -> list[Unit]:
+    """Return pieces of work: whole scenes, or consecutive row blocks where there are fewer scenes than processes.
 
     Args:
-        bands: Number of bands of each scene.
-        processes: How many processes share them.
+        blocks: Number of row blocks of each scene.
+        processes: Number of processes that share them.
     """
-    parts = max(1, -(-processes // len(bands)))
+    parts = max(1, -(-processes // len(blocks)))
     units = []
-    for scene, count in enumerate(bands):
+    for scene, count in enumerate(blocks):
         edges = [count * part // parts for part in range(parts + 1)]
         units += [(scene, first, last) for first, last in pairwise(edges) if first < last]
-    return units + [(0, 0, 0)] * (processes - len(units))
+    return units
 
 
-class SceneRun(LightningModule):
-    """Lightning's view of scenes and a model: a batch is a piece of work.
+class Processes:
+    """The processes of a run: this one alone, or several that Lightning starts and connects.
 
     Args:
-        model: A `SceneModel`.
-        jobs: The scenes.
-        options: How to run.
+        options: Checked options of the run.
     """
 
-    def __init__(self, model: nn.Module, jobs: Sequence[Job], options: Options) -> None:
-        super().__init__()
-        self.model = model
-        self.jobs = list(jobs)
-        self.options = options
-        self.signals = StopSignals()
-        """Requests to stop, which are followed after the row block at work."""
-        self._progress: _Bar | None = None
-        self._partials: dict[int, tuple[Partial, dict[str, Any]]] = {}
+    def __init__(self, options: Options) -> None:
+        self.device = torch.device(options.device_type())
+        self.rank, self.count = 0, 1
+        self._dtype = AUTOCAST.get(options.precision)
+        self._fabric: Any = None
+        if options.devices * options.nodes == 1:
+            return
+        # Here and not at the top: the import takes seconds, and a single process does not need it.
+        from lightning.fabric import Fabric
+        from lightning.fabric.strategies import DDPStrategy
 
-    def predict_dataloader(self) -> DataLoader[Unit]:
-        """Return the pieces of work; Lightning shares them out."""
-        return DataLoader(self._units(), batch_size=1, collate_fn=_first)  # type: ignore[arg-type]
-
-    def _units(self) -> list[Unit]:
-        return plan_units([len(self._bands(job)) for job in self.jobs], self.trainer.world_size)
-
-    def _bands(self, job: Job) -> list[Band]:
-        return job.plan.bands(self.options.batch_size)
-
-    def on_predict_start(self) -> None:
-        """Begin all scenes, or go on with them."""
-        self.signals.on_signal = self._tell_others
-        self.signals.listen()  # Lightning would note SIGTERM and go on to the end
-        self.signals.check()
-        barrier = self.trainer.strategy.barrier
-        for number, job in enumerate(self.jobs):
-            partial = job.partial
-            record = job.record
-            if self.trainer.is_global_zero:
-                record = partial.start(job.record, anew=self.options.restart)
-            # The others take the date of the first.
-            record = self.trainer.strategy.broadcast(record)
-            self._partials[number] = partial, record
-        barrier()
-        if self.options.verbose and self.trainer.is_global_zero:
-            mine = self._units()[:: self.trainer.world_size]
-            total = sum(self._windows(unit) for unit in mine)
-            self._progress = _Bar(total, "Windows" if self.trainer.world_size == 1 else "Windows of this process")
-
-    def _windows(self, unit: Unit) -> int:
-        job = self.jobs[unit[0]]
-        rows = sum(len(band.rows) for band in self._bands(job)[unit[1] : unit[2]])
-        return rows * len(job.plan.columns.starts)
-
-    def predict_step(self, batch: Unit, batch_idx: int) -> Unit:
-        """Compute a piece of work and return it."""
-        number, first, last = batch
-        if first == last:
-            return batch
-        job, bands = self.jobs[number], self._bands(self.jobs[number])
-        partial, record = self._partials[number]
-        with job.open() as sources, rasterio.Env(GDAL_CACHEMAX=_cache(sources.values())):
-            for source in sources.values():
-                expected = source.expected
-                shown = bands_shown(expected.name, expected.bands, len(expected.bands))
-                source.keep_rows(job.plan.window[0], size_shown(job.grid), shown)
-            streamer = Streamer(
-                self.model,  # type: ignore[arg-type]
-                sources,
-                job.plan,
-                self.options.batch_size,
-                self.device,
-                self._progress.advance if self._progress is not None else lambda count: None,
-                self.signals.check,
+        with quiet():
+            self._fabric = Fabric(
+                accelerator=self.device.type,
+                devices=options.devices,
+                num_nodes=options.nodes,
+                strategy=DDPStrategy(timeout=PATIENCE),
             )
-            try:
-                with self.signals.later():
-                    streamer.run(bands[first:last], partial.finished(), partial.write)
-                self.signals.check()
-            except Stopped:
-                self._meet()
-                raise
-            if streamer.not_finite:
-                logger.warning(
-                    "%s: %d pixels have no finite result and hold no data. See the values of inputs and weights.",
-                    job.stem,
-                    streamer.not_finite,
-                )
-            for source in sources.values():
-                if source.undeclared:
-                    logger.warning("%s", describe_undeclared(source.path, source.undeclared))
-                source.forget_rows()
-            if (first, last) == (0, len(bands)):
-                job.finish(partial, record, sources)
-                del self._partials[number]
-        return batch
+            self._fabric.launch()
+        self.device, self.rank, self.count = self._fabric.device, self._fabric.global_rank, self._fabric.world_size
 
-    def on_predict_end(self) -> None:
-        """Write the files of scenes that several processes have worked on."""
-        with self.signals.later():
-            self._meet()
-        self.signals.check()
-        for number, (partial, record) in self._partials.items():
-            if number % self.trainer.world_size == self.trainer.global_rank and partial.folder.exists():
-                self._check_all_rows(self.jobs[number], partial)
-                with self.jobs[number].open() as sources:
-                    self.jobs[number].finish(partial, record, sources)
-        self._meet()
-        self.stop()
+    def share(self, value: Any) -> Any:
+        """Return the value of the first process in all."""
+        return value if self._fabric is None else self._fabric.broadcast(value)
 
-    def _meet(self) -> None:
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return a context in which a model computes at the precision of the run."""
+        return nullcontext() if self._dtype is None else torch.autocast(self.device.type, self._dtype)
+
+    def meet(self, signals: StopSignals) -> None:
         """Wait for all processes, and stop if one of them was asked to.
 
         Raises:
             DataError: One has ended.
             Stopped: One was asked to stop.
         """
-        if self.trainer.world_size == 1:
+        if self.count == 1:
             return
-        number = torch.tensor([self.signals.number or 0], device=self.device)
+        number = torch.tensor([signals.number or 0], device=self.device)
         try:
             # A barrier would keep signals waiting until it is over.
             meeting: Any = distributed.all_reduce(number, distributed.ReduceOp.MAX, async_op=True)
@@ -191,43 +114,153 @@ class SceneRun(LightningModule):
                 time.sleep(0.02)
             meeting.wait()
         except RuntimeError as error:
-            self.signals.check()
+            signals.check()
             raise DataError(
                 "Another process of this run has ended. See its message, and run the same command again; what is "
                 "finished is kept."
             ) from error
         if number.item():
-            raise Stopped(self.signals.number or int(number))
+            raise Stopped(signals.number or int(number))
 
-    def _tell_others(self, number: int) -> None:
-        launcher = self.trainer.strategy.launcher
-        if launcher is not None:
-            launcher.kill(signal.SIGTERM)
+    def stop_others(self, number: int) -> None:
+        """Ask the processes that this one has started to stop."""
+        launcher = None if self._fabric is None else self._fabric.strategy.launcher
+        for process in getattr(launcher, "procs", ()):
+            process.send_signal(signal.SIGTERM)
+
+
+class SceneRun:
+    """Scenes, a model, and the processes that share the work.
+
+    Args:
+        model: A `SceneModel`.
+        jobs: The scenes.
+        options: How the model goes through them.
+        processes: Processes of the run.
+        signals: Requests to stop, which are followed after the row block at work.
+    """
+
+    def __init__(
+        self, model: nn.Module, jobs: Sequence[Job], options: Options, processes: Processes, signals: StopSignals
+    ) -> None:
+        self.model = model
+        self.jobs = list(jobs)
+        self.options = options
+        self.processes = processes
+        self.signals = signals
+        units = plan_units([len(self._blocks(job)) for job in self.jobs], processes.count)
+        self.units = units[processes.rank :: processes.count]
+        self._progress: _Bar | None = None
+        self._partials: dict[int, tuple[Partial, dict[str, Any]]] = {}
+
+    def _blocks(self, job: Job) -> list[RowBlock]:
+        return job.plan.blocks(self.options.batch_size)
+
+    @torch.no_grad()
+    def work(self) -> None:
+        """Compute the share of this process, and write the files of scenes that are finished."""
+        self.signals.on_signal = self.processes.stop_others
+        self.signals.check()
+        try:
+            self._begin()
+            for unit in self.units:
+                self._compute(*unit)
+            self._complete()
+        finally:
+            if self._progress is not None:
+                self._progress.stop()
+            for partial, _ in self._partials.values():
+                partial.release()
+
+    def _begin(self) -> None:
+        """Begin all scenes, or go on with them."""
+        for number, job in enumerate(self.jobs):
+            self._partials[number] = job.partial, job.record
+            partial, record = self._partials[number]
+            if self.processes.rank == 0:
+                record = partial.start(record, anew=self.options.restart)
+            # The others take the date of the first.
+            self._partials[number] = partial, self.processes.share(record)
+        self.model.to(self.processes.device).eval()
+        if self.options.verbose and self.processes.rank == 0:
+            text = "Windows" if self.processes.count == 1 else "Windows of this process"
+            self._progress = _Bar(sum(self._windows(*unit) for unit in self.units), text)
+
+    def _windows(self, number: int, first: int, last: int) -> int:
+        job = self.jobs[number]
+        return sum(len(block.rows) for block in self._blocks(job)[first:last]) * len(job.plan.columns.starts)
+
+    def _compute(self, number: int, first: int, last: int) -> None:
+        """Compute a piece of work, and write the files of a scene that is one piece."""
+        job, blocks = self.jobs[number], self._blocks(self.jobs[number])
+        partial, record = self._partials[number]
+        model: Any = self.model
+
+        def write(row: int, arrays: list[NDArray]) -> None:
+            if job.found:  # before the rows are listed: a run that goes on does not compute them again
+                job.write_found(model.found, record)
+            partial.write(row, arrays)
+
+        with job.open() as sources, rasterio.Env(GDAL_CACHEMAX=_cache(sources.values())):
+            for source in sources.values():
+                expected = source.expected
+                shown = bands_shown(expected.name, expected.bands, len(expected.bands))
+                source.keep_rows(job.plan.window[0], size_shown(job.grid), shown)
+            advance = self._progress.advance if self._progress is not None else lambda count: None
+            streamer = Streamer(
+                model, sources, job.plan, self.options.batch_size, self.processes.device, advance, self.signals.check
+            )
+            try:
+                with self.signals.later(), self.processes.autocast():
+                    streamer.run(blocks[first:last], partial.finished(), write)
+                self.signals.check()
+            except Stopped:
+                self.processes.meet(self.signals)
+                raise
+            if streamer.not_finite:
+                count = streamer.not_finite
+                said = (
+                    "1 pixel has no finite result and holds"
+                    if count == 1
+                    else f"{count} pixels have no finite result and hold"
+                )
+                logger.warning("%s: %s no data. See the values of inputs and weights.", job.stem, said)
+            for source in sources.values():
+                warn_of_undeclared(source.path, source.undeclared)
+                source.forget_rows()
+            if (first, last) == (0, len(blocks)):
+                job.finish(partial, record, sources)
+                del self._partials[number]
+
+    def _complete(self) -> None:
+        """Write the files of scenes that several processes have worked on."""
+        with self.signals.later():
+            self.processes.meet(self.signals)
+        self.signals.check()
+        for number, (partial, record) in self._partials.items():
+            if number % self.processes.count == self.processes.rank and partial.folder.exists():
+                job = self.jobs[number]
+                self._check_all_rows(job, partial)
+                with job.open(warn=False) as sources:
+                    job.finish(partial, record, sources)
+        self.processes.meet(self.signals)
 
     def _check_all_rows(self, job: Job, partial: Partial) -> None:
-        missing = {(band.first, band.last) for band in self._bands(job)} - set(partial.finished())
+        missing = sorted({(block.first, block.last) for block in self._blocks(job)} - set(partial.finished()))
         if missing:
             raise DataError(
-                f"{partial.folder} lacks rows {sorted(missing)[0][0]} to {sorted(missing)[0][1] - 1}. All processes "
-                "need one folder: give one with --out that every machine sees, and run the command again."
+                f"{partial.folder} lacks rows {missing[0][0]} to {missing[0][1] - 1}. All processes need one folder: "
+                "give one with --out that every machine sees, and run the command again."
             )
-
-    def stop(self) -> None:
-        """Take the progress bar away and let other runs go on."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
-        for partial, _ in self._partials.values():
-            partial.release()
 
 
 def run_jobs(model: nn.Module, jobs: Sequence[Job], options: Options) -> list[Path]:
-    """Return the files of all scenes, computed where they are not there yet; nothing in further processes.
+    """Return the files of all scenes, computed where they are not there yet; further processes return nothing.
 
     Args:
         model: A `SceneModel`.
         jobs: Scenes for which all is decided.
-        options: How to run.
+        options: How the model goes through them.
 
     Raises:
         ConfigError: An unfinished run has other settings, or is still going on, or a file of the results is an input.
@@ -239,48 +272,36 @@ def run_jobs(model: nn.Module, jobs: Sequence[Job], options: Options) -> list[Pa
         (path for job in jobs for path in job.written), (path for job in jobs for path in job.inputs.values())
     )
     options.out.mkdir(parents=True, exist_ok=True)
-    open_ = [job for job in jobs if options.restart or not job.is_complete()]
+    open_ = [job for job in jobs if options.restart or not _is_complete(job, options)]
     for job in jobs:
         if job not in open_:
             job.partial.discard()
-    if open_:
-        several = options.devices * options.nodes > 1
-        run = SceneRun(model, open_, options)
-        with quiet():
-            trainer = Trainer(
-                accelerator=options.accelerator,
-                devices=options.devices,
-                num_nodes=options.nodes,
-                precision=options.precision,  # type: ignore[arg-type]
-                strategy=DDPStrategy(timeout=PATIENCE) if several else "auto",
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                inference_mode=False,
-            )
-            try:
-                with run.signals:
-                    trainer.predict(run, return_predictions=False)
-            finally:
-                run.stop()
-    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
-    return [path for job in jobs for path in job.written] if first else []
+    written = [path for job in jobs for path in job.written]
+    if not open_:
+        return written
+    with StopSignals() as signals:
+        processes = Processes(options)
+        SceneRun(model, open_, options, processes, signals).work()
+    return written if processes.rank == 0 else []
+
+
+def _is_complete(job: Job, options: Options) -> bool:
+    if not job.is_done():
+        return False
+    if options.verbose:
+        print(f"{job.path}: its results are there. Reading them to see that they are whole.", file=sys.stderr)
+    return job.is_whole()
 
 
 def _cache(sources: Collection[Source]) -> int:
-    """Return the bytes of blocks that GDAL has to keep. Warping needs some again."""
+    """Return the size of GDAL's block cache in bytes. Warping needs some blocks again."""
     least = CACHE_TO_WARP if any(source.warped for source in sources) else CACHE
     return max(least, (BLOCKS + 1) * sum(source.block_bytes for source in sources))
 
 
-def _first(units: list[Unit]) -> Unit:
-    return units[0]
-
-
 @contextmanager
-def quiet() -> Any:
-    """Hide what Lightning says about loaders, loggers and devices: nobody chose them."""
+def quiet() -> Iterator[None]:
+    """Hide what Lightning says about loaders, loggers and devices that nobody chose."""
     names = ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric")
     before = {name: logging.getLogger(name).level for name in names}
     for name in names:
@@ -303,7 +324,7 @@ class _Speed(ProgressColumn):
 
 
 class _Bar:
-    """Counts windows where the user can see it."""
+    """A progress bar of windows."""
 
     def __init__(self, total: int, text: str) -> None:
         self._bar = Progress(

@@ -4,39 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
 from terratorch.tasks import PixelwiseRegressionTask, SemanticSegmentationTask
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from terramind_plugin.cache.keys import hash_weights
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.inference.classes import choose_classes
-from terramind_plugin.inference.job import Job, Options, check_names, plan_job
-from terramind_plugin.inference.ready import for_inference
+from terramind_plugin.inference.job import Options, plan_jobs
+from terramind_plugin.inference.outputs import NO_DATA, choose_classes, class_layer, value_layer
 from terramind_plugin.inference.runner import quiet, run_jobs
 from terramind_plugin.inference.windows import training_size
+from terramind_plugin.integration.decoders import upsample_at_once
 from terramind_plugin.integration.lightning_cli import TerraMindCLI, make_cli
 from terramind_plugin.model.checkpoints import load_into
 from terramind_plugin.model.modalities import find, resolve
 from terramind_plugin.model.standardisation import Standardisation
-from terramind_plugin.model.weights import read_tensors
 from terramind_plugin.plotting import LABEL_COLORS
 from terramind_plugin.raster.paths import is_remote, raster_path
 from terramind_plugin.raster.reader import Expected
-from terramind_plugin.raster.writer import Layer, parse_color
+from terramind_plugin.raster.writer import Layer
 from terramind_plugin.samples.classes import class_names_of
 
-logger = logging.getLogger("terramind_plugin")
-
-NO_CLASS = 255
-"""Value of a class map where no input has data, or the task's scores are not finite."""
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class SceneTask(nn.Module):
@@ -91,26 +88,16 @@ class SceneTask(nn.Module):
         """Return the map of classes and, if asked for, probabilities; or values."""
         if not self.classes:
             return [blended]
-        return [choose_classes(blended, NO_CLASS)[0]] + ([blended] if len(self.layers) > 1 else [])
+        return [choose_classes(blended, NO_DATA)[0]] + ([blended] if len(self.layers) > 1 else [])
 
     def _layers(self, probabilities: bool, given: tuple[str, ...]) -> tuple[Layer, ...]:
         if not self.classes:
-            names = tuple(f"prediction_{number + 1}" for number in range(self.channels))
-            return (Layer("pred", "float32", names if len(names) > 1 else ("prediction",), "", float("nan")),)
+            bands = [f"prediction_{number + 1}" for number in range(self.channels)]
+            return (value_layer("pred", bands if len(bands) > 1 else ["prediction"], ""),)
         names = given if len(given) == self.channels else tuple(map(str, range(self.channels)))
         tags = {f"class_{number}": name for number, name in enumerate(names)}
-        tags["class_names"] = ", ".join(f"{number} = {name}" for number, name in enumerate(names))
-        classes = Layer(
-            "pred",
-            "uint8",
-            ("class",),
-            "class id",
-            NO_CLASS,
-            {number: parse_color(LABEL_COLORS[number % len(LABEL_COLORS)]) for number in range(self.channels)},
-            class_names=names,
-            tags=tags,
-        )
-        return (classes, Layer("probabilities", "float32", names, "1", float("nan")))[: 1 + probabilities]
+        classes = class_layer("pred", names, LABEL_COLORS, tags=tags)
+        return (classes, value_layer("probabilities", names, "1"))[: 1 + probabilities]
 
 
 class Standardised(Standardisation):
@@ -189,12 +176,11 @@ def map_scenes(
     cli, ckpt_path = opened.cli, opened.ckpt_path
     expected, scales = read_data_module(cli.datamodule, cli.model)
     scenes = pair_scenes(words, list(expected))
-    jobs: list[Job] = [plan_job(inputs, expected, options, opened.patch) for inputs in scenes]
-    check_names(jobs)
-    for job in jobs:
-        for name in job.warped:
-            logger.info("%s is warped to the grid of the first input.", job.inputs[name])
-    _load(cli.model, ckpt_path)
+    jobs = plan_jobs(scenes, expected, options, opened.patch)
+    content, tensors = cli.take_checkpoint()
+    cli.model.on_load_checkpoint(dict(content))
+    load_into(cli.model, tensors, ckpt_path, "the configured task", strict=cli.model.strict_loading)
+    del content, tensors
     described = {
         "model": _name(cli.model),
         "weights": ckpt_path.name,
@@ -212,12 +198,6 @@ def _hash_inputs(inputs: Mapping[str, Standardised]) -> str:
     """Return a hash of how inputs are standardised: with other numbers it is another map."""
     numbers = {name: [x.shift, x.scale, x.mean.tolist(), x.std.tolist()] for name, x in inputs.items()}
     return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _load(task: LightningModule, path: Path) -> None:
-    content, tensors = read_tensors(path)
-    task.on_load_checkpoint(dict(content))
-    load_into(task, tensors, path, "the configured task", strict=task.strict_loading)
 
 
 def _name(task: LightningModule) -> str:
@@ -324,3 +304,28 @@ def _match(given: str, names: Sequence[str]) -> str | None:
     if find(given) is None:
         return None
     return next((name for name in names if find(name) is resolve(given)), None)
+
+
+def for_inference(model: Model) -> Model:
+    """Return a model in evaluation mode that cannot be trained any more.
+
+    UNet blocks upsample and convolve at once, and batch norms become part of the convolutions before them.
+
+    Args:
+        model: Changed in place; its weights, too, so hash or save them before.
+    """
+    model.eval().requires_grad_(False)
+    upsample_at_once(model)
+    for module in list(model.modules()):
+        if type(module).forward is nn.Sequential.forward:
+            _fold_norms(module)
+    return model
+
+
+def _fold_norms(layers: nn.Module) -> None:
+    for (name, layer), (next_name, norm) in pairwise(list(layers.named_children())):
+        if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) or not isinstance(norm, nn.BatchNorm2d):
+            continue
+        if norm.running_mean is not None:
+            setattr(layers, name, fuse_conv_bn_eval(layer, norm, transpose=isinstance(layer, nn.ConvTranspose2d)))
+            setattr(layers, next_name, nn.Identity())

@@ -1,13 +1,15 @@
-"""A scene through a model, band of rows after band of rows, in memory that depends on its width alone."""
+"""A scene through a model, row block after row block, in memory that depends on the width of the scene alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terramind_plugin.inference.blend import RollingBlend
-from terramind_plugin.inference.prefetch import Turns, ahead
-from terramind_plugin.parallel import usable
+from terramind_plugin.inference.windows import Plan, RowBlock
 from terramind_plugin.raster.reader import Source
-from terramind_plugin.raster.windows import Band, Plan
 from terramind_plugin.raster.writer import Layer
 from terramind_plugin.system import give_back
+
+Item = TypeVar("Item")
 
 READ_AHEAD = 2
 """Batches that are read while the model works on another."""
@@ -31,7 +33,7 @@ FINISH_ROWS = 32
 
 
 class SceneModel(Protocol):
-    """What makes something of windows."""
+    """A model that makes something of windows."""
 
     channels: int
     """Numbers per pixel that are blended."""
@@ -57,56 +59,59 @@ class SceneModel(Protocol):
 
 
 class Batch(NamedTuple):
-    """Windows for the model at once, or the end of a band."""
+    """Windows for the model at once, or the end of a row block."""
 
     images: dict[str, Tensor]
-    places: list[tuple[int, int]]
+    windows: list[tuple[int, int]]
     """Row and column number of each window."""
     marks: list[tuple[int, int, NDArray[np.bool_]]]
-    """Where windows have data, those without any included."""
-    band: Band
+    """Pixels with data of each window, those without any data included."""
+    block: RowBlock
     ends: bool
-    """Whether the band ends here."""
+    """Whether the row block ends here."""
     ready: Any = None
     """CUDA event after which the images are on the device."""
 
 
 @dataclass
 class Streamer:
-    """Runs a model over bands of one scene.
+    """Runs a model over row blocks of one scene.
 
-    Memory holds a band of rows of results, a few batches of windows, and GDAL's blocks.
+    Memory holds the results of a row block, a few batches of windows, and GDAL's blocks.
     """
 
     model: SceneModel
     sources: Mapping[str, Source]
-    """By modality, all on one grid."""
+    """Inputs by modality, all on one grid."""
     plan: Plan
     batch_size: int
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     on_windows: Callable[[int], object] = lambda count: None
     """Called with the number of windows that are done."""
-    on_band: Callable[[], object] = lambda: None
-    """Called when a band has been handed to `write`; what it raises ends the run after the band is written."""
+    on_block: Callable[[], object] = lambda: None
+    """Called when a row block was handed to `write`; an exception ends the run after the block is written."""
     not_finite: int = 0
-    """Number of pixels with data so far of which the model made something that is not finite."""
+    """Number of pixels with data so far whose result is not finite."""
 
     def run(
-        self, bands: Sequence[Band], finished: Sequence[tuple[int, int]], write: Callable[[int, list[NDArray]], object]
+        self,
+        blocks: Sequence[RowBlock],
+        finished: Sequence[tuple[int, int]],
+        write: Callable[[int, list[NDArray]], object],
     ) -> None:
-        """Compute bands that are not finished.
+        """Compute row blocks that are not finished.
 
         Args:
-            bands: Some of `plan.bands(batch_size)`, one after the other.
+            blocks: Some of `plan.blocks(batch_size)`, one after the other.
             finished: First and last-plus-one row of what is finished.
             write: Gets the number of the first row and for each layer [bands, rows, W], in the order of rows.
         """
-        every = self.plan.bands(self.batch_size)
-        numbers = [every.index(band) for band in bands]
+        every = self.plan.blocks(self.batch_size)
+        numbers = [every.index(block) for block in blocks]
         done = set(finished)
         open_ = [number for number in numbers if (every[number].first, every[number].last) not in done]
-        for band in (every[number] for number in numbers if number not in open_):
-            self.on_windows(self._count(band))
+        across = len(self.plan.columns.starts)
+        self.on_windows(sum(len(every[number].rows) * across for number in numbers if number not in open_))
         with ThreadPoolExecutor(max_workers=1) as pool:
             written: Future[object] | None = None
             for start, stop in _runs(open_):
@@ -114,37 +119,32 @@ class Streamer:
                 with closing(self._blend(every, start, stop)) as blended:
                     for first, arrays in blended:
                         if written is not None:
-                            written.result()  # one band waits at most
+                            written.result()  # one block waits at most
                         written = pool.submit(write, first, arrays)
-                        self.on_band()
+                        self.on_block()
             if written is not None:
                 written.result()
 
-    def _count(self, band: Band) -> int:
-        return len(band.rows) * len(self.plan.columns.starts)
-
-    def _blend(self, every: list[Band], start: int, stop: int) -> Generator[tuple[int, list[NDArray]]]:
-        """Yield first row and the layers of each band from one number to before another."""
-        # Windows of bands above reach into the first rows: computed again, in the same batches, for the same bytes.
+    def _blend(self, every: list[RowBlock], start: int, stop: int) -> Generator[tuple[int, list[NDArray]]]:
+        """Yield first row and the layers of each row block from one number to before another."""
+        # Windows of earlier blocks reach into the first rows. Computed in the same batches they give the same bytes.
         begin = next(number for number in range(start + 1) if self.plan.reach(every[number]) > every[start].first)
         blend = RollingBlend(self.plan, every, self.model.channels, every[begin].first, self.device)
         windows = 0
-        turns = Turns(self.device.type == "cpu" and torch.get_num_threads() >= usable())
-        with ahead(self._read(every[begin:stop], turns), READ_AHEAD) as batches:
+        with ahead(self._read(every[begin:stop]), READ_AHEAD) as batches:
             for batch in batches:
                 for row, column, valid in batch.marks:
                     blend.mark(row, column, valid)
                 windows += len(batch.marks)
-                if batch.places:
-                    with turns.work():
-                        self._compute(batch, blend)
-                is_new = batch.band.first >= every[start].first
+                if batch.windows:
+                    self._compute(batch, blend)
+                is_new = batch.block.first >= every[start].first
                 if is_new:
                     self.on_windows(len(batch.marks))
                 if batch.ends:
                     if is_new:
-                        yield batch.band.first, self._finish(*blend.done(batch.band.last))
-                    blend.move(batch.band.last)
+                        yield batch.block.first, self._finish(*blend.done(batch.block.last))
+                    blend.move(batch.block.last)
                     if windows >= TIDY:
                         give_back()
                         windows = 0
@@ -156,32 +156,31 @@ class Streamer:
             for image in batch.images.values():
                 image.record_stream(stream)
         rows, columns = self.plan.rows.starts, self.plan.columns.starts
-        results = self.model(batch.images, [(rows[row], columns[column]) for row, column in batch.places])
-        for (row, column), result in zip(batch.places, results, strict=True):
+        results = self.model(batch.images, [(rows[row], columns[column]) for row, column in batch.windows])
+        for (row, column), result in zip(batch.windows, results, strict=True):
             blend.add(row, column, result)
 
-    def _read(self, bands: Sequence[Band], turns: Turns) -> Iterator[Batch]:
-        """Yield the batches of some bands; windows without data are left out, for there is nothing to see."""
+    def _read(self, blocks: Sequence[RowBlock]) -> Iterator[Batch]:
+        """Yield the batches of some row blocks; windows without data are left out of them."""
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        # Used in turn: one is filled, some wait, one is worked on. New memory for each would cost as much as reading.
-        rooms: Iterator[dict[str, Tensor]] = cycle([{} for _ in range(READ_AHEAD + 2)])
-        for band in bands:
-            batch, room = Batch({}, [], [], band, False), next(rooms)
-            for row, column in self.plan.windows(band):
-                with turns.read():
-                    values, valid = self._read_window(row, column)
+        # Buffers are used in turn: one is filled, some wait, one is worked on. New memory costs as much as reading.
+        buffers: Iterator[dict[str, Tensor]] = cycle([{} for _ in range(READ_AHEAD + 2)])
+        for block in blocks:
+            batch, buffer = Batch({}, [], [], block, False), next(buffers)
+            for row, column in self.plan.windows(block):
+                values, valid = self._read_window(row, column)
                 batch.marks.append((row, column, valid))
                 if valid.any():
                     for name, image in values.items():
-                        if name not in room:
-                            room[name] = torch.empty(self.batch_size, *image.shape)
+                        if name not in buffer:
+                            buffer[name] = torch.empty(self.batch_size, *image.shape)
                         # By NumPy: Torch would start threads for this one, beside those of the model.
-                        room[name].numpy()[len(batch.places)] = image
-                    batch.places.append((row, column))
-                if len(batch.places) == self.batch_size:
-                    yield self._send(batch, room, stream)
-                    batch, room = Batch({}, [], [], band, False), next(rooms)
-            yield self._send(batch._replace(ends=True), room, stream)
+                        buffer[name].numpy()[len(batch.windows)] = image
+                    batch.windows.append((row, column))
+                if len(batch.windows) == self.batch_size:
+                    yield self._send(batch, buffer, stream)
+                    batch, buffer = Batch({}, [], [], block, False), next(buffers)
+            yield self._send(batch._replace(ends=True), buffer, stream)
 
     def _read_window(self, row: int, column: int) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.bool_]]:
         window = self.plan.rows.starts[row], self.plan.columns.starts[column], *self.plan.window
@@ -189,11 +188,11 @@ class Streamer:
         valid = np.logical_or.reduce([part.valid for part in parts.values()])
         return {name: part.values for name, part in parts.items()}, valid
 
-    def _send(self, batch: Batch, room: Mapping[str, Tensor], stream: torch.cuda.Stream | None) -> Batch:
-        """Add the images; copied to the device on a stream of its own, so that the model's does not wait."""
-        images = {name: image[: len(batch.places)] for name, image in room.items()} if batch.places else {}
+    def _send(self, batch: Batch, buffer: Mapping[str, Tensor], stream: torch.cuda.Stream | None) -> Batch:
+        """Add the images, copied to the device on a stream of their own, so that the model's does not wait."""
+        images = {name: image[: len(batch.windows)] for name, image in buffer.items()} if batch.windows else {}
         if stream is None:
-            return batch._replace(images=images)
+            return batch._replace(images={name: image.to(self.device) for name, image in images.items()})
         with torch.cuda.stream(stream):
             images = {name: image.pin_memory().to(self.device, non_blocking=True) for name, image in images.items()}
             ready = torch.cuda.Event()
@@ -202,9 +201,9 @@ class Streamer:
 
     @torch.no_grad()
     def _finish(self, blended: Tensor, valid: NDArray[np.bool_]) -> list[NDArray]:
-        """Return the layers of finished rows, with their own value where there is no data or no finite result.
+        """Return the layers of finished rows, with their nodata value where there is no data or no finite result.
 
-        Models see to classes: they know where probabilities are not finite, see `choose_classes`.
+        Models write the nodata value of classes: they know which probabilities are not finite.
         """
         layers = self.model.layers
         arrays = [np.empty((len(layer.descriptions), *valid.shape), layer.dtype) for layer in layers]
@@ -230,3 +229,51 @@ def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
         else:
             runs.append((number, number + 1))
     return runs
+
+
+@contextmanager
+def ahead(items: Iterable[Item], most: int = 2) -> Iterator[Iterator[Item]]:
+    """Give the items of an iterable that a thread works through; its exceptions are raised here.
+
+    Args:
+        items: Used in the thread alone.
+        most: Largest number of items that wait to be taken.
+    """
+    waiting: queue.Queue[tuple[list[Item], BaseException | None]] = queue.Queue(maxsize=most)
+    stopped = threading.Event()
+
+    def put(found: list[Item], error: BaseException | None = None) -> bool:
+        while not stopped.is_set():
+            try:
+                waiting.put((found, error), timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put([item]):
+                    return
+            put([])
+        except BaseException as error:  # handed over, not hidden
+            put([], error)
+
+    def taken() -> Generator[Item]:
+        while True:
+            found, error = waiting.get()
+            if error is not None:
+                raise error
+            if not found:
+                return
+            yield found[0]
+
+    thread = threading.Thread(target=work, name="reading ahead", daemon=True)
+    thread.start()
+    try:
+        with closing(taken()) as iterator:
+            yield iterator
+    finally:
+        stopped.set()
+        thread.join()

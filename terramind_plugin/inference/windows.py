@@ -1,31 +1,216 @@
-"""The size of windows that suits a task: that of the images it was trained on."""
+"""Overlapping windows over an image of any size, the weights that blend them, and the size that suits a task."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import rasterio
+from numpy.typing import NDArray
 
+from terramind_plugin.errors import ConfigError
 from terramind_plugin.raster.complete import GDAL_ERRORS
 
+UNFILLED = 0.1
+"""Largest share of a row block's windows that its last batch may lack, if up to two more rows can avoid that."""
 LARGEST = 1024
-"""Pixels of a window's side, at most: larger images are cropped in training, or the batch size is 1."""
+"""Longest side of a window in pixels: larger images are cropped in training, or the batch size is 1."""
 FALLBACK = 224
-"""Pixels of a window's side where neither data nor model say more: the size of the pre-training images."""
+"""Side of a window in pixels where neither data nor model have a size: that of the pre-training images."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Windows along one side of an image."""
+
+    length: int
+    """Pixels of the image."""
+    size: int
+    """Pixels of a window; the last one may reach beyond the image by less than a patch."""
+    starts: tuple[int, ...]
+    """First pixel of each window."""
+    margin: int
+    """Pixels at the edge of a window that do not count, except at the edge of the image."""
+    ramp: int
+    """Pixels over which the weight of a window rises."""
+
+    def used(self, index: int) -> tuple[int, int]:
+        """Return the first pixel of the image that a window counts for, and the one after the last."""
+        first = 0 if index == 0 else self.starts[index] + self.margin
+        last = self.starts[index] + self.size - self.margin
+        return first, self.length if index == len(self.starts) - 1 else min(last, self.length)
+
+    def weights(self, index: int) -> NDArray[np.float32]:
+        """Return the weight of a window for each pixel it counts for; those of all windows sum to one everywhere."""
+        first, last = self.used(index)
+        return (self._profile(index) / self._total[first:last]).astype(np.float32)
+
+    def _profile(self, index: int) -> NDArray[np.float64]:
+        first, last = self.used(index)
+        profile = np.ones(last - first)
+        ramp = min(self.ramp, last - first)
+        rise = 0.5 - 0.5 * np.cos(np.pi * np.arange(1, ramp + 1) / (self.ramp + 1))
+        if index > 0:
+            profile[:ramp] *= rise
+        if index < len(self.starts) - 1:
+            profile[last - first - ramp :] *= rise[::-1]
+        return profile
+
+    @cached_property
+    def _total(self) -> NDArray[np.float64]:
+        total = np.zeros(self.length)
+        for index in range(len(self.starts)):
+            first, last = self.used(index)
+            total[first:last] += self._profile(index)
+        return total
+
+
+class RowBlock(NamedTuple):
+    """Rows of windows that are computed together, and the image rows that they finish."""
+
+    rows: range
+    """Numbers of the rows of windows."""
+    first: int
+    """First image row that the block finishes."""
+    last: int
+    """Image row after the last one that the block finishes."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Windows over an image: every pair of a row and a column."""
+
+    rows: Axis
+    columns: Axis
+
+    def __len__(self) -> int:
+        """Return the number of windows."""
+        return len(self.rows.starts) * len(self.columns.starts)
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Height and width of a window in pixels."""
+        return self.rows.size, self.columns.size
+
+    def blocks(self, batch_size: int = 1) -> list[RowBlock]:
+        """Return row blocks from top to bottom, each with enough rows of windows to nearly fill its batches.
+
+        Args:
+            batch_size: Windows that a model takes at once.
+        """
+        count, across = len(self.rows.starts), len(self.columns.starts)
+        least = max(1, batch_size // across)
+        # Each further row takes memory.
+        together = next(
+            (n for n in range(least, least + 3) if -n * across % batch_size <= UNFILLED * n * across), least
+        )
+        blocks, first = [], 0
+        for start in range(0, count, together):
+            stop = min(start + together, count)
+            last = self.rows.length if stop == count else self.rows.used(stop)[0]
+            blocks.append(RowBlock(range(start, stop), first, last))
+            first = last
+        return blocks
+
+    def reach(self, block: RowBlock) -> int:
+        """Return the image row after the last one that the windows of a row block count for."""
+        return max(self.rows.used(row)[1] for row in block.rows)
+
+    def windows(self, block: RowBlock) -> Iterator[tuple[int, int]]:
+        """Yield row and column numbers of the windows of a row block."""
+        for row in block.rows:
+            for column in range(len(self.columns.starts)):
+                yield row, column
+
+
+def plan_axis(length: int, crop: int, stride: int, margin: int = 0, *, multiple: int = 1, align: int = 1) -> Axis:
+    """Return windows along one side of an image.
+
+    An image smaller than `crop` gets one window. The last window ends with the image, or so little behind it that it
+    starts at a multiple of `align`.
+
+    Args:
+        length: Pixels of the image, at least 1.
+        crop: Pixels of a window.
+        stride: Pixels from one window to the next, at most crop - 2 * margin.
+        margin: Pixels at the edges of a window that do not count inside the image.
+        multiple: Window sizes are multiples of it.
+        align: Window starts are multiples of it.
+
+    Raises:
+        ConfigError: The numbers do not fit together.
+    """
+    if length < 1:
+        raise ConfigError(f"An image needs at least one pixel, got {length}.")
+    if crop < 1 or crop % multiple:
+        raise ConfigError(f"crop must be a positive multiple of {multiple}, got {crop}.")
+    if margin < 0 or 2 * margin >= crop:
+        raise ConfigError(f"margin must be at least 0 and less than half of crop {crop}, got {margin}.")
+    if stride < 1 or stride % align or stride > crop - 2 * margin:
+        step = f" in steps of {align}" if align > 1 else ""
+        raise ConfigError(
+            f"stride must be from {align} to {crop - 2 * margin}{step} (crop {crop} without margin {margin} on both "
+            f"sides), got {stride}. With a longer stride some pixels would get no result."
+        )
+    # Half a window at most, so that every window counts fully somewhere.
+    ramp = min(crop - 2 * margin - stride, (crop - 2 * margin) // 2)
+    if length <= crop:
+        return Axis(length, _up(length, multiple), (0,), margin, ramp)
+    end = _up(length - crop, align)
+    return Axis(length, crop, (*range(0, end, stride), end), margin, ramp)
+
+
+def plan_windows(
+    height: int,
+    width: int,
+    crop: int | tuple[int, int],
+    stride: int | tuple[int, int],
+    margin: int = 0,
+    *,
+    multiple: int = 1,
+    align: int = 1,
+) -> Plan:
+    """Return windows over an image.
+
+    Args:
+        height: Of the image in pixels.
+        width: Likewise.
+        crop: Height and width of a window, or one number for both.
+        stride: From one window to the next, likewise.
+        margin: As in `plan_axis`.
+        multiple: As in `plan_axis`.
+        align: As in `plan_axis`.
+
+    Raises:
+        ConfigError: As in `plan_axis`.
+    """
+    crops = (crop, crop) if isinstance(crop, int) else crop
+    strides = (stride, stride) if isinstance(stride, int) else stride
+    rows, columns = (
+        plan_axis(length, one, step, margin, multiple=multiple, align=align)
+        for length, one, step in zip((height, width), crops, strides, strict=True)
+    )
+    return Plan(rows, columns)
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 def training_size(config: Any, datamodule: Any, task: Any, patch: int) -> int:
-    """Return height and width in pixels of the images that a task was trained on, a multiple of the patch size.
+    """Return the side in pixels of the images that a task was trained on, a multiple of the patch size.
 
-    That is the size to which train_transform crops, else that of the first training file, else that of the backbone's
-    position embeddings.
+    The size is the one that train_transform crops to, else that of the first training file, else that of the
+    backbone's position embeddings.
 
     Args:
         config: The parsed configuration.
-        datamodule: Made of it; not set up.
-        task: Made of it.
+        datamodule: Data module of the configuration; not set up.
+        task: Task of the configuration.
         patch: Patch size of the model in pixels.
     """
     size = _cropped(config.get("data.init_args.train_transform")) or _first_file(datamodule) or _native(task)

@@ -81,6 +81,7 @@ class TerraMindCLI(MyLightningCLI):
         self.ckpt_path = ckpt_path
         self.stored: dict[str, Tensor] = {}
         """Weights in the checkpoint that a subcommand names."""
+        self._checkpoint: tuple[Mapping[str, Any], dict[str, Tensor]] = ({}, {})
         super().__init__(**kwargs)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -91,9 +92,14 @@ class TerraMindCLI(MyLightningCLI):
         return trainer
 
     def before_instantiate_classes(self) -> None:
-        """Check the checkpoint that no subcommand names."""
+        """Read and check the checkpoint that no subcommand names."""
         if self.ckpt_path is not None:
-            check_checkpoint(self.config, self.ckpt_path)
+            self._checkpoint = check_checkpoint(self.config, self.ckpt_path)
+
+    def take_checkpoint(self) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+        """Return what `ckpt_path` holds, and its weights by name; they are given once."""
+        found, self._checkpoint = self._checkpoint, ({}, {})
+        return found
 
     def _parse_ckpt_path(self) -> None:
         """Check that the checkpoint is of the configured model, and do not fetch weights it will replace.

@@ -93,12 +93,15 @@ class Source:
         expected: What it has to hold.
         grid: Where to read it; None for its own grid.
         threads: That decode blocks. They do not survive a fork: one that reads after it waits for them forever.
+        warn: Whether to say so where values look like those of another unit.
 
     Raises:
         DataError: It cannot be opened, has other bands, or no place on the grid.
     """
 
-    def __init__(self, path: str | Path, expected: Expected, grid: Grid | None = None, threads: int = 1) -> None:
+    def __init__(
+        self, path: str | Path, expected: Expected, grid: Grid | None = None, threads: int = 1, *, warn: bool = True
+    ) -> None:
         self.path = raster_path(path)
         self.expected = expected
         if not is_remote(path) and not self.path.is_file():
@@ -121,7 +124,7 @@ class Source:
         self.warped = not self._matches(self.grid)
         self._raster: Any = self._warp() if self.warped else self._file
         self._fill = np.array(expected.fill, dtype=np.float32)[:, None, None]
-        self._warned = False
+        self._warned = not warn
         self._rows: RowBuffer | None = None
         self._thumbnail: Thumbnail | None = None
         self._undeclared = 0

@@ -23,10 +23,10 @@ from terramind_plugin import __version__
 from terramind_plugin.builders.generators import build_generator
 from terramind_plugin.builders.tokenizers import build_image_tokenizer
 from terramind_plugin.cli import main
-from terramind_plugin.inference.chip_picture import Output, draw_results
-from terramind_plugin.inference.chip_results import spread_of
+from terramind_plugin.inference.outputs import finish_modality, modality_layers
+from terramind_plugin.inference.preview import draw_scene
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.raster.reader import pad, read_chip
+from terramind_plugin.raster.reader import Expected, Source, pad, read_chip
 from terramind_plugin.simulation.dataset import chip_files, simulate
 from terramind_plugin.tokenizers import variants
 from tests.generation.conftest import scatter_weights
@@ -89,12 +89,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory, _small_tokenizers: None, v
 
 @pytest.fixture(scope="module")
 def run(weights: dict[str, Path]) -> Any:
-    """Run the generator on a file and return the folder it wrote to."""
+    """Run the generator on files and return the folder it wrote to."""
 
-    def generate(chip: Path, out: Path, to: str, *words: str | Path) -> Path:
+    def generate(chip: Path | list[Path], out: Path, to: str, *words: str | Path) -> Path:
+        chips = chip if isinstance(chip, list) else [chip]
         common = ["--out", out, "--to", to, "--size", "tiny", "--pretrained", "false", *STEPS]
         words = ("--ckpt_path", weights["generator"], *words)
-        assert main(list(map(str, ["generate", chip, "--modality", "S2L2A", *common, *words]))) == 0
+        assert main(list(map(str, ["generate", *chips, "--modality", "S2L2A", *common, *words]))) == 0
         return out
 
     return generate
@@ -131,7 +132,7 @@ def _write(path: Path, values: np.ndarray, like: Path, **changes: Any) -> Path:
     return path
 
 
-def _assert_image(path: Path, modality: str, like: Path) -> np.ndarray:
+def _assert_image(path: Path, modality: str, like: Path, steps: str = STEPS[1]) -> np.ndarray:
     """Check grid, names, units, range and tags of an output, and return its values."""
     entry = MODALITIES[modality]
     (values, raster), (_, grid) = _open(path), _open(like)
@@ -155,7 +156,7 @@ def _assert_image(path: Path, modality: str, like: Path) -> np.ndarray:
     tags = raster.tags
     assert tags["terramind_plugin_version"] == __version__
     assert like.name in tags["input"]
-    assert tags["steps"] == STEPS[1]
+    assert tags["steps"] == steps
     assert {"model", "weights", "seed"} <= set(tags)
     return values
 
@@ -214,7 +215,7 @@ def test_samples_and_their_spread(files: dict[str, Path], run: Any, tmp_path: Pa
     for name in ("S1GRD", "LULC"):
         paths = [folder / f"{chip.stem}_{name}{kind}.tif" for kind in ("", "_sample2", "_sample3")]
         samples[name] = [_assert_image(path, name, chip) for path in paths]
-        assert paths[1].read_bytes() == (one / f"{chip.stem}_{name}.tif").read_bytes()
+        assert (samples[name][1] == _open(one / f"{chip.stem}_{name}.tif")[0]).all()
     spread, raster = _open(folder / f"{chip.stem}_S1GRD_spread.tif")
     np.testing.assert_allclose(spread, np.std(samples["S1GRD"], axis=0), atol=1e-5)
     assert raster.descriptions == ("VV_std", "VH_std")
@@ -288,6 +289,79 @@ def test_places(files: dict[str, Path], vocabulary: Path, tmp_path: Path, capsys
         "longitude": pytest.approx(longitude, abs=1e-4),
         "latitude": pytest.approx(latitude, abs=1e-4),
     }
+
+
+def test_places_belong_to_one_window(files: dict[str, Path], vocabulary: Path, tmp_path: Path, capsys: Any) -> None:
+    chip, out = files["S2L2A"], tmp_path / "out"
+    words = ["generate", chip, "--modality", "S2L2A", "--to", "coords,DEM", "--size", "tiny", "--pretrained", "false"]
+    words += ["--tokenizer_file", vocabulary, *STEPS]
+    command = [str(word) for word in [*words, "--out", out]]
+    assert main(command) == 0
+    position, image = out / f"{chip.stem}_coords.json", out / f"{chip.stem}_DEM.tif"
+    assert _names(out) == {position.name, image.name, f"{chip.stem}_generated.png"}
+    found = json.loads(position.read_text())
+    assert found["terramind_run"] == _open(image)[1].tags["terramind_run"]
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert main(command) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    position.write_text("{}")
+    assert main(command) == 0
+    again = json.loads(position.read_text())
+    assert again.keys() == found.keys()
+    assert again["terramind_run"] == found["terramind_run"]
+    for first, second in zip(found["positions"], again["positions"], strict=True):
+        assert first == pytest.approx(second)
+    message = _refused([*words, "--out", tmp_path / "none", "--crop", "48"], capsys)
+    assert "coords says where one chip is, not a scene" in message
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_chip_has_the_flags_of_a_scene(files: dict[str, Path], run: Any, tmp_path: Path) -> None:
+    chip = files["S2L2A"]
+    plain = run(chip, tmp_path / "plain", "S1GRD,LULC")
+    fast = run(chip, tmp_path / "fast", "S1GRD,LULC", "--cog", "--precision", "bf16", "--probabilities")
+    assert f"{chip.stem}_LULC_probability.tif" in _names(fast)
+    with rasterio.open(fast / f"{chip.stem}_S1GRD.tif") as file:
+        assert file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        assert "precision bf16-mixed" in file.tags()["windows"]
+        assert np.abs(file.read() - _open(plain / f"{chip.stem}_S1GRD.tif")[0]).max() > 0
+    # Alone, in a list, and in a window that is larger, a chip becomes the same.
+    out = tmp_path / "list"
+    other = _write(tmp_path / "other.tif", _open(chip)[0][:, :32], chip)
+    listed = run([chip, other], out, "S1GRD,LULC", "--crop", "128")
+    for name in ("S1GRD", "LULC"):
+        np.testing.assert_array_equal(*(_open(folder / f"{chip.stem}_{name}.tif")[0] for folder in (plain, listed)))
+    assert {path.name for path in out.glob("other_*")} == {"other_S1GRD.tif", "other_LULC.tif", "other_generated.png"}
+
+
+@pytest.mark.parametrize("command", ["reconstruct", "generate"])
+def test_what_this_machine_cannot_do(files: dict[str, Path], tmp_path: Path, capsys: Any, command: str) -> None:
+    out = tmp_path / "out"
+    words = [command, files["S2L2A"], "--modality", "S2L2A", "--size", "tiny", "--pretrained", "false", "--out", out]
+    words += ["--to", "LULC"] if command == "generate" else []
+    assert "batch_size must be at least 1, got 0" in _refused([*words, "--batch_size", "0"], capsys)
+    assert "devices must be at least 1, got -1" in _refused([*words, "--devices", "-1"], capsys)
+    assert "accelerator must be one of auto, cpu" in _refused([*words, "--accelerator", "gpus"], capsys)
+    half = [*words, "--accelerator", "cpu", "--precision", "16"]
+    assert "precision 16 needs a GPU" in _refused(half, capsys)
+    count = torch.cuda.device_count()
+    message = _refused([*words, "--accelerator", "cuda", "--devices", str(count + 1)], capsys)
+    assert f"devices must be at most {count}" in message if count else "this machine has no such device" in message
+    assert not out.exists()
+
+
+def test_reconstruct_scenes_of_several_windows(
+    files: dict[str, Path], weights: dict[str, Path], tmp_path: Path
+) -> None:
+    words = ["reconstruct", str(files["LULC"]), "--modality", "LULC", "--ckpt_path", str(weights["LULC"])]
+    assert main([*words, "--out", str(tmp_path / "one"), "--probabilities"]) == 0
+    assert main([*words, "--out", str(tmp_path / "four"), "--crop", "48", "--stride", "16"]) == 0
+    name = f"{files['LULC'].stem}_LULC_reconstructed"
+    one = _assert_image(tmp_path / "one" / f"{name}.tif", "LULC", files["LULC"], steps="10")
+    four = _assert_image(tmp_path / "four" / f"{name}.tif", "LULC", files["LULC"], steps="10")
+    assert one.shape == four.shape
+    assert np.isfinite(_open(tmp_path / "one" / f"{name}_probability.tif")[0]).all()
+    assert "crop 48, stride 16" in _open(tmp_path / "four" / f"{name}.tif")[1].tags["windows"]
 
 
 def test_any_size(files: dict[str, Path], run: Any, tmp_path: Path) -> None:
@@ -463,25 +537,29 @@ def test_global_random_numbers_are_left_alone(files: dict[str, Path], tmp_path: 
 
 
 def test_spread() -> None:
-    images = [np.full((1, 2, 2), value, np.float32) for value in (1, 3)]
-    assert spread_of(MODALITIES["DEM"], images).tolist() == [[[1, 1], [1, 1]]]
-    ids = [np.array([[[1, 2, 3]]]), np.array([[[1, 2, 4]]]), np.array([[[1, 5, 5]]])]
-    np.testing.assert_allclose(spread_of(MODALITIES["LULC"], ids), [[[0, 1 / 3, 2 / 3]]], rtol=1e-6)
+    images = torch.stack([torch.full((1, 2, 2), value) for value in (1.0, 3.0)])
+    assert finish_modality(MODALITIES["DEM"], images)[-1].tolist() == [[[1, 1], [1, 1]]]
+    ids = torch.tensor([[[1, 2, 3]], [[1, 2, 4]], [[1, 5, 5]]])
+    scores = torch.nn.functional.one_hot(ids, 10).movedim(-1, 1).float()
+    spread = finish_modality(MODALITIES["LULC"], scores)[-1]
+    np.testing.assert_allclose(spread.numpy(), [[[0, 1 / 3, 2 / 3]]], rtol=1e-6)
 
 
-def test_picture() -> None:
-    dem, land = MODALITIES["DEM"], MODALITIES["LULC"]
-    heights, ids = np.random.rand(1, 8, 8).astype(np.float32), np.ones((1, 8, 8), np.uint8)
-    outputs = [
-        Output(land, [ids] * 6, np.zeros((1, 8, 8), np.float32)),
-        Output(MODALITIES["coords"], [np.ones((5, 2))]),
-    ]
-    figure = draw_results([(dem, heights)], outputs, "chip")
+def test_picture(files: dict[str, Path], tmp_path: Path) -> None:
+    layers = modality_layers(MODALITIES["LULC"], "LULC", samples=6)
+    drawn = []
+    for layer in layers:
+        values = np.ones((1, 64, 64), layer.dtype)
+        drawn.append((_write(tmp_path / f"{layer.ending}.tif", values, files["LULC"], nodata=None), layer))
+    source = Source(files["DEM"], Expected.of(MODALITIES["DEM"]))
+    tags = {"model": "m", "weights": "w", "date": "2026-01-01"}
+    figure = draw_scene({"DEM": source}, drawn, tags, {"coords": np.ones(2)}, {"coords": np.ones((5, 2))})
+    source.close()
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
-    assert titles[0] == "DEM (input)"
-    assert titles[1:3] == ["LULC (model, sample 1 of 6)", "coords (model)"]
-    assert titles[-1] == "LULC (spread of 6 samples)"
-    assert sum("sample" in title for title in titles) == 5  # four rows and the spread
+    samples = ["LULC", "LULC_sample2", "LULC_sample3", "LULC_sample4", "LULC_spread"]
+    assert titles[:2] == ["DEM (input)", "coords (input)"]
+    assert titles[2:] == [f"{name} (model)" for name in [*samples, "coords"]]
+    assert figure.get_suptitle() == f"{files['DEM'].name}: m\nweights: w, 2026-01-01"
     figure.canvas.draw()
 
 

@@ -14,7 +14,7 @@ import rasterio
 
 from bench.seams import measure_seams
 from terramind_plugin.cli import main
-from terramind_plugin.raster.windows import plan_windows
+from terramind_plugin.inference.windows import plan_windows
 from tests.inference.conftest import save_generator, write_modality
 from tests.runs.running import REPOSITORY
 

@@ -8,7 +8,7 @@ import torch
 from terratorch.models.decoders import UNetDecoder
 from torch import Tensor, nn
 
-from terramind_plugin.inference.ready import for_inference
+from terramind_plugin.inference.segmentation import for_inference
 from terramind_plugin.integration.decoders import UpsamplingBlock
 
 

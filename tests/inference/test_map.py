@@ -68,6 +68,7 @@ def test_a_scene(radar_task: tuple[Path, Path], tmp_path: Path, capsys: Any) -> 
     before = {path: path.stat().st_mtime_ns for path in printed}
     assert _map(radar_task, scene, tmp_path / "out", "--probabilities") == 0
     assert before == {path: path.stat().st_mtime_ns for path in printed}
+    assert "scene.tif: its results are there. Reading them" in capsys.readouterr().err
     # Another setting is another map.
     assert _map(radar_task, scene, tmp_path / "out", "--probabilities", "--precision", "bf16", "--cog") == 0
     assert all(path.stat().st_mtime_ns > before[path] for path in printed)

@@ -14,8 +14,8 @@ from rasterio.warp import Resampling, calculate_default_transform, reproject
 
 from bench.seams import measure_seams
 from terramind_plugin.cli import main
+from terramind_plugin.inference.windows import plan_windows
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.raster.windows import plan_windows
 from tests.inference.conftest import save_generator
 
 FOLDER = Path(__file__).parents[3] / "shared" / "data" / "scene"

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.raster.windows import Plan, plan_axis, plan_windows
+from terramind_plugin.inference.windows import Plan, plan_axis, plan_windows
 
 
 @st.composite
@@ -72,7 +72,7 @@ def test_bands_finish_each_row_once_and_never_too_early(
     rows: dict[str, int], columns: dict[str, int], batch_size: int
 ) -> None:
     plan = Plan(plan_axis(**rows), plan_axis(**columns))
-    bands = plan.bands(batch_size)
+    bands = plan.blocks(batch_size)
     assert [row for band in bands for row in band.rows] == list(range(len(plan.rows.starts)))
     assert [band.first for band in bands] == [0, *(band.last for band in bands[:-1])]
     assert bands[-1].last == plan.rows.length
@@ -89,8 +89,8 @@ def test_a_common_case() -> None:
     assert plan.columns.starts == (0,)
     assert plan.window == (224, 112)
     assert [plan.rows.used(i) for i in range(3)] == [(0, 216), (200, 408), (296, 500)]
-    assert plan.bands(1)[1] == (range(1, 2), 200, 296)
-    assert len(plan.bands(8)) == 1
+    assert plan.blocks(1)[1] == (range(1, 2), 200, 296)
+    assert len(plan.blocks(8)) == 1
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_common_case() -> None:
 )
 def test_bands_fill_their_batches(across: int, batch_size: int, together: int) -> None:
     plan = plan_windows(300, 10 * across, 10, 10)
-    assert len(plan.bands(batch_size)[0].rows) == together
+    assert len(plan.blocks(batch_size)[0].rows) == together
 
 
 def test_without_overlap_each_window_counts_fully() -> None:
