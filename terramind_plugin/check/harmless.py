@@ -147,7 +147,8 @@ def _change_trainer(trainer: Namespace, folder: Path) -> None:
         trainer[key] = value
     # A run that is configured to do nothing does nothing here, too.
     _change(trainer, "max_epochs", lambda count: count if count == 0 else 1)
-    _change(trainer, "max_steps", lambda count: count if count == 0 else -1)
+    # More steps than are tried, for schedules that end at max_steps.
+    _change(trainer, "max_steps", lambda count: max(count, STEPS + 1) if count and count > 0 else count)
     _change(trainer, "fast_dev_run", lambda given: bool(given))
     if isinstance(trainer.get("strategy"), str):
         trainer.strategy = "auto"

@@ -83,11 +83,14 @@ def _look(built: Built, samples: int, sheet: Path | None, say: Callable[[str], N
         return
     say("listing the samples")
     plan = describe(built.datamodule)
-    if plan is not None and plan.batch_size > 0:
+    if plan is not None and plan.batch_size > 0 and plan.chips_are_samples:
         train = sum(len(split.samples) for split in plan.splits if split.name == "train")
         samples_shown = train * int(getattr(built.datamodule, "train_repeats", 1))
         yield from check_interval(built.config.get("trainer") or {}, samples_shown, plan.batch_size, plan.drop_last)
     yield from _data(built, plan, samples, say)
+    if hasattr(built.datamodule, "check_tokens"):
+        say("comparing the stored tokens with the chips")
+        yield from built.datamodule.check_tokens()
     if sheet is not None and plan is not None:
         say("drawing the sheet")
         draw_sheet(plan, sheet, samples)

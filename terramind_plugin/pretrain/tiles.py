@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from terramind_plugin.builders.tokenizers import build_coords_tokenizer
 from terramind_plugin.data.guard import guard
-from terramind_plugin.errors import ConfigError, DataError, suggest
+from terramind_plugin.errors import ConfigError, DataError, one_line, suggest
 from terramind_plugin.model.modalities import resolve
 from terramind_plugin.model.variants import VARIANTS, Variant
 from terramind_plugin.pretrain.chips import ChipReader, to_tensor, turn
@@ -21,6 +21,7 @@ from terramind_plugin.pretrain.modelling import Chips
 from terramind_plugin.pretrain.order import Draw
 from terramind_plugin.pretrain.store import TokenFile
 from terramind_plugin.raster.reader import Expected, Source
+from terramind_plugin.samples.checks.findings import Finding
 from terramind_plugin.samples.layout import ChipFolder, make_folders
 from terramind_plugin.tokenizers.sequence import CoordsTokenizer
 from terramind_plugin.tokenizers.variants import tokenizers_of
@@ -157,16 +158,44 @@ class MaskedDataModule(PretrainingDataModule):
     def setup(self, stage: str) -> None:
         """Find chips and tokens, and check that they belong together."""
         guard(self.trainer)
-        files = [open_tokens(self.store, name, self.variant) for name in self.names]
-        folders = list(self.folders.values())
         coords = build_coords_tokenizer(family=self.variant.family) if self.has_coords else None
         train, val = self.choose()
-        for file in files:
-            file.check([*train, *val])
-            if file.modality.name in self.folders:
-                file.check_files(self.folders[file.modality.name], [*train, *val])
+        files = [self._open(name, [*train, *val]) for name in self.names]
+        folders = list(self.folders.values())
         self.train_data: Tiles = Tiles(folders, files, train, self.reader, coords)
         self.val_data: Tiles = Tiles(folders, files, val, self.reader, coords)
+
+    def _open(self, name: str, chips: Sequence[str]) -> TokenFile:
+        """Return the stored tokens of a modality, which must be those of these chips."""
+        file = open_tokens(self.store, name, self.variant)
+        file.check(chips)
+        if name in self.folders:
+            file.check_files(self.folders[name], chips)
+        return file
+
+    def check_tokens(self) -> Iterator[Finding]:
+        """Yield what is wrong with the stored tokens, for `terramind check`."""
+        try:
+            train, val = self.choose()
+        except DataError:
+            return  # the checks of the files say more
+        files = []
+        for name in self.names:
+            try:
+                files.append(self._open(name, [*train, *val]))
+                files[-1].check_content()
+            except DataError as error:
+                yield Finding(f"tokens: {name}", "error", one_line(error))
+        try:
+            tiles = len(Tiles(list(self.folders.values()), files, train, self.reader, None)) if files else 0
+        except DataError as error:
+            yield Finding("tokens: tiles", "error", one_line(error))
+            return
+        if 0 < tiles < self.batch_size:
+            seen = f"{tiles} tiles for training do not fill one batch of {self.batch_size}: no training step."
+            yield Finding("tokens: tiles", "error", seen, "Lower batch_size.")
+        elif len(files) == len(self.names):
+            yield Finding("tokens", "ok", f"{', '.join(self.names)}: {tiles} tiles for training.")
 
 
 def open_tokens(store: str | Path, name: str, variant: Variant) -> TokenFile:

@@ -93,6 +93,15 @@ class DataPlan:
     chips_are_samples: bool = True
     """Whether a sample is one chip; otherwise tiles of it are samples."""
 
+    def chips(self) -> list[tuple[str, str, dict[str, Path]]]:
+        """Return split, id and files of each chip; a chip that several splits name comes once."""
+        once: dict[object, tuple[str, str, dict[str, Path]]] = {}
+        for split in self.splits:
+            for name, files in split.samples.items():
+                images = frozenset(path for key, path in files.items() if key != LABEL)
+                once.setdefault(images or (split.name, name), (split.name, name, files))
+        return list(once.values())
+
 
 def describe(module: Any) -> DataPlan | None:
     """Return the plan of a data module, or None for a data module of another kind.
@@ -189,7 +198,7 @@ def _describe_pretraining(module: Any) -> DataPlan:
     return DataPlan(
         images=images,
         splits=splits,
-        roots={f"{split.name} {key}": str(folder.folder) for split in splits for key, folder in module.folders.items()},
+        roots={key: str(folder.folder) for key, folder in module.folders.items()},
         own=True,
         task="none",
         num_classes=None,

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.check.spoiling import every, one
+from terramind_plugin.samples.checks.run import check_data
+from tests.check.spoiling import every, look, one, plan
 from tests.runs.running import segmentation_config
 
 S1, S2 = "S1GRD", "S2L1C"
@@ -66,3 +67,26 @@ def _main(dataset: Any, folder: Path, words: tuple[str, ...] = ()) -> int:
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(segmentation_config(dataset)))
     return main(["check", "-c", str(path), "--no_step", *words])
+
+
+def test_a_chip_of_two_splits_counts_once(chips: Any) -> None:
+    every(S1, lambda v: v[::-1])(chips)
+    val = str(chips.root / "splits" / "flood_valid_data.txt")
+    found = {finding.check: finding for finding in look(chips, {"data.test_split": val})}
+    assert "10 of 10 files have VH brighter than VV" in found["values: S1GRD polarisations"].seen
+    assert "2 ids are in val and test" in found["files: splits"].seen
+
+
+def test_splits_in_linked_folders_overlap(chips: Any, tmp_path: Path) -> None:
+    (tmp_path / "linked").symlink_to(chips.root / "data")
+    roots = {S2: str(tmp_path / "linked" / "S2L1CHand"), S1: str(tmp_path / "linked" / "S1GRDHand")}
+    val = str(chips.root / "splits" / "flood_valid_data.txt")
+    found = look(chips, {"data.test_data_root": roots, "data.test_split": val})
+    (overlap,) = [finding for finding in found if finding.check == "files: splits"]
+    assert "2 ids are in val and test" in overlap.seen
+
+
+def test_nothing_is_ok_beside_an_error(chips: Any) -> None:
+    one(S1, lambda v: v[:1])(chips)
+    found = check_data(plan(chips), ignored=-1)
+    assert {f.check for f in found if f.verdict == "ok"} == {"values", "labels", "labels: balance"}

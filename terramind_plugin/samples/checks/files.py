@@ -52,31 +52,34 @@ def check_splits(plan: DataPlan) -> Iterator[Finding]:
             continue
         yield from _check_lines(plan, split, where)
         yield from _check_found(plan, split, where)
-    ids = {split.name: set(split.samples) for split in plan.splits}
-    whole = [split.name for split in plan.splits if split.file is None]
-    for (one, ids_one), (other, ids_other) in combinations(ids.items(), 2):
-        shared = sorted(ids_one & ids_other)
-        same_place = _roots_of(plan, one) == _roots_of(plan, other)
-        if shared and same_place:
+    for one, other in combinations(plan.splits, 2):
+        ours, theirs = _images_of(one), _images_of(other)
+        shared = sorted({theirs[image] for image in ours.keys() & theirs.keys()})
+        if shared:
+            whole = [split.name for split in (one, other) if split.file is None and not plan.pretraining]
             yield Finding(
                 "files: splits",
                 "error",
-                f"{len(shared)} ids are in {one} and {other}: {some(shared)}."
-                + "".join(f" {name} has no list and takes every file." for name in (one, other) if name in whole),
-                f"Remove them from one: results on {other} would be too good.",
+                f"{len(shared)} ids are in {one.name} and {other.name}: {some(shared)}."
+                + "".join(f" {name} has no list and takes every file." for name in whole),
+                f"Remove them from one: results on {other.name} would be too good.",
             )
     train = next((split for split in plan.splits if split.name == "train"), None)
-    if train is not None and train.samples and plan.drop_last and len(train.samples) < plan.batch_size:
+    drops = plan.drop_last and plan.chips_are_samples
+    if train is not None and train.samples and drops and len(train.samples) < plan.batch_size:
         yield Finding(
             "files: train split",
             "error",
             f"{len(train.samples)} samples do not fill one batch of {plan.batch_size}: no training step.",
-            "Lower batch_size, or set drop_last: false.",
+            "Lower batch_size" + ("." if plan.pretraining else ", or set drop_last: false."),
         )
 
 
-def _roots_of(plan: DataPlan, split: str) -> list[str]:
-    return [root for name, root in plan.roots.items() if name.startswith(f"{split} ")]
+def _images_of(split: Split) -> dict[tuple[str, str], str]:
+    """Return the sample id of each image, by its folder, links followed, and name."""
+    paths = {path: sample for sample, files in split.samples.items() for key, path in files.items() if key != LABEL}
+    folders = {folder: os.path.realpath(folder) for folder in {path.parent for path in paths}}
+    return {(folders[path.parent], path.name): sample for path, sample in paths.items()}
 
 
 def _check_lines(plan: DataPlan, split: Split, where: str) -> Iterator[Finding]:
@@ -121,7 +124,7 @@ def _check_found(plan: DataPlan, split: Split, where: str) -> Iterator[Finding]:
             where,
             "error",
             f"{len(missing)} of {len(split.samples)} ids have no file of some modality: {some(names)}.",
-            "Check the roots, image_grep and label_grep, or remove the ids."
+            f"Check {_keys_of_files(plan)}, or remove the ids."
             + ("" if plan.own else " TerraTorch leaves them out without a word."),
         )
     elif missing:
@@ -131,7 +134,7 @@ def _check_found(plan: DataPlan, split: Split, where: str) -> Iterator[Finding]:
             f"{len(missing)} of {len(split.samples)} files have no counterpart: {some(list(missing))}.",
         )
     if not split.samples:
-        yield Finding(where, "error", "no sample.", "Check the roots, image_grep and label_grep.")
+        yield Finding(where, "error", "no sample.", f"Check {_keys_of_files(plan)}.")
     if split.several:
         (sample, key), files = next(iter(split.several.items()))
         yield Finding(
@@ -140,6 +143,10 @@ def _check_found(plan: DataPlan, split: Split, where: str) -> Iterator[Finding]:
             f"{len(split.several)} ids stand for several files, e.g. {sample} for {key}: {some(files)}.",
             "Make the id or image_grep exact.",
         )
+
+
+def _keys_of_files(plan: DataPlan) -> str:
+    return "folders and suffixes" if plan.pretraining else "the roots, image_grep and label_grep"
 
 
 def check_headers(plan: DataPlan, headers: Mapping[Path, Header], grid: Grid | None = None) -> Iterator[Finding]:
@@ -159,17 +166,22 @@ def check_headers(plan: DataPlan, headers: Mapping[Path, Header], grid: Grid | N
             f"{len(broken)} of {len(headers)} files: {shown}.",
             "Copy or download them again.",
         )
-    yield from _check_pairs(plan, headers, grid)
+    small = [h for h in headers.values() if not h.problem and min(h.shape) < plan.smallest]
+    if small:
+        yield Finding(
+            "files: size",
+            "error",
+            f"{len(small)} of {len(headers)} files are smaller than {plan.smallest} x {plan.smallest} pixels, e.g. "
+            f"{small[0].path}: {list(small[0].shape)}.",
+            "Remove them" + (", or lower crop." if plan.chips_are_samples else "."),
+        )
+    yield from _check_pairs(plan, headers)
+    yield from _check_sizes(plan, headers, grid)
     yield from _check_dates(plan, headers)
     yield from _check_places(headers)
     for image in plan.images:
-        own = [
-            headers[files[image.name]]
-            for split in plan.splits
-            for files in split.samples.values()
-            if image.name in files and files[image.name] in headers
-        ]
-        own = [header for header in own if not header.problem]
+        paths = [files[image.name] for _, _, files in plan.chips() if image.name in files]
+        own = [headers[path] for path in paths if path in headers and not headers[path].problem]
         count = len(image.file_bands) or len(image.means)
         wrong = [h for h in own if count and (h.bands % count if image.dates else h.bands != count)]
         if wrong:
@@ -217,12 +229,11 @@ def _check_dates(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Fin
     """Yield time series of which one modality has more dates than another."""
     timed = {image.name: len(image.file_bands) for image in plan.images if image.dates and image.file_bands}
     odd = []
-    for split in plan.splits:
-        for sample, files in split.samples.items():
-            bands = {name: headers[files[name]].bands for name in timed if files.get(name) in headers}
-            dates = {name: count // timed[name] for name, count in bands.items() if count and not count % timed[name]}
-            if len(set(dates.values())) > 1:
-                odd.append(f"{sample}: {', '.join(f'{name} {count}' for name, count in dates.items())}")
+    for _, sample, files in plan.chips():
+        bands = {name: headers[files[name]].bands for name in timed if files.get(name) in headers}
+        dates = {name: count // timed[name] for name, count in bands.items() if count and not count % timed[name]}
+        if len(set(dates.values())) > 1:
+            odd.append(f"{sample}: {', '.join(f'{name} {count}' for name, count in dates.items())}")
     if odd:
         yield Finding(
             "files: dates",
@@ -232,37 +243,39 @@ def _check_dates(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Fin
         )
 
 
-def _check_pairs(plan: DataPlan, headers: Mapping[Path, Header], grid: Grid | None) -> Iterator[Finding]:
+def _check_pairs(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Finding]:
     problems: dict[str, list[str]] = {"size": [], "crs": [], "place": []}
-    sizes: dict[str, Counter[tuple[int, int]]] = {}
-    for split in plan.splits:
-        for sample, files in split.samples.items():
-            rasters = {key: headers[path] for key, path in files.items() if path in headers}
-            rasters = {key: header for key, header in rasters.items() if not header.problem}
-            if not rasters:
-                continue
-            key, first = next(iter(rasters.items()))
-            sizes.setdefault(split.name, Counter())[first.shape] += 1
-            for other, header in list(rasters.items())[1:]:
-                text = f"{sample}: {key} and {other}"
-                if header.shape != first.shape:
-                    problems["size"].append(f"{text}, {list(first.shape)} and {list(header.shape)}")
-                elif header.placed and first.placed and header.crs != first.crs:
-                    problems["crs"].append(f"{text}, {_crs(first)} and {_crs(header)}")
-                elif header.placed and first.placed and (shift := _shift(first, header)) > 0.5:
-                    problems["place"].append(f"{text}, {shift:.3g} pixels apart")
+    for _, sample, files in plan.chips():
+        rasters = _rasters_of(files, headers)
+        key = next(iter(rasters), "")
+        for other, header in list(rasters.items())[1:]:
+            first, text = rasters[key], f"{sample}: {key} and {other}"
+            if header.shape != first.shape:
+                problems["size"].append(f"{text}, {list(first.shape)} and {list(header.shape)}")
+            elif header.placed and first.placed and header.crs != first.crs:
+                problems["crs"].append(f"{text}, {_crs(first)} and {_crs(header)}")
+            elif header.placed and first.placed and (shift := _shift(first, header)) > 0.5:
+                problems["place"].append(f"{text}, {shift:.3g} pixels apart")
     advice = "Resample them to one grid; pixels are matched by row and column."
     for kind, texts in problems.items():
         if texts:
             verdict: Verdict = "error" if kind == "size" else "warning"
             yield Finding(f"files: pairs differ in {kind}", verdict, f"{len(texts)} samples, e.g. {texts[0]}.", advice)
-    yield from _check_sizes(plan, sizes, grid)
 
 
-def _check_sizes(plan: DataPlan, sizes: Mapping[str, Counter[tuple[int, int]]], grid: Grid | None) -> Iterator[Finding]:
-    for split, counts in sizes.items():
-        if split in plan.transformed:
+def _rasters_of(files: Mapping[str, Path], headers: Mapping[Path, Header]) -> dict[str, Header]:
+    """Return the headers of a sample's rasters that can be read, by modality."""
+    found = {key: headers[path] for key, path in files.items() if path in headers}
+    return {key: header for key, header in found.items() if not header.problem}
+
+
+def _check_sizes(plan: DataPlan, headers: Mapping[Path, Header], grid: Grid | None) -> Iterator[Finding]:
+    for part in plan.splits:
+        if part.name in plan.transformed:
             continue
+        rasters = [_rasters_of(files, headers) for files in part.samples.values()]
+        counts = Counter(next(iter(found.values())).shape for found in rasters if found)
+        split = part.name
         if grid is not None:
             yield from _check_patches(f"files: {split} sizes", counts, grid)
         if len(counts) > 1 and plan.batch_size > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +31,10 @@ class Mask:
     """What was seen in a label file."""
 
     path: Path
-    split: str
-    counts: dict[float, int]
-    nodata: float | None
+    splits: tuple[str, ...]
+    """Names of the splits that the file belongs to."""
+    counts: dict[float, int] = field(default_factory=dict)
+    nodata: float | None = None
     problem: str = ""
 
 
@@ -44,31 +45,31 @@ def read_labels(plan: DataPlan, most: int = MOST) -> list[Mask]:
         plan: What there is.
         most: How many to read.
     """
-    jobs = [
-        (split.name, files[LABEL])
-        for split in plan.splits
-        for files in split.samples.values()
-        if LABEL in files and files[LABEL].suffix.lower() in RASTERS
-    ]
+    splits: dict[Path, list[str]] = {}
+    for split in plan.splits:
+        for path in (files[LABEL] for files in split.samples.values() if LABEL in files):
+            if path.suffix.lower() in RASTERS:
+                splits.setdefault(path, []).append(split.name)
+    jobs = [(tuple(names), path) for path, names in splits.items()]
     if len(jobs) > most:
         chosen = np.random.default_rng(0).permutation(len(jobs))[:most]
         jobs = [jobs[index] for index in sorted(chosen)]
     return map_files(_read, jobs)
 
 
-def _read(job: tuple[str, Path]) -> Mask:
-    split, path = job
+def _read(job: tuple[tuple[str, ...], Path]) -> Mask:
+    splits, path = job
     try:
         with rasterio.open(path) as raster:
             if raster.count != 1:
                 problem = f"it has {raster.count} bands, expected one of class ids, e.g. by gdal_translate -b 1"
-                return Mask(path, split, {}, None, problem)
+                return Mask(path, splits, problem=problem)
             if raster.dtypes[0].startswith("complex"):
-                return Mask(path, split, {}, None, "it holds complex numbers")
+                return Mask(path, splits, problem="it holds complex numbers")
             values, counts = np.unique(read_middle(raster, [1], LARGEST).values, return_counts=True)
-            return Mask(path, split, dict(zip(values.tolist(), counts.tolist(), strict=True)), raster.nodata)
+            return Mask(path, splits, dict(zip(values.tolist(), counts.tolist(), strict=True)), raster.nodata)
     except UNREADABLE as error:
-        return Mask(path, split, {}, None, one_line(error))
+        return Mask(path, splits, problem=one_line(error))
 
 
 def check_labels(
@@ -97,14 +98,13 @@ def check_labels(
     allowed = {float(value) for value in classes} | ({float(ignored + shift)} if ignored is not None else set())
     yield from _check_ids(plan, masks, allowed, set(map(float, classes)), ignored)
     total: Counter[float] = Counter()
-    for split in dict.fromkeys(mask.split for mask in masks):
-        counts: Counter[float] = Counter()
-        for mask in masks:
-            if mask.split == split:
-                counts.update(mask.counts)
-        total.update(counts)
-        absent = [_name(plan, value - shift) for value in classes if not counts[value]]
-        if absent and split in ("train", "val"):
+    for mask in masks:
+        total.update(mask.counts)
+    for split in ("train", "val"):
+        own = [mask.counts for mask in masks if split in mask.splits]
+        present = set().union(*own)
+        absent = [_name(plan, value - shift) for value in classes if value not in present]
+        if own and absent:
             yield Finding(
                 f"labels: {split} classes",
                 "warning",

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from terramind_plugin.samples.checks.files import Grid, check_folders, check_headers, check_overlap, check_splits
-from terramind_plugin.samples.checks.findings import Finding
+from terramind_plugin.samples.checks.findings import Finding, worst
 from terramind_plugin.samples.checks.headers import read_headers
 from terramind_plugin.samples.checks.labels import check_labels, read_labels
 from terramind_plugin.samples.checks.sample import read_sample
 from terramind_plugin.samples.checks.values import check_values
 from terramind_plugin.samples.plan import DataPlan
+
+FINE_TUNING_KEYS = (
+    "allow_missing_modalities", "constant_scale", "dataset_bands", "ignore_empty_pixels",
+    "no_data_replace", "offsets", "stds",
+)  # fmt: skip
+"""Arguments of the fine-tuning data module that advice names and that pre-training has not."""
 
 
 def check_data(
@@ -34,23 +41,32 @@ def check_data(
         grid: The sizes that the model takes; None if unknown.
         say: Is told what begins.
     """
-    yield from check_folders(plan)
-    yield from check_splits(plan)
-    say(f"reading the headers of {sum(len(files) for s in plan.splits for files in s.samples.values())} files")
+    found = [*check_folders(plan), *check_splits(plan)]
+    say(f"reading the headers of {sum(len(files) for _, _, files in plan.chips())} files")
     headers = read_headers(plan)
-    yield from check_headers(plan, headers, grid)
-    yield from check_overlap(plan, headers)
+    found += [*check_headers(plan, headers, grid), *check_overlap(plan, headers)]
     counts = ", ".join(f"{len(split.samples)} {split.name}" for split in plan.splits)
-    yield Finding("files", "ok", f"{len(headers)} files of {counts} samples listed, headers read.")
+    yield from _with_summary(plan, found, "files", f"{len(headers)} files of {counts} samples listed, headers read.")
     say(f"reading the pixels of up to {samples} samples")
     sample = read_sample(plan, samples)
-    yield from check_values(plan, sample)
-    yield Finding("values", "ok", f"pixels of {sample.read} of {sample.of} samples read.")
+    found = list(check_values(plan, sample))
+    if sample.read or found:
+        yield from _with_summary(plan, found, "values", f"pixels of {sample.read} of {sample.of} samples read.")
     say("reading labels")
     masks = read_labels(plan)
-    yield from check_labels(plan, masks, ignored, loss, weighted)
-    if masks:
-        yield Finding("labels", "ok", f"{len(masks)} files read.")
+    found = list(check_labels(plan, masks, ignored, loss, weighted))
+    if masks or found:
+        yield from _with_summary(plan, found, "labels", f"{len(masks)} files read.")
+
+
+def _with_summary(plan: DataPlan, found: list[Finding], group: str, looked_at: str) -> Iterator[Finding]:
+    """Yield the findings of a group and, if there is no error or warning, what was looked at."""
+    for finding in found:
+        if plan.pretraining and any(key in finding.advice for key in FINE_TUNING_KEYS):
+            finding = replace(finding, advice="Change the files: pre-training reads them as the modality table says.")
+        yield finding
+    if worst(found) in ("ok", "note"):
+        yield Finding(group, "ok", looked_at)
 
 
 def check_cheaply(plan: DataPlan, samples: int = 8) -> Iterator[Finding]:

@@ -35,7 +35,6 @@ class Summary:
     """What was seen in one image."""
 
     path: Path
-    split: str
     low: NDArray
     """First percentile of each band of the file, in the units the model gets; NaN where it has no pixel."""
     median: NDArray
@@ -72,16 +71,11 @@ class Sample:
 
 def _with_images(plan: DataPlan) -> list[tuple[str, str, dict[str, Path]]]:
     names = {image.name for image in plan.images}
-    return [
-        (split.name, name, files)
-        for split in plan.splits
-        for name, files in split.samples.items()
-        if names & files.keys()
-    ]
+    return [chip for chip in plan.chips() if names & chip[2].keys()]
 
 
 def draw_samples(plan: DataPlan, count: int, seed: int = 0) -> list[tuple[str, str, dict[str, Path]]]:
-    """Return split, id and files of some samples that have an image, drawn from all splits.
+    """Return split, id and files of some chips that have an image, drawn from all splits.
 
     Args:
         plan: What there is.
@@ -103,13 +97,13 @@ def read_sample(plan: DataPlan, count: int, seed: int = 0) -> Sample:
     """
     drawn = draw_samples(plan, count, seed)
     jobs = [
-        (image, split, files[image.name])
-        for split, _, files in drawn
+        (image, files[image.name])
+        for _, _, files in drawn
         for image in plan.images
         if image.name in files and image.name != LABEL and files[image.name].suffix.lower() in RASTERS
     ]
     result = Sample(of=len(_with_images(plan)), read=len(drawn))
-    for (image, _, path), got in zip(jobs, map_files(_summary, jobs), strict=True):
+    for (image, path), got in zip(jobs, map_files(_summary, jobs), strict=True):
         if isinstance(got, str):
             result.problems.append((path, got))
         else:
@@ -148,8 +142,8 @@ def order_of(image: ImagePlan, path: Path, names: Sequence[str | None]) -> list[
     return find_bands(path, image.name, names, image.file_bands, stored, binding=image.binding)
 
 
-def _summary(job: tuple[ImagePlan, str, Path]) -> Summary | str:
-    image, split, path = job
+def _summary(job: tuple[ImagePlan, Path]) -> Summary | str:
+    image, path = job
     try:
         with rasterio.open(path) as raster:
             if raster.count > MOST_BANDS:
@@ -168,12 +162,10 @@ def _summary(job: tuple[ImagePlan, str, Path]) -> Summary | str:
         return one_line(error)
     # Damaged files hold numbers that float32 has not.
     with np.errstate(invalid="ignore", over="ignore"):
-        return _summarise(image, split, path, pixels, order, nodata)
+        return _summarise(image, path, pixels, order, nodata)
 
 
-def _summarise(
-    image: ImagePlan, split: str, path: Path, pixels: Pixels, order: list[int] | None, tagged: bool
-) -> Summary:
+def _summarise(image: ImagePlan, path: Path, pixels: Pixels, order: list[int] | None, tagged: bool) -> Summary:
     stored = pixels.values
     known = np.ones(stored.shape, bool) if pixels.missing is None else ~pixels.missing
     far = 0
@@ -196,7 +188,6 @@ def _summarise(
     kept = kept[:: max(1, len(kept) // PIXELS)]
     return Summary(
         path=path,
-        split=split,
         low=np.array([np.percentile(row, 1) if row.size else np.nan for row in seen]),
         median=np.array([np.median(row) if row.size else np.nan for row in seen], dtype=np.float64),
         constant=np.array([bool(row.size) and bool(row.min() == row.max()) for row in seen]),
