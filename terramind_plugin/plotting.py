@@ -39,6 +39,8 @@ LINE = 15
 """Characters of a title that fit into an inch."""
 LINE_HEIGHT = 0.16
 """Height of a further line of a title, in inches."""
+LEGEND_HEIGHT = 0.21
+"""Height of a row of a legend below the panels, in inches."""
 
 Bands = Mapping[str, Sequence[object] | None]
 """Bands of each modality; None, or no entry, stands for all of them."""
@@ -287,7 +289,8 @@ def draw_panels(
     columns.sort(key=lambda name: {"label": 1, "prediction": 2}.get(name, 0))
     width = int(LINE * side) * len(columns)
     texts = ["\n".join(textwrap.fill(part, width) for part in text.splitlines()) for text, _ in rows]
-    height = side * len(rows) + (1.3 if title else 0.9) + LINE_HEIGHT * sum(text.count("\n") for text in texts)
+    height = side * len(rows) + (1.1 if title else 0.7) + LINE_HEIGHT * sum(text.count("\n") for text in texts)
+    height += LEGEND_HEIGHT * _legend_rows(legend, side * len(columns))
     if figure is None:
         figure, axes = make_axes(len(rows), len(columns), (side * len(columns), height), title)
     else:
@@ -297,6 +300,7 @@ def draw_panels(
     for text, (_, pictures), line in zip(texts, rows, axes, strict=True):
         for name, axis in zip(columns, line, strict=True):
             axis.set_axis_off()
+            axis.set_anchor("N")  # spare room goes below, where the text is
             if name in pictures:
                 axis.imshow(pictures[name], interpolation="nearest")
         line[0].text(0, -0.02, text, transform=line[0].transAxes, va="top", fontsize=8, parse_math=False)
@@ -350,10 +354,15 @@ def add_legend(target: Any, pairs: Sequence[tuple[str, str]], **options: Any) ->
         return
     handles = [Patch(facecolor=color, edgecolor="#888888", label=name.replace("$", r"\$")) for name, color in pairs]
     if "loc" not in options:
-        width = target.bbox.width / target.dpi
-        fitting = int(width / (0.6 + 0.075 * max(len(name) for name, _ in pairs)))
-        options |= {"loc": "outside lower center", "ncols": min(len(pairs), max(1, fitting)), "fontsize": 9}
+        rows = _legend_rows(pairs, target.bbox.width / target.dpi)
+        options |= {"loc": "outside lower center", "ncols": -(-len(pairs) // rows), "fontsize": 9}
     target.legend(handles=handles, frameon=False, handlelength=1.2, columnspacing=1.0, **options)
+
+
+def _legend_rows(pairs: Sequence[tuple[str, str]], width: float) -> int:
+    """Return the rows of a legend below a figure of some inches; 0 without entries."""
+    fitting = int(width / (0.6 + 0.075 * max((len(name) for name, _ in pairs), default=0)))
+    return -(-len(pairs) // max(1, fitting))
 
 
 def add_bar(axes: Any, colors: Colormap, limits: tuple[float, float], label: str, extend: str = "neither") -> None:

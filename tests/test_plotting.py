@@ -163,6 +163,18 @@ def test_long_titles_are_broken() -> None:
     assert max(map(len, lines)) <= 50
 
 
+@pytest.mark.parametrize("length", [12, 60])
+def test_all_of_a_long_legend_is_seen(length: int) -> None:
+    names = [f"class {number} ".ljust(length, "x") for number in range(19)]
+    label = np.zeros((20, 24), np.int16)
+    figure = _plot({"S2L1C": _values("S2L1C")}, label, label, names, "chip")
+    figure.draw_without_rendering()
+    legend, title = figure.legends[0].get_window_extent(), figure.axes[0].texts[0].get_window_extent()
+    assert legend.y0 >= 0
+    assert legend.y1 <= title.y0
+    assert figure.axes[0].get_position().height * figure.bbox.height > 200
+
+
 def test_names_are_no_formulas() -> None:
     label = np.zeros((20, 24), np.int16)
     _plot({"S2L1C": _values("S2L1C")}, label, None, [r"$\frac$", "b"], r"$\frac$").canvas.draw()

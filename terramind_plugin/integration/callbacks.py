@@ -15,8 +15,14 @@ from torch import Tensor
 
 from terramind_plugin.backbones.encoder import TerraMindBackbone
 from terramind_plugin.errors import ConfigError, DataError, one_line
-from terramind_plugin.integration.predictions import draw, keys_of, label_of, predict
-from terramind_plugin.integration.thoughts import ThoughtPainter, find_thinker
+from terramind_plugin.integration.drawing import (
+    ThoughtPainter,
+    draw_sample,
+    find_thinker,
+    keys_of,
+    labels_of,
+    predict,
+)
 from terramind_plugin.model.inputs import InputSpec
 from terramind_plugin.samples.classes import class_names_of
 from terramind_plugin.system import settle_status
@@ -27,39 +33,40 @@ logger = logging.getLogger("terramind_plugin")
 class FiniteLoss(Callback):
     """Stops training with an error when the loss is NaN or infinite, and names the files of that batch.
 
-    On a GPU losses are looked at together, every `log_every_n_steps` steps, so that no step waits for the device.
+    On a GPU losses are checked every `log_every_n_steps` steps, all that are new at once, so that no step waits for the
+    device.
     """
 
     def __init__(self) -> None:
-        self._unseen: list[tuple[int, Tensor, Any]] = []
+        self._unchecked: list[tuple[int, Tensor, Any]] = []
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look at the loss of a step.
+        """Check the loss of a step.
 
         Raises:
-            DataError: It is not finite.
+            DataError: The loss is not finite.
         """
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if loss is None:
             return
         names = batch.get("filename") if isinstance(batch, Mapping) else None
-        self._unseen.append((batch_idx, loss.detach(), names))
-        if loss.device.type == "cpu" or len(self._unseen) >= trainer.log_every_n_steps:
-            self._look(trainer)
+        self._unchecked.append((batch_idx, loss.detach(), names))
+        if loss.device.type == "cpu" or len(self._unchecked) >= trainer.log_every_n_steps:
+            self._check(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the losses that are left."""
-        self._look(trainer)
+        """Check the losses that are left."""
+        self._check(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let the process end with 143 if SIGTERM has stopped the run."""
+        """Give the process the exit status 143 if SIGTERM has stopped the run."""
         settle_status(exception, stopped=trainer.received_sigterm)
 
-    def _look(self, trainer: Trainer) -> None:
-        unseen, self._unseen = self._unseen, []
-        for batch_idx, loss, names in unseen:
+    def _check(self, trainer: Trainer) -> None:
+        unchecked, self._unchecked = self._unchecked, []
+        for batch_idx, loss, names in unchecked:
             if not torch.isfinite(loss).all():
                 raise DataError(
                     f"The loss is {loss.item()} in epoch {trainer.current_epoch}, step {batch_idx}. "
@@ -75,10 +82,10 @@ def _some_names(names: Any) -> str:
 
 
 class BackboneUnfreeze(Callback):
-    """Keeps the backbone frozen until an epoch, then trains it, too.
+    """Freezes the backbone for some epochs, then trains it as well.
 
-    Its learning rate is the task's `lr_overrides: {model.encoder.: 1.e-5}`. With several processes use the strategy
-    ddp_find_unused_parameters_true.
+    The task's `lr_overrides: {model.encoder.: 1.e-5}` sets the learning rate of the backbone. With several processes
+    use the strategy ddp_find_unused_parameters_true.
 
     Args:
         epoch: First epoch, counted from 0, in which the backbone trains.
@@ -96,11 +103,11 @@ class BackboneUnfreeze(Callback):
         backbone.eval()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Unfreeze the backbone if its epoch has come; also after resuming beyond it."""
+        """Unfreeze the backbone from its epoch on, also where a run is resumed after that epoch."""
         backbone = _backbone(pl_module)
         if trainer.current_epoch >= self.epoch and not any(p.requires_grad for p in backbone.parameters()):
             backbone.unfreeze()
-            logger.info("Epoch %d: the backbone trains from here on.", trainer.current_epoch)
+            logger.info("Epoch %d: the backbone trains from now on.", trainer.current_epoch)
 
 
 def _backbone(pl_module: LightningModule) -> Any:
@@ -118,15 +125,15 @@ def _backbone(pl_module: LightningModule) -> Any:
 class SegmentationImages(Callback):
     """Writes inputs, label and prediction of the first validation samples to TensorBoard, one tag a sample.
 
-    It draws what the task has: maps of classes; maps of continuous values, with a colour bar; boxes; or, where an image
-    has one answer, label and prediction as text below the inputs. Several dates are drawn side by side, of more than
-    four the first and the last. Of a model that thinks it also shows the thought. What cannot be drawn is left out, and
-    the log says once why.
+    It draws what the task predicts: maps of classes; maps of continuous values, with a colour bar; boxes; or, where an
+    image has one answer, label and prediction as text below the inputs. Several dates are drawn side by side, the first
+    and the last if there are more than four. Modalities that the model generates are drawn beside the inputs. What
+    cannot be drawn is left out, and the log says once why.
 
     Args:
-        samples: How many samples.
-        every_n_epochs: In which epochs.
-        tokenizer_ckpt_paths: Files with tokenizer weights by modality, to draw imagined land cover as a map; without
+        samples: Number of samples.
+        every_n_epochs: Number of epochs from one drawing to the next.
+        tokenizer_ckpt_paths: Files with tokenizer weights by modality, to draw generated land cover as a map; without
             one the published weights are used if they are in the hub's cache.
         unit: Unit of the labels of a regression, e.g. t/ha.
     """
@@ -156,7 +163,7 @@ class SegmentationImages(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Keep the batch if it is to be drawn: the plots of TerraTorch's tasks take it apart."""
+        """Keep a copy of the batch if it will be drawn, since the plots of TerraTorch's tasks change it."""
         self._batch = None
         due = trainer.is_global_zero and trainer.current_epoch % self.every_n_epochs == 0
         if not due or self._drawn >= self.samples:
@@ -179,7 +186,7 @@ class SegmentationImages(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw samples until there are enough; what fails is said once and does not end the validation."""
+        """Draw samples until there are enough; an error is logged once and does not end the validation."""
         kept, self._batch = self._batch, None
         if kept is None:
             return
@@ -187,25 +194,25 @@ class SegmentationImages(Callback):
             self._draw(trainer, pl_module, kept, batch_idx)
         except Exception as error:  # a picture is not worth a training run
             self._say(f"no pictures: {type(error).__name__}: {one_line(str(error))}")
-            self._drawn = self.samples  # of this epoch
+            self._drawn = self.samples  # no further attempt in this epoch
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, kept: dict[str, Any], batch_idx: int) -> None:
         """Draw samples of a batch until there are enough."""
         writer = _writer(trainer)
         with torch.no_grad(), trainer.precision_plugin.val_step_context():
             predicted = predict(pl_module, kept)
-        labels = label_of(pl_module, kept)
+        labels = labels_of(pl_module, kept)
         datamodule = getattr(trainer, "datamodule", None)
         images = _as_measured(_drawable(_by_modality(pl_module, kept["image"])), datamodule)
         bands = getattr(datamodule, "bands_read", None) or _bands_of(pl_module)
-        # A model that sees tiles or dates one by one has no single thought of a sample.
+        # A model that sees tiles or dates one by one generates several modalities for a sample.
         parts = getattr(pl_module, "tiled_inference_on_validation", False) or any(x.ndim == 5 for x in images.values())
         thinker = None if parts else find_thinker(pl_module)
         names = kept.get("filename", {})
         names = next(iter(names.values())) if isinstance(names, Mapping) and names else names
         for index in range(min(len(next(iter(images.values()))), self.samples - self._drawn)):
             name = self._tag(Path(str(names[index]))) if names else f"{batch_idx}_{index}"
-            figure = draw(
+            figure = draw_sample(
                 pl_module,
                 {key: value[index].float() for key, value in images.items()},
                 labels[index],
@@ -221,13 +228,13 @@ class SegmentationImages(Callback):
             self._drawn += 1
 
     def _say(self, text: str) -> None:
-        """Warn, once of each thing."""
+        """Log a warning that has not been logged before."""
         if text not in self._said:
             self._said.add(text)
             logger.warning("SegmentationImages: %s", text)
 
     def _tag(self, file: Path) -> str:
-        """Return a sample's name: that of its file, with the folder in front if another sample has the same."""
+        """Return the name of a sample's file, with the folder in front if another sample has the same name."""
         return file.stem if self._files.setdefault(file.stem, file) == file else f"{file.parent.name}/{file.stem}"
 
 
@@ -247,26 +254,26 @@ def _obstacle(trainer: Trainer, task: LightningModule, batch: Any) -> str | None
 
 
 def _writer(trainer: Trainer) -> Any:
-    """Return what takes figures, or None."""
+    """Return the first logger that takes figures, or None."""
     writers = (getattr(logger, "experiment", None) for logger in trainer.loggers)
     return next((writer for writer in writers if hasattr(writer, "add_figure")), None)
 
 
 def _inputs_of(task: LightningModule) -> list[InputSpec]:
-    """Return what the backbone of this plugin takes; nothing for a model without one."""
+    """Return the inputs of this plugin's backbone; none for a model without one."""
     backbone = next((module for module in task.modules() if isinstance(module, TerraMindBackbone)), None)
     return [] if backbone is None else list(backbone.given)
 
 
 def _by_modality(task: LightningModule, images: Any) -> Mapping[str, Any]:
-    """Return images by modality; those that come without a name are of the backbone's first."""
+    """Return images by modality; images without a name belong to the first modality of the backbone."""
     if isinstance(images, Mapping):
         return images
     return {next((spec.name for spec in _inputs_of(task)), "image"): images}
 
 
 def _bands_of(task: LightningModule) -> dict[str, list[str]]:
-    """Return the bands of the modalities of which the backbone takes a selection; a new band has no name."""
+    """Return the bands of each modality from which the backbone selects bands; a new band has an empty name."""
     return {
         spec.name: ["" if band is None else spec.pretrained.bands[band].name for band in spec.band_sources]
         for spec in _inputs_of(task)
@@ -280,7 +287,7 @@ def _drawable(images: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _as_measured(images: Mapping[str, Tensor], datamodule: Any) -> Mapping[str, Tensor]:
-    """Return images in their units again, as far as the data module knows them."""
+    """Return images in their units, where the data module knows mean and deviation."""
     means, stds = getattr(datamodule, "band_means", {}), getattr(datamodule, "band_stds", {})
 
     def measured(name: str, image: Tensor) -> Tensor:

@@ -275,9 +275,9 @@ def test_what_cannot_be_drawn_ends_no_validation(
     assert re.search(told, line)
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, 4, 19])  # 19: the classes of BigEarthNet
 def test_long_answers_are_seen_in_the_first_drawing(count: int) -> None:
-    names = [f"Transitional woodland and shrub {number}" for number in range(count)]
+    names = [f"Transitional woodland, shrub and sparse vegetation {number}" for number in range(count)]
     task = MultiLabelClassificationTask(
         {"num_classes": count}, model=AllLabels(count), loss="bce", class_names=names, plot_on_val=False
     )

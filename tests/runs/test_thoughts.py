@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from terramind_plugin.integration.thoughts import ThoughtPainter, find_thinker, paint_codes
+from terramind_plugin.integration.drawing import ThoughtPainter, find_thinker, paint_codes
 from terramind_plugin.model.modalities import resolve
 from terramind_plugin.plotting import class_picture
 from terramind_plugin.tokenizers.variants import tokenizers_of

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from terramind_plugin.integration.predictions import plot_boxes, plot_values
+from terramind_plugin.integration.drawing import plot_boxes, plot_values
 from terramind_plugin.plotting import NO_VALUE
 
 OPTICAL = np.random.default_rng(0).uniform(300, 3000, (13, 20, 24)).astype(np.float32)
