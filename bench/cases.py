@@ -1,4 +1,4 @@
-"""What is measured: sizes, kinds of work, precisions and implementations."""
+"""The measured cases: sizes, kinds of work, precisions and implementations."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ IMPLEMENTATIONS = {
 
 @dataclass(frozen=True)
 class Precision:
-    """How matrix products are computed."""
+    """Precision of matrix products."""
 
     matmul: str
     """Argument of torch.set_float32_matmul_precision."""
     autocast: bool
-    """Whether bf16 autocast is on."""
+    """True with bf16 autocast."""
 
 
 PRECISIONS = {

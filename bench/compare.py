@@ -83,8 +83,8 @@ def compare(
 
     Args:
         size: Size of the model.
-        name: What is done.
-        works: One for each side.
+        name: Name of the work.
+        works: The work of each side.
         pairs: What to compare.
         rounds: Number of rounds.
         clock: Seconds, of any beginning.

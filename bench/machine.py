@@ -16,7 +16,7 @@ from bench.models import SemanticSegmentationTask, make_round
 from bench.timing import Clock
 
 SIDE = 2048
-"""Rows and columns of the matrices that the peak is measured with."""
+"""Rows and columns of the matrices whose product measures the peak."""
 
 
 def cpu_name() -> str:

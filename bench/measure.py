@@ -33,7 +33,7 @@ class Row:
 
 @dataclass
 class Agreement:
-    """How far apart the two implementations are, as shares of the largest value."""
+    """Differences between the two implementations, as shares of the largest value."""
 
     size: str
     of: str

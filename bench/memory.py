@@ -18,7 +18,7 @@ from bench.models import SemanticSegmentationTask, build_task, make_round
 from terramind_plugin.system import RESET, give_back, read_status, restart_peak
 
 ROUNDS = 2
-"""In the second, the optimiser's state is there."""
+"""Number of rounds; from the second on, the optimiser has its state."""
 
 
 def give_memory_back() -> None:

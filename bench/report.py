@@ -14,7 +14,7 @@ OURS = [name for name in IMPLEMENTATIONS if name != "reference"]
 BUSY = 0.05
 """Share of the CPUs from which other load is worth a warning."""
 AIMS = {"float32": 1.0, "float32 medium": 1.0, "bf16": 1.3}
-"""How many times as fast as the reference we mean to be."""
+"""Aimed ratio of the reference's time to ours."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -32,7 +32,7 @@ def write_results(
         out: Folder for RESULTS.md and results/.
         model: Name of the model.
         pretrained: Load the weights that belong to the model; false takes random ones.
-        ckpt_path: A file with weights to load instead.
+        ckpt_path: File with weights to load instead.
         tokenizer_ckpt_path: Files with tokenizer weights, by modality.
 
     Raises:

@@ -37,7 +37,7 @@ OURS, REFERENCE = "ours", "TerraTorch"
 
 
 class StandIn(nn.Module):
-    """A model that costs next to nothing: what is left is what a scene costs around it."""
+    """A model of next to no cost, so that the time is that of reading, blending and writing a scene."""
 
     channels = CLASSES
     layers = (
@@ -73,7 +73,7 @@ def write_scene(path: Path, side: int) -> Path:
     """Write a square scene of simulated surface reflectance, the same chip again and again.
 
     Args:
-        path: Where to; a scene that is there stays.
+        path: File to write; an existing one stays.
         side: Height and width in pixels.
     """
     if path.exists():

@@ -49,7 +49,7 @@ class Peak:
     who: str
     side: int
     peak: int
-    """Of the resident set, all imports included."""
+    """Peak of the resident set, including all imports."""
     measured: bool = True
 
     def describe(self) -> str:

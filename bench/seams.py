@@ -1,4 +1,4 @@
-"""Whether windows show in a map: `python -m bench.seams FILE --crop 224 --stride 176 --margin 8 --patch 16`."""
+"""Visibility of windows in a map: `python -m bench.seams FILE --crop 224 --stride 176 --margin 8 --patch 16`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from terramind_plugin.inference.windows import Axis, Plan, plan_windows
 
 
 def measure_seams(values: NDArray, plan: Plan, patch: int = 16) -> float:
-    """Return the mean jump from pixel to pixel where windows begin or end, divided by that elsewhere.
+    """Return the mean jump between neighbouring pixels at borders of windows, divided by the mean jump elsewhere.
 
-    Only pixels at borders of patches are compared with one another, as windows usually begin at one and as a decoder
-    may show them. 1 means that nobody can tell where a window begins; NaN, that there is one window.
+    Only borders of patches are compared, since windows usually begin at one, and since a decoder may show them. A ratio
+    of 1 means that the borders of windows cannot be seen; NaN means that there is one window.
 
     Args:
-        values: [H, W] of a continuous map, or class ids, for which a jump is another class; NaN is left out.
-        plan: The windows that the map was made with.
+        values: Continuous map [H, W] without its NaN, or class ids, where a jump is a change of class.
+        plan: The windows of the map.
         patch: Height and width of a patch in pixels.
     """
     at_borders, elsewhere = [], []

@@ -1,4 +1,4 @@
-"""What a model has learned, measured on simulated chips that no training touched."""
+"""Measurements of a model on simulated chips that were not used for training."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from terramind_plugin.tokenizers.image import ImageTokenizer
 from terramind_plugin.tokenizers.variants import tokenizers_of
 
 INPUTS = (("S2L2A",), ("S2L1C",), ("S1GRD",), ("S2L2A", "S1GRD"))
-"""What land cover is generated from."""
+"""Inputs from which land cover is generated."""
 WATER = (1, 3)
 """Water and flooded vegetation, which the labels of the simulated floods hold as one."""
 FEATURES = "S2L2A"
-"""What places and features are taken from."""
+"""Modality from which locations and features are computed."""
 STEPS = 10
 """Denoising steps of a reconstruction."""
 BATCH = 32
@@ -50,7 +50,7 @@ TASKS = (few_shot.Task(5, 1), few_shot.Task(5, 5))
 
 @dataclass(frozen=True)
 class Weights:
-    """Which weights a model gets."""
+    """Weights of a model."""
 
     pretrained: bool
     ckpt_path: Path | None = None
@@ -66,15 +66,15 @@ class World:
 
     names: Sequence[str]
     images: Mapping[str, Sequence[Chip]]
-    """By modality."""
+    """Images by modality."""
     water: NDArray[np.bool_]
-    """[chips, H, W], what the label calls water."""
+    """Pixels that the label calls water, [chips, H, W]."""
     labelled: NDArray[np.bool_]
-    """[chips, H, W], where there is a label."""
+    """Pixels with a label, [chips, H, W]."""
 
     @property
     def biomes(self) -> list[str]:
-        """First part of each name."""
+        """Return the first part of each name."""
         return [name.split("_")[0] for name in self.names]
 
     def stack(self, modality: str) -> NDArray[np.float32]:
@@ -86,11 +86,11 @@ def read_world(root: Path, variant: str) -> World:
     """Return the middles of the chips of a simulated data set, as large as the model's image.
 
     Args:
-        root: Folder that `terramind simulate` wrote to.
+        root: Folder of `terramind simulate`.
         variant: Name of the model.
 
     Raises:
-        DataError: There are no chips, or they are smaller than that.
+        DataError: There are no chips, or they are smaller than the model's image.
     """
     numbers = VARIANTS[variant]
     size = numbers.img_size
@@ -118,20 +118,20 @@ def read_world(root: Path, variant: str) -> World:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """How well a tokenizer encodes and decodes."""
+    """Quality of one tokenizer's reconstructions."""
 
     modality: str
     quality: float
     """PSNR in dB, or share of right pixels for classes."""
     baseline: float
-    """The same of the mean of each band, or of the most frequent class."""
+    """Quality of the mean of each band, or of the most frequent class."""
     used: int
     """Token ids that occur."""
     vocabulary: int
     perplexity: float
     """Number of ids that would occur as evenly."""
     example: NDArray
-    """Of the first chip [bands, H, W], in its units or as class ids [1, H, W]."""
+    """Reconstruction of the first chip, [bands, H, W] in its units, or class ids [1, H, W]."""
 
 
 def measure_tokenizers(world: World, variant: str, weights: Weights) -> Iterator[Reconstruction]:
@@ -190,7 +190,7 @@ def peak_signal_to_noise(made: NDArray, true: NDArray, valid: NDArray[np.bool_])
 
     Args:
         made: [chips, bands, H, W].
-        true: Likewise.
+        true: True images of the same shape.
         valid: [chips, H, W], pixels that count.
     """
     pairs = []
@@ -211,7 +211,7 @@ def _accuracies(made: NDArray, true: NDArray, valid: NDArray[np.bool_]) -> tuple
 
 @dataclass(frozen=True)
 class LandCover:
-    """How well land cover is generated from some inputs."""
+    """Scores of the land cover generated from some inputs."""
 
     inputs: tuple[str, ...]
     agreement: Score
@@ -278,14 +278,14 @@ def majority_land_cover(world: World) -> LandCover:
 
 @dataclass(frozen=True)
 class Located:
-    """Where a model takes chips to be."""
+    """Locations that a model predicts for chips."""
 
     true: NDArray[np.float64]
     """[chips, 2] as (longitude, latitude)."""
     middles: NDArray[np.float64]
-    """Places of least expected distance, likewise."""
+    """Locations of least expected distance, [chips, 2]."""
     errors: list[Errors]
-    """As `compare_errors` returns them."""
+    """Result of `compare_errors`."""
 
 
 def measure_places(world: World, variant: str, weights: Weights) -> Located:
@@ -319,9 +319,9 @@ class Results:
     world: World
     tokenizers: list[Reconstruction]
     land_cover: dict[str, list[LandCover]]
-    """By weights: 'model', 'random weights', 'most frequent class'."""
+    """Scores of land cover by weights: 'model', 'random weights', 'most frequent class'."""
     places: dict[str, Located]
-    """By weights."""
+    """Locations by weights."""
     few_shot: dict[str, list[Score]]
 
 

@@ -122,11 +122,11 @@ def write_page(results: Results, described: Mapping[str, Any]) -> str:
     """
     parts = [
         f"# Results of {described['model']}\n\n"
-        f"Measured by `make results` on {len(results.world.names)} simulated chips that no training touched "
-        f"(`{described['data']}`); weights: {described['weights']}. Intervals are 95 %, over chips or episodes. "
-        "Simulated chips are not the Earth: nothing here says how a model does there.\n"
-        "All numbers: "
-        f"[{NUMBERS}]({FOLDER}/{NUMBERS}).\n",
+        f"`make results` has measured these numbers on {len(results.world.names)} simulated chips that were not used "
+        f"for training (`{described['data']}`); weights: {described['weights']}. Intervals are 95 % confidence "
+        "intervals over chips or episodes. Simulated chips are not the Earth: these results say nothing about real "
+        "images.\n\n"
+        f"All numbers: [{NUMBERS}]({FOLDER}/{NUMBERS}).\n",
         _tokenizer_part(results),
         _cover_part(results.land_cover),
         _places_part(results.places),
@@ -147,9 +147,9 @@ def _tokenizer_part(results: Results) -> str:
         used = f"{one.used} of {one.vocabulary}"
         rows.append([one.modality, show(one.quality), show(one.baseline), used, f"{one.perplexity:.0f}"])
     return (
-        f"## Tokenizers\n\nPSNR after encoding and decoding in {STEPS} steps, mean over bands; the baseline is each "
-        "band's mean. Of land cover the share of right pixels; its baseline is the most frequent class. Perplexity is "
-        f"the number of token ids that would occur as evenly.\n\n{markdown([head, *rows])}\n![reconstructions]"
+        f"## Tokenizers\n\nPSNR after encoding and decoding in {STEPS} steps, mean over bands; the baseline is the "
+        "mean of each band. For land cover: the share of right pixels; the baseline is the most frequent class. "
+        f"Perplexity is the effective number of token ids in use.\n\n{markdown([head, *rows])}\n![reconstructions]"
         f"({FOLDER}/{AGAIN})\n"
     )
 
@@ -169,14 +169,10 @@ def _cover_part(cover: Mapping[str, Sequence[LandCover]]) -> str:
     most = cover["most frequent class"][0]
     rows.append([f"all {most.inputs[0]}", f"{most.agreement.value:.3f}", "", f"{most.water.value:.3f}", ""])
     return (
-        "## Land cover and zero-shot water\n\nGenerated land cover next to the true one: mean IoU of the classes that "
-        "occur. Water is water and flooded vegetation, next to the labels of the floods. The last row is a map of the "
-        f"most frequent class.\n\n{markdown([head, *rows])}\n![land cover]({FOLDER}/{COVER})\n"
+        "## Land cover and zero-shot water\n\nGenerated and true land cover compared: mean IoU of the classes that "
+        "occur. Water stands for water and flooded vegetation, compared with the flood labels. The last row is a map "
+        f"of the most frequent class alone.\n\n{markdown([head, *rows])}\n![land cover]({FOLDER}/{COVER})\n"
     )
-
-
-def _cells(own: Score, random: Score) -> list[str]:
-    return [str(own), f"{random.value:.3f}"]
 
 
 def _places_part(located: Mapping[str, Located]) -> str:
@@ -191,9 +187,9 @@ def _places_part(located: Mapping[str, Located]) -> str:
             name = errors.name if constant else f"{errors.name}, {weights}"
             rows.append([name, f"{errors.median.value:.0f}", f"{low:.0f} to {high:.0f}"])
     return (
-        f"## Places\n\nCoordinates generated from {FEATURES}, on the model's grid. The prior names one place for "
-        "all chips, the best there is for these.\n\n"
-        f"{markdown([head, *rows])}\n![places]({FOLDER}/{PLACES})\n"
+        f"## Locations\n\nCoordinates generated from {FEATURES}, on the model's grid. The baseline is the single "
+        "location that is best for all of these chips.\n\n"
+        f"{markdown([head, *rows])}\n![locations]({FOLDER}/{PLACES})\n"
     )
 
 
@@ -204,6 +200,7 @@ def _few_shot_part(scores: Mapping[str, Sequence[Score]]) -> str:
         for name, own in scores.items()
     ]
     return (
-        f"## Few-shot\n\nBiomes told by the nearest class mean of {FEATURES} features, {TASKS[0].episodes} episodes "
-        f"with {TASKS[0].queries} queries a class; chance is {100 / TASKS[0].ways:.0f} %.\n\n{markdown([head, *rows])}"
+        f"## Few-shot\n\nBiomes predicted from the nearest class mean of {FEATURES} features, {TASKS[0].episodes} "
+        f"episodes with {TASKS[0].queries} queries per class; chance is {100 / TASKS[0].ways:.0f} %.\n\n"
+        f"{markdown([head, *rows])}"
     )

@@ -29,7 +29,7 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """Median of the rounds."""
+        """Return the median of the rounds."""
         return statistics.median(self.seconds)
 
     def ratio_to(self, reference: Timing) -> tuple[float, float, float]:

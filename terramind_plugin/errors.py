@@ -17,7 +17,7 @@ class ConfigError(ValueError):
 
 
 class WeightsError(ValueError):
-    """A checkpoint does not fit the model it is loaded into."""
+    """A checkpoint does not fit its model."""
 
 
 class WeightsNotFoundError(WeightsError):

@@ -115,8 +115,8 @@ def bands_shown(modality: str, bands: Sequence[object] | None, count: int) -> li
 
     Args:
         modality: As in `modality_picture`.
-        bands: Names of the bands that are there; None for all of the modality in its order.
-        count: Number of the bands that are there.
+        bands: Names of the available bands; None stands for all of the modality in its order.
+        count: Number of available bands.
     """
     entry = find(modality)
     if entry is None:
@@ -278,8 +278,8 @@ def draw_panels(
     """Return a figure with a row of pictures for each sample, and a legend.
 
     Args:
-        rows: For each sample the text below, and its pictures by title. Pictures of one title stand in one column,
-            those called 'label' and 'prediction' on the right.
+        rows: For each sample the text below, and its pictures by title. Pictures of one title share a column; the
+            columns 'label' and 'prediction' are on the right.
         legend: Names and colours.
         title: Text above all.
         side: Width and height of a panel, in inches.
@@ -386,7 +386,7 @@ def frame_globe(axis: Any, step: int = 30) -> None:
 
     Args:
         axis: The axes, longitude to the right and latitude upwards.
-        step: Degrees of latitude between two lines; those of longitude are twice as far apart.
+        step: Degrees between two lines of latitude; lines of longitude are twice as far apart.
     """
     longitudes, latitudes = range(-180, 181, 2 * step), range(-90, 91, step)
     axis.set(xlim=(-180, 180), ylim=(-90, 90), xticks=longitudes, yticks=latitudes, aspect="equal")

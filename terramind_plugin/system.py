@@ -189,7 +189,7 @@ def settle_status(exception: BaseException, *, stopped: bool) -> None:
     """Give Lightning's exception for SIGTERM an exit status; without one the process would end with 0.
 
     Args:
-        exception: What a run ends with; any other exception stays as it is.
+        exception: The exception that has ended a run; any other exception stays as it is.
         stopped: Whether the run has received SIGTERM.
     """
     if stopped and isinstance(exception, SystemExit) and exception.code is None:

@@ -56,7 +56,7 @@ def chip_files(root: Path, name: str) -> dict[str, Path]:
 
 
 def make_splits(chips: int, seed: int, world: World = flood_site) -> dict[str, tuple[str, ...]]:
-    """Return about 70 % of the chips for training, 15 % for validation, 15 % for test, of all regions alike.
+    """Return about 70 % of the chips for training, 15 % for validation, 15 % for test, drawn evenly from all regions.
 
     Args:
         chips: Number of chips, at least 3.
@@ -139,7 +139,7 @@ def simulate(
     world: str = "floods",
     processes: int = 1,
 ) -> SimulatedDataset:
-    """Write simulated scenes as GeoTIFFs in the folder layout of Sen1Floods11 v1.1, with split lists.
+    """Write simulated scenes as GeoTIFFs in the folder layout of Sen1Floods11 v1.1, and split lists.
 
     The same arguments give the same bytes in every file. Called again on the same folder, it writes only what is
     missing or damaged, so an interrupted run can be continued. A globe also gets `labels.csv`: chip, biome, longitude,
@@ -147,7 +147,7 @@ def simulate(
 
     Args:
         out: Folder to write to; created if it does not exist.
-        chips: Number of chips, at least 3. The first chips of a larger data set are those of a smaller one.
+        chips: Number of chips, at least 3. A larger data set begins with the chips of a smaller one.
         size: Side of a chip in pixels of 10 m, at least 32.
         seed: Seed, from 0 to 2**32 - 1.
         on_chip: Called after each chip with the number of finished chips and of all chips.

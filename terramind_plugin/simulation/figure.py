@@ -21,14 +21,14 @@ def draw_predictions(data: Path, predictions: Path, out: Path, *, chips: int, cl
     """Write a PNG with inputs, label and prediction of the first chips that were predicted.
 
     Args:
-        data: Folder with S2L1CHand, S1GRDHand and LabelHand, as far as they are there.
+        data: Folder with S2L1CHand, S1GRDHand and LabelHand; each may be absent.
         predictions: Folder with '<input name>_pred.tif' files.
         out: Picture to write.
         chips: Number of chips.
         class_names: Names of the classes.
 
     Raises:
-        ConfigError: `chips` is less than 1, or `out` is another file than a picture.
+        ConfigError: `chips` is less than 1, or `out` is a file that is no picture of this program.
         DataError: There is no prediction, or none has an input in `data`.
     """
     if chips < 1:

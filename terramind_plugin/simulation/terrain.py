@@ -91,9 +91,9 @@ def _distance_to_line(shape: tuple[int, int], points: FloatArray) -> tuple[Float
 
 
 def _drainage_tree(cost: FloatArray, outlets: BoolArray) -> IntArray:
-    """Return for each cell of a grid the flat index of the cell it drains to; an outlet drains to itself.
+    """Return for each cell of a grid the flat index of the cell downstream; for an outlet its own index.
 
-    The tree of cheapest paths to the outlets: like water, paths join and follow the low ground.
+    The cells form the tree of cheapest paths to the outlets: like water, paths join and follow the low ground.
 
     Args:
         cost: [H, W], cost of crossing a cell, positive; low in hollows.
@@ -170,7 +170,7 @@ def _carve(rng: np.random.Generator, region: Region, river_pixels: FloatArray) -
 
 @dataclass(frozen=True)
 class _Course:
-    """Where the main river and its arms run."""
+    """Courses of the main river and its arms."""
 
     heading: float
     width: float

@@ -1,4 +1,4 @@
-"""Where the chips of a simulated data set lie, and the numbers that give each its character.
+"""Sites of the chips of a simulated data set, and the numbers that give each its character.
 
 Chips of a flood data set lie in four imaginary regions. A globe is an imaginary planet without seas, on which climate,
 relief and soil are smooth functions of longitude and latitude, so that a model can tell a place from its images.
@@ -33,7 +33,7 @@ class Region:
     altitude: Range
     """Height of the river above the sea, m."""
     steepness: Range
-    """Slope of a hillside cell that nothing drains into; 0.3 is mountainous, 0.01 a plain."""
+    """Slope of a hillside cell without inflow; 0.3 is mountainous, 0.01 a plain."""
     valley: Range
     """Half width of the flat valley floor, m."""
     micro_relief: Range
@@ -87,7 +87,7 @@ class Site:
 
     @property
     def position(self) -> tuple[float, float]:
-        """Longitude and latitude of the upper left corner, degrees."""
+        """Return longitude and latitude of the upper left corner, degrees."""
         (longitude,), (latitude,) = transform_positions(
             f"EPSG:{self.region.epsg}", "EPSG:4326", [self.easting], [self.northing]
         )
