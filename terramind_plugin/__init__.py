@@ -25,7 +25,7 @@ _LAZY = {
     "MaskedDataModule": "terramind_plugin.pretrain.tiles",
     "ReconstructionImages": "terramind_plugin.pretrain.pictures",
     "TokenPyramid": "terramind_plugin.integration.necks",
-    "CoordsTokenizer": "terramind_plugin.tokenizers.sequence",
+    "CoordsTokenizer": "terramind_plugin.tokenizers.coordinates",
     "ImageTokenizer": "terramind_plugin.tokenizers.image",
     "TerraMindGenerator": "terramind_plugin.generation.generator",
     "BackboneUnfreeze": "terramind_plugin.integration.callbacks",

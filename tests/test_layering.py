@@ -85,7 +85,7 @@ ABSENT = {
     "terramind_plugin.builders.settings": {"torch", "terratorch", "lightning", "numpy"},
     "terramind_plugin.builders.backbones": {"peft", "terratorch", "lightning", "rasterio", "torchgeo"},
     "terramind_plugin.tokenizers.image": {"diffusers", "tokenizers", "terratorch", "lightning", "rasterio"},
-    "terramind_plugin.tokenizers.sequence": {"diffusers", "tokenizers", "terratorch", "lightning", "rasterio"},
+    "terramind_plugin.tokenizers.coordinates": {"diffusers", "tokenizers", "terratorch", "lightning", "rasterio"},
     "terramind_plugin.builders.tokenizers": {"diffusers", "tokenizers", "terratorch", "lightning", "rasterio"},
     "terramind_plugin.builders.generators": {"diffusers", "tokenizers", "terratorch", "lightning", "rasterio"},
     "terramind_plugin.integration.necks": {"terratorch", "lightning", "rasterio", "torchgeo"},

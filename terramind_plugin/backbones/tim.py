@@ -25,7 +25,7 @@ from terramind_plugin.cache.keys import (
 )
 from terramind_plugin.errors import ConfigError, WeightsError
 from terramind_plugin.generation.schedules import Decoding
-from terramind_plugin.generation.tokens import TokenGenerator, plan_targets
+from terramind_plugin.generation.token_generator import TokenGenerator, plan_targets
 from terramind_plugin.model.encoder_decoder import token_key
 from terramind_plugin.model.finite import FiniteGuard
 from terramind_plugin.model.inputs import TIM, InputSpec, plan_inputs

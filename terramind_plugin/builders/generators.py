@@ -14,14 +14,13 @@ from terramind_plugin.errors import ConfigError, WeightsError, suggest
 from terramind_plugin.generation.decoding import SENTINELS
 from terramind_plugin.generation.generator import TerraMindGenerator
 from terramind_plugin.generation.schedules import Decoding
-from terramind_plugin.generation.tokens import TokenGenerator, check_size, plan_targets
+from terramind_plugin.generation.token_generator import TokenGenerator, check_size, plan_targets
 from terramind_plugin.model.encoder_decoder import EncoderDecoder, token_key
 from terramind_plugin.model.inputs import InputSpec, plan_inputs
 from terramind_plugin.model.modalities import Modality, resolve
 from terramind_plugin.model.variants import VARIANTS, Variant
 from terramind_plugin.model.weights import Checkpoint, LoadReport, fetch_published, load_backbone, read_tensors
 from terramind_plugin.tokenizers.image import ImageTokenizer
-from terramind_plugin.tokenizers.sequence import CoordsTokenizer
 from terramind_plugin.tokenizers.variants import tokenizers_of
 
 logger = logging.getLogger("terramind_plugin")
@@ -96,7 +95,7 @@ def build_generator(
         inputs,
         list(targets),
         img_size=check_size(numbers.img_size if img_size is None else img_size, numbers.patch_size),
-        sentinels=SENTINELS if coords is None else find_sentinels(coords),
+        sentinels=SENTINELS if coords is None else coords.sentinels,
     )
     model = TerraMindGenerator(
         sampler,
@@ -174,7 +173,6 @@ def plan_generator_inputs(
         if modality is None or (modality.patch_key is not None and entry != modality.token_key):
             specs += plan_inputs([entry])
             continue
-        _refuse_captions(modality)
         key, _ = token_key(modality)
         specs.append(InputSpec(str(entry), key, len(modality.bands), modality, None))
     keys = [spec.key for spec in specs]
@@ -207,16 +205,6 @@ def plan_decoding(targets: Sequence[str], **settings: Any) -> dict[str, Decoding
         )
         for index, target in enumerate(targets)
     }
-
-
-def find_sentinels(coords: CoordsTokenizer) -> list[int]:
-    """Return the ids of a vocabulary's sentinels, '[S_0]', '[S_1]' and so on."""
-    return sorted(number for word, number in coords.tokenizer.get_vocab().items() if word.startswith("[S_"))
-
-
-def _refuse_captions(modality: Modality) -> None:
-    if modality.name == "caption":
-        raise ConfigError("caption is not supported by the TerraMind 1.0 weights: they have no captions.")
 
 
 def _modalities(inputs: Sequence[InputSpec], targets: Mapping[str, Modality]) -> list[Modality]:

@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING
 from terramind_plugin.builders.settings import read_texts
 from terramind_plugin.errors import ConfigError, WeightsNotFoundError, suggest
 from terramind_plugin.model.weights import fetch_file
-from terramind_plugin.tokenizers.sequence import (
-    CAPTION_VOCABULARY,
+from terramind_plugin.tokenizers.coordinates import (
     COORDS_VOCABULARIES,
-    CaptionTokenizer,
     CoordsTokenizer,
     Vocabulary,
-    refuse_captions,
+    build_coords_vocabulary,
 )
 from terramind_plugin.tokenizers.variants import TOKENIZERS, TokenizerVariant
-from terramind_plugin.tokenizers.vocabulary import build_coords_vocabulary
 from terramind_plugin.tokenizers.weights import load_tokenizer
 
 if TYPE_CHECKING:
@@ -91,21 +88,6 @@ def build_coords_tokenizer(
             "random weights. Set tokenizer_file before weights are loaded."
         )
         return CoordsTokenizer(build_coords_vocabulary())
-
-
-def build_caption_tokenizer(weights: str, tokenizer_file: str | Path | None = None) -> CaptionTokenizer:
-    """Return the tokenizer of captions.
-
-    Args:
-        weights: Name of the model that reads or writes the captions; one of version 0.1.
-        tokenizer_file: A local vocabulary file; by default the published one.
-
-    Raises:
-        ConfigError: The model was not trained with captions.
-        WeightsError: The vocabulary is not there or is none.
-    """
-    refuse_captions(weights)
-    return CaptionTokenizer(_fetch_vocabulary(CAPTION_VOCABULARY) if tokenizer_file is None else tokenizer_file)
 
 
 def _fetch_tokenizer(variant: TokenizerVariant) -> Path:

@@ -12,13 +12,13 @@ from terramind_plugin.errors import ConfigError
 from terramind_plugin.generation.locations import most_likely_pairs, pair_probabilities
 from terramind_plugin.generation.sampling import Noise
 from terramind_plugin.generation.schedules import Decoding
-from terramind_plugin.generation.tokens import TokenGenerator, check_size
+from terramind_plugin.generation.token_generator import TokenGenerator, check_size
 from terramind_plugin.model.encoder_decoder import token_key
 from terramind_plugin.model.inputs import GENERATOR, InputSpec, check_shapes, collect_inputs
 from terramind_plugin.model.modalities import Modality
 from terramind_plugin.model.standardisation import Standardisation
+from terramind_plugin.tokenizers.coordinates import CoordsTokenizer
 from terramind_plugin.tokenizers.image import ImageTokenizer
-from terramind_plugin.tokenizers.sequence import CoordsTokenizer
 
 TOKENIZER_PARTS = ("encoder", "quant_proj", "decoder", "post_quant_proj")
 

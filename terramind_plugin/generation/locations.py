@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from terramind_plugin.generation.decoding import START
-from terramind_plugin.generation.tokens import TokenGenerator
+from terramind_plugin.generation.token_generator import TokenGenerator
 from terramind_plugin.model.encoder_decoder import token_key
 
 

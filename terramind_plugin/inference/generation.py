@@ -16,7 +16,7 @@ from terramind_plugin.cache.keys import hash_weights
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.generation.generator import TerraMindGenerator
 from terramind_plugin.generation.sampling import Noise
-from terramind_plugin.generation.tokens import plan_targets
+from terramind_plugin.generation.token_generator import plan_targets
 from terramind_plugin.inference.job import Job, Options, check_data, plan_jobs
 from terramind_plugin.inference.noise import SceneNoise
 from terramind_plugin.inference.outputs import count_channels, finish_modality, modality_layers

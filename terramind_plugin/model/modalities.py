@@ -268,16 +268,6 @@ _TABLE = (
         max_length=4,
         aliases=("coordinates", "location"),
     ),
-    Modality(
-        name="caption",
-        kind="sequence",
-        units="English text",
-        valid_range=(0, 0),
-        token_key="caption",
-        vocab_size=30000,
-        max_length=256,
-        aliases=("captions",),
-    ),
 )
 
 MODALITIES: dict[str, Modality] = {modality.name: modality for modality in _TABLE}
@@ -323,11 +313,13 @@ def resolve(name: str) -> Modality:
         name: As in `find`.
 
     Raises:
-        ConfigError: The name is ambiguous ('S1') or unknown; the message lists what it could be.
+        ConfigError: The name is ambiguous ('S1'), unknown, or 'caption'; the message lists what it could be.
     """
     modality = find(name)
     if modality is not None:
         return modality
+    if _name_key(name) in ("caption", "captions"):
+        raise ConfigError(f"{name} is not supported by the TerraMind 1.0 weights: they have no captions.")
     family = _FAMILIES.get(_name_key(name))
     if family:
         raise ConfigError(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from terramind_plugin.builders.generators import load_encoder_decoder, plan_generator_inputs
 from terramind_plugin.errors import ConfigError, suggest
-from terramind_plugin.generation.tokens import check_size, plan_targets
+from terramind_plugin.generation.token_generator import check_size, plan_targets
 from terramind_plugin.model.encoder_decoder import EncoderDecoder
 from terramind_plugin.model.inputs import plan_inputs
 from terramind_plugin.model.modalities import resolve

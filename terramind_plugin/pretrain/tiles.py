@@ -23,7 +23,7 @@ from terramind_plugin.pretrain.store import TokenFile
 from terramind_plugin.raster.reader import Expected, Source
 from terramind_plugin.samples.checks.findings import Finding
 from terramind_plugin.samples.layout import ChipFolder, make_folders
-from terramind_plugin.tokenizers.sequence import CoordsTokenizer
+from terramind_plugin.tokenizers.coordinates import CoordsTokenizer
 from terramind_plugin.tokenizers.variants import tokenizers_of
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from terramind_plugin.files import write_text
-from terramind_plugin.tokenizers.vocabulary import build_coords_vocabulary
+from terramind_plugin.tokenizers.coordinates import build_coords_vocabulary
 
 NANO_DEGREES = 5
 """Grid of terramind_sim_nano."""

@@ -32,7 +32,7 @@ def test_ambiguous_modality():
     refused("'S1' is ambiguous: write S1GRD or S1RTC", ["S2L2A", "S1"])
 
 
-@pytest.mark.parametrize("name", ["LULC", "NDVI", "coords", "caption", "location"])
+@pytest.mark.parametrize("name", ["LULC", "NDVI", "coords", "location"])
 def test_token_modality(name):
     refused(r"enters TerraMind as tokens.*S2L2A.*DEM", ["S2L2A", name])
 

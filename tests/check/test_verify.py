@@ -12,11 +12,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from terramind_plugin.builders.generators import plan_generator_inputs
 from terramind_plugin.check.verify import Comparison
 from terramind_plugin.cli import main
-from terramind_plugin.generation.tokens import plan_targets
+from terramind_plugin.generation.token_generator import plan_targets
 from terramind_plugin.model.encoder_decoder import EncoderDecoder
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.model.variants import VARIANTS
-from terramind_plugin.tokenizers.sequence import COORDS_VOCABULARIES
+from terramind_plugin.tokenizers.coordinates import COORDS_VOCABULARIES
 from terramind_plugin.tokenizers.variants import TOKENIZERS
 
 TINY = VARIANTS["terramind_v1_tiny"]

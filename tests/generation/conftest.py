@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from terramind_plugin.generation.sampling import Noise
-from terramind_plugin.generation.tokens import TokenGenerator
+from terramind_plugin.generation.token_generator import TokenGenerator
 from terramind_plugin.model.encoder_decoder import EncoderDecoder
 from terramind_plugin.model.inputs import InputSpec
 from terramind_plugin.model.modalities import find, resolve

@@ -31,7 +31,6 @@ IMAGES = [m for m in MODALITIES.values() if m.bands]
         ("landcover", "LULC"),
         ("Coordinates", "coords"),
         ("location", "coords"),
-        ("captions", "caption"),
     ],
 )
 def test_spelling(spelling, name):
@@ -47,6 +46,12 @@ def test_sentinel_1_is_ambiguous(name):
 @pytest.mark.parametrize("name", ["S2", "sentinel_2"])
 def test_sentinel_2_is_ambiguous(name):
     with pytest.raises(ConfigError, match="write S2L1C or S2L2A"):
+        resolve(name)
+
+
+@pytest.mark.parametrize("name", ["caption", "Captions"])
+def test_captions_are_refused(name):
+    with pytest.raises(ConfigError, match="they have no captions"):
         resolve(name)
 
 

@@ -17,7 +17,7 @@ alphas = st.sampled_from([0.001, 0.05, 0.2, 1.0, 20.0])
 
 @st.composite
 def plans(draw):
-    sequences = draw(st.sampled_from([{}, {"coords": 3}, {"coords": 3, "caption": 7}]))
+    sequences = draw(st.sampled_from([{}, {"coords": 3}, {"coords": 3, "dates": 7}]))
     tokens = draw(st.lists(st.sampled_from(TOKENS), unique=True, min_size=1))
     pixels = draw(st.lists(st.sampled_from(PIXELS), unique=True))
     fewest = sum(sequences.values()) + draw(st.integers(1, 40))

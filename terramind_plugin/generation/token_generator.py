@@ -286,8 +286,6 @@ def plan_targets(names: Sequence[str]) -> dict[str, Modality]:
     targets: dict[str, Modality] = {}
     for name in names:
         modality = resolve(str(name))
-        if modality.name == "caption":
-            raise ConfigError("caption is not supported by the TerraMind 1.0 weights: they have no captions.")
         token_key(modality)
         if modality in targets.values():
             raise ConfigError(f"{modality.name} is named twice in {list(names)}.")

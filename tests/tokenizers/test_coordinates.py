@@ -1,4 +1,4 @@
-"""Coordinates and captions, with a vocabulary file made here in the format of the published one."""
+"""Coordinates, with a vocabulary file made here in the format of the published one."""
 
 import math
 
@@ -12,9 +12,9 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from terramind_plugin.builders.tokenizers import build_caption_tokenizer, build_coords_tokenizer
+from terramind_plugin.builders.tokenizers import build_coords_tokenizer
 from terramind_plugin.errors import ConfigError, DataError, WeightsError, WeightsNotFoundError
-from terramind_plugin.tokenizers.sequence import CoordsTokenizer
+from terramind_plugin.tokenizers.coordinates import COORDS_VOCABULARIES, CoordsTokenizer
 
 SPECIAL = ["[PAD]", "[UNK]", "[SOS]", "[EOS]", "[S_0]", "[S_1]", "[S_2]"]
 WORDS = ["a", "green", "field", "river", "with", "two", "boats", ".", ",", "##s"]
@@ -155,7 +155,7 @@ def test_other_files(tmp_path):
     with pytest.raises(WeightsError, match="not a file of the tokenizers package"):
         build_coords_tokenizer(tmp_path / "text.json")
     with pytest.raises(WeightsError, match="has no words such as"):
-        build_coords_tokenizer(save(tmp_path / "captions.json"))
+        build_coords_tokenizer(save(tmp_path / "text_only.json"))
     with pytest.raises(WeightsError, match=r"has no \[EOS\]"):
         CoordsTokenizer(save(tmp_path / "short.json", special=["[PAD]", "[UNK]"]))
 
@@ -171,44 +171,6 @@ def test_vocabulary_is_not_on_this_machine(monkeypatch, tmp_path):
 def test_vocabulary_names_are_those_of_terratorch(backbones):
     from terratorch.models.backbones.terramind.tokenizer.tokenizer_register import pretrained_weights
 
-    from terramind_plugin.tokenizers.sequence import CAPTION_VOCABULARY, COORDS_VOCABULARY
-
-    for vocabulary in (CAPTION_VOCABULARY, COORDS_VOCABULARY):
-        entry = pretrained_weights[vocabulary.name]
-        assert (vocabulary.hub_repo, vocabulary.hub_file) == (entry["hf_hub_id"], entry["hf_hub_filename"])
-
-
-CAPTION = "A green field with two rivers. A boat."
-
-
-def test_caption_ids_are_those_of_terratorch(reference, file):
-    want = reference.CaptionTokenizer(tokenizer_file=str(file)).encode([CAPTION], "cpu")["tensor"]
-    found = build_caption_tokenizer("terramind_v01_base_generate", file).encode([CAPTION])
-    assert torch.equal(found.ids, want)
-    assert found.mask.all()
-
-
-def test_caption_does_not_depend_on_its_batch(file):
-    tokenizer = build_caption_tokenizer("terramind_v01_base", file)
-    ids, mask = tokenizer.encode(["a river", CAPTION])
-    alone = tokenizer.encode(["a river"]).ids[0]
-    assert torch.equal(ids[0, : len(alone)], alone)
-    assert ids[0, len(alone) :].unique().tolist() == [tokenizer.pad_id]
-    assert mask.sum(dim=1).tolist() == [len(alone), ids.shape[1]]
-
-
-def test_caption_round_trip(file):
-    tokenizer = build_caption_tokenizer("terramind_v01_base", file)
-    texts = ["A green field with two rivers. A river", "A river"]
-    assert tokenizer.decode(tokenizer.encode(texts).ids) == texts
-
-
-@pytest.mark.parametrize("texts", ["one text", []])
-def test_captions_are_a_list(file, texts):
-    with pytest.raises(ConfigError, match="a list with one text for each sample"):
-        build_caption_tokenizer("terramind_v01_base", file).encode(texts)
-
-
-def test_captions_are_not_supported_by_v1(file):
-    with pytest.raises(ConfigError, match="not supported by v1 weights"):
-        build_caption_tokenizer("terramind_v1_base_generate", file)
+    vocabulary = COORDS_VOCABULARIES["terramind_v1"]
+    entry = pretrained_weights[vocabulary.name]
+    assert (vocabulary.hub_repo, vocabulary.hub_file) == (entry["hf_hub_id"], entry["hf_hub_filename"])

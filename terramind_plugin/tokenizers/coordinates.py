@@ -1,0 +1,212 @@
+"""Coordinates to token ids and back, with a vocabulary file of the `tokenizers` package.
+
+Source: the coordinate tokenizer of TerraMind (arXiv:2504.11171) as registered in TerraTorch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from terramind_plugin.errors import ConfigError, DataError, WeightsError, WeightsNotFoundError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+PAD, UNKNOWN, START, EOS = "[PAD]", "[UNK]", "[SOS]", "[EOS]"
+PUBLISHED_DEGREES = 0.25
+"""Resolution of the published vocabulary's grid in degrees."""
+PUBLISHED_SENTINELS = 200
+_WORD = re.compile(r"(lat|lon)=(-?\d+\.\d+)")
+_LIMITS = {"lat": 90.0, "lon": 180.0}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Location of a published vocabulary file."""
+
+    name: str
+    hub_repo: str | None
+    """Repository on the Hugging Face hub; None for a file that ships with this package."""
+    hub_file: str
+    """File in that repository, or in the package's folder `shipped`."""
+
+
+COORDS_VOCABULARIES = {
+    "terramind_v1": Vocabulary(
+        "terramind_v1_coords_tokenizer", "ibm-esa-geospatial/TerraMind-1.0-Tokenizer-Coords", "config.json"
+    ),
+    "terramind_sim_nano": Vocabulary("terramind_sim_nano_coords_tokenizer", None, "terramind_sim_nano_coords.json"),
+}
+"""Vocabularies by family of models."""
+
+
+class TokenSequence(NamedTuple):
+    """Token ids of a batch of positions."""
+
+    ids: Tensor
+    """Integers [B, N]."""
+    mask: Tensor
+    """Boolean [B, N]; True where there is a token."""
+
+
+class CoordsTokenizer:
+    """Longitude and latitude as two words and an end: 'lat=48.25 lon=11.50 [EOS]'.
+
+    Args:
+        tokenizer_file: A JSON file as `tokenizers.Tokenizer.save` writes it, or a tokenizer in memory.
+
+    Raises:
+        WeightsError: The file is missing or is no vocabulary of coordinates.
+    """
+
+    def __init__(self, tokenizer_file: str | Path | Tokenizer) -> None:
+        self.tokenizer: Tokenizer = (
+            _read_vocabulary(Path(tokenizer_file).expanduser())
+            if isinstance(tokenizer_file, str | Path)
+            else tokenizer_file
+        )
+        self.eos_id = self._token_id(EOS)
+        self.pad_id = self._token_id(PAD)
+        if not self.latitudes or not self.longitudes:
+            raise WeightsError(f"{tokenizer_file} has no words such as 'lat=48.25' and 'lon=11.50'.")
+        self.steps_per_degree = _steps_per_degree(sorted(self.latitudes.values()))
+
+    @cached_property
+    def latitudes(self) -> dict[int, float]:
+        """Degrees north by token id, for all latitudes of the vocabulary."""
+        return self._degrees("lat")
+
+    @cached_property
+    def longitudes(self) -> dict[int, float]:
+        """Degrees east by token id, for all longitudes of the vocabulary."""
+        return self._degrees("lon")
+
+    @property
+    def sentinels(self) -> list[int]:
+        """Ids of the tokens '[S_0]', '[S_1]' and so on, ascending."""
+        return sorted(number for word, number in self.tokenizer.get_vocab().items() if word.startswith("[S_"))
+
+    def encode(self, coords: Tensor | Sequence[Sequence[float]]) -> TokenSequence:
+        """Return token ids [B, N] and their mask, on the device of `coords`.
+
+        Args:
+            coords: Positions [B, 2] as (longitude, latitude) in degrees, -180 to 180 and -90 to 90; the nearest point
+                of the vocabulary's grid is taken: 0.25 degrees for the published one.
+
+        Raises:
+            DataError: A position is out of range, NaN or not in the vocabulary.
+            ConfigError: The shape is not [B, 2].
+        """
+        positions = torch.as_tensor(coords)
+        if positions.dim() != 2 or positions.shape[1] != 2:
+            raise ConfigError(f"Coordinates have shape [B, 2] as (longitude, latitude), got {list(positions.shape)}.")
+        grid = (positions.double() * self.steps_per_degree).round() / self.steps_per_degree
+        texts = [self._text(*pair) for pair in zip(positions.tolist(), grid.tolist(), strict=True)]
+        rows = [row.ids for row in self.tokenizer.encode_batch(texts, add_special_tokens=True)]
+        unknown = self.tokenizer.token_to_id(UNKNOWN)
+        for text, row in zip(texts, rows, strict=True):
+            if unknown in row or len(row) != len(rows[0]):
+                raise DataError(f"'{text}' is not in the vocabulary. Is tokenizer_file the one for coordinates?")
+        ids = torch.tensor(rows, dtype=torch.long, device=positions.device).reshape(len(rows), -1)
+        return TokenSequence(ids, torch.ones_like(ids, dtype=torch.bool))
+
+    def decode(self, ids: Tensor | Sequence[Sequence[int]]) -> Tensor:
+        """Return positions [B, 2] as (longitude, latitude) in degrees, float64; NaN where ids are no position.
+
+        Args:
+            ids: Token ids [B, N], in any order and with any other tokens between; a row's first latitude and first
+                longitude count.
+        """
+        positions = []
+        for row in ids.tolist() if isinstance(ids, Tensor) else ids:
+            longitude = next((self.longitudes[token] for token in row if token in self.longitudes), math.nan)
+            latitude = next((self.latitudes[token] for token in row if token in self.latitudes), math.nan)
+            known = not math.isnan(longitude + latitude)
+            positions.append((longitude, latitude) if known else (math.nan, math.nan))
+        return torch.tensor(positions, dtype=torch.float64).reshape(-1, 2)
+
+    def _token_id(self, token: str) -> int:
+        number = self.tokenizer.token_to_id(token)
+        if number is None:
+            raise WeightsError(f"The vocabulary file is not one of TerraMind: it has no {token}.")
+        return number
+
+    def _degrees(self, axis: str) -> dict[int, float]:
+        matches = {index: _WORD.fullmatch(word) for word, index in self.tokenizer.get_vocab().items()}
+        return {index: float(match[2]) for index, match in matches.items() if match and match[1] == axis}
+
+    def _text(self, position: Sequence[float], nearest: Sequence[float]) -> str:
+        """Return the text form of one position on the grid."""
+        words = []
+        for axis, value, on_grid in (("lat", position[1], nearest[1]), ("lon", position[0], nearest[0])):
+            if not abs(value) <= _LIMITS[axis]:
+                swapped = axis == "lat" and abs(position[0]) <= 90 < abs(value) <= 180
+                raise DataError(
+                    f"{axis} {value:g} is outside -{_LIMITS[axis]:g} to {_LIMITS[axis]:g} degrees in "
+                    f"{tuple(position)}."
+                    + (" Positions are (longitude, latitude): are they swapped?" if swapped else "")
+                )
+            word = f"{axis}={on_grid:.2f}"
+            if word.endswith("=-0.00") and self.tokenizer.token_to_id(word) is None:
+                word = f"{axis}=0.00"
+            words.append(word)
+        return f"{' '.join(words)} {EOS}"
+
+
+def build_coords_vocabulary(degrees: float = PUBLISHED_DEGREES, sentinels: int = PUBLISHED_SENTINELS) -> Tokenizer:
+    """Return a vocabulary of coordinates.
+
+    Special tokens come first and in the order of the published vocabulary, so that the ids that begin and end a
+    generated sequence are the same; then latitudes, then longitudes.
+
+    Args:
+        degrees: Resolution of the grid; divides 90.
+        sentinels: Number of tokens '[S_0]', '[S_1]' and so on; at least 3.
+
+    Raises:
+        ConfigError: A number is not possible.
+    """
+    from tokenizers import AddedToken, Tokenizer
+    from tokenizers.models import WordPiece
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+
+    steps = round(90 / degrees) if degrees > 0 else 0
+    if steps < 1 or abs(steps * degrees - 90) > 1e-9 or sentinels < 3:
+        raise ConfigError(
+            f"A grid of {degrees} degrees must divide 90, and a vocabulary needs 3 sentinels, got {sentinels}."
+        )
+    special = [PAD, UNKNOWN, START, EOS, *(f"[S_{number}]" for number in range(sentinels))]
+    words = [*special, *(f"lat={step * degrees:.2f}" for step in range(-steps, steps + 1))]
+    words += [f"lon={step * degrees:.2f}" for step in range(-2 * steps, 2 * steps + 1)]
+    tokenizer = Tokenizer(WordPiece({word: number for number, word in enumerate(words)}, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.add_special_tokens([AddedToken(word, normalized=False, special=True) for word in special])
+    return tokenizer
+
+
+def _read_vocabulary(path: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    if not path.is_file():
+        raise WeightsNotFoundError(f"Vocabulary file not found: {path}. Check tokenizer_file.")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the package raises plain Exception
+        raise WeightsError(f"{path} is not a file of the tokenizers package: {error}.") from error
+
+
+def _steps_per_degree(latitudes: Sequence[float]) -> float:
+    """Return the resolution of a vocabulary whose latitudes, ascending, are a whole grid; else the published one's."""
+    steps = len(latitudes) - 1
+    if steps > 0 and all(abs(value + 90 - 180 * n / steps) < 0.01 for n, value in enumerate(latitudes)):
+        return steps / 180
+    return 1 / PUBLISHED_DEGREES
