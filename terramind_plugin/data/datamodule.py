@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 from terratorch.datamodules import GenericMultiModalDataModule
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from tqdm import tqdm
 
 from terramind_plugin.cache.callback import MemoLog, find_memos
@@ -26,8 +25,9 @@ from terramind_plugin.data.arguments import (
     read_roots,
     settle_statistics,
 )
-from terramind_plugin.data.dataset import CHECKED, ReadingPlan, UnlabelledSamples, collate
+from terramind_plugin.data.dataset import CHECKED, ReadingPlan, UnlabelledSamples
 from terramind_plugin.data.guard import guard
+from terramind_plugin.data.loading import ModalityBatches, Repeated, check_sizes, collate
 from terramind_plugin.data.terratorch_internals import collate_samples
 from terramind_plugin.data.transforms import build_transforms
 from terramind_plugin.data.writer import take_over
@@ -301,13 +301,12 @@ class TerraMindDataModule(GenericMultiModalDataModule):
 
     def _dataloader_factory(self, split: str) -> DataLoader[Any]:
         """Return the loader of a split; Lightning can shard it, so a batch has `batch_size` samples under DDP."""
-        if self.sample_num_modalities:
-            return super()._dataloader_factory(split)
         dataset = self._valid_attribute(f"{split}_dataset", "dataset")
         batch_size = self._valid_attribute(f"{split}_batch_size", "batch_size")
-        drop_last = split == "train" and self.drop_last
+        train = split == "train"
+        samples = Repeated(dataset, self.train_repeats) if train and self.train_repeats > 1 else dataset
+        drop_last = train and self.drop_last
         processes = self.trainer.world_size if self.trainer is not None else 1
-        samples: ConcatDataset[Any] = ConcatDataset([dataset] * (self.train_repeats if split == "train" else 1))
         if drop_last and len(samples) < batch_size * processes:
             raise ConfigError(
                 f"No training batch: {len(samples)} training samples do not fill one batch of {batch_size} on "
@@ -315,38 +314,20 @@ class TerraMindDataModule(GenericMultiModalDataModule):
             )
         transform = getattr(self, "test_transform" if split == "predict" else f"{split}_transform")
         if self.compare_sizes and batch_size > 1 and transform is None:
-            _check_sizes(dataset.samples)
+            check_sizes(dataset.samples)
+        batches: dict[str, Any] = {"batch_size": batch_size, "shuffle": train, "drop_last": drop_last}
+        if self.sample_num_modalities:
+            order: Any = RandomSampler(samples) if train else SequentialSampler(samples)
+            drawn = (self.modalities, self.sample_num_modalities, self.sample_replace)
+            batches = {"batch_sampler": ModalityBatches(order, batch_size, drop_last, *drawn)}
         return DataLoader(
-            samples if len(samples) > len(dataset) else dataset,
-            batch_size=batch_size,
-            shuffle=split == "train",
-            drop_last=drop_last,
+            samples,
+            **batches,
             num_workers=self.num_workers,
             collate_fn=self.collate_fn,
             pin_memory=self.pin_memory,
             persistent_workers=self.num_workers > 0,
         )
-
-
-def _check_sizes(samples: Sequence[Mapping[str, Any]]) -> None:
-    """Raise if rasters of a data set differ in size, after reading their headers.
-
-    Raises:
-        DataError: Two files differ; the message names them.
-    """
-    first: dict[str, tuple[Any, tuple[int, int]]] = {}
-    for sample in samples:
-        for name, path in sample.items():
-            if not isinstance(path, str) or not path.lower().endswith((".tif", ".tiff")):
-                continue
-            with rasterio.open(path) as raster:
-                size = raster.shape
-            known = first.setdefault(name, (path, size))
-            if known[1] != size:
-                raise DataError(
-                    f"{name} files differ in size: {known[0]} {list(known[1])}, {path} {list(size)}. "
-                    "Cut them to one size, or use batch_size: 1 or check_stackability: false with a crop."
-                )
 
 
 def band_statistics(datamodule: Any) -> dict[str, Statistics]:

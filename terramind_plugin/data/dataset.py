@@ -21,8 +21,9 @@ from terratorch.datasets import (
 )
 from torch import Tensor
 
+from terramind_plugin.data.loading import Pick
 from terramind_plugin.data.reading import FAR_VALUES, by_name, check_one_band, without_odd
-from terramind_plugin.data.terratorch_internals import collate_samples, generate_bands_intervals
+from terramind_plugin.data.terratorch_internals import generate_bands_intervals
 from terramind_plugin.errors import DataError
 from terramind_plugin.raster.complete import GDAL_ERRORS
 from terramind_plugin.raster.missing import FAR
@@ -165,7 +166,7 @@ class CheckedSamples(GenericMultimodalDataset):
         """
         self._seed_transforms()
         self._empty = []
-        sample = super().__getitem__(index)
+        sample = super().__getitem__(self._with_label(index) if isinstance(index, tuple) else index)
         if self.plan.table.task == "classification" and "label" in sample:
             sample["label"] = self._class_of(sample)
         if not isinstance(sample["image"], dict):
@@ -178,6 +179,13 @@ class CheckedSamples(GenericMultimodalDataset):
         if self.allow_missing:
             self._mark_missing(sample)
         return sample
+
+    def _with_label(self, pick: Pick) -> Pick:
+        """Return the number of a sample with the drawn modalities that it has, and with its label."""
+        number, drawn = pick
+        files = self.samples[number]
+        names = [name for name in drawn if name in files] or [name for name in self.image_modalities if name in files]
+        return number, [*names, *(["mask"] if "mask" in files else [])]
 
     def _seed_transforms(self) -> None:
         """Let augmentation follow seed_everything, and differ between worker processes and epochs.
@@ -395,45 +403,3 @@ CHECKED: dict[type, type[CheckedSamples]] = {
     GenericMultimodalDataset: UnlabelledSamples,
 }
 """Our data set for each of TerraTorch's."""
-
-
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return a batch of samples.
-
-    Raises:
-        DataError: The samples have different sizes; the message names the files.
-    """
-    first = samples[0]
-    for sample in samples[1:]:
-        for name, shape, other in _shapes(first, sample):
-            if shape != other:
-                turned = shape[:-2] == other[:-2] and shape[-2:] == other[:-3:-1]
-                advice = (
-                    "A transform turns or transposes images that are not square: use flips, or add a crop before it."
-                    if turned
-                    else "Cut the files to one size, add a crop to the transforms, or use batch_size: 1."
-                )
-                raise DataError(
-                    f"Samples of a batch differ in size: {_file(first, name)} {shape}, {_file(sample, name)} {other}. "
-                    f"{advice}"
-                )
-    return collate_samples(samples)
-
-
-def _shapes(first: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, list[int], list[int]]]:
-    def tensors(sample: dict[str, Any]) -> dict[str, Tensor]:
-        image = sample["image"]
-        images = image if isinstance(image, dict) else {"image": image}
-        return {**images, **({"mask": sample["mask"]} if "mask" in sample else {})}
-
-    a, b = tensors(first), tensors(other)
-    return [
-        (name, list(a[name].shape), list(b[name].shape))
-        for name in a
-        if name in b and isinstance(a[name], Tensor) and isinstance(b[name], Tensor)
-    ]
-
-
-def _file(sample: dict[str, Any], name: str) -> Any:
-    files = sample.get("filename", {})
-    return files.get(name, files) if isinstance(files, dict) else files

@@ -12,10 +12,14 @@ from typing import Any
 import albumentations
 import numpy as np
 import pytest
+import rasterio
 import torch
 from jsonargparse import ArgumentParser
+from lightning.fabric.utilities.data import _replace_dunder_methods
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.data import _update_dataloader
 from terratorch.datamodules import GenericMultiModalDataModule
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 from terramind_plugin.data.datamodule import TerraMindDataModule
 from terramind_plugin.errors import ConfigError, DataError
@@ -321,6 +325,44 @@ def test_sampling_of_modalities(root: Path, make_module: Callable[..., Any]) -> 
     module = make_module(root, sample_num_modalities=1, task=None, label_data_root=...)
     module.setup("fit")
     assert all(len(batch["image"]) == 1 for batch in module.train_dataloader())
+
+
+def test_drawn_modalities_come_with_labels_repeats_and_full_batches(
+    root: Path, make_module: Callable[..., Any]
+) -> None:
+    np.random.seed(0)
+    module = make_module(root, sample_num_modalities=1, train_repeats=4, batch_size=8)
+    module.setup("fit")
+    batches = [batch for _ in range(4) for batch in module.train_dataloader()]
+    assert [len(batch["mask"]) for batch in batches] == [8] * 8
+    assert {tuple(batch["image"]) for batch in batches} == {("S2L1C",), ("S1GRD",)}
+    names = [Path(path).name[0] for batch in batches[:2] for path in next(iter(batch["filename"].values()))]
+    assert sorted(map(names.count, names)) == [4] * 16
+    for batch in batches:
+        ((name, images),) = batch["image"].items()
+        for image, label, path in zip(images, batch["mask"], batch["filename"][name], strict=True):
+            with rasterio.open(path) as raster:
+                assert np.array_equal(image, raster.read().astype(np.float32))
+            with rasterio.open(root / "mask" / f"{Path(path).name[0]}_label.tif") as raster:
+                assert np.array_equal(label, raster.read(1))
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_drawn_modalities_keep_the_batch_size_in_each_process(
+    root: Path, make_module: Callable[..., Any], repeats: int
+) -> None:
+    """Lightning exchanges the sampler of each process, with these functions."""
+    module = make_module(root, sample_num_modalities=1, train_repeats=repeats)
+    module.setup("fit")
+    with _replace_dunder_methods(DataLoader, "dataset"), _replace_dunder_methods(BatchSampler):
+        loader = module.train_dataloader()
+    seen = []
+    for rank in (0, 1):
+        own = _update_dataloader(loader, DistributedSampler(loader.dataset, num_replicas=2, rank=rank))
+        batches = list(own)
+        assert [len(batch["mask"]) for batch in batches] == [2] * repeats
+        seen += [Path(path).name[0] for batch in batches for path in next(iter(batch["filename"].values()))]
+    assert sorted(seen) == sorted("abcd" * repeats)
 
 
 @pytest.mark.parametrize("transform", [None, [{"class_path": "ToTensorV2"}]])

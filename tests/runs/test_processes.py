@@ -69,6 +69,24 @@ def test_every_process_gets_full_batches(runner: Any, scenes: Any, tmp_path: Pat
 
 
 @pytest.mark.slow
+def test_drawn_modalities_on_two_processes(runner: Any, tmp_path: Path) -> None:
+    (tmp_path / "counter.py").write_text(
+        COUNTER.replace('batch["filename"]["S2L1C"]', 'list(*batch["filename"].values())')
+    )
+    changes = {
+        "data.sample_num_modalities": 1,
+        "data.train_repeats": 2,
+        "trainer.callbacks": [{"class_path": "counter.Counter"}],
+        "trainer.devices": 2,
+        "trainer.strategy": "ddp_find_unused_parameters_true",
+    }
+    result = _run("terramind", "fit", "--config", runner.write(changes), cwd=tmp_path, path=str(tmp_path))
+    assert result.returncode == 0, result.stderr[-3000:]
+    batches = [json.loads((tmp_path / f"batches_{rank}.json").read_text()) for rank in (0, 1)]
+    assert [[len(batch) for batch in of_rank] for of_rank in batches] == [[2, 2], [2, 2]]
+
+
+@pytest.mark.slow
 def test_too_few_samples_for_all_processes(runner: Any, tmp_path: Path) -> None:
     config = runner.write({"data.batch_size": 3, "trainer.devices": 2, "trainer.strategy": "ddp"})
     result = _run("terramind", "fit", "--config", config, cwd=tmp_path)

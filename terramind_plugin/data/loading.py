@@ -1,0 +1,144 @@
+"""Repeated samples, batches of some modalities, samples of one size as a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import BatchSampler, Dataset, Sampler
+
+from terramind_plugin.data.terratorch_internals import collate_samples
+from terramind_plugin.errors import DataError
+from terramind_plugin.samples.checks.headers import map_files, read_header
+from terramind_plugin.samples.layout import RASTERS
+
+Pick = tuple[int, Sequence[str]]
+"""Number of a sample and the names of the modalities to read."""
+
+
+class Repeated(Dataset[Any]):
+    """The samples of a data set, several times.
+
+    Args:
+        dataset: Takes a number, or a number and names of modalities.
+        times: How often each sample is there.
+    """
+
+    def __init__(self, dataset: Any, times: int) -> None:
+        self.dataset = dataset
+        self.times = times
+
+    def __len__(self) -> int:
+        """Return the number of samples, each counted as often as it is there."""
+        return len(self.dataset) * self.times
+
+    def __getitem__(self, index: int | Pick) -> Any:
+        """Return a sample."""
+        if isinstance(index, tuple):
+            return self.dataset[index[0] % len(self.dataset), index[1]]
+        return self.dataset[index % len(self.dataset)]
+
+
+class ModalityBatches(BatchSampler):
+    """Batches of sample numbers, each with some modalities drawn at random.
+
+    Lightning makes such a sampler anew with a `sampler` of its own, so each process of a distributed run gets its
+    share of the samples in batches of `batch_size`.
+
+    Args:
+        sampler: Numbers of samples.
+        batch_size: Samples in a batch.
+        drop_last: Whether to leave out a batch that is not full.
+        modalities: Names to draw from.
+        count: How many are drawn for a batch.
+        replace: Whether a modality may be drawn twice.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler[int] | Iterable[int],
+        batch_size: int,
+        drop_last: bool,
+        modalities: Sequence[str],
+        count: int,
+        replace: bool,
+    ) -> None:
+        super().__init__(sampler, batch_size, drop_last)
+        self.modalities = list(modalities)
+        self.count = count
+        self.replace = replace
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield for each batch a list of `Pick`."""
+        for numbers in super().__iter__():
+            drawn = np.random.choice(self.modalities, self.count, replace=self.replace)
+            yield [(number, tuple(dict.fromkeys(drawn.tolist()))) for number in numbers]
+
+
+def check_sizes(samples: Sequence[Mapping[str, Any]]) -> None:
+    """Raise if rasters of a data set differ in size, after reading their headers.
+
+    Raises:
+        DataError: Two files differ; the message names them.
+    """
+    files = [
+        (name, Path(path))
+        for sample in samples
+        for name, path in sample.items()
+        if isinstance(path, str) and path.lower().endswith(RASTERS)
+    ]
+    first: dict[str, tuple[Path, tuple[int, int]]] = {}
+    for (name, path), header in zip(files, map_files(read_header, [path for _, path in files]), strict=True):
+        if header.problem and not header.bands:
+            raise DataError(f"{path} cannot be read: {header.problem}")
+        known = first.setdefault(name, (path, header.shape))
+        if known[1] != header.shape:
+            raise DataError(
+                f"{name} files differ in size: {known[0]} {list(known[1])}, {path} {list(header.shape)}. "
+                "Cut them to one size, or use batch_size: 1 or check_stackability: false with a crop."
+            )
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a batch of samples.
+
+    Raises:
+        DataError: The samples have different sizes; the message names the files.
+    """
+    first = samples[0]
+    for sample in samples[1:]:
+        for name, shape, other in _shapes(first, sample):
+            if shape != other:
+                turned = shape[:-2] == other[:-2] and shape[-2:] == other[:-3:-1]
+                advice = (
+                    "A transform turns or transposes images that are not square: use flips, or add a crop before it."
+                    if turned
+                    else "Cut the files to one size, add a crop to the transforms, or use batch_size: 1."
+                )
+                raise DataError(
+                    f"Samples of a batch differ in size: {_file(first, name)} {shape}, {_file(sample, name)} {other}. "
+                    f"{advice}"
+                )
+    return collate_samples(samples)
+
+
+def _shapes(first: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, list[int], list[int]]]:
+    def tensors(sample: dict[str, Any]) -> dict[str, Tensor]:
+        image = sample["image"]
+        images = image if isinstance(image, dict) else {"image": image}
+        return {**images, **({"mask": sample["mask"]} if "mask" in sample else {})}
+
+    a, b = tensors(first), tensors(other)
+    return [
+        (name, list(a[name].shape), list(b[name].shape))
+        for name in a
+        if name in b and isinstance(a[name], Tensor) and isinstance(b[name], Tensor)
+    ]
+
+
+def _file(sample: dict[str, Any], name: str) -> Any:
+    files = sample.get("filename", {})
+    return files.get(name, files) if isinstance(files, dict) else files
