@@ -22,9 +22,10 @@ from terratorch.datasets import (
 from torch import Tensor
 
 from terramind_plugin.data.loading import Pick
-from terramind_plugin.data.reading import FAR_VALUES, by_name, check_one_band, without_odd
+from terramind_plugin.data.reading import FAR_VALUES, by_name, without_odd
 from terramind_plugin.data.terratorch_internals import generate_bands_intervals
 from terramind_plugin.errors import DataError
+from terramind_plugin.raster.bands import check_one_band
 from terramind_plugin.raster.complete import GDAL_ERRORS
 from terramind_plugin.raster.missing import FAR
 from terramind_plugin.raster.paths import is_geotiff
@@ -244,8 +245,8 @@ class CheckedSamples(GenericMultimodalDataset):
         if not is_image and nan_replace is not None:
             data = np.nan_to_num(data, nan=nan_replace)
         if modality == "mask":
-            if not self.scalar_label:
-                check_one_band(path, data)
+            if not self.scalar_label and data.ndim == 3:
+                check_one_band(path, len(data))
             # Signed: TerraTorch subtracts 1 for reduce_zero_label, and an unsigned 0 would become the largest number.
             label = self._check_label(path, data if self.scalar_label else data.astype(np.float32))
             return label if self.plan.empty_label is None else self._ignore_empty(label, self.plan.empty_label)

@@ -1,4 +1,4 @@
-"""What a file of a data set holds: its bands by name, one band of a label, nothing that is not finite."""
+"""What a file of a data set holds: its bands by name, nothing that is not finite."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from terramind_plugin.errors import DataError
 from terramind_plugin.model.modalities import find
 from terramind_plugin.raster.bands import find_bands
-from terramind_plugin.raster.missing import is_odd
+from terramind_plugin.raster.missing import is_odd, refuse_complex
 
 FAR_VALUES = (
     "%s holds values that are infinite or beyond %g; they are taken as missing. Further files of %s are not named: "
@@ -58,23 +57,6 @@ def by_name(
     return data if order == list(range(len(data))) else data[order]
 
 
-def check_one_band(path: Any, label: NDArray) -> None:
-    """Raise if a label has several bands: TerraTorch would take the first.
-
-    Args:
-        path: Of the file, for the message.
-        label: [bands, H, W]; other shapes are left alone.
-
-    Raises:
-        DataError: It has.
-    """
-    if label.ndim == 3 and len(label) != 1:
-        raise DataError(
-            f"{path} has {len(label)} bands, expected a label with one band of class ids or values. Take the right "
-            f"one, e.g. gdal_translate -b 1 {path} label.tif; the colours of a picture are no ids."
-        )
-
-
 def without_odd(path: Any, data: Any) -> NDArray:
     """Return numbers of a file that is no GeoTIFF with NaN for what counts as missing.
 
@@ -86,7 +68,6 @@ def without_odd(path: Any, data: Any) -> NDArray:
         DataError: They are complex.
     """
     values = np.asarray(data)
-    if values.dtype.kind == "c":
-        raise DataError(f"{path} holds complex numbers, expected real ones: of radar, take the intensity.")
+    refuse_complex(path, [values.dtype])
     odd = is_odd(values)
     return np.where(odd, np.asarray(np.nan, values.dtype), values) if odd.any() else values

@@ -17,6 +17,7 @@ from terramind_plugin.errors import ConfigError, DataError, one_line
 from terramind_plugin.evaluate.compare import read_config
 from terramind_plugin.integration.lightning_cli import make_cli
 from terramind_plugin.model.variants import VARIANTS
+from terramind_plugin.raster.bands import check_one_band
 from terramind_plugin.raster.complete import GDAL_ERRORS
 from terramind_plugin.raster.missing import is_odd, refuse_complex
 from terramind_plugin.raster.reader import Expected
@@ -43,9 +44,8 @@ class Labels:
         """
         try:
             with rasterio.open(path) as file:
-                if file.count != 1:
-                    raise DataError(f"{path} has {file.count} bands, expected a label with one band of class ids.")
-                refuse_complex(file)
+                check_one_band(path, file.count)
+                refuse_complex(path, file.dtypes)
                 values, nodata = file.read(1).astype(np.float64), file.nodata
         except GDAL_ERRORS as error:
             raise DataError(f"{path} cannot be read as a label: {one_line(error)}") from error

@@ -24,8 +24,7 @@ from terramind_plugin.inference.resume import Partial
 from terramind_plugin.inference.windows import Plan, plan_windows
 from terramind_plugin.raster.complete import GDAL_ERRORS, check_complete
 from terramind_plugin.raster.georeference import Grid
-from terramind_plugin.raster.reader import Expected, Source
-from terramind_plugin.raster.rows import BLOCKS
+from terramind_plugin.raster.reader import THREADS, Expected, Source
 from terramind_plugin.raster.writer import Layer, overview_factors, write_layer
 from terramind_plugin.system import refuse_inputs, today
 
@@ -191,7 +190,7 @@ class Job:
         Args:
             warn: Whether to say so where values look like those of another unit.
         """
-        threads = BLOCKS if parent_process() is None else 1  # a forked process cannot use its parent's
+        threads = THREADS if parent_process() is None else 1  # a forked process cannot use its parent's
         with ExitStack() as stack:
             yield {
                 name: stack.enter_context(closing(Source(path, self.expected[name], self.grid, threads, warn=warn)))

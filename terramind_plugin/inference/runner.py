@@ -31,7 +31,6 @@ from terramind_plugin.inference.windows import RowBlock
 from terramind_plugin.plotting import bands_shown
 from terramind_plugin.raster.missing import warn_of_undeclared
 from terramind_plugin.raster.reader import Source
-from terramind_plugin.raster.rows import BLOCKS
 from terramind_plugin.system import Stopped, StopSignals, refuse_inputs
 
 logger = logging.getLogger("terramind_plugin")
@@ -201,7 +200,7 @@ class SceneRun:
                 job.write_found(model.found, record)
             partial.write(row, arrays)
 
-        with job.open() as sources, rasterio.Env(GDAL_CACHEMAX=_cache(sources.values())):
+        with job.open() as sources, rasterio.Env(GDAL_CACHEMAX=_cache(sources.values(), job.plan.window[0])):
             for source in sources.values():
                 expected = source.expected
                 shown = bands_shown(expected.name, expected.bands, len(expected.bands))
@@ -227,7 +226,6 @@ class SceneRun:
                 logger.warning("%s: %s no data. See the values of inputs and weights.", job.stem, said)
             for source in sources.values():
                 warn_of_undeclared(source.path, source.undeclared)
-                source.forget_rows()
             if (first, last) == (0, len(blocks)):
                 job.finish(partial, record, sources)
                 del self._partials[number]
@@ -293,10 +291,10 @@ def _is_complete(job: Job, options: Options) -> bool:
     return job.is_whole()
 
 
-def _cache(sources: Collection[Source]) -> int:
-    """Return the size of GDAL's block cache in bytes. Warping needs some blocks again."""
+def _cache(sources: Collection[Source], height: int) -> int:
+    """Return the size of GDAL's block cache in bytes for windows of some height. Warping needs some blocks again."""
     least = CACHE_TO_WARP if any(source.warped for source in sources) else CACHE
-    return max(least, (BLOCKS + 1) * sum(source.block_bytes for source in sources))
+    return max(least, sum(source.cache_bytes(height) for source in sources))
 
 
 @contextmanager

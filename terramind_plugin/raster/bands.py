@@ -94,6 +94,20 @@ def find_bands(
     return [assumed.index(name) for name in asked]
 
 
+def check_one_band(path: object, count: int) -> None:
+    """Raise a DataError if a label has several bands: TerraTorch would take the first.
+
+    Args:
+        path: Name of the file.
+        count: Number of its bands.
+    """
+    if count != 1:
+        raise DataError(
+            f"{path} has {count} bands, expected a label with one band of class ids or values. Take the right one, "
+            f"e.g. gdal_translate -b 1 {path} label.tif; the colours of a picture are no ids."
+        )
+
+
 def _other_number(
     path: str | Path,
     modality: str,

@@ -7,7 +7,7 @@ nodata value, a mask, or an alpha band.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,7 +133,7 @@ def read_pixels(raster: Any, bands: Sequence[int] | None = None, *, declared: bo
         RasterioError: It cannot be read.
     """
     bands = list(raster.indexes) if bands is None else list(bands)
-    refuse_complex(raster)
+    refuse_complex(raster.name, raster.dtypes)
     values = raster.read(bands, **window)
     missing = None
     if declared:
@@ -158,15 +158,16 @@ def add_odd(values: NDArray, declared: NDArray[np.bool_] | None) -> tuple[NDArra
     return odd | declared, int((odd & ~declared).any(axis=0).sum())
 
 
-def refuse_complex(raster: Any) -> None:
-    """Raise unless a raster holds real numbers.
+def refuse_complex(path: object, dtypes: Iterable[object]) -> None:
+    """Raise a DataError if a file holds complex numbers.
 
-    Raises:
-        DataError: It holds complex ones.
+    Args:
+        path: Name of the file.
+        dtypes: Type of each band.
     """
-    if any(name.startswith("complex") for name in raster.dtypes):
+    if any(np.dtype(str(dtype)).kind == "c" for dtype in dtypes):
         raise DataError(
-            f"{raster.name} holds complex numbers, expected real ones: of radar, take the intensity in decibels, "
+            f"{path} holds complex numbers, expected real ones: of radar, take the intensity in decibels, "
             "10 * log10(abs(x) ** 2)."
         )
 

@@ -19,12 +19,12 @@ from rasterio.windows import Window
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.model.modalities import Modality, find
 from terramind_plugin.model.units import EIGHT_BIT, is_eight_bit, other_unit
+from terramind_plugin.parallel import usable
 from terramind_plugin.raster.bands import find_bands
 from terramind_plugin.raster.complete import GDAL_ERRORS, reason_of
 from terramind_plugin.raster.georeference import Grid, apply_affine, check_georeference
-from terramind_plugin.raster.missing import FAR, WIDE_INTEGERS, read_pixels, refuse_complex
+from terramind_plugin.raster.missing import FAR, read_pixels, refuse_complex
 from terramind_plugin.raster.paths import is_remote, raster_path
-from terramind_plugin.raster.rows import RowBuffer
 from terramind_plugin.raster.thumbnail import Thumbnail
 from terramind_plugin.raster.warped import WarpedRaster
 
@@ -32,8 +32,10 @@ logger = logging.getLogger("terramind_plugin")
 
 TOLERANCE = 0.01
 """Largest distance, in pixels, between two grids that count as one."""
-MOST_ROWS = 2**30
-"""Bytes of rows that are kept at most."""
+THREADS = min(4, usable())
+"""Threads that decode blocks of a file."""
+MOST_CACHE = 2**30
+"""Bytes of decoded blocks that are kept at most, so that windows that follow one another decode none again."""
 PREVIEW_TILE = 1024
 """Height and width, at most, of what is read at once for a preview."""
 
@@ -74,8 +76,8 @@ class Expected:
         return cls(modality.name, modality.band_names, fill, tuple(file_bands), len(modality.class_names))
 
 
-class Part(NamedTuple):
-    """A window of a raster."""
+class FilledPixels(NamedTuple):
+    """Pixels of a raster whose gaps are filled."""
 
     values: NDArray[np.float32]
     """[bands, H, W], gaps filled."""
@@ -112,7 +114,7 @@ class Source:
         except GDAL_ERRORS as error:
             raise DataError(f"{path} cannot be read as a raster: {reason_of(error)}") from error
         try:
-            refuse_complex(self._file)
+            refuse_complex(path, self._file.dtypes)
             check_georeference(self._file)
             bands = find_bands(path, expected.name, self._file.descriptions, expected.bands, expected.file_bands)
         except DataError:
@@ -125,9 +127,9 @@ class Source:
         self._raster: Any = self._warp() if self.warped else self._file
         self._fill = np.array(expected.fill, dtype=np.float32)[:, None, None]
         self._warned = not warn
-        self._rows: RowBuffer | None = None
         self._thumbnail: Thumbnail | None = None
         self._undeclared = 0
+        self._counted = _Counted()
 
     def _matches(self, grid: Grid) -> bool:
         own = self.native
@@ -162,7 +164,7 @@ class Source:
         resampling = Resampling.nearest if self.expected.classes else Resampling.bilinear
         return WarpedRaster(self._file, self.grid.crs, self.grid.transform, self.grid.shape, resampling)
 
-    def read(self, row: int, column: int, height: int, width: int) -> Part:
+    def read(self, row: int, column: int, height: int, width: int) -> FilledPixels:
         """Return a window that starts inside the image; what reaches beyond it, below or right, is its mirror image.
 
         Args:
@@ -176,12 +178,13 @@ class Source:
         """
         inside = min(height, self.grid.height - row), min(width, self.grid.width - column)
         part = self._read(row, column, inside, inside)
+        self._gather(row, column, inside, part)
         beyond = ((0, height - inside[0]), (0, width - inside[1]))
         if not any(after for _, after in beyond):
             return part
-        return Part(np.pad(part.values, ((0, 0), *beyond), mode="reflect"), np.pad(part.valid, beyond))
+        return FilledPixels(np.pad(part.values, ((0, 0), *beyond), mode="reflect"), np.pad(part.valid, beyond))
 
-    def preview(self, size: tuple[int, int], bands: Sequence[int]) -> Part:
+    def preview(self, size: tuple[int, int], bands: Sequence[int]) -> FilledPixels:
         """Return the whole image at a reduced size, each pixel the nearest one.
 
         Args:
@@ -201,25 +204,20 @@ class Source:
         for top in range(0, self.grid.height, tall):
             for left in range(0, self.grid.width, wide):
                 inside = min(tall, self.grid.height - top), min(wide, self.grid.width - left)
-                wanted = thumbnail.wanted(top, left, *inside)
-                if wanted is not None:
-                    part = self._read(top, left, inside, inside, bands)
-                    there = np.ix_(wanted[0] - top, wanted[1] - left)
-                    thumbnail.add(top, left, *inside, part.values[:, there[0], there[1]], part.valid[there])
-        return Part(thumbnail.values, thumbnail.valid)
+                if thumbnail.lacks(top, left, *inside):
+                    thumbnail.add(top, left, *self._read(top, left, inside, inside, bands))
+        return FilledPixels(thumbnail.values, thumbnail.valid)
 
     @property
     def _reduces_itself(self) -> bool:
         """Whether GDAL gives a reduced image without reading all of it."""
         return not self.warped and bool(self._file.overviews(1))
 
-    def _gather(self, first: int, last: int) -> None:
-        """Take pixels for a preview from rows that are held."""
-        thumbnail, rows = self._thumbnail, self._rows
-        window = first, 0, last - first, self.grid.width
-        if thumbnail is not None and rows is not None and (wanted := thumbnail.wanted(*window)) is not None:
-            part = self._fill_gaps(*rows.pick(thumbnail.bands, *wanted), thumbnail.bands)
-            thumbnail.add(*window, *part)
+    def _gather(self, row: int, column: int, inside: tuple[int, int], part: FilledPixels) -> None:
+        """Take pixels for a preview from a window that was read."""
+        thumbnail = self._thumbnail
+        if thumbnail is not None and thumbnail.lacks(row, column, *inside):
+            thumbnail.add(row, column, part.values[thumbnail.bands], part.valid)
 
     def _read(
         self,
@@ -228,43 +226,36 @@ class Source:
         inside: tuple[int, int],
         size: tuple[int, int],
         bands: Sequence[int] | None = None,
-    ) -> Part:
+    ) -> FilledPixels:
         """Return some bands of a window that lies inside the image, at some size."""
         indexes = self.indexes if bands is None else [self.indexes[band] for band in bands]
         try:
-            known: NDArray[np.bool_] | None
-            if self._rows is not None and bands is None and size == inside:
-                values, known = self._rows.window(row, column, *inside)
-            else:
-                window = Window(column, row, inside[1], inside[0])
-                reduced: dict[str, Any] = {} if size == inside else {"out_shape": (len(indexes), *size)}
-                pixels = read_pixels(self._raster, indexes, window=window, **reduced)
-                self._undeclared += pixels.undeclared if bands is None and not self.warped else 0
-                with np.errstate(over="ignore"):  # what is too large for float32 is missing
-                    values = pixels.values.astype(np.float32, copy=False)
-                known = None if pixels.missing is None else ~pixels.missing
+            window = Window(column, row, inside[1], inside[0])
+            reduced: dict[str, Any] = {} if size == inside else {"out_shape": (len(indexes), *size)}
+            pixels = read_pixels(self._raster, indexes, window=window, **reduced)
+            if bands is None and not self.warped:
+                new = self._counted.add(window)
+                if pixels.undeclared and new is not None:
+                    self._undeclared += read_pixels(self._raster, indexes, window=new).undeclared
         except GDAL_ERRORS as error:
             raise DataError(
                 f"{self.path}: rows {row} to {row + inside[0] - 1}, columns {column} to {column + inside[1] - 1} "
                 f"cannot be read: {reason_of(error).rstrip('.')}. The file may be damaged or incomplete; copy or "
                 "download it again."
             ) from error
+        with np.errstate(over="ignore"):  # what is too large for float32 is missing
+            values = pixels.values.astype(np.float32, copy=False)
+        known = None if pixels.missing is None else ~pixels.missing
         measured = values if known is None else values[known]
         if self.expected.classes:
             self._check_classes(measured)
         elif not self._warned and measured.size:
             self._warned = True
             self._warn_of_units(measured, whole=size == inside == self.grid.shape)
-        return self._fill_gaps(values, known, bands)
-
-    def _fill_gaps(
-        self, values: NDArray[np.float32], known: NDArray[np.bool_] | None, bands: Sequence[int] | None
-    ) -> Part:
-        """Return values with their own number where they are not known; None for known everywhere."""
         if known is None:
-            return Part(values, np.ones(values.shape[1:], bool))
+            return FilledPixels(values, np.ones(values.shape[1:], bool))
         fill = self._fill if bands is None else self._fill[list(bands)]
-        return Part(np.where(known, values, fill), np.asarray(known.any(axis=0)))
+        return FilledPixels(np.where(known, values, fill), np.asarray(known.any(axis=0)))
 
     def _check_classes(self, values: NDArray[np.float32]) -> None:
         classes = self.expected.classes
@@ -297,49 +288,64 @@ class Source:
             logger.warning("%s: its values look like %s. Expected: %s. %s", self.path, guess, modality.units, advice)
 
     def keep_rows(self, height: int, size: tuple[int, int] | None = None, bands: Sequence[int] = ()) -> None:
-        """Keep the rows of windows that are read one after the other, row by row of windows, top to bottom.
+        """Prepare for windows that are read row by row of windows, top to bottom.
 
         Args:
-            height: Of the windows.
-            size: Of a preview that will be asked for, so that it is gathered on the way.
-            bands: Of the preview.
+            height: Height of the windows.
+            size: Size of a preview that will be asked for, so that its pixels are gathered on the way.
+            bands: Bands of the preview.
         """
-        if any(self._raster.dtypes[index - 1] in WIDE_INTEGERS for index in self.indexes):
-            return  # GDAL has to say where each band is missing
-        rows = RowBuffer(self._raster, self.indexes, height, self._gather)
-        # Blocks may be as large as the image; then GDAL keeps what it can.
-        self._rows = rows if rows.values.nbytes <= MOST_ROWS else None
+        if self.warped:
+            self._raster.keep_rows(height, len(self.indexes), MOST_CACHE)
         if size is not None and not self._reduces_itself:
             self._thumbnail = Thumbnail(self.grid.shape, size, bands)
 
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of a decoded block of all bands of the file: GDAL decodes it again where it cannot keep them."""
-        height, width = self._file.block_shapes[0]
-        return height * width * sum(np.dtype(name).itemsize for name in self._file.dtypes)
+    def cache_bytes(self, height: int) -> int:
+        """Return the bytes of decoded blocks that GDAL needs so that `keep_rows` decodes none twice.
+
+        Args:
+            height: Height of the windows.
+        """
+        tall, wide = self._file.block_shapes[0]
+        block = tall * wide * sum(np.dtype(name).itemsize for name in self._file.dtypes)
+        blocks = 0 if self.warped else ((height - 1) // tall + 2) * -(-self._file.width // wide)
+        return max(min(blocks * block, MOST_CACHE), (THREADS + 1) * block)
 
     @property
     def undeclared(self) -> int:
-        """Number of pixels read so far that are missing though the file does not say so.
+        """Number of pixels read so far that are NaN, infinite or far from 0 though the file does not say so.
 
-        They are NaN, infinite or far from 0. Windows that overlap count theirs again, unless rows are kept.
+        A pixel of two windows counts once if windows are read row by row of windows, top to bottom.
         """
-        if self.warped:
-            return self._raster.undeclared
-        return self._undeclared + (0 if self._rows is None else self._rows.undeclared)
-
-    def forget_rows(self) -> None:
-        """Free the memory of the rows."""
-        if self._rows is not None:
-            self._undeclared += self._rows.undeclared
-        self._rows = None
+        return self._raster.undeclared if self.warped else self._undeclared
 
     def close(self) -> None:
-        """Close the file and forget its rows."""
-        self.forget_rows()
+        """Close the file and forget its blocks."""
         if self.warped:
             self._raster.close()
         self._file.close()
+
+
+@dataclass
+class _Counted:
+    """The part of an image that windows have covered, row by row of windows."""
+
+    row: int = -1
+    above: int = 0
+    """Image row up to which earlier rows of windows reach."""
+    below: int = 0
+    """Image row up to which this row of windows reaches."""
+    right: int = 0
+    """Column up to which this row of windows reaches."""
+
+    def add(self, window: Window) -> Window | None:
+        """Cover a window, and return the part of it that is new; None if nothing is."""
+        row, column, height, width = window.row_off, window.col_off, window.height, window.width
+        if row != self.row:
+            self.row, self.above, self.right = row, self.below, 0
+        top, left, bottom, right = max(row, self.above), max(column, self.right), row + height, column + width
+        self.below, self.right = max(bottom, self.below), max(right, self.right)
+        return Window(left, top, right - left, bottom - top) if top < bottom and left < right else None
 
 
 def _shown(bounds: Sequence[float]) -> str:

@@ -27,29 +27,23 @@ class Thumbnail:
             ((np.arange(small) + 0.5) * large / small).astype(int) for small, large in zip(size, shape, strict=True)
         )
 
-    def wanted(self, top: int, left: int, height: int, width: int) -> tuple[NDArray, NDArray] | None:
-        """Return the rows and columns of the image that are wanted of a window; None if none is, or all are here."""
-        down, across = self._inside(top, left, height, width)
-        if not self._missing[down, across].any():
-            return None
-        return self._rows[down], self._columns[across]
+    def lacks(self, top: int, left: int, height: int, width: int) -> bool:
+        """Return whether a window of the image has pixels that are still missing here."""
+        return bool(self._missing[self._inside(top, left, height, width)].any())
 
-    def add(
-        self, top: int, left: int, height: int, width: int, values: NDArray[np.float32], valid: NDArray[np.bool_]
-    ) -> None:
-        """Take what a window wants.
+    def add(self, top: int, left: int, values: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
+        """Take the pixels of a window of the image.
 
         Args:
             top: First row of the window.
             left: First column.
-            height: Rows.
-            width: Columns.
-            values: The pixels at what `wanted` returned, [bands, rows, columns].
-            valid: Where they have data.
+            values: All its pixels, [bands, rows, columns].
+            valid: Where they have data, [rows, columns].
         """
-        here = self._inside(top, left, height, width)
-        self.values[:, *here] = values
-        self.valid[here] = valid
+        here = down, across = self._inside(top, left, *valid.shape)
+        there = np.ix_(self._rows[down] - top, self._columns[across] - left)
+        self.values[:, *here] = values[:, there[0], there[1]]
+        self.valid[here] = valid[there]
         self._missing[here] = False
 
     def _inside(self, top: int, left: int, height: int, width: int) -> tuple[slice, slice]:

@@ -179,6 +179,18 @@ class WarpedRaster:
         )
         return result
 
+    def keep_rows(self, height: int, bands: int, most: int) -> None:
+        """Keep the blocks of a row of windows, so that none is warped again for the next row.
+
+        Args:
+            height: Height of the windows.
+            bands: Number of bands.
+            most: Bytes of blocks that are kept at most.
+        """
+        tall, wide = BLOCK
+        row = ((height - 1) // tall + 2) * -(-self.width // wide)
+        self._block = lru_cache(max(KEPT, min(row, most // (4 * bands * tall * wide))))(self._warp_block)
+
     def close(self) -> None:
         """Forget all blocks; the raster is closed by whoever opened it."""
         self._block.cache_clear()
