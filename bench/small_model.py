@@ -10,20 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from terramind_plugin.builders.tokenizers import build_image_tokenizer
 from terramind_plugin.errors import DataError
 from terramind_plugin.evaluate import few_shot
 from terramind_plugin.evaluate import locate as places
 from terramind_plugin.evaluate.locate import Errors
-from terramind_plugin.evaluate.scores import (
-    Overlap,
-    Score,
-    count_confusion,
-    count_overlap,
-    score_confusions,
-    score_overlaps,
-)
+from terramind_plugin.evaluate.scores import Overlap, Score, count_overlap, ratio, score_chips, score_overlaps
 from terramind_plugin.evaluate.testset import Labels
 from terramind_plugin.evaluate.zero_shot import LAND_COVER, build_land_cover_generator
 from terramind_plugin.generation.generator import TerraMindGenerator
@@ -261,12 +255,25 @@ def judge_land_cover(world: World, names: tuple[str, ...], maps: NDArray[np.int6
     """Return how maps [chips, H, W] agree with the chips' land cover and water."""
     true = world.stack(LAND_COVER)[:, 0].astype(np.int64)
     classes = len(MODALITIES[LAND_COVER].class_names)
-    confusions = np.stack([count_confusion(a, b, classes, 0) for a, b in zip(maps, true, strict=True)])
+    pairs = zip(torch.from_numpy(maps), torch.from_numpy(true), strict=True)
+    confusions = np.stack([multiclass_confusion_matrix(*pair, classes, ignore_index=0).numpy() for pair in pairs])
     overlaps: list[Overlap] = [
         count_overlap(np.isin(one, WATER), water, known)
         for one, water, known in zip(maps, world.water, world.labelled, strict=True)
     ]
-    return LandCover(names, score_confusions(confusions), score_overlaps(overlaps), maps)
+    return LandCover(
+        names, score_chips(confusions, lambda chips: mean_class_iou(chips.sum(axis=0))), score_overlaps(overlaps), maps
+    )
+
+
+def mean_class_iou(confusion: NDArray) -> float:
+    """Return the mean IoU of the classes that the labels hold.
+
+    Args:
+        confusion: Pixels by label and by map, [classes, classes].
+    """
+    hits, labelled, mapped = np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    return float(np.mean(ratio(hits, labelled + mapped - hits)[labelled > 0]))
 
 
 def majority_land_cover(world: World) -> LandCover:

@@ -1,53 +1,47 @@
-"""Numbers that judge a model, and how sure they are: numpy alone."""
+"""Scores of a model over chips, with their intervals."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pyproj import Geod
 
 RESAMPLES = 2000
-"""Times that chips are drawn anew for an interval."""
+"""Number of times that chips are drawn anew for an interval."""
 CONFIDENCE = 0.95
 EARTH_RADIUS = 6371.0088
 """Mean radius in km."""
-
-Interval = tuple[float, float]
+GLOBE = Geod(a=1000 * EARTH_RADIUS, f=0)
 
 
 class Overlap(NamedTuple):
-    """How two sets of pixels overlap."""
+    """Overlap of two sets of pixels."""
 
     hits: int
     """Pixels in both."""
     false: int
-    """In the map alone."""
+    """Pixels in the map alone."""
     missed: int
-    """In the label alone."""
+    """Pixels in the label alone."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A number with the interval that holds the true one with 95 % confidence."""
+    """A number with its 95 % interval."""
 
     value: float
-    interval: Interval
+    interval: tuple[float, float]
 
     def __str__(self) -> str:
         return f"{self.value:.3f} ({self.interval[0]:.3f} to {self.interval[1]:.3f})"
 
 
 def count_overlap(predicted: NDArray[np.bool_], true: NDArray[np.bool_], known: NDArray[np.bool_]) -> Overlap:
-    """Return the overlap of a map with its label.
-
-    Args:
-        predicted: Any shape.
-        true: Same shape.
-        known: Same shape; pixels that count.
-    """
+    """Return the overlap of a map with its label in the pixels that are known; all arrays have one shape."""
     return Overlap(
         int((predicted & true & known).sum()),
         int((predicted & ~true & known).sum()),
@@ -56,120 +50,84 @@ def count_overlap(predicted: NDArray[np.bool_], true: NDArray[np.bool_], known: 
 
 
 def intersection_over_union(counts: ArrayLike) -> NDArray[np.float64]:
-    """Return the IoU of each row; NaN where there is nothing to find and nothing was found.
+    """Return the IoU, NaN where there is nothing to find and nothing was found.
 
     Args:
         counts: [..., 3] as in `Overlap`.
     """
     hits, false, missed = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
-    return _ratio(hits, hits + false + missed)
+    return ratio(hits, hits + false + missed)
 
 
 def precision(counts: ArrayLike) -> NDArray[np.float64]:
     """Return the share of the map that is right; arguments as in `intersection_over_union`."""
     hits, false, _ = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
-    return _ratio(hits, hits + false)
+    return ratio(hits, hits + false)
 
 
 def recall(counts: ArrayLike) -> NDArray[np.float64]:
     """Return the share of the label that was found; arguments as in `intersection_over_union`."""
     hits, _, missed = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
-    return _ratio(hits, hits + missed)
+    return ratio(hits, hits + missed)
 
 
-def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+def ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return quotients, NaN where the whole is 0."""
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
 
 
 def score_overlaps(
-    counts: ArrayLike, measure: Callable[[ArrayLike], NDArray[np.float64]] = intersection_over_union, seed: int = 0
+    counts: ArrayLike, measure: Callable[[ArrayLike], NDArray[np.float64]] = intersection_over_union
 ) -> Score:
-    """Return a measure of all pixels of all chips, with a percentile bootstrap interval over chips.
+    """Return a measure of all pixels of all chips.
 
     Args:
         counts: [chips, 3] as in `Overlap`.
-        measure: Of summed counts.
-        seed: Of the bootstrap.
+        measure: Measure of summed counts.
     """
-    table = np.asarray(counts, dtype=np.float64).reshape(-1, 3)
-    drawn = draw_chips(len(table), seed)
-    return Score(float(measure(table.sum(axis=0))), percentiles(measure(drawn @ table)))
+    return score_chips(np.reshape(counts, (-1, 3)), lambda chips: measure(chips.sum(axis=0)))
 
 
-def mean_class_iou(confusion: ArrayLike) -> NDArray[np.float64]:
-    """Return the mean IoU of the classes that the labels hold.
+def score_median(values: ArrayLike) -> Score:
+    """Return the median of one number a chip, [chips]."""
+    return score_chips(values, np.median)
+
+
+def score_chips(values: ArrayLike, measure: Callable[[NDArray], Any], seed: int = 0) -> Score:
+    """Return a measure of chips, with a percentile bootstrap interval over chips; resamples that give NaN do not count.
 
     Args:
-        confusion: [..., classes, classes], pixels by label and by map.
+        values: [chips, ...].
+        measure: Returns a number for the values of some chips.
+        seed: Seed of the resampling.
     """
-    table = np.asarray(confusion, dtype=np.float64)
-    hits = np.diagonal(table, axis1=-2, axis2=-1)
-    labelled, mapped = table.sum(axis=-1), table.sum(axis=-2)
-    each = _ratio(hits, labelled + mapped - hits)
-    return np.nanmean(np.where(labelled > 0, each, np.nan), axis=-1)
+    from scipy.stats import bootstrap  # takes a second to import
 
-
-def count_confusion(predicted: NDArray, true: NDArray, classes: int, ignored: int | None = None) -> NDArray[np.int64]:
-    """Return pixels by label and by map, [classes, classes].
-
-    Args:
-        predicted: Class ids, any shape.
-        true: Class ids, same shape.
-        classes: Number of classes.
-        ignored: Label that does not count.
-    """
-    known = np.ones(np.shape(true), bool) if ignored is None else np.asarray(true) != ignored
-    pairs = np.asarray(true)[known].astype(np.int64) * classes + np.asarray(predicted)[known]
-    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
-
-
-def score_confusions(confusions: NDArray, seed: int = 0) -> Score:
-    """Return the mean IoU of all chips, with an interval as in `score_overlaps`.
-
-    Args:
-        confusions: [chips, classes, classes] as in `count_confusion`.
-        seed: Of the bootstrap.
-    """
-    drawn = draw_chips(len(confusions), seed)
-    summed = np.tensordot(drawn, np.asarray(confusions, dtype=np.float64), axes=1)
-    return Score(float(mean_class_iou(confusions.sum(axis=0))), percentiles(mean_class_iou(summed)))
-
-
-def score_median(values: ArrayLike, seed: int = 0) -> Score:
-    """Return the median of one number a chip, with a percentile bootstrap interval.
-
-    Args:
-        values: [chips].
-        seed: Of the bootstrap.
-    """
-    numbers = np.asarray(values, dtype=np.float64)
-    chosen = np.random.default_rng(seed).integers(len(numbers), size=(RESAMPLES, len(numbers)))
-    return Score(float(np.median(numbers)), percentiles(np.median(numbers[chosen], axis=1)))
+    table = np.asarray(values, dtype=np.float64)
+    value = float(measure(table))
+    if len(table) == 1:
+        return Score(value, (value, value))
+    resampled = bootstrap(
+        (np.arange(len(table)),),
+        lambda chips: measure(table[chips]),
+        n_resamples=RESAMPLES,
+        batch=100,
+        method="percentile",
+        vectorized=False,
+        rng=seed,
+    ).bootstrap_distribution
+    known = resampled[np.isfinite(resampled)]
+    if not known.size:
+        return Score(value, (float("nan"), float("nan")))
+    low, high = np.quantile(known, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Score(value, (float(low), float(high)))
 
 
 def score_mean(values: ArrayLike) -> Score:
-    """Return the mean of independent numbers, with its normal interval.
-
-    Args:
-        values: At least one number.
-    """
+    """Return the mean of independent numbers, with its normal interval."""
     numbers = np.asarray(values, dtype=np.float64)
     half = 1.96 * numbers.std(ddof=1) / np.sqrt(len(numbers)) if len(numbers) > 1 else np.nan
     return Score(float(numbers.mean()), (float(numbers.mean() - half), float(numbers.mean() + half)))
-
-
-def draw_chips(count: int, seed: int) -> NDArray[np.float64]:
-    """Return how often each chip is drawn, [RESAMPLES, count], with replacement."""
-    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(np.float64)
-
-
-def percentiles(values: NDArray[np.float64]) -> Interval:
-    """Return the middle 95 % of some values; NaN are left out, and of NaN alone there is no middle."""
-    known = values[np.isfinite(values)]
-    if not known.size:
-        return (float("nan"), float("nan"))
-    low, high = np.quantile(known, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
 
 
 def great_circle(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
@@ -177,11 +135,8 @@ def great_circle(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
 
     Args:
         first: [..., 2] as (longitude, latitude) in degrees.
-        second: Likewise; both are broadcast.
-
-    Source: the haversine formula.
+        second: Positions of the same kind; both are broadcast.
     """
-    one, other = np.deg2rad(np.asarray(first, np.float64)), np.deg2rad(np.asarray(second, np.float64))
-    across, up = np.moveaxis(other - one, -1, 0)
-    chord = np.sin(up / 2) ** 2 + np.cos(one[..., 1]) * np.cos(other[..., 1]) * np.sin(across / 2) ** 2
-    return 2 * EARTH_RADIUS * np.arcsin(np.sqrt(np.clip(chord, 0, 1)))
+    one, other = np.broadcast_arrays(np.asarray(first, np.float64), np.asarray(second, np.float64))
+    metres = GLOBE.inv(one[..., 0], one[..., 1], other[..., 0], other[..., 1])[2]
+    return np.asarray(metres) / 1000

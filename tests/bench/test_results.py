@@ -11,9 +11,10 @@ from rasterio.windows import Window
 
 from bench import small_model, small_model_page
 from bench.results import write_results
-from bench.small_model import judge_land_cover, majority_land_cover, peak_signal_to_noise, read_world
+from bench.small_model import judge_land_cover, majority_land_cover, mean_class_iou, peak_signal_to_noise, read_world
 from terramind_plugin.errors import DataError
 from terramind_plugin.evaluate import few_shot
+from terramind_plugin.evaluate.scores import score_chips
 from terramind_plugin.simulation.dataset import simulate
 
 NANO = "terramind_sim_nano"
@@ -99,3 +100,21 @@ def test_data_that_are_not_simulated(tmp_path):
 def test_too_few_chips_are_found_first(world):
     with pytest.raises(DataError, match="5 ways need 5 classes"):
         small_model.measure(world, NANO, small_model.RANDOM, on_step=pytest.fail)
+
+
+def test_a_class_that_no_label_holds_does_not_count():
+    confusion = np.array([[3, 1], [0, 0]])
+    made = score_chips(np.stack([confusion] * 4), lambda chips: mean_class_iou(chips.sum(axis=0)))
+    assert made.value == made.interval[0] == made.interval[1] == 0.75
+
+
+def test_mean_iou_is_that_of_sets_of_pixels(world):
+    rng = np.random.default_rng(0)
+    true = world.stack("LULC")[:, 0].astype(int)
+    maps = np.where(rng.random(true.shape) < 0.7, true, rng.integers(0, 10, true.shape))
+    ious = []
+    for number in range(1, 10):
+        found, sought = (maps == number) & (true > 0), true == number
+        if sought.any():
+            ious.append((found & sought).sum() / (found | sought).sum())
+    assert judge_land_cover(world, ("mixed",), maps).agreement.value == pytest.approx(np.mean(ious))

@@ -58,27 +58,6 @@ def test_the_interval_is_that_of_drawing_chips_one_by_one():
 
 
 @settings(deadline=None)
-@given(arrays.arrays(np.int64, (2, 3, 30), elements=st.integers(0, 3)), st.sampled_from([None, 0]))
-def test_mean_class_iou(ids, ignored):
-    predicted, true = ids
-    each = [scores.count_confusion(a, b, 4, ignored) for a, b in zip(predicted, true, strict=True)]
-    counted = true != ignored if ignored is not None else np.ones_like(true, bool)
-    ious = []
-    for number in range(4):
-        found, sought = (predicted == number) & counted, (true == number) & counted
-        if sought.any():
-            ious.append((found & sought).sum() / (found | sought).sum())
-    if ious:
-        assert float(scores.mean_class_iou(sum(each))) == pytest.approx(np.mean(ious))
-
-
-def test_a_class_that_no_label_holds_does_not_count():
-    confusion = np.array([[3, 1], [0, 0]])
-    made = scores.score_confusions(np.stack([confusion] * 4))
-    assert made.value == made.interval[0] == made.interval[1] == 0.75
-
-
-@settings(deadline=None)
 @given(places, places)
 def test_great_circles(first, second):
     def point(place):
