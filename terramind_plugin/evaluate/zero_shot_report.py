@@ -96,7 +96,7 @@ def draw(test: LabelledSet, target: Target, row: Row, pairs: Sequence[tuple[Labe
     cover = MODALITIES[LAND_COVER]
     panels = []
     seen: set[int] = set()
-    for number in choose_chips(row):
+    for number in pick_panels(row):
         chip, job = pairs[number]
         land = read_map(job, LAND_COVER)
         seen |= set(np.unique(land).tolist())
@@ -114,7 +114,7 @@ def draw(test: LabelledSet, target: Target, row: Row, pairs: Sequence[tuple[Labe
     return draw_panels(panels, legend, title, side=2.9)
 
 
-def choose_chips(row: Row) -> list[int]:
+def pick_panels(row: Row) -> list[int]:
     """Return the numbers of some chips from the best IoU to the worst, at equal steps."""
     each = intersection_over_union(row.overlaps)
     judged = [int(number) for number in np.argsort(-each, kind="stable") if np.isfinite(each[number])]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from rasterio.windows import Window
 
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.model.modalities import Modality, find
-from terramind_plugin.model.units import EIGHT_BIT, is_eight_bit, other_unit
 from terramind_plugin.parallel import usable
 from terramind_plugin.raster.bands import find_bands
 from terramind_plugin.raster.complete import GDAL_ERRORS, reason_of
@@ -26,9 +24,8 @@ from terramind_plugin.raster.georeference import Grid, apply_affine, check_geore
 from terramind_plugin.raster.missing import FAR, read_pixels, refuse_complex
 from terramind_plugin.raster.paths import is_remote, raster_path
 from terramind_plugin.raster.thumbnail import Thumbnail
+from terramind_plugin.raster.values import check_classes, warn_of_units
 from terramind_plugin.raster.warped import WarpedRaster
-
-logger = logging.getLogger("terramind_plugin")
 
 TOLERANCE = 0.01
 """Largest distance, in pixels, between two grids that count as one."""
@@ -247,45 +244,18 @@ class Source:
             values = pixels.values.astype(np.float32, copy=False)
         known = None if pixels.missing is None else ~pixels.missing
         measured = values if known is None else values[known]
-        if self.expected.classes:
-            self._check_classes(measured)
-        elif not self._warned and measured.size:
+        expected = self.expected
+        if expected.classes:
+            check_classes(self.path, expected.name, measured, expected.classes)
+        elif not self._warned and measured.size and (modality := find(expected.name)) is not None:
             self._warned = True
-            self._warn_of_units(measured, whole=size == inside == self.grid.shape)
+            in_units = (measured + np.float32(expected.offset)) * np.float32(expected.scale)
+            whole = size == inside == self.grid.shape or self._file.dtypes[0] in ("uint8", "int8")
+            warn_of_units(self.path, modality, in_units, all_values=whole)
         if known is None:
             return FilledPixels(values, np.ones(values.shape[1:], bool))
         fill = self._fill if bands is None else self._fill[list(bands)]
         return FilledPixels(np.where(known, values, fill), np.asarray(known.any(axis=0)))
-
-    def _check_classes(self, values: NDArray[np.float32]) -> None:
-        classes = self.expected.classes
-        wrong = np.unique(values[(values != np.round(values)) | (values < 0) | (values >= classes)])
-        if wrong.size:
-            found = ", ".join(f"{value:g}" for value in wrong[:5])
-            raise DataError(
-                f"{self.path}: class ids of {self.expected.name} are whole numbers from 0 to {classes - 1}, found "
-                f"{found}. Map what is missing to 0, or declare it as nodata of the file."
-            )
-
-    def _warn_of_units(self, values: NDArray[np.float32], *, whole: bool) -> None:
-        """Say so where values look like those of another unit: the model would take them for a very odd place.
-
-        Args:
-            values: At least one.
-            whole: Whether they are all of the file.
-        """
-        expected = self.expected
-        modality = find(expected.name)
-        if modality is None:
-            return
-        values = (values + np.float32(expected.offset)) * np.float32(expected.scale)
-        guess = other_unit(modality, values)
-        # A dark window of a scene may have no large value; a file of 8 bits has none anywhere.
-        if guess is None and (whole or self._file.dtypes[0] in ("uint8", "int8")) and is_eight_bit(modality, values):
-            guess = EIGHT_BIT
-        if guess is not None:
-            advice = f"Multiply them by {guess.scale:g}." if guess.scale is not None else guess.advice
-            logger.warning("%s: its values look like %s. Expected: %s. %s", self.path, guess, modality.units, advice)
 
     def keep_rows(self, height: int, size: tuple[int, int] | None = None, bands: Sequence[int] = ()) -> None:
         """Prepare for windows that are read row by row of windows, top to bottom.

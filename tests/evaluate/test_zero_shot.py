@@ -12,7 +12,7 @@ from terramind_plugin.cli import main
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.evaluate.testset import LabelledChip, LabelledSet, Labels, input_sets, read_experiment
 from terramind_plugin.evaluate.zero_shot import choose_inputs, read_target
-from terramind_plugin.evaluate.zero_shot_report import choose_chips, is_sen1floods11
+from terramind_plugin.evaluate.zero_shot_report import is_sen1floods11, pick_panels
 
 NANO = {"model_args.backbone": "terramind_sim_nano", "model_args.backbone_pretrained": False}
 BOTH = "S2L1C+S1GRD"
@@ -192,8 +192,8 @@ def test_the_paper_is_quoted_beside_its_own_data_alone(names, target, told):
 
 def test_chips_from_the_best_to_the_worst():
     row = make_row([(5, 5, 0), (0, 3, 4), (9, 1, 0), (0, 0, 0), (1, 9, 0), (2, 8, 0)])
-    assert choose_chips(row) == [2, 0, 4, 1]
-    assert choose_chips(make_row([(0, 0, 0)])) == [0]
+    assert pick_panels(row) == [2, 0, 4, 1]
+    assert pick_panels(make_row([(0, 0, 0)])) == [0]
 
 
 def make_row(overlaps):

@@ -1,0 +1,53 @@
+"""Whether the values of a raster are those of its modality: class ids and units."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terramind_plugin.errors import DataError
+from terramind_plugin.model.modalities import Modality
+from terramind_plugin.model.units import EIGHT_BIT, is_eight_bit, other_unit
+
+logger = logging.getLogger("terramind_plugin")
+
+
+def check_classes(path: Path, name: str, values: NDArray[np.float32], classes: int) -> None:
+    """Raise unless values are class ids.
+
+    Args:
+        path: The raster.
+        name: Name of the modality.
+        values: Numbers of any shape.
+        classes: Number of classes.
+
+    Raises:
+        DataError: A value is no whole number from 0 to classes - 1.
+    """
+    wrong = np.unique(values[(values != np.round(values)) | (values < 0) | (values >= classes)])
+    if wrong.size:
+        found = ", ".join(f"{value:g}" for value in wrong[:5])
+        raise DataError(
+            f"{path}: class ids of {name} are whole numbers from 0 to {classes - 1}, found {found}. Map what is "
+            "missing to 0, or declare it as nodata of the file."
+        )
+
+
+def warn_of_units(path: Path, modality: Modality, values: NDArray[np.float32], *, all_values: bool) -> None:
+    """Log a warning where values look like those of another unit: the model would see a very unusual place.
+
+    Args:
+        path: The raster.
+        modality: What the raster shows.
+        values: At least one number.
+        all_values: Whether no other value of the file is larger. A dark window of a scene may have no large value.
+    """
+    guess = other_unit(modality, values)
+    if guess is None and all_values and is_eight_bit(modality, values):
+        guess = EIGHT_BIT
+    if guess is not None:
+        advice = f"Multiply them by {guess.scale:g}." if guess.scale is not None else guess.advice
+        logger.warning("%s: its values look like %s. Expected: %s. %s", path, guess, modality.units, advice)
