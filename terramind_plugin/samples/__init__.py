@@ -1,1 +1,1 @@
-"""What a data set is on disk: which file belongs to which sample, splits, classes, statistics. No TerraTorch."""
+"""Data sets on disk: the files of each sample, splits, classes, statistics, checks; free of TerraTorch."""

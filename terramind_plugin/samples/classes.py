@@ -27,11 +27,11 @@ def compare_class_names(here: Sequence[str] | None, there: Sequence[str] | None,
 
 
 def class_names_of(task: Any, datamodule: Any) -> list[str]:
-    """Return the names of the classes that a task predicts; none if nobody says.
+    """Return the names of the classes that a task predicts; empty if they are unknown.
 
     Args:
-        task: Its hyper-parameters go first.
-        datamodule: Has those of the configuration or of the checkpoint; may be None.
+        task: A task, whose hyper-parameters take precedence.
+        datamodule: A data module with the names of the configuration or of the checkpoint, or None.
     """
     hparams = getattr(task, "hparams", None) or {}
     return list(map(str, hparams.get("class_names") or getattr(datamodule, "class_names", None) or ()))

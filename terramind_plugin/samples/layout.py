@@ -1,4 +1,4 @@
-"""Which file belongs to which sample of a data set."""
+"""The files of each sample of a data set."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class SplitFile:
     """All lines without their ends, or the ids of a table."""
     windows_ends: bool = False
     problem: str = ""
-    """Why the file cannot be used, with its path."""
+    """Reason why the file cannot be used, with its path; empty if there is none."""
 
     @property
     def ids(self) -> list[str]:
-        """The sample ids in their order; an id may be there several times."""
+        """Return the sample ids in their order, including repeated ones."""
         return [line.strip() for line in self.lines if line.strip()]
 
     @classmethod
@@ -102,16 +102,16 @@ def read_split(path: str | os.PathLike[str]) -> list[str]:
 
 
 class Layout:
-    """Where the files of samples lie: in a folder for each modality, under names that begin with the sample id.
+    """Layout of a data set: a folder for each modality, with files whose names begin with the sample id.
 
-    Files are matched as TerraTorch's multi-modal data sets match them.
+    Files are matched as in TerraTorch's multi-modal data sets.
 
     Args:
-        roots: Folder by modality, also of the labels; what is no folder, such as a table, has no files.
-        patterns: What follows the sample id in file names, by modality, e.g. '*_S2Hand.tif'.
+        roots: Folders of modalities and labels. A path that is no folder, such as a table, has no files.
+        patterns: Patterns of the text after the sample id in file names, by modality, e.g. '*_S2Hand.tif'.
         prefix: Folder or beginning of names that split files leave out; None or '*' for none.
         substrings: Whether the wildcard of a pattern may stand for text between id and ending.
-        optional: Modalities that a sample may lack; it needs one of them if there is no other.
+        optional: Modalities that a sample may lack. A sample without any other modality needs one of them.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ class ChipFolder:
     modality: Modality
     folder: Path
     suffix: str
-    """What follows the chip's id in a file's name, e.g. '_S2L2AHand.tif'."""
+    """Text after the chip's id in a file's name, e.g. '_S2L2AHand.tif'."""
 
     def path(self, name: str) -> Path:
         """Return the file of a chip."""

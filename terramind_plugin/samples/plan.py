@@ -1,4 +1,4 @@
-"""Which files a data module reads for which sample, as its configuration says."""
+"""Plan of a data set: the files of each sample, as a data module's configuration says."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from terramind_plugin.samples.layout import LABEL, Layout, SplitFile, choose_chi
 
 @dataclass(frozen=True)
 class ImagePlan:
-    """What a configuration says of the images of one modality."""
+    """Configured properties of the images of one modality."""
 
     name: str
     modality: Modality | None
-    """Entry of the table; None for one that is new."""
+    """Entry of the modality table; None for a new modality."""
     file_bands: tuple[str, ...]
-    """Names of the bands of the files, of one date; empty if unknown."""
+    """Names of the files' bands of one date; empty if unknown."""
     read: tuple[int, ...]
-    """Positions of the bands that the model gets, among those of the files; empty for all."""
+    """Positions in the file of the model's bands; empty for all."""
     means: tuple[float, ...]
-    """Of the bands that the model gets; empty if values are not standardised."""
+    """Means of the model's bands; empty if values are not standardised."""
     stds: tuple[float, ...]
     scale: float = 1.0
     """Factor on the values of the files."""
     offset: float | None = None
-    """Added to the values of the files, before that; None if the configuration does not say."""
+    """Offset that is added to the values of the files before they are scaled; None if not configured."""
     dates: bool = False
-    """Whether a file holds several dates, date by date."""
+    """True if a file holds several dates one after the other."""
     binding: bool = False
-    """Whether `file_bands` stand in the configuration, so that files may not name theirs otherwise."""
+    """True if `file_bands` are configured, so that files with other names are refused."""
 
     @property
     def bands(self) -> tuple[str, ...]:
-        """Names of the bands that the model gets; empty if unknown."""
+        """Return the names of the model's bands; empty if unknown."""
         return tuple(self.file_bands[index] for index in self.read) if self.read else self.file_bands
 
 
@@ -61,7 +61,7 @@ class Split:
 
     @property
     def problem(self) -> str:
-        """Why the split could not be read; empty if it could."""
+        """Return why the split could not be read; empty if it could be read."""
         return self.content.problem
 
 
@@ -72,9 +72,9 @@ class DataPlan:
     images: list[ImagePlan]
     splits: list[Split]
     roots: dict[str, str]
-    """Folders that are named, by a text such as 'train S2L1C'."""
+    """Configured folders by a text such as 'train S2L1C'."""
     own: bool
-    """Whether it is this package's data module, which fills and checks what TerraTorch's does not."""
+    """True for this package's data module, which also fills missing pixels and checks values."""
     task: str
     num_classes: int | None
     class_names: tuple[str, ...]
@@ -87,11 +87,11 @@ class DataPlan:
     transformed: tuple[str, ...]
     """Splits with a transform that may change sizes."""
     pretraining: bool = False
-    """Whether chips are read for pre-training, as the modality table says, without options for other files."""
+    """True for pre-training, which reads chips as the modality table says and has no options for other files."""
     smallest: int = 0
-    """Side in pixels that each image must have, at least."""
+    """Minimum side of each image in pixels."""
     chips_are_samples: bool = True
-    """Whether a sample is one chip; otherwise tiles of it are samples."""
+    """True if a sample is one chip; otherwise tiles of it are samples."""
 
     def chips(self) -> list[tuple[str, str, dict[str, Path]]]:
         """Return split, id and files of each chip; a chip that several splits name comes once."""
@@ -256,7 +256,7 @@ def _names(bands: Sequence[Any] | None) -> tuple[str, ...]:
 
 
 def _resizes(transform: Any) -> bool:
-    """Whether a transform may change the size of images."""
+    """Return whether a transform may change the size of images."""
     several = transform.values() if isinstance(transform, Mapping) else [transform]
     steps = [step for one in several for step in getattr(one, "transforms", None) or ()]
     return any(

@@ -18,10 +18,10 @@ def convert_sen1floods11_lists(csv_dir: str | os.PathLike[str], out: str | os.Pa
     Args:
         csv_dir: Folder with flood_train_data.csv, flood_valid_data.csv, flood_test_data.csv and, if wanted,
             flood_bolivia_data.csv; each line names an S1 file and its label file.
-        out: Folder to write to; made if it does not exist.
+        out: Folder to write to; created if it does not exist.
 
     Raises:
-        DataError: No list is there, or a line is not of that form.
+        DataError: There is no list, or a line has another form.
     """
     csv_dir, out = Path(csv_dir), Path(out)
     sources = [csv_dir / f"{name}.csv" for name in SEN1FLOODS11_LISTS if (csv_dir / f"{name}.csv").is_file()]

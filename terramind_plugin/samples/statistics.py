@@ -15,9 +15,9 @@ from terramind_plugin.raster.missing import is_odd
 
 PERCENTILES = (1, 5, 50, 95, 99)
 BITS = 18
-"""Of a float32 that count for percentiles: sign, exponent and nine of the fraction, so a value is known to 1 in 512."""
+"""Number of a float32's bits that percentiles use: sign, exponent and nine of the fraction, i.e. 1 part in 512."""
 FAR = 1.0
-"""Standard deviations of the pre-training data from which on a mean is pointed at."""
+"""Smallest distance of a mean, in standard deviations of the pre-training data, that is pointed out."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Statistics:
     mean: list[float]
     std: list[float]
     percentiles: dict[int, list[float]]
-    """By per cent; exact to 1 part in 512."""
+    """Percentiles by per cent, exact to 1 part in 512."""
     samples: int
     missing: float
     """Share of the values that have no data."""
@@ -47,10 +47,10 @@ class RunningStatistics:
         self.histogram = np.zeros((bands, 1 << BITS), dtype=np.int64)
 
     def add(self, values: NDArray[np.float32]) -> None:
-        """Count a sample in.
+        """Add the values of a sample.
 
         Args:
-            values: [bands, n]; what counts as missing is left out.
+            values: Values [bands, n]; missing ones are left out.
         """
         self.samples += 1
         self.size += values.size

@@ -18,12 +18,12 @@ from terramind_plugin.samples.layout import read_table
 
 @dataclass(frozen=True)
 class LabelPlan:
-    """What the rows of a table of labels have to be."""
+    """Requirements on a table of labels."""
 
     task: str | None = None
     """Task of the data module, e.g. 'classification'; None and others accept any numbers."""
     class_names: Sequence[str] = ()
-    """Names of the classes; none if nobody says."""
+    """Names of the classes; empty if unknown."""
     num_classes: int | None = None
     """Number of classes, if there are classes."""
     num_outputs: int | None = None
@@ -37,10 +37,10 @@ class LabelTable:
 
     Args:
         path: CSV or Parquet file with the ids in its index (first column).
-        plan: What it should hold.
+        plan: Requirements on the table.
 
     Raises:
-        DataError: A column is missing, or too many are there; an id has several rows.
+        DataError: A column is missing, there are too many columns, or an id has several rows.
     """
 
     def __init__(self, path: str | os.PathLike[str], plan: LabelPlan) -> None:

@@ -28,7 +28,7 @@ class Grid:
     patch: int
     """Height and width of a patch in pixels."""
     padding: str | None = None
-    """How images of other sizes are padded, as torch.nn.functional.pad calls it; None if they are not."""
+    """Mode of torch.nn.functional.pad for images of other sizes; None if they are not padded."""
 
     def pad(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Return how many pixels are added to height and width: up to an even number of patches, as TerraTorch does."""
@@ -37,14 +37,14 @@ class Grid:
 
 
 def check_folders(plan: DataPlan) -> Iterator[Finding]:
-    """Yield what is wrong with the folders that a configuration names."""
+    """Yield findings about the folders of a configuration."""
     for name, root in plan.roots.items():
         if not os.path.exists(root):
             yield Finding("files: folders", "error", f"{name}: {root} does not exist.", f"Seen from {Path.cwd()}.")
 
 
 def check_splits(plan: DataPlan) -> Iterator[Finding]:
-    """Yield what is wrong with the lists of samples and their files."""
+    """Yield findings about the lists of samples and their files."""
     for split in plan.splits:
         where = f"files: {split.name} split"
         if split.problem:
@@ -150,12 +150,12 @@ def _keys_of_files(plan: DataPlan) -> str:
 
 
 def check_headers(plan: DataPlan, headers: Mapping[Path, Header], grid: Grid | None = None) -> Iterator[Finding]:
-    """Yield what headers tell: damaged files, other bands, pairs on different grids, mixed sizes.
+    """Yield findings about headers: damaged files, other bands, pairs on different grids, mixed sizes.
 
     Args:
-        plan: What the configuration says.
-        headers: Those of its files.
-        grid: The sizes that the model takes; None if unknown.
+        plan: The data set as configured.
+        headers: Headers of its files.
+        grid: Sizes that the model takes; None if unknown.
     """
     broken = [header for header in headers.values() if header.problem]
     if broken:

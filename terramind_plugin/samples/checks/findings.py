@@ -1,4 +1,4 @@
-"""What a check found."""
+"""Findings of checks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Finding:
     """'note' is worth knowing; a 'warning' trains and gives worse maps; an 'error' stops or spoils the run."""
     seen: str
     advice: str = ""
-    """What to do."""
+    """Remedy."""
 
     def __str__(self) -> str:
         return f"{self.check}: {self.seen}" + (f" {self.advice}" if self.advice else "")

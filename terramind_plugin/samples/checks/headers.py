@@ -1,4 +1,4 @@
-"""What rasters say of themselves."""
+"""Headers of rasters: shape, bands, georeference, and whether the file is complete."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _read_some(read: Callable[[Job], Made], jobs: Sequence[Job]) -> list[Made]:
 
 @dataclass(frozen=True)
 class Header:
-    """What a raster says of itself."""
+    """Header of one raster."""
 
     path: Path
     shape: tuple[int, int] = (0, 0)
@@ -56,18 +56,18 @@ class Header:
     descriptions: tuple[str | None, ...] = ()
     units: tuple[str | None, ...] = ()
     indirect: bool = False
-    """Whether only ground control points or an RPC model say where it lies."""
+    """True if the raster is located only by ground control points or an RPC model."""
     problem: str = ""
-    """Why it cannot be read, or is not complete."""
+    """Reason why the raster cannot be read or is incomplete; empty if there is none."""
 
     @property
     def lies_nowhere(self) -> bool:
-        """Whether its pixels have no size."""
+        """Return whether the pixels have no size."""
         return lies_nowhere(self.transform)
 
     @property
     def placed(self) -> bool:
-        """Whether it has a place on Earth."""
+        """Return whether the raster has a location on Earth."""
         numbers = self.transform[:6]
         usable = np.isfinite(numbers).all() and np.isfinite(self.transform.determinant)
         return (

@@ -28,11 +28,11 @@ RARE = 0.02
 
 @dataclass(frozen=True)
 class Mask:
-    """What was seen in a label file."""
+    """Class ids of one label file."""
 
     path: Path
     splits: tuple[str, ...]
-    """Names of the splits that the file belongs to."""
+    """Names of the splits of the file."""
     counts: dict[float, int] = field(default_factory=dict)
     nodata: float | None = None
     problem: str = ""
@@ -75,11 +75,11 @@ def _read(job: tuple[tuple[str, ...], Path]) -> Mask:
 def check_labels(
     plan: DataPlan, masks: list[Mask], ignored: float | None, loss: str = "", weighted: bool = False
 ) -> Iterator[Finding]:
-    """Yield what is wrong with the labels of a segmentation.
+    """Yield findings about the labels of a segmentation.
 
     Args:
-        plan: What the configuration says.
-        masks: What was read.
+        plan: The data set as configured.
+        masks: Label files that were read.
         ignored: The task's ignore_index.
         loss: Name of the task's loss.
         weighted: Whether the task has weights for its classes.

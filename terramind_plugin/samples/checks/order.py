@@ -1,4 +1,4 @@
-"""Whether the bands of Sentinel-2 files are in the order that a configuration says."""
+"""Order of the bands of Sentinel-2 files, compared with the configuration."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from terramind_plugin.samples.checks.sample import Summary
 from terramind_plugin.samples.plan import ImagePlan
 
 MARGIN = 0.3
-"""Share of what the configured order lacks to a mean correlation of 1 that another one has to make good."""
+"""Minimum share of the missing correlation that another band order must recover before it is suggested."""
 SMALLEST = 0.02
-"""Difference of mean correlations that means something."""
+"""Smallest difference of mean correlations that counts."""
 BY_RESOLUTION = ("B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11", "B12", "B01", "B09", "B10")
 SPECTRUM = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
-"""By wavelength; water vapour and cirrus are left out: they show the air."""
+"""Bands by wavelength, without those of water vapour and cirrus, which show the air."""
 
 
 def check_order(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Whether chips show the same ground."""
+"""Overlap of chips on the ground."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from rasterio.warp import transform_bounds
 from terramind_plugin.raster.complete import GDAL_ERRORS
 
 UNREADABLE = (*GDAL_ERRORS, ValueError, MemoryError)
-"""What reading a damaged file may raise: ValueError stands for a CRS or text in it."""
+"""Errors of reading a damaged file; ValueError comes from its CRS or texts."""
 OVERLAP = 0.01
-"""Share of a chip that may lie in one of another split: neighbours that share a row of pixels."""
+"""Share of a chip that may overlap a chip of another split: neighbours may share a row of pixels."""
 OVERLAP_OF_SYSTEMS = 0.2
-"""The same where chips have different CRSs: boxes in degrees around boxes in metres are larger than these."""
+"""Allowed share for chips of different CRSs: a box in degrees around a box in metres is larger than it."""
 Bounds = tuple[float, float, float, float]
 """Left, bottom, right, top."""
 NOWHERE: Bounds = (np.nan, np.nan, np.nan, np.nan)
 TOGETHER = 256
-"""Chips that are looked up in one go: bounds the memory where many show the same ground."""
+"""Number of chips that are looked up at once, which limits the memory where many overlap."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a chip is."""
+    """Footprint of a chip."""
 
     crs: CRS
     bounds: Bounds
-    """In the units of the CRS."""
+    """Bounds in the units of the CRS."""
 
     @cached_property
     def degrees(self) -> Bounds:
-        """The same in longitude and latitude; NaN if that is nowhere on Earth."""
+        """Return the bounds in longitude and latitude; NaN outside the Earth."""
         if self.crs.is_geographic:
             return self.bounds
         try:
@@ -46,11 +46,11 @@ class Place:
 
 
 def find_same_ground(here: Mapping[str, Place], there: Mapping[str, Place]) -> list[str]:
-    """Return, for each chip of one split that overlaps some of another, its name and one of theirs.
+    """Return the names of each chip that overlaps one of another split and of that one, as 'A and B'.
 
     Args:
-        here: Places of the other split's chips, by name.
-        there: Places of the chips that are looked at.
+        here: Footprints of the other split's chips, by name.
+        there: Footprints of the chips to check, by name.
     """
     from shapely import STRtree
 

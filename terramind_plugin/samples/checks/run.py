@@ -30,16 +30,16 @@ def check_data(
     grid: Grid | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Finding]:
-    """Yield a finding for each mistake, and for each group one that says what was looked at.
+    """Yield a finding for each mistake, and a summary for each group of checks.
 
     Args:
-        plan: What the configuration says.
-        samples: How many samples to read pixels of, at most.
+        plan: The data set as configured.
+        samples: Maximum number of samples whose pixels are read.
         ignored: The task's ignore_index.
         loss: Name of the task's loss.
         weighted: Whether the task has weights for its classes.
-        grid: The sizes that the model takes; None if unknown.
-        say: Is told what begins.
+        grid: Sizes that the model takes; None if unknown.
+        say: Called with a text before each part of the work.
     """
     found = [*check_folders(plan), *check_splits(plan)]
     say(f"reading the headers of {sum(len(files) for _, _, files in plan.chips())} files")
@@ -60,7 +60,7 @@ def check_data(
 
 
 def _with_summary(plan: DataPlan, found: list[Finding], group: str, looked_at: str) -> Iterator[Finding]:
-    """Yield the findings of a group and, if there is no error or warning, what was looked at."""
+    """Yield the findings of a group and, without an error or warning among them, its summary."""
     for finding in found:
         if plan.pretraining and any(key in finding.advice for key in FINE_TUNING_KEYS):
             finding = replace(finding, advice="Change the files: pre-training reads them as the modality table says.")
@@ -70,10 +70,10 @@ def _with_summary(plan: DataPlan, found: list[Finding], group: str, looked_at: s
 
 
 def check_cheaply(plan: DataPlan, samples: int = 8) -> Iterator[Finding]:
-    """Yield what is wrong with the values of a few samples; takes well under a second for usual chips.
+    """Yield findings about the values of a few samples; takes well under a second for usual chips.
 
     Args:
-        plan: What the configuration says.
-        samples: How many.
+        plan: The data set as configured.
+        samples: Number of samples.
     """
     yield from check_values(plan, read_sample(plan, samples))

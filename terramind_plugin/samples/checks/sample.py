@@ -21,51 +21,51 @@ from terramind_plugin.samples.layout import LABEL, RASTERS
 from terramind_plugin.samples.plan import DataPlan, ImagePlan
 
 WHOLE = 64 * 2**20
-"""Bytes of a file, at most, whose checksums are looked at."""
+"""Maximum size in bytes of a file whose checksums are verified."""
 LARGEST = 1024
-"""Pixels per side that are read of a file, from its middle."""
+"""Side in pixels of the middle of a file that is read."""
 MOST_BANDS = 1024
-"""Dates times bands; a file with more is damaged."""
+"""Maximum number of dates times bands; a file with more is damaged."""
 PIXELS = 2048
-"""Pixels that are kept of a file."""
+"""Number of pixels of a file that are kept."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What was seen in one image."""
+    """Values of one image."""
 
     path: Path
     low: NDArray
     """First percentile of each band of the file, in the units the model gets; NaN where it has no pixel."""
     median: NDArray
     constant: NDArray
-    """Whether each band holds one value only."""
+    """True for each band that holds one value only."""
     pixels: NDArray
-    """[bands, n] of pixels in which all bands have data; n may be 0."""
+    """Values [bands, n] of pixels in which all bands have data; n may be 0."""
     missing: float
     """Share of pixels in which some band is NaN or nodata."""
     zero: float
     """Share of pixels in which all bands are 0, and which are not declared to be nodata."""
     undeclared: int = 0
-    """Number of pixels that are missing though the file does not say so: NaN, infinite or far from 0."""
+    """Number of undeclared missing pixels: NaN, infinite or far from 0."""
     far: int = 0
-    """Number of those that are infinite or far from 0."""
+    """Number of undeclared missing pixels that are infinite or far from 0."""
     number: float | None = None
-    """One such value."""
+    """An infinite value, or one far from 0."""
     tagged: bool = False
-    """Whether the file has a nodata value."""
+    """True if the file has a nodata value."""
 
 
 @dataclass
 class Sample:
-    """What was seen in a sample of the data."""
+    """Values of a random sample of the data."""
 
     images: dict[str, list[Summary]] = field(default_factory=dict)
-    """By modality."""
+    """Images by modality."""
     problems: list[tuple[Path, str]] = field(default_factory=list)
     """Files that cannot be read, and why."""
     of: int = 0
-    """Samples that there are."""
+    """Number of samples in the data set."""
     read: int = 0
 
 
@@ -116,8 +116,8 @@ def read_middle(raster: rasterio.DatasetReader, bands: list[int] | None = None, 
 
     Args:
         raster: An open file.
-        bands: Their numbers, from 1 on; None for all.
-        largest: Pixels per side, at most.
+        bands: Numbers of the bands, counted from 1; None for all.
+        largest: Maximum number of pixels per side.
     """
     height, width = min(raster.height, largest), min(raster.width, largest)
     window = Window((raster.width - width) // 2, (raster.height - height) // 2, width, height)

@@ -1,4 +1,4 @@
-"""Whether the means and standard deviations of a configuration are those of its data."""
+"""Means and standard deviations of a configuration, compared with its data."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ LOOKALIKES = {
     },
     "the TerraMesh data set": {"RGB": (110.349, 99.507, 75.843), "DEM": (651.663,)},
 }  # fmt: skip
-"""Means that circulate beside those of the pre-training of TerraMind 1.0, by where they are from.
+"""Means that circulate beside the pre-training means of TerraMind 1.0, by origin.
 
 Source: terramind_register.py of TerraTorch; terramesh.py of the TerraMesh data set.
 """
 
 
 def check_statistics(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Finding]:
-    """Yield what is wrong with means and stds: missing, of another modality, or far from the data."""
+    """Yield findings about means and stds: missing, of another modality, or far from the data."""
     where = f"values: {image.name} statistics"
     if not image.means or not image.stds:
         yield Finding(

@@ -17,19 +17,19 @@ from terramind_plugin.samples.checks.statistics import check_statistics
 from terramind_plugin.samples.plan import DataPlan, ImagePlan
 
 OFFSET = 1000
-"""Added to digital numbers of Sentinel-2 from processing baseline 4 on."""
+"""Offset of Sentinel-2's digital numbers since processing baseline 4."""
 FOOT = 0.3048
-"""In metres."""
+"""A foot in metres."""
 FLAT = 0.1
 """Spread of values, in pre-training standard deviations, below which a scale has made them nearly equal."""
 
 
 def check_values(plan: DataPlan, sample: Sample) -> Iterator[Finding]:
-    """Yield what is wrong with the values of a sample of images.
+    """Yield findings about the values of a sample of images.
 
     Args:
-        plan: What the configuration says.
-        sample: What was read.
+        plan: The data set as configured.
+        sample: Values that were read.
     """
     if sample.problems:
         path, problem = sample.problems[0]
@@ -53,7 +53,7 @@ def check_values(plan: DataPlan, sample: Sample) -> Iterator[Finding]:
 
 
 def _own_units(image: ImagePlan, pixels: NDArray) -> bool:
-    """Whether given statistics, other than the table's, describe these values whatever their unit."""
+    """Return whether given statistics, other than the table's, describe these values, whatever their unit."""
     if image.modality is None or len(image.means) != len(pixels):
         return False
     table = dict(zip(image.modality.band_names, image.modality.mean, strict=True))
@@ -247,7 +247,7 @@ def _check_heights(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[F
 
 
 def _whole_metres_in_feet(heights: NDArray) -> bool:
-    """Whether these are whole metres that were converted to feet, rounded or not."""
+    """Return whether the values are whole metres that were converted to feet, rounded or not."""
     values = np.unique(heights)
     if len(values) < 20 or np.allclose(values, values[0]):
         return False
