@@ -1,8 +1,10 @@
-"""A configuration parsed and built as `terratorch fit` would, without reading weights."""
+"""A configuration parsed and built as `terratorch fit` would without reading weights, and checks of what was built."""
 
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,22 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torchmetrics.wrappers import ClasswiseWrapper
 
 from terramind_plugin.backbones.encoder import TerraMindBackbone
+from terramind_plugin.check.config import check_agreement, check_model_args, check_training
 from terramind_plugin.check.harmless import drop_weights
-from terramind_plugin.check.keys import check_agreement, check_model_args, check_training
-from terramind_plugin.errors import ConfigError, one_line
+from terramind_plugin.data.terratorch_internals import TerraTorchTask
+from terramind_plugin.errors import ConfigError, one_line, suggest
 from terramind_plugin.files import read_yaml
 from terramind_plugin.integration import causes, lightning_cli
 from terramind_plugin.samples.checks.files import Grid
 from terramind_plugin.samples.checks.findings import Finding
 
+WEIGHT_BYTES = 4
+"""Bytes of a weight in a checkpoint."""
+
 
 class ParsingCLI(lightning_cli.TerraMindCLI):
-    """The command line that only parses."""
+    """A command line that parses and builds nothing."""
 
     def before_instantiate_classes(self) -> None:
-        """Do nothing: weights are not looked at."""
+        """Do nothing: no checkpoint is read."""
 
     def instantiate_classes(self) -> None:
         """Do nothing."""
@@ -33,7 +40,7 @@ class ParsingCLI(lightning_cli.TerraMindCLI):
 
 @dataclass
 class Built:
-    """What could be made of a configuration."""
+    """Parts that could be made of a configuration; None for the others."""
 
     findings: list[Finding] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
@@ -44,7 +51,7 @@ class Built:
 
 
 def build(config: Path, words: list[str]) -> Built:
-    """Return data module and model of a configuration, the model without weights, and what went wrong.
+    """Return data module and model of a configuration, the model without weights, and findings on what failed.
 
     Args:
         config: The YAML file.
@@ -60,7 +67,7 @@ def build(config: Path, words: list[str]) -> Built:
             cli = lightning_cli.make_cli(["--config", str(config), *words], kind=ParsingCLI)
     except Exception as error:  # whatever jsonargparse raises at a value of another type
         logging.getLogger("terramind_plugin").debug("Parsing failed", exc_info=True)
-        built.findings.append(Finding("yaml: parsing", "error", causes.describe(error)))
+        built.findings.append(Finding("yaml: parsing", "error", causes.describe_error(error)))
         built.findings += _static(content)
         return built
     built.cli = cli
@@ -79,7 +86,7 @@ def build(config: Path, words: list[str]) -> Built:
 
 
 def _build_model(cli: Any, built: Built) -> Any:
-    """Return the task without memory for its weights, or with it if its builder looks at them."""
+    """Return the task without memory for its weights, or with memory if its builder reads them."""
     trial = Built()
     with torch.device("meta"):
         model = _instantiate(cli, "model", trial)
@@ -102,7 +109,7 @@ def _read(config: Path, built: Built) -> dict[str, Any] | None:
 
 
 def _static(config: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield what can be seen without building."""
+    """Yield findings that need nothing built."""
     parts = {name: config.get(name) for name in ("data", "model", "trainer")}
     data, model = (
         (part.get("init_args") or {}) if isinstance(part, Mapping) else {} for part in (parts["data"], parts["model"])
@@ -118,10 +125,10 @@ def _static(config: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def grid_of(task: Any) -> Grid | None:
-    """Return the sizes of images that a task's model takes, None if that is not known.
+    """Return the image sizes that a task's model takes, or None if they are not known.
 
     Args:
-        task: With a model of TerraTorch's factories, on any device.
+        task: A task of TerraTorch, with its model on any device.
     """
     model = getattr(task, "model", None)
     patch = getattr(model, "patch_size", None)
@@ -132,16 +139,16 @@ def grid_of(task: Any) -> Grid | None:
 
 
 def make_part(cli: Any, part: str) -> Any:
-    """Return one part of a parsed configuration, without the others.
+    """Build one part of a parsed configuration, without the others.
 
     Args:
-        cli: The command line.
+        cli: The parsed command line.
         part: 'data' or 'model'.
     """
     from jsonargparse import Namespace
 
     make = getattr(cli.parser, "instantiate", None) or cli.parser.instantiate_classes
-    return make(Namespace({part: cli.config[part]}))[part]
+    return make(Namespace({part: cli.config[part]}))[part]  # type: ignore[no-untyped-call]
 
 
 def _instantiate(cli: Any, part: str, built: Built) -> Any:
@@ -155,6 +162,115 @@ def _instantiate(cli: Any, part: str, built: Built) -> Any:
         built.findings += [Finding(f"yaml: {part}", "error", f"{one_line(text)}.") for text in ignored]
         return made
     except Exception as error:  # whatever a library raises at a wrong argument
-        built.findings.append(Finding(f"yaml: {part}", "error", causes.describe(error)))
+        built.findings.append(Finding(f"yaml: {part}", "error", causes.describe_error(error)))
         logging.getLogger("terramind_plugin").debug("Building %s failed", part, exc_info=True)
     return None
+
+
+def check_monitors(config: Mapping[str, Any], model: Any) -> Iterator[Finding]:
+    """Yield an error for each callback or scheduler that monitors what a task of TerraTorch never logs in training.
+
+    Args:
+        config: The configuration.
+        model: The task.
+    """
+    names = logged_names(model)
+    if not names:
+        return
+    for where, monitor in _monitors(config):
+        if monitor in (*names, "epoch", "step"):  # a checkpoint callback counts these itself
+            continue
+        shown = [name for name in names if name.startswith("val/")]
+        hint = suggest(monitor, shown) or suggest(f"val/{monitor.rpartition('/')[2]}", shown)
+        yield Finding(
+            "yaml: monitor",
+            "error",
+            f"{where} monitors '{monitor}', which is never logged.",
+            hint.strip() or f"Logged are {', '.join(shown)}.",
+        )
+
+
+def logged_names(model: Any) -> list[str]:
+    """Return the names that a task of TerraTorch logs in training and validation; none if they are not known."""
+    names: list[str] = []
+    if not isinstance(model, TerraTorchTask):  # object detection and others log under names of their own
+        return names
+    # Further heads log losses under names of their own.
+    if (getattr(model, "hparams", {}).get("model_args") or {}).get("aux_decoders"):
+        return names
+    for split in ("val", "train"):
+        metrics: Any = getattr(model, f"{split}_metrics", None)
+        if metrics is None:
+            return []
+        prefix = metrics.prefix or ""
+        names += [f"{prefix}{name}" for name in ("loss", *getattr(getattr(model, "criterion", None), "losses", {}))]
+        for name, metric in metrics.items(keep_base=True):
+            if isinstance(metric, ClasswiseWrapper):
+                count = getattr(metric.metric, "num_classes", None) or getattr(metric.metric, "num_labels", None) or 0
+                labels = metric.labels or range(count)
+                names += [f"{prefix}{metric._prefix or ''}{label}" for label in labels]
+            else:
+                names.append(f"{prefix}{name}")
+    return names
+
+
+def _monitors(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield who monitors, and the name that is monitored."""
+    callbacks = (config.get("trainer") or {}).get("callbacks") or []
+    found = [
+        (str(callback.get("class_path", "")).rpartition(".")[2], (callback.get("init_args") or {}).get("monitor"))
+        for callback in (callbacks if isinstance(callbacks, list) else [callbacks])
+        if isinstance(callback, Mapping)
+    ]
+    scheduler = config.get("lr_scheduler") or {}
+    if isinstance(scheduler, Mapping):
+        found.append(("lr_scheduler", scheduler.get("monitor") or (scheduler.get("init_args") or {}).get("monitor")))
+    yield from ((where, monitor) for where, monitor in found if isinstance(monitor, str))
+
+
+def check_disk(config: Mapping[str, Any], model: Any) -> Iterator[Finding]:
+    """Yield the size of a run's checkpoints, as an error if the disk has less room.
+
+    Args:
+        config: The configuration.
+        model: The task, whose tensors may be on the meta device.
+    """
+    parameters = list(model.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    total = sum(p.numel() for p in parameters)
+    trainer = config.get("trainer") or {}
+    size = kept = 0
+    for callback in trainer.get("callbacks") or []:
+        name = str(callback.get("class_path", "")) if isinstance(callback, Mapping) else ""
+        if not name.endswith("ModelCheckpoint"):
+            continue
+        options = callback.get("init_args") or {}
+        copies = _copies(options, trainer)
+        # AdamW keeps two numbers for each weight that it trains.
+        size += copies * WEIGHT_BYTES * (total + (0 if options.get("save_weights_only") else 2 * trained))
+        kept += copies
+    folder = Path(os.path.abspath(str(trainer.get("default_root_dir") or ".")))
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    checkpoints = "1 checkpoint" if kept == 1 else f"{kept} checkpoints"
+    seen = f"{total / 1e6:.1f} M weights, {trained / 1e6:.1f} M train; {checkpoints} of {size / 1e9:.2f} GB in all"
+    if size > free:
+        yield Finding("run: disk", "error", f"{seen}, {free / 1e9:.2f} GB free in {folder}.", "Keep fewer checkpoints.")
+    else:
+        yield Finding("run: disk", "ok", f"{seen}, {free / 1e9:.0f} GB free.")
+
+
+def _copies(options: Mapping[str, Any], trainer: Mapping[str, Any]) -> int:
+    """Return the number of files that a checkpoint callback keeps; one for each time it saves if it keeps all."""
+    count = options.get("save_top_k")
+    count = 1 if count is None else int(count)
+    if count < 0:
+        steps, every = int(trainer.get("max_steps") or -1), int(options.get("every_n_train_steps") or 0)
+        if every and steps > 0:
+            count = steps // every
+        else:
+            # Lightning's own number of epochs, where none is given.
+            epochs = trainer.get("max_epochs")
+            count = max(1, int(1000 if epochs is None else epochs) // int(options.get("every_n_epochs") or 1))
+    return count + bool(options.get("save_last"))

@@ -1,4 +1,4 @@
-"""A training run that writes nothing: its settings, and a guard over the files of the process that tries it."""
+"""A training run that writes nothing: changes to its configuration, and a guard over the files of its process."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from jsonargparse import Namespace
 from terramind_plugin.builders.settings import read_text
 from terramind_plugin.errors import ConfigError
 
-STEPS = 4
-"""Training steps of a timed run; the first one is slower and not counted where there are more."""
-FEW = 2
+TIMED_STEPS = 4
+"""Training steps of a timed run. The first is slower and does not count where there are more."""
+FEW_SAMPLES = 2
 """Samples in a batch of a run that is not timed."""
 FOLDERS = ("dirpath", "save_dir", "output_dir", "log_dir", "root_dir")
-"""Arguments of loggers, callbacks and profilers that name a folder to write to."""
+"""Arguments of loggers, callbacks and profilers that name an output folder."""
 MEMOS = ("backbone_tim_memo", "backbone_feature_memo")
 """Arguments of a backbone that name a folder to write to."""
 WEIGHTS = ("backbone_ckpt_path", "backbone_tim_tokenizer_ckpt_paths", "ckpt_path")
 """Arguments of models that name files of weights."""
 ALLOWED = ("/dev/", "/proc/")
-"""Where the process may write besides its scratch folder: devices, shared memory, its own settings."""
+"""Folders beside the scratch folder where the process may write: devices, shared memory, its own settings."""
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 EVENTS = {
     "os.mkdir": [(0, 2)], "os.remove": [(0, 1)], "os.rmdir": [(0, 1)], "os.rename": [(0, 2), (1, 3)],
@@ -37,7 +37,7 @@ EVENTS = {
 
 
 class UntouchableError(OSError):
-    """Something would be written that outlives the check.
+    """An attempt to write something that outlives the check.
 
     Args:
         target: The file or server.
@@ -85,10 +85,10 @@ def guard_files(folder: Path) -> None:
 
 
 def make_harmless(config: Namespace, folder: Path, timed: bool) -> None:
-    """Change a parsed configuration of fit: few steps, random weights, and all that it writes in a scratch folder.
+    """Change a parsed configuration of fit to few steps, random weights and a scratch folder for all output.
 
     Args:
-        config: Trainer, data and model; changed.
+        config: Trainer, data and model; changed in place.
         folder: The scratch folder.
         timed: Whether batches and worker processes stay as they are.
     """
@@ -97,7 +97,7 @@ def make_harmless(config: Namespace, folder: Path, timed: bool) -> None:
     _change_trainer(config.trainer, folder)
     data = config.get("data.init_args")
     if isinstance(data, Namespace) and not timed:
-        _change(data, "batch_size", lambda size: min(size, FEW) if isinstance(size, int) else size)
+        _change(data, "batch_size", lambda size: min(size, FEW_SAMPLES) if isinstance(size, int) else size)
         _change(data, "num_workers", lambda count: 0 if isinstance(count, int) and count > 0 else count)
     drop_weights(config)
     arguments = config.get("model.init_args.model_args")
@@ -107,10 +107,10 @@ def make_harmless(config: Namespace, folder: Path, timed: bool) -> None:
 
 
 def drop_weights(config: Namespace) -> None:
-    """Let the model start with random weights, unless what it is told of weights is not possible.
+    """Let the model start with random weights; values that are not valid stay, so that the model refuses them.
 
     Args:
-        config: With a model; changed.
+        config: A configuration with a model; changed in place.
     """
     for place in ("model.init_args", "model.init_args.model_args"):
         arguments = config.get(place)
@@ -126,16 +126,16 @@ def drop_weights(config: Namespace) -> None:
                 arguments[key] = False if isinstance(read_text(key, arguments[key]), bool) else arguments[key]
 
 
-def limits(trainer: Namespace, timed: bool) -> dict[str, int]:
-    """Return arguments of the trainer that make a run short, except one that is configured to do nothing.
+def trainer_limits(trainer: Namespace, timed: bool) -> dict[str, int]:
+    """Return arguments of the trainer that make a run short; a limit of 0 stays.
 
-    They are arguments, not values of the configuration, in which the parser would take 1 for 1.0, which is all batches.
+    They cannot be values of the configuration: its parser takes 1 for 1.0, which means all batches.
 
     Args:
         trainer: Its configuration.
         timed: Whether to train several steps.
     """
-    counts = {"limit_train_batches": STEPS if timed else 1, "limit_val_batches": 1}
+    counts = {"limit_train_batches": TIMED_STEPS if timed else 1, "limit_val_batches": 1}
     return {key: 0 if trainer.get(key) == 0 else count for key, count in counts.items()}
 
 
@@ -148,7 +148,7 @@ def _change_trainer(trainer: Namespace, folder: Path) -> None:
     # A run that is configured to do nothing does nothing here, too.
     _change(trainer, "max_epochs", lambda count: count if count == 0 else 1)
     # More steps than are tried, for schedules that end at max_steps.
-    _change(trainer, "max_steps", lambda count: max(count, STEPS + 1) if count and count > 0 else count)
+    _change(trainer, "max_steps", lambda count: max(count, TIMED_STEPS + 1) if count and count > 0 else count)
     _change(trainer, "fast_dev_run", lambda given: bool(given))
     if isinstance(trainer.get("strategy"), str):
         trainer.strategy = "auto"
@@ -157,12 +157,14 @@ def _change_trainer(trainer: Namespace, folder: Path) -> None:
             for key in FOLDERS:
                 _change(part, key, lambda value: value if value is None else str(folder / "written"))
             _change(part, "tracking_uri", lambda value: None)
-            # Of a search for the learning rate.
-            _change(part, "num_training_steps", lambda count: min(count, STEPS) if isinstance(count, int) else count)
+            # Steps of a search for the learning rate.
+            _change(
+                part, "num_training_steps", lambda count: min(count, TIMED_STEPS) if isinstance(count, int) else count
+            )
 
 
 def _parts(value: Any) -> Iterator[Namespace]:
-    """Yield the arguments of each class that a setting of the trainer names."""
+    """Yield the init_args of each class in a value of the trainer's configuration."""
     for entry in value if isinstance(value, list) else [value]:
         if isinstance(entry, Namespace) and isinstance(entry.get("init_args"), Namespace):
             yield entry.init_args

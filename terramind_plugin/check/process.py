@@ -1,4 +1,4 @@
-"""The process in which `terramind check` tries a step: limited in time and memory, gone without a trace afterwards."""
+"""The process in which `terramind check` tries a step: limited in time and memory, and removed with all its files."""
 
 from __future__ import annotations
 
@@ -25,24 +25,25 @@ from terramind_plugin.samples.checks.findings import Finding
 from terramind_plugin.system import available, read_status
 
 SECONDS = 60.0
-"""A step may take as long, imports not counted: check is to be quicker than fit."""
+"""Limit in time of a step without imports: check should be quicker than fit."""
 SECONDS_TIMED = 600.0
+"""Limit in time of several steps that are measured."""
 IMPORTS = 300.0
-"""Seconds after which a new process ought to have imported everything, on any machine."""
+"""Limit in time of a new process for its imports, generous for slow machines."""
 GRACE = 60
-"""Seconds beyond its time after which the process ends by itself, should nobody be there to end it."""
+"""Seconds beyond its limit after which the process ends itself, in case its parent has gone."""
 PAUSE = 0.05
-"""Seconds between two looks."""
+"""Seconds from one look at the process to the next."""
 JOB, GO, READY, STAGE, RESULT, LOG = "job.json", "go", "ready", "stage", "result.json", "log"
 """Files of the scratch folder."""
 
 
 class Attempt:
-    """A step that is tried in a process of its own.
+    """A step in a process of its own, which starts at once and waits for `finish`.
 
-    It starts at once and waits for `finish`. A fork of this process has all imports already, but of this process's
-    threads only one, and none of its GPU. So a fork computes with one thread, unless this process has not computed
-    anything yet. With a GPU, and on systems other than Linux, a new process imports what it needs meanwhile.
+    On Linux without a GPU the process is a fork, which has all imports already. A fork keeps only one thread of its
+    parent, so it computes with one thread unless the parent has not computed yet. A fork cannot use its parent's GPU;
+    with a GPU, and on other systems, a new process starts and imports in the meantime.
 
     Args:
         config: The YAML file.
@@ -81,7 +82,7 @@ class Attempt:
             self.pid = self._process.pid
 
     def finish(self) -> list[Finding]:
-        """Let the process begin, wait for it and return what it found, or why there is nothing."""
+        """Start the step, wait for it and return its findings, or the finding that says why there are none."""
         (self.folder / GO).touch()
         try:
             reason = self._wait()
@@ -95,7 +96,7 @@ class Attempt:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         with warnings.catch_warnings():
-            # Python 3.12 warns of threads, which are seen to: see the class.
+            # Python 3.12 warns of threads; the docstring of the class says why they do no harm.
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if pid == 0:
@@ -106,7 +107,7 @@ class Attempt:
         return pid
 
     def _wait(self) -> str:
-        """Return why the process ended, if it did not come to a result."""
+        """Wait for the end of the process and return the reason for it, should there be no result."""
         begun, ready = time.monotonic(), None
         while not self._ended():
             now = time.monotonic()
@@ -150,11 +151,11 @@ class Attempt:
 
 
 def work(folder: Path, *, forked: bool) -> None:
-    """Try a step and leave what was found in the folder, then end the process.
+    """Try a step, write the findings into the folder and end the process.
 
     Args:
         folder: The scratch folder, which holds the job.
-        forked: Whether this process has the threads and files of another one's beginning.
+        forked: Whether this process is a fork.
     """
     job: dict[str, Any] = json.loads((folder / JOB).read_text(encoding="utf-8"))
     if forked:
@@ -179,7 +180,7 @@ def work(folder: Path, *, forked: bool) -> None:
         )
         rows = [(finding.check, finding.verdict, finding.seen, finding.advice) for finding in found]
         _write(folder / RESULT, json.dumps(rows))
-    except BaseException:  # the log is all that the other process sees
+    except BaseException:  # the parent reads the log
         traceback.print_exc()
         code = 1
     else:
@@ -189,14 +190,14 @@ def work(folder: Path, *, forked: bool) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file that is whole whenever it can be seen."""
+    """Write a file that appears under its name when it is complete."""
     part = path.with_suffix(".part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
 
 
 def _limit_memory(limit: int | None) -> None:
-    """Let this process have what is free and not more; where the system runs out of memory, let it go first."""
+    """Limit the memory of this process to what is free, and let the system end it first if memory runs out."""
     if sys.platform != "linux":
         return
     import resource

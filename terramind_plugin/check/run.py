@@ -6,13 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from terramind_plugin.check.build import Built, build, grid_of
-from terramind_plugin.check.disk import check_disk
-from terramind_plugin.check.keys import check_interval
-from terramind_plugin.check.monitors import check_monitors
+from terramind_plugin.check.build import Built, build, check_disk, check_monitors, grid_of
+from terramind_plugin.check.config import check_interval
 from terramind_plugin.check.process import Attempt
 from terramind_plugin.check.sheet import draw_sheet
-from terramind_plugin.check.step import STEP, not_tried
+from terramind_plugin.check.step import STEP_CHECK, not_tried
 from terramind_plugin.errors import one_line
 from terramind_plugin.files import check_picture
 from terramind_plugin.samples.checks.findings import Finding
@@ -20,9 +18,9 @@ from terramind_plugin.samples.checks.run import check_data
 from terramind_plugin.samples.plan import DataPlan, describe
 
 UNBUILT = ("yaml: data", "yaml: model")
-"""Checks that name a part that cannot be built."""
+"""Checks that report a part that cannot be built."""
 UNTRIED = ("yaml: parsing", "yaml: weights", "yaml: batch size", "yaml: validation")
-"""Checks of what the step does not use; those of other keys are proven wrong by a step that works."""
+"""Checks of keys that the step does not use. Errors of other keys are proven wrong by a step that works."""
 
 
 def check(
@@ -36,17 +34,17 @@ def check(
     fresh: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Finding]:
-    """Return everything that was found, good and bad.
+    """Return all findings, good and bad.
 
     Args:
         config: The YAML file.
         words: Further options, as for terramind fit.
-        samples: How many samples to read pixels of, at most.
+        samples: Maximum number of samples whose pixels are read.
         timed: Take a few training steps as they are configured, and measure them.
         sheet: Picture of the data to write.
         step: Take a training and a validation step with two samples.
         fresh: Whether this process has imported torch for this check alone and not computed yet.
-        say: Is told what begins.
+        say: Called with a text when a part of the check begins.
 
     Raises:
         ConfigError: The picture cannot be written, or another file has its name.
@@ -75,7 +73,7 @@ def check(
 
 
 def _look(built: Built, samples: int, sheet: Path | None, say: Callable[[str], None]) -> Iterator[Finding]:
-    """Yield what can be seen of a built configuration and its data without training."""
+    """Yield findings on a built configuration and its data that need no training."""
     if built.model is not None:
         yield from check_monitors(built.config, built.model)
         yield from check_disk(built.config, built.model)
@@ -97,8 +95,8 @@ def _look(built: Built, samples: int, sheet: Path | None, say: Callable[[str], N
 
 
 def _combine(findings: list[Finding], tried: list[Finding]) -> list[Finding]:
-    """Return the findings of rules and step, as far as the one does not explain or disprove the other."""
-    if any(finding.check == STEP and finding.verdict == "ok" for finding in tried):
+    """Return the findings of rules and step, without those that the step disproves or the rules explain."""
+    if any(finding.check == STEP_CHECK and finding.verdict == "ok" for finding in tried):
         kept = [finding for finding in findings if finding.check != "yaml: model"]
         return [_soften(finding) for finding in kept] + tried
     if any(finding.check in UNBUILT and finding.verdict == "error" for finding in findings):
@@ -107,7 +105,7 @@ def _combine(findings: list[Finding], tried: list[Finding]) -> list[Finding]:
 
 
 def _soften(finding: Finding) -> Finding:
-    """Return a mistake in a key as a warning: training goes on all the same."""
+    """Return an error in a key as a warning, since training works in spite of it."""
     if finding.verdict != "error" or not finding.check.startswith("yaml") or finding.check in UNTRIED:
         return finding
     return replace(finding, verdict="warning", seen=f"{finding.seen} Training goes on all the same.")

@@ -1,4 +1,4 @@
-"""A picture of the data: some samples, and each band beside the pre-training data."""
+"""A picture of the data: some samples, and histograms of each band beside the pre-training data."""
 
 from __future__ import annotations
 
@@ -22,29 +22,33 @@ from terramind_plugin.samples.checks.sample import Sample, draw_samples, read_mi
 from terramind_plugin.samples.layout import LABEL, RASTERS
 from terramind_plugin.samples.plan import DataPlan, ImagePlan
 
+Row = tuple[str, dict[str, NDArray[Any]], Any, None]
+"""Title, images by modality, label and prediction of a sample."""
 ROWS = 4
-"""Samples that are drawn."""
+"""Number of samples that are drawn."""
 PICTURE = 256
-"""Pixels per side of a picture, at most."""
+"""Maximum height and width of a picture in pixels."""
 PANEL, HISTOGRAM = (2.6, 2.8), (2.1, 1.55)
 """Width and height in inches."""
-OWN, THEIRS = "#3b7dd8", "#d9480f"
+DATA_COLOR, CURVE_COLOR = "#3b7dd8", "#d9480f"
+"""Colours of the histograms of these data and of the curves of the pre-training data."""
 BINS = 60
-TEXTS = (
+"""Number of bins of a histogram."""
+LEGEND = (
     "these data; sd: how far their mean is from that of the pre-training data, in its standard deviations",
     "pre-training data: a normal curve of mean and standard deviation",
 )
 HIGHEST = 5
-"""How far a histogram may rise above the curve, in heights of the curve, so that both can be seen."""
+"""Largest height of a histogram in heights of its curve, so that both are visible."""
 
 
 def draw_sheet(plan: DataPlan, path: Path, samples: int = 64) -> None:
     """Write a PNG with some samples, and a histogram of each band beside the pre-training mean and deviation.
 
     Args:
-        plan: What the configuration says.
+        plan: Description of the data set.
         path: Picture to write.
-        samples: Samples whose pixels go into the histograms, at most.
+        samples: Maximum number of samples whose pixels go into the histograms.
 
     Raises:
         DataError: There is nothing to draw, or the picture cannot be written there.
@@ -73,12 +77,12 @@ def draw_sheet(plan: DataPlan, path: Path, samples: int = 64) -> None:
         _bars(axes[len(axes_of)], labels, "labels", LABEL_COLORS)
     known = next((axis for axis in axes if len(axis.lines)), axes[0])
     handles = [*known.patches[:1], *known.lines[:1]]
-    lower.legend(handles, list(TEXTS), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    lower.legend(handles, list(LEGEND), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     write_figure(path, figure)
 
 
-def _row(plan: DataPlan, split: str, name: str, files: dict[str, Path]) -> tuple[str, dict[str, NDArray], Any, None]:
-    """Return title, images by modality and label of a sample; what cannot be read is left out."""
+def _row(plan: DataPlan, split: str, name: str, files: dict[str, Path]) -> Row:
+    """Return title, images by modality and label of a sample, without files that cannot be read."""
     images = {}
     for image in plan.images:
         values = _read(files.get(image.name))
@@ -90,7 +94,7 @@ def _row(plan: DataPlan, split: str, name: str, files: dict[str, Path]) -> tuple
     return f"{name} ({split})", images, ids, None
 
 
-def _read(path: Path | None) -> NDArray | None:
+def _read(path: Path | None) -> NDArray[Any] | None:
     """Return a thinned raster with NaN where it has no data."""
     if path is None or path.suffix.lower() not in RASTERS:
         return None
@@ -104,14 +108,14 @@ def _read(path: Path | None) -> NDArray | None:
     return values if pixels.missing is None else np.where(pixels.missing[:, ::step, ::step], np.float32(np.nan), values)
 
 
-def _bands(image: ImagePlan, values: NDArray) -> NDArray:
-    """Return the bands that the model gets, of several dates those of the first."""
+def _bands(image: ImagePlan, values: NDArray[Any]) -> NDArray[Any]:
+    """Return the bands that the model gets, of the first date if there are several."""
     values = values[: len(image.file_bands)] if image.dates and image.file_bands else values
     return values[list(image.read)] if image.read and max(image.read) < len(values) else values
 
 
 def _count(image: ImagePlan, sample: Sample) -> int:
-    """Return how many bands of a modality can be drawn."""
+    """Return the number of bands of a modality that can be drawn."""
     counts = [
         len(_bands(image, summary.pixels)) for summary in sample.images.get(image.name, []) if summary.pixels.size
     ]
@@ -136,11 +140,13 @@ def _histogram(axis: Any, image: ImagePlan, sample: Sample, number: int) -> None
         start, end = max(mean - 3 * std, entry.valid_range[0]), min(mean + 3 * std, entry.valid_range[1])
         low, high = min(low, start), max(high, end)
         x = np.linspace(start, end, 200)
-        axis.plot(x, np.exp(-(((x - mean) / std) ** 2) / 2) / (std * np.sqrt(2 * np.pi)), color=THEIRS, linewidth=1.2)
+        axis.plot(
+            x, np.exp(-(((x - mean) / std) ** 2) / 2) / (std * np.sqrt(2 * np.pi)), color=CURVE_COLOR, linewidth=1.2
+        )
         title += f"  {(values.mean() - mean) / std:+.1f} sd"
     high = high if high > low else low + 1
     top = HIGHEST * max((line.get_ydata().max() for line in axis.lines), default=np.inf)
-    heights, _, _ = axis.hist(values, bins=BINS, range=(low, high), density=True, color=OWN, alpha=0.55)
+    heights, _, _ = axis.hist(values, bins=BINS, range=(low, high), density=True, color=DATA_COLOR, alpha=0.55)
     axis.set_ylim(0, 1.05 * min(top, heights.max()) if axis.lines else None)
     axis.set_title(title, fontsize=8, pad=3)
     axis.set_yticks([])
@@ -166,7 +172,7 @@ def _bars(axis: Any, shares: dict[str, float], title: str, colors: Any) -> None:
 
 
 def _label_shares(plan: DataPlan, most: int = 200) -> dict[str, float]:
-    """Return the share of each class in the labels; nothing where there are no classes."""
+    """Return the share of each class in the labels; none if there are no classes."""
     if plan.task != "segmentation" or not plan.num_classes:
         return {}
     total: Counter[float] = Counter()

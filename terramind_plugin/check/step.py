@@ -1,4 +1,4 @@
-"""A training and a validation step as `terramind fit` would do them; timed, also what an epoch takes."""
+"""A training and a validation step as `terramind fit` would take them, with an estimate of an epoch if timed."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback as LightningCallback
 
-from terramind_plugin.check.harmless import UntouchableError, guard_files, limits, make_harmless
+from terramind_plugin.check.harmless import UntouchableError, guard_files, make_harmless, trainer_limits
 from terramind_plugin.errors import one_line
-from terramind_plugin.integration.causes import describe
+from terramind_plugin.integration.causes import describe_error
 from terramind_plugin.integration.lightning_cli import TerraMindCLI, run
 from terramind_plugin.samples.checks.findings import Finding, Verdict
 from terramind_plugin.system import read_status, restart_peak
 
-STEP = "run: step"
+STEP_CHECK = "run: step"
+"""Name of the check in findings."""
 PATIENCE = 15.0
 """Seconds after which no further step begins."""
 FULL = 0.9
-"""Share of a GPU's memory from which on a step is close to failing."""
+"""Share of a GPU's memory above which a step is close to failing."""
 NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "insufficient RAM")
-"""What errors say where memory ran out on a CPU."""
+"""Texts of errors for a lack of memory on a CPU."""
 
 
 class Stopwatch(LightningCallback):
     """Measures training steps, with the time that loading takes, and a validation step.
 
     Args:
-        say: Is told what begins.
+        say: Called with a text when a part begins.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -44,7 +45,6 @@ class Stopwatch(LightningCallback):
         self.ends: list[float] = []
         self.start = self.validation_start = self.validation = 0.0
         self.losses: list[float] = []
-        self.samples = 0
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the clock."""
@@ -52,7 +52,7 @@ class Stopwatch(LightningCallback):
         self.start = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Take the time of a step, and stop if it has been long."""
+        """Note the time after a step, and stop training if steps have taken long."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         self.losses += [] if loss is None else [float(loss)]  # waits for a GPU
         self.ends.append(time.perf_counter())
@@ -65,7 +65,7 @@ class Stopwatch(LightningCallback):
         self.validation_start = time.perf_counter()
 
     def on_validation_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
-        """Take the time of a validation step."""
+        """Note the seconds of a validation step."""
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.synchronize()
         self.validation = time.perf_counter() - self.validation_start
@@ -83,9 +83,9 @@ class StepCLI(TerraMindCLI):
 
     Args:
         folder: The scratch folder.
-        timed: Whether to take steps as they are configured, and several.
-        say: Is told what begins.
-        found: Takes the findings.
+        timed: Whether to take several steps as they are configured.
+        say: Called with a text when a part begins.
+        found: List to which findings are added.
         kwargs: As for TerraMindCLI.
     """
 
@@ -96,7 +96,7 @@ class StepCLI(TerraMindCLI):
         super().__init__(**kwargs)
 
     def before_instantiate_classes(self) -> None:
-        """Build a trainer for the configured devices, then settle for one."""
+        """Build a trainer for the configured devices to see errors, then configure one device."""
         config = self.config.fit
         chosen = {key: config.trainer[key] for key in ("accelerator", "devices", "strategy", "num_nodes")}
         if chosen["devices"] != "auto" or chosen["strategy"] != "auto":
@@ -106,7 +106,7 @@ class StepCLI(TerraMindCLI):
 
     def instantiate_trainer(self, **more: Any) -> Trainer:
         """Return a trainer for a short run."""
-        return super().instantiate_trainer(**limits(self.config.fit.trainer, self.timed), **more)
+        return super().instantiate_trainer(**trainer_limits(self.config.fit.trainer, self.timed), **more)
 
     def fit(self, model: LightningModule, datamodule: LightningDataModule, **_: Any) -> None:
         """Train and validate."""
@@ -122,7 +122,7 @@ class StepCLI(TerraMindCLI):
 
 
 def _save_nothing(trainer: Trainer) -> None:
-    """Let checkpoints be put together, but not be written: they may be large."""
+    """Replace the saving of checkpoints, which may be large: they are put together but not written."""
     save = trainer.save_checkpoint
 
     def put_together(filepath: Any, weights_only: bool | None = None, storage_options: Any = None) -> None:
@@ -135,16 +135,16 @@ def _save_nothing(trainer: Trainer) -> None:
 def try_steps(
     config: Path, words: Sequence[str], folder: Path, *, timed: bool, say: Callable[[str], None]
 ) -> list[Finding]:
-    """Return how long an epoch will take and how much memory it needs, or why fit would fail.
+    """Return findings on the time and memory of an epoch, or on why fit would fail.
 
-    From then on this process can write to the scratch folder only.
+    From this call on the process can write to the scratch folder only.
 
     Args:
         config: The YAML file.
         words: Further options, as for terramind fit.
         folder: The scratch folder.
-        timed: Measure some steps as they are configured, instead of one with two samples.
-        say: Is told what begins.
+        timed: Whether to measure some steps as they are configured, instead of taking one with two samples.
+        say: Called with a text when a part begins.
     """
     found: list[Finding] = []
     guard_files(folder)
@@ -160,7 +160,7 @@ def try_steps(
 
 
 def _explain(error: BaseException) -> Finding:
-    """Return why a step failed, or why it could not be tried."""
+    """Return the finding for an error: why a step failed, or why it could not be tried."""
     chain = list(_chain(error))
     refused = next((one for one in chain if isinstance(one, UntouchableError)), None)
     if refused is not None:
@@ -174,16 +174,14 @@ def _explain(error: BaseException) -> Finding:
         )
     if any(isinstance(one, MemoryError) or any(text in str(one) for text in NO_MEMORY) for one in chain):
         return not_tried("it needs more memory than is free.")
-    return Finding(STEP, "error", f"fit fails: {describe(error)}")
+    return Finding(STEP_CHECK, "error", f"fit fails: {describe_error(error)}")
 
 
 def not_tried(reason: str) -> Finding:
-    """Return that nothing can be said of the step.
-
-    Args:
-        reason: Why.
-    """
-    return Finding(STEP, "note", f"not tried: {reason}", "Try a short run: terramind fit ... --trainer.fast_dev_run 1.")
+    """Return the finding that no step was tried, for a reason."""
+    return Finding(
+        STEP_CHECK, "note", f"not tried: {reason}", "Try a short run: terramind fit ... --trainer.fast_dev_run 1."
+    )
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -194,7 +192,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide what Lightning and the data module say: the table says it."""
+    """Hide messages of Lightning and of the data module, which the table repeats."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "terramind_plugin")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -213,14 +211,14 @@ def _report(watch: Stopwatch, trainer: Trainer, datamodule: Any, timed: bool) ->
         idle = 0 in (trainer.max_epochs, trainer.max_steps, trainer.limit_train_batches)
         verdict: Verdict = "warning" if idle else "error"
         advice = "See max_epochs, max_steps and limit_train_batches." if idle else "See batch_size and the train split."
-        yield Finding(STEP, verdict, "there was no training step.", advice)
+        yield Finding(STEP_CHECK, verdict, "there was no training step.", advice)
         return
     if not all(map(math.isfinite, watch.losses)):
-        yield Finding(STEP, "error", f"the first losses are {watch.losses}.", "Look at values and labels.")
+        yield Finding(STEP_CHECK, "error", f"the first losses are {watch.losses}.", "Look at values and labels.")
     else:
         losses = ", ".join(f"{loss:.3g}" for loss in watch.losses)
         done = "training and validation steps" if watch.validation else "training steps"
-        yield Finding(STEP, "ok", f"{done} work with random weights; loss {losses}.")
+        yield Finding(STEP_CHECK, "ok", f"{done} work with random weights; loss {losses}.")
     if timed:
         yield from _report_times(watch, trainer, datamodule)
 

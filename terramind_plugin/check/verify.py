@@ -1,4 +1,4 @@
-"""Published weights through TerraTorch's own loader and through this package's: the same numbers must come out."""
+"""Comparison of published weights in TerraTorch's own models and in this package's: the numbers must be the same."""
 
 from __future__ import annotations
 
@@ -21,44 +21,46 @@ from terramind_plugin.model.variants import VARIANTS, Variant
 from terramind_plugin.raster.reader import read_chip
 from terramind_plugin.tokenizers.variants import tokenizers_of
 
+PATCH = VARIANTS["terramind_v1_base"].patch_size
+"""Patch size of the published models, in pixels; heights and widths are multiples of it."""
 SIDE = 224
 """Largest height and width of the input, in pixels: what the published models were trained with."""
 SEED = 0
-"""Where random inputs and the noise of decoders start."""
-STEPS = 2
-"""Denoising steps of a decoded image: few, because one step already uses all weights."""
+"""Seed of random inputs and of the noise of decoders."""
+DENOISING_STEPS = 2
+"""Denoising steps of a decoded image. Few are enough, because one step already uses all weights."""
 ROUNDING = 1e-4
-"""Difference that another order of sums may make, as a share of the largest value."""
+"""Difference that another order of additions may cause, as a share of the largest value."""
 FLIPPED = 1e-3
-"""Share of ids that may differ: a value on the border between two codes is rounded either way."""
+"""Share of ids that may differ, because a value between two codes can be rounded either way."""
 CLASSES = "LULC"
 """Modality that is generated: its decoder draws no random numbers."""
 COORDS = "coords"
-PLACES = ((11.5, 48.25), (-180.0, -90.0), (151.25, -33.75))
-"""Longitude and latitude in degrees of the positions that are turned into token ids."""
+POSITIONS = ((11.5, 48.25), (-180.0, -90.0), (151.25, -33.75))
+"""Longitude and latitude in degrees of the positions whose token ids are compared."""
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One result of both loaders."""
+class Agreement:
+    """A result of both packages, and how far the two are apart."""
 
     model: str
     what: str
     data: str
     """Name of the input file, or 'random'."""
     difference: float
-    """Share of the largest value, or share of ids that differ."""
+    """Largest difference as a share of the largest value, or the share of ids that differ."""
     tolerance: float
 
     @property
     def same(self) -> bool:
-        """Whether both loaders give the same numbers."""
+        """Whether both packages give the same numbers."""
         return self.difference <= self.tolerance  # NaN is not
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Input of one modality."""
+class ModelInput:
+    """An input of one modality."""
 
     name: str
     """Name of the file, or 'random'."""
@@ -71,10 +73,10 @@ def verify(
     data: Path | None = None,
     tokenizers: Sequence[str] | None = None,
     on_step: Callable[[str], None] = lambda text: None,
-) -> list[Comparison]:
-    """Return how results of the published weights differ between TerraTorch's loader and this package's.
+) -> list[Agreement]:
+    """Return the differences between TerraTorch's and this package's results with the published weights.
 
-    One pair of models is in memory at a time.
+    Only one pair of models is in memory at a time.
 
     Args:
         names: Published models, e.g. 'terramind_v1_base'.
@@ -82,7 +84,7 @@ def verify(
             the input. None for seeded random numbers.
         tokenizers: Modalities whose tokenizers are compared, 'coords' included; None for all. One land cover map is
             generated if LULC is among them.
-        on_step: Called with what is compared next.
+        on_step: Called with the name of the model that is compared next.
 
     Raises:
         ConfigError: A name is unknown.
@@ -129,7 +131,7 @@ def _find_tokenizers(names: Sequence[str] | None) -> list[str]:
 
 @contextmanager
 def _reproducible() -> Iterator[None]:
-    """Compute float32 products exactly and leave the global random state as it was."""
+    """Compute float32 products exactly, and restore the global random state at the end."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")  # TerraTorch lowers it
     try:
@@ -139,7 +141,7 @@ def _reproducible() -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
-def _random_samples() -> dict[str, Sample]:
+def _random_samples() -> dict[str, ModelInput]:
     """Return a seeded random input of each modality with a raster."""
     random = torch.Generator().manual_seed(SEED)
     samples = {}
@@ -150,15 +152,15 @@ def _random_samples() -> dict[str, Sample]:
             values = torch.randn(1, len(modality.bands), SIDE, SIDE, generator=random)
         else:
             continue
-        samples[name] = Sample("random", values)
+        samples[name] = ModelInput("random", values)
     return samples
 
 
-def _read_samples(folder: Path) -> dict[str, Sample]:
+def _read_samples(folder: Path) -> dict[str, ModelInput]:
     """Return the first chip that all folders of modalities have.
 
     Raises:
-        DataError: There is none, or a file cannot be used.
+        DataError: There is no such chip, or a file cannot be used.
     """
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}. Check --data.")
@@ -175,37 +177,37 @@ def _read_samples(folder: Path) -> dict[str, Sample]:
     return {modality.name: _read_sample(files[name], modality) for modality, files in chips.items()}
 
 
-def _read_sample(path: Path, modality: Modality) -> Sample:
+def _read_sample(path: Path, modality: Modality) -> ModelInput:
     chip = read_chip(path, modality)
-    height, width = (min(side, SIDE) // 16 * 16 for side in chip.size)
+    height, width = (min(side, SIDE) // PATCH * PATCH for side in chip.size)
     if not height or not width:
-        raise DataError(f"{path} has {chip.size[0]} x {chip.size[1]} pixels, expected at least 16 x 16.")
+        raise DataError(f"{path} has {chip.size[0]} x {chip.size[1]} pixels, expected at least {PATCH} x {PATCH}.")
     values = chip.values[:, :height, :width]
     if modality.kind == "classes":
-        return Sample(path.name, torch.from_numpy(np.ascontiguousarray(values)))
+        return ModelInput(path.name, torch.from_numpy(np.ascontiguousarray(values)))
     mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (modality.mean, modality.std))
-    return Sample(path.name, ((torch.from_numpy(np.ascontiguousarray(values)).float() - mean) / std)[None])
+    return ModelInput(path.name, ((torch.from_numpy(np.ascontiguousarray(values)).float() - mean) / std)[None])
 
 
-def _compare_features(variant: Variant, samples: Mapping[str, Sample]) -> Comparison:
+def _compare_features(variant: Variant, samples: Mapping[str, ModelInput]) -> Agreement:
     x = {name: sample.values for name, sample in samples.items()}
     got = build_backbone(variant.name, list(x), pretrained=True).eval()(dict(x))[-1]
     want = _theirs("backbone", variant.name, modalities=list(x))(dict(x))[-1]
     data = next(iter(samples.values())).name
-    return Comparison(variant.name, f"features of {', '.join(x)}", data, _distance(got, want), ROUNDING)
+    return Agreement(variant.name, f"features of {', '.join(x)}", data, _distance(got, want), ROUNDING)
 
 
-def _compare_generation(variant: Variant, source: str, sample: Sample) -> Comparison:
-    """Compare the likeliest land cover of one input; one step at temperature 0 draws no random numbers."""
+def _compare_generation(variant: Variant, source: str, sample: ModelInput) -> Agreement:
+    """Compare the most likely land cover of one input; one step at temperature 0 draws no random numbers."""
     settings: dict[str, Any] = {"modalities": [source], "output_modalities": [CLASSES], "temps": 0.0}
     got = build_generator(variant.name, **settings, pretrained=True)({source: sample.values})[CLASSES].argmax(dim=1)
     theirs = _theirs("full model", f"{variant.name}_generate", **settings)
     want = theirs({source: sample.values})[CLASSES].argmax(dim=1)
-    return Comparison(f"{variant.name}_generate", f"{source} to {CLASSES}", sample.name, _unlike(got, want), FLIPPED)
+    return Agreement(f"{variant.name}_generate", f"{source} to {CLASSES}", sample.name, _unlike(got, want), FLIPPED)
 
 
-def _compare_tokenizers(name: str, sample: Sample) -> list[Comparison]:
-    """Compare token ids, and what both decode from the same ids and noise."""
+def _compare_tokenizers(name: str, sample: ModelInput) -> list[Agreement]:
+    """Compare token ids, and the images decoded from the same ids and noise."""
     tokenizer = tokenizers_of()[name].name
     ours = build_image_tokenizer(tokenizer, pretrained=True)
     theirs = _theirs("full model", tokenizer)
@@ -217,22 +219,22 @@ def _compare_tokenizers(name: str, sample: Sample) -> list[Comparison]:
         noise = torch.randn(1, ours.channels, *size, generator=torch.Generator().manual_seed(SEED))
         random = torch.Generator().manual_seed(SEED)
         images = (
-            ours.decode_tokens(want, timesteps=STEPS, noise=noise),
-            theirs.decode_tokens(want, timesteps=STEPS, generator=random, verbose=False),
+            ours.decode_tokens(want, timesteps=DENOISING_STEPS, noise=noise),
+            theirs.decode_tokens(want, timesteps=DENOISING_STEPS, generator=random, verbose=False),
         )
     return [
-        Comparison(tokenizer, "token ids", sample.name, _unlike(got, want), FLIPPED),
-        Comparison(tokenizer, "decoded image", sample.name, _distance(*images), ROUNDING),
+        Agreement(tokenizer, "token ids", sample.name, _unlike(got, want), FLIPPED),
+        Agreement(tokenizer, "decoded image", sample.name, _distance(*images), ROUNDING),
     ]
 
 
-def _compare_coords(name: str) -> Comparison:
+def _compare_coords(name: str) -> Agreement:
     from terramind_plugin.data.terratorch_internals import tokenizer_register
 
-    got = build_coords_tokenizer().encode(PLACES).ids
+    got = build_coords_tokenizer().encode(POSITIONS).ids
     theirs = _load_theirs(name, lambda: getattr(tokenizer_register, name)(pretrained=True))  # in no registry
-    want = theirs.encode(torch.tensor(PLACES))["tensor"]
-    return Comparison(name, "token ids", f"{len(PLACES)} positions", _unlike(got, want), 0.0)
+    want = theirs.encode(torch.tensor(POSITIONS))["tensor"]
+    return Agreement(name, "token ids", f"{len(POSITIONS)} positions", _unlike(got, want), 0.0)
 
 
 def _theirs(registry: str, name: str, **arguments: Any) -> Any:
@@ -245,14 +247,14 @@ def _theirs(registry: str, name: str, **arguments: Any) -> Any:
 
 
 def _load_theirs(name: str, build: Callable[[], Any]) -> Any:
-    """Return what TerraTorch's own loader makes.
+    """Return a model of TerraTorch.
 
     Raises:
-        WeightsError: It cannot load the weights.
+        WeightsError: TerraTorch cannot load the weights.
     """
     try:
         return build()
-    except Exception as error:  # whatever it makes of weights that this package has just loaded
+    except Exception as error:  # any error: this package has just loaded the same weights
         raise WeightsError(f"TerraTorch cannot load {name}: {type(error).__name__}: {one_line(error)}") from error
 
 

@@ -40,7 +40,7 @@ GENERAL = ("torch.", "lightning.", "jsonargparse.", "torchmetrics.", "importlib.
 """Modules in which an error is seldom made: what called them, or what they called, says more."""
 
 
-def describe(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return what an error of this package or of a library says, in one line that can stand alone.
 
     Args:
@@ -53,7 +53,7 @@ def explain(error: BaseException) -> str:
     """Return what an error says, so that it can stand alone: what a library's error is about, and where it comes from.
 
     Args:
-        error: As for `describe`.
+        error: As for `describe_error`.
     """
     text = str(error)
     if text.startswith("Caught "):  # a data loader's worker process sends its traceback along

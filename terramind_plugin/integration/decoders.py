@@ -18,8 +18,8 @@ from torch.nn import functional as F
 Module = TypeVar("Module", bound=nn.Module)
 
 
-class UpsamplingBlock(UnetDecoderBlock):
-    """A block of segmentation_models_pytorch with the same layers and, up to rounding, the same result."""
+class UpsamplingBlock(UnetDecoderBlock):  # type: ignore[misc]  # a library without types
+    """A faster block with the layers of segmentation_models_pytorch's and, up to rounding, the same result."""
 
     _kernel: Tensor | None = None
     _made_of: tuple[Any, ...] = ()
@@ -30,29 +30,31 @@ class UpsamplingBlock(UnetDecoderBlock):
         """Return maps [B, channels, target_height, target_width].
 
         Args:
-            feature_map: [B, channels, h, w]; half as high and wide as the target to be computed at once, otherwise it
-                takes the usual way.
-            target_height: In pixels.
-            target_width: In pixels.
-            skip_connection: Of the encoder, [B, channels, target_height, target_width].
+            feature_map: Maps [B, channels, h, w]. Unless they are half as high and wide as the target, they are
+                upsampled first and then convolved.
+            target_height: Height in pixels.
+            target_width: Width in pixels.
+            skip_connection: Maps of the encoder, [B, channels, target_height, target_width].
         """
         _, deep, height, width = feature_map.shape
         if (target_height, target_width) != (2 * height, 2 * width) or not self._is_plain(skip_connection):
-            return super().forward(feature_map, target_height, target_width, skip_connection)
+            usual: Tensor = super().forward(feature_map, target_height, target_width, skip_connection)
+            return usual
         convolution, norm, activation = self.conv1
         x = F.conv_transpose2d(feature_map, self._upsampling(deep), convolution.bias, stride=2, padding=1)
         if skip_connection is not None:
             x += F.conv2d(skip_connection, convolution.weight[:, deep:], padding=1)
-        return self.attention2(self.conv2(activation(norm(x))))
+        out: Tensor = self.attention2(self.conv2(activation(norm(x))))
+        return out
 
     def _is_plain(self, skip_connection: Tensor | None) -> bool:
         attends = skip_connection is not None and not isinstance(self.attention1.attention, nn.Identity)
-        return self.interpolation_mode == "nearest" and not attends
+        return bool(self.interpolation_mode == "nearest") and not attends
 
     def _upsampling(self, deep: int) -> Tensor:
-        """Return the kernel for the first channels; made once if the weights do not train."""
+        """Return the kernel for the first channels; it is kept if the weights do not train."""
         weight = self.conv1[0].weight
-        if weight.requires_grad:  # also in validation: averages of weights are swapped in without a trace
+        if weight.requires_grad:  # in validation as well: averages of weights are swapped in unseen
             return upsampling_kernel(weight[:, :deep])
         made_of = (weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype, deep)
         if self._kernel is None or made_of != self._made_of:
@@ -67,10 +69,10 @@ class UpsamplingBlock(UnetDecoderBlock):
 def upsampling_kernel(weight: Tensor) -> Tensor:
     """Return the kernel [in, out, 4, 4] of a transposed convolution with stride 2 and padding 1.
 
-    It does the same as repeating each pixel 2 x 2 times and convolving the result, padded by 1.
+    The result equals repeating each pixel 2 x 2 times and convolving with `weight`, padded by 1.
 
     Args:
-        weight: Of that convolution, [out, in, 3, 3].
+        weight: Weight of that convolution, [out, in, 3, 3].
     """
     kernel = weight.flip(2, 3).transpose(0, 1)
     kernel = F.pad(kernel, (0, 1)) + F.pad(kernel, (1, 0))
@@ -78,9 +80,9 @@ def upsampling_kernel(weight: Tensor) -> Tensor:
 
 
 def upsample_at_once(model: Module) -> Module:
-    """Have all UNet blocks of a model upsample and convolve at once, and return the model.
+    """Let all UNet blocks of a model upsample and convolve at once, and return the model.
 
-    Its layers and their names stay. Blocks of classes derived from segmentation_models_pytorch's stay as they are.
+    Layers and their names stay the same. Blocks of derived classes do not change.
 
     Args:
         model: Changed in place.
@@ -92,7 +94,7 @@ def upsample_at_once(model: Module) -> Module:
 
 
 def build_unet(embed_dim: Sequence[int], channels: Sequence[int], **more: Any) -> UNetDecoder:
-    """Return TerraTorch's UNetDecoder, but faster: with the same weights the same results.
+    """Return a faster UNetDecoder of TerraTorch, which gives the same results with the same weights.
 
     Args:
         embed_dim: Channels of each level, finest first.

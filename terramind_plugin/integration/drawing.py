@@ -106,13 +106,16 @@ def draw_sample(
         return plot_boxes(images, label, output, class_names, title, bands)
     if isinstance(task, SemanticSegmentationTask):
         ids = label[0] if label.ndim == 3 else label
-        return plot_samples([(title, images, ids, output.argmax(dim=0))], class_names, bands, [pictures or {}])
+        rows = [(title, images, ids, output.argmax(dim=0))]
+        figure: Figure = plot_samples(rows, class_names, bands, [pictures or {}])
+        return figure
     if isinstance(task, PixelwiseRegressionTask):
         ignored = task.hparams.get("ignore_index")
         values = label if ignored is None else label.float().masked_fill(label == ignored, torch.nan)
         return plot_values(images, values, output, title, unit, bands, pictures)
     text = describe_answers(task, label.flatten(), output.flatten(), class_names, unit)
-    return plot_samples([(f"{title}\n{text}", images, None, None)], None, bands, [pictures or {}])
+    figure = plot_samples([(f"{title}\n{text}", images, None, None)], None, bands, [pictures or {}])
+    return figure
 
 
 def plot_values(
@@ -142,7 +145,7 @@ def plot_values(
         names = [f"{what} {number}" if len(variables) > 1 else what for what in ("label", "prediction")]
         panels |= {name: VALUES(Normalize(*limits)(values))[..., :3] for name, values in zip(names, pair, strict=True)}
         bars.append((names, limits))
-    figure = plot_samples([(title, images, None, None)], None, bands, [panels])
+    figure: Figure = plot_samples([(title, images, None, None)], None, bands, [panels])
     axes = {axis.get_title(): axis for axis in figure.axes}
     for names, limits in bars:
         add_bar([axes[name] for name in names], VALUES, limits, unit, extend="both")
@@ -171,7 +174,7 @@ def plot_boxes(
         prediction: The predicted boxes and class ids.
     """
     first = next(image_pictures(images, bands or {}))[1]
-    figure = plot_samples([(title, images, None, None)], None, bands, [{"label": first, "prediction": first}])
+    figure: Figure = plot_samples([(title, images, None, None)], None, bands, [{"label": first, "prediction": first}])
     axes = {axis.get_title(): axis for axis in figure.axes}
     drawn: set[int] = set()
     for what, (boxes, ids) in (("label", label), ("prediction", prediction)):

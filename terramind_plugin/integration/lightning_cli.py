@@ -43,7 +43,7 @@ RASTER_OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
 YAML_ENDINGS = (".yaml", ".yml", ".json")
 
 
-class StatisticsTrainer(MyTrainer):
+class StatisticsTrainer(MyTrainer):  # type: ignore[misc]  # TerraTorch has no types
     """TerraTorch's trainer, whose statistics also cover several modalities."""
 
     def compute_statistics(self, datamodule: LightningDataModule, **kwargs: Any) -> None:
@@ -69,7 +69,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         write_bytes(Path(path), content.getbuffer())
 
 
-class TerraMindCLI(MyLightningCLI):
+class TerraMindCLI(MyLightningCLI):  # type: ignore[misc]
     """TerraTorch's CLI, in which the configuration goes before what a checkpoint remembers of its own.
 
     Args:
@@ -86,7 +86,7 @@ class TerraMindCLI(MyLightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Return the trainer, which writes checkpoints whole or not at all."""
-        trainer = super().instantiate_trainer(**kwargs)
+        trainer: Trainer = super().instantiate_trainer(**kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that the user has chosen
             trainer.strategy.checkpoint_io = WholeCheckpoints()
         return trainer

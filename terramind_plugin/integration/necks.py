@@ -1,4 +1,4 @@
-"""Necks: from a backbone's tokens to what a decoder takes."""
+"""The neck between a backbone's tokens and a decoder's maps."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ STRIDES = (4, 8, 16, 32)
 
 _CPU = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
 TRAINS_ON_PLANES = bool(_CPU.get("avx2", False) and not _CPU.get("avx512_f", False))
-"""Whether convolutions on this CPU train faster on maps whose channels are not last in memory. With channels last, as
-tokens lie, they copy their weights four times a step, and the backward pass is slow without AVX-512."""
+"""Whether convolutions on this CPU train faster on maps whose channels are not last in memory.
+
+Tokens have their channels last. With such maps convolutions copy their weights four times a step, and the backward pass
+is slow without AVX-512."""
 
 
 class TokenPyramid(nn.Module):
     """Feature pyramid at strides 4, 8, 16 and 32, made from the tokens of four layers in one step.
 
-    It does what TerraTorch's SelectIndices, ReshapeTokensToImage and LearnedInterpolateToPyramidal do together, and
-    takes the token grid from the image size, so that images need not be square. Its levels have the widths that
-    LearnedInterpolateToPyramidal gives, and its layers the same names, so weights carry over.
+    The neck replaces TerraTorch's SelectIndices, ReshapeTokensToImage and LearnedInterpolateToPyramidal. It takes the
+    token grid from the image size, so that images need not be square. Widths of levels and names of layers are those of
+    LearnedInterpolateToPyramidal, so that its weights can be loaded.
 
     Args:
         channel_list: Channels of each layer of the backbone.
@@ -34,7 +36,7 @@ class TokenPyramid(nn.Module):
         patch_size: Pixels per token.
 
     Raises:
-        ConfigError: Not four layers, or numbers that the backbone does not have.
+        ConfigError: There are not four layers, or the backbone lacks one of them.
     """
 
     def __init__(self, channel_list: Sequence[int], indices: Sequence[int] | None = None, patch_size: int = 16) -> None:
@@ -63,7 +65,7 @@ class TokenPyramid(nn.Module):
         self.fpn4 = nn.MaxPool2d(kernel_size=2, stride=2)
 
     def process_channel_list(self, channel_list: Sequence[int]) -> list[int]:
-        """Return the channels of the four levels; TerraTorch passes them on to the decoder."""
+        """Return the channels of the four levels, which TerraTorch passes to the decoder."""
         first, second, third, fourth = self.channel_list
         return [first // 4, second // 2, third, fourth]
 
@@ -72,7 +74,7 @@ class TokenPyramid(nn.Module):
 
         Args:
             features: Tokens [B, N, D] of each layer.
-            image_size: Height and width of the images in pixels; needed where they are not square.
+            image_size: Height and width of the images in pixels; needed if they are not square.
 
         Raises:
             ConfigError: The tokens do not form a grid of that size.

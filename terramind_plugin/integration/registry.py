@@ -1,4 +1,4 @@
-"""Entry into TerraTorch's registries: the names that a configuration may use.
+"""Entries in TerraTorch's registries: the names that a configuration may use.
 
 TerraTorch's registries take the word before the first underscore as the name of a source. With the sources registered
 here, `terramind_v1_base` means this package and `terratorch_terramind_v1_base` means TerraTorch's own model.
@@ -31,21 +31,21 @@ from terramind_plugin.tokenizers.variants import TOKENIZERS
 SOURCE = "terramind"
 
 
-class UnknownNameError(ConfigError, InvalidModelError):
-    """Nothing is registered by this name.
+class UnknownNameError(ConfigError, InvalidModelError):  # type: ignore[misc]  # TerraTorch has no types
+    """A name that is not registered.
 
-    As an InvalidModelError it lets TerraTorch go on to its next source where a name came without a source.
+    TerraTorch takes an InvalidModelError as a sign to try its next source, if the name has no source.
     """
 
     def __init__(self, message: str) -> None:
         ConfigError.__init__(self, message)
 
 
-class PluginRegistry(Registry):
-    """Builders by the name behind 'terramind_', with TerraTorch's own of that full name behind them.
+class PluginRegistry(Registry):  # type: ignore[misc]
+    """Builders by name without 'terramind_'; for other names, TerraTorch's own builder of the full name.
 
     Args:
-        fallback: The registry of TerraTorch that is asked for names this package does not have.
+        fallback: The registry of TerraTorch for names that this package lacks.
     """
 
     def __init__(self, fallback: Registry) -> None:
@@ -62,10 +62,10 @@ class PluginRegistry(Registry):
         self._registry[name.removeprefix(f"{SOURCE}_")] = builder
 
     def build(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """Return what the builder of `name` makes, or TerraTorch's own if this package has none.
+        """Build a name with this package's builder, or with TerraTorch's own if this package has none.
 
         Raises:
-            UnknownNameError: Neither has the name.
+            UnknownNameError: Neither package has the name.
             ConfigError: The builder failed on a missing key.
         """
         builder = self[name]
@@ -87,30 +87,32 @@ class PluginRegistry(Registry):
         return name in self._registry or f"{SOURCE}_{name}" in self.fallback
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
-        if name in self._registry:
-            return self._registry[name]
         full = f"{SOURCE}_{name}"
-        if full in self.fallback:
-            return self.fallback[full]
+        builder: Callable[..., Any] | None = self._registry.get(name)
+        if builder is None and full in self.fallback:
+            builder = self.fallback[full]
+        if builder is not None:
+            return builder
         names = sorted(f"{SOURCE}_{known}" for known in self)
         raise UnknownNameError(f"Unknown name '{full}'.{suggest(full, names)} Known: {', '.join(names)}.")
 
 
 def _source(registry: MultiSourceRegistry[Any], fallback: Registry) -> PluginRegistry:
-    """Return the plugin's source in one of TerraTorch's registries, adding it at the first call."""
+    """Return the plugin's source in one of TerraTorch's registries, added at the first call."""
     if SOURCE not in registry.keys():  # noqa: SIM118  the registry's own `in` looks for models
         registry.register_source(SOURCE, PluginRegistry(fallback))
-    return registry[SOURCE]
+    source: PluginRegistry = registry[SOURCE]
+    return source
 
 
 def _lazily(name: str, module: str, function: str, *leading: Any) -> Callable[..., Any]:
-    """Return a builder that imports what it calls when it is called.
+    """Return a builder that imports its function when it is called.
 
     Args:
-        name: What it builds.
-        module: Where the function is, below this package.
-        function: Its name.
-        leading: Arguments that go before those of the configuration.
+        name: Name of what the builder makes.
+        module: Module of the function, without the name of this package.
+        function: Name of the function.
+        leading: Arguments before those of the configuration.
     """
 
     def build(*args: Any, **kwargs: Any) -> Any:
@@ -122,7 +124,7 @@ def _lazily(name: str, module: str, function: str, *leading: Any) -> Callable[..
 
 
 def register() -> None:
-    """Add everything this package has to TerraTorch's registries; calling it again changes nothing."""
+    """Add all names of this package to TerraTorch's registries; a second call changes nothing."""
     backbones = _source(BACKBONE_REGISTRY, TERRATORCH_BACKBONE_REGISTRY)
     for variant in VARIANTS:
         backbones.add(variant, _lazily(variant, "builders.backbones", "build_backbone", variant))

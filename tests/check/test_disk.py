@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from terramind_plugin.check.disk import check_disk
+from terramind_plugin.check.build import check_disk
 
 EPOCHS = {"max_epochs": 40}
 
@@ -37,4 +37,4 @@ def test_disk(
     callback = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": options}
     (found,) = check_disk({"trainer": {"callbacks": [callback], **trainer}}, nn.Linear(100, 10, bias=False))
     assert found.verdict == ("ok" if enough else "error")
-    assert f"{copies} checkpoints" in found.seen
+    assert f"; {copies} checkpoint{'' if copies == 1 else 's'} of " in found.seen

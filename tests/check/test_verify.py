@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from terramind_plugin.builders.generators import plan_generator_inputs
-from terramind_plugin.check.verify import Comparison
+from terramind_plugin.check.verify import Agreement
 from terramind_plugin.cli import main
 from terramind_plugin.generation.token_generator import plan_targets
 from terramind_plugin.model.encoder_decoder import EncoderDecoder
@@ -135,7 +135,7 @@ def test_a_folder_without_chips(tmp_path, capsys):
 
 @pytest.mark.parametrize(("difference", "same"), [(0.0, True), (1e-4, True), (2e-4, False), (float("nan"), False)])
 def test_what_counts_as_the_same(difference, same):
-    assert Comparison("", "", "", difference, 1e-4).same is same
+    assert Agreement("", "", "", difference, 1e-4).same is same
 
 
 @pytest.mark.network

@@ -1,4 +1,4 @@
-"""Checks of a configuration as it is written, before anything is built."""
+"""Checks of a configuration's keys and values, before anything is built."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ FACTORY = ("backbone", "decoder", "necks", "num_classes", "num_outputs", "aux_de
 """Keys of model_args for TerraTorch's EncoderDecoderFactory."""
 TEMPORAL = ("use_temporal", "temporal_pooling", "temporal_concat", "temporal_n_timestamps",
             "temporal_features_permute_op", "temporal_subset_lengths")  # fmt: skip
-"""Keys of a backbone that TerraTorch's factory reads for its wrapper around time series."""
+"""Keys of a backbone that configure TerraTorch's wrapper for time series."""
 DEFAULT_RATE = 0.001
-"""Of TerraTorch's tasks."""
+"""Default learning rate of TerraTorch's tasks."""
 PREFIXES = ("backbone_", "decoder_", "head_")
+"""Prefixes of the keys that the factory passes on to a part."""
 
 
 def check_model_args(arguments: Mapping[str, Any], factory: str) -> Iterator[Finding]:
-    """Yield keys in model_args that nothing reads, with the nearest valid name, and layers that are not there.
+    """Yield keys in model_args that nothing reads, with the nearest valid name, and layers that the model lacks.
 
     Args:
         arguments: The model_args.
@@ -64,7 +65,7 @@ def _unknown(key: str, choices: list[str], where: str = "model_args") -> Finding
 
 
 def backbone_keys(arguments: Mapping[str, Any]) -> list[str]:
-    """Return the arguments of a backbone of this package, without 'backbone_'; none for others."""
+    """Return the keys of a backbone of this package, without 'backbone_'; none for other backbones."""
     from terramind_plugin.backbones.encoder import TerraMindBackbone
     from terramind_plugin.backbones.tim import TerraMindTiM
     from terramind_plugin.builders.backbones import _arguments, build_backbone, build_tim
@@ -83,13 +84,13 @@ def backbone_keys(arguments: Mapping[str, Any]) -> list[str]:
 
 
 def _parameters(kind: str, name: Any) -> list[str]:
-    """Return the arguments of a 'DECODER' or 'NECK', if they can be seen."""
+    """Return the arguments of a 'DECODER' or 'NECK'; none if its signature does not list them."""
     from terratorch import registry
     from terratorch.models.decoders import UNetDecoder
 
     from terramind_plugin.integration.necks import TokenPyramid
 
-    # Our own names stand for functions that import what they call when they are called.
+    # The registry holds functions that import these when they are called.
     own = {"terramind_pyramid": TokenPyramid, "terramind_unet": UNetDecoder}
     if not isinstance(name, str):
         return []
@@ -128,13 +129,13 @@ def _check_layers(arguments: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def check_agreement(data: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield what data and model are told differently.
+    """Yield values in which data and model contradict each other.
 
     Args:
         data: init_args of the data module.
         model: init_args of the task.
     """
-    arguments = mapping(model.get("model_args"))
+    arguments = as_mapping(model.get("model_args"))
     taken = arguments.get("backbone_modalities")
     given = data.get("image_modalities") or data.get("modalities")
     if isinstance(taken, list) and isinstance(given, list):
@@ -148,12 +149,12 @@ def check_agreement(data: Mapping[str, Any], model: Mapping[str, Any]) -> Iterat
                 f"the data have {given}, the model takes {names}.",
                 "Use the same names in modalities and backbone_modalities.",
             )
-        yield from _check_bands(data, mapping(arguments.get("backbone_bands")), taken)
+        yield from _check_bands(data, as_mapping(arguments.get("backbone_bands")), taken)
     yield from _check_classes(data, model)
 
 
-def mapping(value: Any) -> Mapping[str, Any]:
-    """Return a part of a configuration, an empty one if it is something else."""
+def as_mapping(value: Any) -> Mapping[str, Any]:
+    """Return a part of a configuration, or an empty mapping if the part is something else."""
     return value if isinstance(value, Mapping) else {}
 
 
@@ -161,7 +162,7 @@ def _check_bands(data: Mapping[str, Any], bands: Mapping[str, Any], taken: list[
     for name in (entry for entry in taken if isinstance(entry, str)):
         modality = find(name)
         wanted = bands.get(name) or (modality and modality.band_names)
-        read = mapping(data.get("output_bands")).get(name) or mapping(data.get("dataset_bands")).get(name)
+        read = as_mapping(data.get("output_bands")).get(name) or as_mapping(data.get("dataset_bands")).get(name)
         read = read or (modality and modality.band_names)
         if not isinstance(wanted, list | tuple) or not isinstance(read, list | tuple):
             continue
@@ -177,7 +178,7 @@ def _check_bands(data: Mapping[str, Any], bands: Mapping[str, Any], taken: list[
 
 
 def _check_classes(data: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[Finding]:
-    where, arguments = "yaml: classes", mapping(model.get("model_args"))
+    where, arguments = "yaml: classes", as_mapping(model.get("model_args"))
     count, own = arguments.get("num_classes"), data.get("num_classes")
     if own is not None and count is not None and own != count:
         yield Finding(where, "error", f"the data have num_classes {own}, the model {count}.", "Align them.")
@@ -197,15 +198,15 @@ def _check_classes(data: Mapping[str, Any], model: Mapping[str, Any]) -> Iterato
 
 
 def check_training(config: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield what would go wrong in the training loop: precision, weights, learning rates.
+    """Yield findings on the training loop: precision, weights, learning rates.
 
     Args:
         config: The whole configuration.
     """
-    trainer = mapping(config.get("trainer"))
+    trainer = as_mapping(config.get("trainer"))
     yield from check_precision(str(trainer.get("precision") or "32-true"), str(trainer.get("accelerator") or "auto"))
-    initial = mapping(mapping(config.get("model")).get("init_args"))
-    path = mapping(initial.get("model_args")).get("backbone_ckpt_path")
+    initial = as_mapping(as_mapping(config.get("model")).get("init_args"))
+    path = as_mapping(initial.get("model_args")).get("backbone_ckpt_path")
     if isinstance(path, str) and not Path(path).is_file():
         yield Finding("yaml: weights", "error", f"backbone_ckpt_path {path} is no file.", f"Seen from {Path.cwd()}.")
     yield from _check_optimisation(initial)
@@ -214,7 +215,7 @@ def check_training(config: Mapping[str, Any]) -> Iterator[Finding]:
             seen = f"trainer.{key} is 1.0: all batches, not one."
             yield Finding("run: batches", "note", seen, "For one: trainer.fast_dev_run: 1.")
     chosen = initial.get("lr")
-    rate = mapping(mapping(config.get("optimizer")).get("init_args")).get("lr")
+    rate = as_mapping(as_mapping(config.get("optimizer")).get("init_args")).get("lr")
     numbers = isinstance(chosen, int | float) and isinstance(rate, int | float)
     if numbers and chosen != DEFAULT_RATE and rate != chosen:
         yield Finding(
@@ -250,12 +251,12 @@ def check_interval(trainer: Mapping[str, Any], samples: int, batch_size: int, dr
 
 
 def _check_optimisation(task: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield arguments that a task's optimizer and scheduler do not have: TerraTorch looks when training starts."""
+    """Yield arguments that a task's optimizer or scheduler lacks; TerraTorch finds them when training starts."""
     import torch
 
     places = {"optimizer": (torch.optim, "lr"), "scheduler": (torch.optim.lr_scheduler, "interval")}
     for part, (module, own) in places.items():
-        name, given = task.get(part), mapping(task.get(f"{part}_hparams"))
+        name, given = task.get(part), as_mapping(task.get(f"{part}_hparams"))
         if not isinstance(name, str):
             continue
         kind = getattr(module, name, None)
