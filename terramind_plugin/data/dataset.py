@@ -43,11 +43,11 @@ class ReadingPlan:
     means: Mapping[str, Sequence[float]]
     """Mean of each band that the model gets, by modality, after `constant_scale`."""
     fill_with_mean: bool
-    """Whether pixels without data take their band's mean."""
+    """True if pixels without data take their band's mean."""
     temporal: bool
-    """Whether files hold several dates, date by date, and samples become [bands, dates, H, W]."""
+    """True if files hold several dates, date by date, and samples become [bands, dates, H, W]."""
     keep_missing_pixels: bool = False
-    """Whether NaN stays NaN, for statistics."""
+    """True if NaN stays NaN, for statistics."""
     num_classes: int | None = None
     """Number of classes, if there are classes."""
     table: LabelPlan = field(default_factory=LabelPlan)

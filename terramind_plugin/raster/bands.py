@@ -1,4 +1,4 @@
-"""Bands by name: what the descriptions in a file say, against what is to be read."""
+"""Bands by name: the descriptions in a file matched with the bands to read."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from terramind_plugin.model.modalities import MODALITIES, find
 
 POLARISATIONS = ("VV", "VH", "HH", "HV")
 POLARISATION = re.compile(r"(?:(?:SIGMA|GAMMA|BETA)_?0?_|AMPLITUDE_|INTENSITY_)?(VV|VH|HH|HV)(?:_DB)?")
-"""How radar software writes a polarisation, e.g. 'Sigma0_VV_db'."""
+"""Spellings of a polarisation by radar software, e.g. 'Sigma0_VV_db'."""
 KNOWN = {*POLARISATIONS, *(band.common_name for modality in MODALITIES.values() for band in modality.bands)}
-"""What `band_key` returns."""
+"""Known names of bands, as `band_key` returns them."""
 MOST = 3
-"""Corrections that are written out in a message."""
+"""Number of corrections that a message lists."""
 
 
 def band_key(modality: str, name: object) -> str | None:
-    """Return one name for all spellings of a band, or None if the text is none that is known.
+    """Return one name for all spellings of a band, or None if the text is no known spelling.
 
     Args:
-        modality: Name of the modality, whose own names go before those of others.
+        modality: Name of the modality, whose own names take precedence over names of other modalities.
         name: A description such as 'B4', 'RED', 'vv', 'Sigma0_VH_db' or 'B4, central wavelength 665 nm'.
     """
     text = str(getattr(name, "value", name)).split(",")[0].strip()
@@ -44,20 +44,20 @@ def find_bands(
     *,
     binding: bool = False,
 ) -> list[int]:
-    """Return for each band that is to be read its position in the file, from 0 on.
+    """Return the position in the file, counted from 0, of each band to read.
 
-    Names that the file has decide. A file without them is read in the order of `stored`, or of `wanted`.
+    The names in the file decide. A file without names is read in the order of `stored`, or of `wanted`.
 
     Args:
-        path: For the message.
-        modality: Name of what the file shows.
-        names: Descriptions of the file's bands, None where it has none.
+        path: Path of the file, for messages.
+        modality: Name of the file's modality.
+        names: Descriptions of the file's bands; None for a band without a description.
         wanted: Names of the bands to read.
-        stored: Names of the file's bands in their order, where the configuration has them.
-        binding: Whether `stored` is what the file has to have, so that other names are an error.
+        stored: Configured names of the file's bands in their order, if any.
+        binding: Whether other names than `stored` in the file are an error.
 
     Raises:
-        DataError: The file has not these bands, or contradicts what they are taken for.
+        DataError: The file lacks a band, or its names contradict `stored`.
     """
     own = {str(getattr(name, "value", name)).strip().upper() for name in (*wanted, *stored)}
 

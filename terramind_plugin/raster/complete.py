@@ -1,4 +1,4 @@
-"""Whether a GeoTIFF is whole: GDAL says nothing of a disk that was full when it closed a file."""
+"""Completeness of GeoTIFFs: GDAL does not report a disk that was full when it closed a file."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from rasterio.windows import Window
 from terramind_plugin.errors import one_line
 
 GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError)
-"""Whatever rasterio raises where a raster cannot be read or written."""
+"""Errors of rasterio when a raster cannot be read or written."""
 _ROWS = 256
-"""Rows that are read at once, at least."""
+"""Minimum number of rows that are read at once."""
 
 PLACE = ("OFFSET", "SIZE")
-"""What GDAL tells of a block."""
+"""Report of GDAL on a block."""
 
 Rows = Callable[[int, int], NDArray]
-"""Returns the rows of an image from a first one to before a last one, [bands, rows, width]."""
+"""Function that returns the rows of an image from a first one up to but without a last one, [bands, rows, width]."""
 
 
 def check_complete(path: Path, rows: Rows | None = None, overviews: int | None = None) -> None:
-    """Read a closed GeoTIFF again, with its overviews: every block must be there and be as it was written.
+    """Read a closed GeoTIFF and its overviews again, and compare every block with what was written.
 
     Args:
         path: The file.
-        rows: What it must hold; None takes the checksums of the blocks, where the compression is deflate.
-        overviews: How many it must have; None takes those it has.
+        rows: Expected values; None compares the checksums of the blocks, where the compression is deflate.
+        overviews: Expected number of overviews; None accepts any number.
 
     Raises:
-        OSError: A block or an overview is missing or damaged, or values are not those that were written.
+        OSError: A block or an overview is missing or damaged, or values differ from the expected ones.
         RasterioError: The file or a block of it cannot be read.
     """
     with rasterio.open(path, driver="GTiff") as file:
@@ -63,7 +63,7 @@ def check_overviews(path: Path, count: int) -> None:
 
 
 def is_complete(path: Path) -> bool:
-    """Return whether a path is a GeoTIFF all of whose blocks are there and as they were written."""
+    """Return whether a path is a GeoTIFF without missing or damaged blocks."""
     try:
         check_complete(path)
     except GDAL_ERRORS:
@@ -72,11 +72,11 @@ def is_complete(path: Path) -> bool:
 
 
 def check_blocks(path: Path, file: Any) -> None:
-    """Check that all blocks of a GeoTIFF are there and, where deflate gave them checksums, as they were written.
+    """Check that no block of a GeoTIFF is missing or, where deflate gave it a checksum, damaged.
 
     Args:
         path: The file.
-        file: The same, opened by rasterio; it may be an overview.
+        file: The file, or an overview of it, opened by rasterio.
 
     Raises:
         OSError: A block is missing or damaged.
@@ -90,11 +90,11 @@ def check_blocks(path: Path, file: Any) -> None:
 
 
 def check_checksums(path: Path, file: Any) -> None:
-    """Check that the blocks of a GeoTIFF are as deflate wrote them: GDAL does not look at their checksums.
+    """Compare the blocks of a GeoTIFF with their deflate checksums, which GDAL ignores.
 
     Args:
         path: The file; rasters of another format or compression pass.
-        file: The same, opened by rasterio; it may be an overview.
+        file: The file, or an overview of it, opened by rasterio.
 
     Raises:
         OSError: A block is damaged.
@@ -119,7 +119,7 @@ def _check_presence(file: Any) -> None:
 
 
 def _check_values(file: Any, rows: Rows | None) -> None:
-    """Decode all blocks by GDAL and compare them with what they must hold, if that is known."""
+    """Decode all blocks with GDAL, and compare them with the expected values, if those are given."""
     tall = max(1, *(shape[0] for shape in file.block_shapes))
     step = -(-_ROWS // tall) * tall  # whole blocks, so that none is decoded twice
     for first in range(0, file.height, step):
@@ -130,7 +130,7 @@ def _check_values(file: Any, rows: Rows | None) -> None:
 
 
 def _blocks(file: Any) -> Iterator[tuple[str, int, int]]:
-    """Yield in words where each block lies in the image, and its offset and size in the file; 0 if it is not there."""
+    """Yield the position of each block in the image, in words, and its offset and size in the file, 0 if missing."""
     bands = file.indexes if file.interleaving is Interleaving.band else file.indexes[:1]
     for band in bands:
         tall, wide = file.block_shapes[band - 1]
@@ -141,7 +141,7 @@ def _blocks(file: Any) -> Iterator[tuple[str, int, int]]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return in one line why a raster could not be read or written: GDAL's own words, where rasterio hides them."""
+    """Return in one line why a raster could not be read or written, in GDAL's own words where rasterio hides them."""
     while error.__cause__ is not None and "See previous exception" in str(error):
         error = error.__cause__
     return one_line(error)

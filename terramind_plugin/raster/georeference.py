@@ -1,4 +1,4 @@
-"""Where a raster lies: its grid, and whether results can be written to the same place."""
+"""Grids and georeferences of rasters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Grid:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Height and width in pixels."""
+        """Return the height and width in pixels."""
         return self.height, self.width
 
     def centre(self) -> tuple[float, float] | None:
@@ -43,7 +43,7 @@ class Grid:
 
 
 def apply_affine(transform: Affine, x: Any, y: Any) -> tuple[Any, Any]:
-    """Return where a transform moves positions; both coordinates are numbers or arrays of one shape."""
+    """Return positions after a transform; both coordinates are numbers or arrays of one shape."""
     # Written out: the operator that applies a transform is `*` in affine 2 and `@` in affine 3.
     return transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f
 
@@ -65,7 +65,7 @@ def check_georeference(raster: Any) -> None:
         raster: An open raster of rasterio.
 
     Raises:
-        DataError: Its pixels have no size, or only ground control points or an RPC model give its position.
+        DataError: The pixels have no size, or only ground control points or an RPC model give the position.
     """
     if lies_nowhere(raster.transform):
         numbers = ", ".join(f"{number:g}" for number in raster.transform[:6])

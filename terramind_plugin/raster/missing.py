@@ -1,4 +1,4 @@
-"""What counts as missing in a raster: one rule for everything that reads pixels.
+"""Missing values of rasters: one rule for everything that reads pixels.
 
 A value is missing where it is not finite, where it is farther from 0 than `FAR`, or where the file says so: by its
 nodata value, a mask, or an alpha band.
@@ -22,18 +22,18 @@ logger = logging.getLogger("terramind_plugin")
 FAR = 1e30
 """Magnitude above which a number stands for no data: float rasters are often filled with -3.4e38 and not tagged."""
 WIDE_INTEGERS = ("int64", "uint64")
-"""Types whose nodata value rasterio cannot tell exactly, so that GDAL has to compare."""
+"""Types whose nodata value rasterio does not return exactly, so that GDAL must compare."""
 
 
 class Pixels(NamedTuple):
-    """Values of a raster, and where they are missing."""
+    """Values of a raster and their mask of missing values."""
 
     values: NDArray
-    """[bands, H, W] in the type of the file; anything where missing."""
+    """Values [bands, H, W] in the type of the file; undefined where missing."""
     missing: NDArray[np.bool_] | None
-    """[bands, H, W], True where a value is missing; None if none is."""
+    """Mask [bands, H, W], True where a value is missing; None if no value is missing."""
     undeclared: int
-    """Number of pixels with a value that is missing though the file does not say so: NaN, infinite or far from 0."""
+    """Number of pixels with an undeclared missing value: NaN, infinite or far from 0."""
 
 
 def has_odd(values: NDArray) -> bool:
@@ -44,7 +44,7 @@ def has_odd(values: NDArray) -> bool:
     """
     if values.dtype.kind != "f" or not values.size:
         return False
-    # NaN is neither above nor below anything, and minimum and maximum hand it on.
+    # Minimum and maximum of values with a NaN are NaN, for which both comparisons are false.
     bound = _bound(values)
     return not (values.min() >= -bound and values.max() <= bound)
 
@@ -68,11 +68,11 @@ def _bound(values: NDArray) -> Any:
 
 
 def nodata_of(raster: Any, bands: Sequence[int]) -> list[Any]:
-    """Return the nodata value of some bands in their type, None where there is none that a pixel could have.
+    """Return the nodata value of some bands in their type, None for a band whose pixels cannot have one.
 
     Args:
         raster: An open raster of rasterio.
-        bands: Their numbers, from 1 on.
+        bands: Numbers of the bands, counted from 1.
     """
     found: list[Any] = []
     for band in bands:
@@ -87,11 +87,11 @@ def nodata_of(raster: Any, bands: Sequence[int]) -> list[Any]:
 
 
 def has_mask(raster: Any, band: int) -> bool:
-    """Return whether GDAL has to be asked where a band has data: a mask, an alpha band, or nodata of 64-bit integers.
+    """Return whether GDAL must compute a band's mask: from a mask, an alpha band, or nodata of 64-bit integers.
 
     Args:
         raster: An open raster of rasterio.
-        band: Its number, from 1 on.
+        band: Number of the band, counted from 1.
     """
     flags = raster.mask_flag_enums[band - 1]
     wide = raster.dtypes[band - 1] in WIDE_INTEGERS and MaskFlags.nodata in flags
@@ -101,11 +101,11 @@ def has_mask(raster: Any, band: int) -> bool:
 def find_declared(
     values: NDArray, nodata: Sequence[Any], mask: NDArray[np.bool_] | None = None
 ) -> NDArray[np.bool_] | None:
-    """Return where a file says that values are missing; None for nowhere.
+    """Return the mask of values that a file declares missing; None if there are none.
 
     Args:
         values: [bands, ...] of any real type.
-        nodata: For each band from `nodata_of`.
+        nodata: Nodata value of each band, from `nodata_of`.
         mask: Boolean that broadcasts to the values, True where the file has data; None for everywhere.
     """
     gaps = None
@@ -120,17 +120,17 @@ def find_declared(
 
 
 def read_pixels(raster: Any, bands: Sequence[int] | None = None, *, declared: bool = True, **window: Any) -> Pixels:
-    """Return values and where they are missing.
+    """Return values and the mask of missing values.
 
     Args:
         raster: An open raster of rasterio.
-        bands: Their numbers, from 1 on; None for all.
-        declared: Whether what the file says about missing values counts; if not, they are values like others.
+        bands: Numbers of the bands, counted from 1; None for all.
+        declared: Whether values that the file declares missing are missing; if not, they are ordinary values.
         window: `window` and `out_shape` of rasterio.
 
     Raises:
-        DataError: It holds complex numbers.
-        RasterioError: It cannot be read.
+        DataError: The raster holds complex numbers.
+        RasterioError: The raster cannot be read.
     """
     bands = list(raster.indexes) if bands is None else list(bands)
     refuse_complex(raster.name, raster.dtypes)
@@ -144,11 +144,11 @@ def read_pixels(raster: Any, bands: Sequence[int] | None = None, *, declared: bo
 
 
 def add_odd(values: NDArray, declared: NDArray[np.bool_] | None) -> tuple[NDArray[np.bool_] | None, int]:
-    """Return where values are missing, odd ones included, and the number of pixels with odd ones beyond the declared.
+    """Return the mask of missing values including odd ones, and the number of pixels with undeclared odd values.
 
     Args:
-        values: [bands, ...] of any real type.
-        declared: From `find_declared`.
+        values: Values [bands, ...] of any real type.
+        declared: Mask of `find_declared`.
     """
     if not has_odd(values):
         return declared, 0
@@ -173,22 +173,22 @@ def refuse_complex(path: object, dtypes: Iterable[object]) -> None:
 
 
 def warn_of_undeclared(path: str | Path, count: int) -> None:
-    """Warn of pixels that are missing though their file does not say so, if there are any.
+    """Log a warning of undeclared missing pixels, if there are any.
 
     Args:
         path: The file.
-        count: Number of such pixels.
+        count: Number of these pixels.
     """
     if count:
         logger.warning("%s", describe_undeclared(path, count))
 
 
 def describe_undeclared(path: str | Path, count: int) -> str:
-    """Return a sentence on pixels that are missing though their file does not say so.
+    """Return a sentence about undeclared missing pixels.
 
     Args:
         path: The file.
-        count: Number of such pixels.
+        count: Number of these pixels.
     """
     pixels = "1 pixel is" if count == 1 else f"{count} pixels are"
     return (

@@ -1,4 +1,4 @@
-"""Names of rasters: files on disk, and what GDAL opens beyond them."""
+"""Names of rasters: files on disk, URLs and GDAL's virtual paths."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 class RemotePath(type(Path())):  # type: ignore[misc]
-    """A name that GDAL opens and the file system does not know: a URL, or a path below /vsizip/, /vsicurl/, /vsis3/...
+    """Name of a raster outside the file system: a URL, or a path below /vsizip/, /vsicurl/, /vsis3/...
 
     A `Path` would fold the double slash of 'https://host/a.tif' and '/vsizip//data/a.zip/b.tif', which GDAL needs. This
-    one prints as it was written. Its `name` is that of the raster, without the query of a URL.
+    class keeps the text as it was written. Its `name` is the raster's name without the query of a URL.
 
     Args:
         text: The name.
@@ -51,22 +51,22 @@ class RemotePath(type(Path())):  # type: ignore[misc]
 
     @property
     def name(self) -> str:
-        """Name of the raster, e.g. 'b.tif'."""
+        """Return the name of the raster, e.g. 'b.tif'."""
         return self._raster.name
 
     @property
     def stem(self) -> str:
-        """Name of the raster without its ending."""
+        """Return the name of the raster without its ending."""
         return self._raster.stem
 
     @property
     def suffix(self) -> str:
-        """Ending of the raster's name."""
+        """Return the ending of the raster's name."""
         return self._raster.suffix
 
 
 def is_remote(text: object) -> bool:
-    """Return whether GDAL alone knows what a name stands for.
+    """Return whether a name is a URL or one of GDAL's virtual paths.
 
     Args:
         text: A path or its text.
@@ -75,13 +75,13 @@ def is_remote(text: object) -> bool:
 
 
 def remote_path(text: str | Path) -> RemotePath:
-    """Return the path of a raster that GDAL alone opens.
+    """Return the path of a raster outside the file system.
 
     Args:
         text: A URL, or one of GDAL's virtual paths.
 
     Raises:
-        ValueError: It is a name of the file system.
+        ValueError: The text is a name of the file system.
     """
     if not is_remote(text):
         raise ValueError(f"{text} is neither a URL nor one of GDAL's virtual paths")

@@ -32,37 +32,37 @@ TOLERANCE = 0.01
 THREADS = min(4, usable())
 """Threads that decode blocks of a file."""
 MOST_CACHE = 2**30
-"""Bytes of decoded blocks that are kept at most, so that windows that follow one another decode none again."""
+"""Maximum size in bytes of GDAL's cache of decoded blocks, which neighbouring windows share."""
 PREVIEW_TILE = 1024
-"""Height and width, at most, of what is read at once for a preview."""
+"""Maximum height and width of a part that is read at once for a preview."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a raster has to hold."""
+    """Expected content of a raster."""
 
     name: str
-    """Of the modality, for messages."""
+    """Name of the modality, for messages."""
     bands: tuple[str, ...]
     """Names of the bands to read, in order; only their number counts where the file does not name its own."""
     fill: tuple[float, ...]
     """Number for pixels without data, by band."""
     file_bands: tuple[str, ...] = ()
-    """Names of the file's bands, where they are others than those to read."""
+    """Names of the file's bands, if they differ from the bands to read."""
     classes: int = 0
     """Number of class ids, if values are class ids."""
     scale: float = 1.0
     """Factor from the numbers of the file, after `offset`, to the units of the modality."""
     offset: float = 0.0
-    """Number that is added to those of the file before."""
+    """Number that is added to the numbers of the file before they are scaled."""
 
     @classmethod
     def of(cls, modality: Modality, file_bands: Sequence[str] = ()) -> Expected:
-        """Return what a file of a modality holds; gaps take the pre-training mean, or class 0, which is no data.
+        """Return the expected content of a file of a modality; gaps take the pre-training mean, or class 0 (no data).
 
         Args:
-            modality: What the file shows.
-            file_bands: Names of the file's bands, where their order is another one.
+            modality: Modality of the file.
+            file_bands: Names of the file's bands, if they are in another order.
 
         Raises:
             ConfigError: The modality is a text and has no raster.
@@ -77,25 +77,26 @@ class FilledPixels(NamedTuple):
     """Pixels of a raster whose gaps are filled."""
 
     values: NDArray[np.float32]
-    """[bands, H, W], gaps filled."""
+    """Values [bands, H, W], gaps filled."""
     valid: NDArray[np.bool_]
-    """[H, W], True where some band was measured."""
+    """Mask [H, W], True where some band was measured."""
 
 
 class Source:
-    """A raster that is read on a grid, warped to it while reading if it lies on another one.
+    """Reader of a raster on a grid; a raster on another grid is warped while reading.
 
-    It may be used by one thread at a time.
+    Only one thread at a time may use it.
 
     Args:
         path: The raster.
-        expected: What it has to hold.
-        grid: Where to read it; None for its own grid.
-        threads: That decode blocks. They do not survive a fork: one that reads after it waits for them forever.
-        warn: Whether to say so where values look like those of another unit.
+        expected: Its expected content.
+        grid: Grid to read on; None for the raster's own grid.
+        threads: Number of threads that decode blocks. They do not survive a fork: a process that reads after it was
+            forked waits for them forever.
+        warn: Whether to log a warning where values look like another unit.
 
     Raises:
-        DataError: It cannot be opened, has other bands, or no place on the grid.
+        DataError: The raster cannot be opened, has other bands, or does not overlap the grid.
     """
 
     def __init__(
@@ -162,7 +163,7 @@ class Source:
         return WarpedRaster(self._file, self.grid.crs, self.grid.transform, self.grid.shape, resampling)
 
     def read(self, row: int, column: int, height: int, width: int) -> FilledPixels:
-        """Return a window that starts inside the image; what reaches beyond it, below or right, is its mirror image.
+        """Return a window that starts inside the image; beyond its lower and right edges it is mirrored.
 
         Args:
             row: First row.
@@ -171,7 +172,7 @@ class Source:
             width: Columns.
 
         Raises:
-            DataError: A block cannot be read, or values are no class ids.
+            DataError: A block cannot be read, or values are not class ids.
         """
         inside = min(height, self.grid.height - row), min(width, self.grid.width - column)
         part = self._read(row, column, inside, inside)
@@ -207,7 +208,7 @@ class Source:
 
     @property
     def _reduces_itself(self) -> bool:
-        """Whether GDAL gives a reduced image without reading all of it."""
+        """Return whether GDAL gives a reduced image without reading all of it."""
         return not self.warped and bool(self._file.overviews(1))
 
     def _gather(self, row: int, column: int, inside: tuple[int, int], part: FilledPixels) -> None:
@@ -262,7 +263,7 @@ class Source:
 
         Args:
             height: Height of the windows.
-            size: Size of a preview that will be asked for, so that its pixels are gathered on the way.
+            size: Size of a later preview, whose pixels are gathered along the way.
             bands: Bands of the preview.
         """
         if self.warped:
@@ -283,14 +284,14 @@ class Source:
 
     @property
     def undeclared(self) -> int:
-        """Number of pixels read so far that are NaN, infinite or far from 0 though the file does not say so.
+        """Return the number of undeclared missing pixels so far: NaN, infinite or far from 0.
 
         A pixel of two windows counts once if windows are read row by row of windows, top to bottom.
         """
         return self._raster.undeclared if self.warped else self._undeclared
 
     def close(self) -> None:
-        """Close the file and forget its blocks."""
+        """Close the file and drop its blocks."""
         if self.warped:
             self._raster.close()
         self._file.close()
@@ -309,7 +310,7 @@ class _Counted:
     """Column up to which this row of windows reaches."""
 
     def add(self, window: Window) -> Window | None:
-        """Cover a window, and return the part of it that is new; None if nothing is."""
+        """Add a window, and return the part of it that was not covered before, or None."""
         row, column, height, width = window.row_off, window.col_off, window.height, window.width
         if row != self.row:
             self.row, self.above, self.right = row, self.below, 0
@@ -324,7 +325,7 @@ def _shown(bounds: Sequence[float]) -> str:
 
 @dataclass(frozen=True)
 class Chip:
-    """One modality of one place."""
+    """A chip of one modality."""
 
     path: Path
     modality: Modality
@@ -335,11 +336,11 @@ class Chip:
     grid: Grid
     """Grid of the whole raster."""
     undeclared: int = 0
-    """Number of pixels that are missing though the file does not say so."""
+    """Number of undeclared missing pixels."""
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
+        """Return the height and width in pixels."""
         return self.grid.shape
 
     def measured(self) -> NDArray:
@@ -357,17 +358,17 @@ def read_chip(
     multiple: int = 1,
     bands: Sequence[str] = (),
 ) -> Chip:
-    """Return a chip with gaps filled: by the mean of the pre-training data, or by class 0, which is no data.
+    """Return a chip whose gaps are filled with the mean of the pre-training data, or with class 0 (no data).
 
-    Bands are taken in the order of the modality; where the file names all of them, in whatever order, by name.
+    Bands are read by name if the file names all of them, and otherwise in the order of the modality.
 
     Args:
-        path: A raster with the modality in its units.
-        modality: What it shows.
-        grid: Where to read it, warped if it lies on another grid; None for its own.
-        side: Largest height and width; of a larger raster the middle is read. None for all of it.
-        multiple: Heights and widths become multiples of this number, by mirrored pixels.
-        bands: Names of the file's bands, where they are in another order and not named in the file.
+        path: A raster in the units of the modality.
+        modality: Modality of the raster.
+        grid: Grid to read on, by warping if it is another one; None for the raster's own grid.
+        side: Maximum height and width; a larger raster is read in its middle. None reads all of it.
+        multiple: Number whose multiples heights and widths become, by mirrored pixels.
+        bands: Names of the file's bands, if they are in another order and the file does not name them.
 
     Raises:
         ConfigError: The modality is a text and has no raster.
@@ -389,7 +390,7 @@ def read_chip(
 
 
 def pad(values: NDArray, multiple: int) -> NDArray:
-    """Return an image [bands, H, W] continued by its mirror image, below and to the right, to whole patches.
+    """Return an image [bands, H, W] that is mirrored at its lower and right edges to whole patches.
 
     Args:
         values: The image.
@@ -400,28 +401,28 @@ def pad(values: NDArray, multiple: int) -> NDArray:
 
 
 class Image(NamedTuple):
-    """A raster that was read."""
+    """All bands of a raster."""
 
     values: NDArray[np.floating[Any]]
-    """[bands, H, W], NaN where missing; float32, or float64 for numbers that need it."""
+    """Values [bands, H, W], NaN where missing; float32, or float64 where numbers need it."""
     descriptions: tuple[str | None, ...]
     """Names of the bands in the file."""
     undeclared: int
-    """Number of pixels that are missing though the file does not say so."""
+    """Number of undeclared missing pixels."""
     far: bool
-    """Whether some of them are infinite or far from 0."""
+    """True if some undeclared missing pixels are infinite or far from 0."""
 
 
 def read_image(path: str | Path, is_value: Callable[[float | None], bool] = lambda nodata: False) -> Image:
     """Return all bands of a raster, with NaN where values are missing, see `terramind_plugin.raster.missing`.
 
     Args:
-        path: Of the file.
-        is_value: Whether the file's nodata value is a value like others; then the file declares no gaps.
+        path: Path of the file.
+        is_value: Returns whether the file's nodata value is an ordinary value, so that the file declares no gaps.
 
     Raises:
-        DataError: It holds complex numbers.
-        RasterioError: It cannot be read.
+        DataError: The raster holds complex numbers.
+        RasterioError: The raster cannot be read.
     """
     with rasterio.open(path) as raster:
         pixels = read_pixels(raster, declared=not is_value(raster.nodata))

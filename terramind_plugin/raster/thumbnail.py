@@ -1,4 +1,4 @@
-"""An image at a reduced size, gathered while the image passes by."""
+"""A reduced image, gathered from the windows of an image."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 
 class Thumbnail:
-    """The pixels of an image that are nearest to those of a smaller one.
+    """A reduced image whose pixels are the nearest pixels of the image.
 
     Args:
         shape: Height and width of the image.
-        size: Of the smaller one.
-        bands: Positions of its bands.
+        size: Height and width of the reduced image.
+        bands: Positions of the reduced image's bands.
     """
 
     def __init__(self, shape: tuple[int, int], size: tuple[int, int], bands: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""Whether the values of a raster are those of its modality: class ids and units."""
+"""Checks of a raster's values: class ids and units."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_classes(path: Path, name: str, values: NDArray[np.float32], classes: i
         classes: Number of classes.
 
     Raises:
-        DataError: A value is no whole number from 0 to classes - 1.
+        DataError: A value is not a whole number from 0 to classes - 1.
     """
     wrong = np.unique(values[(values != np.round(values)) | (values < 0) | (values >= classes)])
     if wrong.size:
@@ -37,13 +37,13 @@ def check_classes(path: Path, name: str, values: NDArray[np.float32], classes: i
 
 
 def warn_of_units(path: Path, modality: Modality, values: NDArray[np.float32], *, all_values: bool) -> None:
-    """Log a warning where values look like those of another unit: the model would see a very unusual place.
+    """Log a warning if values look like another unit, in which the model would see a very unusual image.
 
     Args:
         path: The raster.
-        modality: What the raster shows.
+        modality: Modality of the raster.
         values: At least one number.
-        all_values: Whether no other value of the file is larger. A dark window of a scene may have no large value.
+        all_values: Whether these are all values of the file. A dark window of a scene may lack large values.
     """
     guess = other_unit(modality, values)
     if guess is None and all_values and is_eight_bit(modality, values):

@@ -19,27 +19,27 @@ from terramind_plugin.raster.georeference import apply_affine
 from terramind_plugin.raster.missing import read_pixels
 
 BLOCK = (256, 1024)
-"""Height and width in pixels of what is warped at once. Results do not depend on the windows that are asked for."""
+"""Height and width in pixels of a block that is warped at once. Results do not depend on the windows that are read."""
 LARGEST = 2**24
-"""Values that are read of the file at once: a block that needs more is warped in parts."""
+"""Maximum number of values that are read at once: a block that needs more is warped in parts."""
 KEPT = 8
-"""Blocks that are kept, as windows that follow one another share some."""
+"""Number of blocks that are kept, since neighbouring windows share some."""
 SAMPLES = 21
-"""Positions along each side of a block by which the pixels it needs are found."""
+"""Number of positions along each side of a block that determine the pixels it needs."""
 
 
 class WarpedRaster:
-    """An open raster on another grid, as far as this package asks rasters of rasterio: float32, NaN where missing.
+    """An open raster on another grid, with the methods of rasterio that this package uses; float32, NaN where missing.
 
-    Values are set to NaN before they are warped, by the rule of `terramind_plugin.raster.missing`. GDAL's own virtual
-    raster knows one number for no data; any other, such as infinity, it would mix into the neighbours.
+    Missing values become NaN before they are warped, by the rule of `terramind_plugin.raster.missing`. GDAL's own
+    virtual raster knows one number for no data and would mix any other, such as infinity, into its neighbours.
 
     Args:
         raster: An open raster of rasterio.
-        crs: Of the other grid.
-        transform: From pixel corners to coordinates.
+        crs: Coordinate reference system of the other grid.
+        transform: Transform from pixel corners to coordinates.
         shape: Height and width in pixels.
-        resampling: How to make a pixel of several.
+        resampling: Method of resampling.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class WarpedRaster:
         self.nodatavals = (float("nan"),) * raster.count
         self.mask_flag_enums = ([MaskFlags.nodata],) * raster.count
         self.undeclared = 0
-        """Pixels of the blocks read so far that are missing though the file does not say so."""
+        """Number of undeclared missing pixels in the blocks read so far."""
         self._block = lru_cache(KEPT)(self._warp_block)
 
     def read(
@@ -66,9 +66,9 @@ class WarpedRaster:
         """Return a window [bands, height, width] that lies inside the grid.
 
         Args:
-            bands: Numbers of the bands, from 1 on.
-            window: Which; None for all.
-            out: Where to write it.
+            bands: Numbers of the bands, counted from 1.
+            window: The window; None for the whole grid.
+            out: Array to write to.
 
         Raises:
             DataError: The file holds complex numbers.
@@ -114,7 +114,7 @@ class WarpedRaster:
             yield from self._parts(row, column + width // 2, height, width - width // 2, bands)
 
     def _needed(self, row: int, column: int, height: int, width: int) -> Window | None:
-        """Return the window of the raster that decides on pixels of the grid; None if there is none."""
+        """Return the window of the raster that determines some pixels of the grid, or None."""
         x, y = np.meshgrid(np.linspace(column, column + width, SAMPLES), np.linspace(row, row + height, SAMPLES))
         east, north = apply_affine(self.transform, x.ravel(), y.ravel())
         if self.crs != self._raster.crs:
@@ -129,7 +129,7 @@ class WarpedRaster:
             (rows[known], height, self._raster.height),
             (columns[known], width, self._raster.width),
         ):
-            # GDAL takes as many pixels into account as one pixel of the grid covers, in both directions.
+            # GDAL uses as many pixels as one pixel of the grid covers, in both directions.
             margin = 4 + int(np.ceil(np.ptp(places) / count))
             first, last = max(int(places.min()) - margin, 0), min(int(np.ceil(places.max())) + margin, limit)
             if first >= last:
@@ -174,7 +174,7 @@ class WarpedRaster:
             dst_transform=_move(self.transform, left, top),
             dst_nodata=np.nan,
             resampling=resampling,
-            # Each band by itself: one that is missing says nothing of the others.
+            # Band by band: a value that is missing in one band may be there in another.
             UNIFIED_SRC_NODATA="NO",
         )
         return result
@@ -185,14 +185,14 @@ class WarpedRaster:
         Args:
             height: Height of the windows.
             bands: Number of bands.
-            most: Bytes of blocks that are kept at most.
+            most: Maximum number of bytes of blocks to keep.
         """
         tall, wide = BLOCK
         row = ((height - 1) // tall + 2) * -(-self.width // wide)
         self._block = lru_cache(max(KEPT, min(row, most // (4 * bands * tall * wide))))(self._warp_block)
 
     def close(self) -> None:
-        """Forget all blocks; the raster is closed by whoever opened it."""
+        """Drop all blocks; the raster stays open."""
         self._block.cache_clear()
 
 

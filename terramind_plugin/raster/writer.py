@@ -34,13 +34,13 @@ Color = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Layer:
-    """What one GeoTIFF of a result holds."""
+    """Content of one GeoTIFF of a result."""
 
     ending: str
     """End of the file's name, after the name of the scene."""
     dtype: str
     descriptions: tuple[str, ...]
-    """Name of each band."""
+    """Names of the bands."""
     units: str
     nodata: float | None
     colormap: Mapping[int, Color] | None = None
@@ -53,7 +53,7 @@ class Layer:
 
     @property
     def bytes_per_pixel(self) -> int:
-        """Bytes of all bands of a pixel."""
+        """Return the bytes of all bands of a pixel."""
         return len(self.descriptions) * np.dtype(self.dtype).itemsize
 
 
@@ -71,7 +71,8 @@ def write_geotiff(
 ) -> None:
     """Write an image as a GeoTIFF that appears under its name only when it is complete.
 
-    The file is deflate-compressed without loss and tiled from 256 pixels on. Equal arguments give equal bytes.
+    The file is deflate-compressed without loss, and tiled if it has 256 pixels or more. Equal arguments give equal
+    bytes.
 
     Args:
         path: Where to write; its folder must exist. An existing file is replaced.
@@ -212,7 +213,7 @@ def parse_color(color: str) -> Color:
     """Return red, green, blue and alpha (0 to 255) of a colour written as '#rrggbb'.
 
     Raises:
-        ConfigError: It is not written that way.
+        ConfigError: The text has another form.
     """
     digits = color.removeprefix("#")
     try:
