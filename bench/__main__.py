@@ -21,7 +21,7 @@ from bench.generation import STEPS, measure_generator, measure_thinking, measure
 from bench.held import held_table, measure_held
 from bench.machine import describe
 from bench.measure import measure_peaks, measure_size, say
-from bench.remembering import MOST, measure_frozen_memo, measure_thinking_memo
+from bench.remembering import MOST, measure_frozen_cache, measure_thinking_cache
 from bench.report import describe_machine, load_line, render, write_report
 from bench.scenes import measure_agreement, measure_times, memory_table, verdict_lines
 from bench.scenes import measure_peaks as measure_scene_peaks
@@ -98,10 +98,10 @@ def run_generation(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     return "\n".join(lines), results | {"pictures": distances}
 
 
-def run_memo(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    """Return report and results of memos."""
+def run_cache(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Return report and results of caches."""
     remark = f"Looking up, below {MOST:.0%} of a round"
-    return _run_by_size(arguments, [measure_thinking_memo, measure_frozen_memo], remark, "look_up")
+    return _run_by_size(arguments, [measure_thinking_cache, measure_frozen_cache], remark, "look_up")
 
 
 def run_decoder(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
@@ -152,7 +152,7 @@ def run_scenes(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 PARTS = {
     "backbone": run_backbone,
     "generation": run_generation,
-    "memo": run_memo,
+    "cache": run_cache,
     "decoder": run_decoder,
     "scenes": run_scenes,
 }

@@ -1,4 +1,4 @@
-"""Memos: what thinking and frozen backbones cost when everything has been seen before."""
+"""Caches: what thinking and frozen backbones cost when everything has been seen before."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from bench.compare import Pair, Row, Side, Work, compare, in_precision
 from bench.measure import say
 from bench.models import BATCH, MODALITIES, SemanticSegmentationTask, build_task, make_round
 from bench.timing import Clock
-from terramind_plugin.cache.cache import Memo, Statistics
-from terramind_plugin.cache.callback import find_memos
+from terramind_plugin.cache.cache import Cache, LookUps
+from terramind_plugin.cache.callback import find_caches
 
 ONE_MORE = {**MODALITIES, "DEM": 1}
 """As many tokens as the thought adds."""
@@ -34,20 +34,20 @@ def chosen(precisions: Sequence[str]) -> list[str]:
 def thinking_tasks(size: str) -> Iterator[dict[str, tuple[SemanticSegmentationTask, dict[str, int]]]]:
     """Give the tasks to compare by name, each with what it is given."""
     with tempfile.TemporaryDirectory() as folder:
-        memo = {"backbone_tim_memo": folder}
+        cache = {"backbone_tim_cache": folder}
         yield {
             "TerraTorch, TiM": (build_task("reference", f"{size}_tim"), MODALITIES),
             "ours, one more modality": (build_task("own necks", size, modalities=ONE_MORE), ONE_MORE),
             "ours, TiM": (build_task("own necks", f"{size}_tim"), MODALITIES),
-            "ours, TiM, warm memo": (build_task("own necks", f"{size}_tim", more=memo), MODALITIES),
+            "ours, TiM, warm cache": (build_task("own necks", f"{size}_tim", more=cache), MODALITIES),
         }
 
 
-def measure_thinking_memo(
+def measure_thinking_cache(
     size: str, precisions: Sequence[str], rounds: int, clock: Clock
 ) -> tuple[list[Row], list[str]]:
-    """Return times of TiM with a warm memo, and what looking up takes of it."""
-    say(f"memo of thoughts, {size}: build")
+    """Return times of TiM with a warm cache, and what looking up takes of it."""
+    say(f"cache of generated tokens, {size}: build")
     torch.manual_seed(0)
     rows, shares = [], []
     with thinking_tasks(size) as tasks:
@@ -57,15 +57,15 @@ def measure_thinking_memo(
                 for who, (task, given) in tasks.items():
                     case = Case(size, work, precision)
                     sides[Side(who, precision)] = in_precision(make_round(task, case, given), precision, autocast=False)
-            memo = fill(sides, tasks["ours, TiM, warm memo"][0])
+            cache = fill(sides, tasks["ours, TiM, warm cache"][0])
             measured = compare(size, f"TiM {name}", sides, _thinking_pairs(precisions), rounds, clock)
-            shares += describe_shares(memo, measured)
+            shares += describe_shares(cache, measured)
             rows += measured
     return rows, shares
 
 
 def _thinking_pairs(precisions: Sequence[str]) -> list[Pair]:
-    warm = "ours, TiM, warm memo"
+    warm = "ours, TiM, warm cache"
     pairs = []
     for precision in chosen(precisions):
         pairs.append(Pair(Side("ours, one more modality", precision), Side(warm, precision), 1 / 1.05))
@@ -74,16 +74,18 @@ def _thinking_pairs(precisions: Sequence[str]) -> list[Pair]:
     return pairs
 
 
-def measure_frozen_memo(size: str, precisions: Sequence[str], rounds: int, clock: Clock) -> tuple[list[Row], list[str]]:
-    """Return times of a training step with a frozen backbone and a warm memo of its features."""
-    say(f"memo of features, {size}: build")
+def measure_frozen_cache(
+    size: str, precisions: Sequence[str], rounds: int, clock: Clock
+) -> tuple[list[Row], list[str]]:
+    """Return times of a training step with a frozen backbone and a warm cache of its features."""
+    say(f"cache of features, {size}: build")
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        memo = {"backbone_feature_memo": folder}
+        cache = {"backbone_feature_cache": folder}
         tasks = {
             "TerraTorch, frozen": build_task("reference", size, freeze=True),
             "ours, frozen": build_task("own necks", size, freeze=True),
-            "ours, frozen, warm memo": build_task("own necks", size, freeze=True, more=memo),
+            "ours, frozen, warm cache": build_task("own necks", size, freeze=True, more=cache),
         }
         sides = {
             Side(who, precision): in_precision(
@@ -94,26 +96,26 @@ def measure_frozen_memo(size: str, precisions: Sequence[str], rounds: int, clock
         }
         pairs = []
         for precision in chosen(precisions):
-            warm = Side("ours, frozen, warm memo", precision)
+            warm = Side("ours, frozen, warm cache", precision)
             pairs.append(Pair(Side("TerraTorch, frozen", precision), warm, 1 / 0.45))
             pairs.append(Pair(Side("ours, frozen", precision), warm))
-        memo = fill(sides, tasks["ours, frozen, warm memo"])
+        cache = fill(sides, tasks["ours, frozen, warm cache"])
         rows = compare(size, "frozen training step", sides, pairs, rounds, clock)
-    return rows, describe_shares(memo, rows)
+    return rows, describe_shares(cache, rows)
 
 
-def fill(sides: Mapping[Side, Work], task: nn.Module) -> Memo:
-    """Do all work once, so that the memo of a task is warm, and return that memo with its counts at zero."""
+def fill(sides: Mapping[Side, Work], task: nn.Module) -> Cache:
+    """Do all work once, so that the cache of a task is warm, and return that cache with its counts at zero."""
     for work in sides.values():
         work()
-    (memo,) = find_memos(task)
-    memo.training, memo.evaluation = Statistics(), Statistics()
-    return memo
+    (cache,) = find_caches(task)
+    cache.training, cache.evaluation = LookUps(), LookUps()
+    return cache
 
 
-def describe_shares(memo: Memo, rows: Sequence[Row]) -> list[str]:
+def describe_shares(cache: Cache, rows: Sequence[Row]) -> list[str]:
     """Return what looking up takes of a round in each precision."""
-    counts = memo.training if memo.training.looked_up else memo.evaluation
+    counts = cache.training if cache.training.looked_up else cache.evaluation
     each = counts.look_up_seconds / (counts.looked_up / BATCH)
     lines = []
     for precision, row in {row.ours.precision: row for row in rows}.items():

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from terramind_plugin.builders.tokenizers import build_image_tokenizer
+from terramind_plugin.builders import build_image_tokenizer
 from terramind_plugin.errors import DataError
 from terramind_plugin.evaluate import few_shot
 from terramind_plugin.evaluate import locate as places

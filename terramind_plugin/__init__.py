@@ -32,18 +32,21 @@ _LAZY = {
     "FiniteLoss": "terramind_plugin.integration.callbacks",
     "GeoTiffWriter": "terramind_plugin.data.writer",
     "RunGuard": "terramind_plugin.data.guard",
-    "MemoLog": "terramind_plugin.cache.callback",
+    "CacheLog": "terramind_plugin.cache.callback",
     "SegmentationImages": "terramind_plugin.integration.callbacks",
     "plot_modality": "terramind_plugin.plotting",
 }
 
 __all__ = ["__version__", *_LAZY]
+_RENAMED = {"MemoLog": "CacheLog"}
 _REGISTRIES = "terratorch.registry"
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _RENAMED:
+        raise AttributeError(f"terramind_plugin.{name} is called terramind_plugin.{_RENAMED[name]} now.")
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'. It has: {', '.join(sorted(_LAZY))}.")
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.model.modalities import find
+from terramind_plugin.model.modalities import RADAR, find
 
 LABEL_COLORS = ("#d9cfb4", "#1f6fb4", "#4f9d5d", "#c44e52", "#8172b3", "#ccb974", "#64b5cd", "#8c8c8c", "#dd8452")
 NO_LABEL = "#000000"
@@ -22,7 +22,6 @@ STRETCH = (2.0, 98.0)
 """Percentiles that become black and white."""
 MIDDLE = 0.35
 """Brightness of the median pixel of an image that clouds would otherwise leave nearly black."""
-RADAR = ("S1GRD", "S1RTC")
 RADAR_RANGES = ((-22.0, 0.0), (-28.0, -6.0), (2.0, 20.0))
 """Decibels that become black and white, for VV, VH and VV - VH."""
 LAND = ListedColormap(colormaps["terrain"](np.linspace(0.25, 1, 256)))

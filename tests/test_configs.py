@@ -50,7 +50,7 @@ def test_configuration_builds(path, monkeypatch, tmp_path):
     assert type(backbone).__module__.startswith("terramind_plugin")
     assert type(cli.datamodule).__module__.startswith("terramind_plugin")
     assert set(backbone.modalities) == set(cli.datamodule.modalities)
-    for spec in backbone.given:
+    for spec in backbone.observed:
         assert len(cli.datamodule.band_means[spec.name]) == spec.channels
 
 
@@ -61,7 +61,7 @@ def test_detection_configuration_builds():
                 "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32")  # fmt: skip
     backbone = cli.model.model.torchvision_model.backbone.backbone
     assert type(backbone).__module__.startswith("terramind_plugin")
-    (spec,) = backbone.given
+    (spec,) = backbone.observed
     assert spec.channels == len(cli.datamodule.aug.means) == cli.model.hparams["model_args"]["in_channels"]
 
 
@@ -79,7 +79,7 @@ def hub_cache(tmp_path, monkeypatch) -> Path:
     """A Hugging Face cache that holds random weights under the published names of the tiny model."""
     from huggingface_hub import constants
 
-    from terramind_plugin.builders.backbones import build_backbone
+    from terramind_plugin.builders import build_backbone
     from terramind_plugin.model.variants import VARIANTS
 
     variant = VARIANTS["terramind_v1_tiny"]

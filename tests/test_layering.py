@@ -82,12 +82,9 @@ ABSENT = {
     "terramind_plugin.model.modalities": {"torch", "terratorch", "lightning", "numpy"},
     "terramind_plugin.model.variants": {"torch", "terratorch", "lightning", "numpy"},
     "terramind_plugin.samples.checks.run": {"torch", "terratorch", "lightning"},
-    "terramind_plugin.builders.settings": {"torch", "terratorch", "lightning", "numpy"},
-    "terramind_plugin.builders.backbones": {"peft", "terratorch", "lightning", "rasterio", "torchgeo"},
+    "terramind_plugin.builders": {"peft", "diffusers", "tokenizers", "terratorch", "lightning", "rasterio", "timm"},
     "terramind_plugin.tokenizers.image": {"diffusers", "tokenizers", "terratorch", "lightning", "rasterio"},
     "terramind_plugin.tokenizers.coordinates": {"diffusers", "tokenizers", "terratorch", "lightning", "rasterio"},
-    "terramind_plugin.builders.tokenizers": {"diffusers", "tokenizers", "terratorch", "lightning", "rasterio"},
-    "terramind_plugin.builders.generators": {"diffusers", "tokenizers", "terratorch", "lightning", "rasterio"},
     "terramind_plugin.integration.necks": {"terratorch", "lightning", "rasterio", "torchgeo"},
 }
 """Libraries that importing a module must not load."""

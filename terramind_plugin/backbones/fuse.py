@@ -44,21 +44,21 @@ def merge_max(tokens: Mapping[str, Tensor], present: Mapping[str, Tensor] | None
 def merge_concat(
     tokens: Mapping[str, Tensor],
     present: Mapping[str, Tensor] | None,
-    places: tuple[str, ...],
+    names: tuple[str, ...],
     missing: Tensor,
 ) -> Tensor:
-    """Return the modalities side by side [B, N, places * D]; what is missing is filled with one learnt token.
+    """Return the modalities side by side [B, N, names * D]; a missing one is filled with one learnt token.
 
     Args:
         tokens: As in `merge_mean`.
         present: As in `merge_mean`.
-        places: All modalities of the model; each has its place whether it is there or not.
+        names: All modalities of the model, in order, whether they are there or not.
         missing: The learnt token [D].
     """
     like = next(iter(tokens.values()))
     filler = missing.to(like.dtype).expand_as(like)
     parts = []
-    for name in places:
+    for name in names:
         x = tokens.get(name)
         if x is None:
             parts.append(filler)

@@ -5,7 +5,6 @@ Source: LoRA (arXiv:2106.09685); the layers are those of Hugging Face's peft.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ import yaml
 from torch import Tensor, nn
 
 from terramind_plugin.errors import ConfigError, WeightsError, suggest
+from terramind_plugin.model.checkpoints import check_stored, hash_weights
 from terramind_plugin.model.inputs import InputSpec
 
 BASE = "base_sha256"
@@ -29,7 +29,7 @@ TARGETS = {
 """Linear layers of a block by the name of the choice; fc3 is in the gated sizes only."""
 
 
-class Backbone(Protocol):
+class Adaptable(Protocol):
     """What adapters need of a model: a `TerraMindBackbone` has it."""
 
     inputs: tuple[InputSpec, ...]
@@ -126,7 +126,7 @@ def add_lora(model: Any, settings: LoraSettings) -> None:
             "or pip install peft."
         ) from error
     fresh = _fresh(model)
-    fingerprint = hash_weights(model.state_dict(), fresh)
+    fingerprint = hash_base(model.state_dict(), fresh)
     blocks = "|".join(str(index) for index in range(max(model.layers) + 1))
     layers = "|".join(TARGETS[settings.target]).replace(".", r"\.")
     config = LoraConfig(
@@ -167,7 +167,7 @@ def merge_lora(model: Any) -> int:
     return len(layers)
 
 
-def _fresh(model: Backbone) -> frozenset[str]:
+def _fresh(model: Adaptable) -> frozenset[str]:
     """Return the names of the parameters that no pre-trained weights can fill."""
     assert isinstance(model, nn.Module)
     names = set()
@@ -195,36 +195,16 @@ def trained_parameters(model: Any) -> frozenset[str] | None:
     return model.trained if model.trained is not None else (find_adapters(model) or None)
 
 
-def hash_weights(tensors: Mapping[str, Tensor], without: Iterable[str] = ()) -> str:
-    """Return the SHA-256 of weights and their names, as 64 hexadecimal digits.
+def hash_base(tensors: Mapping[str, Tensor], without: Iterable[str] = ()) -> str:
+    """Return the SHA-256 of the weights that adapters are trained on, as 64 hexadecimal digits.
 
     Args:
         tensors: Weights by name. Tables of positions do not count: they follow from the image size.
         without: Names that do not count.
     """
     left_out = set(without)
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        if name in left_out or name.endswith("pos_emb"):
-            continue
-        value = tensors[name].detach()
-        digest.update(f"{name} {list(value.shape)} {value.dtype} ".encode())
-        if not value.is_meta:
-            digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def stored_base(value: Tensor) -> str:
-    """Return the SHA-256 that a state dict holds as uint8 [32], as 64 hexadecimal digits.
-
-    Raises:
-        WeightsError: It is of another type or shape.
-    """
-    if value.dtype != torch.uint8 or value.shape != (32,):
-        raise WeightsError(
-            f"The checkpoint's {BASE} is {value.dtype} {list(value.shape)}, expected torch.uint8 [32]: it is damaged."
-        )
-    return bytes(value.tolist()).hex()
+    counted = {name: x for name, x in tensors.items() if name not in left_out and not name.endswith("pos_emb")}
+    return hash_weights(counted, typed=True)
 
 
 def _leave_out_base(module: Any, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
@@ -246,9 +226,11 @@ def _add_base(module: Any, state_dict: dict[str, Any], prefix: str, *_: Any) -> 
             "The checkpoint holds no adapters made with backbone_lora, which this model has. To test or resume it, "
             "leave backbone_lora out; to start adapters from its backbone, give the file as backbone_ckpt_path."
         )
-    if stored_base(stored) != module.base:
+    check_stored(stored, torch.uint8, (32,), BASE)
+    found = bytes(stored.tolist()).hex()
+    if found != module.base:
         raise WeightsError(
-            f"The checkpoint holds adapters to other weights (SHA-256 {stored_base(stored)}) than this backbone has "
+            f"The checkpoint holds adapters to other weights (SHA-256 {found}) than this backbone has "
             f"({module.base}). Load those of the run that made it, with backbone_pretrained or backbone_ckpt_path, for "
             "the same modalities and bands; if that run started from random weights, with its seed_everything. "
             "A merged checkpoint needs no base: terramind merge."
@@ -258,12 +240,13 @@ def _add_base(module: Any, state_dict: dict[str, Any], prefix: str, *_: Any) -> 
         state_dict[f"{prefix}{name}"] = own[name].detach()
 
 
-def refuse_adapters(module: Any, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Stop a backbone without adapters from loading a checkpoint with some.
+def refuse_adapters(model: Any) -> None:
+    """Stop a backbone without adapters from loading a checkpoint with some."""
+    model.register_load_state_dict_pre_hook(_refuse_adapters)
 
-    Raises:
-        WeightsError: The checkpoint is one.
-    """
+
+def _refuse_adapters(module: Any, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Raise a WeightsError if a checkpoint holds adapters."""
     if module.trained is None and f"{prefix}{BASE}" in state_dict:
         raise WeightsError(
             "The checkpoint holds adapters made with backbone_lora and not the backbone's weights. Set backbone_lora "

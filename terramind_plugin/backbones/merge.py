@@ -13,14 +13,16 @@ from torch import Tensor
 from terramind_plugin.backbones.lora import BASE, merge_lora
 from terramind_plugin.errors import ConfigError, WeightsError
 from terramind_plugin.files import read_yaml, write_bytes
-from terramind_plugin.model.checkpoints import load_into, model_args_of, settings_of
-from terramind_plugin.model.weights import read_tensors
+from terramind_plugin.model.checkpoints import load_into, model_args_of, read_file, settings_of
 from terramind_plugin.system import refuse_inputs
 
 OF_THE_RUN = ("optimizer_states", "lr_schedulers", "callbacks")
 """Parts of a Lightning checkpoint that belong to the training of the adapters."""
 OF_TERRATORCH = ("use_temporal", "temporal_")
 """What the names of backbone arguments begin with that TerraTorch takes for itself."""
+
+OF_CACHES = ("feature_cache", "tim_cache", "feature_memo", "tim_memo")
+"""Beginnings of backbone arguments about caches, with their former names; a merged checkpoint needs none."""
 
 
 def merge_checkpoint(
@@ -48,7 +50,7 @@ def merge_checkpoint(
         WeightsError: The file holds no adapters, or the base is missing or another one.
     """
     refuse_inputs([out], [path, base, config])
-    content, tensors = read_tensors(path)
+    content, tensors = read_file(path)
     marks = [name for name in tensors if name == BASE or name.endswith(f".{BASE}")]
     if len(marks) != 1:
         raise WeightsError(
@@ -72,7 +74,7 @@ def _build(model_args: Mapping[str, Any], source: Path, base: Path | None, build
     kwargs = model_args.get("backbone_kwargs") or {
         key.removeprefix("backbone_"): value for key, value in model_args.items() if key.startswith("backbone_")
     }
-    kwargs = {key: value for key, value in kwargs.items() if not key.startswith(OF_TERRATORCH)}
+    kwargs = {key: value for key, value in kwargs.items() if not key.startswith((*OF_TERRATORCH, *OF_CACHES))}
     if not kwargs.get("lora"):
         raise ConfigError(
             f"The settings in {source} have no backbone_lora: give the configuration of the run that made the adapters."

@@ -1,4 +1,4 @@
-"""What a thinking model is given in place of imagining it: images of a modality, turned into its token ids."""
+"""Observed modalities that a TiM model takes instead of generating them: images become token ids."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from terramind_plugin.errors import ConfigError, DataError, suggest
-from terramind_plugin.model.encoder_decoder import token_key
 from terramind_plugin.model.inputs import InputSpec
 from terramind_plugin.model.modalities import Modality, resolve
 from terramind_plugin.tokenizers.image import ImageTokenizer
 from terramind_plugin.tokenizers.variants import tokenizers_of
 
 
-class GivenTokens(nn.Module):
-    """The encoding halves of frozen image tokenizers, in evaluation mode whatever is asked.
+class ObservedTokens(nn.Module):
+    """The encoding halves of frozen image tokenizers, always in evaluation mode.
 
     Args:
-        specs: What is given, from `plan_given`.
-        family: Of the models that the tokenizers belong to.
+        specs: Observed modalities, from `plan_observed`.
+        family: Models that the tokenizers belong to.
     """
 
     def __init__(self, specs: Sequence[InputSpec], family: str) -> None:
@@ -33,7 +32,7 @@ class GivenTokens(nn.Module):
         self.requires_grad_(False)
         self.train(False)
 
-    def train(self, mode: bool = True) -> GivenTokens:
+    def train(self, mode: bool = True) -> ObservedTokens:
         """Return itself, in evaluation mode."""
         return super().train(False)
 
@@ -43,23 +42,23 @@ class GivenTokens(nn.Module):
 
     @torch.no_grad()
     def forward(self, inputs: Mapping[str, Tensor], *, wait: bool = True) -> dict[str, Tensor]:
-        """Return token ids [B, rows, columns] by name, as full precision gives them.
+        """Return token ids [B, rows, columns] by name, computed in full precision.
 
         Args:
-            inputs: By name, standardised images [B, bands, H, W], or class ids [B, 1, H, W] for class maps. What is
-                not given to the model is not looked at.
+            inputs: By name, standardised images [B, bands, H, W], or class ids [B, 1, H, W] for class maps. Those of
+                other modalities are ignored.
             wait: Whether the caller may wait for a GPU to see that images are finite.
 
         Raises:
-            ConfigError: One is missing.
+            ConfigError: An observed modality is missing.
             DataError: A value is no class id, NaN or infinite.
         """
         ids = {}
         for spec in self.specs:
             if spec.name not in inputs:
                 raise ConfigError(
-                    f"tim_given names {spec.name}, but the model got {list(inputs)}. Add {spec.name} to the data "
-                    "module's modalities, or leave it out of backbone_tim_given, so that it is imagined."
+                    f"tim_observed names {spec.name}, but the model got {list(inputs)}. Add {spec.name} to the data "
+                    "module's modalities, or leave it out of backbone_tim_observed: then it is generated."
                 )
             x = inputs[spec.name]
             self.get_submodule(spec.key).quantize.may_wait = wait  # type: ignore[union-attr]
@@ -67,38 +66,38 @@ class GivenTokens(nn.Module):
                 try:
                     ids[spec.name] = self.get_submodule(spec.key).tokenize(x)  # type: ignore[operator]
                 except DataError as error:
-                    raise DataError(f"{spec.name}, given by tim_given: {error}") from None
+                    raise DataError(f"{spec.name}, named in tim_observed: {error}") from None
         return ids
 
 
-def plan_given(
+def plan_observed(
     names: Sequence[str] | None, targets: Mapping[str, Modality], taken: Iterable[InputSpec], family: str
 ) -> tuple[InputSpec, ...]:
-    """Return what is given in place of being imagined, by the names of the targets and in their order.
+    """Return the modalities that are observed instead of generated, in the order of the targets.
 
     Args:
-        names: Modalities that are given.
-        targets: Modalities that are imagined or given, by the user's names.
-        taken: What the model gets as images anyway.
-        family: Of the models that the tokenizers belong to.
+        names: Observed modalities.
+        targets: Modalities that are generated or observed, by the user's names.
+        taken: What the model takes as images anyway.
+        family: Models that the tokenizers belong to.
 
     Raises:
-        ConfigError: One is no target, is an input already, or has no image tokenizer.
+        ConfigError: A name is no target, is an input already, or has no image tokenizer.
     """
     if isinstance(names, str):
-        raise ConfigError(f"tim_given must be a list, got the text '{names}'. Write tim_given: [{names}].")
+        raise ConfigError(f"tim_observed must be a list, got the text '{names}'. Write tim_observed: [{names}].")
     wanted = [resolve(str(name)) for name in names or ()]
     images = [spec.pretrained for spec in taken]
     known = tokenizers_of(family)
     for modality in wanted:
         if modality not in targets.values():
             raise ConfigError(
-                f"tim_given names {modality.name}, which is not among tim_modalities {list(targets)}: it would replace "
-                f"nothing.{suggest(modality.name, targets)}"
+                f"tim_observed names {modality.name}, which is not among tim_modalities {list(targets)}: it would "
+                f"replace nothing.{suggest(modality.name, targets)}"
             )
         if modality.name not in known:
             raise ConfigError(
-                f"tim_given: {modality.name} has no image tokenizer and can only be imagined. Can be given: "
+                f"tim_observed: {modality.name} has no image tokenizer and can only be generated. Can be observed: "
                 f"{', '.join(known)}."
             )
     specs = []
@@ -106,6 +105,8 @@ def plan_given(
         if modality not in wanted:
             continue
         if modality in images:
-            raise ConfigError(f"tim_given names {name}, which the model gets as an image already. Leave it out of one.")
-        specs.append(InputSpec(name, token_key(modality)[0], len(modality.bands), modality, None))
+            raise ConfigError(
+                f"tim_observed names {name}, which the model takes as an image already. Name it in one place only."
+            )
+        specs.append(InputSpec.of_tokens(name, modality))
     return tuple(specs)

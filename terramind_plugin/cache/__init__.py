@@ -1,1 +1,1 @@
-"""What frozen parts computed, kept on disk: keys, store, cached tokens and features."""
+"""A cache on disk of what frozen parts computed: keys, the store, what is logged."""

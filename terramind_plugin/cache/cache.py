@@ -1,4 +1,4 @@
-"""Remembering: look up what was computed before, compute the rest, count what that saves."""
+"""A cache of what frozen parts compute: look samples up, compute the others, count what that saves."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
+from terramind_plugin.cache.keys import Fingerprint, describe_context, sample_keys
 from terramind_plugin.cache.store import Store
 from terramind_plugin.errors import ConfigError
 
-Value = dict[str, Tensor]
-"""What is remembered of one sample."""
-FOLDER = "memo"
+Tensors = Mapping[str, Tensor]
+"""Tensors [B, ...] by name."""
+Compute = Callable[[Tensors, Tensors | None, list[bytes]], Tensors]
+"""Returns the values of some samples, given their inputs, what they have, and their keys."""
+FOLDER = "cache"
 """Name of the folder under the run's root where none is named."""
 SECONDS = "seconds"
 """Name in a value of the time that it took to compute."""
@@ -24,28 +28,28 @@ GIB = 2**30
 
 
 @dataclass
-class Statistics:
-    """Counts since the last `restart`."""
+class LookUps:
+    """LookUps since the last epoch."""
 
     looked_up: int = 0
     hits: int = 0
     compute_seconds: float = 0.0
     look_up_seconds: float = 0.0
-    """All but computing: keys, reading, storing."""
+    """Time of keys, reading and storing."""
 
     @property
     def hit_rate(self) -> float:
-        """Share of samples that were there."""
+        """Share of samples that were in the cache."""
         return self.hits / self.looked_up if self.looked_up else 0.0
 
 
-class Memo:
+class Cache:
     """Values of samples by key, on disk.
 
     Args:
-        where: Folder of the file, or True for 'memo' under the run's root.
-        name: Of the file.
-        gib: Size that it may have, in GiB.
+        where: Folder of the file, or True for 'cache' under the run's root.
+        name: Name of the file, without its ending.
+        gib: Size limit in GiB.
 
     Raises:
         ConfigError: `where` is neither, or the size is not positive.
@@ -53,21 +57,22 @@ class Memo:
 
     def __init__(self, where: str | Path | bool, name: str, gib: float) -> None:
         if where is False or not isinstance(where, str | Path | bool) or where == "":
-            raise ConfigError(f"A memo is the path of a folder, or true for the default, got {where!r}.")
+            raise ConfigError(f"A cache is the path of a folder, or true for the default, got {where!r}.")
         if isinstance(gib, bool) or not isinstance(gib, int | float) or not gib > 0:
-            raise ConfigError(f"The size of a memo is a number of GiB above 0, got {gib!r}.")
+            raise ConfigError(f"The size of a cache is a number of GiB above 0, got {gib!r}.")
         self.where = where
         self.name = name
         self.gib = gib
         self.root = Path()
         """The run's root, for the default folder; set before the first look-up."""
-        self.resting = False
+        self.paused = False
         """Whether training goes on without looking up."""
-        self.training = Statistics()
-        self.evaluation = Statistics()
+        self.training = LookUps()
+        self.evaluation = LookUps()
         self.seconds_saved = 0.0
-        """Since the beginning, less what looking up took."""
+        """Time saved since the beginning, less the time of look-ups."""
         self._store: Store | None = None
+        self._fingerprint = Fingerprint()
 
     @property
     def path(self) -> Path:
@@ -82,54 +87,58 @@ class Memo:
             self._store = Store(self.path, int(self.gib * GIB))
         return self._store
 
-    def remember(
-        self, make_keys: Callable[[], Sequence[bytes]], compute: Callable[[list[int], Sequence[bytes]], list[Value]]
-    ) -> list[Value]:
-        """Return a value for each sample, on the CPU.
+    def recall(
+        self, part: nn.Module, inputs: Tensors, present: Tensors | None, settings: Mapping[str, Any], compute: Compute
+    ) -> dict[str, Tensor]:
+        """Return the values of a batch by name, [B, ...]; shorter sequences end with zeros.
 
-        A value is what was first stored for the sample, also for one that has just been computed.
+        A value is what was first stored for the sample, also where it has just been computed.
 
         Args:
-            make_keys: Returns a key for each sample of the batch.
-            compute: Returns the values of the samples at some positions; it is given all keys, too.
+            part: The frozen module that computes.
+            inputs: Tensors [B, ...] by name.
+            present: For each input a boolean [B], False where a sample lacks it; None if all samples have all.
+            settings: What values depend on besides weights and inputs.
+            compute: Returns the values of samples that are not in the cache.
         """
         counts = self.training if torch.is_grad_enabled() else self.evaluation
+        looking = not (self.paused and torch.is_grad_enabled())
+        device = next(iter(inputs.values())).device
         start = time.perf_counter()
-        keys = make_keys()
-        looking = not (self.resting and torch.is_grad_enabled())
-        found: list[bytes | None] = [None] * len(keys)
-        if looking:
-            found = self.store.get(keys)
+        context = describe_context(weights=self._fingerprint.of(part), **settings)
+        keys = sample_keys(context, inputs, present)
+        found: list[bytes | None] = self.store.get(keys) if looking else [None] * len(keys)
         missing = [index for index, value in enumerate(found) if value is None]
-        looked = time.perf_counter()
         if missing:
-            made = compute(missing, keys)
-            computed = time.perf_counter()
-            each = torch.tensor((computed - looked) / len(missing))
-            fresh = {keys[index]: save({**value, SECONDS: each}) for index, value in zip(missing, made, strict=True)}
+            before = time.perf_counter()
+            rows = torch.tensor(missing, device=device)
+            made = compute(
+                {name: x[rows] for name, x in inputs.items()},
+                None if present is None else {name: x[rows] for name, x in present.items()},
+                [keys[index] for index in missing],
+            )
+            values = _unstack(made)
+            seconds = time.perf_counter() - before
+            each = torch.tensor(seconds / len(missing))
+            fresh = {keys[index]: save({**value, SECONDS: each}) for index, value in zip(missing, values, strict=True)}
             if looking:
                 fresh = self.store.put(fresh)
             found = [fresh[key] if value is None else value for key, value in zip(keys, found, strict=True)]
-            counts.compute_seconds += computed - looked
-            start += computed - looked
+            counts.compute_seconds += seconds
+            start += seconds
         values = [load(value) for value in found if value is not None]
-        seconds = [float(value.pop(SECONDS)) for value in values]
+        costs = [float(value.pop(SECONDS)) for value in values]
         look_up = time.perf_counter() - start
         counts.look_up_seconds += look_up
         if looking:
             counts.looked_up += len(keys)
             counts.hits += len(keys) - len(missing)
-            self.seconds_saved += sum(seconds) - sum(seconds[index] for index in missing) - look_up
-        return values
+            self.seconds_saved += sum(costs) - sum(costs[index] for index in missing) - look_up
+        return _stack(values, device)
 
 
-def stack(values: Sequence[Value], device: torch.device) -> dict[str, Tensor]:
-    """Return the values of a batch by name, [B, ...]; shorter sequences end with zeros.
-
-    Args:
-        values: One for each sample, with the same names.
-        device: To move them to.
-    """
+def _stack(values: Sequence[Tensors], device: torch.device) -> dict[str, Tensor]:
+    """Return the values of samples as tensors [B, ...] by name; shorter sequences end with zeros."""
     batch = {}
     for name in values[0]:
         rows = [value[name] for value in values]
@@ -140,8 +149,8 @@ def stack(values: Sequence[Value], device: torch.device) -> dict[str, Tensor]:
     return batch
 
 
-def unstack(batch: Mapping[str, Tensor]) -> list[Value]:
-    """Return what is remembered of each sample, from tensors [B, ...] by name."""
+def _unstack(batch: Tensors) -> list[dict[str, Tensor]]:
+    """Return the values of each sample, on the CPU."""
     hosts = {name: x.detach().to("cpu") for name, x in batch.items()}
     return [
         {name: x[index].contiguous() for name, x in hosts.items()} for index in range(len(next(iter(hosts.values()))))

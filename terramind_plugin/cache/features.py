@@ -1,101 +1,88 @@
-"""Features of a frozen backbone, remembered."""
+"""A cache around a frozen backbone: its features are computed once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from terramind_plugin.cache.cache import Memo, Value, stack, unstack
-from terramind_plugin.cache.keys import Fingerprint, describe_context, list_tensors, sample_keys
+from terramind_plugin.cache.cache import Cache, Tensors
+from terramind_plugin.cache.keys import list_tensors
 from terramind_plugin.errors import ConfigError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 Features = list[Any]
-"""Of each layer a tensor [B, N, D], or such tensors by name."""
+"""For each layer a tensor [B, N, D], or such tensors by name."""
 
 
-class FeatureMemo:
-    """Remembers the features of samples, rounded to a precision.
+class Cacheable(Protocol):
+    """What the cache needs of a backbone: a `TerraMindBackbone` has it."""
 
-    bfloat16 keeps 8 binary digits, so that a value is off by at most 1 part in 256; float16 keeps 11 (1 part in 2048)
-    and ends at 65504; float32 keeps all. A feature is rounded whether it was remembered or not, so that a run gives the
-    same losses with a memo that is empty and with one that is not.
+    feature_cache: Cache | None
+
+    def compute(self, inputs: Tensors, present: Tensors | None) -> Features:
+        """Return features of images [B, bands, H, W] by modality."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return what features depend on besides weights and inputs."""
+        ...
+
+
+def cache_features(model: Cacheable, where: str | Path | bool, dtype: str, gib: float) -> None:
+    """Put a cache around what a backbone computes, in place.
+
+    Cached features are rounded: bfloat16 is off by at most 1 part in 256, float16 by 1 part in 2048 with a largest
+    value of 65504, float32 is exact. A feature is rounded whether it was in the cache or not, so that a run gives the
+    same losses with an empty and with a full cache.
 
     Args:
-        memo: Where to.
+        model: A `TerraMindBackbone`; it must be frozen when it is called.
+        where: Folder of the cache, or True for 'cache' under the run's root.
         dtype: Key of `DTYPES`.
+        gib: Size limit in GiB.
 
     Raises:
-        ConfigError: The precision is unknown.
+        ConfigError: An argument is not possible.
     """
+    if dtype not in DTYPES:
+        raise ConfigError(f"feature_cache_dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    model.feature_cache = Cache(where, "features", gib)
+    model.compute = partial(_recall, model, DTYPES[dtype])  # type: ignore[method-assign]
 
-    def __init__(self, memo: Memo, dtype: str) -> None:
-        if dtype not in DTYPES:
-            raise ConfigError(f"feature_memo_dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
-        self.memo = memo
-        self.dtype = DTYPES[dtype]
-        self._fingerprint = Fingerprint()
 
-    def recall(
-        self,
-        model: nn.Module,
-        inputs: Mapping[str, Tensor],
-        present: Tensor | None,
-        compute: Callable[[Mapping[str, Tensor], Tensor | None], Features],
-        settings: Mapping[str, Any],
-    ) -> Features:
-        """Return the features of a batch, those of known samples from the memo.
+def _recall(model: Any, dtype: torch.dtype, inputs: Tensors, present: Tensors | None) -> Features:
+    """Return the features of a batch, rounded, those of known samples from the cache.
 
-        Args:
-            model: The frozen backbone.
-            inputs: Images [B, bands, H, W] by modality.
-            present: Boolean [modalities, B]; None if all have all.
-            compute: Returns the features of some samples.
-            settings: What the features depend on besides.
+    Raises:
+        ConfigError: Something in the backbone trains or drops, so that features change, or a feature is too large for
+            float16.
+    """
+    check_frozen(model)
 
-        Raises:
-            ConfigError: Something in the backbone trains or drops, so that features do not stay what they are, or a
-                feature is too large for float16.
-        """
-        check_frozen(model)
-        device = next(iter(inputs.values())).device
+    def compute(some: Tensors, have: Tensors | None, _: list[bytes]) -> Tensors:
+        features = type(model).compute(model, some, have)
+        return {name: _round(x, dtype) for name, x in flatten(features).items()}
 
-        def make_keys() -> list[bytes]:
-            context = describe_context(
-                what="features",
-                weights=self._fingerprint.of(model),
-                dtype=self.dtype,
-                given=list(inputs),  # what all samples of a batch lack is not in its features
-                **dict(settings),
-            )
-            return sample_keys(context, inputs, present)
+    # What all samples of a batch lack is not in its features.
+    settings = {"what": "features", "dtype": dtype, "inputs of the batch": list(inputs), **model.describe()}
+    batch = model.feature_cache.recall(model, inputs, present, settings, compute)
+    return restore(batch, next(model.parameters()).dtype)
 
-        def compute_some(index: list[int], _: Sequence[bytes]) -> list[Value]:
-            rows = torch.tensor(index, device=device)
-            features = compute(
-                {name: x[rows] for name, x in inputs.items()}, None if present is None else present[:, rows]
-            )
-            return unstack({name: self._rounded(x) for name, x in flatten(features).items()})
 
-        batch = stack(self.memo.remember(make_keys, compute_some), device)
-        return restore(batch, next(model.parameters()).dtype)
-
-    def _rounded(self, x: Tensor) -> Tensor:
-        rounded = x.to(self.dtype)
-        if self.dtype == torch.float16 and not torch.equal(rounded.isinf(), x.isinf()):
-            raise ConfigError("feature_memo_dtype float16 ends at 65504 and a feature is larger. Use bfloat16.")
-        return rounded
+def _round(x: Tensor, dtype: torch.dtype) -> Tensor:
+    rounded = x.to(dtype)
+    if dtype == torch.float16 and not torch.equal(rounded.isinf(), x.isinf()):
+        raise ConfigError("feature_cache_dtype float16 ends at 65504 and a feature is larger. Use bfloat16.")
+    return rounded
 
 
 def check_frozen(model: nn.Module) -> None:
-    """Check that a backbone's features stay what they are.
-
-    Raises:
-        ConfigError: They do not; the message says why.
-    """
+    """Raise a ConfigError that says why a backbone's features change, if they do."""
     if model.training or any(x.requires_grad for x in list_tensors(model)):
         training = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         reason = (
@@ -104,8 +91,8 @@ def check_frozen(model: nn.Module) -> None:
             else "it is in training mode, in which it drops"
         )
         raise ConfigError(
-            f"feature_memo remembers what a frozen backbone computes, but {reason}. Set freeze_backbone: true in "
-            "model.init_args, without backbone_lora and BackboneUnfreeze, or leave backbone_feature_memo out."
+            f"feature_cache keeps what a frozen backbone computes, but {reason}. Set freeze_backbone: true in "
+            "model.init_args, without backbone_lora and BackboneUnfreeze, or leave backbone_feature_cache out."
         )
 
 
@@ -121,14 +108,9 @@ def flatten(features: Features) -> dict[str, Tensor]:
 
 
 def restore(batch: Mapping[str, Tensor], dtype: torch.dtype) -> Features:
-    """Return the layers again.
-
-    Args:
-        batch: As `flatten` returns it, in any order.
-        dtype: Of the features.
-    """
+    """Return the layers again, in a precision, from what `flatten` returned."""
     layers: dict[int, Any] = {}
-    for key in sorted(batch, key=lambda key: [int(word) for word in key.split("/")[:2]]):
+    for key in sorted(batch, key=lambda key: [int(part) for part in key.split("/")[:2]]):
         layer, *rest = key.split("/", 2)
         x = batch[key].to(dtype)
         if rest:

@@ -1,4 +1,4 @@
-"""Keys of samples: a digest of all that a result depends on."""
+"""Keys of samples: digests of all that a result depends on."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from terramind_plugin._version import __version__
+from terramind_plugin._version import NUMERICS
+from terramind_plugin.model.checkpoints import bytes_of, hash_weights
 from terramind_plugin.model.inputs import InputSpec
 from terramind_plugin.parallel import map_in_threads
 
 
 class Fingerprint:
-    """SHA-256 of a module's weights, computed anew when they were written to or moved.
+    """SHA-256 of a module's weights, computed anew when the weights were written to or moved.
 
-    What is written to tensors (by loading, optimisers, `.to()`) shows in their version and place. What is written to
-    their `.data` does not: one number of each tensor is looked at, too, so that a tensor written as a whole is noticed.
-    It is looked at each step, so looking is kept cheap.
+    Writing to a tensor (by loading, an optimiser, `.to()`) shows in its version and address. Writing to its `.data`
+    does not: the last number of each tensor is compared as well, so that a tensor written as a whole is noticed. The
+    comparison runs in each step and has to be cheap.
     """
 
     def __init__(self) -> None:
@@ -36,7 +37,7 @@ class Fingerprint:
         state = [(x.data_ptr(), 0 if x.is_inference() else x._version, x.shape) for x in tensors]
         if state == self._state and torch.equal(torch.stack(self._ends), self._probe):
             return self._digest
-        self._digest = hash_weights(module).hexdigest()
+        self._digest = hash_weights(module.state_dict())
         self._state = state
         self._ends = [x.detach()[(-1,) * x.ndim] for x in tensors if x.numel()]
         self._probe = torch.stack(self._ends)
@@ -62,17 +63,8 @@ def list_tensors(module: nn.Module) -> list[Tensor]:
     return [x for x in found if x is not None]
 
 
-def hash_weights(module: nn.Module) -> Any:
-    """Return SHA-256 of the names and values of all parameters and persistent buffers."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(_bytes_of(value))
-    return digest
-
-
 def describe_context(**settings: Any) -> bytes:
-    """Return a digest of what holds for all samples: settings, precision and the version of this package.
+    """Return a digest of what holds for all samples: settings, precision and the version of the numerics.
 
     Args:
         settings: Whatever the result depends on; its `repr` must say all.
@@ -80,7 +72,7 @@ def describe_context(**settings: Any) -> bytes:
     devices = ("cuda", "cpu")
     precision = [str(torch.get_autocast_dtype(name)) if torch.is_autocast_enabled(name) else "" for name in devices]
     parts = {
-        "version": __version__,
+        "numerics": NUMERICS,
         "autocast": precision,
         "matmul": torch.get_float32_matmul_precision(),
         **{name: repr(value) for name, value in settings.items()},
@@ -93,24 +85,21 @@ def describe_specs(specs: tuple[InputSpec, ...]) -> list[Any]:
     return [(spec.name, spec.key, spec.channels, spec.band_sources) for spec in specs]
 
 
-def sample_keys(
-    context: bytes, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | Tensor | None
-) -> list[bytes]:
-    """Return a key for each sample of a batch: of the exact values of what it has, whatever the others have.
+def sample_keys(context: bytes, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None) -> list[bytes]:
+    """Return a key for each sample of a batch: a digest of the exact values of what the sample has.
 
     On a GPU this copies the inputs to the host, once a step.
 
     Args:
         context: From `describe_context`.
-        inputs: By name, [B, ...].
-        present: Boolean [B] by name, or [inputs, B]; None if all have all.
+        inputs: Tensors [B, ...] by name.
+        present: For each input a boolean [B], False where a sample lacks it; None if all samples have all.
     """
     hosts = {name: x.detach().to("cpu").contiguous() for name, x in inputs.items()}
     held = [list(hosts)] * len(next(iter(hosts.values())))
     if present is not None:
-        rows = list(present.values()) if isinstance(present, Mapping) else list(present.unbind(0))
-        masks = torch.stack(rows, dim=1).tolist()
-        # A sample without any uses what was given in its place, as models do.
+        masks = torch.stack([present[name] for name in hosts], dim=1).tolist()
+        # A sample without any input uses all of them, as models do.
         held = [[name for name, has in zip(hosts, mask, strict=True) if has or not any(mask)] for mask in masks]
 
     def key_of(index: int) -> bytes:
@@ -118,7 +107,7 @@ def sample_keys(
         for name in sorted(held[index]):
             x = hosts[name][index]
             digest.update(f"{name} {x.dtype} {list(x.shape)}".encode())
-            digest.update(_bytes_of(x))
+            digest.update(bytes_of(x))
         return digest.digest()
 
     return map_in_threads(key_of, range(len(held)), sum(x.nbytes for x in hosts.values()))
@@ -127,7 +116,3 @@ def sample_keys(
 def seed_of(key: bytes, seed: int) -> int:
     """Return a seed that is a function of a sample's key and of the user's seed."""
     return int.from_bytes(hashlib.sha256(key + str(seed).encode()).digest()[:8], "big") >> 1
-
-
-def _bytes_of(x: Tensor) -> Any:
-    return x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data

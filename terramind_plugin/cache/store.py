@@ -60,7 +60,7 @@ class Store:
 
     def __init__(self, path: Path, limit: int) -> None:
         if limit <= 0:
-            raise ConfigError(f"{path}: a memo needs a size above 0, got {limit} bytes.")
+            raise ConfigError(f"{path}: a cache needs a size above 0, got {limit} bytes.")
         self.path = path
         self.limit = limit
         self.full = False
@@ -161,7 +161,7 @@ class Store:
             columns = [row[1] for row in connection.execute("PRAGMA table_info(entries)")]
             others = connection.execute("SELECT COUNT(*) FROM sqlite_schema WHERE tbl_name != 'entries'").fetchone()[0]
         if others or (columns and columns != COLUMNS) or (not columns and any(header[60:64])):
-            raise ConfigError(f"{self.path} is an SQLite file of another program. Name another folder for the memo.")
+            raise ConfigError(f"{self.path} is an SQLite file of another program. Name another folder for the cache.")
 
     def _read(self, connection: sqlite3.Connection, keys: Sequence[bytes]) -> list[bytes | None]:
         now = int(time.time())

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torchmetrics.wrappers import ClasswiseWrapper
 
-from terramind_plugin.backbones.encoder import TerraMindBackbone
+from terramind_plugin.backbones.encoder import find_backbone
 from terramind_plugin.check.config import check_agreement, check_model_args, check_training
 from terramind_plugin.check.harmless import drop_weights
 from terramind_plugin.data.terratorch_internals import TerraTorchTask
@@ -134,7 +134,7 @@ def grid_of(task: Any) -> Grid | None:
     patch = getattr(model, "patch_size", None)
     if isinstance(patch, int) and patch > 0:
         return Grid(patch, getattr(model, "padding", None))
-    own = next((part for part in model.modules() if isinstance(part, TerraMindBackbone)), None) if model else None
+    own = find_backbone(model) if model else None
     return Grid(own.patch_size) if own is not None else None
 
 

@@ -60,7 +60,10 @@ def _check_necks(arguments: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _unknown(key: str, choices: list[str], where: str = "model_args") -> Finding:
-    hint = suggest(key, choices).strip()
+    from terramind_plugin.builders import FORMER_ARGUMENTS
+
+    name = FORMER_ARGUMENTS.get(key.removeprefix("backbone_"))
+    hint = f"It is called backbone_{name} now." if name else suggest(key, choices).strip()
     return Finding("yaml: keys", "error", f"{where} has a key '{key}' that nothing reads.", hint or "Remove it.")
 
 
@@ -68,19 +71,13 @@ def backbone_keys(arguments: Mapping[str, Any]) -> list[str]:
     """Return the keys of a backbone of this package, without 'backbone_'; none for other backbones."""
     from terramind_plugin.backbones.encoder import TerraMindBackbone
     from terramind_plugin.backbones.tim import TerraMindTiM
-    from terramind_plugin.builders.backbones import _arguments, build_backbone, build_tim
+    from terramind_plugin.builders import backbone_arguments
 
     name = str(arguments.get("backbone"))
     if name.removesuffix("_tim") not in VARIANTS:
         return []
-    thinks = name.endswith("_tim")
-    build = build_tim if thinks else build_backbone
-    names = [
-        *_arguments(TerraMindTiM if thinks else TerraMindBackbone),
-        *inspect.signature(build).parameters,
-        *TEMPORAL,
-    ]
-    return sorted({name for name in names if name not in ("variant", "imagined", "kwargs", "architecture")})
+    kind = TerraMindTiM if name.endswith("_tim") else TerraMindBackbone
+    return sorted({*backbone_arguments(kind), *TEMPORAL})
 
 
 def _parameters(kind: str, name: Any) -> list[str]:
@@ -140,7 +137,7 @@ def check_agreement(data: Mapping[str, Any], model: Mapping[str, Any]) -> Iterat
     given = data.get("image_modalities") or data.get("modalities")
     if isinstance(taken, list) and isinstance(given, list):
         names = [str(name) for entry in taken for name in (entry if isinstance(entry, Mapping) else [entry])]
-        names += map(str, arguments.get("backbone_tim_given") or [])
+        names += map(str, arguments.get("backbone_tim_observed") or [])
         given = list(map(str, given))
         if set(names) != set(given):
             yield Finding(

@@ -13,7 +13,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from terramind_plugin.builders.settings import read_text
+from terramind_plugin.builders import read_text
 from terramind_plugin.errors import ConfigError
 
 TIMED_STEPS = 4
@@ -22,7 +22,7 @@ FEW_SAMPLES = 2
 """Samples in a batch of a run that is not timed."""
 FOLDERS = ("dirpath", "save_dir", "output_dir", "log_dir", "root_dir")
 """Arguments of loggers, callbacks and profilers that name an output folder."""
-MEMOS = ("backbone_tim_memo", "backbone_feature_memo")
+CACHES = ("backbone_tim_cache", "backbone_feature_cache")
 """Arguments of a backbone that name a folder to write to."""
 WEIGHTS = ("backbone_ckpt_path", "backbone_tim_tokenizer_ckpt_paths", "ckpt_path")
 """Arguments of models that name files of weights."""
@@ -102,8 +102,8 @@ def make_harmless(config: Namespace, folder: Path, timed: bool) -> None:
     drop_weights(config)
     arguments = config.get("model.init_args.model_args")
     if isinstance(arguments, dict):
-        for key in [key for key in MEMOS if arguments.get(key)]:
-            arguments[key] = str(folder / "memo")
+        for key in [key for key in CACHES if arguments.get(key)]:
+            arguments[key] = str(folder / "cache")
 
 
 def drop_weights(config: Namespace) -> None:

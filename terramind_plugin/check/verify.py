@@ -12,9 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from terramind_plugin.builders.backbones import build_backbone
-from terramind_plugin.builders.generators import build_generator
-from terramind_plugin.builders.tokenizers import build_coords_tokenizer, build_image_tokenizer
+from terramind_plugin.builders import build_backbone, build_coords_tokenizer, build_generator, build_image_tokenizer
 from terramind_plugin.errors import ConfigError, DataError, WeightsError, one_line, suggest
 from terramind_plugin.model.modalities import MODALITIES, Modality, find
 from terramind_plugin.model.variants import VARIANTS, Variant

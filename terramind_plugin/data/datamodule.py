@@ -13,7 +13,7 @@ from terratorch.datamodules import GenericMultiModalDataModule
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from tqdm import tqdm
 
-from terramind_plugin.cache.callback import MemoLog, find_memos
+from terramind_plugin.cache.callback import CacheLog, find_caches
 from terramind_plugin.data.arguments import (
     BY_MODALITY,
     bands_read,
@@ -199,7 +199,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):
             dataset = getattr(self, f"{name}_dataset", None)
             if dataset is not None and hasattr(dataset, "class_names"):
                 dataset.class_names = self.class_names
-        self._add_memo_log()
+        self._add_cache_log()
         if stage == "predict":
             take_over(self.trainer)
         if stage == "fit" and self.check_values and (self.trainer is None or self.trainer.is_global_zero):
@@ -248,14 +248,14 @@ class TerraMindDataModule(GenericMultiModalDataModule):
         """Return the task in use, or None outside of a run."""
         return getattr(self.trainer, "lightning_module", None)
 
-    def _add_memo_log(self) -> None:
-        """Let a memo's figures be logged without a line in the configuration."""
+    def _add_cache_log(self) -> None:
+        """Let a cache's figures be logged without a line in the configuration."""
         module = self._task()
         callbacks = getattr(self.trainer, "callbacks", None)
-        if module is None or callbacks is None or any(isinstance(callback, MemoLog) for callback in callbacks):
+        if module is None or callbacks is None or any(isinstance(callback, CacheLog) for callback in callbacks):
             return
-        if any(True for _ in find_memos(module)):
-            callbacks.append(MemoLog())
+        if any(True for _ in find_caches(module)):
+            callbacks.append(CacheLog())
 
     def _check_configured(self, stage: str) -> None:
         stage = str(getattr(stage, "value", stage))  # Lightning passes a member of an enum

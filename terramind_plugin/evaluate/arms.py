@@ -13,18 +13,18 @@ from terramind_plugin.model.variants import VARIANTS
 ARMS = {
     "plain": "the whole backbone is fine-tuned",
     "tim": "it thinks first",
-    "tim-memo": "it thinks first and remembers its thoughts",
+    "tim-cache": "it thinks first, and generated tokens are cached",
     "lora": "adapters in a frozen backbone",
     "frozen": "only neck and decoder train",
-    "frozen-memo": "the same, and the backbone's features are remembered",
+    "frozen-cache": "the same, and the backbone's features are cached",
     "oracle": "it is given the truth in place of a thought",
 }
 """What each arm is, in the order of the report."""
 DEFAULT_ARMS = tuple(name for name in ARMS if name != "oracle")
 """Those that need no more data than any training."""
 
-MEMO = "memo"
-"""Folder of a run that holds what it remembers: each run starts with an empty one."""
+CACHE = "cache"
+"""Folder of a run's caches: each run starts with empty ones."""
 THOUGHT = "LULC"
 """What a thinking model imagines unless the configuration says otherwise."""
 LORA = {"rank": 16}
@@ -71,15 +71,15 @@ def make_arm(config: Mapping[str, Any], arm: str, seed: int, folder: Path) -> di
     arguments["backbone"] = f"{size}_tim" if thinks else size
     for key in list(arguments):
         of_another_arm = key.startswith("backbone_tim_") and not thinks
-        if of_another_arm or key.endswith("_memo") or (key == "backbone_lora" and arm != "lora"):
+        if of_another_arm or key.endswith(("_cache", "_memo")) or (key == "backbone_lora" and arm != "lora"):
             del arguments[key]
     task["freeze_backbone"] = arm.startswith("frozen")
     if arm == "lora":
         arguments.setdefault("backbone_lora", dict(LORA))
-    if arm == "tim-memo":
-        arguments["backbone_tim_memo"] = str(folder / MEMO)
-    if arm == "frozen-memo":
-        arguments["backbone_feature_memo"] = str(folder / MEMO)
+    if arm == "tim-cache":
+        arguments["backbone_tim_cache"] = str(folder / CACHE)
+    if arm == "frozen-cache":
+        arguments["backbone_feature_cache"] = str(folder / CACHE)
     made["seed_everything"] = seed
     _write_to(made.setdefault("trainer", {}), folder)
     return made
@@ -87,7 +87,7 @@ def make_arm(config: Mapping[str, Any], arm: str, seed: int, folder: Path) -> di
 
 def _give(data: dict[str, Any], arguments: dict[str, Any], *, oracle: bool) -> None:
     """Let data and model agree on what is given in place of thoughts: all of it with an oracle, nothing without."""
-    before = arguments.pop("backbone_tim_given", None) or []
+    before = arguments.pop("backbone_tim_observed", None) or []
     if before:
         data["modalities"] = [name for name in data.get("modalities", []) if name not in before]
     if not oracle:
@@ -102,7 +102,7 @@ def _give(data: dict[str, Any], arguments: dict[str, Any], *, oracle: bool) -> N
                 f"{{{name}: FOLDER}} and its files in image_grep: {{{name}: PATTERN}}. The other arms do not read them."
             )
     data["modalities"] = [*data.get("modalities", []), *truth]
-    arguments["backbone_tim_given"] = truth
+    arguments["backbone_tim_observed"] = truth
 
 
 def _write_to(trainer: dict[str, Any], folder: Path) -> None:

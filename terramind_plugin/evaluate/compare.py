@@ -188,7 +188,7 @@ def _claim(folder: Path) -> None:
 
 
 def _empty(folder: Path) -> None:
-    """Delete what a run that was broken off has left: a memo must start empty."""
+    """Delete what a run that was broken off has left: a cache must start empty."""
     # The configuration marks the folder as one of a comparison, so it goes last.
     for path in sorted(folder.iterdir(), key=lambda path: path.name == CONFIG):
         if path.is_dir() and not path.is_symlink():

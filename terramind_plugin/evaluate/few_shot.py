@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terramind_plugin.backbones.encoder import TerraMindBackbone
-from terramind_plugin.builders.backbones import build_backbone
+from terramind_plugin.builders import build_backbone
 from terramind_plugin.errors import ConfigError, DataError, check_seed, one_line
 from terramind_plugin.evaluate.chips import RASTERS, batches, best_device, check_variant
 from terramind_plugin.evaluate.scores import Score, score_mean

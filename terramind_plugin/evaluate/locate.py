@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from terramind_plugin.builders.generators import build_generator
+from terramind_plugin.builders import build_generator
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.evaluate.chips import batches, best_device, check_variant
 from terramind_plugin.evaluate.scores import EARTH_RADIUS, Score, great_circle, score_median

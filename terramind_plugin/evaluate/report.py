@@ -26,7 +26,7 @@ class Summary:
     metric: list[float]
     fit_seconds: list[float]
     last_epoch_seconds: list[float]
-    """Training part of the last epoch, when memos are warm."""
+    """Training part of the last epoch, when caches are warm."""
     peak_mib: list[float]
     trained_parameters: int
     checkpoint_mib: float

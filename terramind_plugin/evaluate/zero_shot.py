@@ -13,8 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from terramind_plugin.builders.generators import build_generator
-from terramind_plugin.cache.keys import hash_weights
+from terramind_plugin.builders import build_generator
 from terramind_plugin.errors import ConfigError, DataError, suggest
 from terramind_plugin.evaluate.scores import Overlap, Score, count_overlap, precision, recall, score_overlaps
 from terramind_plugin.evaluate.testset import Experiment, LabelledChip, LabelledSet, input_sets
@@ -24,6 +23,7 @@ from terramind_plugin.inference.job import Job, Options, plan_jobs
 from terramind_plugin.inference.outputs import NO_DATA, NO_LAND_COVER, choose_classes, class_layer
 from terramind_plugin.inference.runner import run_jobs
 from terramind_plugin.inference.settings import fixed_random_weights
+from terramind_plugin.model.checkpoints import hash_weights
 from terramind_plugin.model.modalities import MODALITIES, find, resolve
 from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.plotting import LABEL_COLORS
@@ -213,7 +213,7 @@ def map_target(
         DataError: A file cannot be used, or no chip has the inputs.
     """
     test, patch = experiment.test, VARIANTS[experiment.variant].patch_size
-    known = {**described, "weights_sha256": hash_weights(model).hexdigest()[:16], "target": model.target.name}
+    known = {**described, "weights_sha256": hash_weights(model.state_dict())[:16], "target": model.target.name}
     known["units"] = ", ".join(f"{name}: {shift:+g}, x {scale:g}" for name, (shift, scale) in test.scales.items())
     done: dict[tuple[str, ...], list[tuple[LabelledChip, Job]]] = {}
     for names in sets:

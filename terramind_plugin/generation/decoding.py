@@ -12,7 +12,7 @@ from torch import Tensor
 
 from terramind_plugin.generation.sampling import NO_TEMPERATURE, Noise, count_draws, sample, sample_ids
 from terramind_plugin.generation.schedules import Decoding
-from terramind_plugin.model.encoder_decoder import PAD
+from terramind_plugin.model.embeddings import PAD
 
 Score = Callable[[Tensor], Tensor]
 """Gets the numbers of tokens [B, M] and returns scores of their ids [B, M, V]."""

@@ -12,10 +12,9 @@ from terramind_plugin.errors import ConfigError
 from terramind_plugin.generation.locations import most_likely_pairs, pair_probabilities
 from terramind_plugin.generation.sampling import Noise
 from terramind_plugin.generation.schedules import Decoding
-from terramind_plugin.generation.token_generator import TokenGenerator, check_size
-from terramind_plugin.model.encoder_decoder import token_key
-from terramind_plugin.model.inputs import GENERATOR, InputSpec, check_shapes, collect_inputs
-from terramind_plugin.model.modalities import Modality
+from terramind_plugin.generation.token_generator import TokenGenerator
+from terramind_plugin.model.inputs import GENERATOR, InputSpec, check_shapes, check_size, collect_inputs
+from terramind_plugin.model.modalities import Modality, token_key
 from terramind_plugin.model.standardisation import Standardisation
 from terramind_plugin.tokenizers.coordinates import CoordsTokenizer
 from terramind_plugin.tokenizers.image import ImageTokenizer
@@ -97,7 +96,7 @@ class TerraMindGenerator(nn.Module):
         for name, modality, part in needed:
             if modality is None:
                 continue
-            key, _ = token_key(modality)
+            key = token_key(modality)
             if modality.kind == "sequence":
                 if self.coords is None:
                     raise ConfigError(f"{name} needs a tokenizer of coordinates.")
@@ -150,7 +149,7 @@ class TerraMindGenerator(nn.Module):
             if modality.kind == "sequence" and self.coords is not None:
                 out[name] = self.coords.decode(ids)
                 continue
-            tokenizer: Any = self.tokenizer[token_key(modality)[0]]
+            tokenizer: Any = self.tokenizer[token_key(modality)]
             # A decoder of classes starts from no noise.
             rows, columns = (side * tokenizer.patch_size for side in ids.shape[1:])
             start = None if modality.kind == "classes" else noise.normal(tokenizer.channels, rows, columns)

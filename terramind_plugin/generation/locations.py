@@ -9,7 +9,7 @@ from torch import Tensor
 
 from terramind_plugin.generation.decoding import START
 from terramind_plugin.generation.token_generator import TokenGenerator
-from terramind_plugin.model.encoder_decoder import token_key
+from terramind_plugin.model.modalities import token_key
 
 
 class _Words:
@@ -17,7 +17,7 @@ class _Words:
 
     def __init__(self, generator: TokenGenerator, target: str, inputs: Mapping[str, Tensor]) -> None:
         self._model = generator.model
-        self._key = token_key(generator.targets[target])[0]
+        self._key = token_key(generator.targets[target])
         reading = generator.read(inputs)
         generator.announce([target], reading)
         self._context = reading.context()

@@ -11,11 +11,11 @@ from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.generation.decoding import FILLERS, SENTINELS, START, continue_sequence, first_piece
 from terramind_plugin.generation.sampling import Noise, guide
 from terramind_plugin.generation.schedules import Decoding
-from terramind_plugin.model.encoder_decoder import Context, EncoderDecoder, Part, token_key
+from terramind_plugin.model.embeddings import SequenceHead
+from terramind_plugin.model.encoder_decoder import Context, EncoderDecoder, Part
 from terramind_plugin.model.finite import FiniteGuard, zero_nan
-from terramind_plugin.model.inputs import InputSpec
-from terramind_plugin.model.modalities import Modality, resolve
-from terramind_plugin.model.token_embeddings import SequenceHead
+from terramind_plugin.model.inputs import InputSpec, check_size
+from terramind_plugin.model.modalities import Modality, resolve, token_key
 from terramind_plugin.model.variants import Variant
 
 Size = tuple[int, int]
@@ -143,7 +143,7 @@ class TokenGenerator(nn.Module):
         ids: dict[str, Tensor] = {}
         for name in wanted:
             how = decoding.get(name, Decoding()) if isinstance(decoding, Mapping) else decoding or Decoding()
-            key, _ = token_key(self.targets[name])
+            key = token_key(self.targets[name])
             ids[name] = self._predict(key, size, how, reading, noise, guided)
             guided.add(key)
         return ids
@@ -186,7 +186,7 @@ class TokenGenerator(nn.Module):
 
     def _wanted(self, targets: Sequence[str] | None, reading: Reading) -> list[str]:
         """Return the targets to predict, in the model's order."""
-        given = {name for name, modality in self.targets.items() if token_key(modality)[0] in reading.parts}
+        given = {name for name, modality in self.targets.items() if token_key(modality) in reading.parts}
         if targets is None:
             return [name for name in self.targets if name not in given]
         for name in targets:
@@ -222,7 +222,7 @@ class TokenGenerator(nn.Module):
             reading: What the encoder reads, changed in place.
         """
         for name in names:
-            key, _ = token_key(self.targets[name])
+            key = token_key(self.targets[name])
             if self.targets[name].max_length is not None and key in self.model.encoder_embeddings:
                 start = torch.full((reading.batch, 1), START, device=self.model.mask_token.device)
                 reading.put(key, self.model.embed_sequence(key, start))
@@ -259,22 +259,6 @@ class TokenGenerator(nn.Module):
         return ids
 
 
-def check_size(image_size: int | Sequence[int], patch_size: int) -> Size:
-    """Return height and width in pixels.
-
-    Args:
-        image_size: Height and width, or one number for both.
-        patch_size: Both must be multiples of it.
-
-    Raises:
-        ConfigError: They are not.
-    """
-    sizes = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(sizes) != 2 or any(not isinstance(n, int) or n < patch_size or n % patch_size for n in sizes):
-        raise ConfigError(f"image_size must be a multiple of {patch_size} in height and width, got {image_size}.")
-    return sizes[0], sizes[1]
-
-
 def plan_targets(names: Sequence[str]) -> dict[str, Modality]:
     """Return the modalities to predict, by the user's names.
 
@@ -286,7 +270,7 @@ def plan_targets(names: Sequence[str]) -> dict[str, Modality]:
     targets: dict[str, Modality] = {}
     for name in names:
         modality = resolve(str(name))
-        token_key(modality)
+        token_key(modality)  # raises if there are none
         if modality in targets.values():
             raise ConfigError(f"{modality.name} is named twice in {list(names)}.")
         targets[str(name)] = modality

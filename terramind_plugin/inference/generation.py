@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from terramind_plugin.builders.generators import build_generator, plan_generator_inputs
-from terramind_plugin.builders.tokenizers import build_image_tokenizer
-from terramind_plugin.cache.keys import hash_weights
+from terramind_plugin.builders import build_generator, build_image_tokenizer
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.generation.generator import TerraMindGenerator
 from terramind_plugin.generation.sampling import Noise
@@ -22,6 +20,8 @@ from terramind_plugin.inference.noise import SceneNoise
 from terramind_plugin.inference.outputs import count_channels, finish_modality, modality_layers
 from terramind_plugin.inference.runner import run_jobs
 from terramind_plugin.inference.settings import Settings, loading_weights, variant_of
+from terramind_plugin.model.checkpoints import hash_weights
+from terramind_plugin.model.inputs import plan_inputs
 from terramind_plugin.model.modalities import Modality, find, resolve
 from terramind_plugin.model.standardisation import Standardisation
 from terramind_plugin.model.variants import Variant
@@ -321,7 +321,7 @@ def _run(
     options: Options,
     sequences: Sequence[str] = (),
 ) -> list[Path]:
-    described = {**described, "weights_sha256": hash_weights(model).hexdigest()[:16]}
+    described = {**described, "weights_sha256": hash_weights(model.state_dict())[:16]}
     for job in jobs:
         job.decide(command, model.layers, described, options, found=sequences)
     return run_jobs(model, jobs, options)
@@ -379,7 +379,7 @@ def check_modalities(given: Sequence[str], targets: Mapping[str, Modality]) -> N
     Raises:
         ConfigError: One is no input, or input and output.
     """
-    plan_generator_inputs(given)
+    plan_inputs(given, tokens=True)
     both = [name for name in targets if name in given]
     if both:
         raise ConfigError(

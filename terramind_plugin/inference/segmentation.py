@@ -16,7 +16,6 @@ from terratorch.tasks import PixelwiseRegressionTask, SemanticSegmentationTask
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from terramind_plugin.cache.keys import hash_weights
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.inference.job import Options, plan_jobs
 from terramind_plugin.inference.outputs import NO_DATA, choose_classes, class_layer, value_layer
@@ -24,7 +23,7 @@ from terramind_plugin.inference.runner import quiet, run_jobs
 from terramind_plugin.inference.windows import training_size
 from terramind_plugin.integration.decoders import upsample_at_once
 from terramind_plugin.integration.lightning_cli import TerraMindCLI, make_cli
-from terramind_plugin.model.checkpoints import load_into
+from terramind_plugin.model.checkpoints import hash_weights, load_into
 from terramind_plugin.model.modalities import find, resolve
 from terramind_plugin.model.standardisation import Standardisation
 from terramind_plugin.plotting import LABEL_COLORS
@@ -184,7 +183,7 @@ def map_scenes(
     described = {
         "model": _name(cli.model),
         "weights": ckpt_path.name,
-        "weights_sha256": hash_weights(cli.model.model).hexdigest()[:16],
+        "weights_sha256": hash_weights(cli.model.model.state_dict())[:16],
         "inputs_sha256": _hash_inputs(scales),
     }
     names = class_names_of(cli.model, cli.datamodule)

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from terramind_plugin.backbones.encoder import TerraMindBackbone
+from terramind_plugin.backbones.encoder import find_backbone
 from terramind_plugin.errors import ConfigError, DataError, one_line
 from terramind_plugin.integration.drawing import (
     ThoughtPainter,
@@ -261,8 +261,8 @@ def _writer(trainer: Trainer) -> Any:
 
 def _inputs_of(task: LightningModule) -> list[InputSpec]:
     """Return the inputs of this plugin's backbone; none for a model without one."""
-    backbone = next((module for module in task.modules() if isinstance(module, TerraMindBackbone)), None)
-    return [] if backbone is None else list(backbone.given)
+    backbone = find_backbone(task)
+    return [] if backbone is None else list(backbone.observed)
 
 
 def _by_modality(task: LightningModule, images: Any) -> Mapping[str, Any]:

@@ -25,7 +25,7 @@ from terratorch.tasks import (
 from torch import Tensor, nn
 
 from terramind_plugin.backbones.tim import TerraMindTiM
-from terramind_plugin.builders.tokenizers import build_image_tokenizer
+from terramind_plugin.builders import build_image_tokenizer
 from terramind_plugin.model.modalities import resolve
 from terramind_plugin.model.weights import SHIPPED
 from terramind_plugin.plotting import (

@@ -21,7 +21,8 @@ from torchgeo.trainers import BaseTask
 
 import terramind_plugin
 from terramind_plugin.backbones.lora import BASE
-from terramind_plugin.backbones.tim import FINGERPRINT
+from terramind_plugin.backbones.tim import GENERATOR_KEY
+from terramind_plugin.builders import FORMER_ARGUMENTS
 from terramind_plugin.data.terratorch_internals import (
     CustomWriter,
     MyLightningCLI,
@@ -175,7 +176,7 @@ def check_checkpoint(options: Any, path: str | Path) -> tuple[Mapping[str, Any],
     model_args = options.get("model.init_args.model_args")
     if isinstance(model_args, dict):
         _compare(model_args, stored, str(path))
-        needs_base = any(name.endswith((BASE, FINGERPRINT)) for name in tensors)
+        needs_base = any(name.endswith((BASE, GENERATOR_KEY)) for name in tensors)
         if model_args.get("backbone_pretrained") and not needs_base:
             model_args["backbone_pretrained"] = False
     return content, tensors
@@ -210,8 +211,9 @@ def _compare(configured: Mapping[str, Any], stored: Mapping[str, Any], path: str
         ConfigError: The message shows each difference.
     """
     own_matter = ["backbone_pretrained", "backbone_ckpt_path", "backbone_tim_tokenizer_ckpt_paths"]
+    stored = {_renamed(key): value for key, value in stored.items()}
     own_matter += [
-        key for key in (*stored, *configured) if key.startswith(("backbone_tim_memo", "backbone_feature_memo"))
+        key for key in (*stored, *configured) if key.startswith(("backbone_tim_cache", "backbone_feature_cache"))
     ]
     differing = [
         f"{key}: {stored.get(key)} in the checkpoint, {configured.get(key)} in the configuration"
@@ -226,6 +228,12 @@ def _compare(configured: Mapping[str, Any], stored: Mapping[str, Any], path: str
             f"{path} is a checkpoint of another model:\n  " + "\n  ".join(differing) + "\nUse the configuration it was "
             "trained with, or load its backbone with backbone_ckpt_path."
         )
+
+
+def _renamed(key: str) -> str:
+    """Return the name of today of an argument that a checkpoint holds."""
+    name = key.removeprefix("backbone_")
+    return f"backbone_{FORMER_ARGUMENTS[name]}" if key.startswith("backbone_") and name in FORMER_ARGUMENTS else key
 
 
 def _plain(value: Any) -> Any:

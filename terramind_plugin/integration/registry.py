@@ -127,9 +127,9 @@ def register() -> None:
     """Add all names of this package to TerraTorch's registries; a second call changes nothing."""
     backbones = _source(BACKBONE_REGISTRY, TERRATORCH_BACKBONE_REGISTRY)
     for variant in VARIANTS:
-        backbones.add(variant, _lazily(variant, "builders.backbones", "build_backbone", variant))
+        backbones.add(variant, _lazily(variant, "builders", "build_backbone", variant))
         tim = f"{variant}_tim"
-        backbones.add(tim, _lazily(tim, "builders.backbones", "build_tim", variant))
+        backbones.add(tim, _lazily(tim, "builders", "build_tim", variant))
     necks = _source(NECK_REGISTRY, TERRATORCH_NECK_REGISTRY)
     necks.add("terramind_pyramid", _lazily("terramind_pyramid", "integration.necks", "TokenPyramid"))
     decoders = _source(DECODER_REGISTRY, TERRATORCH_DECODER_REGISTRY)
@@ -137,6 +137,6 @@ def register() -> None:
     models = _source(FULL_MODEL_REGISTRY, TERRATORCH_FULL_MODEL_REGISTRY)
     for variant in VARIANTS:
         name = f"{variant}_generate"
-        models.add(name, _lazily(name, "builders.generators", "build_generator", variant))
+        models.add(name, _lazily(name, "builders", "build_generator", variant))
     for tokenizer in TOKENIZERS:
-        models.add(tokenizer, _lazily(tokenizer, "builders.tokenizers", "build_image_tokenizer", tokenizer))
+        models.add(tokenizer, _lazily(tokenizer, "builders", "build_image_tokenizer", tokenizer))

@@ -6,6 +6,7 @@ and finite.
 
 from __future__ import annotations
 
+import hashlib
 import stat
 import zipfile
 from collections.abc import Mapping
@@ -110,6 +111,35 @@ def check_types(module: Any, tensors: Mapping[str, Tensor], path: str | Path) ->
 def same_kind(value: Tensor, target: Tensor) -> bool:
     """Whether one tensor's values can be copied into another without changing what they mean."""
     return value.is_floating_point() == target.is_floating_point() and value.is_complex() == target.is_complex()
+
+
+def check_stored(value: Tensor, dtype: torch.dtype, shape: tuple[int, ...], name: str) -> None:
+    """Raise a WeightsError if something that a checkpoint holds besides weights has another type or shape."""
+    if value.dtype != dtype or value.shape != shape:
+        raise WeightsError(
+            f"The checkpoint's {name} is {value.dtype} {list(value.shape)}, expected {dtype} {list(shape)}: it is "
+            "damaged."
+        )
+
+
+def hash_weights(tensors: Mapping[str, Tensor], *, typed: bool = False) -> str:
+    """Return the SHA-256 of names and values, as 64 hexadecimal digits.
+
+    Args:
+        tensors: Weights by name; the order does not count.
+        typed: Whether shapes and types count as well. Checkpoints hold digests of both kinds.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update((f"{name} {list(value.shape)} {value.dtype} " if typed else name).encode())
+        if not value.is_meta:
+            digest.update(bytes_of(value))
+    return digest.hexdigest()
+
+
+def bytes_of(x: Tensor) -> Any:
+    """Return the values of a tensor as bytes, row by row."""
+    return x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def shorten(text: object, length: int = LONGEST) -> str:

@@ -49,7 +49,8 @@ class CrossAttention(nn.Module):
         q = rearrange(self.q(x), "b m (h d) -> b h m d", h=self.num_heads)
         keys, values = memory
         out = attend(q, keys, values, mask) if keys.shape[2] else torch.zeros_like(q)
-        return self.proj(rearrange(out, "b h m d -> b m (h d)"))
+        tokens: Tensor = self.proj(rearrange(out, "b h m d -> b m (h d)"))
+        return tokens
 
 
 class DecoderBlock(nn.Module):
@@ -91,7 +92,8 @@ class DecoderBlock(nn.Module):
         """
         x = x + self.self_attn(self.norm1(x), self_mask)
         x = x + self.cross_attn(self.query_norm(x), memory, mask)
-        return x + self.mlp(self.norm2(x))
+        x = x + self.mlp(self.norm2(x))
+        return x
 
 
 def run_decoder(
@@ -122,4 +124,5 @@ def run_decoder(
         among = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
     for block, keys_values in zip(blocks, memory, strict=True):
         x = block(x, keys_values, attend_to, among)
-    return norm(x)
+    x = norm(x)
+    return x

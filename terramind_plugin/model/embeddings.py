@@ -1,6 +1,7 @@
-"""From pixels to tokens.
+"""From pixels and token ids to tokens, and from decoded tokens to scores of token ids.
 
-Source: TerraMind (arXiv:2504.11171) section 3.2; parameter names are those of the published checkpoints.
+Source: TerraMind (arXiv:2504.11171) section 3.2 and 4M (arXiv:2312.06647) section 3; parameter names are those of the
+published checkpoints.
 """
 
 from __future__ import annotations
@@ -12,10 +13,16 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from terramind_plugin.model.variants import PUBLISHED_WAVES, Waves
+from terramind_plugin.model.inputs import InputSpec
+from terramind_plugin.model.modalities import Modality
+from terramind_plugin.model.variants import PUBLISHED_WAVES, Variant, Waves
 
 CACHED_SIZES = 16
-"""Most image sizes whose position embeddings a model keeps."""
+"""Maximum number of image sizes whose position embeddings a model keeps."""
+PAD = 0
+"""Token id that stands for no token, in sequences."""
+SEQUENCE_POSITIONS = 512
+"""Positions that the published sequence embeddings store, however short the sequence."""
 
 
 def sincos_positions(height: int, width: int, dim: int, waves: Waves = PUBLISHED_WAVES) -> Tensor:
@@ -132,4 +139,148 @@ class ImageEmbedding(GridEmbedding):
     def project(self, x: Tensor) -> Tensor:
         """Return the patches' content alone, [B, rows * columns, dim], of an image as in `forward`."""
         patches = rearrange(x, "b c (h ph) (w pw) -> b (h w) (ph pw c)", ph=self.patch_size, pw=self.patch_size)
-        return self.proj(patches)
+        tokens: Tensor = self.proj(patches)
+        return tokens
+
+
+def sequence_positions(length: int, dim: int) -> Tensor:
+    """Return fixed sine-cosine position embeddings [1, length, dim].
+
+    Args:
+        length: Number of positions.
+        dim: Width of a token; even. The first half holds sines, the second cosines.
+
+    Source: Attention Is All You Need (arXiv:1706.03762), section 3.5.
+    """
+    half = dim // 2
+    omega = 1.0 / 10000.0 ** (torch.arange(half, dtype=torch.float32) / half)
+    angles = torch.outer(torch.arange(length, dtype=torch.float32), omega)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)[None]
+
+
+class TokenEmbedding(GridEmbedding):
+    """Embedding of an image modality that comes as token ids.
+
+    Args:
+        vocab_size: Number of token ids.
+        dim: Width of a token.
+        patch_size: Height and width in pixels that a token stands for.
+        img_size: Height and width in pixels that the position embeddings are made for; other sizes are interpolated.
+        waves: Fastest wave of the position embeddings and their range.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        dim: int,
+        patch_size: int,
+        img_size: tuple[int, int],
+        waves: Waves = PUBLISHED_WAVES,
+    ) -> None:
+        super().__init__(dim, patch_size, img_size, waves)
+        self.vocab_size = vocab_size
+        self.token_emb = nn.Embedding(vocab_size, dim)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return tokens [B, rows * columns, dim] of token ids [B, rows, columns]."""
+        tokens: Tensor = self.token_emb(ids.flatten(1))
+        return tokens + self.place((ids.shape[1], ids.shape[2]))
+
+    def place_at(self, size: tuple[int, int], index: Tensor) -> Tensor:
+        """Return position plus modality embedding [B, M, dim] of some tokens of the grid.
+
+        Args:
+            size: Rows and columns of the grid.
+            index: Their numbers [B, M], row by row.
+        """
+        return self.place(size)[0][index]
+
+
+class SequenceEmbedding(nn.Module):
+    """Embedding of a short text that comes as token ids.
+
+    Args:
+        vocab_size: Number of token ids.
+        dim: Width of a token.
+        max_length: Longest sequence; later positions count as the first, as in the published decoder.
+    """
+
+    pos_emb: Tensor
+
+    def __init__(self, vocab_size: int, dim: int, max_length: int) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.max_length = max_length
+        self.register_buffer("pos_emb", sequence_positions(SEQUENCE_POSITIONS, dim))
+        self.mod_emb = nn.Parameter(torch.zeros(1, 1, dim))
+        self.token_emb = nn.Embedding(vocab_size, dim, padding_idx=PAD)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return tokens [B, L, dim] of token ids [B, L], 0 where there is none."""
+        tokens: Tensor = self.token_emb(ids)
+        return tokens + self.place_at(positions_of(ids))
+
+    def place_at(self, positions: Tensor) -> Tensor:
+        """Return position plus modality embedding [..., L, dim].
+
+        Args:
+            positions: Position of each token [..., L], counted from 0 over the valid tokens.
+        """
+        inside = torch.where(positions < self.max_length, positions, 0)
+        return self.pos_emb[0][inside] + self.mod_emb[0]
+
+
+def positions_of(ids: Tensor) -> Tensor:
+    """Return the position of each token of sequences [B, L], counted from 0 over the tokens that are no padding."""
+    return ((ids != PAD).cumsum(dim=1) - 1).clamp(min=0)
+
+
+def _share(logits: nn.Linear, embedding: nn.Embedding) -> nn.Linear:
+    """Return the layer with the embedding's weights as its own, as in the published models."""
+    logits.weight = embedding.weight
+    return logits
+
+
+class TokenHead(TokenEmbedding):
+    """Decoder's side of an image modality: the position of each token, and scores of its ids.
+
+    Args:
+        args: Those of `TokenEmbedding`.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.to_logits = _share(nn.Linear(self.token_emb.embedding_dim, self.vocab_size, bias=False), self.token_emb)
+
+
+class SequenceHead(SequenceEmbedding):
+    """Decoder's side of a short text: tokens so far, and scores of the next.
+
+    Args:
+        args: Those of `SequenceEmbedding`.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.to_logits = _share(nn.Linear(self.token_emb.embedding_dim, self.vocab_size, bias=False), self.token_emb)
+
+
+def build_embedding(spec: InputSpec, variant: Variant, img_size: tuple[int, int]) -> nn.Module:
+    """Return the encoder's embedding of a modality, of pixels or of token ids."""
+    if spec.is_tokens and spec.pretrained is not None:
+        return build_token_embedding(spec.pretrained, variant, img_size)
+    return ImageEmbedding(spec.channels, variant.dim, variant.patch_size, img_size, variant.waves)
+
+
+def build_token_embedding(modality: Modality, variant: Variant, img_size: tuple[int, int]) -> nn.Module:
+    """Return the encoder's embedding of a modality's token ids."""
+    if modality.max_length is not None:
+        return SequenceEmbedding(variant.vocab_size(modality), variant.dim, modality.max_length)
+    return TokenEmbedding(variant.vocab_size(modality), variant.dim, variant.patch_size, img_size, variant.waves)
+
+
+def build_head(modality: Modality, variant: Variant, img_size: tuple[int, int]) -> nn.Module:
+    """Return the decoder's embedding of a modality's token ids, with their scores."""
+    if modality.max_length is not None:
+        return SequenceHead(variant.vocab_size(modality), variant.dim, modality.max_length)
+    return TokenHead(variant.vocab_size(modality), variant.dim, variant.patch_size, img_size, variant.waves)

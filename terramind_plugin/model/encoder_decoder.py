@@ -13,18 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from terramind_plugin.errors import ConfigError
 from terramind_plugin.model.decoder import CrossAttention, DecoderBlock, KeysValues, run_decoder
-from terramind_plugin.model.embeddings import ImageEmbedding
+from terramind_plugin.model.embeddings import (
+    PAD,
+    SequenceEmbedding,
+    TokenEmbedding,
+    build_embedding,
+    build_head,
+    build_token_embedding,
+    positions_of,
+)
 from terramind_plugin.model.encoder import build_blocks, initialise, run_blocks
 from terramind_plugin.model.inputs import InputSpec
 from terramind_plugin.model.layers import LayerNorm
-from terramind_plugin.model.modalities import MODALITIES, Modality
-from terramind_plugin.model.token_embeddings import SequenceEmbedding, SequenceHead, TokenEmbedding, TokenHead
+from terramind_plugin.model.modalities import Modality, token_key
 from terramind_plugin.model.variants import Variant
 
-PAD = 0
-"""Token id that stands for no token, in sequences."""
 SAME_PLACE = 2.0
 """Factor of queries and keys at the start: how much attention goes to the same place."""
 
@@ -88,29 +92,18 @@ class EncoderDecoder(nn.Module):
         img_size: tuple[int, int],
     ) -> None:
         super().__init__()
-        dim, patch = variant.dim, variant.patch_size
+        dim = variant.dim
         self.variant = variant
         self.inputs = tuple(inputs)
-        self.patch_size = patch
+        self.patch_size = variant.patch_size
         self.img_size = img_size
         encoder: dict[str, nn.Module] = {}
-        decoder: dict[str, nn.Module] = {}
-        for spec in inputs:
-            if not spec.is_tokens:
-                encoder[spec.key] = ImageEmbedding(spec.channels, dim, patch, img_size, variant.waves)
-        read = [spec.pretrained for spec in inputs if spec.pretrained is not None and spec.is_tokens]
-        for modality in dict.fromkeys([*read, *remembered]):
-            key, vocab_size = token_key(modality, variant)
-            if modality.max_length is not None:
-                encoder[key] = SequenceEmbedding(vocab_size, dim, modality.max_length)
-            else:
-                encoder[key] = TokenEmbedding(vocab_size, dim, patch, img_size, variant.waves)
-        for modality in targets:
-            key, vocab_size = token_key(modality, variant)
-            if modality.max_length is not None:
-                decoder[key] = SequenceHead(vocab_size, dim, modality.max_length)
-            else:
-                decoder[key] = TokenHead(vocab_size, dim, patch, img_size, variant.waves)
+        for spec in sorted(inputs, key=lambda spec: spec.is_tokens):
+            encoder[spec.key] = build_embedding(spec, variant, img_size)
+        for modality in remembered:
+            if token_key(modality) not in encoder:
+                encoder[token_key(modality)] = build_token_embedding(modality, variant, img_size)
+        decoder = {token_key(modality): build_head(modality, variant, img_size) for modality in targets}
         self.encoder_embeddings = nn.ModuleDict(encoder)
         self.decoder_embeddings = nn.ModuleDict(decoder)
         self.encoder = build_blocks(
@@ -200,9 +193,7 @@ class EncoderDecoder(nn.Module):
             ids: [B, L]; `PAD` where there is no token.
         """
         embedding = self._embedding(key)
-        valid = ids != PAD
-        positions = (valid.cumsum(dim=1) - 1).clamp(min=0)
-        return Part(embedding.token_emb(ids), embedding.place_at(positions), valid)
+        return Part(embedding.token_emb(ids), embedding.place_at(positions_of(ids)), ids != PAD)
 
     def encode(self, parts: Sequence[Part], batch: int) -> Context:
         """Return the context that parts of one or several modalities make; without any, an empty one.
@@ -244,7 +235,9 @@ class EncoderDecoder(nn.Module):
         """
         head = self._head(key)
         x = self.mask_token + head.place_at(size, index)
-        return head.to_logits(run_decoder(x, self.decoder, self.decoder_norm, context.memory, mask=context.mask))
+        x = run_decoder(x, self.decoder, self.decoder_norm, context.memory, mask=context.mask)
+        logits: Tensor = head.to_logits(x)
+        return logits
 
     def next_logits(self, key: str, ids: Tensor, context: Context) -> Tensor:
         """Return scores of the token id after a sequence, [B, vocabulary].
@@ -257,23 +250,5 @@ class EncoderDecoder(nn.Module):
         head = self._head(key)
         x = head.token_emb(ids) + head.place_at(torch.arange(ids.shape[1], device=ids.device))
         x = run_decoder(x, self.decoder, self.decoder_norm, context.memory, mask=context.mask, causal=True)
-        return head.to_logits(x[:, -1])
-
-
-def token_key(modality: Modality, variant: Variant | None = None) -> tuple[str, int]:
-    """Return the checkpoint key of a modality's tokens and the number of token ids.
-
-    Args:
-        modality: Entry of the table.
-        variant: Whose token ids are counted; None for the published models.
-
-    Raises:
-        ConfigError: The published models have no tokens of this modality.
-    """
-    if modality.token_key is None or modality.vocab_size is None:
-        raise ConfigError(
-            f"{modality.name} has no tokens in TerraMind 1.0, so it can be an input but not an output. "
-            f"Outputs are {', '.join(m.name for m in MODALITIES.values() if m.token_key)}."
-        )
-    own = {} if variant is None else variant.vocab_sizes
-    return modality.token_key, own.get(modality.name, modality.vocab_size)
+        logits: Tensor = head.to_logits(x[:, -1])
+        return logits

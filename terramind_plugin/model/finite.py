@@ -20,7 +20,7 @@ class FiniteGuard:
     """
 
     def __init__(self) -> None:
-        self._pending: deque[tuple[torch.cuda.Event, Tensor, list[str]]] = deque()
+        self._pending: deque[tuple[Any, Tensor, list[str]]] = deque()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Events belong to a process; a copy has nothing to wait for.
@@ -48,7 +48,8 @@ class FiniteGuard:
             return
         here = torch.empty(len(flags), dtype=torch.bool, pin_memory=True)
         here.copy_(flags, non_blocking=True)
-        event = torch.cuda.Event()
+        make_event: Any = torch.cuda.Event
+        event = make_event()
         event.record(torch.cuda.current_stream(flags.device))
         self._pending.append((event, here, list(images)))
 

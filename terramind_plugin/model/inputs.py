@@ -9,7 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from terramind_plugin.errors import ConfigError, suggest
-from terramind_plugin.model.modalities import MODALITIES, Modality, find, resolve
+from terramind_plugin.model.modalities import MODALITIES, Modality, find, resolve, token_key
+
+Modalities = Sequence[str | Mapping[str, int]] | Mapping[str, int] | None
+"""Modalities as a user names them; {name: channels} adds one without pre-trained weights."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,11 @@ class InputSpec:
     """Entry of the modality table; None for a modality that is new."""
     band_sources: tuple[int | None, ...] | None
     """For each channel its position in the pre-training data, None for a new band; None for all bands in order."""
+
+    @classmethod
+    def of_tokens(cls, name: str, modality: Modality) -> InputSpec:
+        """Return a modality of the table that the model takes as token ids."""
+        return cls(name, token_key(modality), len(modality.bands), modality, None)
 
     @property
     def is_tokens(self) -> bool:
@@ -67,9 +75,11 @@ GENERATOR = Advice(
 
 
 def plan_inputs(
-    modalities: Sequence[str | Mapping[str, int]] | Mapping[str, int] | None,
+    modalities: Modalities,
     bands: Mapping[str, Sequence[object]] | None = None,
     new_bands: Sequence[object] = (),
+    *,
+    tokens: bool = False,
 ) -> tuple[InputSpec, ...]:
     """Return what a model takes, in the user's order.
 
@@ -77,9 +87,11 @@ def plan_inputs(
         modalities: Names of the modality table; a mapping {name: channels} adds a modality that is new.
         bands: Bands of a modality in the order of the tensor's channels, for modalities that have not all of them.
         new_bands: Bands named in `bands`, by name or number, that the pre-training data did not have.
+        tokens: Whether the model also takes token ids: of modalities without pixels in the published models (LULC,
+            NDVI, coords), and of those named by the checkpoint key of their tokens.
 
     Raises:
-        ConfigError: A modality or band is unknown, named twice, or not possible as pixels.
+        ConfigError: A modality or band is unknown, named twice, or not possible as input.
     """
     if not modalities:
         raise ConfigError(
@@ -94,8 +106,12 @@ def plan_inputs(
     for entry in entries:
         if isinstance(entry, Mapping):
             specs += [_new_modality(name, channels) for name, channels in entry.items()]
+            continue
+        modality = resolve(str(entry))
+        if tokens and (modality.patch_key is None or entry == modality.token_key):
+            specs.append(InputSpec.of_tokens(str(entry), modality))
         else:
-            specs.append(_known_modality(str(entry), bands, new_bands))
+            specs.append(_known_modality(str(entry), modality, bands, new_bands))
     keys = [spec.key for spec in specs]
     for spec in specs:
         if keys.count(spec.key) > 1:
@@ -141,13 +157,14 @@ def _new_modality(name: str, channels: Any) -> InputSpec:
     return InputSpec(name=name, key=name, channels=channels, pretrained=None, band_sources=None)
 
 
-def _known_modality(name: str, bands: Mapping[str, Sequence[object]], new_bands: Sequence[object]) -> InputSpec:
-    modality = resolve(name)
+def _known_modality(
+    name: str, modality: Modality, bands: Mapping[str, Sequence[object]], new_bands: Sequence[object]
+) -> InputSpec:
     if modality.patch_key is None:
         raise ConfigError(
             f"Modality {modality.name} enters TerraMind as tokens, which this backbone does not take yet. "
             f"Use modalities with pixels: {', '.join(m.name for m in MODALITIES.values() if m.patch_key)}; "
-            f"give it to a _tim backbone by backbone_tim_given: [{modality.name}]; "
+            f"give it to a _tim backbone by backbone_tim_observed: [{modality.name}]; "
             f"or declare it as a new one under another name, e.g. {{{modality.name}_map: 1}}."
         )
     names = bands.get(modality.patch_key)
@@ -172,6 +189,23 @@ def _band(modality: Modality, band: object) -> int:
         return modality.band_index(band)
     except ConfigError as error:
         raise ConfigError(f"{error} If it is a new band, add it to new_bands: [{band}].") from None
+
+
+def check_size(size: int | Sequence[int], patch_size: int, name: str = "image_size") -> tuple[int, int]:
+    """Return height and width in pixels.
+
+    Args:
+        size: Height and width, or one number for both.
+        patch_size: Both must be multiples of it.
+        name: Argument that has the size, for the message.
+
+    Raises:
+        ConfigError: They are not.
+    """
+    sizes = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sizes) != 2 or any(not isinstance(n, int) or n < patch_size or n % patch_size for n in sizes):
+        raise ConfigError(f"{name} must be a multiple of {patch_size} in height and width, got {size}.")
+    return sizes[0], sizes[1]
 
 
 def collect_inputs(

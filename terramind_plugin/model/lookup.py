@@ -53,10 +53,10 @@ def read_variant(path: Path) -> Variant:
         WeightsNotFoundError: There is no such file.
         WeightsError: The file holds no TerraMind encoder, or one of no known size.
     """
-    from terramind_plugin.model.checkpoints import model_args_of
-    from terramind_plugin.model.weights import read_checkpoint, read_tensors
+    from terramind_plugin.model.checkpoints import model_args_of, read_file
+    from terramind_plugin.model.weights import read_checkpoint
 
-    content, _ = read_tensors(path)
+    content, _ = read_file(path)
     named = str(model_args_of(content, path).get("backbone")).removeprefix("terratorch_").removesuffix("_tim")
     if named in VARIANTS:
         return VARIANTS[named]

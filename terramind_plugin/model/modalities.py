@@ -272,6 +272,8 @@ _TABLE = (
 
 MODALITIES: dict[str, Modality] = {modality.name: modality for modality in _TABLE}
 """The table, by the user's name."""
+RADAR = tuple(modality.name for modality in _TABLE if modality.units == "dB")
+REFLECTANCE = tuple(modality.name for modality in _TABLE if "reflectance" in modality.units)
 
 
 def _name_key(name: str) -> str:
@@ -341,3 +343,17 @@ def statistics(modality: Modality, bands: Iterable[object]) -> tuple[list[float]
     """
     chosen = [modality.bands[modality.band_index(band)] for band in bands]
     return [band.mean for band in chosen], [band.std for band in chosen]
+
+
+def token_key(modality: Modality) -> str:
+    """Return the checkpoint key of a modality's tokens.
+
+    Raises:
+        ConfigError: The published models have no tokens of this modality.
+    """
+    if modality.token_key is None:
+        raise ConfigError(
+            f"{modality.name} has no tokens in TerraMind 1.0, so it can be an input but not an output. "
+            f"Outputs are {', '.join(m.name for m in _TABLE if m.token_key)}."
+        )
+    return modality.token_key

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from terramind_plugin.model.modalities import Modality
+from terramind_plugin.model.modalities import RADAR, REFLECTANCE, Modality
 
-REFLECTANCE = ("S2L2A", "S2L1C")
-RADAR = ("S1GRD", "S1RTC")
 FACTORS = (10, 100, 1000)
 """Factors by which decibels are stored as whole numbers."""
 MOST = 255
@@ -35,7 +34,7 @@ class Guess:
 EIGHT_BIT = Guess("pictures of 8 bits", "Use the original product.")
 
 
-def other_unit(modality: Modality, values: NDArray) -> Guess | None:
+def other_unit(modality: Modality, values: NDArray[Any]) -> Guess | None:
     """Return what values look like if they are not in the modality's units, else None.
 
     Args:
@@ -65,7 +64,7 @@ def other_unit(modality: Modality, values: NDArray) -> Guess | None:
     return Guess(text, "Convert the files.")
 
 
-def is_eight_bit(modality: Modality, values: NDArray) -> bool:
+def is_eight_bit(modality: Modality, values: NDArray[Any]) -> bool:
     """Return whether values are those of pictures, which reflectance of a whole file or data set never is.
 
     Args:
@@ -75,7 +74,7 @@ def is_eight_bit(modality: Modality, values: NDArray) -> bool:
     return modality.name in REFLECTANCE and 10 < values.max() <= MOST
 
 
-def _outside(modality: Modality, values: NDArray) -> float:
+def _outside(modality: Modality, values: NDArray[Any]) -> float:
     """Return the share of values that are outside the range of their modality."""
     smallest, largest = modality.valid_range
     return float(np.mean((values < smallest) | (values > largest)))

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from terramind_plugin.model.modalities import Modality
+
 Waves = tuple[float, float]
 """Radians from patch to patch of the fastest wave of position embeddings, and how many times slower the slowest is."""
 PUBLISHED_WAVES: Waves = (1.0, 10000.0)
@@ -42,6 +44,10 @@ class Variant:
     """What the names of its tokenizers begin with: see `terramind_plugin.tokenizers.variants`."""
     vocab_sizes: Mapping[str, int] = field(default_factory=dict)
     """Number of token ids by modality, where it is not that of the modality table."""
+
+    def vocab_size(self, modality: Modality) -> int:
+        """Return the number of token ids of a modality; 0 if it has no tokens."""
+        return self.vocab_sizes.get(modality.name, modality.vocab_size or 0)
 
 
 def _variant(

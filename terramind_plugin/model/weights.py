@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from huggingface_hub import constants, hf_hub_download
 from torch import Tensor
 
@@ -21,12 +22,14 @@ SHIPPED = Path(__file__).parents[1] / "shipped"
 """Folder of the weights and vocabularies that come with the package."""
 ANCHOR = "encoder_embeddings."
 """What the names of an encoder's weights contain, whatever model they are wrapped in."""
+DECODER_ANCHOR = "decoder_embeddings."
+"""What the names of an encoder-decoder's weights contain, whatever model it is wrapped in."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 """Numbers of errors of a disk, which need not name a file."""
 
 
-class Backbone(Protocol):
-    """What loading needs of a model: a `TerraMindBackbone` has it."""
+class Loadable(Protocol):
+    """What loading needs of a model: a `TerraMindBackbone` and an `EncoderDecoder` have it."""
 
     variant: Variant
     inputs: tuple[InputSpec, ...]
@@ -178,7 +181,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         WeightsNotFoundError: There is no such file.
         WeightsError: The file cannot be read or holds no TerraMind encoder.
     """
-    content, tensors = read_tensors(path)
+    content, tensors = read_file(path)
     if any(".lora_A." in name for name in tensors):
         raise WeightsError(
             f"{path} holds LoRA adapters, which are no weights to start from. Make a plain checkpoint of them: "
@@ -191,19 +194,6 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     prefix = min(sorted(prefixes), key=len)
     encoder = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     return Checkpoint(tensors=encoder, source=str(path), bands=_configured_bands(content, path))
-
-
-def read_tensors(path: str | Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
-    """Return everything a file holds, and the tensors in it by name.
-
-    Args:
-        path: As in `read_checkpoint`.
-
-    Raises:
-        WeightsNotFoundError: There is no such file.
-        WeightsError: See `read_file`.
-    """
-    return read_file(path)
 
 
 def _configured_bands(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Sequence[object]] | None:
@@ -225,7 +215,7 @@ def _configured_bands(content: Mapping[str, Any], path: str | Path) -> Mapping[s
     return bands
 
 
-def load_backbone(model: Backbone, checkpoint: Checkpoint) -> LoadReport:
+def load_backbone(model: Loadable, checkpoint: Checkpoint) -> LoadReport:
     """Copy a checkpoint into a backbone and return what was loaded.
 
     Patch weights are selected by band: the model's channels take the columns of their bands. Where the checkpoint does
@@ -278,6 +268,30 @@ def load_backbone(model: Backbone, checkpoint: Checkpoint) -> LoadReport:
     return report
 
 
+def load_encoder_decoder(model: Loadable, path: str | Path | None = None) -> LoadReport:
+    """Copy weights into an encoder-decoder and return what was loaded.
+
+    Args:
+        model: The encoder-decoder.
+        path: A published file, or one that a model with an encoder-decoder inside was saved to; None for the published
+            weights of the model's variant.
+
+    Raises:
+        WeightsNotFoundError: There is no such file.
+        WeightsError: The file holds no encoder-decoder, or a weight of the model is missing or has another shape.
+    """
+    path = fetch_published(model.variant) if path is None else path
+    _, tensors = read_file(path)
+    prefixes = sorted({name.split(DECODER_ANCHOR)[0] for name in tensors if DECODER_ANCHOR in name}, key=len)
+    if not prefixes:
+        raise WeightsError(
+            f"{path} holds no TerraMind decoder: none of its {len(tensors)} names contains '{DECODER_ANCHOR}'. "
+            f"A fine-tuned backbone cannot generate; use the published {model.variant.hub_file}."
+        )
+    own = {name.removeprefix(prefixes[0]): value for name, value in tensors.items() if name.startswith(prefixes[0])}
+    return load_backbone(model, Checkpoint(tensors=own, source=str(path)))
+
+
 def _find(tensors: Mapping[str, Tensor], name: str) -> Tensor | None:
     """Return a stored weight. Scores of token ids have the weights of their embedding, which a file may hold once."""
     value = tensors.get(name)
@@ -303,8 +317,8 @@ def _select_bands(
             stored_names = [str(band) for band in bands]
     if stored_bands == sources or stored.shape != (target.shape[0], pixels * len(stored_bands)):
         return stored
-    columns = stored.unflatten(1, (pixels, len(stored_bands)))
-    selected = target.clone().unflatten(1, (pixels, len(sources)))
+    columns = torch.unflatten(stored, 1, (pixels, len(stored_bands)))
+    selected = torch.unflatten(target.clone(), 1, (pixels, len(sources)))
     for channel, source in enumerate(sources):
         if source is None:
             report.fresh.append(f"{ANCHOR}{spec.key}.proj.weight, channel {channel}")
@@ -324,7 +338,7 @@ def _same_modality(name: str, spec: InputSpec) -> bool:
     return modality is not None and modality is spec.pretrained
 
 
-def load_weights(model: Backbone, *, pretrained: bool, ckpt_path: str | Path | None) -> LoadReport | None:
+def load_weights(model: Loadable, *, pretrained: bool, ckpt_path: str | Path | None) -> LoadReport | None:
     """Load published or local weights into a backbone, as its arguments say.
 
     Args:

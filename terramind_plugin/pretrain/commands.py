@@ -30,7 +30,7 @@ def run_merge(*, model: Path, out: Path, base: Path | None = None, config: Path 
         config: Configuration of the run, if the checkpoint has no settings.
     """
     from terramind_plugin.backbones.merge import merge_checkpoint
-    from terramind_plugin.builders.backbones import build_by_name
+    from terramind_plugin.builders import build_by_name
 
     count = merge_checkpoint(model, out, build=build_by_name, base=base, config=config)
     print(f"{count} adapter{'' if count == 1 else 's'} merged into {out}")

@@ -11,7 +11,7 @@ from torch import Tensor
 from terramind_plugin._version import __version__
 from terramind_plugin.errors import ConfigError, WeightsError
 from terramind_plugin.files import write_bytes
-from terramind_plugin.model.weights import read_tensors
+from terramind_plugin.model.checkpoints import read_file
 from terramind_plugin.system import refuse_inputs
 
 PREFIX = "model."
@@ -37,7 +37,7 @@ def export_weights(checkpoint: Path, out: Path, dtype: str = "float32") -> int:
     if out.suffix != ".safetensors":
         raise ConfigError(f"The file to write must end in .safetensors, got {out}.")
     refuse_inputs([out], [checkpoint])
-    _, stored = read_tensors(checkpoint)
+    _, stored = read_file(checkpoint)
     weights: dict[str, Tensor] = {}
     for name, value in stored.items():
         own = name.removeprefix(PREFIX)

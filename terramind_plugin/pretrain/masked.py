@@ -10,13 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from terramind_plugin.builders.generators import load_encoder_decoder, plan_generator_inputs
 from terramind_plugin.errors import ConfigError, suggest
-from terramind_plugin.generation.token_generator import check_size, plan_targets
+from terramind_plugin.generation.token_generator import plan_targets
 from terramind_plugin.model.encoder_decoder import EncoderDecoder
-from terramind_plugin.model.inputs import plan_inputs
+from terramind_plugin.model.inputs import check_size, plan_inputs
 from terramind_plugin.model.modalities import resolve
 from terramind_plugin.model.variants import VARIANTS
+from terramind_plugin.model.weights import load_encoder_decoder
 from terramind_plugin.pretrain.masking import MaskPlan, draw_masks
 from terramind_plugin.pretrain.modelling import Chips, MaskedLoss, masked_loss
 from terramind_plugin.pretrain.training import ResumableTask, build_optimizer, make_generator
@@ -110,7 +110,7 @@ class MaskedModellingTask(ResumableTask):
         targets = plan_targets([*self.plan.tokens, *self.plan.sequences])
         keys = [str(modality.token_key) for modality in targets.values()]
         size = check_size(numbers.img_size if given["img_size"] is None else given["img_size"], numbers.patch_size)
-        inputs = plan_generator_inputs([*self.plan.pixels, *keys])
+        inputs = plan_inputs([*self.plan.pixels, *keys], tokens=True)
         self.model = EncoderDecoder(numbers, inputs, list(targets.values()), img_size=size)
         if given["pretrained"] or given["ckpt_path"] is not None:
             logger.info("%s", load_encoder_decoder(self.model, given["ckpt_path"]))

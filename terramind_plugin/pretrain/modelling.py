@@ -17,8 +17,8 @@ from torch import Tensor
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.generation.decoding import START, STOP
 from terramind_plugin.model.decoder import run_decoder
-from terramind_plugin.model.encoder_decoder import Context, EncoderDecoder, Part, token_key
-from terramind_plugin.model.modalities import resolve
+from terramind_plugin.model.encoder_decoder import Context, EncoderDecoder, Part
+from terramind_plugin.model.modalities import resolve, token_key
 from terramind_plugin.pretrain.masking import Masks
 
 PADDING = -1
@@ -216,7 +216,7 @@ def key_of(entry: str) -> str:
     kind, _, name = entry.partition(".")
     modality = resolve(name)
     if kind != "pixels":
-        return token_key(modality)[0]
+        return token_key(modality)
     if modality.patch_key is None:
         raise ConfigError(f"{modality.name} enters TerraMind as tokens, not as pixels. Move it to tokens.")
     return modality.patch_key

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from terramind_plugin.builders.tokenizers import build_coords_tokenizer
+from terramind_plugin.builders import build_coords_tokenizer
 from terramind_plugin.data.guard import guard
 from terramind_plugin.errors import ConfigError, DataError, one_line, suggest
 from terramind_plugin.model.modalities import resolve

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from terramind_plugin.builders.tokenizers import build_image_tokenizer
-from terramind_plugin.cache.keys import hash_weights
+from terramind_plugin.builders import build_image_tokenizer
 from terramind_plugin.errors import ConfigError, DataError, suggest
+from terramind_plugin.model.checkpoints import hash_weights
 from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.pretrain.chips import TURNS, ChipReader, to_tensor, turn
 from terramind_plugin.pretrain.store import ENDING, Recipe, StoredChip, TokenFile, write_tokens
@@ -65,7 +65,7 @@ def tokenize_folders(
         tokenizer = build_image_tokenizer(
             known[name].name, pretrained=name not in ckpt_paths, ckpt_path=ckpt_paths.get(name), decoder=False
         )
-        recipe = Recipe(known[name].name, hash_weights(tokenizer).hexdigest(), tile, turns)
+        recipe = Recipe(known[name].name, hash_weights(tokenizer.state_dict()), tile, turns)
         names = folder.names()
         if path.is_file() and not _is_out_of_date(out, folder, recipe, names, replace):
             continue

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from terramind_plugin.builders.tokenizers import build_image_tokenizer
+from terramind_plugin.builders import build_image_tokenizer
 from terramind_plugin.pretrain.objectives import codebook_usage, reconstruction_loss
 from terramind_plugin.pretrain.training import ResumableTask, build_optimizer, make_generator
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from terramind_plugin.errors import WeightsError
-from terramind_plugin.model.checkpoints import same_kind
-from terramind_plugin.model.weights import LoadReport, read_tensors
+from terramind_plugin.model.checkpoints import read_file, same_kind
+from terramind_plugin.model.weights import LoadReport
 from terramind_plugin.tokenizers.image import ImageTokenizer
 
 TOKENIZER_ANCHORS = ("quant_proj.weight", "post_quant_proj.weight", "decoder.time_embed.0.weight")
@@ -28,7 +28,7 @@ def load_tokenizer(model: ImageTokenizer, path: str | Path) -> LoadReport:
         WeightsError: The file cannot be read, holds no tokenizer, or not the one for this model.
     """
     name = model.variant.name
-    prefix, stored = _find_tokenizer(read_tensors(path)[1], str(model.variant.modality.token_key), path)
+    prefix, stored = _find_tokenizer(read_file(path)[1], str(model.variant.modality.token_key), path)
     report, own, chosen = LoadReport(source=str(path)), model.state_dict(), {}
     for key, target in own.items():
         value = stored.get(key)

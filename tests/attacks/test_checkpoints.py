@@ -9,9 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from terramind_plugin.backbones.merge import merge_checkpoint
-from terramind_plugin.builders.backbones import build_backbone, build_by_name, build_tim
-from terramind_plugin.builders.generators import build_generator
-from terramind_plugin.builders.tokenizers import build_image_tokenizer
+from terramind_plugin.builders import build_backbone, build_by_name, build_generator, build_image_tokenizer, build_tim
 from terramind_plugin.errors import ConfigError, WeightsError
 from terramind_plugin.pretrain.export import export_weights
 from tests.attacks.malformed import KINDS, WHOLE
@@ -62,7 +60,7 @@ def tim(path, folder):
 
 
 def given_tim(path, folder):
-    made = build_tim(NANO, ["S2L2A"], tim_modalities=["LULC"], tim_given=["LULC"], ckpt_path=path)
+    made = build_tim(NANO, ["S2L2A"], tim_modalities=["LULC"], tim_observed=["LULC"], ckpt_path=path)
     return made.state_dict()
 
 

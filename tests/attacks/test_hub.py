@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from terramind_plugin.builders.backbones import build_backbone
+from terramind_plugin.builders import build_backbone
 from terramind_plugin.errors import WeightsError, WeightsNotFoundError
 from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.model.weights import fetch_published

@@ -108,7 +108,7 @@ def targets(
         "trainer.max_epochs": 4,
         "trainer.default_root_dir": ".",
     }
-    memo = {"model.freeze_backbone": True, "model_args.backbone_feature_memo": "memo"}
+    cache = {"model.freeze_backbone": True, "model_args.backbone_feature_cache": "cache"}
     predicted = {**small, "trainer.callbacks": [], "data.batch_size": 1, "data.predict_split": ...}
     fitted = folder / "fitted.ckpt"
     _save_task(setting(predicted), fitted)
@@ -121,7 +121,7 @@ def targets(
              "--out", "out", *windows],
             10,
         ),
-        Target("fit", ["fit", "--config", setting(small | memo)], 10, "checkpoints", changing=(".ckpt",)),
+        Target("fit", ["fit", "--config", setting(small | cache)], 10, "checkpoints", changing=(".ckpt",)),
         Target(
             "tokenize",
             ["tokenize", "--model", "terramind_sim_nano", "--out", "out",

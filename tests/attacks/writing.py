@@ -71,8 +71,7 @@ COMMANDS = (
 
 def make_inputs(root: Path) -> Inputs:
     """Write what all commands read."""
-    from terramind_plugin.builders.backbones import build_backbone
-    from terramind_plugin.builders.tokenizers import build_image_tokenizer
+    from terramind_plugin.builders import build_backbone, build_image_tokenizer
     from terramind_plugin.integration.lightning_cli import make_cli
     from terramind_plugin.simulation.dataset import simulate
     from tests.inference.conftest import PLACE, write_modality

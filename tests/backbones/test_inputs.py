@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from terramind_plugin.builders.backbones import build_backbone, build_tim
+from terramind_plugin.builders import build_backbone, build_tim
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.model.inputs import plan_inputs
 
@@ -220,7 +220,7 @@ def test_bands_by_number(tiny):
     with pytest.raises(ConfigError, match=r"Unknown band '13' .* add it to new_bands: \[13\]"):
         tiny(["S2L2A"], depth=1, bands=bands)
     for number in (13, "13"):
-        assert tiny(["S2L2A"], depth=1, bands=bands, new_bands=[number]).given[0].band_sources == (1, None)
+        assert tiny(["S2L2A"], depth=1, bands=bands, new_bands=[number]).observed[0].band_sources == (1, None)
 
 
 def test_arguments_by_position(tiny, images):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from terramind_plugin.backbones.encoder import LayerList
+from terramind_plugin.backbones.layer_list import LayerList
 
 PAIR = ("S2L2A", "S1GRD")
 CHOSEN = [2, 5, 8, 11]

@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from terramind_plugin.backbones.lora import TARGETS, LoraSettings, add_lora, hash_weights, merge_lora, read_settings
+from terramind_plugin.backbones.lora import TARGETS, LoraSettings, add_lora, hash_base, merge_lora, read_settings
 from terramind_plugin.backbones.tim import TerraMindTiM
-from terramind_plugin.builders.backbones import build_backbone, build_tim
+from terramind_plugin.builders import build_backbone, build_tim
 from terramind_plugin.errors import ConfigError, WeightsError
 from terramind_plugin.model.variants import VARIANTS
 
@@ -110,7 +110,7 @@ def test_loading_is_strict(adapted):
 
 def test_another_base_is_refused(adapted, tiny):
     model, other = adapted(), adapted(seed=1)
-    assert model.base == hash_weights(tiny(PAIR, depth=3).state_dict())
+    assert model.base == hash_base(tiny(PAIR, depth=3).state_dict())
     with pytest.raises(WeightsError, match="adapters to other weights") as caught:
         other.load_state_dict(model.state_dict())
     assert model.base in str(caught.value)
@@ -127,12 +127,12 @@ def test_plain_and_adapted_do_not_mix(adapted, tiny):
 
 def test_the_hash_sees_every_weight(tiny):
     model = tiny(PAIR, depth=1)
-    before = hash_weights(model.state_dict())
+    before = hash_base(model.state_dict())
     for name, parameter in model.named_parameters():
         parameter.data.view(-1)[-1].add_(1e-3)
-        assert hash_weights(model.state_dict()) != before, name
+        assert hash_base(model.state_dict()) != before, name
         parameter.data.view(-1)[-1].sub_(1e-3)
-        before = hash_weights(model.state_dict())
+        before = hash_base(model.state_dict())
 
 
 def test_the_base_keeps_its_name_in_another_precision(adapted):

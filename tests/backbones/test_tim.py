@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from terramind_plugin.builders.backbones import build_backbone, build_tim
+from terramind_plugin.builders import build_backbone, build_tim
 from terramind_plugin.errors import ConfigError, WeightsError
 
 NAMES = ("S2L1C", "S1GRD")
@@ -201,7 +201,7 @@ def test_equal_chips_in_a_batch_get_different_thoughts_in_training_alone(chips, 
 RANKS = """
 import sys, torch
 import torch.distributed as dist
-from terramind_plugin.builders.backbones import build_tim
+from terramind_plugin.builders import build_tim
 rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)

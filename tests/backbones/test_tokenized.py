@@ -7,8 +7,7 @@ import copy
 import pytest
 import torch
 
-from terramind_plugin.builders.backbones import build_tim
-from terramind_plugin.builders.tokenizers import build_image_tokenizer
+from terramind_plugin.builders import build_image_tokenizer, build_tim
 from terramind_plugin.errors import ConfigError, DataError, WeightsError, WeightsNotFoundError
 
 NAMES = ("S2L1C", "S1GRD")
@@ -18,7 +17,7 @@ NANO = "terramind_sim_nano"
 def build(**arguments):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build_tim(NANO, list(NAMES), **{"tim_given": ["LULC"], **arguments}).eval()
+        return build_tim(NANO, list(NAMES), **{"tim_observed": ["LULC"], **arguments}).eval()
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +45,7 @@ def test_there_is_no_generator_if_all_is_given(model):
 
 def test_the_truth_is_read_as_a_thought_would_be(chips, cover, model):
     """The same token ids, imagined or given, give the same features."""
-    thinking = build(tim_given=[])
+    thinking = build(tim_observed=[])
     thinking.load_state_dict({**thinking.state_dict(), **{
         name: value for name, value in model.state_dict().items() if not name.startswith("given_tokens.")
     }})  # fmt: skip
@@ -102,18 +101,18 @@ def test_what_is_given_conditions_what_is_imagined(chips, cover):
     assert set(model.thoughts) == {"NDVI", "coords"}
 
 
-def test_a_memo_knows_what_was_given(chips, cover, tmp_path):
-    arguments = {"tim_modalities": ["NDVI", "LULC"], "tim_memo": tmp_path / "memo"}
+def test_a_cache_knows_what_was_given(chips, cover, tmp_path):
+    arguments = {"tim_modalities": ["NDVI", "LULC"], "tim_cache": tmp_path / "cache"}
     model = build(**arguments)
     first, changed = model.think(chips), model.think({**chips, "LULC": (cover + 1) % 10})
     assert not torch.equal(first["NDVI"], changed["NDVI"])
     assert torch.equal(build(**arguments).think(chips)["NDVI"], first["NDVI"])
-    with pytest.raises(ConfigError, match="tim_given gives all of it"):
-        build(tim_memo=tmp_path / "memo")
+    with pytest.raises(ConfigError, match="tim_observed leaves nothing"):
+        build(tim_cache=tmp_path / "cache")
 
 
 def test_features_of_a_frozen_backbone_are_remembered_with_the_truth(chips, tmp_path):
-    model = build(feature_memo=tmp_path / "memo", feature_memo_dtype="float32", out_indices=[5])
+    model = build(feature_cache=tmp_path / "cache", feature_cache_dtype="float32", out_indices=[5])
     model.freeze()
     first = model(chips)[-1]
     assert torch.equal(model(chips)[-1], first)
@@ -156,16 +155,16 @@ def test_tokenizers_come_from_a_file_or_the_checkpoint(tmp_path, model, monkeypa
     monkeypatch.setattr("terramind_plugin.model.weights.SHIPPED", tmp_path)
     with pytest.raises(WeightsNotFoundError, match=f"{NANO}_tokenizer_lulc"):
         build(ckpt_path=tmp_path / "plain.pt", pretrained=True)
-    with pytest.raises(ConfigError, match=r"names \['DEM'\]; tim_given has \['LULC'\]"):
+    with pytest.raises(ConfigError, match=r"names \['DEM'\]; tim_observed has \['LULC'\]"):
         build(tim_tokenizer_ckpt_paths={"DEM": "dem.pt"})
 
 
 def test_inputs_that_are_no_truth(chips, cover, model):
-    with pytest.raises(ConfigError, match=r"tim_given names LULC, but the model got \['S2L1C', 'S1GRD'\]"):
+    with pytest.raises(ConfigError, match=r"tim_observed names LULC, but the model got \['S2L1C', 'S1GRD'\]"):
         model({name: chips[name] for name in NAMES})
     for wrong, shown in ((10.0, "found 10"), (2.5, "found 2.5"), (torch.nan, "found nan")):
         cover[0, 0, 0, 0] = wrong
-        with pytest.raises(DataError, match=rf"LULC, given by tim_given: Class ids .* 0 to 9, {shown}"):
+        with pytest.raises(DataError, match=rf"LULC, named in tim_observed: Class ids .* 0 to 9, {shown}"):
             model({**chips, "LULC": cover})
     with pytest.raises(ConfigError, match="LULC: expected 1 channels, got 2"):
         model({**chips, "LULC": cover.expand(-1, 2, -1, -1)})
@@ -174,10 +173,10 @@ def test_inputs_that_are_no_truth(chips, cover, model):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tim_given": ["NDVI"]}, r"NDVI, which is not among tim_modalities \['LULC'\]"),
-        ({"tim_given": "LULC2"}, "must be a list"),
-        ({"tim_given": ["coords"], "tim_modalities": ["coords"]}, "coords has no image tokenizer"),
-        ({"tim_given": ["S1GRD"], "tim_modalities": ["S1GRD"]}, "gets as an image already"),
+        ({"tim_observed": ["NDVI"]}, r"NDVI, which is not among tim_modalities \['LULC'\]"),
+        ({"tim_observed": "LULC2"}, "must be a list"),
+        ({"tim_observed": ["coords"], "tim_modalities": ["coords"]}, "coords has no image tokenizer"),
+        ({"tim_observed": ["S1GRD"], "tim_modalities": ["S1GRD"]}, "takes as an image already"),
     ],
 )
 def test_what_cannot_be_given(arguments, message):

@@ -18,7 +18,7 @@ HEADER = 100
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory):
     """Return values and the bytes of a file that holds them."""
-    path = tmp_path_factory.mktemp("filled") / "memo.sqlite3"
+    path = tmp_path_factory.mktemp("filled") / "cache.sqlite3"
     values = {os.urandom(32): os.urandom(size) for size in (10, 200, 700, 3000, 9000) * 3}
     store = Store(path, 10**9)
     store.put(values)
@@ -44,7 +44,7 @@ def test_one_changed_byte(tmp_path, filled, seed):
     draw, going_on = random.Random(seed), 0
     offsets = _offsets(len(clean), draw)
     for number, offset in enumerate(offsets):
-        path = tmp_path / str(number) / "memo.sqlite3"
+        path = tmp_path / str(number) / "cache.sqlite3"
         path.parent.mkdir()
         changed = bytearray(clean)
         changed[offset] ^= draw.choice((0xFF, 1, 0x80))
@@ -64,7 +64,7 @@ def test_one_changed_byte(tmp_path, filled, seed):
 @pytest.mark.parametrize("wrong", [None, "text", 1.5, b"bytes"])
 def test_values_of_another_kind(tmp_path, filled, column, wrong):
     values, clean = filled
-    path = tmp_path / "memo.sqlite3"
+    path = tmp_path / "cache.sqlite3"
     path.write_bytes(clean)
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA writable_schema = ON")

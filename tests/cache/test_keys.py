@@ -33,7 +33,7 @@ samples = st.lists(
 @given(samples=samples)
 def test_a_sample_has_one_key_in_any_batch(samples):
     batch = _batch([number for number, _ in samples])
-    present = torch.tensor([has for _, has in samples]).T
+    present = dict(zip(NAMES, torch.tensor([has for _, has in samples]).T, strict=True))
     keys = sample_keys(CONTEXT, batch, present)
     identities = []
     for key, (number, has) in zip(keys, samples, strict=True):
@@ -67,8 +67,8 @@ def test_how_a_tensor_lies_in_memory_has_no_say():
 def test_threads_have_no_say(count, monkeypatch):
     """Samples large enough that threads hash them, of which one lacks a modality."""
     chips = {name: torch.randn(7, 3, 128, 128) for name in NAMES}
-    present = torch.ones(3, 7, dtype=torch.bool)
-    present[1, 4] = False
+    present = {name: torch.ones(7, dtype=torch.bool) for name in NAMES}
+    present["S1GRD"][4] = False
     monkeypatch.setattr(parallel, "HASH_THREADS", 1)
     alone = sample_keys(CONTEXT, chips, present)
     monkeypatch.setattr(parallel, "HASH_THREADS", count)

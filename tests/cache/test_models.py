@@ -1,4 +1,4 @@
-"""Backbones with a memo: the same results, computed once."""
+"""Backbones with a cache: the same results, computed once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from terramind_plugin.builders.backbones import build_backbone, build_tim
+from terramind_plugin.builders import build_backbone, build_tim
 from terramind_plugin.errors import ConfigError
 
 NAMES = ["S2L1C", "S1GRD"]
@@ -18,10 +18,10 @@ SIZE = "terramind_v1_tiny"
 def tim(tmp_path):
     """Build a thinking model; with equal arguments it has equal weights."""
 
-    def make(*, seed=0, memo=tmp_path / "memo", **kwargs):
+    def make(*, seed=0, cache=tmp_path / "cache", **kwargs):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return build_tim(SIZE, NAMES, tim_memo=memo, out_indices=[11], **kwargs).eval()
+            return build_tim(SIZE, NAMES, tim_cache=cache, out_indices=[11], **kwargs).eval()
 
     return make
 
@@ -30,10 +30,10 @@ def tim(tmp_path):
 def frozen(tmp_path):
     """Build a frozen plain model."""
 
-    def make(*, seed=0, memo=tmp_path / "memo", dtype="float32", **kwargs):
+    def make(*, seed=0, cache=tmp_path / "cache", dtype="float32", **kwargs):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = build_backbone(SIZE, NAMES, feature_memo=memo, feature_memo_dtype=dtype, **kwargs)
+            model = build_backbone(SIZE, NAMES, feature_cache=cache, feature_cache_dtype=dtype, **kwargs)
         model.freeze()
         return model
 
@@ -86,13 +86,13 @@ def test_thoughts_survive_the_process(tim, chips, monkeypatch):
         assert sizes == []
 
 
-def test_features_do_not_depend_on_the_memo(tim, chips):
+def test_features_do_not_depend_on_the_cache(tim, chips):
     model, x = tim(), chips(0, 1)
     cold = model(x)[0]
     warm = model(x)[0]
     assert torch.equal(cold, warm)
     assert list(x) == NAMES
-    seeded = tim(memo=None)
+    seeded = tim(cache=None)
     seeded.think = lambda *_: {"LULC": model.thoughts["LULC"]}
     assert torch.equal(seeded(x)[0], warm)
 
@@ -159,14 +159,9 @@ def test_places_of_different_lengths(tim, chips):
         assert not row[len(one) :].any()
 
 
-def count_forwards(model, monkeypatch):
-    sizes, original = [], model._encode
-
-    def counted(inputs, present):
-        sizes.append(len(next(iter(inputs.values()))))
-        return original(inputs, present)
-
-    monkeypatch.setattr(model, "_encode", counted)
+def count_forwards(model):
+    sizes = []
+    model.encoder[0].register_forward_hook(lambda block, arguments, tokens: sizes.append(len(tokens)))
     return sizes
 
 
@@ -174,8 +169,8 @@ def count_forwards(model, monkeypatch):
 @pytest.mark.parametrize("masked", [False, True])
 def test_features_are_computed_once(frozen, chips, merge_method, masked, monkeypatch):
     model = frozen(merge_method=merge_method, num_register_tokens=2)
-    plain = frozen(memo=None, merge_method=merge_method, num_register_tokens=2)
-    sizes = count_forwards(model, monkeypatch)
+    plain = frozen(cache=None, merge_method=merge_method, num_register_tokens=2)
+    sizes = count_forwards(model)
     masks = [
         {"modality_mask": {"S1GRD": torch.tensor(rows)}} if masked else {} for rows in ([True, False], [False, True])
     ]
@@ -193,7 +188,7 @@ def test_features_are_computed_once(frozen, chips, merge_method, masked, monkeyp
 
 @pytest.mark.parametrize(("dtype", "error"), [("bfloat16", 2**-8), ("float16", 2**-11), ("float32", 0.0)])
 def test_rounding_is_as_stated(frozen, chips, dtype, error):
-    exact = frozen(memo=None, out_indices=[2, 11])(chips(0))
+    exact = frozen(cache=None, out_indices=[2, 11])(chips(0))
     model = frozen(dtype=dtype, out_indices=[2, 11])
     cold, warm = model(chips(0)), model(chips(0))
     assert cold[11].dtype == torch.float32
@@ -204,7 +199,7 @@ def test_rounding_is_as_stated(frozen, chips, dtype, error):
 
 
 def test_a_frozen_thinking_model_remembers_both(tim, chips, monkeypatch, tmp_path):
-    model = tim(feature_memo=tmp_path / "memo", feature_memo_dtype="float32")
+    model = tim(feature_cache=tmp_path / "cache", feature_cache_dtype="float32")
     model.freeze()
     sizes = count_calls(model, monkeypatch)
     first = model(chips(0, 1))[0]
@@ -220,7 +215,7 @@ def test_other_features_are_not_mixed_up(frozen, chips, change, monkeypatch):
         out_indices=[11] if change == "layers" else None,
         merge_method="max" if change == "merge" else "mean",
     )
-    sizes = count_forwards(model, monkeypatch)
+    sizes = count_forwards(model)
     x = chips(0)
     if change == "pixel":
         x["S2L1C"][0, 0, 0, 0] += 1
@@ -244,9 +239,9 @@ def test_refused_where_something_trains(frozen, chips):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"memo": 3}, "path of a folder, or true"),
+        ({"cache": 3}, "path of a folder, or true"),
         ({"dtype": "int8"}, "one of bfloat16, float16, float32"),
-        ({"feature_memo_gib": 0}, "number of GiB above 0"),
+        ({"feature_cache_gib": 0}, "number of GiB above 0"),
     ],
 )
 def test_impossible_settings(frozen, arguments, message):
@@ -264,7 +259,7 @@ def test_larger_than_float16(frozen, chips):
 
 def test_names_and_sizes_from_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    model = build_tim(SIZE, NAMES, tim_memo="true", tim_memo_gib="0.5", feature_memo="somewhere")
-    assert model.tim_memo.path.as_posix() == "memo/thoughts.sqlite3"
-    assert model.tim_memo.store.limit == 2**29
-    assert model.feature_memo.memo.path.as_posix() == "somewhere/features.sqlite3"
+    model = build_tim(SIZE, NAMES, tim_cache="true", tim_cache_gib="0.5", feature_cache="somewhere")
+    assert model.tim_cache.path.as_posix() == "cache/tim.sqlite3"
+    assert model.tim_cache.store.limit == 2**29
+    assert model.feature_cache.path.as_posix() == "somewhere/features.sqlite3"

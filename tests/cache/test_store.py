@@ -26,7 +26,7 @@ BIG = 10**9
 
 @pytest.fixture
 def store(tmp_path):
-    store = Store(tmp_path / "a" / "memo.sqlite3", BIG)
+    store = Store(tmp_path / "a" / "cache.sqlite3", BIG)
     yield store
     store.close()
 
@@ -34,7 +34,7 @@ def store(tmp_path):
 @settings(max_examples=40, deadline=None)
 @given(values=st.dictionaries(st.binary(min_size=1, max_size=64), st.binary(max_size=5000), max_size=8))
 def test_what_is_put_comes_back(tmp_path_factory, values):
-    store = Store(tmp_path_factory.mktemp("store") / "memo.sqlite3", BIG)
+    store = Store(tmp_path_factory.mktemp("store") / "cache.sqlite3", BIG)
     assert store.put(values) == values
     assert store.get([*values, b"unknown" * 9]) == [*values.values(), None]
     again = pickle.loads(pickle.dumps(store))
@@ -51,7 +51,7 @@ def test_the_first_value_stays(store):
 
 
 def test_what_was_not_used_for_longest_goes_first(tmp_path, monkeypatch):
-    store = Store(tmp_path / "memo.sqlite3", 10_000)
+    store = Store(tmp_path / "cache.sqlite3", 10_000)
     now = time.time()
     for number in range(30):
         monkeypatch.setattr(time, "time", lambda number=number: now + 4000 * number)
@@ -72,7 +72,7 @@ def _fill(path, start, count):
 
 
 def test_two_processes_fill_one_file(tmp_path):
-    path = tmp_path / "memo.sqlite3"
+    path = tmp_path / "cache.sqlite3"
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_fill, args=(path, start, 60)) for start in (0, 30)]
     for process in processes:
@@ -113,7 +113,7 @@ for number in range(10**6):
 
 
 def test_killed_while_it_fills(tmp_path):
-    path = tmp_path / "memo.sqlite3"
+    path = tmp_path / "cache.sqlite3"
     for _ in range(3):
         with subprocess.Popen([sys.executable, "-c", FILLER, path], stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
@@ -131,7 +131,7 @@ def test_killed_while_it_fills(tmp_path):
 @pytest.mark.parametrize("part", range(12))
 def test_flipped_bytes(tmp_path, part):
     """Wherever in the file: what comes back is right or nothing, and the store goes on."""
-    path = tmp_path / "memo.sqlite3"
+    path = tmp_path / "cache.sqlite3"
     values = {os.urandom(32): os.urandom(3000) for _ in range(20)}
     store = Store(path, BIG)
     store.put(values)
@@ -150,7 +150,7 @@ def test_flipped_bytes(tmp_path, part):
 
 def test_many_threads_read(tmp_path, monkeypatch):
     """Entries large enough that threads check them; one is damaged, one is asked for twice."""
-    path = tmp_path / "memo.sqlite3"
+    path = tmp_path / "cache.sqlite3"
     values = {os.urandom(32): os.urandom(300_000) for _ in range(6)}
     store = Store(path, BIG)
     store.put(values)
@@ -171,18 +171,18 @@ def test_many_threads_read(tmp_path, monkeypatch):
 
 
 def test_a_file_of_something_else_is_put_aside(tmp_path, caplog):
-    path = tmp_path / "memo.sqlite3"
+    path = tmp_path / "cache.sqlite3"
     path.write_text("my thesis\n" * 1000)
     store = Store(path, BIG)
     assert store.get([b"a"]) == [None]
     assert store.put({b"a": b"1"}) == {b"a": b"1"}
-    assert (tmp_path / "memo.sqlite3.damaged").read_text().startswith("my thesis")
+    assert (tmp_path / "cache.sqlite3.damaged").read_text().startswith("my thesis")
     assert "is damaged" in caplog.text
     store.close()
 
 
-def test_a_memo_of_another_format_is_put_aside(tmp_path, caplog):
-    path = tmp_path / "memo.sqlite3"
+def test_a_cache_of_another_format_is_put_aside(tmp_path, caplog):
+    path = tmp_path / "cache.sqlite3"
     store = Store(path, BIG)
     store.put({b"a": b"1"})
     store.close()
@@ -190,7 +190,7 @@ def test_a_memo_of_another_format_is_put_aside(tmp_path, caplog):
     assert store.get([b"a"]) == [None]
     assert store.put({b"a": b"2"}) == {b"a": b"2"}
     assert "its format is 99, not 2" in caplog.text
-    assert (tmp_path / "memo.sqlite3.damaged").is_file()
+    assert (tmp_path / "cache.sqlite3.damaged").is_file()
     store.close()
 
 
@@ -205,18 +205,18 @@ def test_a_memo_of_another_format_is_put_aside(tmp_path, caplog):
     ],
 )
 def test_an_sqlite_file_of_another_program_is_refused_untouched(tmp_path, statements):
-    path = tmp_path / "memo.sqlite3"
+    path = tmp_path / "cache.sqlite3"
     _execute(path, statements)
     before = path.read_bytes()
-    with pytest.raises(ConfigError, match=r"memo\.sqlite3 is an SQLite file of another program"):
+    with pytest.raises(ConfigError, match=r"cache\.sqlite3 is an SQLite file of another program"):
         Store(path, BIG).put({b"a": b"1"})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("number", [0, 7])
-def test_a_memo_without_the_mark_of_the_program_is_known_by_its_table(tmp_path, number):
-    path = tmp_path / "memo.sqlite3"
+def test_a_cache_without_the_mark_of_the_program_is_known_by_its_table(tmp_path, number):
+    path = tmp_path / "cache.sqlite3"
     store = Store(path, BIG)
     store.put({b"a": b"1"})
     store.close()
@@ -254,7 +254,7 @@ print(store.full, sum(value is not None for value in found))
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="this system limits no files")
 def test_a_full_disk(tmp_path):
     """A limit of the file's size stands in for a disk that is full."""
-    command = [sys.executable, "-c", LIMITED, tmp_path / "memo.sqlite3"]
+    command = [sys.executable, "-c", LIMITED, tmp_path / "cache.sqlite3"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     full, known = result.stdout.split()
@@ -266,7 +266,7 @@ def test_a_full_disk(tmp_path):
 def test_a_folder_that_cannot_be_written(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
-    store = Store(blocked / "memo.sqlite3", BIG)
+    store = Store(blocked / "cache.sqlite3", BIG)
     assert store.get([b"a"]) == [None]
     assert store.put({b"a": b"1"}) == {b"a": b"1"}
     assert store.full
@@ -274,4 +274,4 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 def test_no_size(tmp_path):
     with pytest.raises(ConfigError, match="size above 0"):
-        Store(tmp_path / "memo.sqlite3", 0)
+        Store(tmp_path / "cache.sqlite3", 0)

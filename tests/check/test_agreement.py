@@ -91,7 +91,7 @@ VALUES: dict[str, list[Any]] = {
     "model_args.backbone_lora": [{"rank": 4}, {"rnk": 4}, True],
     "model_args.backbone_use_temporal": [True],
     "model_args.backbone_temporal_pooling": ["mean", "sum"],
-    "model_args.backbone_feature_memo": ["memo"],
+    "model_args.backbone_feature_cache": ["cache"],
     "model_args.backbone_padding": ["constant", None, "mirror"],
     "model_args.backbone_patch_size": [8, 16],
     "model_args.necks": [necks(2, 5, 8, 11), necks(0, 1, 2, 3), necks(2, 5, 8, 12), necks(1, 2), None, [],

@@ -85,11 +85,11 @@ def test_a_step_that_fails(changes: dict[str, Any], message: str, sound: Any, tm
     assert "\n" not in found["run: step"].seen
 
 
-def test_memos_are_not_written_by_a_check(sound: Any, tmp_path: Path) -> None:
-    changes = {"model.freeze_backbone": True, "model_args.backbone_feature_memo": str(tmp_path / "memo")}
+def test_caches_are_not_written_by_a_check(sound: Any, tmp_path: Path) -> None:
+    changes = {"model.freeze_backbone": True, "model_args.backbone_feature_cache": str(tmp_path / "cache")}
     found = _run(check(_config(sound, tmp_path, changes), [], timed=True))
     assert found["run: time"].verdict == "ok"
-    assert not (tmp_path / "memo").exists()
+    assert not (tmp_path / "cache").exists()
 
 
 def test_durations() -> None:

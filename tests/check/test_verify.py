@@ -9,11 +9,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from terramind_plugin.builders.generators import plan_generator_inputs
 from terramind_plugin.check.verify import Agreement
 from terramind_plugin.cli import main
 from terramind_plugin.generation.token_generator import plan_targets
 from terramind_plugin.model.encoder_decoder import EncoderDecoder
+from terramind_plugin.model.inputs import plan_inputs
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.tokenizers.coordinates import COORDS_VOCABULARIES
@@ -62,7 +62,7 @@ def hub(tmp_path_factory, backbones):
     cache = tmp_path_factory.mktemp("hub")
     pixels = [name for name, modality in MODALITIES.items() if modality.patch_key]
     model = EncoderDecoder(
-        TINY, plan_generator_inputs(pixels), list(plan_targets(["LULC"]).values()), img_size=(224, 224)
+        TINY, plan_inputs(pixels, tokens=True), list(plan_targets(["LULC"]).values()), img_size=(224, 224)
     )
     torch.save(scatter(model.state_dict()), place(cache, TINY.hub_repo) / TINY.hub_file)
     variant = TOKENIZERS["terramind_v1_tokenizer_lulc"]

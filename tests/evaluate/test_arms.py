@@ -15,10 +15,10 @@ CONFIGS = sorted(Path(__file__).parents[2].glob("configs/*.yaml"))
 SETTINGS = {
     "plain": {},
     "tim": {"backbone_tim_modalities": ["LULC"]},
-    "tim-memo": {"backbone_tim_modalities": ["LULC"], "backbone_tim_memo": "out/memo"},
+    "tim-cache": {"backbone_tim_modalities": ["LULC"], "backbone_tim_cache": "out/cache"},
     "lora": {"backbone_lora": {"rank": 16}},
     "frozen": {},
-    "frozen-memo": {"backbone_feature_memo": "out/memo"},
+    "frozen-cache": {"backbone_feature_cache": "out/cache"},
 }
 
 
@@ -40,7 +40,7 @@ def config(**arguments):
     "given",
     [
         {"backbone": "terramind_v1_tiny_tim", "backbone_tim_modalities": ["LULC"]},
-        {"backbone": "terramind_v1_tiny_tim", "backbone_tim_modalities": ["LULC"], "backbone_tim_memo": True},
+        {"backbone": "terramind_v1_tiny_tim", "backbone_tim_modalities": ["LULC"], "backbone_tim_cache": True},
     ],
 )
 def test_only_the_arms_own_settings_are_left(arm, given):
@@ -75,14 +75,14 @@ def test_the_oracle_gets_the_truth_and_the_others_do_not():
     assert oracle["data"]["init_args"] == TRUTH | {"modalities": ["S2L1C", "LULC"]}
     arguments = oracle["model"]["init_args"]["model_args"]
     assert arguments["backbone"] == "terramind_v1_tiny_tim"
-    assert arguments["backbone_tim_given"] == ["LULC"]
+    assert arguments["backbone_tim_observed"] == ["LULC"]
     assert arguments["backbone_tim_tokenizer_ckpt_paths"] == {"LULC": "lulc.pt"}
     again = make_arm(oracle, "oracle", 0, Path("out"))
     assert (again["data"], again["model"]) == (oracle["data"], oracle["model"])
     for arm in DEFAULT_ARMS:
         made = make_arm(oracle, arm, 0, Path("out"))
         assert made["data"]["init_args"] == TRUTH
-        assert not {"backbone_tim_given", *TOKENIZER} & set(made["model"]["init_args"]["model_args"])
+        assert not {"backbone_tim_observed", *TOKENIZER} & set(made["model"]["init_args"]["model_args"])
 
 
 def test_an_oracle_without_truth():

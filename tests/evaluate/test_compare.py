@@ -60,7 +60,7 @@ def with_truth(configuration):
     """Return the path of a configuration of the small variant that says where true land cover is."""
     import torch
 
-    from terramind_plugin.builders.tokenizers import build_image_tokenizer
+    from terramind_plugin.builders import build_image_tokenizer
 
     config = yaml.safe_load(configuration.read_text())
     weights = configuration.parent / "lulc.pt"

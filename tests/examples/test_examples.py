@@ -18,8 +18,7 @@ import torch
 from PIL import Image
 from rasterio.windows import Window
 
-from terramind_plugin.builders.backbones import build_tim
-from terramind_plugin.builders.tokenizers import build_image_tokenizer
+from terramind_plugin.builders import build_image_tokenizer, build_tim
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.simulation.dataset import chip_files, simulate

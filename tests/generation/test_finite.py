@@ -8,9 +8,7 @@ import pickle
 import pytest
 import torch
 
-from terramind_plugin.builders.backbones import build_tim
-from terramind_plugin.builders.generators import build_generator
-from terramind_plugin.builders.tokenizers import build_image_tokenizer
+from terramind_plugin.builders import build_generator, build_image_tokenizer, build_tim
 from terramind_plugin.errors import DataError
 from terramind_plugin.generation.sampling import sample, sample_ids
 from terramind_plugin.model.finite import FiniteGuard, zero_nan

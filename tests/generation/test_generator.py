@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from terramind_plugin.builders.generators import build_generator
+from terramind_plugin.builders import build_generator
 from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundError
 from terramind_plugin.generation.generator import TerraMindGenerator
 from terramind_plugin.model.modalities import find

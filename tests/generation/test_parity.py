@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from terramind_plugin.generation.schedules import Decoding
-from terramind_plugin.model.encoder_decoder import PAD
+from terramind_plugin.model.embeddings import PAD
 from terramind_plugin.model.modalities import resolve
 from tests.generation.conftest import ReplayedNoise
 

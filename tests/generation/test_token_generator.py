@@ -6,7 +6,8 @@ import torch
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.generation.decoding import START, STOP, first_piece
 from terramind_plugin.generation.schedules import Decoding
-from terramind_plugin.model.encoder_decoder import PAD, EncoderDecoder
+from terramind_plugin.model.embeddings import PAD
+from terramind_plugin.model.encoder_decoder import EncoderDecoder
 
 DRAWN = Decoding(steps=3, temperature=1.0, top_p=0.8)
 

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from terramind_plugin.builders.generators import build_generator
+from terramind_plugin.builders import build_generator
 from terramind_plugin.generation.schedules import Decoding
 from tests.generation.conftest import BLANK_SENTINELS, TINY, ReplayedNoise, scatter_weights
 from tests.generation.test_parity import EXACT, SINGLE, check_scores

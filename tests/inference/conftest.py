@@ -15,7 +15,7 @@ import torch
 import yaml
 from rasterio.transform import Affine
 
-from terramind_plugin.builders.generators import build_generator
+from terramind_plugin.builders import build_generator
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.tokenizers import variants
 from tests.generation.conftest import scatter_weights

@@ -20,8 +20,7 @@ from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from terramind_plugin import __version__
-from terramind_plugin.builders.generators import build_generator
-from terramind_plugin.builders.tokenizers import build_image_tokenizer
+from terramind_plugin.builders import build_generator, build_image_tokenizer
 from terramind_plugin.cli import main
 from terramind_plugin.inference.outputs import finish_modality, modality_layers
 from terramind_plugin.inference.preview import draw_scene

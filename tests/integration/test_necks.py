@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from terramind_plugin.backbones.encoder import LayerList
+from terramind_plugin.backbones.layer_list import LayerList
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.integration import necks
 from terramind_plugin.integration.necks import TokenPyramid

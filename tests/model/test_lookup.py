@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from terramind_plugin.builders.backbones import build_backbone
+from terramind_plugin.builders import build_backbone
 from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundError
 from terramind_plugin.model.lookup import look_up_model
 from terramind_plugin.model.variants import VARIANTS

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from terramind_plugin.builders.backbones import build_backbone
+from terramind_plugin.builders import build_backbone
 from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundError
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.model.variants import VARIANTS
@@ -72,7 +72,7 @@ def test_pretrained(hub, use_cache, published):
 
 def test_pretrained_by_environment(hub):
     code = (
-        "from terramind_plugin.builders.backbones import build_backbone as b\n"
+        "from terramind_plugin.builders import build_backbone as b\n"
         "print(b('terramind_v1_tiny', ['DEM'], pretrained=True).encoder_norm.weight.sum().item())"
     )
     environment = {**os.environ, "HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1"}

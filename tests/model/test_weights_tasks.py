@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from terramind_plugin.builders.backbones import build_backbone
+from terramind_plugin.builders import build_backbone
 from terramind_plugin.errors import WeightsError
 from terramind_plugin.model.modalities import MODALITIES
 

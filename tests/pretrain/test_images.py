@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from terramind_plugin import TokenizerDataModule, TokenizerTask
-from terramind_plugin.builders.tokenizers import build_image_tokenizer
+from terramind_plugin.builders import build_image_tokenizer
 from terramind_plugin.cli import main
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.model.modalities import MODALITIES

@@ -8,9 +8,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from terramind_plugin.builders.backbones import build_backbone, build_tim
-from terramind_plugin.builders.generators import build_generator
-from terramind_plugin.builders.tokenizers import build_coords_tokenizer
+from terramind_plugin.builders import build_backbone, build_coords_tokenizer, build_generator, build_tim
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.pretrain.masked import MaskedModellingTask

@@ -9,9 +9,13 @@ import pytest
 import rasterio
 import torch
 
-from terramind_plugin.builders.backbones import build_backbone, build_tim
-from terramind_plugin.builders.generators import build_generator
-from terramind_plugin.builders.tokenizers import build_coords_tokenizer, build_image_tokenizer
+from terramind_plugin.builders import (
+    build_backbone,
+    build_coords_tokenizer,
+    build_generator,
+    build_image_tokenizer,
+    build_tim,
+)
 from terramind_plugin.cli import main
 from terramind_plugin.errors import ConfigError, WeightsNotFoundError
 from terramind_plugin.model.modalities import MODALITIES

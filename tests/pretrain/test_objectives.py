@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from terramind_plugin.builders.tokenizers import build_image_tokenizer
+from terramind_plugin.builders import build_image_tokenizer
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.pretrain.objectives import codebook_usage, reconstruction_loss
 

@@ -18,8 +18,7 @@ from rasterio.transform import from_origin
 from safetensors.torch import save_file
 
 from terramind_plugin import MaskedDataModule
-from terramind_plugin.builders.generators import build_generator
-from terramind_plugin.builders.tokenizers import build_coords_tokenizer, build_image_tokenizer
+from terramind_plugin.builders import build_coords_tokenizer, build_generator, build_image_tokenizer
 from terramind_plugin.cli import main
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.model.modalities import MODALITIES

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from terramind_plugin.backbones.encoder import TerraMindBackbone
-from terramind_plugin.builders.backbones import build_backbone, build_tim
+from terramind_plugin.builders import build_backbone, build_tim
 from tests.runs.real_chips import needs_chips
 from tests.runs.running import Fitted, Runner, fit_once
 

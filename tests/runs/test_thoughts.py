@@ -21,7 +21,7 @@ from terramind_plugin.tokenizers.variants import tokenizers_of
 @pytest.fixture(scope="module")
 def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a file with random weights of the tokenizer of land cover."""
-    from terramind_plugin.builders.tokenizers import build_image_tokenizer
+    from terramind_plugin.builders import build_image_tokenizer
 
     path = tmp_path_factory.mktemp("tokenizer") / "lulc.pt"
     torch.save(build_image_tokenizer("terramind_v1_tokenizer_lulc").state_dict(), path)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from terramind_plugin.builders.tokenizers import build_image_tokenizer
+from terramind_plugin.builders import build_image_tokenizer
 from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundError
 from terramind_plugin.tokenizers.image import ImageTokenizer
 from terramind_plugin.tokenizers.variants import TOKENIZERS
@@ -170,7 +170,7 @@ def test_unknown_name():
 def test_diffusers_waits_until_it_is_needed():
     code = (
         "import sys, torch\n"
-        "from terramind_plugin.builders.tokenizers import build_image_tokenizer\n"
+        "from terramind_plugin.builders import build_image_tokenizer\n"
         "model = build_image_tokenizer('terramind_v1_tokenizer_dem', decoder=False)\n"
         "model.tokenize(torch.zeros(1, 1, 32, 32))\n"
         "print([name for name in ('diffusers', 'tokenizers', 'terratorch', 'lightning') if name in sys.modules])"

@@ -12,7 +12,7 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from terramind_plugin.builders.tokenizers import build_coords_tokenizer
+from terramind_plugin.builders import build_coords_tokenizer
 from terramind_plugin.errors import ConfigError, DataError, WeightsError, WeightsNotFoundError
 from terramind_plugin.tokenizers.coordinates import COORDS_VOCABULARIES, CoordsTokenizer
 

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.model.encoder_decoder import token_key
 from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.tokenizers.fsq import FiniteScalarQuantizer
 from terramind_plugin.tokenizers.variants import CLASS_CODE_LEVELS, CODE_LEVELS, TOKENIZERS
@@ -73,7 +72,7 @@ def test_gradient_passes_through_rounding():
 def test_vocabulary_sizes_are_the_tables():
     for variant in TOKENIZERS.values():
         model = next(model for model in VARIANTS.values() if model.family == variant.family)
-        assert math.prod(variant.levels) == token_key(variant.modality, model)[1]
+        assert math.prod(variant.levels) == model.vocab_size(variant.modality)
 
 
 @pytest.mark.parametrize("ids", [[-1], [15360]])

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from terramind_plugin.model.units import RADAR, REFLECTANCE
+from terramind_plugin.model.modalities import RADAR, REFLECTANCE
 from terramind_plugin.samples.checks.findings import Finding, some
 from terramind_plugin.samples.checks.sample import Summary
 from terramind_plugin.samples.plan import DataPlan, ImagePlan

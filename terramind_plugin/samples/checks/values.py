@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.model.units import EIGHT_BIT, RADAR, REFLECTANCE, Guess, is_eight_bit, other_unit
+from terramind_plugin.model.modalities import MODALITIES, RADAR, REFLECTANCE
+from terramind_plugin.model.units import EIGHT_BIT, Guess, is_eight_bit, other_unit
 from terramind_plugin.samples.checks.findings import Finding, some
 from terramind_plugin.samples.checks.gaps import check_gaps
 from terramind_plugin.samples.checks.order import check_order

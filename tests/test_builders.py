@@ -1,4 +1,4 @@
-"""Settings given as texts."""
+"""Arguments of builders: texts, and former names."""
 
 import inspect
 import re
@@ -8,7 +8,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from terramind_plugin.builders.settings import read_text, read_texts
+import terramind_plugin
+from terramind_plugin.backbones.encoder import TerraMindBackbone
+from terramind_plugin.backbones.tim import TerraMindTiM
+from terramind_plugin.builders import FORMER_ARGUMENTS, backbone_arguments, build_by_name, read_text, read_texts
 from terramind_plugin.errors import ConfigError
 
 # PyYAML writes the text '1e1' without quotation marks, and reads it as a text; TerraTorch's parser reads a number.
@@ -38,7 +41,7 @@ def test_builder():
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("1e-1", 0.1), ("1E3", 1000.0), ("-2.5e+2", -250.0), ("[.5e1, 1e0]", [5.0, 1.0]), ("e1", "e1")]
+    ("text", "value"), [("1e-1", 0.1), ("1E3", 1000.0), ("-2.5e+2", -250.0), ("[5e0, 1e0]", [5.0, 1.0]), ("e1", "e1")]
 )
 def test_numbers_with_an_exponent(text, value):
     read = read_text("value", text)
@@ -48,3 +51,22 @@ def test_numbers_with_an_exponent(text, value):
 def test_no_yaml():
     with pytest.raises(ConfigError, match=r"size: cannot read '\[S2L2A'\. Write it as in a YAML file"):
         build("terramind_v1_tiny", size="[S2L2A")
+
+
+@pytest.mark.parametrize(("former", "name"), sorted(FORMER_ARGUMENTS.items()))
+def test_former_names_are_refused(former, name):
+    with pytest.raises(ConfigError, match=f"'{former}' is called '{name}' now"):
+        build_by_name("terramind_v1_tiny_tim", modalities=["S2L2A"], **{former: True})
+
+
+def test_a_former_class_is_refused():
+    with pytest.raises(AttributeError, match=r"terramind_plugin\.MemoLog is called terramind_plugin\.CacheLog now"):
+        terramind_plugin.MemoLog  # noqa: B018
+
+
+def test_every_argument_has_its_place():
+    tim = backbone_arguments(TerraMindTiM)
+    assert {"feature_cache", "lora", "pretrained", "merge_method", "tim_cache", "tim_tokenizer_ckpt_paths"} <= set(tim)
+    assert set(backbone_arguments(TerraMindBackbone)) < set(tim)
+    with pytest.raises(ConfigError, match=r"no argument 'tim_seed'.*It takes: .*feature_cache"):
+        build_by_name("terramind_v1_tiny", modalities=["S2L2A"], tim_seed=1)

@@ -1,0 +1,55 @@
+"""The list in which a backbone returns its selected layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from torch.utils import _pytree as pytree
+
+
+class LayerList(list[Any]):
+    """The selected layers, in order: iterating yields them, indexing takes the layer's number in the encoder.
+
+    With it `SelectIndices` with indices [2, 5, 8, 11] means the same layers whether `out_indices` left others out or
+    not. Negative indices count from the last selected layer.
+
+    Args:
+        items: One entry for each selected layer.
+        layers: Their numbers.
+        positions: Whether an index that is no layer's number may be a position. True for channel counts, which are
+            equal for all layers and which some necks read by position. Index 0 of a single layer always is one.
+    """
+
+    def __init__(self, items: Sequence[Any], layers: Sequence[int], *, positions: bool = False) -> None:
+        super().__init__(items)
+        self.layers = tuple(layers)
+        self.positions = positions
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice) or index < 0:
+            return super().__getitem__(index)
+        if index in self.layers:
+            return super().__getitem__(self.layers.index(index))
+        if self.positions or (index == 0 and len(self) == 1):
+            return super().__getitem__(index)
+        raise IndexError(f"Layer {index} was not kept. out_indices kept {list(self.layers)}.")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(LayerList, positions=self.positions), (list(self), self.layers)
+
+    def copy(self) -> LayerList:
+        """Return a shallow copy that is indexed by layer number as well."""
+        return LayerList(self, self.layers, positions=self.positions)
+
+
+# Compiled and exported models then return this type.
+pytree.register_pytree_node(
+    LayerList,
+    lambda layers: (list(layers), (layers.layers, layers.positions)),
+    lambda items, context: LayerList(list(items), context[0], positions=context[1]),
+    serialized_type_name="terramind_plugin.LayerList",
+    to_dumpable_context=lambda context: [list(context[0]), context[1]],
+    from_dumpable_context=lambda context: (tuple(context[0]), context[1]),
+)

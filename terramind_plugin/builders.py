@@ -1,0 +1,433 @@
+"""Builders of everything that is registered: backbones, generators and tokenizers with their weights."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from terramind_plugin.backbones.encoder import TerraMindBackbone
+from terramind_plugin.backbones.tim import TerraMindTiM
+from terramind_plugin.backbones.wrap import wrap_backbone
+from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundError, one_line, suggest
+from terramind_plugin.generation.decoding import SENTINELS
+from terramind_plugin.generation.generator import TerraMindGenerator
+from terramind_plugin.generation.schedules import Decoding
+from terramind_plugin.generation.token_generator import TokenGenerator, plan_targets
+from terramind_plugin.model.checkpoints import read_file
+from terramind_plugin.model.inputs import Modalities, check_size, plan_inputs
+from terramind_plugin.model.modalities import Modality, resolve, token_key
+from terramind_plugin.model.variants import VARIANTS, Variant
+from terramind_plugin.model.weights import fetch_file, load_encoder_decoder, load_weights
+from terramind_plugin.tokenizers.coordinates import COORDS_VOCABULARIES, CoordsTokenizer, build_coords_vocabulary
+from terramind_plugin.tokenizers.variants import TOKENIZERS, TokenizerVariant, tokenizers_of
+from terramind_plugin.tokenizers.weights import load_tokenizer
+
+if TYPE_CHECKING:
+    from terramind_plugin.tokenizers.image import ImageTokenizer
+
+logger = logging.getLogger("terramind_plugin")
+Model = TypeVar("Model")
+Backbone = TypeVar("Backbone", bound=TerraMindBackbone)
+Paths = Mapping[str, str | Path]
+
+FORMER_ARGUMENTS = {
+    "feature_memo": "feature_cache",
+    "feature_memo_dtype": "feature_cache_dtype",
+    "feature_memo_gib": "feature_cache_gib",
+    "tim_memo": "tim_cache",
+    "tim_memo_gib": "tim_cache_gib",
+    "tim_given": "tim_observed",
+}
+"""Former arguments of backbones and their names of today."""
+USER_NAMES = {"steps": "decoding_steps", "temperature": "temps"}
+"""Arguments of `Decoding` whose names in configurations differ."""
+
+
+def read_text(name: str, value: Any) -> Any:
+    """Return what a text says in YAML, and anything else as it is.
+
+    Args:
+        name: Argument that has the value, for the message.
+        value: TerraTorch hands on `--model...backbone_pretrained false` as the text 'false'.
+
+    Raises:
+        ConfigError: The text is not YAML.
+    """
+    if not isinstance(value, str):
+        return value
+    from jsonargparse import get_loader
+
+    try:
+        return get_loader("yaml")(value)
+    except Exception as error:  # of the YAML library that jsonargparse uses
+        raise ConfigError(
+            f"{name}: cannot read {value!r}. Write it as in a YAML file, e.g. '[S2L2A]'. {one_line(error)}"
+        ) from error
+
+
+def read_texts(*kept: str) -> Callable[[Callable[..., Model]], Callable[..., Model]]:
+    """Return a decorator of builders that reads texts as YAML, except for the named arguments, such as paths."""
+
+    def decorate(build: Callable[..., Model]) -> Callable[..., Model]:
+        @functools.wraps(build)
+        def typed(*args: Any, **kwargs: Any) -> Model:
+            named = {name: value if name in kept else read_text(name, value) for name, value in kwargs.items()}
+            return build(*[read_text("an argument", value) for value in args], **named)
+
+        return typed
+
+    return decorate
+
+
+@read_texts("ckpt_path", "merge_method", "padding")
+def build_backbone(
+    variant: str,
+    modalities: Modalities = None,
+    *,
+    pretrained: bool = False,
+    ckpt_path: str | Path | None = None,
+    **arguments: Any,
+) -> TerraMindBackbone:
+    """Return a backbone with the weights asked for.
+
+    Args:
+        variant: Name of a published model, e.g. 'terramind_v1_base'.
+        modalities: See `TerraMindBackbone`.
+        pretrained: Load the published weights.
+        ckpt_path: Load a local .pt, .safetensors or Lightning .ckpt file instead.
+        arguments: Those of `wrap_backbone`, and further ones of `TerraMindBackbone`. `patch_size` must be that of the
+            variant. `padding` is for TerraTorch's EncoderDecoderFactory and not used here.
+
+    Raises:
+        ConfigError: An argument is unknown or not possible.
+        WeightsError: The weights are not there or do not fit.
+    """
+    model, wrapping = _make_backbone(TerraMindBackbone, variant, modalities, arguments)
+    return wrap_backbone(model, loaded=_load(model, pretrained, ckpt_path), **wrapping)
+
+
+@read_texts("ckpt_path", "merge_method", "padding")
+def build_tim(
+    variant: str,
+    modalities: Modalities = None,
+    *,
+    pretrained: bool = False,
+    ckpt_path: str | Path | None = None,
+    tim_tokenizer_ckpt_paths: Paths | None = None,
+    **arguments: Any,
+) -> TerraMindTiM:
+    """Return a Thinking-in-Modalities backbone with the weights asked for, the generator's included.
+
+    Args:
+        variant: Name of the published model without '_tim', e.g. 'terramind_v1_base'.
+        modalities: See `TerraMindTiM`.
+        pretrained: As in `build_backbone`.
+        ckpt_path: Load encoder and generator from this published file, or from one that a TiM model was saved to.
+        tim_tokenizer_ckpt_paths: Weights files of the tokenizers of `tim_observed`, by modality. Other tokenizers come
+            from `ckpt_path` if it holds them, else from the published weights with `pretrained`.
+        arguments: As in `build_backbone`, and those of `TerraMindTiM`.
+
+    Raises:
+        ConfigError: An argument is unknown or not possible.
+        WeightsError: The weights are not there or do not fit.
+    """
+    model, wrapping = _make_backbone(TerraMindTiM, variant, modalities, arguments)
+    loaded = _load(model, pretrained, ckpt_path)
+    if not loaded:
+        logger.warning("%s_tim has random weights: what it generates means nothing until weights are loaded.", variant)
+    elif model.sampler is not None:
+        logger.info("Generator. %s", load_encoder_decoder(model.sampler.model, ckpt_path))
+    _load_tokenizers(model, pretrained, ckpt_path, tim_tokenizer_ckpt_paths or {})
+    return wrap_backbone(model, loaded=loaded, **wrapping)
+
+
+def build_by_name(name: str, **arguments: Any) -> TerraMindBackbone:
+    """Return the backbone that a configuration calls by its registered name, e.g. 'terramind_v1_base_tim'.
+
+    Raises:
+        ConfigError: There is no such backbone, or an argument is not possible.
+        WeightsError: The weights are not there or do not fit.
+    """
+    variant = name.removesuffix("_tim")
+    if variant not in VARIANTS:
+        names = [*VARIANTS, *(f"{known}_tim" for known in VARIANTS)]
+        raise ConfigError(f"Unknown backbone '{name}'.{suggest(name, names)} Known: {', '.join(names)}.")
+    return (build_backbone if name == variant else build_tim)(variant, **arguments)
+
+
+def backbone_arguments(kind: type[TerraMindBackbone]) -> list[str]:
+    """Return the arguments that a configuration may give a kind of backbone, without 'backbone_', sorted."""
+    build = build_tim if issubclass(kind, TerraMindTiM) else build_backbone
+    takers: list[Callable[..., Any]] = [build, wrap_backbone]
+    takers += [parent for parent in kind.__mro__ if issubclass(parent, TerraMindBackbone)]
+    names = {name for taker in takers for name in inspect.signature(taker).parameters}
+    others = {"variant", "generated", "kwargs", "arguments", "model", "loaded"}
+    return sorted((names | {"patch_size", "padding"}) - others)
+
+
+def _make_backbone(
+    kind: type[Backbone], variant: str, modalities: Modalities, arguments: dict[str, Any]
+) -> tuple[Backbone, dict[str, Any]]:
+    """Return a backbone with its initial weights, and those of its arguments that `wrap_backbone` takes."""
+    known = backbone_arguments(kind)
+    for name in arguments:
+        if name in FORMER_ARGUMENTS:
+            raise ConfigError(f"The argument '{name}' is called '{FORMER_ARGUMENTS[name]}' now.")
+        if name not in known:
+            raise ConfigError(
+                f"{variant} has no argument '{name}'.{suggest(name, known)} It takes: {', '.join(known)}."
+            )
+    numbers = VARIANTS[variant]
+    _check_patch_size(variant, numbers, arguments.pop("patch_size", None))
+    arguments.pop("padding", None)
+    wrapping = inspect.signature(wrap_backbone).parameters
+    architecture = {name: value for name, value in arguments.items() if name not in wrapping}
+    model = kind(numbers, modalities, **architecture)
+    return model, {name: value for name, value in arguments.items() if name in wrapping}
+
+
+def _check_patch_size(name: str, variant: Variant, patch_size: int | None) -> None:
+    if patch_size not in (None, variant.patch_size):
+        raise ConfigError(f"{name} has patches of {variant.patch_size} pixels, got patch_size {patch_size}.")
+
+
+def _load(model: TerraMindBackbone, pretrained: bool, ckpt_path: str | Path | None) -> bool:
+    """Load weights into the encoder and return whether any were asked for."""
+    report = load_weights(model, pretrained=pretrained, ckpt_path=ckpt_path)
+    if report is not None:
+        logger.info("%s", report)
+    return report is not None
+
+
+def _load_tokenizers(model: TerraMindTiM, pretrained: bool, ckpt_path: str | Path | None, paths: Paths) -> None:
+    """Load weights into the tokenizers of observed modalities."""
+    tokenizers = {} if model.given_tokens is None else model.given_tokens.tokenizers()
+    files = {token_key(resolve(name)): path for name, path in paths.items()}
+    names = [tokenizer.variant.modality.name for tokenizer in tokenizers.values()]
+    if not set(files) <= set(tokenizers):
+        raise ConfigError(f"tim_tokenizer_ckpt_paths names {list(paths)}; tim_observed has {names}.")
+    stored = read_file(ckpt_path)[1] if tokenizers and ckpt_path is not None else {}
+    for (key, tokenizer), name in zip(tokenizers.items(), names, strict=True):
+        advice = f"set backbone_tim_tokenizer_ckpt_paths: {{{name}: /path/to/{tokenizer.variant.hub_file}}}."
+        path = files.get(key)
+        if path is None and any(f"{key}.quant_proj.weight" in stored_name for stored_name in stored):
+            path = ckpt_path
+        if path is None and pretrained:
+            path = fetch_file(tokenizer.variant.name, tokenizer.variant.hub_repo, tokenizer.variant.hub_file, advice)
+        if path is not None:
+            logger.info("Tokenizer of %s. %s", name, load_tokenizer(tokenizer, path))
+        elif ckpt_path is not None:
+            raise WeightsError(f"{ckpt_path} holds no tokenizer of {name}, which tim_observed needs: {advice}")
+
+
+@read_texts("ckpt_path", "tokenizer_file")
+def build_generator(
+    variant: str,
+    modalities: Modalities = None,
+    output_modalities: Sequence[str] | None = None,
+    *,
+    pretrained: bool = False,
+    ckpt_path: str | Path | None = None,
+    tokenizer_ckpt_paths: Paths | None = None,
+    tokenizer_file: str | Path | None = None,
+    standardize: bool = False,
+    offset: Mapping[str, float] | None = None,
+    timesteps: int = 50,
+    decoding_steps: int | Sequence[int] = 1,
+    temps: float | Sequence[float] = 1.0,
+    top_p: float | Sequence[float] = 0.8,
+    top_k: int | float | Sequence[float] = 0,
+    img_size: int | Sequence[int] | None = None,
+    patch_size: int | None = None,
+    **unknown: Any,
+) -> TerraMindGenerator:
+    """Return a generator with the weights asked for, in evaluation mode.
+
+    Args:
+        variant: Name of a published model, e.g. 'terramind_v1_base'.
+        modalities: Inputs, by name; {name: channels} adds one without pre-trained weights. A call may leave some out.
+        output_modalities: Outputs, in the order of generation; each conditions those after it.
+        pretrained: Load the published weights, tokenizers included.
+        ckpt_path: Take the encoder-decoder from this file instead, and the tokenizers where it holds them. It is a
+            published file, or one that a generator or a TiM model was saved to, here or by TerraTorch.
+        tokenizer_ckpt_paths: New. Files with tokenizer weights, by name of the modality.
+        tokenizer_file: New. Vocabulary of the coordinates; by default the published one.
+        standardize: Whether images come and go in the units of their modality, not standardised.
+        offset: Added to the pre-training mean of a modality, by its name, as input and as output.
+        timesteps: Denoising steps of an image.
+        decoding_steps: Number of steps in which tokens are drawn. This and the following take one number, or one for
+            each output.
+        temps: Sampling temperature.
+        top_p: Draw from the likeliest tokens that together have this probability; 0 for all.
+        top_k: Draw from this many likeliest tokens; 0 for all.
+        img_size: Height and width in pixels that position embeddings are made for, and of outputs where no input is an
+            image; by default that of the variant, 224 for the published ones.
+        patch_size: Must be that of the variant, 16 for the published models.
+        unknown: Arguments that do not exist; an error names the first.
+
+    Raises:
+        ConfigError: An argument is unknown or not possible.
+        WeightsError: The weights are not there or do not fit.
+    """
+    numbers, name = VARIANTS[variant], f"{variant}_generate"
+    if unknown:
+        known = sorted(set(inspect.signature(build_generator).parameters) - {"variant", "unknown"})
+        first = next(iter(unknown))
+        raise ConfigError(f"{name} has no argument '{first}'.{suggest(first, known)} It takes: {', '.join(known)}.")
+    if not isinstance(pretrained, bool):
+        raise ConfigError(f"pretrained must be true or false, got {pretrained!r}. A file is given as ckpt_path.")
+    _check_patch_size(name, numbers, patch_size)
+    inputs = plan_inputs(modalities, tokens=True)
+    targets = plan_targets(output_modalities or ())
+    decoding = _plan_decoding(
+        list(targets), steps=decoding_steps, temperature=temps, top_p=top_p, top_k=top_k, max_tokens=3
+    )
+    read = [spec.pretrained for spec in inputs if spec.pretrained is not None and spec.is_tokens]
+    as_tokens = list(dict.fromkeys([*read, *targets.values()]))
+    loads = pretrained or ckpt_path is not None
+    uses_coords = any(modality.kind == "sequence" for modality in as_tokens)
+    coords = build_coords_tokenizer(tokenizer_file, numbers.family, needed=loads) if uses_coords else None
+    sampler = TokenGenerator(
+        numbers,
+        inputs,
+        list(targets),
+        img_size=check_size(numbers.img_size if img_size is None else img_size, numbers.patch_size),
+        sentinels=SENTINELS if coords is None else coords.sentinels,
+    )
+    tokenizers = _build_tokenizers(
+        [modality for modality in as_tokens if modality.kind != "sequence"],
+        tokenizers_of(numbers.family),
+        {modality.name for modality in read},
+        {modality.name for modality in targets.values()},
+        pretrained,
+        ckpt_path,
+        tokenizer_ckpt_paths or {},
+    )
+    model = TerraMindGenerator(
+        sampler, tokenizers, coords, standardize=standardize, offset=offset, timesteps=timesteps, decoding=decoding
+    )
+    if loads:
+        logger.info("%s", load_encoder_decoder(sampler.model, ckpt_path))
+    return model
+
+
+def _plan_decoding(targets: Sequence[str], **settings: Any) -> dict[str, Decoding]:
+    """Return how to draw each target, from arguments of `Decoding`: one value for all targets, or a list of values."""
+    by_argument: dict[str, list[Any]] = {}
+    for name, value in settings.items():
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        by_argument[name] = list(value) if is_list else [value] * len(targets)
+        if len(by_argument[name]) != len(targets):
+            shown = USER_NAMES.get(name, name)
+            raise ConfigError(f"{shown} has {len(value)} values for the {len(targets)} modalities {list(targets)}.")
+    return {
+        target: Decoding(**{name: values[index] for name, values in by_argument.items()})
+        for index, target in enumerate(targets)
+    }
+
+
+def _build_tokenizers(
+    modalities: Iterable[Modality],
+    variants: Mapping[str, TokenizerVariant],
+    encoded: set[str],
+    decoded: set[str],
+    pretrained: bool,
+    ckpt_path: str | Path | None,
+    paths: Paths,
+) -> dict[str, ImageTokenizer]:
+    """Return the image tokenizers by checkpoint key, each with the parts that are needed."""
+    files = {resolve(name).name: path for name, path in paths.items()}
+    stored = [] if ckpt_path is None else [name for name in read_file(ckpt_path)[1] if "tokenizer." in name]
+    tokenizers: dict[str, ImageTokenizer] = {}
+    for modality in modalities:
+        key, name = token_key(modality), modality.name
+        path = files.pop(name, None)
+        if path is None and any(f"tokenizer.{key}." in stored_name for stored_name in stored):
+            path = ckpt_path
+        if path is None and not pretrained and ckpt_path is not None:
+            logger.warning(
+                "%s: its tokenizer has random weights, %s has none. Set pretrained: true, or "
+                "tokenizer_ckpt_paths: {%s: /path/to/file}.",
+                name,
+                ckpt_path,
+                name,
+            )
+        tokenizers[key] = build_image_tokenizer(
+            variants[name].name, pretrained=pretrained, ckpt_path=path, encoder=name in encoded, decoder=name in decoded
+        )
+    if files:
+        raise ConfigError(f"tokenizer_ckpt_paths names {sorted(files)}, which this model has no tokenizer of.")
+    return tokenizers
+
+
+@read_texts("ckpt_path")
+def build_image_tokenizer(
+    name: str,
+    *,
+    pretrained: bool = False,
+    ckpt_path: str | Path | None = None,
+    encoder: bool = True,
+    decoder: bool = True,
+) -> ImageTokenizer:
+    """Return an image tokenizer with the weights asked for, in evaluation mode.
+
+    Args:
+        name: Name of a published tokenizer, e.g. 'terramind_v1_tokenizer_s2l2a'.
+        pretrained: Load the published weights.
+        ckpt_path: Load a local .pt, .safetensors or Lightning .ckpt file instead; it goes before `pretrained`.
+        encoder: Build what `encode` and `tokenize` need.
+        decoder: Build what `decode_tokens` needs.
+
+    Raises:
+        ConfigError: The name is unknown, or an argument is not possible.
+        WeightsError: The weights are not there or do not fit.
+    """
+    from terramind_plugin.tokenizers.image import ImageTokenizer
+
+    if name not in TOKENIZERS:
+        raise ConfigError(f"Unknown tokenizer '{name}'.{suggest(name, TOKENIZERS)} Known: {', '.join(TOKENIZERS)}.")
+    for argument, value in (("pretrained", pretrained), ("encoder", encoder), ("decoder", decoder)):
+        if not isinstance(value, bool):
+            raise ConfigError(f"{argument} of {name} must be true or false, got {value!r}.")
+    variant = TOKENIZERS[name]
+    if ckpt_path is None and pretrained:
+        otherwise = f"pass ckpt_path: /path/to/{variant.hub_file}\nor use random weights by pretrained: false."
+        ckpt_path = fetch_file(variant.name, variant.hub_repo, variant.hub_file, otherwise)
+    model = ImageTokenizer(variant, encoder=encoder, decoder=decoder)
+    if ckpt_path is not None:
+        logger.info("%s", load_tokenizer(model, ckpt_path))
+    return model
+
+
+def build_coords_tokenizer(
+    tokenizer_file: str | Path | None = None, family: str = "terramind_v1", *, needed: bool = True
+) -> CoordsTokenizer:
+    """Return the tokenizer of coordinates.
+
+    Args:
+        tokenizer_file: A local vocabulary file; by default that of the family.
+        family: Models that use it: 'terramind_v1' or 'terramind_sim_nano'.
+        needed: Whether token ids must mean what they mean in the published weights. If not, and the published
+            vocabulary cannot be had, one of the same resolution is built.
+
+    Raises:
+        WeightsError: The vocabulary is not there or is none.
+    """
+    if tokenizer_file is not None:
+        return CoordsTokenizer(tokenizer_file)
+    vocabulary = COORDS_VOCABULARIES[family]
+    try:
+        otherwise = f"pass tokenizer_file: /path/to/{vocabulary.hub_file}"
+        return CoordsTokenizer(fetch_file(vocabulary.name, vocabulary.hub_repo, vocabulary.hub_file, otherwise))
+    except WeightsNotFoundError:
+        if needed:
+            raise
+        logger.warning(
+            "The published vocabulary of coordinates is not here; token ids are numbered anew, which only suits "
+            "random weights. Set tokenizer_file before weights are loaded."
+        )
+        return CoordsTokenizer(build_coords_vocabulary())
