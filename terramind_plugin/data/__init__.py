@@ -1,1 +1,1 @@
-"""What TerraTorch sees of the data: data module, data set, transforms, writer of predictions."""
+"""The side of the data that TerraTorch sees: data module, data set, transforms, writer of predictions."""

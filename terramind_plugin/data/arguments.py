@@ -19,17 +19,17 @@ BY_MODALITY = (
 
 
 def check_names(argument: str, mapping: Any, modalities: Sequence[str]) -> None:
-    """Raise if an entry by modality has the name of one in use misspelt, so that nothing would read it.
+    """Raise if a key is a misspelt modality, whose entry nothing would read.
 
     Entries of modalities that are not in use may stay.
 
     Args:
-        argument: For the message.
-        mapping: Entries by modality; anything else is left alone.
-        modalities: Those in use.
+        argument: Name of the argument, for the message.
+        mapping: Entries by modality; any other value passes.
+        modalities: Modalities in use.
 
     Raises:
-        ConfigError: The message says which is meant.
+        ConfigError: A key is misspelt; the message suggests the right one.
     """
     if not isinstance(mapping, Mapping):
         return
@@ -97,7 +97,7 @@ def _name(band: Any) -> str:
 
 
 def bands_read(name: str, kwargs: Mapping[str, Any]) -> list[Any] | None:
-    """Return the names of the bands that the model gets, or None for all of the modality."""
+    """Return the names of the model's bands, or None for all of the modality."""
     for key in ("output_bands", "dataset_bands"):
         bands = (kwargs.get(key) or {}).get(name)
         if bands is not None:
@@ -106,10 +106,10 @@ def bands_read(name: str, kwargs: Mapping[str, Any]) -> list[Any] | None:
 
 
 def read_roots(key: str, roots: Any, modalities: Sequence[str], allow_missing: bool) -> Any:
-    """Return the folders of the modalities in use, None for those that may be missing and have none.
+    """Return the folders of the modalities in use, None for a modality that may be missing and has no folder.
 
     Raises:
-        ConfigError: One has none.
+        ConfigError: A modality has no folder.
     """
     if not isinstance(roots, Mapping):
         return roots if roots is None else str(roots)
@@ -120,7 +120,7 @@ def read_roots(key: str, roots: Any, modalities: Sequence[str], allow_missing: b
 
 
 def make_stand_ins(kwargs: Mapping[str, Any], modalities: Sequence[str]) -> dict[str, Any]:
-    """Return values for the folders that the parent insists on, and that a run of prediction alone does not need."""
+    """Return stand-ins for folders that the parent class requires and that prediction does not need."""
     stand_ins: dict[str, Any] = {}
     for split in ("train", "val"):
         if kwargs.get(f"{split}_data_root") is None and kwargs.get("data_root") is None:
@@ -132,10 +132,10 @@ def make_stand_ins(kwargs: Mapping[str, Any], modalities: Sequence[str]) -> dict
 
 
 def check_missing_options(kwargs: Mapping[str, Any], allow_missing: bool, temporal: bool) -> None:
-    """Raise if options do not go together.
+    """Raise if options contradict each other.
 
     Raises:
-        ConfigError: The message names them.
+        ConfigError: Two options contradict each other; the message names them.
     """
     if allow_missing and temporal:
         raise ConfigError(
@@ -156,10 +156,10 @@ def settle_statistics(
     means: Mapping[str, Sequence[float]] | None,
     stds: Mapping[str, Sequence[float]] | None,
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Return mean and standard deviation of every band that is read, given ones first, then those of the table.
+    """Return mean and standard deviation of every band that is read: the given ones, or else those of the table.
 
     Raises:
-        ConfigError: A modality has none, or not one for each band.
+        ConfigError: A modality has no statistics, or a wrong number of them.
     """
     result: tuple[dict[str, list[float]], dict[str, list[float]]] = ({}, {})
     for name in names:

@@ -41,7 +41,7 @@ from terramind_plugin.samples.tables import LabelPlan
 logger = logging.getLogger("terramind_plugin")
 
 FAR_FROM_MEAN = 2.0
-"""Standard deviations from which on a fill value is reported."""
+"""Smallest distance of a fill value from the mean, in standard deviations, that is reported."""
 
 
 class TerraMindDataModule(GenericMultiModalDataModule):
@@ -56,22 +56,22 @@ class TerraMindDataModule(GenericMultiModalDataModule):
     Args:
         batch_size: Samples in a batch, per process.
         modalities: Names of the modality table, or others whose means and stds are given.
-        means: Mean of each band by modality; what is left out comes from the table.
-        stds: Standard deviation of each band by modality; what is left out comes from the table.
+        means: Mean of each band by modality; by default that of the table.
+        stds: Standard deviation of each band by modality; by default that of the table.
         offsets: Number that is added to all values of a modality while reading, before constant_scale, e.g.
-            {S2L2A: -1000} for Sentinel-2 files from processing baseline 4 on; 0 says that they have none, or keep it.
+            {S2L2A: -1000} for Sentinel-2 files since processing baseline 4; 0 leaves the values as they are.
         predict_split: Split file for prediction; None predicts every file in predict_data_root.
         no_data_replace: Number that pixels without data take; None takes the mean of their band.
         allow_missing_modalities: Accept samples that lack some modality; batches then hold 'modality_mask'.
-        ignore_empty_pixels: Where no modality has data, the label is the task's ignore_index: neither loss nor metrics
-            count a prediction that was made from nothing.
-        train_repeats: How often an epoch shows each training sample, augmented anew each time.
-        check_stackability: Compare the sizes of all files when a loader is made, where no transform changes them.
-        check_values: Look at the values of a few samples when training starts, and log what is odd about them.
+        ignore_empty_pixels: Replace the label by the task's ignore_index where no modality has data, so that neither
+            loss nor metrics count these pixels.
+        train_repeats: Number of times that an epoch shows each training sample, augmented anew each time.
+        check_stackability: Compare the sizes of all files when a loader is made, unless a transform changes them.
+        check_values: Check the values of a few samples when training starts, and log the findings.
         kwargs: Further arguments of GenericMultiModalDataModule.
 
     Raises:
-        ConfigError: An argument is not possible; the message says what is.
+        ConfigError: An argument is wrong; the message says what is possible.
     """
 
     dataset_class: Any
@@ -174,7 +174,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):
 
         Raises:
             ConfigError: The stage's folders are not configured.
-            DataError: They do not hold what the configuration says.
+            DataError: The folders do not match the configuration.
         """
         self._check_configured(stage)
         guard(self.trainer)
@@ -206,7 +206,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):
             self._report_values()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a prediction must have in common with the training; Lightning keeps it in checkpoints."""
+        """Return the properties that a prediction must share with the training; Lightning saves them in checkpoints."""
         return {
             "class_names": class_names_of(self._task(), self),
             "means": {name: list(values) for name, values in self.band_means.items()},
@@ -214,10 +214,10 @@ class TerraMindDataModule(GenericMultiModalDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compare the configuration with that of the training, and take over its class names where there are none.
+        """Compare the configuration with the training's, and take over its class names if there are none.
 
         Args:
-            state_dict: As `state_dict` returned it.
+            state_dict: Result of `state_dict`.
 
         Raises:
             ConfigError: The classes have other names or another order.
@@ -270,7 +270,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):
                 raise ConfigError(f"{stage} needs data.init_args.{split}_label_data_root (or label_data_root).")
 
     def _label_ids(self) -> tuple[int, ...] | None:
-        """Return the class ids that labels may hold, if the task in use says what it ignores."""
+        """Return the class ids that labels may hold, or None if the task's ignored id is unknown."""
         module = self._task()
         if module is None or self.num_classes is None or "ignore_index" not in module.hparams:
             return None
@@ -278,7 +278,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):
         return tuple(range(self.num_classes)) + (() if ignored is None else (int(ignored),))
 
     def _label_plan(self) -> LabelPlan:
-        """Return what a table of labels has to hold for the task in use."""
+        """Return the requirements of the task in use on a table of labels."""
         hparams = getattr(self._task(), "hparams", None) or {}
         ignored = hparams.get("ignore_index")
         can_ignore = self.task != "multilabel_classification" and ignored is not None
@@ -292,7 +292,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):
         )
 
     def _empty_label(self) -> int:
-        """Return what the task ignores, or without a task, what replaces labels that are missing."""
+        """Return the label that the task ignores or, without a task, the label of missing ones."""
         module = self._task()
         label = self.no_label_replace if module is None else module.hparams.get("ignore_index")
         if label is None:
@@ -331,9 +331,9 @@ class TerraMindDataModule(GenericMultiModalDataModule):
 
 
 def band_statistics(datamodule: Any) -> dict[str, Statistics]:
-    """Return statistics of the training samples by modality; what has no data is left out.
+    """Return statistics of the training samples by modality, without missing values.
 
-    Samples are taken as read, with offsets and constant_scale, without augmentation; gaps are not filled.
+    Samples are used with offsets and constant_scale, but without augmentation and without filled gaps.
 
     Args:
         datamodule: A TerraMindDataModule.

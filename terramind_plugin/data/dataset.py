@@ -1,4 +1,4 @@
-"""TerraTorch's multi-modal data sets, with checks that name the file and with missing data made explicit."""
+"""TerraTorch's multi-modal data sets with checks that name the file and with explicit missing data."""
 
 from __future__ import annotations
 
@@ -38,35 +38,35 @@ logger = logging.getLogger("terramind_plugin")
 
 @dataclass(frozen=True)
 class ReadingPlan:
-    """What a data set needs to know beyond TerraTorch's own arguments."""
+    """Arguments of a data set beyond TerraTorch's own."""
 
     means: Mapping[str, Sequence[float]]
-    """Mean of each band that the model gets, by modality, after `constant_scale`."""
+    """Mean of each of the model's bands, by modality, after `constant_scale`."""
     fill_with_mean: bool
     """True if pixels without data take their band's mean."""
     temporal: bool
-    """True if files hold several dates, date by date, and samples become [bands, dates, H, W]."""
+    """True if files hold several dates one after the other, and samples become [bands, dates, H, W]."""
     keep_missing_pixels: bool = False
     """True if NaN stays NaN, for statistics."""
     num_classes: int | None = None
     """Number of classes, if there are classes."""
     table: LabelPlan = field(default_factory=LabelPlan)
-    """What a table of labels has to hold."""
+    """Requirements on a table of labels."""
     label_ids: tuple[int, ...] | None = None
     """Class ids that a label may hold; None to accept all."""
     empty_label: int | None = None
-    """Label of pixels at which no modality has data; None for what the file says."""
+    """Label of pixels without data in any modality; None for the label of the file."""
     constant_scale: Mapping[str, float] = field(default_factory=dict)
     offsets: Mapping[str, float] = field(default_factory=dict)
-    """Added to the numbers of files, before `constant_scale`."""
+    """Number that is added to the values of files before `constant_scale`, by modality."""
 
 
 class CheckedSamples(GenericMultimodalDataset):
-    """Mix-in: samples of a TerraTorch data set, checked, filled and with a mask of what is missing.
+    """Mix-in for a TerraTorch data set: checks samples, fills gaps and adds a mask of missing modalities.
 
     Args:
         data_root: Folder or table by modality.
-        plan: What to do while reading.
+        plan: Arguments of reading.
         split: Split file.
         kwargs: Arguments of the TerraTorch data set.
 
@@ -160,10 +160,10 @@ class CheckedSamples(GenericMultimodalDataset):
             )
 
     def __getitem__(self, index: Any) -> dict[str, Any]:
-        """Return one sample: 'image' by modality, 'mask' or 'label', 'filename', and 'modality_mask' if asked for.
+        """Return one sample: 'image' by modality, 'mask' or 'label', 'filename', and 'modality_mask' if configured.
 
         Images are float32 [bands, H, W], or [bands, dates, H, W]. A modality that the sample lacks is all NaN and
-        False in 'modality_mask'; 'filename' then repeats a file the sample has.
+        False in 'modality_mask'; 'filename' then repeats another file of the sample.
         """
         self._seed_transforms()
         self._empty = []
@@ -182,16 +182,16 @@ class CheckedSamples(GenericMultimodalDataset):
         return sample
 
     def _with_label(self, pick: Pick) -> Pick:
-        """Return the number of a sample with the drawn modalities that it has, and with its label."""
+        """Return the number of a sample, with those of the drawn modalities that it has and with its label."""
         number, drawn = pick
         files = self.samples[number]
         names = [name for name in drawn if name in files] or [name for name in self.image_modalities if name in files]
         return number, [*names, *(["mask"] if "mask" in files else [])]
 
     def _seed_transforms(self) -> None:
-        """Let augmentation follow seed_everything, and differ between worker processes and epochs.
+        """Seed augmentation from seed_everything, differently for each worker process and epoch.
 
-        Albumentations draws from a generator of its own, which a worker process gets a copy of.
+        Albumentations has a random generator of its own, of which each worker process has a copy.
         """
         transforms = getattr(self.transform, "transforms", None)
         for transform in transforms.values() if isinstance(transforms, Mapping) else [transforms]:
@@ -200,7 +200,7 @@ class CheckedSamples(GenericMultimodalDataset):
                 reseed(int(torch.randint(2**31, ())))
 
     def _class_of(self, sample: Mapping[str, Any]) -> Tensor:
-        """Return the class id of a sample without dimensions; TerraTorch gives a row of the table."""
+        """Return the class id of a sample without dimensions; TerraTorch returns a row of the table."""
         label = torch.as_tensor(sample["label"]).flatten()
         ignored = len(label) == 1 and label.item() == self.plan.table.missing
         if len(label) != 1 or not (ignored or 0 <= label.item() < (self.plan.num_classes or torch.inf)):
@@ -262,7 +262,7 @@ class CheckedSamples(GenericMultimodalDataset):
         return self._fill(path, self._select_bands(path, data, name), name)
 
     def _is_a_class(self, path: Any, nodata: float | None) -> bool:
-        """Whether a label file's nodata value is a class id, so that masking it would remove the class."""
+        """Return whether a label file's nodata value is a class id, so that masking it would remove the class."""
         classes = self.plan.num_classes
         if classes is None or self.scalar_label or nodata is None:
             return False
@@ -319,7 +319,7 @@ class CheckedSamples(GenericMultimodalDataset):
         return np.where(empty, fill[:, None, None], data)
 
     def _ignore_empty(self, label: np.ndarray, value: int) -> np.ndarray:
-        """Return the label [1, H, W] that says nothing where no image has data; images are read before."""
+        """Return the label [1, H, W] with a value to ignore where no image has data; images have been read before."""
         images = [] if self.scalar_label else [empty for empty in self._empty if empty.shape == label.shape[-2:]]
         if images:
             label[..., np.logical_and.reduce(images)] = value + bool(self.reduce_zero_label)
@@ -350,7 +350,7 @@ def _check_dates(sample: Mapping[str, Any]) -> None:
     """Raise if the modalities of a sample have different numbers of dates.
 
     Raises:
-        DataError: They have; the message names the files.
+        DataError: The numbers of dates differ; the message names the files.
     """
     dates = {name: image.shape[1] for name, image in sample["image"].items() if image.ndim == 4}
     if len(set(dates.values())) > 1:
@@ -373,7 +373,7 @@ def _check_roots(roots: Mapping[str, str], labels: Any) -> None:
 
 
 def _select(dataset_bands: dict[str, list[Any]] | None, output_bands: Mapping[str, list[Any]]) -> dict[str, list[int]]:
-    """Return for each modality the positions of the bands that the model gets, among the bands of one date."""
+    """Return for each modality the positions of the model's bands among the bands of one date."""
     selection = {}
     for name, bands in (dataset_bands or {}).items():
         wanted = output_bands.get(name, bands)
@@ -403,4 +403,4 @@ CHECKED: dict[type, type[CheckedSamples]] = {
     GenericMultimodalScalarDataset: ScalarSamples,
     GenericMultimodalDataset: UnlabelledSamples,
 }
-"""Our data set for each of TerraTorch's."""
+"""This package's data set for each of TerraTorch's."""

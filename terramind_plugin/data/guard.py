@@ -1,4 +1,4 @@
-"""What every run with one of the data modules gets: kept checkpoints of earlier runs, an exit status when stopped."""
+"""Protection of each run with one of the data modules: earlier checkpoints are kept, a stopped run ends with 143."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ logger = logging.getLogger("terramind_plugin")
 
 
 class RunGuard(Callback):
-    """Keeps checkpoints of earlier runs under another name, and ends a run that SIGTERM has stopped with status 143.
+    """Renames checkpoints of earlier runs, and ends a run that SIGTERM has stopped with status 143.
 
-    A configuration with `filename: best` and `enable_version_counter: false` gives the checkpoints of all its runs one
-    name. Before training, the file of an earlier run gets its date: best-2026-01-31T09-30-00.ckpt. So best.ckpt always
-    is of the newest run. A run that resumes from a checkpoint in the same folder goes on with the files there.
+    With `filename: best` and `enable_version_counter: false` the checkpoints of all runs of a configuration have one
+    name. Before training, the file of an earlier run gets its date, e.g. best-2026-01-31T09-30-00.ckpt, so that
+    best.ckpt always belongs to the newest run. A run that resumes from a checkpoint in the same folder keeps the files
+    there.
 
-    Lightning ends a run that has received SIGTERM as if it were finished, so that a script would go on.
+    Lightning ends a run that has received SIGTERM as if it were finished, so that a script would continue.
 
     The data modules of this package add this callback.
     """
@@ -40,7 +41,7 @@ class RunGuard(Callback):
                 logger.warning("%s is of an earlier run and now named %s.", path, kept.name)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let the process end with 143 if SIGTERM has stopped the run."""
+        """Set the exit status 143 if SIGTERM has stopped the run."""
         settle_status(exception, stopped=trainer.received_sigterm)
 
 
@@ -48,7 +49,7 @@ def guard(trainer: Any) -> None:
     """Add the callback to a trainer that lacks it.
 
     Args:
-        trainer: Of a data module; None outside of a run.
+        trainer: Trainer of a data module; None outside of a run.
     """
     callbacks = getattr(trainer, "callbacks", None)
     if callbacks is not None and not any(isinstance(callback, RunGuard) for callback in callbacks):

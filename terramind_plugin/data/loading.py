@@ -1,4 +1,4 @@
-"""Repeated samples, batches of some modalities, samples of one size as a batch."""
+"""Loading: repeated samples, batches of random modalities, samples of one size stacked to a batch."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Repeated(Dataset[Any]):
     """The samples of a data set, several times.
 
     Args:
-        dataset: Takes a number, or a number and names of modalities.
-        times: How often each sample is there.
+        dataset: Data set whose index is a number, or a number and names of modalities.
+        times: Number of repetitions of each sample.
     """
 
     def __init__(self, dataset: Any, times: int) -> None:
@@ -32,7 +32,7 @@ class Repeated(Dataset[Any]):
         self.times = times
 
     def __len__(self) -> int:
-        """Return the number of samples, each counted as often as it is there."""
+        """Return the number of samples, including repetitions."""
         return len(self.dataset) * self.times
 
     def __getitem__(self, index: int | Pick) -> Any:
@@ -45,15 +45,15 @@ class Repeated(Dataset[Any]):
 class ModalityBatches(BatchSampler):
     """Batches of sample numbers, each with some modalities drawn at random.
 
-    Lightning makes such a sampler anew with a `sampler` of its own, so each process of a distributed run gets its
+    Lightning makes such a sampler again with a `sampler` of its own, so that each process of a distributed run gets its
     share of the samples in batches of `batch_size`.
 
     Args:
         sampler: Numbers of samples.
-        batch_size: Samples in a batch.
+        batch_size: Number of samples in a batch.
         drop_last: Whether to leave out a batch that is not full.
-        modalities: Names to draw from.
-        count: How many are drawn for a batch.
+        modalities: Names of the modalities to choose from.
+        count: Number of modalities that are drawn for a batch.
         replace: Whether a modality may be drawn twice.
     """
 
@@ -82,7 +82,7 @@ def check_sizes(samples: Sequence[Mapping[str, Any]]) -> None:
     """Raise if rasters of a data set differ in size, after reading their headers.
 
     Raises:
-        DataError: Two files differ; the message names them.
+        DataError: The sizes of two files differ; the message names them.
     """
     files = [
         (name, Path(path))

@@ -1,4 +1,4 @@
-"""What a file of a data set holds: its bands by name, nothing that is not finite."""
+"""Content of a data set's file: bands by name, missing values as NaN."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FAR_VALUES = (
     "%s holds values that are infinite or beyond %g; they are taken as missing. Further files of %s are not named: "
     "terramind check counts them."
 )
-"""Said once for a modality, with file, bound and modality."""
+"""Warning that is logged once for a modality, with file, bound and modality."""
 
 
 def by_name(
@@ -29,16 +29,16 @@ def by_name(
     *,
     dates: bool,
 ) -> NDArray:
-    """Return an image [bands, H, W] with its bands in the order that the configuration means.
+    """Return an image [bands, H, W] with its bands in the order of the configuration.
 
     Args:
-        path: Of the file, for messages.
-        data: The image as it is in the file, [dates * bands, H, W] with dates.
-        names: Descriptions of its bands, None where the file has none.
-        modality: What it shows.
-        bands: Of the configuration, dataset_bands; None takes those of the modality.
-        count: Number of bands that the model gets.
-        dates: Whether the file holds several dates, date by date.
+        path: Path of the file, for messages.
+        data: Image of the file, [dates * bands, H, W] with dates.
+        names: Descriptions of its bands; None for a band without a description.
+        modality: Modality of the image.
+        bands: Configured dataset_bands; None for the bands of the modality.
+        count: Number of the model's bands.
+        dates: Whether the file holds several dates one after the other.
 
     Raises:
         DataError: The file names its bands otherwise than the configuration.
@@ -58,14 +58,14 @@ def by_name(
 
 
 def without_odd(path: Any, data: Any) -> NDArray:
-    """Return numbers of a file that is no GeoTIFF with NaN for what counts as missing.
+    """Return numbers of a file that is not a GeoTIFF, with NaN for missing values.
 
     Args:
-        path: Of the file, for the message.
+        path: Path of the file, for the message.
         data: Numbers of any type and shape.
 
     Raises:
-        DataError: They are complex.
+        DataError: The numbers are complex.
     """
     values = np.asarray(data)
     refuse_complex(path, [values.dtype])

@@ -1,4 +1,4 @@
-"""Predictions that are no maps, as a table; results that are not finite."""
+"""Predictions for whole images as a table, and results that are not finite."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ BOX = ("xmin", "ymin", "xmax", "ymax")
 
 
 class FiniteResults:
-    """Notes where the last result of a task is not finite: of NaN scores argmax would make a class.
+    """Mask of the last result's values that are not finite: argmax would turn NaN scores into a class.
 
     Args:
-        task: A task of TerraTorch; it is watched until `stop`.
+        task: A task of TerraTorch, which is watched until `stop`.
     """
 
     def __init__(self, task: Any) -> None:
@@ -27,7 +27,7 @@ class FiniteResults:
         """Boolean [B, H, W] or [B], True where a score of the last batch is not finite; None before the first."""
         self._stop: Callable[[], None]
         if hasattr(task, "select_classes"):
-            # What tiles were blended to; the task itself sees the tiles.
+            # The blended result; the task itself sees the tiles.
             select = task.select_classes
 
             def watched(scores: Tensor) -> Any:
@@ -47,7 +47,7 @@ class FiniteResults:
             self.wrong = wrong.any(dim=1) if wrong.ndim in (2, 4) else wrong
 
     def stop(self) -> None:
-        """Leave the task alone again."""
+        """Stop watching the task."""
         self._stop()
 
 
@@ -56,7 +56,7 @@ def describe_files(counts: dict[Path | str, int], what: str) -> str:
 
     Args:
         counts: Number of pixels by file, none of them 0.
-        what: What is said of the pixels.
+        what: Predicate of the sentence.
     """
     worst = max(counts, key=lambda path: counts[path])
     total = sum(counts.values())
@@ -78,9 +78,9 @@ class PredictionTable:
         """Add the row of an image.
 
         Args:
-            name: File.
+            name: Name of the file.
             values: Class id [], or values of any shape.
-            lost: Whether the values mean nothing; the row then holds none.
+            lost: Whether the values are invalid; the row is then empty.
         """
         self._are_classes &= not values.is_floating_point() and values.numel() == 1
         self._rows.append([name, *(("",) * values.numel() if lost else _texts(values))])
@@ -89,7 +89,7 @@ class PredictionTable:
         """Add a row for each box that was found.
 
         Args:
-            names: File of each image.
+            names: Name of each image's file.
             predictions: For each image 'boxes' [boxes, 4], 'labels' [boxes] and 'scores' [boxes].
         """
         self._boxes = self._boxes if self._boxes is not None else []
@@ -122,7 +122,7 @@ class PredictionTable:
 
 
 def _texts(values: Tensor) -> list[str]:
-    """Return numbers with as many digits as their type holds, and no more."""
+    """Return numbers with as many digits as their type has."""
     numbers = values.detach().cpu()
     return [str(number) for number in (numbers.float() if numbers.is_floating_point() else numbers).numpy().flatten()]
 
@@ -135,5 +135,5 @@ def _name(label: Any, class_names: Sequence[str]) -> list[str]:
 
 
 def is_detection(prediction: Any) -> bool:
-    """Whether a task predicts boxes: a dict with 'boxes', 'labels' and 'scores' for each image."""
+    """Return whether a task predicts boxes: a dict with 'boxes', 'labels' and 'scores' for each image."""
     return isinstance(prediction, list) and all(isinstance(found, Mapping) and "boxes" in found for found in prediction)

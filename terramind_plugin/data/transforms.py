@@ -1,4 +1,4 @@
-"""Transforms of a configuration, made into objects."""
+"""Objects of a configuration's transforms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from terramind_plugin.errors import ConfigError, suggest
 
 TRANSFORM_MODULES = ("albumentations", "albumentations.pytorch", "terratorch.datasets.transforms")
-"""Where a transform with a short class_path is looked for."""
+"""Modules that are searched for a transform with a short class_path."""
 
 
 def build_transforms(transforms: Any, modalities: Sequence[str] = ()) -> Any:
@@ -20,7 +20,7 @@ def build_transforms(transforms: Any, modalities: Sequence[str] = ()) -> Any:
 
     Args:
         transforms: A list of transforms and such mappings, a mapping from modality to such lists, or None.
-        modalities: All modalities; in a mapping, those it leaves out only become tensors.
+        modalities: All modalities; a modality without an entry in a mapping only becomes a tensor.
 
     Raises:
         ConfigError: There is no such transform, or it does not take these arguments.
@@ -57,7 +57,7 @@ def _build_transform(entry: Mapping[str, Any]) -> Any:
 
 
 def _check_arguments(class_path: str, kind: Any, arguments: Mapping[str, Any]) -> None:
-    """Raise if a transform has no such argument: albumentations only warns, and leaves it out."""
+    """Raise if a transform does not have an argument: albumentations only warns and ignores it."""
     try:
         known = inspect.signature(kind).parameters
     except (TypeError, ValueError):  # no class, or one that does not say

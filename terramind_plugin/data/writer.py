@@ -1,4 +1,4 @@
-"""What `predict` writes: GeoTIFFs on the grid of the input."""
+"""Output of `predict`: GeoTIFFs on the grid of the input."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ logger = logging.getLogger("terramind_plugin")
 NO_CLASS = 255
 """Value of a class map where the input has no data."""
 UNDECIDED = "int16"
-"""TerraTorch's default of --out_dtype, which suits neither classes nor probabilities: what is written decides."""
+"""TerraTorch's default of --out_dtype. It suits neither classes nor probabilities, so the kind of output decides."""
 CLASS_TYPES = ("uint8", "uint16", "int32", "uint32", "float32", "float64")
 CONTINUOUS_TYPES = ("float32", "float64")
 
@@ -45,14 +45,14 @@ class GeoTiffWriter(BasePredictionWriter):
     different folders stay apart, and appears only when it is complete.
 
     Predictions for whole images go to a table, predictions.csv, with a row for each image: 'file' and 'class' with
-    'class_name' for one class, a column of probabilities for each class where there may be several, 'value' for one
-    number or a column for each of the task's `var_names`. Of detections it has a row for each box: 'file', 'xmin',
-    'ymin', 'xmax', 'ymax' in pixels, 'class', 'class_name' and 'score'.
+    'class_name' for one class, a column of probabilities for each class of a multi-label task, 'value' for one number
+    or a column for each of the task's `var_names`. Detections have a row for each box: 'file', 'xmin', 'ymin', 'xmax',
+    'ymax' in pixels, 'class', 'class_name' and 'score'.
 
     `TerraMindDataModule` adds this callback when it predicts.
 
     Args:
-        output_dir: Where to; None takes `--predict_output_dir`.
+        output_dir: Folder to write to; None takes `--predict_output_dir`.
     """
 
     def __init__(self, output_dir: str | None = None) -> None:
@@ -70,7 +70,7 @@ class GeoTiffWriter(BasePredictionWriter):
         """Take over from TerraTorch's writer.
 
         Raises:
-            ConfigError: There is no output folder, or --out_dtype is no type to write.
+            ConfigError: There is no output folder, or --out_dtype is not a type that can be written.
         """
         super().setup(trainer, pl_module, stage)
         if stage != "predict":
@@ -81,7 +81,7 @@ class GeoTiffWriter(BasePredictionWriter):
         self.output_dir = self.output_dir or getattr(trainer, "predict_output_dir", None)
         if self.output_dir is None:
             raise ConfigError("predict needs an output folder: --predict_output_dir DIR.")
-        os.makedirs(self.output_dir, exist_ok=True)  # before the model works for nothing
+        os.makedirs(self.output_dir, exist_ok=True)  # fails before the model starts
         self._types = choose_types(getattr(trainer, "out_dtype", None) or UNDECIDED)
         self._written.clear()
         self._table = PredictionTable()
@@ -90,7 +90,7 @@ class GeoTiffWriter(BasePredictionWriter):
         self._inputs = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Watch the scores that the task makes classes of."""
+        """Watch the scores from which the task computes classes."""
         self._results = FiniteResults(pl_module)
 
     def write_on_batch_end(
@@ -107,7 +107,7 @@ class GeoTiffWriter(BasePredictionWriter):
 
         Raises:
             ConfigError: A prediction would replace an image or a label.
-            Stopped: The run has received SIGTERM, which Lightning notes and nothing more.
+            Stopped: The run has received SIGTERM, which Lightning only notes.
         """
         if is_detection(prediction):
             self._table.add_boxes(batch.get("filename", ()), prediction)
@@ -132,14 +132,14 @@ class GeoTiffWriter(BasePredictionWriter):
             raise Stopped(signal.SIGTERM)
 
     def _add_row(self, name: str, array: Tensor, bad: Any) -> None:
-        """Keep what was predicted for a sample; nothing where its scores are not finite."""
+        """Add a sample's prediction to the table; an empty row if its scores are not finite."""
         lost = (bad is not None and bool(np.any(bad))) or not array.isfinite().all()
         if lost:
             self._not_finite[name] = 1
         self._table.add(name, array, lost=lost)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the table of predictions that are no maps, and say what was not finite."""
+        """Write the table of predictions, and log results that were not finite."""
         if self._results is not None:
             self._results.stop()
             self._results = None
@@ -241,7 +241,7 @@ class GeoTiffWriter(BasePredictionWriter):
 
 
 def _files_of(datamodule: Any) -> set[tuple[int, int] | None]:
-    """Return the identities of all images and labels of a data module, those of other splits included."""
+    """Return the identities of all images and labels of a data module, including other splits."""
     dataset = getattr(datamodule, "predict_dataset", None)
     files = {path for sample in getattr(dataset, "samples", None) or () for path in sample.values()}
     patterns = getattr(datamodule, "image_grep", None)
@@ -261,7 +261,7 @@ def _matching(root: Any, pattern: Any) -> Iterator[Path]:
 
 
 def take_over(trainer: Any) -> None:
-    """Let this package write what TerraTorch's writer would; nothing where none of them is among the callbacks."""
+    """Add this package's writer, which takes over, if TerraTorch's writer is among the callbacks of a trainer."""
     callbacks = getattr(trainer, "callbacks", None) or []
     if any(isinstance(callback, GeoTiffWriter) for callback in callbacks):
         return
@@ -276,7 +276,7 @@ def choose_types(asked: str) -> tuple[str, str]:
         asked: Value of --out_dtype.
 
     Raises:
-        ConfigError: No class map can have this type.
+        ConfigError: A class map cannot have this type.
     """
     if asked == UNDECIDED:
         return CLASS_TYPES[0], CONTINUOUS_TYPES[0]
@@ -295,14 +295,14 @@ def has_data(files: set[str], shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Return a boolean [H, W], True where some band of some file has data.
 
     Args:
-        files: Rasters on one grid; others than that size are left out.
+        files: Rasters on one grid; rasters of another size are left out.
         shape: Height and width.
     """
     return _look(files, shape)[0]
 
 
 def _look(files: Iterable[str], shape: tuple[int, int]) -> tuple[NDArray[np.bool_], dict[Path | str, int]]:
-    """Return where some file has data, and by file the number of pixels that are missing without being declared."""
+    """Return the mask of pixels with data in some file, and the number of undeclared missing pixels by file."""
     valid = np.zeros(shape, dtype=bool)
     undeclared: dict[Path | str, int] = {}
     for file in sorted(set(files)):
