@@ -13,7 +13,7 @@ from bench.small_model import Weights, measure, read_world
 from terramind_plugin._version import __version__
 from terramind_plugin.errors import DataError
 from terramind_plugin.evaluate.chips import check_variant
-from terramind_plugin.evaluate.model_commands import weights_of, write_json
+from terramind_plugin.evaluate.output import weights_of, write_json
 from terramind_plugin.files import write_figure, write_text
 
 

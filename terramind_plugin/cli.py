@@ -26,6 +26,7 @@ from typing import Any, Literal, NoReturn, cast, get_args, get_origin, get_type_
 from terramind_plugin._version import __version__
 from terramind_plugin.errors import ConfigError, one_line, report, suggest
 from terramind_plugin.files import read_yaml
+from terramind_plugin.model.variants import SIZES
 from terramind_plugin.raster.paths import RemotePath, remote_path
 from terramind_plugin.system import Stopped, StopSignals, end_with_parent, exit_status, is_further_rank
 
@@ -43,6 +44,9 @@ COMMANDS = {
     "splits": "samples",
     "figure": "simulation",
     "compare": "evaluate",
+    "zero-shot": "evaluate",
+    "localise": "evaluate",
+    "few-shot": "evaluate",
     "merge": "pretrain",
     "export": "pretrain",
     "tokenize": "pretrain",
@@ -56,10 +60,8 @@ RENAMED = {
     ("export", ""): "--model",
     ("merge", ""): "--model",
 }
-"""Today's option for one of 0.1.0's development, by command; '' is a positional argument."""
-MODELS = {"nano": "terramind_sim_nano", "terramind_v1": "terramind_v1_base"} | {
-    size: f"terramind_v1_{size}" for size in ("tiny", "small", "base", "large")
-}
+"""Name of what was called otherwise until 0.1.0, by command and option; '' is a positional argument."""
+MODELS = {**SIZES, "terramind_v1": "terramind_v1_base"}
 """Registry names for the values that --size and --family took."""
 WIDTH = 110
 """Characters of a line of help."""
@@ -123,18 +125,18 @@ def _run_terratorch(words: list[str]) -> None:
     run(words)
 
 
-OLD = ("generate", "reconstruct", "map", "zero-shot", "localise", "few-shot")
+OLD = ("generate", "reconstruct", "map")
 
 
 def _run_old(words: list[str]) -> int:
     import argparse
 
-    from terramind_plugin.evaluate import model_commands
-    from terramind_plugin.inference import commands as inference
+    from terramind_plugin.inference import commands as chips
+    from terramind_plugin.inference import map_commands
 
     parser = argparse.ArgumentParser(prog="terramind")
     commands = parser.add_subparsers()
-    for module in (inference, model_commands):
+    for module in (chips, map_commands):
         module.add_commands(commands)
     options, rest = parser.parse_known_args(words)
     if rest and not hasattr(options, "words"):

@@ -1,0 +1,60 @@
+"""What the commands of evaluation print and write; no heavy import."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from terramind_plugin.files import write_text
+from terramind_plugin.model.variants import VARIANTS
+
+RANDOM = "terramind: the weights are random, so the results say nothing but that it runs."
+
+
+def weights_of(model: str, pretrained: bool, ckpt_path: Path | None) -> str:
+    """Return which weights a model has, and say so where they are random.
+
+    Args:
+        model: Name of its variant.
+        pretrained: Whether it has the published weights, or those that ship with this package.
+        ckpt_path: A file with weights, which goes before.
+    """
+    if ckpt_path is not None:
+        return ckpt_path.name
+    if not pretrained:
+        print(RANDOM, file=sys.stderr)
+        return "random"
+    return "trained on simulated worlds" if VARIANTS[model].hub_repo is None else "pre-trained"
+
+
+def show(rows: Sequence[Sequence[str]], title: str) -> None:
+    """Print a table whose head is its first row."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for number, name in enumerate(rows[0]):
+        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
+    for row in rows[1:]:
+        table.add_row(*row)
+    Console(width=max(Console().width, 110)).print(table)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file that is there when it is complete."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+@contextmanager
+def progress(text: str, total: int) -> Iterator[Callable[[int], object]]:
+    """Show a bar, and give a function that moves it on."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bar:  # what is on stdout is for other programs
+        task = bar.add_task(text, total=total)
+        yield lambda count: bar.advance(task, count)
