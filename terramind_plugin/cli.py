@@ -21,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from shutil import get_terminal_size
 from types import UnionType
-from typing import Any, Literal, NoReturn, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from terramind_plugin._version import __version__
 from terramind_plugin.errors import ConfigError, one_line, report, suggest
@@ -40,6 +40,9 @@ TERRATORCH_COMMANDS = {
 COMMANDS = {
     "check": "check",
     "verify": "check",
+    "map": "inference",
+    "generate": "inference",
+    "reconstruct": "inference",
     "simulate": "simulation",
     "splits": "samples",
     "figure": "simulation",
@@ -72,31 +75,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Args:
         arguments: Words of the command line; None takes those of the process.
-
-    Raises:
-        SystemExit: The words ask for help or the version (0), or are wrong (2).
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if is_further_rank():
         end_with_parent(os.getppid())
-    name, *rest = words or ["help"]
+    return _run(lambda: _dispatch(words))
+
+
+def _dispatch(words: list[str]) -> None:
+    name, *rest = words or ["--help"]
     if name in TERRATORCH_COMMANDS or name in ("-c", "--config", "--print_config"):
-        return _run(lambda: _run_terratorch(words))
-    if name in COMMANDS:
-        call = read_call(name, rest)
-        return _run(call)
-    if name in OLD:
-        return _run_old(words)
-    if name in ("-h", "--help", "help"):
+        from terramind_plugin.integration.lightning_cli import run
+
+        run(words)
+    elif name in COMMANDS:
+        command = Command(name)
+        if {"-h", "--help"} & set(rest):
+            print(command.help())
+        else:
+            command.read(rest)()
+    elif name in ("-h", "--help"):
         print(_overview())
     elif name in ("--version", "version"):
         print(f"terramind {__version__}")
     else:
-        known = [*TERRATORCH_COMMANDS, *COMMANDS, *OLD, "version"]
-        _exit("terramind", f"there is no command '{name}'.{suggest(name, known)} See terramind --help.")
-    if name.startswith("-"):
-        sys.exit(0)
-    return 0
+        near = suggest(name, [*TERRATORCH_COMMANDS, *COMMANDS, "version"])
+        raise ConfigError(f"There is no command '{name}'.{near} See terramind --help.")
 
 
 def _run(command: Callable[[], None]) -> int:
@@ -119,37 +123,6 @@ def _status(command: Callable[[], None]) -> int:
     return 0
 
 
-def _run_terratorch(words: list[str]) -> None:
-    from terramind_plugin.integration.lightning_cli import run
-
-    run(words)
-
-
-OLD = ("generate", "reconstruct", "map")
-
-
-def _run_old(words: list[str]) -> int:
-    import argparse
-
-    from terramind_plugin.inference import commands as chips
-    from terramind_plugin.inference import map_commands
-
-    parser = argparse.ArgumentParser(prog="terramind")
-    commands = parser.add_subparsers()
-    for module in (chips, map_commands):
-        module.add_commands(commands)
-    options, rest = parser.parse_known_args(words)
-    if rest and not hasattr(options, "words"):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    options.words = rest
-    return _run(lambda: options.run(options))
-
-
-def _exit(program: str, message: str) -> NoReturn:
-    print(f"{program}: error: {one_line(message)}", file=sys.stderr)
-    sys.exit(2)
-
-
 def _overview() -> str:
     """Return the help of `terramind` itself."""
     own = {name: (_load(name).__doc__ or "").split("\n")[0] for name in COMMANDS}
@@ -169,26 +142,6 @@ def _load(name: str) -> Callable[..., None]:
     module = import_module(f"terramind_plugin.{COMMANDS[name]}.commands")
     command: Callable[..., None] = getattr(module, f"run_{name.replace('-', '_')}")
     return command
-
-
-def read_call(name: str, words: Sequence[str]) -> Callable[[], None]:
-    """Return the call that the words behind a command ask for.
-
-    Args:
-        name: The command.
-        words: The words.
-
-    Raises:
-        SystemExit: The words ask for help (0), or are wrong (2).
-    """
-    command = Command(name)
-    if "-h" in words or "--help" in words:
-        print(command.help())
-        sys.exit(0)
-    try:
-        return command.read(words)
-    except ConfigError as error:
-        _exit(f"terramind {name}", str(error))
 
 
 class Command:
@@ -221,6 +174,7 @@ class Command:
             types |= get_type_hints(group)
         self.types = {one: _without_none(kind) for one, kind in types.items() if one not in {*skip, "return"}}
         """Type of each argument."""
+        self.defaults = self.parser.get_defaults()
 
     def read(self, words: Sequence[str]) -> Callable[[], None]:
         """Return the call that words ask for.
@@ -267,7 +221,7 @@ class Command:
                 cast(list[str], self.overrides).extend([option + equals + value, *rest[:count]])
             elif equals:
                 count = 0
-            elif kind is bool:
+            elif kind is bool and not self.defaults[name]:
                 count = int(bool(rest) and rest[0].lower() in ("true", "false"))
                 value = "" if count else "true"
             else:
@@ -285,7 +239,7 @@ class Command:
         if self.positional is None:
             renamed = RENAMED.get((self.name, ""))
             hint = f"A checkpoint is now given as {renamed}: {renamed} {word}." if renamed else "Options begin with --."
-            raise ConfigError(f"unexpected '{word}'. {hint}")
+            raise ConfigError(f"Unexpected '{word}'. {hint}")
 
     def _check_foreign(self, option: str, values: Sequence[str]) -> None:
         """Refuse an option that neither this command nor TerraTorch knows."""
@@ -297,7 +251,7 @@ class Command:
             raise ConfigError(f"{option} is now {renamed}: {renamed} {example}".rstrip(" "))
         near = suggest(option, [f"--{name}" for name in (*self.types, "config")])
         if self.overrides is None or (near and "." not in option):
-            raise ConfigError(f"there is no option {option}.{near} See terramind {self.name} --help.")
+            raise ConfigError(f"There is no option {option}.{near} See terramind {self.name} --help.")
 
     def _join(self, name: str, uses: Sequence[Sequence[str]]) -> str:
         """Return the value of an option as jsonargparse reads it: lists and mappings as JSON.
@@ -310,7 +264,7 @@ class Command:
             return json.dumps(_read_pairs(f"--{name}", words, _placeholder(kind)))
         if get_origin(kind) is not list:
             if name == self.positional and len(words) > 1:
-                raise ConfigError(f"unexpected '{words[1]}': this command takes one {name.upper()}.")
+                raise ConfigError(f"Unexpected '{words[1]}': this command takes one {name.upper()}.")
             return words[-1]
         (item,) = get_args(kind)
         if get_origin(item) is list:
@@ -358,7 +312,7 @@ class Command:
             if kind is None:
                 continue
             action.option_strings = [f"--{action.dest}"]
-            action.help = (action.help or "").rstrip(".")
+            action.help = (action.help or "").removesuffix(".")
             action.metavar = _placeholder(kind)
             if action.dest == "config":
                 action.option_strings, action.metavar = ["-c", "--config"], "YAML"
@@ -421,7 +375,7 @@ def _placeholder(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "|".join(map(str, get_args(kind)))
     if get_origin(kind) is dict:
-        return "NAME=VALUE" if get_args(kind)[1] is str else "NAME=PATH"
+        return "NAME=FILE"
     if get_origin(kind) is list:
         return "NAMES" if "str" in str(kind) else "PATH ..."
     return {int: "N", float: "X", str: "NAME", bool: "true|false"}.get(kind, "PATH")

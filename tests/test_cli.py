@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, Literal
 import pytest
 
 from terramind_plugin import __version__
-from terramind_plugin.cli import COMMANDS, Command, main, read_call
+from terramind_plugin.cli import COMMANDS, TERRATORCH_COMMANDS, Command, main
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.evaluate.arms import ARMS
 from terramind_plugin.raster.paths import RemotePath
@@ -30,22 +29,19 @@ def _run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[st
 
 
 def test_help_is_quick_and_names_the_commands() -> None:
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        result = _run("--help")
-        seconds.append(time.perf_counter() - start)
+    before = os.times().children_user
+    result = _run("--help")
+    assert os.times().children_user - before < 1  # seconds of a processor, whatever else runs here
     assert result.returncode == 0
-    for name in ("fit", "validate", "test", "predict", "compute_statistics", "simulate", "splits", "figure", "version"):
-        assert f"\n    {name}" in result.stdout
-    assert min(seconds) < 1
+    for name in (*TERRATORCH_COMMANDS, *COMMANDS, "version"):
+        assert f"\n    {name} " in result.stdout
 
 
 @pytest.mark.parametrize("words", [["--help"], ["version"], *([name, "--help"] for name in COMMANDS)])
 def test_help_loads_neither_torch_nor_terratorch(words: list[str]) -> None:
     code = (
         "import sys\nfrom terramind_plugin.cli import main\n"
-        f"try:\n    main({words})\nexcept SystemExit:\n    pass\n"
+        f"assert main({words}) == 0\n"
         "print(sorted({'torch', 'terratorch', 'lightning', 'rasterio', 'numpy'} & set(sys.modules)))"
     )
     before = os.times().children_user
@@ -81,29 +77,34 @@ def test_no_words_print_the_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["version"]) == 0
-    with pytest.raises(SystemExit, match="0"):
-        main(["--version"])
+    assert main(["--version"]) == 0
     assert capsys.readouterr().out.splitlines() == [f"terramind {__version__}"] * 2
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     {
-        "simulat": "terramind: error: there is no command 'simulat'. Did you mean 'simulate'?",
-        "simulate": "terramind simulate: error: --out PATH is missing.",
+        "simulat": "There is no command 'simulat'. Did you mean 'simulate'?",
+        "simulate": "--out PATH is missing.",
         "merge": "--model PATH and --out PATH are missing.",
         "simulate --out x --chips three": "--chips takes a whole number, got 'three'.",
         "simulate --out x --world glob": "--world takes one of floods, globe, got 'glob'. Did you mean 'globe'?",
-        "simulate --out x --chip 3": "there is no option --chip. Did you mean '--chips'?",
+        "simulate --out x --chip 3": "There is no option --chip. Did you mean '--chips'?",
         "simulate --out": "--out needs a value: --out PATH.",
         "simulate --out x --config no.yaml": "There is no configuration no.yaml.",
-        "simulate x": "unexpected 'x'.",
-        "check -c x.yaml --sample 3": "there is no option --sample. Did you mean '--samples'?",
+        "simulate x": "Unexpected 'x'.",
+        "check -c x.yaml --sample 3": "There is no option --sample. Did you mean '--samples'?",
         "check -c x.yaml --strict=3": "--strict takes true or false, got '3'.",
-        "tokenize --data S2L2A --out x": "--data takes NAME=PATH, got 'S2L2A'.",
+        "tokenize --data S2L2A --out x": "--data takes NAME=FILE, got 'S2L2A'.",
+        "zero-shot -c x.yaml --tokenizer_ckpt_path LULC": "--tokenizer_ckpt_path takes NAME=FILE, got 'LULC'.",
+        "few-shot a b --modality S2L2A --out x": "Unexpected 'b': this command takes one PATCHES.",
+        "localise a.tif --modality S2L2A --out x --model": "--model needs a value: --model NAME.",
         "tokenize --data A=b --data A=c --out x": "--data names A twice.",
         "splits --csv-dir a --out b": "--csv-dir is now --csv_dir: --csv_dir a",
         "figure --class-names=A,B": "--class-names is now --class_names: --class_names A,B",
+        "generate a.tif --size nano": "--size is now --model: --model terramind_sim_nano",
+        "reconstruct a.tif --modality S2L2A --out x --pretrained=not": "--pretrained takes true or false, got 'not'.",
+        "reconstruct a.tif --modality S2L2A --out x --model base": "Did you mean 'terramind_v1_base'?",
         "tokenize --family terramind_v1": "--family is now --model: --model terramind_v1_base",
         "tokenize --ckpt_path A=b": "--ckpt_path is now --tokenizer_ckpt_path: --tokenizer_ckpt_path A=b",
         "merge best.ckpt --out x": "A checkpoint is now given as --model: --model best.ckpt.",
@@ -111,12 +112,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     }.items(),
 )
 def test_wrong_words_exit_with_2(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(words.split())
-    assert caught.value.code == 2
+    assert main(words.split()) == 2
     error = capsys.readouterr().err
+    assert error.startswith("terramind: ")
     assert message in error
-    assert "error:" in error
     assert error.count("\n") == 1
 
 
@@ -164,7 +163,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     def take(function: Callable[..., None], *words: str) -> dict[str, Any]:
         monkeypatch.setattr("terramind_plugin.cli._load", lambda name: function)
         TAKEN.clear()
-        read_call("everything", words)()
+        Command("everything").read(words)()
         return TAKEN
 
     return take
@@ -195,7 +194,7 @@ def test_lists_without_a_positional_take_all_words(taken: Callable[..., dict[str
     assert made["overrides"] == ["--trainer.max_epochs", "3", "--data.x=[1,2]"]
 
 
-def test_a_file_of_arguments(taken: Callable[..., dict[str, Any]], tmp_path: Path, capsys: Any) -> None:
+def test_a_file_of_arguments(taken: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     path = tmp_path / "generate.yaml"
     path.write_text(
         "scene: [a.tif, b.tif]\nout: x\nto: S1GRD,LULC\ncrop: 64\nseed: 3\ninputs: {S1GRD: c.tif}\ncog: true"
@@ -213,19 +212,16 @@ def test_a_file_of_arguments(taken: Callable[..., dict[str, Any]], tmp_path: Pat
         ("seed: [", "is no YAML that can be read"),
     ):
         path.write_text(text)
-        with pytest.raises(SystemExit, match="2"):
+        with pytest.raises(ConfigError) as caught:
             taken(everything, "a.tif", *MINIMUM, "-c", str(path))
-        error = capsys.readouterr().err
-        assert message in error
-        assert error.count("\n") == 1
+        assert message in str(caught.value)
 
 
-def test_help_of_every_kind(taken: Callable[..., dict[str, Any]], capsys: Any) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        taken(everything, "--help")
-    text = capsys.readouterr().out
+def test_help_of_every_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("terramind_plugin.cli._load", lambda name: everything)
+    text = Command("everything").help()
     assert text.startswith("usage: terramind everything SCENE ... --out PATH --to NAMES [options]")
-    for line in ("Shared options:", "--crop N ", "--inputs NAME=VALUE", "--pretrained true|false", "--cog\n"):
+    for line in ("Shared options:", "--crop N ", "--inputs NAME=FILE", "--pretrained true|false", "--cog\n"):
         assert line in text
     assert "Type of numbers (default: 32)" in " ".join(text.split())
 

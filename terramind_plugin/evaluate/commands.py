@@ -187,7 +187,7 @@ def run_localise(
         modality: Modality of the chips, e.g. S2L2A.
         out: Folder to write to.
         source: Model.
-        bands: Order of the files' bands, if it is another: B01,B02,...
+        bands: Order of the files' bands, if it is another, e.g. B04,B03,B02.
         batch_size: Chips at once.
         tokenizer_file: Vocabulary of coords.
         top: Number of likeliest locations to print.
@@ -293,7 +293,7 @@ def run_few_shot(
         modality: Modality of the patches, e.g. S2L2A.
         out: Folder to write to.
         source: Model.
-        bands: Order of the files' bands, if it is another: B01,B02,...
+        bands: Order of the files' bands, if it is another, e.g. B04,B03,B02.
         batch_size: Patches at once.
         ways: Classes in an episode.
         shots: Labelled patches of each class.

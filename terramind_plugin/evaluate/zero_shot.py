@@ -117,12 +117,12 @@ def read_target(words: str, positive: str = "1") -> Target:
     return Target(tuple(dict.fromkeys(classes)), tuple(dict.fromkeys(ids)))
 
 
-def choose_inputs(given: Sequence[str], wanted: Sequence[str]) -> list[tuple[str, ...]]:
+def choose_inputs(given: Sequence[str], wanted: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
     """Return sets of inputs in the spelling of the configuration.
 
     Args:
         given: Modalities of the configuration.
-        wanted: Sets as on the command line, e.g. ['S2L1C', 'S1GRD,S2L1C']; empty for all.
+        wanted: Sets of modalities, e.g. [['S2L1C'], ['S1GRD', 'S2L1C']]; empty for all.
 
     Raises:
         ConfigError: A name is not among those given.
@@ -133,7 +133,7 @@ def choose_inputs(given: Sequence[str], wanted: Sequence[str]) -> list[tuple[str
     sets = []
     for words in wanted:
         names = []
-        for word in (word.strip() for word in words.split(",") if word.strip()):
+        for word in words:
             entry = find(word)
             if entry is None or entry.name not in spelling:
                 raise ConfigError(f"--inputs names '{word}', the configuration has {', '.join(given)}.")

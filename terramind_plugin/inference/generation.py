@@ -19,7 +19,7 @@ from terramind_plugin.inference.job import Job, Options, check_data, plan_jobs
 from terramind_plugin.inference.noise import SceneNoise
 from terramind_plugin.inference.outputs import count_channels, finish_modality, modality_layers
 from terramind_plugin.inference.runner import run_jobs
-from terramind_plugin.inference.settings import Settings, loading_weights, variant_of
+from terramind_plugin.inference.settings import Settings, loading_weights
 from terramind_plugin.model.checkpoints import hash_weights
 from terramind_plugin.model.inputs import plan_inputs
 from terramind_plugin.model.modalities import Modality, find, resolve
@@ -199,8 +199,8 @@ def reconstruct(
     modality: str,
     settings: Settings,
     options: Options,
+    variant: Variant,
     *,
-    size: str = "base",
     probabilities: bool = False,
 ) -> list[Path]:
     """Write scenes encoded to tokens and decoded again, and return the files written.
@@ -210,7 +210,7 @@ def reconstruct(
         modality: Name of the modality.
         settings: How to run the tokenizer.
         options: How to go through scenes.
-        size: Size of the model: nano has tokenizers of its own, the published models share theirs.
+        variant: Model whose tokenizer it is.
         probabilities: Also write the probability of each pixel's class.
 
     Raises:
@@ -219,7 +219,7 @@ def reconstruct(
         WeightsError: The weights are not there or do not fit.
     """
     settings.check()
-    entry, variant = resolve(modality), variant_of(size)
+    entry = resolve(modality)
     name = tokenizer_name(entry, variant)
     expected = {entry.name: Expected.of(entry)}
     jobs = plan_jobs([{entry.name: path} for path in files], expected, options, variant.patch_size)
@@ -248,8 +248,8 @@ def generate(
     to: Sequence[str],
     settings: Settings,
     options: Options,
+    variant: Variant,
     *,
-    size: str = "base",
     samples: int = 1,
     further: Mapping[str, str] | None = None,
     probabilities: bool = False,
@@ -262,7 +262,7 @@ def generate(
         to: Names of the outputs, in the order of generation; each conditions those after it.
         settings: How to run the model.
         options: How to go through scenes.
-        size: Size of the model: tiny, small, base, large or nano.
+        variant: Model.
         samples: Number of samples, from seeds one after the other.
         further: Other inputs of one scene: rasters by modality, and 'longitude,latitude' for coords.
         probabilities: Also write the probability of each pixel's class.
@@ -273,7 +273,6 @@ def generate(
         WeightsError: The weights are not there or do not fit.
     """
     settings.check()
-    variant = variant_of(size)
     if samples < 1:
         raise ConfigError(f"samples must be at least 1, got {samples}.")
     targets = {target.name: target for target in plan_targets(to).values()}

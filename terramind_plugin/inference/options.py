@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from terramind_plugin.model.variants import Variant
 
@@ -32,3 +33,32 @@ class ModelArguments:
         from terramind_plugin.model.lookup import look_up_model
 
         return look_up_model(self.model, self.ckpt_path)
+
+
+@dataclass(frozen=True)
+class WindowArguments:
+    """Windows and machines.
+
+    Args:
+        crop: Height and width of a window in pixels (default: as the images of the training).
+        stride: Pixels from one window to the next (default: 0.85 of a crop).
+        margin: Pixels at the edge of a window that do not count.
+        batch_size: Windows at once.
+        precision: Precision of numbers; bf16 takes half the time.
+        cog: Write Cloud-Optimized GeoTIFFs.
+        restart: Do not go on with an unfinished run.
+        accelerator: cpu, gpu, cuda or mps; auto for what is there.
+        devices: Processes on a machine.
+        nodes: Machines.
+    """
+
+    crop: int | None = None
+    stride: int | None = None
+    margin: int = 8
+    batch_size: int = 8
+    precision: Literal["32", "bf16", "16"] = "32"
+    cog: bool = False
+    restart: bool = False
+    accelerator: str = "auto"
+    devices: int = 1
+    nodes: int = 1

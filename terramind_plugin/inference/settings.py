@@ -12,7 +12,7 @@ import torch
 
 from terramind_plugin._version import __version__
 from terramind_plugin.errors import ConfigError, WeightsNotFoundError, check_seed
-from terramind_plugin.model.variants import SIZES, VARIANTS, Variant
+from terramind_plugin.model.variants import Variant
 from terramind_plugin.tokenizers.diffusion import TRAINING_STEPS
 
 WEIGHTS_SEED = 0
@@ -58,17 +58,6 @@ class Settings:
         return tags | {"seed": str(self.seed), "steps": str(self.steps), "terramind_plugin_version": __version__}
 
 
-def variant_of(size: str) -> Variant:
-    """Return the model of a size.
-
-    Raises:
-        ConfigError: There is no such size.
-    """
-    if size not in SIZES:
-        raise ConfigError(f"Unknown size '{size}'. Known: {', '.join(SIZES)}.")
-    return VARIANTS[SIZES[size]]
-
-
 @contextmanager
 def fixed_random_weights() -> Iterator[None]:
     """Draw the same random weights in every run."""
@@ -85,7 +74,7 @@ def loading_weights() -> Iterator[None]:
             yield
     except WeightsNotFoundError as error:
         raise WeightsNotFoundError(
-            f"{error} In this command: --ckpt_path FILE, --size nano for the small model that ships, "
+            f"{error} In this command: --ckpt_path FILE, --model terramind_sim_nano for the small model that ships, "
             "or --pretrained false to try it with random weights."
         ) from error
 

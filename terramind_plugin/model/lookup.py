@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundError, suggest
-from terramind_plugin.model.variants import VARIANTS, Variant
+from terramind_plugin.model.variants import SIZES, VARIANTS, Variant
 
 ENDINGS = (".safetensors", ".pt", ".ckpt")
 """Endings of files with weights, the preferred one first."""
@@ -32,8 +32,9 @@ def look_up_model(model: str, ckpt_path: Path | None = None) -> tuple[Variant, P
     elif "/" in model or model.endswith(ENDINGS):
         path = Path(model).expanduser()
     else:
+        near = f" Did you mean '{SIZES[model]}'?" if model in SIZES else suggest(model, VARIANTS)
         raise ConfigError(
-            f"There is no model '{model}'.{suggest(model, VARIANTS)} --model takes one of {', '.join(VARIANTS)}, the "
+            f"There is no model '{model}'.{near} --model takes one of {', '.join(VARIANTS)}, the "
             f"path of a checkpoint, or {HUB}ORG/NAME."
         )
     if ckpt_path is not None:

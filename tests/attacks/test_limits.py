@@ -34,7 +34,7 @@ def test_seeds(seed: str, config: Path, tmp_path: Path, capsys: Any) -> None:
     chip = write_modality(tmp_path / "chip.tif", "S2L2A", (32, 32))
     patches = tmp_path / "patches.csv"
     patches.write_text("path,label\n" + "".join(f"chip.tif,{label}\n" for label in "ab" for _ in range(2)))
-    nano = ("--modality", "S2L2A", "--size", "nano", "--out", tmp_path / "out")
+    nano = ("--modality", "S2L2A", "--model", "terramind_sim_nano", "--out", tmp_path / "out")
     for words in (
         ["simulate", "--out", tmp_path / "out"],
         ["reconstruct", chip, *nano],
@@ -53,7 +53,18 @@ def test_seeds(seed: str, config: Path, tmp_path: Path, capsys: Any) -> None:
 def test_a_date_that_is_none(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "abc")
     scene = write_modality(tmp_path / "scene.tif", "S2L2A", (80, 70))
-    words = ["generate", scene, "--modality", "S2L2A", "--to", "LULC", "--size", "nano", "--out", tmp_path / "out"]
+    words = [
+        "generate",
+        scene,
+        "--modality",
+        "S2L2A",
+        "--to",
+        "LULC",
+        "--model",
+        "terramind_sim_nano",
+        "--out",
+        tmp_path / "out",
+    ]
     assert "SOURCE_DATE_EPOCH must be a number of seconds" in refused(capsys, *words)
 
 

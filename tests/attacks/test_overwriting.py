@@ -122,7 +122,20 @@ def test_scenes_and_chips(name: Callable[[Path], Path], tmp_path: Path, capsys: 
     else:
         (out / "a_LULC.tif").hardlink_to(second)
     before = second.read_bytes()
-    words = ["--modality", "S2L2A", "--to", "LULC", "--size", "nano", "--steps", "1", "--out", out, "--crop", "64"]
+    words = [
+        "--modality",
+        "S2L2A",
+        "--to",
+        "LULC",
+        "--model",
+        "terramind_sim_nano",
+        "--steps",
+        "1",
+        "--out",
+        out,
+        "--crop",
+        "64",
+    ]
     assert "is an input and would be overwritten" in refused(capsys, "generate", first, second, *words)
     radar = ["--input", f"S1GRD={second}"]
     second.write_bytes(write_modality(tmp_path / "radar.tif", "S1GRD", (80, 70)).read_bytes())  # the same inode

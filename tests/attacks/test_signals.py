@@ -117,8 +117,8 @@ def targets(
         Target("map", ["map", "-c", config, "--ckpt_path", checkpoint, "--scene", radar, "--out", "out", *windows], 10),
         Target(
             "generate",
-            ["generate", optical, "--modality", "S2L2A", "--to", "S1GRD,LULC", "--size", "nano", "--steps", "2",
-             "--out", "out", *windows],
+            ["generate", optical, "--modality", "S2L2A", "--to", "S1GRD,LULC", "--model", "terramind_sim_nano",
+             "--steps", "2", "--out", "out", *windows],
             10,
         ),
         Target("fit", ["fit", "--config", setting(small | cache)], 10, "checkpoints", changing=(".ckpt",)),

@@ -131,6 +131,7 @@ def test_units_of_files(runner):
         (("--target", "water", "--inputs", ","), "--inputs names nothing"),
         (("--target", "water", "--temperature", "-1"), "temperature must be a number of at least 0"),
         (("--target", "water", "--tokenizer_ckpt_path", "LULC"), "takes NAME=FILE"),
+        (("--target", "water", "--model", "terramind_sim_nan"), "Did you mean 'terramind_sim_nano'?"),
     ],
 )
 def test_words_that_are_not_possible(runner, tmp_path, capsys, words, message):
@@ -153,7 +154,7 @@ def test_sets_of_inputs():
     assert list(input_sets("ab")) == [("a",), ("b",), ("a", "b")]
     assert len(set(input_sets("abcd"))) == 15
     assert choose_inputs(["S2L1C", "S1GRD"], []) == [("S2L1C",), ("S1GRD",), ("S2L1C", "S1GRD")]
-    assert choose_inputs(["S2L1C", "S1GRD"], ["S1GRD,sen2l1c", "S2L1C,S1GRD"]) == [("S2L1C", "S1GRD")]
+    assert choose_inputs(["S2L1C", "S1GRD"], [["S1GRD", "sen2l1c"], ["S2L1C", "S1GRD"]]) == [("S2L1C", "S1GRD")]
     assert read_target("Snow/Ice, water", "1,3").classes == (7, 1)
 
 

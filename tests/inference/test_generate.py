@@ -36,7 +36,18 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _words(scene: Path, weights: Path, out: Path, *words: Any) -> list[str]:
-    model = ["--size", "tiny", "--pretrained", "false", "--ckpt_path", weights, "--steps", "2", "--accelerator", "cpu"]
+    model = [
+        "--model",
+        "terramind_v1_tiny",
+        "--pretrained",
+        "false",
+        "--ckpt_path",
+        weights,
+        "--steps",
+        "2",
+        "--accelerator",
+        "cpu",
+    ]
     windows = ["--crop", CROP, "--stride", STRIDE, "--margin", MARGIN]
     common = ["generate", scene, "--modality", "S2L2A", "--to", ",".join(NAMES), "--out", out]
     return [str(word) for word in [*common, *model, *windows, *words]]
@@ -111,7 +122,17 @@ def test_two_processes_make_the_same_pixels(scene: Path, tmp_path: Path) -> None
     # With larger batches the scene is one band of rows, and one process has nothing to do.
     for devices, batch_size in (("1", 5), ("2", 5), ("2", 15)):
         out = tmp_path / f"{devices}x{batch_size}"
-        command = ["generate", scene, "--modality", "S2L2A", "--size", "tiny", "--pretrained", "false", *words]
+        command = [
+            "generate",
+            scene,
+            "--modality",
+            "S2L2A",
+            "--model",
+            "terramind_v1_tiny",
+            "--pretrained",
+            "false",
+            *words,
+        ]
         command += ["--accelerator", "cpu", "--devices", devices, "--batch_size", batch_size, "--out", out]
         result = subprocess.run(
             [sys.executable, "-m", "terramind_plugin.cli", *map(str, command)],

@@ -64,7 +64,18 @@ def _assert_picture(path: Path) -> None:
 def test_generate(scene: Path, tmp_path: Path, small_tokenizers: None, cog: bool) -> None:
     weights = save_generator(tmp_path / "generator.pt", ["S2L1C"], ["LULC", "S1GRD"])
     out = tmp_path / "out"
-    words = ["generate", scene, "--modality", "S2L1C", "--to", "LULC,S1GRD", "--out", out, "--size", "tiny"]
+    words = [
+        "generate",
+        scene,
+        "--modality",
+        "S2L1C",
+        "--to",
+        "LULC,S1GRD",
+        "--out",
+        out,
+        "--model",
+        "terramind_v1_tiny",
+    ]
     words += ["--pretrained", "false", "--ckpt_path", weights, "--steps", "2", "--accelerator", "cpu"]
     assert main([str(word) for word in words + (["--cog"] if cog else [])]) == 0
     classes, units, tags = _assert_for_gis(out / f"{scene.stem}_LULC.tif", scene, "uint8", 0, cog=cog)

@@ -105,7 +105,7 @@ def read(path):
 
 def test_commands_of_the_small_model(scene, tmp_path):
     image, land_cover = scene
-    words = [str(image), "--modality", "S2L2A", "--size", "nano", "--out", str(tmp_path)]
+    words = [str(image), "--modality", "S2L2A", "--model", "terramind_sim_nano", "--out", str(tmp_path)]
     assert main(["generate", *words, "--to", "LULC"]) == 0
     made, tags = read(tmp_path / f"{image.stem}_LULC.tif")
     assert tags["model"] == f"{NANO}_generate"

@@ -38,7 +38,18 @@ def run(task: tuple[Path, Path]) -> Any:
             words = ["map", "-c", config, "--ckpt_path", checkpoint, "--scene", *files, "--out", out]
             return main([str(word) for word in [*words, "--crop", 64, "--margin", 4, "--accelerator", "cpu"]])
         if name == "generate":
-            words = ["generate", *files, "--modality", "S1GRD", "--to", "DEM,LULC", "--size", "nano", "--out", out]
+            words = [
+                "generate",
+                *files,
+                "--modality",
+                "S1GRD",
+                "--to",
+                "DEM,LULC",
+                "--model",
+                "terramind_sim_nano",
+                "--out",
+                out,
+            ]
             words += ["--steps", 2, "--probabilities", "--accelerator", "cpu"]
             return main([str(word) for word in words])
         content = yaml.safe_load(config.read_text())

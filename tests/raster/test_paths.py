@@ -21,7 +21,7 @@ from terramind_plugin.raster.paths import is_remote, raster_path
 from terramind_plugin.raster.reader import read_chip
 from tests.inference.conftest import write_modality
 
-NANO = ("--size", "nano", "--steps", "1")
+NANO = ("--model", "terramind_sim_nano", "--steps", "1")
 SERVER = """
 import io, re
 from http.server import HTTPServer, SimpleHTTPRequestHandler
