@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
+from numpy.typing import NDArray
 from terratorch.datasets import (
     GenericMultimodalDataset,
     GenericMultimodalPixelwiseRegressionDataset,
@@ -87,7 +88,7 @@ class CheckedSamples(GenericMultimodalDataset):
         self.plan = plan
         self.allow_missing = kwargs.get("allow_missing_modalities", False)
         self._warned: set[str] = set()
-        self._empty: list[np.ndarray] = []
+        self._empty: list[NDArray[np.bool_]] = []
         roots = {name: str(root) for name, root in data_root.items()}
         labels = kwargs.get("label_data_root")
         _check_roots(roots, labels)
@@ -95,30 +96,29 @@ class CheckedSamples(GenericMultimodalDataset):
         kwargs["image_modalities"] = [name for name in self.expected if name in roots]
         # Dates are taken apart here: TerraTorch's own way needs bands to be selected and mixes up the axes.
         kwargs["expand_temporal_dimension"] = False
+        layout = Layout(
+            {**roots, **({} if labels is None else {LABEL: labels})},
+            {**(kwargs.get("image_grep") or dict.fromkeys(roots, "*")), LABEL: kwargs.get("label_grep") or "*"},
+            prefix=kwargs.get("prefix"),
+            substrings=kwargs.get("allow_substring_file_names", True),
+            optional=list(roots) if self.allow_missing else (),
+        )
+        ids = [] if split is None else read_split(split)
+        samples = layout.listed(ids)
+        if not kwargs.get("skip_file_checks"):
+            layout.check(samples, str(split))
+        table = self._read_table(labels)
+        if table is not None:
+            table.check_ids(samples, str(split))
         with tempfile.TemporaryDirectory() as scratch:
-            path = split
-            if split is not None:
-                layout = Layout(
-                    {**roots, **({} if labels is None else {LABEL: labels})},
-                    {**kwargs["image_grep"], LABEL: kwargs.get("label_grep", "*")},
-                    prefix=kwargs.get("prefix"),
-                    substrings=kwargs.get("allow_substring_file_names", True),
-                    optional=list(roots) if self.allow_missing else (),
-                )
-                ids = read_split(split)
-                samples = layout.listed(ids)
-                if not kwargs.get("skip_file_checks"):
-                    layout.check(samples, str(split))
-                if Path(split).suffix not in TABLES:
-                    # TerraTorch takes a blank line for a sample, so it gets the list without.
-                    path = Path(scratch, "split.txt")
-                    path.write_text("\n".join(ids), encoding="utf-8")
-            table = self._read_table(labels)
             if table is not None:
-                if split is not None:
-                    table.check_ids(samples, str(split))
                 kwargs["label_data_root"] = str(Path(scratch, "rows.csv"))
                 table.write_row_numbers(Path(scratch, "rows.csv"))
+            path = split
+            if split is not None and Path(split).suffix not in TABLES:
+                # TerraTorch takes a blank line for a sample, so it gets the list without.
+                path = Path(scratch, "split.txt")
+                path.write_text("\n".join(ids), encoding="utf-8")
             try:
                 super().__init__(roots, split=path, **kwargs)
             except KeyError as error:
@@ -127,37 +127,28 @@ class CheckedSamples(GenericMultimodalDataset):
         if table is not None:
             for sample in self.samples:
                 sample["mask"] = table.labels(int(sample["mask"][0]))
-        by_modality = getattr(self.transform, "transforms", None)
-        if isinstance(by_modality, dict):
-            by_modality.setdefault("mask", _label_tensor)
-        if labels is None and hasattr(self.transform, "non_image_modalities"):
-            # TerraTorch would transform the label of a sample that has none, too.
-            others = self.transform.non_image_modalities
-            self.transform.non_image_modalities = [name for name in others if name != "label"]
+        self._mend_transform(labelled=labels is not None)
         self.split_file = split
-        if split is None:
-            self._report_left_out(roots, kwargs.get("image_grep"))
+        first = self.modalities[0]
+        if split is None and not self.allow_missing and first in layout.folders:
+            _report_left_out(len(layout.found()), len(self.samples), roots[first])
         self._selection = _select(self.dataset_bands, self.output_bands) if plan.temporal else {}
         if plan.temporal:
             self.filter_indices = {}
+
+    def _mend_transform(self, *, labelled: bool) -> None:
+        """Let transforms leave labels alone where TerraTorch's would fail at them."""
+        by_modality = getattr(self.transform, "transforms", None)
+        if isinstance(by_modality, dict):
+            by_modality.setdefault("mask", _label_tensor)
+        if not labelled and hasattr(self.transform, "non_image_modalities"):
+            others = self.transform.non_image_modalities
+            self.transform.non_image_modalities = [name for name in others if name != "label"]
 
     def _read_table(self, labels: Any) -> LabelTable | None:
         """Return the table of labels, or None where labels are files."""
         is_table = isinstance(self, GenericMultimodalScalarDataset) and labels is not None and os.path.isfile(labels)
         return LabelTable(labels, self.plan.table) if is_table else None
-
-    def _report_left_out(self, roots: Mapping[str, str], suffixes: Mapping[str, str] | None) -> None:
-        first = self.modalities[0]
-        if suffixes is None or self.allow_missing or not os.path.isdir(roots[first]):
-            return
-        candidates = len(list(Path(roots[first]).glob(f"{self.prefix}{suffixes[first].lstrip('*')}")))
-        if candidates > len(self.samples):
-            logger.warning(
-                "%d of %d files in %s are left out: they have no counterpart in the other folders.",
-                candidates - len(self.samples),
-                candidates,
-                roots[first],
-            )
 
     def __getitem__(self, index: Any) -> dict[str, Any]:
         """Return one sample: 'image' by modality, 'mask' or 'label', 'filename', and 'modality_mask' if configured.
@@ -167,7 +158,7 @@ class CheckedSamples(GenericMultimodalDataset):
         """
         self._seed_transforms()
         self._empty = []
-        sample = super().__getitem__(self._with_label(index) if isinstance(index, tuple) else index)
+        sample: dict[str, Any] = super().__getitem__(self._with_label(index) if isinstance(index, tuple) else index)
         if self.plan.table.task == "classification" and "label" in sample:
             sample["label"] = self._class_of(sample)
         if not isinstance(sample["image"], dict):
@@ -226,16 +217,15 @@ class CheckedSamples(GenericMultimodalDataset):
         sample["filename"] = {name: files.get(name, a_file) for name in [*self.expected, *files]}
         sample["modality_mask"] = {name: torch.tensor(not bool(images[name].isnan().all())) for name in self.expected}
 
-    def _load_file(self, path: Any, nan_replace: float | None = None, modality: str | None = None) -> np.ndarray:
+    def _load_file(self, path: Any, nan_replace: float | None = None, modality: str | None = None) -> NDArray[Any]:
         is_image = modality in self.image_modalities
         names: Sequence[str | None] = ()
         try:
             if is_geotiff(path):
                 image = read_image(path, lambda nodata: modality == "mask" and self._is_a_class(path, nodata))
                 data, names = image.values, image.descriptions
-                if image.far and f"far {modality}" not in self._warned:
-                    self._warned.add(f"far {modality}")
-                    logger.warning(FAR_VALUES, path, FAR, modality)
+                if image.far:
+                    self._warn_once(FAR_VALUES % (path, FAR, modality), key=f"far {modality}")
             else:
                 data = without_odd(path, super()._load_file(path, None, modality))
         except DataError:
@@ -273,7 +263,7 @@ class CheckedSamples(GenericMultimodalDataset):
             self._warn_once(f"{path}: its nodata value {nodata:g} is also the id of a class and is taken as that class")
         return True
 
-    def _select_bands(self, path: Any, data: np.ndarray, modality: str) -> np.ndarray:
+    def _select_bands(self, path: Any, data: NDArray[Any], modality: str) -> NDArray[Any]:
         """Return the bands that are read, [bands, H, W] or, with dates, [dates * bands, H, W]."""
         if modality in self._selection:
             count = len(self.dataset_bands[modality])
@@ -294,7 +284,7 @@ class CheckedSamples(GenericMultimodalDataset):
             )
         return data
 
-    def _fill(self, path: Any, data: np.ndarray, modality: str) -> np.ndarray:
+    def _fill(self, path: Any, data: NDArray[Any], modality: str) -> NDArray[Any]:
         """Return the image without NaN, except one that is all NaN where modalities may be missing."""
         empty = np.isnan(data)
         if self.plan.empty_label is not None:
@@ -318,19 +308,19 @@ class CheckedSamples(GenericMultimodalDataset):
             fill = np.tile(means, data.shape[0] // len(means))
         return np.where(empty, fill[:, None, None], data)
 
-    def _ignore_empty(self, label: np.ndarray, value: int) -> np.ndarray:
+    def _ignore_empty(self, label: NDArray[Any], value: int) -> NDArray[Any]:
         """Return the label [1, H, W] with a value to ignore where no image has data; images have been read before."""
         images = [] if self.scalar_label else [empty for empty in self._empty if empty.shape == label.shape[-2:]]
         if images:
             label[..., np.logical_and.reduce(images)] = value + bool(self.reduce_zero_label)
         return label
 
-    def _warn_once(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
-            logger.warning(message)
+    def _warn_once(self, message: str, key: str | None = None) -> None:
+        if (key or message) not in self._warned:
+            self._warned.add(key or message)
+            logger.warning("%s", message)
 
-    def _check_label(self, path: Any, label: np.ndarray) -> np.ndarray:
+    def _check_label(self, path: Any, label: NDArray[Any]) -> NDArray[Any]:
         allowed = self.plan.label_ids
         if allowed is None or self.scalar_label:
             return label
@@ -346,12 +336,15 @@ class CheckedSamples(GenericMultimodalDataset):
         return label
 
 
-def _check_dates(sample: Mapping[str, Any]) -> None:
-    """Raise if the modalities of a sample have different numbers of dates.
+def _report_left_out(listed: int, kept: int, root: str) -> None:
+    """Warn of samples that TerraTorch leaves out without a word."""
+    if listed > kept:
+        counts = (listed - kept, listed, root)
+        logger.warning("%d of %d files in %s are left out: they have no counterpart in the other folders.", *counts)
 
-    Raises:
-        DataError: The numbers of dates differ; the message names the files.
-    """
+
+def _check_dates(sample: Mapping[str, Any]) -> None:
+    """Raise a DataError if the modalities of a sample have different numbers of dates."""
     dates = {name: image.shape[1] for name, image in sample["image"].items() if image.ndim == 4}
     if len(set(dates.values())) > 1:
         files = ", ".join(f"{sample['filename'][name]} has {count}" for name, count in dates.items())
@@ -361,7 +354,7 @@ def _check_dates(sample: Mapping[str, Any]) -> None:
         )
 
 
-def _label_tensor(image: np.ndarray) -> dict[str, Tensor]:
+def _label_tensor(image: NDArray[Any]) -> dict[str, Tensor]:
     """Return a label as a tensor, in the form of a transform; TerraTorch leaves it out of transforms by modality."""
     return {"image": torch.from_numpy(image)}
 

@@ -122,7 +122,8 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
                     f"Samples of a batch differ in size: {_file(first, name)} {shape}, {_file(sample, name)} {other}. "
                     f"{advice}"
                 )
-    return collate_samples(samples)
+    batch: dict[str, Any] = collate_samples(samples)
+    return batch
 
 
 def _shapes(first: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, list[int], list[int]]]:

@@ -21,14 +21,14 @@ FAR_VALUES = (
 
 def by_name(
     path: Any,
-    data: NDArray,
+    data: NDArray[Any],
     names: Sequence[str | None],
     modality: str,
     bands: Sequence[Any] | None,
     count: int,
     *,
     dates: bool,
-) -> NDArray:
+) -> NDArray[Any]:
     """Return an image [bands, H, W] with its bands in the order of the configuration.
 
     Args:
@@ -57,7 +57,7 @@ def by_name(
     return data if order == list(range(len(data))) else data[order]
 
 
-def without_odd(path: Any, data: Any) -> NDArray:
+def without_odd(path: Any, data: Any) -> NDArray[Any]:
     """Return numbers of a file that is not a GeoTIFF, with NaN for missing values.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from numpy.typing import NDArray
 from torch import Tensor
 
+from terramind_plugin.data.arguments import STAGES
 from terramind_plugin.data.results import FiniteResults, PredictionTable, describe_files, is_detection
 from terramind_plugin.data.terratorch_internals import CustomWriter
 from terramind_plugin.errors import ConfigError, DataError
@@ -160,7 +161,7 @@ class GeoTiffWriter(BasePredictionWriter):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        array: np.ndarray,
+        array: NDArray[Any],
         files: Mapping[str, str],
         suffix: str,
         continuous: bool,
@@ -177,7 +178,7 @@ class GeoTiffWriter(BasePredictionWriter):
                 f"{source} has {list(shape)} pixels, its prediction {list(array.shape[1:])}: "
                 "test_transform changes the size. Remove it, the model takes any size."
             )
-        valid, undeclared = _look(files.values(), shape)
+        valid, undeclared = find_data(files.values(), shape)
         self._undeclared |= undeclared
         known = np.isfinite(array)
         if bad is not None and bad.shape == shape and not continuous:
@@ -185,32 +186,17 @@ class GeoTiffWriter(BasePredictionWriter):
         lost = int((valid & ~known.all(axis=0)).sum())
         if lost:
             self._not_finite[source] = max(lost, self._not_finite.get(source, 0))
-        class_names = class_names_of(pl_module, getattr(trainer, "datamodule", None))
         dtype = self._types[continuous]
         nodata = np.nan if np.dtype(dtype).kind == "f" else NO_CLASS
         data = np.where(valid & known, array, nodata).astype(dtype)
-        colormap = None
-        if continuous:
-            descriptions = tuple(class_names) if len(class_names) == len(array) else ()
-        else:
-            descriptions = ("class",)
-            count = max(len(class_names), int(pl_module.hparams["model_args"].get("num_classes") or 0), 1)
-            if count > NO_CLASS:
-                raise ConfigError(f"A class map has room for {NO_CLASS} classes beside {NO_CLASS}, got {count}.")
-            if dtype in ("uint8", "uint16"):  # only these have colour tables
-                colormap = {i: parse_color(LABEL_COLORS[i % len(LABEL_COLORS)]) for i in range(count)}
-        tags = {f"class_{i}": name for i, name in enumerate(class_names)} if not continuous else {}
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_geotiff(
-            target,
-            data,
-            crs=crs,
-            transform=transform,
-            descriptions=descriptions,
-            nodata=nodata,
-            colormap=colormap,
-            tags=tags,
+        names = class_names_of(pl_module, getattr(trainer, "datamodule", None))
+        texts = (
+            {"descriptions": tuple(names) if len(names) == len(array) else ()}
+            if continuous
+            else _describe_classes(names, pl_module.hparams["model_args"].get("num_classes"), dtype)
         )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_geotiff(target, data, crs=crs, transform=transform, nodata=nodata, **texts)
 
     def _target(self, trainer: Trainer, source: str, suffix: str) -> Path:
         roots = getattr(getattr(trainer, "datamodule", None), "predict_root", None) or {}
@@ -240,24 +226,39 @@ class GeoTiffWriter(BasePredictionWriter):
         return target
 
 
+def _describe_classes(names: Sequence[str], count: object, dtype: str) -> dict[str, Any]:
+    """Return names and colours of a class map as `write_geotiff` takes them.
+
+    Raises:
+        ConfigError: There are more classes than a class map has room for.
+    """
+    number = max(len(names), int(str(count or 0)), 1)
+    if number > NO_CLASS:
+        raise ConfigError(f"A class map has room for {NO_CLASS} classes beside {NO_CLASS}, got {number}.")
+    described: dict[str, Any] = {
+        "descriptions": ("class",),
+        "tags": {f"class_{index}": name for index, name in enumerate(names)},
+    }
+    if dtype in ("uint8", "uint16"):  # only these have colour tables
+        described["colormap"] = {i: parse_color(LABEL_COLORS[i % len(LABEL_COLORS)]) for i in range(number)}
+    return described
+
+
 def _files_of(datamodule: Any) -> set[tuple[int, int] | None]:
     """Return the identities of all images and labels of a data module, including other splits."""
     dataset = getattr(datamodule, "predict_dataset", None)
     files = {path for sample in getattr(dataset, "samples", None) or () for path in sample.values()}
     patterns = getattr(datamodule, "image_grep", None)
-    for split in ("train", "val", "test", "predict"):
+    labels = [getattr(datamodule, f"{split}_label_data_root", None) for split in STAGES]
+    folders = [(root, getattr(datamodule, "label_grep", None)) for root in labels]
+    for split in STAGES:
         roots = getattr(datamodule, f"{split}_root", None)
         for name, root in roots.items() if isinstance(roots, Mapping) else ():
-            files.update(_matching(root, patterns.get(name) if isinstance(patterns, Mapping) else None))
-        files.update(
-            _matching(getattr(datamodule, f"{split}_label_data_root", None), getattr(datamodule, "label_grep", None))
-        )
+            folders.append((root, patterns.get(name) if isinstance(patterns, Mapping) else None))
+    for root, pattern in folders:
+        if isinstance(root, str | Path) and os.path.isdir(root):
+            files.update(Path(root).glob(str(pattern or "*")))
     return {identify(path) for path in files if isinstance(path, str | Path)}
-
-
-def _matching(root: Any, pattern: Any) -> Iterator[Path]:
-    if isinstance(root, str | Path) and os.path.isdir(root):
-        yield from Path(root).glob(str(pattern or "*"))
 
 
 def take_over(trainer: Any) -> None:
@@ -291,18 +292,16 @@ def choose_types(asked: str) -> tuple[str, str]:
     return asked, asked
 
 
-def has_data(files: set[str], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return a boolean [H, W], True where some band of some file has data.
+def find_data(files: Iterable[str], shape: tuple[int, int]) -> tuple[NDArray[np.bool_], dict[Path | str, int]]:
+    """Return a boolean [H, W], True where some band of some file has data, and counts of undeclared missing pixels.
 
     Args:
         files: Rasters on one grid; rasters of another size are left out.
         shape: Height and width.
+
+    Returns:
+        The boolean, and by file the number of pixels that are missing though the file does not declare it.
     """
-    return _look(files, shape)[0]
-
-
-def _look(files: Iterable[str], shape: tuple[int, int]) -> tuple[NDArray[np.bool_], dict[Path | str, int]]:
-    """Return the mask of pixels with data in some file, and the number of undeclared missing pixels by file."""
     valid = np.zeros(shape, dtype=bool)
     undeclared: dict[Path | str, int] = {}
     for file in sorted(set(files)):

@@ -78,7 +78,7 @@ class RunningStatistics:
             missing=1 - float(self.count.sum()) / self.size,
         )
 
-    def _percentile(self, share: float) -> NDArray:
+    def _percentile(self, share: float) -> NDArray[Any]:
         below = self.histogram.cumsum(axis=1)
         found = np.empty(len(below))
         for band, counts in enumerate(below):
@@ -104,7 +104,7 @@ def _values(keys: NDArray[np.int64]) -> NDArray[np.float64]:
     return bits.astype(np.uint32).view(np.float32).astype(np.float64)
 
 
-def _round(numbers: NDArray) -> list[float]:
+def _round(numbers: NDArray[Any]) -> list[float]:
     return [float(f"{value:.6g}") for value in numbers.tolist()]
 
 

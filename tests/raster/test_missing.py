@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as arrays
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 
-from terramind_plugin.data.writer import has_data
+from terramind_plugin.data.writer import find_data
 from terramind_plugin.errors import DataError
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.raster.georeference import Grid
@@ -48,7 +48,7 @@ def _by_all_readers(path: Path, shape: tuple[int, int, int]) -> dict[str, np.nda
     with rasterio.open(path) as file:
         missing = read_middle(file).missing
         found["check"] = np.zeros(shape, bool) if missing is None else missing
-    assert (has_data({str(path)}, shape[1:]) == ~found["data set"].all(axis=0)).all()
+    assert (find_data({str(path)}, shape[1:])[0] == ~found["data set"].all(axis=0)).all()
     return found
 
 
@@ -152,6 +152,6 @@ def test_class_ids_far_from_0_are_missing(tmp_path: Path) -> None:
 
 def test_complex_numbers_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "slc.tif", np.ones((2, 8, 8), np.complex64))
-    for read in (read_image, lambda path: Source(path, OWN), lambda path: has_data({str(path)}, (8, 8))):
+    for read in (read_image, lambda path: Source(path, OWN), lambda path: find_data({str(path)}, (8, 8))[0]):
         with pytest.raises(DataError, match=r"slc\.tif holds complex numbers"):
             read(path)

@@ -11,7 +11,7 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 
-from terramind_plugin.data.writer import NO_CLASS, choose_types, has_data
+from terramind_plugin.data.writer import NO_CLASS, choose_types, find_data
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.integration.lightning_cli import run
 from terramind_plugin.simulation.dataset import chip_files
@@ -107,15 +107,15 @@ def test_pixels_without_data(predict: Any, tmp_path: Path) -> None:
 
 def test_a_mask_in_the_file_counts(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.tif", np.full((2, 20, 30), 7, np.uint16))
-    assert has_data({str(path)}, (20, 30)).all()
+    assert find_data({str(path)}, (20, 30))[0].all()
     mask = np.full((20, 30), 255, np.uint8)
     mask[:, 10] = 0
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as raster:
         raster.write_mask(mask)
-    assert (has_data({str(path)}, (20, 30)) == (mask > 0)).all()
+    assert (find_data({str(path)}, (20, 30))[0] == (mask > 0)).all()
     other = _write(tmp_path / "b.tif", np.full((1, 20, 30), np.nan, np.float32))
-    assert not has_data({str(other)}, (20, 30)).any()
-    assert (has_data({str(path), str(other)}, (20, 30)) == (mask > 0)).all()
+    assert not find_data({str(other)}, (20, 30))[0].any()
+    assert (find_data({str(path), str(other)}, (20, 30))[0] == (mask > 0)).all()
 
 
 @pytest.mark.parametrize(

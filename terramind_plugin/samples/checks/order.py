@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +69,7 @@ def _orders(names: list[str]) -> dict[str, list[str]]:
     return {text: order for text, order in result.items() if not text or order != names}
 
 
-def _fit(order: list[str], alike: NDArray, levels: NDArray) -> float:
+def _fit(order: list[str], alike: NDArray[Any], levels: NDArray[Any]) -> float:
     """Return how well the bands of files fit if they are in this order."""
     place = {name: index for index, name in enumerate(order)}
     present = [name for name in SPECTRUM if name in place]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,8 @@ class Place:
         if self.crs.is_geographic:
             return self.bounds
         try:
-            return transform_bounds(self.crs, "EPSG:4326", *self.bounds)
+            left, bottom, right, top = transform_bounds(self.crs, "EPSG:4326", *self.bounds)
+            return left, bottom, right, top
         except UNREADABLE:
             return NOWHERE
 
@@ -86,7 +88,9 @@ class _Table:
         self.outlines = box(*self.degrees.T)
 
 
-def _overlapping(one: _Table, rows: NDArray, other: _Table, columns: NDArray) -> tuple[NDArray, NDArray]:
+def _overlapping(
+    one: _Table, rows: NDArray[Any], other: _Table, columns: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return those pairs of a row of one table and one of the other that share ground."""
     same = one.systems[rows] == other.systems[columns]
     shares = np.where(
@@ -97,8 +101,9 @@ def _overlapping(one: _Table, rows: NDArray, other: _Table, columns: NDArray) ->
     return rows[shares > 1], columns[shares > 1]
 
 
-def _share(boxes: NDArray, others: NDArray) -> NDArray:
+def _share(boxes: NDArray[Any], others: NDArray[Any]) -> NDArray[Any]:
     """Return the share of the smaller of two boxes that lies in the other one, for boxes [n, 4]."""
     sides = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
     smaller = np.minimum(*(np.prod(each[:, 2:] - each[:, :2], axis=1) for each in (boxes, others)))
-    return np.prod(sides.clip(0), axis=1) / np.maximum(smaller, np.finfo(float).tiny)
+    shares: NDArray[Any] = np.prod(sides.clip(0), axis=1) / np.maximum(smaller, np.finfo(float).tiny)
+    return shares

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -35,12 +36,12 @@ class Summary:
     """Values of one image."""
 
     path: Path
-    low: NDArray
+    low: NDArray[Any]
     """First percentile of each band of the file, in the units the model gets; NaN where it has no pixel."""
-    median: NDArray
-    constant: NDArray
+    median: NDArray[Any]
+    constant: NDArray[Any]
     """True for each band that holds one value only."""
-    pixels: NDArray
+    pixels: NDArray[Any]
     """Values [bands, n] of pixels in which all bands have data; n may be 0."""
     missing: float
     """Share of pixels in which some band is NaN or nodata."""
@@ -201,17 +202,17 @@ def _summarise(image: ImagePlan, path: Path, pixels: Pixels, order: list[int] | 
     )
 
 
-def _by_band(values: NDArray, bands: int) -> NDArray:
+def _by_band(values: NDArray[Any], bands: int) -> NDArray[Any]:
     """Return [bands, n] of [dates * bands, H, W]."""
     return values.reshape(-1, bands, *values.shape[1:]).swapaxes(0, 1).reshape(bands, -1)
 
 
-def _read_bands(image: ImagePlan, pixels: NDArray) -> NDArray:
+def _read_bands(image: ImagePlan, pixels: NDArray[Any]) -> NDArray[Any]:
     """Return the bands that the model gets."""
     return pixels[list(image.read)] if image.read and max(image.read) < len(pixels) else pixels
 
 
-def pooled(image: ImagePlan, summaries: Sequence[Summary]) -> NDArray:
+def pooled(image: ImagePlan, summaries: Sequence[Summary]) -> NDArray[Any]:
     """Return pixels [bands, n] of all files, of the bands that the model gets.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +53,7 @@ def check_values(plan: DataPlan, sample: Sample) -> Iterator[Finding]:
             yield from _check_modality(image, filled)
 
 
-def _own_units(image: ImagePlan, pixels: NDArray) -> bool:
+def _own_units(image: ImagePlan, pixels: NDArray[Any]) -> bool:
     """Return whether given statistics, other than the table's, describe these values, whatever their unit."""
     if image.modality is None or len(image.means) != len(pixels):
         return False
@@ -94,7 +95,7 @@ def _check_units(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Fin
         yield Finding(where, "error", f"constant_scale is {image.scale:g} for {image.name}.", advice)
 
 
-def _conversion(image: ImagePlan, guess: Guess, pixels: NDArray) -> str:
+def _conversion(image: ImagePlan, guess: Guess, pixels: NDArray[Any]) -> str:
     """Return how to bring values into the units of their modality."""
     assert image.modality is not None
     if image.scale != 1:
@@ -113,7 +114,7 @@ def _conversion(image: ImagePlan, guess: Guess, pixels: NDArray) -> str:
     )
 
 
-def _correct_scale(image: ImagePlan, pixels: NDArray) -> str:
+def _correct_scale(image: ImagePlan, pixels: NDArray[Any]) -> str:
     """Return how to correct a constant_scale of the configuration, '' if nothing speaks against it.
 
     Args:
@@ -246,7 +247,7 @@ def _check_heights(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[F
         )
 
 
-def _whole_metres_in_feet(heights: NDArray) -> bool:
+def _whole_metres_in_feet(heights: NDArray[Any]) -> bool:
     """Return whether the values are whole metres that were converted to feet, rounded or not."""
     values = np.unique(heights)
     if len(values) < 20 or np.allclose(values, values[0]):
