@@ -25,7 +25,7 @@ from terramind_plugin.inference.settings import fixed_random_weights
 from terramind_plugin.model.modalities import MODALITIES, Modality
 from terramind_plugin.model.standardisation import Standardisation
 from terramind_plugin.model.variants import VARIANTS
-from terramind_plugin.raster.reader import Chip, read_chip
+from terramind_plugin.raster.chips import Chip, read_chip
 from terramind_plugin.simulation.dataset import chip_files
 from terramind_plugin.tokenizers.image import ImageTokenizer
 from terramind_plugin.tokenizers.variants import tokenizers_of

@@ -16,7 +16,7 @@ from terramind_plugin.builders import build_backbone, build_coords_tokenizer, bu
 from terramind_plugin.errors import ConfigError, DataError, WeightsError, one_line, suggest
 from terramind_plugin.model.modalities import MODALITIES, Modality, find
 from terramind_plugin.model.variants import VARIANTS, Variant
-from terramind_plugin.raster.reader import read_chip
+from terramind_plugin.raster.chips import read_chip
 from terramind_plugin.tokenizers.variants import tokenizers_of
 
 PATCH = VARIANTS["terramind_v1_base"].patch_size

@@ -27,10 +27,10 @@ from terramind_plugin.data.reading import FAR_VALUES, by_name, without_odd
 from terramind_plugin.data.terratorch_internals import generate_bands_intervals
 from terramind_plugin.errors import DataError
 from terramind_plugin.raster.bands import check_one_band
+from terramind_plugin.raster.chips import read_image
 from terramind_plugin.raster.complete import GDAL_ERRORS
 from terramind_plugin.raster.missing import FAR
 from terramind_plugin.raster.paths import is_geotiff
-from terramind_plugin.raster.reader import read_image
 from terramind_plugin.samples.layout import LABEL, TABLES, Layout, read_split
 from terramind_plugin.samples.tables import LabelPlan, LabelTable
 

@@ -11,8 +11,9 @@ import torch
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.model.modalities import Modality, resolve
 from terramind_plugin.model.variants import VARIANTS
+from terramind_plugin.raster.chips import Chip, read_chip
 from terramind_plugin.raster.missing import warn_of_undeclared
-from terramind_plugin.raster.reader import Chip, Expected, Source, read_chip
+from terramind_plugin.raster.reader import Expected, Source
 
 RASTERS = (".tif", ".tiff")
 

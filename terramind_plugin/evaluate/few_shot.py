@@ -19,8 +19,8 @@ from terramind_plugin.evaluate.chips import RASTERS, batches, best_device, check
 from terramind_plugin.evaluate.scores import Score, score_mean
 from terramind_plugin.inference.settings import fixed_random_weights
 from terramind_plugin.model.modalities import Modality
+from terramind_plugin.raster.chips import Chip
 from terramind_plugin.raster.paths import is_remote, raster_path
-from terramind_plugin.raster.reader import Chip
 
 EPISODES_AT_ONCE = 100
 """Bounds the memory that random numbers take."""

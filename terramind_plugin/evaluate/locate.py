@@ -16,7 +16,7 @@ from terramind_plugin.evaluate.chips import batches, best_device, check_variant
 from terramind_plugin.evaluate.scores import EARTH_RADIUS, Score, great_circle, score_median
 from terramind_plugin.generation.generator import TerraMindGenerator
 from terramind_plugin.inference.settings import fixed_random_weights
-from terramind_plugin.raster.reader import Chip
+from terramind_plugin.raster.chips import Chip
 
 COORDS = "coords"
 CANDIDATES = 500

@@ -16,7 +16,7 @@ from terramind_plugin.evaluate.locate import ANYWHERE, NEAR, Belief, Errors
 from terramind_plugin.evaluate.scores import great_circle
 from terramind_plugin.files import write_rows
 from terramind_plugin.plotting import LABEL_COLORS, frame_globe, plot_modality
-from terramind_plugin.raster.reader import Chip
+from terramind_plugin.raster.chips import Chip
 from terramind_plugin.raster.writer import write_geotiff
 
 SHADES = 1e3

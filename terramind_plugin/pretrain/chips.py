@@ -12,8 +12,8 @@ from torch import Tensor
 
 from terramind_plugin.errors import DataError
 from terramind_plugin.model.modalities import Modality
+from terramind_plugin.raster.chips import read_chip
 from terramind_plugin.raster.missing import describe_undeclared
-from terramind_plugin.raster.reader import read_chip
 from terramind_plugin.samples.layout import ChipFolder
 
 logger = logging.getLogger("terramind_plugin")

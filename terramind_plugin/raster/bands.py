@@ -1,4 +1,4 @@
-"""Bands by name: the descriptions in a file matched with the bands to read."""
+"""Bands by name: the descriptions in a file are compared with the bands to read."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from terramind_plugin.model.modalities import MODALITIES, find
 
 POLARISATIONS = ("VV", "VH", "HH", "HV")
 POLARISATION = re.compile(r"(?:(?:SIGMA|GAMMA|BETA)_?0?_|AMPLITUDE_|INTENSITY_)?(VV|VH|HH|HV)(?:_DB)?")
-"""Spellings of a polarisation by radar software, e.g. 'Sigma0_VV_db'."""
+"""Names that radar software gives a polarisation, e.g. 'Sigma0_VV_db'."""
 KNOWN = {*POLARISATIONS, *(band.common_name for modality in MODALITIES.values() for band in modality.bands)}
-"""Known names of bands, as `band_key` returns them."""
+"""Names that `band_key` returns."""
 MOST = 3
-"""Number of corrections that a message lists."""
+"""Largest number of corrections in a message."""
 
 
 def band_key(modality: str, name: object) -> str | None:
-    """Return one name for all spellings of a band, or None if the text is no known spelling.
+    """Return the common name of a band for all its spellings, or None for an unknown text.
 
     Args:
-        modality: Name of the modality, whose own names take precedence over names of other modalities.
+        modality: Name of the modality; its own names go before those of others.
         name: A description such as 'B4', 'RED', 'vv', 'Sigma0_VH_db' or 'B4, central wavelength 665 nm'.
     """
     text = str(getattr(name, "value", name)).split(",")[0].strip()
     entry = find(modality)
     for other in (*([entry] if entry is not None else []), *MODALITIES.values()):
-        place = other.find_band(text)
-        if place is not None:
-            return other.bands[place].common_name
+        position = other.find_band(text)
+        if position is not None:
+            return other.bands[position].common_name
     written = POLARISATION.fullmatch(text.upper().replace(" ", "_"))
     return written[1] if written else None
 
@@ -44,20 +44,20 @@ def find_bands(
     *,
     binding: bool = False,
 ) -> list[int]:
-    """Return the position in the file, counted from 0, of each band to read.
+    """Return the position in the file of each band to read, from 0 on.
 
-    The names in the file decide. A file without names is read in the order of `stored`, or of `wanted`.
+    The descriptions in the file decide. A file without descriptions is read in the order of `stored`, or of `wanted`.
 
     Args:
-        path: Path of the file, for messages.
-        modality: Name of the file's modality.
-        names: Descriptions of the file's bands; None for a band without a description.
+        path: The file, for messages.
+        modality: Name of the modality that the file shows.
+        names: Descriptions of the file's bands; None for a band without one.
         wanted: Names of the bands to read.
-        stored: Configured names of the file's bands in their order, if any.
-        binding: Whether other names than `stored` in the file are an error.
+        stored: Names of the file's bands in their order, where the configuration gives them.
+        binding: Whether the file must have the bands of `stored`, so that other descriptions are an error.
 
     Raises:
-        DataError: The file lacks a band, or its names contradict `stored`.
+        DataError: The file lacks a band, or its descriptions contradict the order that was assumed.
     """
     own = {str(getattr(name, "value", name)).strip().upper() for name in (*wanted, *stored)}
 
@@ -84,8 +84,8 @@ def find_bands(
     else:
         raise DataError(_other_number(path, modality, names, wanted, found, asked))
     wrong = [
-        place
-        for place, (name, taken) in enumerate(zip(found, assumed, strict=True))
+        position
+        for position, (name, taken) in enumerate(zip(found, assumed, strict=True))
         if name not in (None, taken) and (name in assumed or taken in KNOWN)
     ]
     if wrong:
@@ -118,7 +118,7 @@ def _other_number(
 ) -> str:
     missing = [str(name) for name, key in zip(wanted, asked, strict=True) if key not in found]
     return (
-        f"{path} has {len(names)} band{'s' if len(names) > 1 else ''}, {modality} has {len(wanted)}: "
+        f"{path} has {len(names)} {'band' if len(names) == 1 else 'bands'}, {modality} has {len(wanted)}: "
         f"{', '.join(map(str, wanted))}."
         + (f" Missing: {', '.join(missing)}." if any(names) and len(missing) < len(wanted) else "")
         + " Give a file with these bands, or name its bands in their descriptions."
@@ -135,8 +135,10 @@ def _contradiction(
     configured: bool = False,
 ) -> str:
     described = _shown(names)
-    commands = [f"rio edit-info --bidx {place + 1} --description {taken[place]} {path}" for place in wrong[:MOST]]
-    numbers = ", ".join(str(place + 1) for place in wrong)
+    commands = [
+        f"rio edit-info --bidx {position + 1} --description {taken[position]} {path}" for position in wrong[:MOST]
+    ]
+    numbers = ", ".join(str(position + 1) for position in wrong)
     if configured:
         head = f"{path} describes its bands as {described}, but dataset_bands: {{{modality}: [{', '.join(taken)}]}}."
         choice = f"If the file is right, write dataset_bands: {{{modality}: [{described}]}}."

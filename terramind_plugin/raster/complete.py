@@ -1,4 +1,4 @@
-"""Completeness of GeoTIFFs: GDAL does not report a disk that was full when it closed a file."""
+"""Checks that a GeoTIFF is whole: GDAL does not report a disk that was full when it closed a file."""
 
 from __future__ import annotations
 
@@ -18,15 +18,11 @@ from rasterio.windows import Window
 from terramind_plugin.errors import one_line
 
 GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError)
-"""Errors of rasterio when a raster cannot be read or written."""
-_ROWS = 256
-"""Minimum number of rows that are read at once."""
-
-PLACE = ("OFFSET", "SIZE")
-"""Report of GDAL on a block."""
-
+"""Errors that rasterio raises where a raster cannot be read or written."""
+ROWS = 256
+"""Smallest number of rows that are read at once."""
 Rows = Callable[[int, int], NDArray]
-"""Function that returns the rows of an image from a first one up to but without a last one, [bands, rows, width]."""
+"""Function that returns the rows of an image from a first one to before a last one, [bands, rows, width]."""
 
 
 def check_complete(path: Path, rows: Rows | None = None, overviews: int | None = None) -> None:
@@ -34,8 +30,8 @@ def check_complete(path: Path, rows: Rows | None = None, overviews: int | None =
 
     Args:
         path: The file.
-        rows: Expected values; None compares the checksums of the blocks, where the compression is deflate.
-        overviews: Expected number of overviews; None accepts any number.
+        rows: Expected values; None relies on the checksums of the blocks, where the compression is deflate.
+        overviews: Expected number of overviews; None takes those that are there.
 
     Raises:
         OSError: A block or an overview is missing or damaged, or values differ from the expected ones.
@@ -43,11 +39,7 @@ def check_complete(path: Path, rows: Rows | None = None, overviews: int | None =
     """
     with rasterio.open(path, driver="GTiff") as file:
         found = len(file.overviews(1))
-        if rows is None:
-            check_blocks(path, file)
-        else:
-            _check_presence(file)
-            _check_values(file, rows)
+        _check_blocks(path, file, rows)
     check_overviews(path, found if overviews is None else overviews)
 
 
@@ -59,7 +51,7 @@ def check_overviews(path: Path, count: int) -> None:
                 raise OSError(f"{len(file.overviews(band))} overviews were written of {count}")
     for level in range(count):
         with rasterio.open(path, driver="GTiff", overview_level=level) as file:
-            check_blocks(path, file)
+            _check_blocks(path, file)
 
 
 def is_complete(path: Path) -> bool:
@@ -71,30 +63,12 @@ def is_complete(path: Path) -> bool:
     return True
 
 
-def check_blocks(path: Path, file: Any) -> None:
-    """Check that no block of a GeoTIFF is missing or, where deflate gave it a checksum, damaged.
-
-    Args:
-        path: The file.
-        file: The file, or an overview of it, opened by rasterio.
-
-    Raises:
-        OSError: A block is missing or damaged.
-        RasterioError: A block cannot be decoded.
-    """
-    _check_presence(file)
-    if file.compression is Compression.deflate:
-        check_checksums(path, file)
-    else:
-        _check_values(file, None)
-
-
 def check_checksums(path: Path, file: Any) -> None:
-    """Compare the blocks of a GeoTIFF with their deflate checksums, which GDAL ignores.
+    """Check that the blocks of a GeoTIFF are as deflate wrote them: GDAL ignores deflate's checksums.
 
     Args:
         path: The file; rasters of another format or compression pass.
-        file: The file, or an overview of it, opened by rasterio.
+        file: The same file, opened by rasterio; it may be an overview.
 
     Raises:
         OSError: A block is damaged.
@@ -111,17 +85,16 @@ def check_checksums(path: Path, file: Any) -> None:
                 raise OSError(f"the block in {where} is damaged") from error
 
 
-def _check_presence(file: Any) -> None:
-    """Raise an OSError if a block was never written: GDAL reads it as zeros."""
+def _check_blocks(path: Path, file: Any, rows: Rows | None = None) -> None:
+    """Raise an OSError if a block was never written (GDAL reads it as zeros), or is not as it was written."""
     for where, _, size in _blocks(file):
         if not size:
             raise OSError(f"the block in {where} was not written")
-
-
-def _check_values(file: Any, rows: Rows | None) -> None:
-    """Decode all blocks with GDAL, and compare them with the expected values, if those are given."""
+    if rows is None and file.compression is Compression.deflate:
+        check_checksums(path, file)
+        return
     tall = max(1, *(shape[0] for shape in file.block_shapes))
-    step = -(-_ROWS // tall) * tall  # whole blocks, so that none is decoded twice
+    step = -(-ROWS // tall) * tall  # whole blocks, so that none is decoded twice
     for first in range(0, file.height, step):
         last = min(first + step, file.height)
         written = file.read(window=Window(0, first, file.width, last - first))
@@ -130,18 +103,20 @@ def _check_values(file: Any, rows: Rows | None) -> None:
 
 
 def _blocks(file: Any) -> Iterator[tuple[str, int, int]]:
-    """Yield the position of each block in the image, in words, and its offset and size in the file, 0 if missing."""
+    """Yield the row and column of each block in words, and its offset and size in the file; 0 if it is not there."""
     bands = file.indexes if file.interleaving is Interleaving.band else file.indexes[:1]
     for band in bands:
         tall, wide = file.block_shapes[band - 1]
         for y in range(-(-file.height // tall)):
             for x in range(-(-file.width // wide)):
-                offset, size = (file.get_tag_item(f"BLOCK_{name}_{x}_{y}", "TIFF", bidx=band) for name in PLACE)
+                offset, size = (
+                    file.get_tag_item(f"BLOCK_{name}_{x}_{y}", "TIFF", bidx=band) for name in ("OFFSET", "SIZE")
+                )
                 yield f"row {y}, column {x}", int(offset or 0), int(size or 0)
 
 
 def reason_of(error: BaseException) -> str:
-    """Return in one line why a raster could not be read or written, in GDAL's own words where rasterio hides them."""
+    """Return the reason of an error in one line, in GDAL's own words where rasterio hides them."""
     while error.__cause__ is not None and "See previous exception" in str(error):
         error = error.__cause__
     return one_line(error)

@@ -1,4 +1,4 @@
-"""Missing values of rasters: one rule for everything that reads pixels.
+"""The rule of missing values, for everything that reads pixels.
 
 A value is missing where it is not finite, where it is farther from 0 than `FAR`, or where the file says so: by its
 nodata value, a mask, or an alpha band.
@@ -20,13 +20,13 @@ from terramind_plugin.errors import DataError
 logger = logging.getLogger("terramind_plugin")
 
 FAR = 1e30
-"""Magnitude above which a number stands for no data: float rasters are often filled with -3.4e38 and not tagged."""
+"""Magnitude above which a number means no data: float rasters are often filled with -3.4e38 without a nodata tag."""
 WIDE_INTEGERS = ("int64", "uint64")
-"""Types whose nodata value rasterio does not return exactly, so that GDAL must compare."""
+"""Types whose nodata value rasterio rounds, so that GDAL has to compare."""
 
 
 class Pixels(NamedTuple):
-    """Values of a raster and their mask of missing values."""
+    """Values of a raster and their gaps."""
 
     values: NDArray
     """Values [bands, H, W] in the type of the file; undefined where missing."""
@@ -36,29 +36,21 @@ class Pixels(NamedTuple):
     """Number of pixels with an undeclared missing value: NaN, infinite or far from 0."""
 
 
-def has_odd(values: NDArray) -> bool:
-    """Return whether some value is not finite or farther from 0 than `FAR`; quicker than `is_odd`.
-
-    Args:
-        values: Numbers of any real type and shape.
-    """
-    if values.dtype.kind != "f" or not values.size:
-        return False
-    # Minimum and maximum of values with a NaN are NaN, for which both comparisons are false.
-    bound = _bound(values)
-    return not (values.min() >= -bound and values.max() <= bound)
-
-
 def is_odd(values: NDArray) -> NDArray[np.bool_]:
-    """Return a boolean array, True where a value is not finite or farther from 0 than `FAR`.
-
-    Args:
-        values: Numbers of any real type and shape.
-    """
+    """Return a boolean array, True where a number of any real type is not finite or farther from 0 than `FAR`."""
     if values.dtype.kind != "f":
         return np.zeros(values.shape, bool)
     with np.errstate(invalid="ignore"):
         return ~(np.abs(values) <= _bound(values))
+
+
+def has_odd(values: NDArray) -> bool:
+    """Return whether `is_odd` is True anywhere; quicker."""
+    if values.dtype.kind != "f" or not values.size:
+        return False
+    # NaN is neither above nor below anything, and minimum and maximum return it.
+    bound = _bound(values)
+    return not (values.min() >= -bound and values.max() <= bound)
 
 
 def _bound(values: NDArray) -> Any:
@@ -67,13 +59,37 @@ def _bound(values: NDArray) -> Any:
     return kind(min(FAR, float(np.finfo(kind).max)))
 
 
-def nodata_of(raster: Any, bands: Sequence[int]) -> list[Any]:
-    """Return the nodata value of some bands in their type, None for a band whose pixels cannot have one.
+def read_pixels(raster: Any, bands: Sequence[int] | None = None, *, declared: bool = True, **window: Any) -> Pixels:
+    """Return values and the mask of missing values.
 
     Args:
         raster: An open raster of rasterio.
-        bands: Numbers of the bands, counted from 1.
+        bands: Numbers of the bands, from 1 on; None for all.
+        declared: Whether what the file says about missing values counts; if not, they are values like others.
+        window: `window` and `out_shape` of rasterio.
+
+    Raises:
+        DataError: The raster holds complex numbers.
+        RasterioError: The raster cannot be read.
     """
+    bands = list(raster.indexes) if bands is None else list(bands)
+    refuse_complex(raster.name, raster.dtypes)
+    values = raster.read(bands, **window)
+    missing = None
+    if declared:
+        asked = any(_has_mask(raster, band) for band in bands)
+        mask = raster.read_masks(bands, **window) > 0 if asked else None
+        missing = _find_declared(values, _nodata_of(raster, bands), mask)
+    if not has_odd(values):
+        return Pixels(values, missing, 0)
+    odd = is_odd(values)
+    if missing is None:
+        return Pixels(values, odd, int(odd.any(axis=0).sum()))
+    return Pixels(values, odd | missing, int((odd & ~missing).any(axis=0).sum()))
+
+
+def _nodata_of(raster: Any, bands: Sequence[int]) -> list[Any]:
+    """Return the nodata value of each band in its type, None where there is none that a pixel could have."""
     found: list[Any] = []
     for band in bands:
         value, dtype = raster.nodatavals[band - 1], np.dtype(raster.dtypes[band - 1])
@@ -86,27 +102,17 @@ def nodata_of(raster: Any, bands: Sequence[int]) -> list[Any]:
     return found
 
 
-def has_mask(raster: Any, band: int) -> bool:
-    """Return whether GDAL must compute a band's mask: from a mask, an alpha band, or nodata of 64-bit integers.
-
-    Args:
-        raster: An open raster of rasterio.
-        band: Number of the band, counted from 1.
-    """
+def _has_mask(raster: Any, band: int) -> bool:
+    """Return whether only GDAL can tell where a band has data: by a mask, an alpha band, or a 64-bit nodata value."""
     flags = raster.mask_flag_enums[band - 1]
     wide = raster.dtypes[band - 1] in WIDE_INTEGERS and MaskFlags.nodata in flags
     return MaskFlags.per_dataset in flags or MaskFlags.alpha in flags or wide
 
 
-def find_declared(
-    values: NDArray, nodata: Sequence[Any], mask: NDArray[np.bool_] | None = None
-) -> NDArray[np.bool_] | None:
-    """Return the mask of values that a file declares missing; None if there are none.
+def _find_declared(values: NDArray, nodata: Sequence[Any], mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """Return where a file says that values [bands, ...] are missing; None for nowhere.
 
-    Args:
-        values: [bands, ...] of any real type.
-        nodata: Nodata value of each band, from `nodata_of`.
-        mask: Boolean that broadcasts to the values, True where the file has data; None for everywhere.
+    The mask is True where the file has data; None for everywhere.
     """
     gaps = None
     if any(value is not None for value in nodata):
@@ -115,47 +121,8 @@ def find_declared(
             if value is not None:
                 np.equal(plane, value, out=gap) if value == value else np.isnan(plane, out=gap)
     if mask is not None and not mask.all():
-        gaps = ~np.broadcast_to(mask, values.shape) if gaps is None else gaps | ~mask
+        gaps = ~mask if gaps is None else gaps | ~mask
     return gaps if gaps is not None and gaps.any() else None
-
-
-def read_pixels(raster: Any, bands: Sequence[int] | None = None, *, declared: bool = True, **window: Any) -> Pixels:
-    """Return values and the mask of missing values.
-
-    Args:
-        raster: An open raster of rasterio.
-        bands: Numbers of the bands, counted from 1; None for all.
-        declared: Whether values that the file declares missing are missing; if not, they are ordinary values.
-        window: `window` and `out_shape` of rasterio.
-
-    Raises:
-        DataError: The raster holds complex numbers.
-        RasterioError: The raster cannot be read.
-    """
-    bands = list(raster.indexes) if bands is None else list(bands)
-    refuse_complex(raster.name, raster.dtypes)
-    values = raster.read(bands, **window)
-    missing = None
-    if declared:
-        asked = any(has_mask(raster, band) for band in bands)
-        mask = raster.read_masks(bands, **window) > 0 if asked else None
-        missing = find_declared(values, nodata_of(raster, bands), mask)
-    return Pixels(values, *add_odd(values, missing))
-
-
-def add_odd(values: NDArray, declared: NDArray[np.bool_] | None) -> tuple[NDArray[np.bool_] | None, int]:
-    """Return the mask of missing values including odd ones, and the number of pixels with undeclared odd values.
-
-    Args:
-        values: Values [bands, ...] of any real type.
-        declared: Mask of `find_declared`.
-    """
-    if not has_odd(values):
-        return declared, 0
-    odd = is_odd(values)
-    if declared is None:
-        return odd, int(odd.any(axis=0).sum())
-    return odd | declared, int((odd & ~declared).any(axis=0).sum())
 
 
 def refuse_complex(path: object, dtypes: Iterable[object]) -> None:
@@ -173,23 +140,13 @@ def refuse_complex(path: object, dtypes: Iterable[object]) -> None:
 
 
 def warn_of_undeclared(path: str | Path, count: int) -> None:
-    """Log a warning of undeclared missing pixels, if there are any.
-
-    Args:
-        path: The file.
-        count: Number of these pixels.
-    """
+    """Log a warning if a file has pixels that are missing though it does not say so."""
     if count:
         logger.warning("%s", describe_undeclared(path, count))
 
 
 def describe_undeclared(path: str | Path, count: int) -> str:
-    """Return a sentence about undeclared missing pixels.
-
-    Args:
-        path: The file.
-        count: Number of these pixels.
-    """
+    """Return a sentence on the number of pixels that are missing though their file does not say so."""
     pixels = "1 pixel is" if count == 1 else f"{count} pixels are"
     return (
         f"{path}: {pixels} not finite or beyond 1e30 and taken as missing. If that is meant, declare the number in the "

@@ -1,4 +1,4 @@
-"""Names of rasters: files on disk, URLs and GDAL's virtual paths."""
+"""Names of rasters: files on disk, and URLs and virtual paths that GDAL opens."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ from typing import Any
 class RemotePath(type(Path())):  # type: ignore[misc]
     """Name of a raster outside the file system: a URL, or a path below /vsizip/, /vsicurl/, /vsis3/...
 
-    A `Path` would fold the double slash of 'https://host/a.tif' and '/vsizip//data/a.zip/b.tif', which GDAL needs. This
-    class keeps the text as it was written. Its `name` is the raster's name without the query of a URL.
-
-    Args:
-        text: The name.
+    A `Path` would fold the double slash of 'https://host/a.tif' and '/vsizip//data/a.zip/b.tif'. This class prints the
+    name as it was written. Its `name` is the name of the raster, without the query of a URL.
     """
 
     text: str
@@ -66,19 +63,12 @@ class RemotePath(type(Path())):  # type: ignore[misc]
 
 
 def is_remote(text: object) -> bool:
-    """Return whether a name is a URL or one of GDAL's virtual paths.
-
-    Args:
-        text: A path or its text.
-    """
+    """Return whether a path or its text is a URL or one of GDAL's virtual paths."""
     return "://" in str(text) or str(text).startswith("/vsi")
 
 
 def remote_path(text: str | Path) -> RemotePath:
-    """Return the path of a raster outside the file system.
-
-    Args:
-        text: A URL, or one of GDAL's virtual paths.
+    """Return the path of a URL or of one of GDAL's virtual paths.
 
     Raises:
         ValueError: The text is a name of the file system.
@@ -89,11 +79,7 @@ def remote_path(text: str | Path) -> RemotePath:
 
 
 def raster_path(text: str | Path) -> Path:
-    """Return the path of a raster that a user has named.
-
-    Args:
-        text: A file, a URL, or one of GDAL's virtual paths.
-    """
+    """Return the path of a raster that a user has named: a file, a URL, or one of GDAL's virtual paths."""
     return RemotePath(str(text)) if is_remote(text) else Path(text)
 
 

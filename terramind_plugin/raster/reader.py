@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from terramind_plugin.parallel import usable
 from terramind_plugin.raster.bands import find_bands
 from terramind_plugin.raster.complete import GDAL_ERRORS, reason_of
 from terramind_plugin.raster.georeference import Grid, apply_affine, check_georeference
-from terramind_plugin.raster.missing import FAR, read_pixels, refuse_complex
+from terramind_plugin.raster.missing import read_pixels, refuse_complex
 from terramind_plugin.raster.paths import is_remote, raster_path
 from terramind_plugin.raster.thumbnail import Thumbnail
 from terramind_plugin.raster.values import check_classes, warn_of_units
@@ -30,16 +30,16 @@ from terramind_plugin.raster.warped import WarpedRaster
 TOLERANCE = 0.01
 """Largest distance, in pixels, between two grids that count as one."""
 THREADS = min(4, usable())
-"""Threads that decode blocks of a file."""
+"""Number of threads that decode blocks of a file."""
 MOST_CACHE = 2**30
-"""Maximum size in bytes of GDAL's cache of decoded blocks, which neighbouring windows share."""
+"""Largest number of bytes of decoded blocks that are kept, so that the next row of windows decodes none again."""
 PREVIEW_TILE = 1024
-"""Maximum height and width of a part that is read at once for a preview."""
+"""Largest height and width of a window that is read for a preview."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Expected content of a raster."""
+    """Bands and units that a raster must have."""
 
     name: str
     """Name of the modality, for messages."""
@@ -48,21 +48,21 @@ class Expected:
     fill: tuple[float, ...]
     """Number for pixels without data, by band."""
     file_bands: tuple[str, ...] = ()
-    """Names of the file's bands, if they differ from the bands to read."""
+    """Names of the file's bands, where they differ from `bands` and the file does not name them."""
     classes: int = 0
-    """Number of class ids, if values are class ids."""
+    """Number of classes, if values are class ids."""
     scale: float = 1.0
-    """Factor from the numbers of the file, after `offset`, to the units of the modality."""
+    """Factor from the values of the file, after `offset` is added, to the units of the modality."""
     offset: float = 0.0
-    """Number that is added to the numbers of the file before they are scaled."""
+    """Number that is added to the values of the file."""
 
     @classmethod
     def of(cls, modality: Modality, file_bands: Sequence[str] = ()) -> Expected:
-        """Return the expected content of a file of a modality; gaps take the pre-training mean, or class 0 (no data).
+        """Return the bands and units of a modality. Gaps take the pre-training mean, or class 0, which is no data.
 
         Args:
             modality: Modality of the file.
-            file_bands: Names of the file's bands, if they are in another order.
+            file_bands: Names of the file's bands, where their order is another one.
 
         Raises:
             ConfigError: The modality is a text and has no raster.
@@ -83,17 +83,17 @@ class FilledPixels(NamedTuple):
 
 
 class Source:
-    """Reader of a raster on a grid; a raster on another grid is warped while reading.
+    """A raster that is read on a grid. A raster on another grid is warped while it is read.
 
-    Only one thread at a time may use it.
+    One thread at a time may use it.
 
     Args:
         path: The raster.
-        expected: Its expected content.
-        grid: Grid to read on; None for the raster's own grid.
-        threads: Number of threads that decode blocks. They do not survive a fork: a process that reads after it was
-            forked waits for them forever.
-        warn: Whether to log a warning where values look like another unit.
+        expected: Bands and units that the raster must have.
+        grid: Grid to read it on; None for its own grid.
+        threads: Number of threads that decode blocks. They do not survive a fork: a forked process that reads waits
+            for them forever.
+        warn: Whether to warn of values that look like those of another unit.
 
     Raises:
         DataError: The raster cannot be opened, has other bands, or does not overlap the grid.
@@ -160,7 +160,7 @@ class Source:
                 f"{self.grid.crs}. Check its CRS, {self.native.crs}."
             )
         resampling = Resampling.nearest if self.expected.classes else Resampling.bilinear
-        return WarpedRaster(self._file, self.grid.crs, self.grid.transform, self.grid.shape, resampling)
+        return WarpedRaster(self._file, self.grid, resampling)
 
     def read(self, row: int, column: int, height: int, width: int) -> FilledPixels:
         """Return a window that starts inside the image; beyond its lower and right edges it is mirrored.
@@ -321,114 +321,3 @@ class _Counted:
 
 def _shown(bounds: Sequence[float]) -> str:
     return " ".join(f"{number:.6g}" for number in bounds)
-
-
-@dataclass(frozen=True)
-class Chip:
-    """A chip of one modality."""
-
-    path: Path
-    modality: Modality
-    values: NDArray
-    """[bands, H, W] float32 in the modality's units, or class ids [1, H, W] int64; gaps are filled."""
-    valid: NDArray
-    """Boolean [H, W], True where some band was measured."""
-    grid: Grid
-    """Grid of the whole raster."""
-    undeclared: int = 0
-    """Number of undeclared missing pixels."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Return the height and width in pixels."""
-        return self.grid.shape
-
-    def measured(self) -> NDArray:
-        """Return the values with NaN, or class 0, where no band was measured."""
-        missing = 0 if self.modality.kind == "classes" else np.nan
-        return np.where(self.valid, self.values, missing)
-
-
-def read_chip(
-    path: str | Path,
-    modality: Modality,
-    grid: Grid | None = None,
-    *,
-    side: int | None = None,
-    multiple: int = 1,
-    bands: Sequence[str] = (),
-) -> Chip:
-    """Return a chip whose gaps are filled with the mean of the pre-training data, or with class 0 (no data).
-
-    Bands are read by name if the file names all of them, and otherwise in the order of the modality.
-
-    Args:
-        path: A raster in the units of the modality.
-        modality: Modality of the raster.
-        grid: Grid to read on, by warping if it is another one; None for the raster's own grid.
-        side: Maximum height and width; a larger raster is read in its middle. None reads all of it.
-        multiple: Number whose multiples heights and widths become, by mirrored pixels.
-        bands: Names of the file's bands, if they are in another order and the file does not name them.
-
-    Raises:
-        ConfigError: The modality is a text and has no raster.
-        DataError: The file cannot be read, has other bands, no data, or values that are no class ids.
-    """
-    source = Source(path, Expected.of(modality, bands), grid)
-    try:
-        height, width = (min(length, side or length) for length in source.grid.shape)
-        row, column = (source.grid.height - height) // 2, (source.grid.width - width) // 2
-        values, valid = source.read(row, column, -(-height // multiple) * multiple, -(-width // multiple) * multiple)
-    finally:
-        source.close()
-    if not valid.any():
-        where = "pixel" if (height, width) == source.grid.shape else "pixel of its middle"
-        raise DataError(f"{path} holds no data: every {where} is missing.")
-    if modality.kind == "classes":
-        values = values.astype(np.int64)
-    return Chip(source.path, modality, values, valid, source.grid, source.undeclared)
-
-
-def pad(values: NDArray, multiple: int) -> NDArray:
-    """Return an image [bands, H, W] that is mirrored at its lower and right edges to whole patches.
-
-    Args:
-        values: The image.
-        multiple: Height and width of a patch.
-    """
-    height, width = values.shape[-2:]
-    return np.pad(values, ((0, 0), (0, -height % multiple), (0, -width % multiple)), mode="reflect")
-
-
-class Image(NamedTuple):
-    """All bands of a raster."""
-
-    values: NDArray[np.floating[Any]]
-    """Values [bands, H, W], NaN where missing; float32, or float64 where numbers need it."""
-    descriptions: tuple[str | None, ...]
-    """Names of the bands in the file."""
-    undeclared: int
-    """Number of undeclared missing pixels."""
-    far: bool
-    """True if some undeclared missing pixels are infinite or far from 0."""
-
-
-def read_image(path: str | Path, is_value: Callable[[float | None], bool] = lambda nodata: False) -> Image:
-    """Return all bands of a raster, with NaN where values are missing, see `terramind_plugin.raster.missing`.
-
-    Args:
-        path: Path of the file.
-        is_value: Returns whether the file's nodata value is an ordinary value, so that the file declares no gaps.
-
-    Raises:
-        DataError: The raster holds complex numbers.
-        RasterioError: The raster cannot be read.
-    """
-    with rasterio.open(path) as raster:
-        pixels = read_pixels(raster, declared=not is_value(raster.nodata))
-        descriptions = raster.descriptions
-    wide = pixels.values.astype(np.result_type(pixels.values.dtype, np.float32), copy=False)
-    far = bool(pixels.undeclared) and bool((np.abs(pixels.values) > FAR).any())
-    if pixels.missing is not None:
-        wide[pixels.missing] = np.nan
-    return Image(wide, descriptions, pixels.undeclared, far)

@@ -1,4 +1,4 @@
-"""A reduced image, gathered from the windows of an image."""
+"""An image at a reduced size, gathered from the windows of the image that are read."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 
 class Thumbnail:
-    """A reduced image whose pixels are the nearest pixels of the image.
+    """A smaller version of an image, each pixel the nearest one.
 
     Args:
         shape: Height and width of the image.
-        size: Height and width of the reduced image.
-        bands: Positions of the reduced image's bands.
+        size: Height and width of the smaller version.
+        bands: Positions of the bands to keep.
     """
 
     def __init__(self, shape: tuple[int, int], size: tuple[int, int], bands: Sequence[int]) -> None:

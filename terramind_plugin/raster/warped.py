@@ -8,48 +8,42 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.crs import CRS
 from rasterio.enums import MaskFlags, Resampling
 from rasterio.transform import Affine
 from rasterio.warp import reproject
 from rasterio.warp import transform as transform_positions
 from rasterio.windows import Window
 
-from terramind_plugin.raster.georeference import apply_affine
+from terramind_plugin.raster.georeference import Grid, apply_affine
 from terramind_plugin.raster.missing import read_pixels
 
 BLOCK = (256, 1024)
-"""Height and width in pixels of a block that is warped at once. Results do not depend on the windows that are read."""
+"""Height and width in pixels of a block that is warped at once, so that results do not depend on the windows read."""
 LARGEST = 2**24
-"""Maximum number of values that are read at once: a block that needs more is warped in parts."""
+"""Largest number of values that are read of the file at once. A block that needs more is warped in parts."""
 KEPT = 8
-"""Number of blocks that are kept, since neighbouring windows share some."""
+"""Smallest number of warped blocks that are kept: windows that follow one another share some."""
 SAMPLES = 21
-"""Number of positions along each side of a block that determine the pixels it needs."""
+"""Number of positions along each side of a block that are projected to find the pixels it needs."""
 
 
 class WarpedRaster:
-    """An open raster on another grid, with the methods of rasterio that this package uses; float32, NaN where missing.
+    """An open raster on another grid, with the attributes of rasterio that this package uses: float32, NaN for gaps.
 
-    Missing values become NaN before they are warped, by the rule of `terramind_plugin.raster.missing`. GDAL's own
+    Missing values are set to NaN before they are warped, by the rule of `terramind_plugin.raster.missing`. GDAL's own
     virtual raster knows one number for no data and would mix any other, such as infinity, into its neighbours.
 
     Args:
         raster: An open raster of rasterio.
-        crs: Coordinate reference system of the other grid.
-        transform: Transform from pixel corners to coordinates.
-        shape: Height and width in pixels.
-        resampling: Method of resampling.
+        grid: The other grid.
+        resampling: Method that makes one pixel of several.
     """
 
-    def __init__(
-        self, raster: Any, crs: CRS, transform: Affine, shape: tuple[int, int], resampling: Resampling
-    ) -> None:
+    def __init__(self, raster: Any, grid: Grid, resampling: Resampling) -> None:
         self._raster = raster
         self._resampling = resampling
-        self.crs = crs
-        self.transform = transform
-        self.height, self.width = shape
+        self.crs, self.transform = grid.crs, grid.transform
+        self.height, self.width = grid.shape
         self.name = raster.name
         self.indexes = raster.indexes
         self.block_shapes = [BLOCK] * raster.count
@@ -57,18 +51,15 @@ class WarpedRaster:
         self.nodatavals = (float("nan"),) * raster.count
         self.mask_flag_enums = ([MaskFlags.nodata],) * raster.count
         self.undeclared = 0
-        """Number of undeclared missing pixels in the blocks read so far."""
+        """Number of pixels of the blocks read so far that are missing though the file does not say so."""
         self._block = lru_cache(KEPT)(self._warp_block)
 
-    def read(
-        self, bands: Sequence[int], window: Window | None = None, out: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
+    def read(self, bands: Sequence[int], window: Window | None = None) -> NDArray[np.float32]:
         """Return a window [bands, height, width] that lies inside the grid.
 
         Args:
-            bands: Numbers of the bands, counted from 1.
-            window: The window; None for the whole grid.
-            out: Array to write to.
+            bands: Numbers of the bands, from 1 on.
+            window: Window of the grid; None for all.
 
         Raises:
             DataError: The file holds complex numbers.
@@ -76,7 +67,7 @@ class WarpedRaster:
         """
         window = Window(0, 0, self.width, self.height) if window is None else window
         top, left, height, width = window.row_off, window.col_off, window.height, window.width
-        values = np.empty((len(bands), height, width), np.float32) if out is None else out
+        values = np.empty((len(bands), height, width), np.float32)
         tall, wide = BLOCK
         for row in range(top // tall * tall, top + height, tall):
             for column in range(left // wide * wide, left + width, wide):
@@ -100,7 +91,7 @@ class WarpedRaster:
     def _parts(
         self, row: int, column: int, height: int, width: int, bands: int
     ) -> Iterator[tuple[int, int, int, int, Window]]:
-        """Yield parts of a block that lie on the raster, with the window of the raster that each needs."""
+        """Yield the parts of a block that lie on the raster, each with the window of the raster that it needs."""
         window = self._needed(row, column, height, width)
         if window is None:
             return
@@ -114,7 +105,7 @@ class WarpedRaster:
             yield from self._parts(row, column + width // 2, height, width - width // 2, bands)
 
     def _needed(self, row: int, column: int, height: int, width: int) -> Window | None:
-        """Return the window of the raster that determines some pixels of the grid, or None."""
+        """Return the window of the raster that pixels of the grid need; None if there is none."""
         x, y = np.meshgrid(np.linspace(column, column + width, SAMPLES), np.linspace(row, row + height, SAMPLES))
         east, north = apply_affine(self.transform, x.ravel(), y.ravel())
         if self.crs != self._raster.crs:
@@ -125,13 +116,13 @@ class WarpedRaster:
         if not known.any():
             return None
         edges = []
-        for places, count, limit in (
+        for positions, count, limit in (
             (rows[known], height, self._raster.height),
             (columns[known], width, self._raster.width),
         ):
             # GDAL uses as many pixels as one pixel of the grid covers, in both directions.
-            margin = 4 + int(np.ceil(np.ptp(places) / count))
-            first, last = max(int(places.min()) - margin, 0), min(int(np.ceil(places.max())) + margin, limit)
+            margin = 4 + int(np.ceil(np.ptp(positions) / count))
+            first, last = max(int(positions.min()) - margin, 0), min(int(np.ceil(positions.max())) + margin, limit)
             if first >= last:
                 return None
             edges += [(first, last)]
@@ -174,7 +165,7 @@ class WarpedRaster:
             dst_transform=_move(self.transform, left, top),
             dst_nodata=np.nan,
             resampling=resampling,
-            # Band by band: a value that is missing in one band may be there in another.
+            # Each band by itself: a gap of one band is no gap of the others.
             UNIFIED_SRC_NODATA="NO",
         )
         return result
@@ -192,7 +183,7 @@ class WarpedRaster:
         self._block = lru_cache(max(KEPT, min(row, most // (4 * bands * tall * wide))))(self._warp_block)
 
     def close(self) -> None:
-        """Drop all blocks; the raster stays open."""
+        """Forget all blocks. Whoever opened the raster closes it."""
         self._block.cache_clear()
 
 

@@ -112,7 +112,7 @@ def test_features_are_the_mean_of_the_last_layer(folders):
     import torch
 
     from terramind_plugin.model.modalities import resolve
-    from terramind_plugin.raster.reader import read_chip
+    from terramind_plugin.raster.chips import read_chip
 
     modality = resolve("S2L2A")
     chips = [read_chip(path, modality, side=64, multiple=8) for path in sorted(folders.glob("*/*.tif"))[:3]]

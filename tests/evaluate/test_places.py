@@ -16,7 +16,7 @@ from terramind_plugin.evaluate import locate as places
 from terramind_plugin.evaluate.chips import ChipFiles, find_rasters, size_of
 from terramind_plugin.evaluate.locate import Belief
 from terramind_plugin.model.modalities import resolve
-from terramind_plugin.raster.reader import read_chip
+from terramind_plugin.raster.chips import read_chip
 from terramind_plugin.simulation.dataset import simulate
 
 MODEL = ("--modality", "S2L2A", "--model", "terramind_sim_nano", "--pretrained", "false")

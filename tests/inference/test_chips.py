@@ -25,7 +25,8 @@ from terramind_plugin.cli import main
 from terramind_plugin.inference.outputs import finish_modality, modality_layers
 from terramind_plugin.inference.preview import draw_scene
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.raster.reader import Expected, Source, pad, read_chip
+from terramind_plugin.raster.chips import read_chip
+from terramind_plugin.raster.reader import Expected, Source
 from terramind_plugin.simulation.dataset import chip_files, simulate
 from terramind_plugin.tokenizers import variants
 from tests.generation.conftest import scatter_weights
@@ -393,12 +394,6 @@ def test_any_size(files: dict[str, Path], run: Any, tmp_path: Path) -> None:
         _assert_image(folder / f"odd_{name}.tif", name, chip)
     dot = _write(tmp_path / "dot.tif", values[:, :1, :1], files["S2L2A"])
     _assert_image(run(dot, tmp_path / "out", "LULC") / "dot_LULC.tif", "LULC", dot)
-
-
-def test_padding_mirrors() -> None:
-    image = np.arange(6.0).reshape(1, 2, 3)
-    assert pad(image, 4).tolist() == [[[0, 1, 2, 1], [3, 4, 5, 4], [0, 1, 2, 1], [3, 4, 5, 4]]]
-    assert pad(np.ones((2, 32, 48)), 16).shape == (2, 32, 48)
 
 
 def test_gaps_are_filled_and_stay_gaps(files: dict[str, Path], run: Any, tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ from rasterio.transform import Affine
 from terramind_plugin.data.writer import find_data
 from terramind_plugin.errors import DataError
 from terramind_plugin.model.modalities import MODALITIES
+from terramind_plugin.raster.chips import read_image
 from terramind_plugin.raster.georeference import Grid
 from terramind_plugin.raster.missing import FAR, has_odd, is_odd
-from terramind_plugin.raster.reader import Expected, Source, read_image
+from terramind_plugin.raster.reader import Expected, Source
 from terramind_plugin.samples.checks.sample import read_middle
 from tests.raster.odd import PLACE, cases, radar, write, write_case, write_twin
 

@@ -17,8 +17,8 @@ import rasterio
 from terramind_plugin.cli import main
 from terramind_plugin.evaluate.few_shot import list_patches
 from terramind_plugin.model.modalities import resolve
+from terramind_plugin.raster.chips import read_chip
 from terramind_plugin.raster.paths import is_remote, raster_path
-from terramind_plugin.raster.reader import read_chip
 from tests.inference.conftest import write_modality
 
 NANO = ("--model", "terramind_sim_nano", "--steps", "1")
