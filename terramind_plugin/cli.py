@@ -59,6 +59,7 @@ RENAMED = {
     ("generate", "--size"): "--model",
     ("reconstruct", "--size"): "--model",
     ("tokenize", "--family"): "--model",
+    ("tokenize", "--turns"): "--symmetries",
     ("tokenize", "--ckpt_path"): "--tokenizer_ckpt_path",
     ("export", ""): "--model",
     ("merge", ""): "--model",

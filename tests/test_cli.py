@@ -106,6 +106,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         "reconstruct a.tif --modality S2L2A --out x --pretrained=not": "--pretrained takes true or false, got 'not'.",
         "reconstruct a.tif --modality S2L2A --out x --model base": "Did you mean 'terramind_v1_base'?",
         "tokenize --family terramind_v1": "--family is now --model: --model terramind_v1_base",
+        "tokenize --turns 1": "--turns is now --symmetries: --symmetries 1",
         "tokenize --ckpt_path A=b": "--ckpt_path is now --tokenizer_ckpt_path: --tokenizer_ckpt_path A=b",
         "merge best.ckpt --out x": "A checkpoint is now given as --model: --model best.ckpt.",
         "export last.ckpt --out x": "A checkpoint is now given as --model: --model last.ckpt.",

@@ -42,7 +42,7 @@ def run_tokenize(
     out: Path,
     model: str = "terramind_v1_base",
     tokenizer_ckpt_path: dict[str, Path] | None = None,
-    turns: Literal[8, 1] = 8,
+    symmetries: Literal[8, 1] = 8,
     replace: bool = False,
 ) -> None:
     """Make the token ids of chips once and store them, for masked modelling.
@@ -52,14 +52,14 @@ def run_tokenize(
         out: Folder to write to.
         model: Model whose tokenizers are used: a registry name, a path, or hub:ORG/NAME.
         tokenizer_ckpt_path: Weights of a modality's tokenizer instead of the model's own; repeatable.
-        turns: Positions of a square in which each chip is encoded.
+        symmetries: 8 to encode each tile under all symmetries of a square, 1 as it lies.
         replace: Make anew what is out of date.
     """
     from rich.progress import Progress
 
     from terramind_plugin.model.lookup import look_up_model
     from terramind_plugin.model.modalities import resolve
-    from terramind_plugin.pretrain.tokenize import tokenize_folders
+    from terramind_plugin.pretrain.token_store import tokenize_folders
     from terramind_plugin.samples.layout import make_folders
 
     variant, _ = look_up_model(model)
@@ -72,7 +72,7 @@ def run_tokenize(
             folders,
             out,
             ckpt_paths={resolve(name).name: path for name, path in (tokenizer_ckpt_path or {}).items()},
-            turns=turns,
+            symmetries=symmetries,
             replace=replace,
             on_chip=lambda name, done, total: progress.update(bars[name], completed=done, total=total),
         )

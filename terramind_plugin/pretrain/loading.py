@@ -1,17 +1,154 @@
-"""What the data modules of both stages share: loaders whose order an interrupted run takes up again."""
+"""Loading for both stages: chips, dihedral symmetries, and an order of samples that a resumed run goes on with."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from terramind_plugin.errors import ConfigError
-from terramind_plugin.pretrain.order import ResumableOrder
-from terramind_plugin.pretrain.training import next_batch
+from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.model.modalities import Modality
+from terramind_plugin.pretrain.task import next_batch
+from terramind_plugin.raster.missing import describe_undeclared
+from terramind_plugin.raster.chips import read_chip
 from terramind_plugin.samples.layout import ChipFolder, choose_chips
+
+logger = logging.getLogger("terramind_plugin")
+
+SYMMETRIES = 8
+"""Number of dihedral (D4) symmetries, those of a square."""
+
+
+class ChipReader:
+    """Reads chips, and keeps them if there is memory for all.
+
+    Args:
+        keep: Whether to keep what was read; 2 bytes a pixel and band.
+    """
+
+    def __init__(self, keep: bool = False) -> None:
+        self.keep = keep
+        self._kept: dict[Path, NDArray[Any]] = {}
+        self._named: set[str] = set()
+
+    def read(self, folder: ChipFolder, name: str) -> NDArray[Any]:
+        """Return a chip: standardised [bands, H, W] float16, or class ids [1, H, W] uint8; gaps are filled.
+
+        Raises:
+            DataError: The file cannot be read, is no chip of that modality, or holds a number too far from its mean.
+        """
+        path, modality = folder.path(name), folder.modality
+        if path in self._kept:
+            return self._kept[path]
+        chip = read_chip(path, modality)
+        if chip.undeclared and modality.name not in self._named:
+            self._named.add(modality.name)
+            text = describe_undeclared(path, chip.undeclared)
+            logger.warning("%s Further files of %s are not named.", text, modality.name)
+        values = chip.values
+        if modality.kind == "classes":
+            stored = values.astype(np.uint8)
+        else:
+            mean, std = (np.asarray(x, np.float32)[:, None, None] for x in (modality.mean, modality.std))
+            with np.errstate(over="ignore"):
+                stored = ((values - mean) / std).astype(np.float16)
+            if not np.isfinite(stored).all():
+                wrong = values[~np.isfinite(stored)][0]
+                raise DataError(
+                    f"{path} holds {wrong:g}, no value in {modality.units}. If it means no data, declare it in "
+                    f"the file: gdal_edit.py -a_nodata {wrong:g}."
+                )
+        if self.keep:
+            self._kept[path] = stored
+        return stored
+
+
+def apply_symmetry(image: NDArray[Any], number: int) -> NDArray[Any]:
+    """Return an image [..., H, W] under a D4 symmetry: rotated by `number` % 4 quarter turns, mirrored from 4 on."""
+    rotated = np.rot90(image, number % 4, axes=(-2, -1))
+    return rotated[..., ::-1] if number >= 4 else rotated
+
+
+def to_tensor(chip: NDArray[Any], modality: Modality) -> Tensor:
+    """Return a chip of `ChipReader` as a tokenizer takes it: float32 [bands, H, W], or class ids [H, W] int64."""
+    if modality.kind == "classes":
+        return torch.from_numpy(chip[0].astype(np.int64))
+    return torch.from_numpy(chip.astype(np.float32))
+
+
+class Draw(NamedTuple):
+    """Number of a training sample, and the seed of its crop and symmetry."""
+
+    number: int
+    seed: tuple[int, ...]
+
+    def random(self) -> np.random.Generator:
+        """Return the source of the sample's crop and symmetry."""
+        return np.random.default_rng(self.seed)
+
+
+class ResumableOrder(DistributedSampler[Any]):
+    """Shuffled samples, another order in each epoch, that can start in the middle of an epoch.
+
+    Order and draws are a function of seed, epoch and step alone. Lightning leaves a DistributedSampler as it is; it
+    would replace another sampler and lose the start.
+
+    Args:
+        count: Number of samples.
+        batch_size: Samples in a step of one process.
+        seed: Not negative.
+        first_epoch: Epoch to begin with.
+        first_step: Step in that epoch to begin with; later epochs are whole.
+        replicas: Number of processes.
+        rank: Number of this process.
+
+    Raises:
+        DataError: There are fewer samples than a step takes.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        first_epoch: int = 0,
+        first_step: int = 0,
+        *,
+        replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        super().__init__(range(count), num_replicas=replicas, rank=rank, seed=seed, drop_last=True)  # type: ignore[arg-type]
+        self.count = count
+        self.batch_size = batch_size
+        self.steps = count // (batch_size * replicas)
+        if self.steps == 0:
+            raise DataError(
+                f"{count} training samples do not fill one step of {batch_size} x {replicas} processes. Lower "
+                "batch_size or add samples."
+            )
+        self.first_epoch, self.first_step = first_epoch, first_step
+        self.set_epoch(self.first_epoch)
+
+    def __len__(self) -> int:
+        """Return the number of samples that this process gets in a whole epoch."""
+        return self.steps * self.batch_size
+
+    def __iter__(self) -> Iterator[Draw]:
+        epoch = self.epoch
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
+        first = self.first_step if epoch == self.first_epoch else 0
+        for step in range(first, self.steps):
+            begin = (step * self.num_replicas + self.rank) * self.batch_size
+            for position in range(begin, begin + self.batch_size):
+                yield Draw(int(order[position]), (self.seed, epoch, position))
 
 
 class PretrainingDataModule(LightningDataModule):
@@ -22,7 +159,7 @@ class PretrainingDataModule(LightningDataModule):
         val_split: List of ids.
         batch_size: Samples a step and process.
         num_workers: Processes that read.
-        seed: Of order, crops and turns.
+        seed: Start of order, crops and symmetries.
 
     Raises:
         ConfigError: Only one split is given.
@@ -31,11 +168,11 @@ class PretrainingDataModule(LightningDataModule):
     train_data: Dataset[Any]
     val_data: Dataset[Any]
     folders: Mapping[str, ChipFolder]
-    """Where the chips are, by modality."""
+    """Folders of the chips by modality."""
     side: int
-    """Side in pixels of what is cut of a chip."""
+    """Side in pixels of a crop or tile."""
     chips_are_samples = True
-    """Whether a sample is one chip; otherwise tiles of it are samples."""
+    """Whether a chip is one sample; otherwise each tile of a chip is one."""
 
     def __init__(
         self, train_split: str | None, val_split: str | None, batch_size: int, num_workers: int, seed: int
@@ -56,16 +193,14 @@ class PretrainingDataModule(LightningDataModule):
         return train, choose_chips(folders, self.val_split, validation=True)
 
     def train_dataloader(self) -> Any:
-        """Return training batches, from the one on that the trainer needs next."""
+        """Return training batches, beginning with the one that the trainer needs next."""
         trainer = self.trainer
         data: Any = self.train_data
-        first_epoch, first_step = next_batch(trainer) if trainer else (0, 0)
         order = ResumableOrder(
             len(data),
             self.batch_size,
             self.seed,
-            first_epoch,
-            first_step,
+            *(next_batch(trainer) if trainer else (0, 0)),
             replicas=trainer.world_size if trainer else 1,
             rank=trainer.global_rank if trainer else 0,
         )
@@ -76,10 +211,5 @@ class PretrainingDataModule(LightningDataModule):
         return self._loader(self.val_data)
 
     def _loader(self, data: Dataset[Any], **options: Any) -> DataLoader[Any]:
-        return DataLoader(
-            data,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            **options,
-        )
+        workers = self.num_workers
+        return DataLoader(data, self.batch_size, num_workers=workers, persistent_workers=workers > 0, **options)

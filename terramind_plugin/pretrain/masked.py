@@ -1,4 +1,4 @@
-"""Stage 2: the encoder-decoder learns to name masked tokens."""
+"""Stage 2: the encoder-decoder learns to predict masked tokens."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from terramind_plugin.model.inputs import check_size, plan_inputs
 from terramind_plugin.model.modalities import resolve
 from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.model.weights import load_encoder_decoder
+from terramind_plugin.pretrain.masked_loss import MaskedBatch, MaskedLoss, masked_loss
 from terramind_plugin.pretrain.masking import MaskPlan, draw_masks
-from terramind_plugin.pretrain.modelling import Chips, MaskedLoss, masked_loss
-from terramind_plugin.pretrain.training import ResumableTask, build_optimizer, make_generator
+from terramind_plugin.pretrain.task import PretrainingTask
 
 logger = logging.getLogger("terramind_plugin")
 
 SEQUENCE_LENGTHS = {"coords": 3}
-"""Latitude, longitude and end."""
+"""Tokens of a sequence without its start: latitude, longitude and end."""
 
 
-class MaskedModellingTask(ResumableTask):
-    """Trains the encoder-decoder on batches of `Chips`: reads some patches and tokens, predicts others.
+class MaskedModellingTask(PretrainingTask):
+    """Trains the encoder-decoder on batches of type `MaskedBatch`: it reads some patches and tokens, predicts others.
 
-    Masks depend on `seed`, batch number and process alone, so that a resumed run goes on as the interrupted one, and
-    every validation uses the same. For averaged weights add Lightning's EMAWeightAveraging to the callbacks: it
-    validates and saves the average. The checkpoint is what `ckpt_path` of a backbone, a TiM model and a generator
-    takes.
+    Masks depend on `seed`, batch number and process alone, so that a resumed run repeats the uninterrupted one, and
+    every validation uses the same masks. For averaged weights add Lightning's EMAWeightAveraging to the callbacks: it
+    validates and saves the average. Backbones, Thinking-in-Modalities models and generators take the checkpoint as
+    their `ckpt_path`.
 
     Source: TerraMind (arXiv:2504.11171) section 3.2 and 4M (arXiv:2312.06647). Optimiser settings are chosen here.
 
@@ -48,20 +48,21 @@ class MaskedModellingTask(ResumableTask):
         target_tokens: Most tokens that are predicted of a sample.
         input_alphas: See `MaskPlan`.
         target_alphas: See `MaskPlan`.
-        lead_in_steps: First optimiser steps that draw with the next two arguments instead of those above. One easy
-            question, say vegetation from optical patches, teaches where to look; many at once take many times the
-            steps to do so.
+        lead_in_steps: Number of first optimiser steps that draw with the next two arguments instead of those above.
+            One easy question, say vegetation from optical patches, teaches where to look; many at once take many times
+            the steps.
         lead_in_input_alphas: `input_alphas` of the lead-in.
         lead_in_target_alphas: `target_alphas` of the lead-in.
         average: 'modality' weighs modalities equally, as 4M does, 'token' all tokens.
         img_size: Height and width in pixels that position embeddings are made for; by default that of the variant.
         lr: Largest learning rate.
-        warmup_steps: Steps in which it grows to that, before it falls as a cosine to zero at trainer.max_steps.
-        weight_decay: Of AdamW.
-        seed: Where masks start.
+        warmup_steps: Steps of the rise to `lr`, before a cosine falls to zero at trainer.max_steps.
+        weight_decay: Weight decay of AdamW.
+        seed: Start of the masks.
     """
 
     monitor = "val/loss"
+    model: EncoderDecoder
 
     def __init__(
         self,
@@ -94,28 +95,29 @@ class MaskedModellingTask(ResumableTask):
             ConfigError: The variant or a modality is unknown or of another kind, or a budget is not possible.
             WeightsError: The weights are not there or do not fit.
         """
-        given = self.hparams
-        if given["variant"] not in VARIANTS:
+        settings = self.hparams
+        if settings["variant"] not in VARIANTS:
             raise ConfigError(
-                f"Unknown variant '{given['variant']}'.{suggest(given['variant'], VARIANTS)} "
+                f"Unknown variant '{settings['variant']}'.{suggest(settings['variant'], VARIANTS)} "
                 f"Known: {', '.join(VARIANTS)}."
             )
-        self.plan = make_plan(given)
+        self.plan = make_plan(settings)
         self.lead_in = replace(
             self.plan,
-            input_alphas=given["lead_in_input_alphas"] or {},
-            target_alphas=given["lead_in_target_alphas"] or {},
+            input_alphas=settings["lead_in_input_alphas"] or {},
+            target_alphas=settings["lead_in_target_alphas"] or {},
         )
-        numbers = VARIANTS[given["variant"]]
+        numbers = VARIANTS[settings["variant"]]
         targets = plan_targets([*self.plan.tokens, *self.plan.sequences])
         keys = [str(modality.token_key) for modality in targets.values()]
-        size = check_size(numbers.img_size if given["img_size"] is None else given["img_size"], numbers.patch_size)
+        img_size = numbers.img_size if settings["img_size"] is None else settings["img_size"]
+        size = check_size(img_size, numbers.patch_size)
         inputs = plan_inputs([*self.plan.pixels, *keys], tokens=True)
         self.model = EncoderDecoder(numbers, inputs, list(targets.values()), img_size=size)
-        if given["pretrained"] or given["ckpt_path"] is not None:
-            logger.info("%s", load_encoder_decoder(self.model, given["ckpt_path"]))
+        if settings["pretrained"] or settings["ckpt_path"] is not None:
+            logger.info("%s", load_encoder_decoder(self.model, settings["ckpt_path"]))
 
-    def training_step(self, batch: Chips, batch_idx: int) -> Tensor:
+    def training_step(self, batch: MaskedBatch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         leading_in = self.global_step < self.hparams["lead_in_steps"]
         made = self._loss(batch, self.batch_number, self.lead_in if leading_in else self.plan)
@@ -126,10 +128,10 @@ class MaskedModellingTask(ResumableTask):
         return made.loss
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the losses of the last validation."""
+        """Reset the sums of losses."""
         self.sums = torch.zeros(2, len(self.plan.tokens) + len(self.plan.sequences), device=self.device)
 
-    def validation_step(self, batch: Chips, batch_idx: int) -> None:
+    def validation_step(self, batch: MaskedBatch, batch_idx: int) -> None:
         """Add up losses."""
         made = self._loss(batch, -1 - batch_idx, self.plan)
         counts = torch.tensor(list(made.counts.values()), device=self.device)
@@ -144,38 +146,32 @@ class MaskedModellingTask(ResumableTask):
             self.log(f"val/{name}", mean)
         self.log("val/loss", means.mean())
 
-    def configure_optimizers(self) -> Any:
-        """Return AdamW with a warm-up and a cosine over trainer.max_steps; errors as in `build_optimizer`."""
-        settings = {name: self.hparams[name] for name in ("lr", "warmup_steps", "weight_decay")}
-        return build_optimizer(self.model.parameters(), self.trainer, **settings)
-
-    def _loss(self, batch: Chips, number: int, plan: MaskPlan) -> MaskedLoss:
+    def _loss(self, batch: MaskedBatch, number: int, plan: MaskPlan) -> MaskedLoss:
         ids = batch["tokens"][self.plan.tokens[0]]
-        generator = make_generator(self.hparams["seed"], number, self.global_rank)
-        masks = draw_masks(plan, len(ids), ids.shape[-2] * ids.shape[-1], generator)
+        masks = draw_masks(plan, len(ids), ids.shape[-2] * ids.shape[-1], self.make_generator(number))
         return masked_loss(self.model, batch, masks, average=self.hparams["average"])
 
 
-def make_plan(given: Mapping[str, Any]) -> MaskPlan:
+def make_plan(settings: Mapping[str, Any]) -> MaskPlan:
     """Return the budgets of the task's arguments.
 
     Args:
-        given: The arguments of `MaskedModellingTask`.
+        settings: The arguments of `MaskedModellingTask`.
 
     Raises:
         ConfigError: A modality is of another kind, or a budget is not possible.
     """
-    pixels = [resolve(name) for name in given["pixels"]]
+    pixels = [resolve(name) for name in settings["pixels"]]
     if pixels:
         plan_inputs([modality.name for modality in pixels])  # refuses what has no pixels
-    tokens, sequences = ([resolve(name) for name in given[kind]] for kind in ("tokens", "sequences"))
+    tokens, sequences = ([resolve(name) for name in settings[kind]] for kind in ("tokens", "sequences"))
     for modality in tokens:
         if modality.kind == "sequence":
             raise ConfigError(f"{modality.name} is a sequence. Move it from tokens to sequences.")
     for modality in sequences:
         if modality.name not in SEQUENCE_LENGTHS:
             raise ConfigError(f"sequences can name {', '.join(SEQUENCE_LENGTHS)}, got {modality.name}.")
-    inputs = tuple(given["input_tokens"])
+    inputs = tuple(settings["input_tokens"])
     if len(inputs) != 2:
         raise ConfigError(f"input_tokens must be the fewest and the most tokens, e.g. [32, 128], got {list(inputs)}.")
     return MaskPlan(
@@ -183,7 +179,7 @@ def make_plan(given: Mapping[str, Any]) -> MaskPlan:
         tuple(modality.name for modality in tokens),
         {modality.name: SEQUENCE_LENGTHS[modality.name] for modality in sequences},
         inputs,
-        given["target_tokens"],
-        given["input_alphas"] or {},
-        given["target_alphas"] or {},
+        settings["target_tokens"],
+        settings["input_alphas"] or {},
+        settings["target_alphas"] or {},
     )

@@ -1,7 +1,7 @@
-"""Which tokens of a sample the model reads and which it is to predict: drawn at random, within budgets.
+"""Random choice of the tokens that the model reads and of those that it predicts, within budgets.
 
 Source: 4M (arXiv:2312.06647) section 3 and TerraMind (arXiv:2504.11171) section 3.2: budgets by modality from Dirichlet
-distributions, places at random within a modality.
+distributions, positions at random within a modality.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from terramind_plugin.errors import ConfigError, suggest
 DEFAULT_ALPHA = 0.2
 """Concentration of 4M: most of a sample's budget goes to few modalities."""
 SMALLEST_SHARE = 1e-12
-"""So that a modality can take over what others have no room for, however small its own share."""
+"""Smallest share, above zero so that a modality can always take over what others have no room for."""
 ANNOUNCED = 0.5
-"""How often the encoder is shown that a sequence is to come: generators do so for some of their outputs."""
+"""Probability that the encoder reads the start of a sequence to predict, as generators let it for some outputs."""
 
 
 class Masks(NamedTuple):
-    """Tokens by entry, 'pixels.S2L2A', 'tokens.LULC' or 'sequences.coords'; boolean [B, places], True where taken.
+    """Chosen tokens by entry, 'pixels.S2L2A', 'tokens.LULC' or 'sequences.coords'; boolean [B, N], True where chosen.
 
-    The first place of a sequence is its start: read alone, it announces a sequence that is to be predicted.
+    The first token of a sequence is its start: read alone, it announces a sequence to predict.
     """
 
     inputs: dict[str, Tensor]
@@ -35,7 +35,7 @@ class Masks(NamedTuple):
 
 @dataclass(frozen=True)
 class MaskPlan:
-    """What can be read and predicted, and how much of it.
+    """Modalities to read and to predict, and budgets of tokens.
 
     Raises:
         ConfigError: A budget is too small, or a concentration is negative, of an unknown entry, or zero for all.
@@ -86,24 +86,24 @@ class MaskPlan:
             raise ConfigError(f"{argument} is 0 for all of {', '.join(entries)}; leave one above 0.")
 
 
-def draw_masks(plan: MaskPlan, batch: int, places: int, generator: torch.Generator) -> Masks:
-    """Return what to read and what to predict of each sample.
+def draw_masks(plan: MaskPlan, batch: int, count: int, generator: torch.Generator) -> Masks:
+    """Return the tokens to read and the tokens to predict of each sample.
 
-    A place of a modality is read as pixels, or read as a token, or predicted, or not used: to name the token of a patch
-    in view is what the tokenizer does, and would teach nothing about the scene. A sequence is read or predicted as a
-    whole. Every sample reads something. What a modality has no room for stays unspent among the inputs, so that
-    modalities are seen alone, too, and goes to the others among the targets.
+    A position of a modality is read as pixels, read as a token, predicted or not used. Predicting the token of a patch
+    that is read would only repeat the tokenizer and teach nothing about the scene. A sequence is read or predicted as
+    a whole. Every sample reads something. Budget that finds no room in a modality stays unspent among the inputs, so
+    that some samples read a single modality; among the targets it goes to the other modalities.
 
     Args:
         plan: Budgets.
         batch: Number of samples.
-        places: Number of tokens of an image modality.
+        count: Number of tokens of an image modality.
         generator: On the CPU.
     """
     families = {name: number for number, name in enumerate(dict.fromkeys([*plan.pixels, *plan.tokens]))}
     of_pixels = [families[name] for name in plan.pixels]
     of_tokens = [families[name] for name in plan.tokens]
-    room = torch.full((batch, len(families)), places)
+    room = torch.full((batch, len(families)), count)
     is_read, counts = _draw_inputs(plan, room[:, of_pixels + of_tokens], generator)
     seen, named = torch.zeros_like(room), torch.zeros_like(room)
     seen[:, of_pixels] = counts[:, : len(of_pixels)]
@@ -111,7 +111,7 @@ def draw_masks(plan: MaskPlan, batch: int, places: int, generator: torch.Generat
     wanted = torch.zeros_like(room)
     is_asked, wanted[:, of_tokens] = _draw_targets(plan, (room - seen - named)[:, of_tokens], is_read, generator)
 
-    rank = torch.rand(batch, len(families), places, generator=generator).argsort(dim=2).argsort(dim=2)
+    rank = torch.rand(batch, len(families), count, generator=generator).argsort(dim=2).argsort(dim=2)
     ends = torch.stack([seen, named, wanted]).cumsum(dim=0)[..., None]
     pixels, known, asked = rank < ends[0], (rank >= ends[0]) & (rank < ends[1]), (rank >= ends[1]) & (rank < ends[2])
     is_announced = is_asked & (torch.rand(is_asked.shape, generator=generator) < ANNOUNCED)
@@ -147,10 +147,10 @@ def _draw_targets(plan: MaskPlan, room: Tensor, is_read: Tensor, generator: torc
 
 def _draw_shares(alphas: Mapping[str, float], entries: Sequence[str], batch: int, generator: torch.Generator) -> Tensor:
     """Return shares of entries [B, entries] from a Dirichlet distribution; 0 where an alpha is 0."""
-    given = torch.tensor([_alpha(alphas, entry) for entry in entries], dtype=torch.float64).expand(batch, -1)
+    chosen = torch.tensor([_alpha(alphas, entry) for entry in entries], dtype=torch.float64).expand(batch, -1)
     # The public distributions take no generator.
-    drawn = torch._standard_gamma(given, generator=generator)
-    drawn = torch.where(given > 0, drawn.clamp(min=SMALLEST_SHARE), 0.0)
+    drawn = torch._standard_gamma(chosen, generator=generator)
+    drawn = torch.where(chosen > 0, drawn.clamp(min=SMALLEST_SHARE), 0.0)
     return drawn / drawn.sum(dim=1, keepdim=True)
 
 
@@ -165,7 +165,7 @@ def _spend(shares: Tensor, total: Tensor, room: Tensor, passes: int) -> Tensor:
         shares: [B, entries], 0 or more.
         total: Tokens to spend [B].
         room: Most tokens of an entry [B, entries].
-        passes: How often what found no room is offered again to those that have some.
+        passes: Number of rounds in which tokens without room are offered to other entries.
     """
     counts = torch.zeros_like(room)
     for _ in range(passes):
@@ -173,11 +173,11 @@ def _spend(shares: Tensor, total: Tensor, room: Tensor, passes: int) -> Tensor:
         is_open = (counts < room) & (shares > 0)
         weights = torch.where(is_open, shares, 0.0)
         exact = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-300) * rest[:, None]
-        given = exact.floor()
-        # The largest remainders get what rounding down left.
-        missing = rest[:, None] - given.sum(dim=1, keepdim=True)
-        remainder = torch.where(is_open, exact - given, -1.0)
+        spent = exact.floor()
+        # The tokens that rounding down left go to the largest remainders.
+        missing = rest[:, None] - spent.sum(dim=1, keepdim=True)
+        remainder = torch.where(is_open, exact - spent, -1.0)
         rank = remainder.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        given = torch.where(is_open, given + (rank < missing), 0.0)
-        counts += torch.minimum(given.long(), room - counts)
+        spent = torch.where(is_open, spent + (rank < missing), 0.0)
+        counts += torch.minimum(spent.long(), room - counts)
     return counts

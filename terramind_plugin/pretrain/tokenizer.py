@@ -1,23 +1,31 @@
-"""Stage 1: a tokenizer learns to give images back."""
+"""Stage 1: a tokenizer learns to reconstruct images."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from terramind_plugin.builders import build_image_tokenizer
-from terramind_plugin.pretrain.objectives import codebook_usage, reconstruction_loss
-from terramind_plugin.pretrain.training import ResumableTask, build_optimizer, make_generator
+from terramind_plugin.errors import ConfigError
+from terramind_plugin.model.modalities import Modality
+from terramind_plugin.model.standardisation import Standardisation
+from terramind_plugin.plotting import make_axes, plot_modality
+from terramind_plugin.pretrain.task import PretrainingTask
+from terramind_plugin.tokenizers.diffusion import TRAINING_STEPS, build_scheduler
+from terramind_plugin.tokenizers.image import ImageTokenizer
+from terramind_plugin.tokenizers.unet import PatchedUNet
 
 
-class TokenizerTask(ResumableTask):
+class TokenizerTask(PretrainingTask):
     """Trains an image tokenizer; batches are {'image': standardised [B, bands, H, W] or class ids [B, H, W]}.
 
-    Times and noise depend on `seed`, batch number and process alone, so that a resumed run goes on as the interrupted
-    one. For averaged weights add Lightning's EMAWeightAveraging to the callbacks: it validates and saves the average.
-    The checkpoint is what `ckpt_path` of a tokenizer takes.
+    Diffusion times and noise depend on `seed`, batch number and process alone, so that a resumed run repeats the
+    uninterrupted one. For averaged weights add Lightning's EMAWeightAveraging to the callbacks: it validates and saves
+    the average. A tokenizer's `ckpt_path` takes the checkpoint.
 
     Source: TerraMind (arXiv:2504.11171) section 3.1. Optimiser settings are chosen here, not published.
 
@@ -26,12 +34,13 @@ class TokenizerTask(ResumableTask):
         ckpt_path: Weights to start from.
         pretrained: Start from the weights of that name.
         lr: Largest learning rate.
-        warmup_steps: Steps in which it grows to that, before it falls as a cosine to zero at trainer.max_steps.
-        weight_decay: Of AdamW.
-        seed: Where times and noise start.
+        warmup_steps: Steps of the rise to `lr`, before a cosine falls to zero at trainer.max_steps.
+        weight_decay: Weight decay of AdamW.
+        seed: Start of times and noise.
     """
 
     monitor = "val/loss"
+    model: ImageTokenizer
 
     def __init__(
         self,
@@ -54,33 +63,125 @@ class TokenizerTask(ResumableTask):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
-        made = reconstruction_loss(self.model, batch["image"], self._generator(self.batch_number))
-        self.log("train/loss", made.loss)
-        return made.loss
+        loss = reconstruction_loss(self.model, batch["image"], self.make_generator(self.batch_number)).loss
+        self.log("train/loss", loss)
+        return loss
 
     def on_validation_epoch_start(self) -> None:
-        """Forget which tokens were used."""
+        """Reset the counts of token ids."""
         # No buffer: averaging would exchange it with the weights.
         self.counts = torch.zeros(self.model.quantize.codebook_size, dtype=torch.long, device=self.device)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Log the loss and count tokens; every validation draws the same times and noise."""
-        made = reconstruction_loss(self.model, batch["image"], self._generator(-1 - batch_idx))
-        self.log("val/loss", made.loss, sync_dist=True, batch_size=len(batch["image"]))
-        self.counts += torch.bincount(made.tokens.flatten().long(), minlength=len(self.counts))
+        loss, tokens = reconstruction_loss(self.model, batch["image"], self.make_generator(-1 - batch_idx))
+        self.log("val/loss", loss, sync_dist=True, batch_size=len(batch["image"]))
+        self.counts += torch.bincount(tokens.flatten().long(), minlength=len(self.counts))
 
     def on_validation_epoch_end(self) -> None:
-        """Log which share of the codebook is in use, and the perplexity of its ids, over all processes."""
+        """Log the share of the codebook in use and the perplexity of its ids, over all processes."""
         gathered: Any = self.all_gather(self.counts)
-        counts = gathered.reshape(-1, len(self.counts)).sum(dim=0)
-        usage, perplexity = codebook_usage(counts)
+        usage, perplexity = codebook_usage(gathered.reshape(-1, len(self.counts)).sum(dim=0))
         self.log("val/codebook_usage", usage.float())
         self.log("val/perplexity", perplexity.float())
 
-    def configure_optimizers(self) -> Any:
-        """Return AdamW with a warm-up and a cosine over trainer.max_steps; errors as in `build_optimizer`."""
-        settings = {name: self.hparams[name] for name in ("lr", "warmup_steps", "weight_decay")}
-        return build_optimizer(self.model.parameters(), self.trainer, **settings)
 
-    def _generator(self, number: int) -> torch.Generator:
-        return make_generator(self.hparams["seed"], number, self.global_rank)
+class Reconstruction(NamedTuple):
+    """Loss of a tokenizer for a batch."""
+
+    loss: Tensor
+    """Scalar: mean squared error of the clean sample in standard deviations, or cross-entropy of classes."""
+    tokens: Tensor
+    """Token ids [B, rows, columns]."""
+
+
+def reconstruction_loss(
+    tokenizer: ImageTokenizer, x: Tensor, generator: torch.Generator | None = None
+) -> Reconstruction:
+    """Return the reconstruction loss of a batch.
+
+    The diffusion decoder gets the image at a uniformly drawn time of decoding's noise schedule and predicts the clean
+    image, clipped as in decoding. Gradients reach the encoder through the rounding of the codes.
+
+    Source: TerraMind (arXiv:2504.11171) section 3.1: FSQ with a diffusion decoder, cross-entropy for classes.
+
+    Args:
+        tokenizer: With encoder and decoder.
+        x: Standardised image [B, bands, H, W], or class ids [B, H, W].
+        generator: On the CPU; draws times and noise.
+
+    Raises:
+        ConfigError: A half of the tokenizer is missing, or a shape does not fit.
+        DataError: A value is NaN, infinite or no class id.
+    """
+    if tokenizer.encoder is None or tokenizer.decoder is None:
+        raise ConfigError(f"{tokenizer.variant.name}: training needs encoder and decoder; build both.")
+    encoding = tokenizer.encode(x)
+    if not isinstance(tokenizer.decoder, PatchedUNet):
+        classes = x[:, 0] if x.dim() == 4 else x
+        logits = tokenizer.decode_quant(encoding.codes)
+        return Reconstruction(F.cross_entropy(logits.float(), classes.long()), encoding.tokens)
+    largest = tokenizer.variant.largest
+    clean = x.float().clamp(-largest, largest)
+    times = torch.randint(TRAINING_STEPS, (len(x),), generator=generator).to(x.device)
+    noise = torch.randn(x.shape, generator=generator).to(x.device)
+    noisy = build_scheduler(largest).add_noise(clean, noise, times)
+    predicted = tokenizer.decoder(noisy, encoding.codes, tokenizer.decoder.time_shifts(times))
+    return Reconstruction(F.mse_loss(predicted.float(), clean), encoding.tokens)
+
+
+def codebook_usage(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the share of token ids in use, 0 to 1, and the perplexity of their distribution, 1 to the number of ids.
+
+    Args:
+        counts: Occurrences of each id [V], at least one in all.
+    """
+    share = counts.double() / counts.sum()
+    entropy = torch.special.entr(share).sum()
+    return (counts > 0).double().mean(), entropy.exp()
+
+
+class ReconstructionImages(Callback):
+    """Draws the first validation images beside their reconstructions in TensorBoard, for `TokenizerTask`.
+
+    Args:
+        samples: Number of images.
+        timesteps: Denoising steps.
+    """
+
+    def __init__(self, samples: int = 4, timesteps: int = 10) -> None:
+        self.samples = samples
+        self.timesteps = timesteps
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the first batch."""
+        writer: Any = getattr(trainer.logger, "experiment", None)
+        if batch_idx or trainer.sanity_checking or not trainer.is_global_zero or not hasattr(writer, "add_figure"):
+            return
+        images = batch["image"][: self.samples]
+        tokenizer: Any = pl_module.model
+        with torch.no_grad():
+            made = tokenizer(images, timesteps=self.timesteps)
+        modality = tokenizer.variant.modality
+        figure = _draw_pairs(images.cpu(), made.float().cpu(), modality)
+        writer.add_figure(f"reconstructions/{modality.name}", figure, trainer.global_step)
+
+
+def _draw_pairs(images: Tensor, made: Tensor, modality: Modality) -> Any:
+    """Return a matplotlib figure of standardised images or class ids: images above, reconstructions below."""
+    standardisation = None if modality.kind == "classes" else Standardisation(modality.mean, modality.std)
+    figure, axes = make_axes(2, len(images), (2.6 * len(images), 5.4))
+    for row, (title, stack) in enumerate((("image", images), ("reconstruction", made))):
+        for column, image in enumerate(stack):
+            image = image if standardisation is None else standardisation.undo(image)
+            plot_modality(modality.name, image, axes[row, column])
+            axes[row, column].set_title(f"{modality.name}, {title}", fontsize=9)
+    return figure

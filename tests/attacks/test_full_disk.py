@@ -21,8 +21,7 @@ from rasterio.transform import Affine
 from terramind_plugin.backbones import merge
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.files import write_bytes, write_figure, write_rows, write_text
-from terramind_plugin.pretrain.store import Recipe, StoredChip, write_tokens
-from terramind_plugin.pretrain.vocabulary import write_coords_vocabulary
+from terramind_plugin.pretrain.token_store import Recipe, StoredChip, write_tokens
 from terramind_plugin.raster.complete import check_complete
 from terramind_plugin.raster.georeference import Grid
 from terramind_plugin.raster.writer import Layer, overview_factors, write_geotiff, write_layer
@@ -76,7 +75,6 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "tokens": lambda path: write_tokens(
         path, IDS, Recipe("t", "w", 64, 8), [StoredChip(f"c{number}", 1, 2, "s", 1, 1) for number in range(50)]
     ),
-    "vocabulary": lambda path: write_coords_vocabulary(path, 0.25),
     "raster of uint8": _raster("uint8", 1, 256, 300),
     "raster of int16": _raster("int16", 1, 200, 100),
     "raster of uint16": _raster("uint16", 13, 64, 64),

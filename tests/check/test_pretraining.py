@@ -14,7 +14,7 @@ import yaml
 
 from terramind_plugin.check.run import check
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.pretrain.store import Recipe, StoredChip, write_tokens
+from terramind_plugin.pretrain.token_store import Recipe, StoredChip, write_tokens
 from terramind_plugin.samples.checks.findings import Finding
 from terramind_plugin.samples.layout import ChipFolder
 from tests.check.spoiling import rewrite

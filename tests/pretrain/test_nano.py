@@ -21,8 +21,8 @@ from terramind_plugin.errors import ConfigError, WeightsNotFoundError
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.model.weights import SHIPPED
-from terramind_plugin.pretrain.vocabulary import NANO_DEGREES, NANO_SENTINELS, write_coords_vocabulary
 from terramind_plugin.simulation.dataset import WORLDS, chip_files, simulate, simulate_chip
+from terramind_plugin.tokenizers.coordinates import build_coords_vocabulary
 from terramind_plugin.tokenizers.variants import tokenizers_of
 
 NANO = "terramind_sim_nano"
@@ -36,9 +36,10 @@ def test_codebooks():
         assert variant.patch_size == VARIANTS[NANO].patch_size
 
 
-def test_vocabulary_that_ships_is_the_one_that_is_written(tmp_path):
-    count = write_coords_vocabulary(tmp_path / "a.json", NANO_DEGREES, NANO_SENTINELS)
-    assert (tmp_path / "a.json").read_bytes() == (SHIPPED / f"{NANO}_coords.json").read_bytes()
+def test_vocabulary_that_ships_is_the_one_that_is_built():
+    built = build_coords_vocabulary(degrees=5, sentinels=12)
+    assert built.to_str(pretty=True) == (SHIPPED / f"{NANO}_coords.json").read_text()
+    count = built.get_vocab_size()
     assert count == VARIANTS[NANO].vocab_sizes["coords"]
     coords = build_coords_tokenizer(family=NANO)
     ids = coords.encode([[11.5, 48.2], [-180.0, -90.0]]).ids
@@ -47,10 +48,9 @@ def test_vocabulary_that_ships_is_the_one_that_is_written(tmp_path):
 
 
 @pytest.mark.parametrize(("degrees", "sentinels"), [(7, 12), (0, 12), (-5, 12), (5, 2)])
-def test_vocabularies_that_are_not_possible(tmp_path, degrees, sentinels):
+def test_vocabularies_that_are_not_possible(degrees, sentinels):
     with pytest.raises(ConfigError, match="must divide 90"):
-        write_coords_vocabulary(tmp_path / "a.json", degrees, sentinels)
-    assert not list(tmp_path.iterdir())
+        build_coords_vocabulary(degrees, sentinels)
 
 
 def test_models():

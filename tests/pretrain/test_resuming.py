@@ -10,8 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import Dataset
 
 from terramind_plugin import MaskedModellingTask, TokenizerTask
-from terramind_plugin.pretrain.loading import PretrainingDataModule
-from terramind_plugin.pretrain.order import Draw
+from terramind_plugin.pretrain.loading import Draw, PretrainingDataModule
 
 NANO = "terramind_sim_nano"
 BATCHES, BATCH_SIZE = 10, 2

@@ -1,9 +1,8 @@
-"""What both stages of pre-training share: the optimiser's schedule, and randomness that a resumed run repeats."""
+"""The base of both tasks: the optimiser and its schedule, and randomness that a resumed run repeats."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,17 +17,46 @@ PENDING = "batches_without_step"
 """Key in a checkpoint of the number of batches whose gradients no optimiser step has used yet."""
 
 
-class ResumableTask(BaseTask):
-    """A task whose resumed run repeats the uninterrupted one, gradients that accumulate included.
+class PretrainingTask(BaseTask):
+    """A task whose resumed run repeats the uninterrupted one, also with accumulated gradients.
 
     A checkpoint holds no gradients. If it is written between two optimiser steps, a resumed run therefore begins with
     the first batch after the last step. Its data module must begin there, too: see `next_batch`.
+
+    Subclasses have the arguments lr, warmup_steps, weight_decay and seed.
     """
+
+    model: nn.Module
 
     @property
     def batch_number(self) -> int:
-        """The number of the training batch at hand, from 0 on, over all epochs and resumed runs."""
+        """Number of the current training batch, from 0 on, over all epochs and resumed runs."""
         return self.trainer.fit_loop.total_batch_idx
+
+    def make_generator(self, number: int) -> torch.Generator:
+        """Return the random numbers of a batch: a function of the run's seed, the number and the process alone.
+
+        Args:
+            number: Number of the training batch; negative for validation.
+        """
+        digest = hashlib.sha256(f"{self.hparams['seed']}/{number}/{self.global_rank}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW with a linear warm-up and a cosine to zero at the trainer's max_steps.
+
+        Raises:
+            ConfigError: The trainer has no max_steps above the warm-up.
+        """
+        total, warmup = self.trainer.max_steps, self.hparams["warmup_steps"]
+        if total <= warmup:
+            raise ConfigError(f"trainer.max_steps must be above warmup_steps {warmup}, got {total}. Set max_steps.")
+        settings = {"lr": self.hparams["lr"], "weight_decay": self.hparams["weight_decay"], "betas": (0.9, 0.95)}
+        optimizer = torch.optim.AdamW(self.model.parameters(), **settings)
+        rise = LinearLR(optimizer, start_factor=0.01, total_iters=max(warmup, 1))
+        fall = CosineAnnealingLR(optimizer, total - warmup)
+        schedule = SequentialLR(optimizer, [rise, fall], [warmup])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store how many batches wait for an optimiser step."""
@@ -74,40 +102,3 @@ def next_batch(trainer: Trainer) -> tuple[int, int]:
     batches: Any = loop.epoch_loop.batch_progress
     epochs: Any = loop.epoch_progress.current
     return (epochs.started, 0) if batches.is_last_batch else (epochs.processed, batches.current.processed)
-
-
-def build_optimizer(
-    parameters: Iterable[nn.Parameter], trainer: Trainer, *, lr: float, warmup_steps: int, weight_decay: float
-) -> dict[str, Any]:
-    """Return AdamW with a linear warm-up and a cosine to zero at the trainer's max_steps, as Lightning takes it.
-
-    Args:
-        parameters: What to train.
-        trainer: Has max_steps.
-        lr: Largest learning rate.
-        warmup_steps: Steps in which it grows to that.
-        weight_decay: Of AdamW.
-
-    Raises:
-        ConfigError: The trainer has no max_steps above the warm-up.
-    """
-    total = trainer.max_steps
-    if total <= warmup_steps:
-        raise ConfigError(f"trainer.max_steps must be above warmup_steps {warmup_steps}, got {total}. Set max_steps.")
-    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.95), weight_decay=weight_decay)
-    rise = LinearLR(optimizer, start_factor=0.01, total_iters=max(warmup_steps, 1))
-    fall = CosineAnnealingLR(optimizer, total - warmup_steps)
-    schedule = SequentialLR(optimizer, [rise, fall], [warmup_steps])
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def make_generator(seed: int, step: int, rank: int) -> torch.Generator:
-    """Return the random numbers of a batch: a function of its arguments alone.
-
-    Args:
-        seed: Of the run.
-        step: Number of the training batch; negative ones are for validation.
-        rank: Number of the process.
-    """
-    digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

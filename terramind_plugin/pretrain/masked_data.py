@@ -1,4 +1,4 @@
-"""Stage 2: pixels, stored tokens and places of the same tiles as a data module."""
+"""Stage 2: pixels, stored tokens and positions of the same tiles as a data module."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ from terramind_plugin.data.guard import guard
 from terramind_plugin.errors import ConfigError, DataError, one_line, suggest
 from terramind_plugin.model.modalities import resolve
 from terramind_plugin.model.variants import VARIANTS, Variant
-from terramind_plugin.pretrain.chips import ChipReader, to_tensor, turn
-from terramind_plugin.pretrain.loading import PretrainingDataModule
-from terramind_plugin.pretrain.modelling import Chips
-from terramind_plugin.pretrain.order import Draw
-from terramind_plugin.pretrain.store import TokenFile
+from terramind_plugin.pretrain.loading import ChipReader, Draw, PretrainingDataModule, apply_symmetry, to_tensor
+from terramind_plugin.pretrain.masked_loss import MaskedBatch
+from terramind_plugin.pretrain.token_store import TokenFile
 from terramind_plugin.raster.reader import Expected, Source
 from terramind_plugin.samples.checks.findings import Finding
 from terramind_plugin.samples.layout import ChipFolder, make_folders
@@ -27,15 +25,15 @@ from terramind_plugin.tokenizers.coordinates import CoordsTokenizer
 from terramind_plugin.tokenizers.variants import tokenizers_of
 
 
-class Tiles(Dataset[Chips]):
-    """Tiles of chips, see `Chips`.
+class Tiles(Dataset[MaskedBatch]):
+    """Pixels, token ids and positions of tiles, each as in `MaskedBatch`.
 
     Args:
-        folders: Where the pixels are.
-        tokens: The stored tokens.
+        folders: Folders of the pixels.
+        tokens: Files of stored tokens.
         names: Ids of the chips.
-        reader: Reads them.
-        coords: Tokenizer of places; None for no places.
+        reader: Reads the pixels.
+        coords: Tokenizer of positions; None for no positions.
     """
 
     def __init__(
@@ -51,11 +49,12 @@ class Tiles(Dataset[Chips]):
         self.reader = reader
         self.coords = coords
         self.side = tokens[0].recipe.tile
-        self.turns = min(file.recipe.turns for file in tokens)
+        self.symmetries = min(file.recipe.symmetries for file in tokens)
         self.tiles = [(name, row, column) for name in names for row, column in np.ndindex(self._layout(name))]
-        self._places: dict[str, Tensor] = {}
+        self._positions: dict[str, Tensor] = {}
 
     def _layout(self, name: str) -> tuple[int, int]:
+        """Return rows and columns of a chip's tiles."""
         layouts = {file.path.name: (file.chips[name].rows, file.chips[name].columns) for file in self.tokens}
         if len(set(layouts.values())) > 1:
             shown = ", ".join(f"{file} {rows} x {columns}" for file, (rows, columns) in layouts.items())
@@ -66,9 +65,12 @@ class Tiles(Dataset[Chips]):
         """Return the number of tiles."""
         return len(self.tiles)
 
-    def __getitem__(self, draw: Draw | int) -> Chips:
-        """Return a tile in a random position; for a plain index as it lies."""
-        number, turned = (draw.number, int(draw.random().integers(self.turns))) if isinstance(draw, Draw) else (draw, 0)
+    def __getitem__(self, draw: Draw | int) -> MaskedBatch:
+        """Return a tile under a random symmetry; for a plain index as it lies."""
+        if isinstance(draw, Draw):
+            number, symmetry = draw.number, int(draw.random().integers(self.symmetries))
+        else:
+            number, symmetry = draw, 0
         name, row, column = self.tiles[number]
         top, left = row * self.side, column * self.side
         pixels = {}
@@ -80,45 +82,46 @@ class Tiles(Dataset[Chips]):
                     f"{folder.path(name)} has {chip.shape[1]} x {chip.shape[2]} pixels, smaller than "
                     f"{self.tokens[0].path.name} of that chip. Modalities must lie on one grid."
                 )
-            pixels[folder.modality.name] = to_tensor(np.ascontiguousarray(turn(tile, turned)), folder.modality)
-        tokens = {file.modality.name: torch.from_numpy(file.read(name, row, column, turned)) for file in self.tokens}
+            tile = np.ascontiguousarray(apply_symmetry(tile, symmetry))
+            pixels[folder.modality.name] = to_tensor(tile, folder.modality)
+        tokens = {file.modality.name: torch.from_numpy(file.read(name, row, column, symmetry)) for file in self.tokens}
         return {"pixels": pixels, "tokens": tokens, "sequences": self._sequences(name)}
 
     def _sequences(self, name: str) -> dict[str, Tensor]:
-        """Return the place of a chip's centre as token ids."""
+        """Return the position of a chip's centre as token ids."""
         if self.coords is None:
             return {}
-        if name not in self._places:
+        if name not in self._positions:
             folder = self.folders[0]
             source = Source(folder.path(name), Expected.of(folder.modality))
             centre = source.grid.centre()
             source.close()
             if centre is None:
                 raise DataError(f"{folder.path(name)} has no coordinate reference system. Set coords: false.")
-            self._places[name] = self.coords.encode([centre]).ids[0]
-        return {"coords": self._places[name]}
+            self._positions[name] = self.coords.encode([centre]).ids[0]
+        return {"coords": self._positions[name]}
 
 
 class MaskedDataModule(PretrainingDataModule):
-    """Pixels, tokens and places of the same tiles, standardised and turned alike, for `MaskedModellingTask`.
+    """Pixels, tokens and positions of the same tiles under one D4 symmetry, for `MaskedModellingTask`.
 
     Tokens come from a store that `terramind tokenize` has made; a tile is what it cut. A run that is resumed goes on
     with the batch that would have come next; every process gets `batch_size` samples.
 
     Args:
         variant: Name of the model, e.g. 'terramind_sim_nano'.
-        folders: By modality, GeoTIFFs that are given as pixels.
-        tokens: Modalities that are given as token ids.
+        folders: Folders of GeoTIFFs by modality, for the modalities that enter as pixels, standardised.
+        tokens: Modalities that enter as token ids.
         store: Folder that `terramind tokenize` wrote.
         suffixes: End of the file names by modality, '.tif' where none is given; what stands before it is the id that
             split lists hold.
-        coords: Whether to give the place of a chip's centre.
+        coords: Whether the position of a chip's centre is in the batch.
         train_split: List of ids; without lists every twentieth chip is for validation.
         val_split: List of ids.
         batch_size: Tiles a step and process.
         num_workers: Processes that read.
         keep_in_memory: Read each chip once; 2 bytes a pixel and band, in each worker.
-        seed: Of order and turns.
+        seed: Start of order and symmetries.
 
     Raises:
         ConfigError: A name is unknown, or there are no pixels or no tokens.
@@ -166,15 +169,13 @@ class MaskedDataModule(PretrainingDataModule):
         self.val_data: Tiles = Tiles(folders, files, val, self.reader, coords)
 
     def _open(self, name: str, chips: Sequence[str]) -> TokenFile:
-        """Return the stored tokens of a modality, which must be those of these chips."""
+        """Return the stored tokens of a modality after checking that they belong to these chips."""
         file = open_tokens(self.store, name, self.variant)
-        file.check(chips)
-        if name in self.folders:
-            file.check_files(self.folders[name], chips)
+        file.check(chips, self.folders.get(name))
         return file
 
     def check_tokens(self) -> Iterator[Finding]:
-        """Yield what is wrong with the stored tokens, for `terramind check`."""
+        """Yield findings about the stored tokens, for `terramind check`."""
         try:
             train, val = self.choose()
         except DataError:
@@ -202,7 +203,7 @@ def open_tokens(store: str | Path, name: str, variant: Variant) -> TokenFile:
     """Return the stored tokens of a modality.
 
     Raises:
-        DataError: They are not there, or those of another family of models.
+        DataError: The tokens are not there, or belong to another family of models.
     """
     file = TokenFile(store, resolve(name))
     wanted = tokenizers_of(variant.family).get(name)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from terramind_plugin.errors import DataError
-from terramind_plugin.pretrain.order import ResumableOrder
+from terramind_plugin.pretrain.loading import ResumableOrder
 
 
 def epochs(order, count):

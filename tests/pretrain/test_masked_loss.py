@@ -13,8 +13,8 @@ from terramind_plugin.generation.decoding import START, STOP
 from terramind_plugin.model.encoder_decoder import EncoderDecoder
 from terramind_plugin.model.modalities import resolve, token_key
 from terramind_plugin.model.variants import VARIANTS
+from terramind_plugin.pretrain.masked_loss import key_of, masked_loss, pack
 from terramind_plugin.pretrain.masking import MaskPlan, draw_masks
-from terramind_plugin.pretrain.modelling import key_of, masked_loss, pack
 from tests.generation.conftest import SHALLOW, TINY, make_tokens, scatter_weights, specs
 
 PIXELS = ("S2L2A", "S1GRD", "RGB")

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from terramind_plugin.data.guard import guard
-from terramind_plugin.pretrain.chips import TURNS, ChipReader, draw_window, to_tensor, turn
-from terramind_plugin.pretrain.loading import PretrainingDataModule
-from terramind_plugin.pretrain.order import Draw
+from terramind_plugin.errors import DataError
+from terramind_plugin.pretrain.loading import (
+    SYMMETRIES,
+    ChipReader,
+    Draw,
+    PretrainingDataModule,
+    apply_symmetry,
+    to_tensor,
+)
 from terramind_plugin.samples.layout import ChipFolder, make_folders
 
-FIXED = 0
+VALIDATION_SEED = 0
 """Seed of the crops that validation sees."""
 
 
@@ -20,10 +28,10 @@ class Crops(Dataset[dict[str, Tensor]]):
     """Crops of chips: {'image': standardised [bands, crop, crop] or class ids [crop, crop]}.
 
     Args:
-        folder: Where the chips are.
-        names: Their ids.
+        folder: Folder of the chips.
+        names: Ids of the chips.
         crop: Side in pixels.
-        reader: Reads them.
+        reader: Reads the chips.
     """
 
     def __init__(self, folder: ChipFolder, names: list[str], crop: int, reader: ChipReader) -> None:
@@ -37,19 +45,37 @@ class Crops(Dataset[dict[str, Tensor]]):
         return len(self.names)
 
     def __getitem__(self, draw: Draw | int) -> dict[str, Tensor]:
-        """Return a random crop in a random position; for a plain index always the same one, as it lies."""
+        """Return a random crop under a random symmetry; for a plain index always the same crop, as it lies."""
         if isinstance(draw, Draw):
-            number, random, turns = draw.number, draw.random(), TURNS
+            number, random, symmetries = draw.number, draw.random(), SYMMETRIES
         else:
-            number, random, turns = draw, np.random.default_rng([FIXED, draw]), 1
+            number, random, symmetries = draw, np.random.default_rng([VALIDATION_SEED, draw]), 1
         name = self.names[number]
         chip = self.reader.read(self.folder, name)
         image = chip[:, *draw_window(random, chip.shape[1:], self.crop, self.folder.path(name))]
-        return {"image": to_tensor(turn(image, int(random.integers(turns))), self.folder.modality)}
+        return {"image": to_tensor(apply_symmetry(image, int(random.integers(symmetries))), self.folder.modality)}
+
+
+def draw_window(random: np.random.Generator, shape: tuple[int, int], size: int, path: Path) -> tuple[slice, slice]:
+    """Return the rows and columns of a square crop at a random position.
+
+    Args:
+        random: Source of randomness.
+        shape: Height and width of the chip.
+        size: Side of the crop.
+        path: File of the chip, for the message.
+
+    Raises:
+        DataError: The chip is smaller than the crop.
+    """
+    if min(shape) < size:
+        raise DataError(f"{path} has {shape[0]} x {shape[1]} pixels; crops of {size} x {size} do not fit. Lower crop.")
+    row, column = (int(random.integers(length - size + 1)) for length in shape)
+    return slice(row, row + size), slice(column, column + size)
 
 
 class TokenizerDataModule(PretrainingDataModule):
-    """Images of one modality, cropped, turned and standardised with the pre-training statistics, for `TokenizerTask`.
+    """Standardised crops of one modality under random D4 symmetries, for `TokenizerTask`.
 
     A run that is resumed goes on with the batch that would have come next; every process gets `batch_size` samples.
 
@@ -63,11 +89,11 @@ class TokenizerDataModule(PretrainingDataModule):
         batch_size: Crops a step and process.
         num_workers: Processes that read.
         keep_in_memory: Read each chip once; 2 bytes a pixel and band, in each worker.
-        seed: Of order, crops and turns.
+        seed: Start of order, crops and symmetries.
 
     Raises:
         ConfigError: The modality has no raster, or only one split is given.
-        DataError: See `choose`.
+        DataError: See `choose_chips`.
     """
 
     def __init__(

@@ -15,8 +15,9 @@ from terramind_plugin.builders import build_image_tokenizer
 from terramind_plugin.cli import main
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.pretrain.chips import ChipReader, draw_window, turn
 from terramind_plugin.pretrain.export import export_weights
+from terramind_plugin.pretrain.loading import ChipReader, apply_symmetry
+from terramind_plugin.pretrain.tokenizer_data import draw_window
 from terramind_plugin.samples.layout import ChipFolder, choose_chips, make_folders
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"
@@ -61,11 +62,11 @@ def test_crops_are_standardised_and_stay_the_same_in_validation(data, worlds):
     assert classes.val_data[0]["image"].shape == (32, 32)
 
 
-def test_the_eight_turns_are_different_and_keep_every_pixel():
+def test_the_eight_symmetries_are_different_and_keep_every_pixel():
     image = np.arange(12).reshape(1, 3, 4)
-    turned = [turn(image, number) for number in range(8)]
-    assert len({(x.shape, x.tobytes()) for x in turned}) == 8
-    assert all(sorted(x.ravel().tolist()) == list(range(12)) for x in turned)
+    made = [apply_symmetry(image, number) for number in range(8)]
+    assert len({(x.shape, x.tobytes()) for x in made}) == 8
+    assert all(sorted(x.ravel().tolist()) == list(range(12)) for x in made)
 
 
 def test_windows_stay_inside():

@@ -1,4 +1,4 @@
-"""What masked modelling is trained on: the loss of a batch, given what is read and what is to be predicted.
+"""The loss of masked modelling, given the tokens to read and those to predict.
 
 Only the chosen tokens are embedded and encoded, packed to one length: the cost is that of the budgets.
 """
@@ -24,8 +24,8 @@ from terramind_plugin.pretrain.masking import Masks
 PADDING = -1
 
 
-class Chips(TypedDict):
-    """A batch, by the names of the modalities."""
+class MaskedBatch(TypedDict):
+    """Tensors of a batch, or of one sample without the first axis, by the names of the modalities."""
 
     pixels: dict[str, Tensor]
     """Standardised images [B, bands, H, W]."""
@@ -47,16 +47,16 @@ class MaskedLoss(NamedTuple):
 
 @dataclass(frozen=True)
 class Packing:
-    """Tokens of several entries, those of a sample one after the other and padded to the longest sample."""
+    """Positions of several entries' tokens in one batch: sample by sample, padded to the longest sample."""
 
     rows: dict[str, Tensor]
-    """By entry, numbers of the chosen tokens in the batch, sample by sample [K]: sample x places + place."""
+    """Numbers of the chosen tokens by entry, sample by sample [K]: sample x N + position, with N tokens a sample."""
     positions: dict[str, Tensor]
-    """Where they are in the packed batch [K]: sample x M + position."""
+    """Their numbers in the packed batch by entry [K]: sample x M + position."""
     slots: Tensor
-    """For each position of the packed batch its number in all entries' rows, one after the other [B, M]."""
+    """Number of each packed token in the concatenated rows of all entries [B, M]."""
     entry: Tensor
-    """Number of its entry [B, M], `PADDING` where there is no token."""
+    """Number of each packed token's entry [B, M], `PADDING` where there is no token."""
 
     def join(self, rows: Sequence[Tensor]) -> Tensor:
         """Return the packed batch [B, M, dim] of all entries' rows [K, dim]; padding is zero."""
@@ -68,16 +68,16 @@ class Packing:
         return None if self.slots.numel() == sum(map(len, self.rows.values())) else self.entry != PADDING
 
     def to(self, device: torch.device) -> Packing:
-        """Return the same on another device."""
+        """Return a copy on another device."""
         rows, positions = ({name: x.to(device) for name, x in part.items()} for part in (self.rows, self.positions))
         return Packing(rows, positions, self.slots.to(device), self.entry.to(device))
 
 
 def pack(masks: Mapping[str, Tensor]) -> Packing:
-    """Return where the chosen tokens are.
+    """Return the positions of the chosen tokens in a packed batch.
 
     Args:
-        masks: By entry, boolean [B, places] on the CPU, True where chosen.
+        masks: By entry, boolean [B, N] on the CPU, True where chosen.
     """
     joined = torch.cat(list(masks.values()), dim=1)
     rows = {name: mask.flatten().nonzero()[:, 0] for name, mask in masks.items()}
@@ -95,7 +95,7 @@ def pack(masks: Mapping[str, Tensor]) -> Packing:
 
 
 def masked_loss(
-    model: EncoderDecoder, chips: Chips, masks: Masks, *, average: Literal["modality", "token"] = "modality"
+    model: EncoderDecoder, batch: MaskedBatch, masks: Masks, *, average: Literal["modality", "token"] = "modality"
 ) -> MaskedLoss:
     """Return the cross-entropy of the tokens to predict, given those to read.
 
@@ -106,46 +106,46 @@ def masked_loss(
 
     Args:
         model: Has embeddings of all that is read and heads of all that is predicted.
-        chips: What `masks` name; all images of one size.
+        batch: Everything that `masks` name; all images of one size.
         masks: From `draw_masks`.
         average: Mean over the modalities' means, those without a token counted as 0, as 4M does; or over all tokens.
 
     Raises:
         ConfigError: A modality is missing or its size is not that of its mask, or the model has no part for it.
     """
-    size = _check(model, chips, masks)
+    size = _check(model, batch, masks)
     device = model.mask_token.device
-    context = _read(model, chips, pack(masks.inputs).to(device), size)
-    return _predict(model, chips, pack(masks.targets).to(device), size, context, average)
+    context = _read(model, batch, pack(masks.inputs).to(device), size)
+    return _predict(model, batch, pack(masks.targets).to(device), size, context, average)
 
 
-def _read(model: EncoderDecoder, chips: Chips, packing: Packing, size: tuple[int, int]) -> Context:
+def _read(model: EncoderDecoder, batch: MaskedBatch, packing: Packing, size: tuple[int, int]) -> Context:
     """Return the context of the tokens to read."""
-    contents, places = [], []
+    contents, positions = [], []
     count = size[0] * size[1]
     for entry, rows in packing.rows.items():
         kind, _, name = entry.partition(".")
         embedding: Any = model.encoder_embeddings[key_of(entry)]
         if kind == "pixels":
             patch = model.patch_size
-            patches = rearrange(chips["pixels"][name], "b c (h p) (w q) -> (b h w) (p q c)", p=patch, q=patch)
+            patches = rearrange(batch["pixels"][name], "b c (h p) (w q) -> (b h w) (p q c)", p=patch, q=patch)
             contents.append(embedding.proj(patches[rows]))
         elif kind == "tokens":
-            contents.append(embedding.token_emb(chips["tokens"][name].flatten()[rows].long()))
+            contents.append(embedding.token_emb(batch["tokens"][name].flatten()[rows].long()))
         if kind != "sequences":
-            places.append(embedding.place(size)[0][rows % count])
+            positions.append(embedding.place(size)[0][rows % count])
             continue
-        ids = F.pad(chips["sequences"][name], (1, 0), value=START)
+        ids = F.pad(batch["sequences"][name], (1, 0), value=START)
         contents.append(embedding.token_emb(ids.flatten()[rows].long()))
-        # Positions count what is there: the start alone, or all but the start.
-        places.append(embedding.place_at((rows % ids.shape[1] - 1).clamp(min=0)))
-    part = Part(packing.join(contents), packing.join(places), packing.valid)
+        # Only tokens that are read count: the start alone, or all but the start.
+        positions.append(embedding.place_at((rows % ids.shape[1] - 1).clamp(min=0)))
+    part = Part(packing.join(contents), packing.join(positions), packing.valid)
     return model.encode([part], len(packing.slots))
 
 
 def _predict(
     model: EncoderDecoder,
-    chips: Chips,
+    batch: MaskedBatch,
     packing: Packing,
     size: tuple[int, int],
     context: Context,
@@ -159,9 +159,9 @@ def _predict(
         head: Any = model.decoder_embeddings[key_of(entry)]
         if kind == "tokens":
             queries.append(model.mask_token[0] + head.place(size)[0][rows % count])
-            answers[entry] = chips["tokens"][name].flatten()[rows].long()
+            answers[entry] = batch["tokens"][name].flatten()[rows].long()
             continue
-        ids = F.pad(chips["sequences"][name], (1, 0), value=START)
+        ids = F.pad(batch["sequences"][name], (1, 0), value=START)
         queries.append(head.token_emb(ids.flatten()[rows].long()) + head.place_at(rows % ids.shape[1]))
         answers[entry] = F.pad(ids[:, 1:], (0, 1), value=STOP).flatten()[rows].long()
     y = run_decoder(
@@ -177,7 +177,7 @@ def _predict(
         head = model.decoder_embeddings[key_of(entry)]
         logits = head.to_logits(y[packing.positions[entry]])
         exact = torch.promote_types(logits.dtype, torch.float32)
-        # The sum: the mean of no token is no number, and its gradient neither.
+        # The sum: the mean over no token would be NaN, and so would its gradient.
         sums[entry] = F.cross_entropy(logits.to(exact), ids, reduction="sum")
     counts = {entry: len(ids) for entry, ids in answers.items()}
     means = {entry: value / max(counts[entry], 1) for entry, value in sums.items()}
@@ -222,12 +222,12 @@ def key_of(entry: str) -> str:
     return modality.patch_key
 
 
-def _check(model: EncoderDecoder, chips: Chips, masks: Masks) -> tuple[int, int]:
+def _check(model: EncoderDecoder, batch: MaskedBatch, masks: Masks) -> tuple[int, int]:
     """Return rows and columns of tokens after checking that everything fits."""
     sizes: dict[str, tuple[int, int]] = {}
     for entry, mask in {**masks.targets, **masks.inputs}.items():
         kind, _, name = entry.partition(".")
-        parts: Any = chips
+        parts: Any = batch
         if name not in parts[kind]:
             raise ConfigError(f"The batch has no {kind} of {name}, only {list(parts[kind])}; the task names it.")
         x = parts[kind][name]

@@ -22,9 +22,8 @@ from terramind_plugin.builders import build_coords_tokenizer, build_generator, b
 from terramind_plugin.cli import main
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.pretrain.chips import turn
-from terramind_plugin.pretrain.order import Draw
-from terramind_plugin.pretrain.store import TokenFile
+from terramind_plugin.pretrain.loading import Draw, apply_symmetry
+from terramind_plugin.pretrain.token_store import TokenFile
 from terramind_plugin.raster.writer import write_geotiff
 
 NANO = "terramind_sim_nano"
@@ -106,7 +105,7 @@ def test_tokens_are_those_of_the_tokenizer(chips, weights, tmp_path):
         assert sample["pixels"]["S1GRD"].shape == (2, 64, 64)
         made = tokenizer.tokenize(sample["pixels"]["S2L2A"][None])[0]
         assert (made == sample["tokens"]["S2L2A"]).float().mean() > 0.98  # sums of another batch, rounded to codes
-    # Not the same crop eight times: tiles and turns differ.
+    # Not the same crop eight times: tiles and symmetries differ.
     assert len({tuple(sample["tokens"]["LULC"].flatten().tolist()) for sample in drawn}) > 12
     places = build_coords_tokenizer(family=NANO).decode(torch.stack([s["sequences"]["coords"] for s in samples]))
     assert places.tolist() == [[10.0, 50.0]] * 6
@@ -116,7 +115,7 @@ def test_tokens_are_those_of_the_tokenizer(chips, weights, tmp_path):
     assert batch["sequences"]["coords"].shape == (2, 3)
 
 
-def test_classes_turn_with_the_others(chips, weights, tmp_path):
+def test_classes_are_stored_under_every_symmetry(chips, weights, tmp_path):
     assert tokenize(chips, tmp_path, weights, ["LULC"]) == 0
     file = TokenFile(tmp_path, MODALITIES["LULC"])
     import rasterio
@@ -124,10 +123,10 @@ def test_classes_turn_with_the_others(chips, weights, tmp_path):
     with rasterio.open(chips / "LULCHand" / f"chip2{ENDINGS['LULC']}") as raster:
         chip = raster.read()
     tokenizer = build_image_tokenizer(f"{NANO}_tokenizer_lulc", ckpt_path=weights["LULC", 0], decoder=False)
-    for turned in range(8):
-        tile = np.ascontiguousarray(turn(chip[:, 64:128, :64], turned)).astype(np.int64)
+    for symmetry in range(8):
+        tile = np.ascontiguousarray(apply_symmetry(chip[:, 64:128, :64], symmetry)).astype(np.int64)
         made = tokenizer.tokenize(torch.from_numpy(tile))[0]
-        assert (made.numpy() == file.read("chip2", 1, 0, turned)).mean() > 0.98
+        assert (made.numpy() == file.read("chip2", 1, 0, symmetry)).mean() > 0.98
 
 
 def test_a_store_that_is_there(chips, weights, tmp_path, capsys):
@@ -136,28 +135,28 @@ def test_a_store_that_is_there(chips, weights, tmp_path, capsys):
     (data / "LULCHand").mkdir(parents=True)
     for path in (chips / "LULCHand").iterdir():
         (data / "LULCHand" / path.name).write_bytes(path.read_bytes())
-    assert tokenize(data, out, weights, ["LULC"], words=["--turns", "1"]) == 0
+    assert tokenize(data, out, weights, ["LULC"], words=["--symmetries", "1"]) == 0
     path = out / "LULC.safetensors"
     first = path.stat().st_mtime_ns
     chip = sorted((data / "LULCHand").iterdir())[1]
     os.utime(chip, (1, 1))  # of another time, but with the same content
-    assert tokenize(data, out, weights, ["LULC"], words=["--turns", "1"]) == 0
+    assert tokenize(data, out, weights, ["LULC"], words=["--symmetries", "1"]) == 0
     assert "up to date" in capsys.readouterr().out
     assert path.stat().st_mtime_ns == first
-    for seed, words, message in ((1, ["--turns", "1"], "made with weights"), (0, [], "made with turns 1")):
+    for seed, words, message in ((1, ["--symmetries", "1"], "made with weights"), (0, [], "made with symmetries 1")):
         assert tokenize(data, out, weights, ["LULC"], seed=seed, words=words) == 2
         assert message in capsys.readouterr().err
     content = bytearray(chip.read_bytes())
     content[-1] ^= 1
     chip.write_bytes(content)
-    assert tokenize(data, out, weights, ["LULC"], words=["--turns", "1"]) == 2
-    assert f"{path} is out of date: 1 files are not those it was made of" in capsys.readouterr().err
+    assert tokenize(data, out, weights, ["LULC"], words=["--symmetries", "1"]) == 2
+    assert f"{path} is out of date: 1 file is not as when the tokens were made" in capsys.readouterr().err
     chip.unlink()
     (data / "LULCHand" / f"new{ENDINGS['LULC']}").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert tokenize(data, out, weights, ["LULC"], words=["--turns", "1"]) == 2
-    assert "has no tokens of 1 chips, e.g. new" in capsys.readouterr().err
+    assert tokenize(data, out, weights, ["LULC"], words=["--symmetries", "1"]) == 2
+    assert "has no tokens of 1 chip, e.g. new" in capsys.readouterr().err
     assert path.stat().st_mtime_ns == first
-    assert tokenize(data, out, weights, ["LULC"], words=["--turns", "1", "--replace"]) == 0
+    assert tokenize(data, out, weights, ["LULC"], words=["--symmetries", "1", "--replace"]) == 0
     assert "new" in TokenFile(out, MODALITIES["LULC"]).chips
     assert [path.name for path in out.iterdir()] == ["LULC.safetensors"]
 
@@ -195,7 +194,7 @@ def test_mistakes_are_named(module, store, tmp_path, worlds):
     changed.mkdir()
     for path in (worlds / "data" / "S2L2AHand").iterdir():
         (changed / path.name).write_bytes(path.read_bytes() + b" ")
-    with pytest.raises(DataError, match="is out of date: 12 files are not those it was made of"):
+    with pytest.raises(DataError, match="is out of date: 12 files are not as when the tokens were made"):
         module(folders={"S2L2A": str(changed)}).setup("fit")
 
 

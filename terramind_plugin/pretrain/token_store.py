@@ -1,0 +1,316 @@
+"""Token ids of chips on disk: made once, read many times, one .safetensors file a modality.
+
+A file holds 'ids', uint16 [tiles, symmetries, rows, columns]: chip after chip, each chip's tiles row by row from the
+upper left. Pixels that do not fill a tile are left out. Symmetry 0 is the tile as it lies; see `apply_symmetry`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from terramind_plugin.builders import build_image_tokenizer
+from terramind_plugin.errors import ConfigError, DataError, suggest
+from terramind_plugin.files import write_bytes
+from terramind_plugin.model.checkpoints import hash_weights
+from terramind_plugin.model.modalities import Modality
+from terramind_plugin.model.variants import VARIANTS
+from terramind_plugin.pretrain.loading import SYMMETRIES, ChipReader, apply_symmetry, to_tensor
+from terramind_plugin.samples.layout import ChipFolder
+from terramind_plugin.system import refuse_inputs
+from terramind_plugin.tokenizers.image import ImageTokenizer
+from terramind_plugin.tokenizers.variants import tokenizers_of
+
+ENDING = ".safetensors"
+SHA256 = "sha256"
+"""Key in the header of a file: the hash of its ids."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that token ids depend on besides the chips."""
+
+    tokenizer: str
+    """Registered name."""
+    weights: str
+    """SHA-256 of the encoder's weights."""
+    tile: int
+    """Side of a tile in pixels."""
+    symmetries: int
+    """1, or 8 for all symmetries of a square."""
+
+    def difference(self, other: Recipe) -> str | None:
+        """Return this recipe's values that differ from another's as text, or None."""
+        parts = [
+            f"{name} {mine[:16] if isinstance(mine, str) and name == 'weights' else mine}"
+            for (name, mine), theirs in zip(asdict(self).items(), asdict(other).values(), strict=True)
+            if mine != theirs
+        ]
+        return ", ".join(parts) or None
+
+
+@dataclass(frozen=True)
+class StoredChip:
+    """State of a chip's file when its tokens were made."""
+
+    name: str
+    size: int
+    """Bytes."""
+    changed: int
+    """Time of the last change in nanoseconds."""
+    sha256: str
+    rows: int
+    """Tiles from top to bottom."""
+    columns: int
+    """Tiles from left to right."""
+
+    @classmethod
+    def describe(cls, path: Path, name: str, rows: int, columns: int) -> StoredChip:
+        """Return the entry of a file."""
+        stat = path.stat()
+        return cls(name, stat.st_size, stat.st_mtime_ns, _digest(path), rows, columns)
+
+    def is_unchanged(self, path: Path) -> bool:
+        """Return whether the file has the same content; it is read only if the size agrees and the time does not."""
+        if not path.is_file() or path.stat().st_size != self.size:
+            return False
+        return path.stat().st_mtime_ns == self.changed or _digest(path) == self.sha256
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class TokenFile:
+    """The token ids of one modality, mapped into memory.
+
+    Args:
+        folder: Folder of the store.
+        modality: Modality of the tokens.
+
+    Raises:
+        DataError: There is no such file, or it is no file of a token store.
+    """
+
+    def __init__(self, folder: str | Path, modality: Modality) -> None:
+        self.path = Path(folder) / f"{modality.name}{ENDING}"
+        self.modality = modality
+        if not self.path.is_file():
+            raise DataError(
+                f"{self.path} is not there. Make it: terramind tokenize --data {modality.name}=FOLDER --out {folder}."
+            )
+        try:
+            with safe_open(self.path, "pt") as file:
+                meta = file.metadata() or {}
+                self.recipe = Recipe(**json.loads(meta["recipe"]))
+                self.chips = {chip.name: chip for chip in (StoredChip(*row) for row in json.loads(meta["chips"]))}
+                # As a torch tensor first: numpy's reader would copy the file into memory.
+                self.ids: NDArray[Any] = file.get_tensor("ids").numpy()
+                self._sha256 = meta.get(SHA256)
+            counts = [int(chip.rows) * int(chip.columns) for chip in self.chips.values()]
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{self.path} is no file of a token store ({error}). Delete it and run terramind tokenize again."
+            ) from error
+        starts = np.cumsum([0, *counts])[:-1].tolist()
+        self._start = dict(zip(self.chips, starts, strict=True))
+        if self.ids.ndim != 4 or self.ids.shape[:2] != (sum(counts), self.recipe.symmetries):
+            raise DataError(
+                f"{self.path} holds ids of shape {list(self.ids.shape)}, its header says {sum(counts)} tiles under "
+                f"{self.recipe.symmetries} symmetries. Delete it and run terramind tokenize again."
+            )
+
+    def read(self, name: str, row: int, column: int, symmetry: int = 0) -> NDArray[Any]:
+        """Return the token ids of a tile [rows, columns], int64.
+
+        Args:
+            name: Id of the chip.
+            row: Row of the tile, from the top.
+            column: Column of the tile, from the left.
+            symmetry: Number of the symmetry.
+        """
+        chip = self.chips[name]
+        return self.ids[self._start[name] + row * chip.columns + column, symmetry].astype(np.int64)
+
+    def check_content(self) -> None:
+        """Raise a DataError if the ids are not those that were written."""
+        if self._sha256 not in (None, hashlib.sha256(np.ascontiguousarray(self.ids).data).hexdigest()):
+            raise DataError(f"{self.path} is damaged. Run terramind tokenize --replace again.")
+
+    def check(self, names: Sequence[str], folder: ChipFolder | None = None) -> None:
+        """Check that there are tokens of all chips, made of their present files.
+
+        Args:
+            names: Ids of the chips.
+            folder: Folder of the files; None to leave them unread.
+
+        Raises:
+            DataError: Tokens are missing or out of date.
+        """
+        missing = [name for name in names if name not in self.chips]
+        if missing:
+            count = "1 chip" if len(missing) == 1 else f"{len(missing)} chips"
+            raise DataError(
+                f"{self.path} has no tokens of {count}, e.g. {missing[0]}. Run terramind tokenize --replace again."
+            )
+        if folder is None:
+            return
+        changed = [name for name in names if not self.chips[name].is_unchanged(folder.path(name))]
+        if changed:
+            count = "1 file is" if len(changed) == 1 else f"{len(changed)} files are"
+            raise DataError(
+                f"{self.path} is out of date: {count} not as when the tokens were made, e.g. "
+                f"{folder.path(changed[0])}. Run terramind tokenize --replace again."
+            )
+
+
+def write_tokens(path: Path, ids: NDArray[Any], recipe: Recipe, chips: list[StoredChip]) -> None:
+    """Write the tokens of one modality; the file appears when it is complete.
+
+    Args:
+        path: File to write; an existing file is replaced.
+        ids: Token ids [tiles, symmetries, rows, columns], uint16.
+        recipe: Tokenizer and tiling.
+        chips: Files of the chips, in order.
+    """
+    ids = np.ascontiguousarray(ids)
+    meta = {
+        "recipe": json.dumps(asdict(recipe)),
+        "chips": json.dumps([list(asdict(chip).values()) for chip in chips]),
+        SHA256: hashlib.sha256(ids.data).hexdigest(),
+    }
+    write_bytes(path, save({"ids": ids}, meta))
+
+
+def tokenize_folders(
+    family: str,
+    folders: Mapping[str, ChipFolder],
+    out: Path,
+    *,
+    ckpt_paths: Mapping[str, Path],
+    symmetries: int = SYMMETRIES,
+    replace: bool = False,
+    batch_size: int = 64,
+    on_chip: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> list[Path]:
+    """Write the token ids of all chips and return the files written; files that are up to date stay.
+
+    Args:
+        family: Family of the tokenizers, e.g. 'terramind_v1' or 'terramind_sim_nano'. A tile is as large as an image
+            of its models.
+        folders: Folders of chips by modality.
+        out: Folder to write to, one file a modality.
+        ckpt_paths: Weights of tokenizers by modality; the family's own for the others.
+        symmetries: 1, or 8 for all symmetries of a square.
+        replace: Write files that are out of date anew, instead of refusing them.
+        batch_size: Tiles that are encoded at once.
+        on_chip: Called with the modality, the number of chips done and the number of all chips.
+
+    Raises:
+        ConfigError: The family is unknown or has no tokenizer of a modality, or a number is not possible, or a file
+            to write holds weights of a tokenizer.
+        DataError: A store is there and out of date, or a chip cannot be read or is smaller than a tile.
+        WeightsError: The weights are not there or do not fit.
+    """
+    if symmetries not in (1, SYMMETRIES):
+        raise ConfigError(f"symmetries must be 1 or {SYMMETRIES}, got {symmetries}.")
+    tile = _tile_size(family)
+    known = tokenizers_of(family)
+    for name in [*folders, *ckpt_paths]:
+        if name not in known or name not in folders:
+            raise ConfigError(f"{name} has no tokenizer in {family}, or no folder: {', '.join(known)}.")
+    written = []
+    refuse_inputs((out / f"{name}{ENDING}" for name in folders), ckpt_paths.values())
+    for name, folder in folders.items():
+        path = out / f"{name}{ENDING}"
+        tokenizer = build_image_tokenizer(
+            known[name].name, pretrained=name not in ckpt_paths, ckpt_path=ckpt_paths.get(name), decoder=False
+        )
+        recipe = Recipe(known[name].name, hash_weights(tokenizer.state_dict()), tile, symmetries)
+        names = folder.names()
+        if path.is_file() and not _is_out_of_date(out, folder, recipe, names, replace):
+            continue
+        _write(path, folder, names, tokenizer, recipe, batch_size, on_chip)
+        written.append(path)
+    return written
+
+
+def _tile_size(family: str) -> int:
+    """Return the side in pixels of a family's images."""
+    sizes = {variant.family: variant.img_size for variant in VARIANTS.values()}
+    if family not in sizes:
+        raise ConfigError(f"Unknown family '{family}'.{suggest(family, sizes)} Known: {', '.join(sizes)}.")
+    return sizes[family]
+
+
+def _is_out_of_date(out: Path, folder: ChipFolder, recipe: Recipe, names: list[str], replace: bool) -> bool:
+    """Return whether to write a file anew; raise a DataError where that was not asked for."""
+    try:
+        stored = TokenFile(out, folder.modality)
+        difference = stored.recipe.difference(recipe)
+        if difference is not None:
+            raise DataError(f"{stored.path} was made with {difference}; now it is {recipe.difference(stored.recipe)}.")
+        stored.check_content()
+        stored.check(names, folder)
+    except DataError as error:
+        if replace:
+            return True
+        raise DataError(f"{error}\nReplace it with --replace, or choose another --out.") from error
+    return False
+
+
+def _write(
+    path: Path,
+    folder: ChipFolder,
+    names: list[str],
+    tokenizer: ImageTokenizer,
+    recipe: Recipe,
+    batch_size: int,
+    on_chip: Callable[[str, int, int], None],
+) -> None:
+    """Write the tokens of one modality."""
+    chips: list[StoredChip] = []
+    made: list[NDArray[Any]] = []
+    waiting: list[NDArray[Any]] = []
+    reader = ChipReader()
+    for done, name in enumerate(names, start=1):
+        chip = reader.read(folder, name)
+        rows, columns = (length // recipe.tile for length in chip.shape[1:])
+        if not rows * columns:
+            raise DataError(
+                f"{folder.path(name)} has {chip.shape[1]} x {chip.shape[2]} pixels, smaller than a tile of "
+                f"{recipe.tile} x {recipe.tile}. Remove it."
+            )
+        chips.append(StoredChip.describe(folder.path(name), name, rows, columns))
+        for tile in _cut_tiles(chip, recipe.tile):
+            waiting += [apply_symmetry(tile, number) for number in range(recipe.symmetries)]
+        while len(waiting) >= batch_size or (waiting and done == len(names)):
+            made.append(_encode(tokenizer, folder, waiting[:batch_size]))
+            del waiting[:batch_size]
+        on_chip(folder.modality.name, done, len(names))
+    ids = np.concatenate(made)
+    write_tokens(path, ids.reshape(-1, recipe.symmetries, *ids.shape[1:]), recipe, chips)
+
+
+def _cut_tiles(chip: NDArray[Any], side: int) -> Iterator[NDArray[Any]]:
+    """Yield the whole tiles [bands, side, side] of a chip [bands, H, W], row by row from the upper left."""
+    for row in range(0, chip.shape[1] - side + 1, side):
+        for column in range(0, chip.shape[2] - side + 1, side):
+            yield chip[:, row : row + side, column : column + side]
+
+
+@torch.inference_mode()
+def _encode(tokenizer: ImageTokenizer, folder: ChipFolder, tiles: list[NDArray[Any]]) -> NDArray[Any]:
+    images = torch.stack([to_tensor(np.ascontiguousarray(tile), folder.modality) for tile in tiles])
+    return tokenizer.tokenize(images).numpy().astype(np.uint16)
