@@ -105,7 +105,7 @@ def locate(
         chips: Images in the units of the modality; they are read batch by batch.
         mass: Latitudes that together have less than 1 - mass are left out.
         batch_size: Chips at once.
-        on_latitude: As in `TerraMindGenerator.map_places`.
+        on_latitude: As in `TerraMindGenerator.map_locations`.
 
     Raises:
         ConfigError: mass is not between 0 and 1.
@@ -115,7 +115,7 @@ def locate(
     device = next(model.parameters()).device
     for batch in batches(chips, batch_size):
         images = torch.from_numpy(np.stack([chip.values for chip in batch])).to(device)
-        made = model.map_places({modality: images}, mass, on_latitude=on_latitude)
+        made = model.map_locations({modality: images}, mass, on_latitude=on_latitude)
         longitudes, latitudes = made.longitudes.numpy(), made.latitudes.numpy()
         for chip, probabilities in zip(batch, made.probabilities.numpy(), strict=True):
             yield chip, Belief(longitudes, latitudes, probabilities)

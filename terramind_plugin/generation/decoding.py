@@ -1,6 +1,6 @@
-"""Filling in token ids step by step, from a function that scores them.
+"""Drawing token ids step by step from a function that scores them.
 
-Source: ROAR, a random order, from 4M (arXiv:2312.06647); MaskGIT, the surest first (arXiv:2202.04200).
+Source: ROAR, a random order, from 4M (arXiv:2312.06647); MaskGIT, the most confident first (arXiv:2202.04200).
 """
 
 from __future__ import annotations
@@ -10,35 +10,36 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from terramind_plugin.generation.sampling import NO_TEMPERATURE, Noise, count_draws, sample, sample_ids
+from terramind_plugin.generation.sampling import NO_TEMPERATURE, count_draws, sample, sample_ids
 from terramind_plugin.generation.schedules import Decoding
 from terramind_plugin.model.embeddings import PAD
+from terramind_plugin.tokenizers.noise import Noise
 
 Score = Callable[[Tensor], Tensor]
-"""Gets the numbers of tokens [B, M] and returns scores of their ids [B, M, V]."""
+"""Takes positions of tokens [B, M] and returns scores of their ids [B, M, V]."""
 Reveal = Callable[[Tensor, Tensor], None]
-"""Gets the numbers of all tokens decoded so far [B, M] and their ids [B, M], after each step but the last."""
+"""Takes the positions of all tokens decoded so far [B, M] and their ids [B, M], after each step but the last."""
 
 START = 5
 """Token id that begins a generated sequence, '[S_1]'."""
 STOP = 6
 """Token id that ends it, '[S_2]'."""
 SENTINELS = range(4, 204)
-"""Token ids '[S_0]' to '[S_199]', each of which begins a piece of a sequence."""
+"""Token ids '[S_0]' to '[S_199]', each of which begins a part of a sequence."""
 
 
 def fill_in_random_order(
     score: Score, reveal: Reveal, total: int, how: Decoding, noise: Noise, device: torch.device
 ) -> Tensor:
-    """Return token ids [B, total] that are drawn in random order, each sample's its own.
+    """Return token ids [B, total], drawn in a random order of each sample.
 
     Args:
-        score: Scores some tokens.
-        reveal: Told what is known after a step.
+        score: Scores tokens.
+        reveal: Called after each step but the last.
         total: Number of tokens.
         how: Steps and sampling.
         noise: Random numbers.
-        device: Where `score` computes.
+        device: Device of the scores.
     """
     order = noise.order(total).to(device)
     draws = _draws(noise, total, how, count_draws(how.top_p, how.temperature, device), device)
@@ -62,13 +63,13 @@ def fill_in_random_order(
     return ids
 
 
-def fill_in_surest_first(
+def fill_in_by_confidence(
     score: Score, reveal: Reveal, total: int, how: Decoding, noise: Noise, device: torch.device
 ) -> Tensor:
-    """Return token ids [B, total]; each step draws all that are open and keeps the surest.
+    """Return token ids [B, total]; each step draws all open tokens and keeps the most confident ones.
 
-    Args as in `fill_in_random_order`. At temperature 0, where the public implementation takes all draws for certain and
-    keeps whichever, the probability of the likeliest id decides.
+    Args as in `fill_in_random_order`. At temperature 0 the confidence is the probability of the likeliest id; in the
+    public implementation all draws are equally confident there.
     """
     batch = len(noise.generators)
     remaining = torch.arange(total, device=device).expand(batch, total)
@@ -76,10 +77,10 @@ def fill_in_surest_first(
     known = remaining[:, :0]
     for step in how.plan(total):
         draws = _draws(noise, remaining.shape[1], how, 1, device)
-        drawn, sureness = sample(
+        drawn, confidence = sample(
             score(remaining), draws, temperature=step.temperature, top_k=how.top_k, top_p=how.top_p
         )
-        rank = sureness.argsort(dim=1, descending=True, stable=True)
+        rank = confidence.argsort(dim=1, descending=True, stable=True)
         now, later = rank[:, : step.count], rank[:, step.count :].sort(dim=1).values
         index = remaining.gather(1, now)
         ids = ids.scatter(1, index, drawn.gather(1, now))
@@ -90,7 +91,7 @@ def fill_in_surest_first(
     return ids
 
 
-FILLERS = {"roar": fill_in_random_order, "maskgit": fill_in_surest_first}
+FILLERS = {"roar": fill_in_random_order, "maskgit": fill_in_by_confidence}
 
 
 def continue_sequence(
@@ -99,10 +100,10 @@ def continue_sequence(
     """Return the token ids after `START`, [B, how.max_tokens], drawn one after the other.
 
     Args:
-        score_next: Gets a sequence [B, L] and returns scores of the id after it [B, V].
+        score_next: Takes a sequence [B, L] and returns scores of the next id [B, V].
         how: Sampling; its steps do not apply.
         noise: Random numbers.
-        device: Where `score_next` computes.
+        device: Device of the scores.
     """
     sequence = torch.full((len(noise.generators), 1), START, device=device)
     draws = _draws(noise, how.max_tokens, how, count_draws(how.top_p, how.temperature, device), device)
@@ -119,17 +120,17 @@ def continue_sequence(
 
 
 def first_piece(ids: Tensor, sentinels: Sequence[int] | range = SENTINELS) -> Tensor:
-    """Return the text of a generated sequence without sentinels [B, L], then `PAD`.
+    """Return the tokens of a generated sequence that follow `START`, without sentinels, filled up with `PAD` [B, L].
 
-    It ends at `STOP`; another sentinel interrupts it until `START` comes again.
+    The sequence ends at `STOP`. After any other sentinel, tokens are left out until `START` comes again.
 
     Args:
         ids: Token ids after `START`, [B, L].
         sentinels: Ids of all sentinels.
     """
     is_sentinel = torch.isin(ids, torch.tensor(list(sentinels), device=ids.device))
-    places = torch.arange(ids.shape[1], device=ids.device)
-    last = torch.where(is_sentinel, places, -1).cummax(dim=1).values
+    positions = torch.arange(ids.shape[1], device=ids.device)
+    last = torch.where(is_sentinel, positions, -1).cummax(dim=1).values
     current = torch.where(last < 0, START, ids.gather(1, last.clamp(min=0)))
     ended = (ids == STOP).cummax(dim=1).values
     valid = ~is_sentinel & (current == START) & ~ended & (ids != PAD)

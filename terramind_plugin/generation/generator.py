@@ -1,16 +1,15 @@
-"""The any-to-any model: images and places in, images and places out."""
+"""The any-to-any model: images and coordinates in, images and coordinates out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.generation.locations import most_likely_pairs, pair_probabilities
-from terramind_plugin.generation.sampling import Noise
+from terramind_plugin.generation.locations import LikelyLocations, LocationMap, PairScores
 from terramind_plugin.generation.schedules import Decoding
 from terramind_plugin.generation.token_generator import TokenGenerator
 from terramind_plugin.model.inputs import GENERATOR, InputSpec, check_shapes, check_size, collect_inputs
@@ -18,45 +17,25 @@ from terramind_plugin.model.modalities import Modality, token_key
 from terramind_plugin.model.standardisation import Standardisation
 from terramind_plugin.tokenizers.coordinates import CoordsTokenizer
 from terramind_plugin.tokenizers.image import ImageTokenizer
+from terramind_plugin.tokenizers.noise import Noise
 
 TOKENIZER_PARTS = ("encoder", "quant_proj", "decoder", "post_quant_proj")
 
 
-class Places(NamedTuple):
-    """Likely positions of a batch of samples, the likeliest first."""
-
-    positions: Tensor
-    """[B, K, 2] as (longitude, latitude) in degrees, float64."""
-    probabilities: Tensor
-    """[B, K] in [0, 1], among all positions of the model's grid."""
-    step: float
-    """Of the grid, in degrees: 0.25 for the published models."""
-
-
-class PlaceMap(NamedTuple):
-    """How likely each position is for a batch of samples."""
-
-    longitudes: Tensor
-    """[columns] in degrees, ascending, float64."""
-    latitudes: Tensor
-    """[rows] in degrees, descending, float64."""
-    probabilities: Tensor
-    """[B, rows, columns]."""
-
-
 class TerraMindGenerator(nn.Module):
-    """Images of some modalities, imagined from images of others or from a place.
+    """Generates images and coordinates of some modalities from those of others.
 
     Source: TerraMind (arXiv:2504.11171) section 3; arguments are those of TerraTorch's implementation.
 
     Args:
         sampler: Draws token ids; its targets are the outputs.
-        tokenizers: By checkpoint key. An input that enters as token ids needs the encoder, an image output the decoder.
+        tokenizers: Image tokenizers by checkpoint key. An input that enters as token ids needs the encoder, an image
+            output the decoder.
         coords: Tokenizer of coordinates, if they are an input or output.
-        standardize: Whether images come and go in the units of their modality, not standardised.
-        offset: Added to the pre-training mean of a modality, by its name, as input and as output.
+        standardize: Whether inputs and outputs are in the units of their modality; otherwise they are standardised.
+        offset: Offsets by modality, added to the pre-training mean of input and output.
         timesteps: Denoising steps of an image.
-        decoding: How to draw the tokens of each output, by its name.
+        decoding: Settings of decoding by output.
 
     Raises:
         ConfigError: A tokenizer is missing, or `offset` names a modality that is neither input nor output.
@@ -86,11 +65,11 @@ class TerraMindGenerator(nn.Module):
         known = {spec.name: spec.pretrained for spec in sampler.inputs if spec.pretrained is not None}
         known |= sampler.targets
         self.standardisation = _standardisation(known, offset or {})
-        self.register_load_state_dict_pre_hook(_leave_out_what_is_not_built)
+        self.register_load_state_dict_pre_hook(_drop_unbuilt_parts)  # type: ignore[no-untyped-call]
         self.eval()
 
     def _check_tokenizers(self) -> None:
-        """Raise a ConfigError if something that `forward` will need is not there."""
+        """Raise a ConfigError if `forward` would lack a tokenizer."""
         needed = [(spec.name, spec.pretrained, "encoder") for spec in self.sampler.inputs if spec.is_tokens]
         needed += [(name, modality, "decoder") for name, modality in self.sampler.targets.items()]
         for name, modality, part in needed:
@@ -120,23 +99,23 @@ class TerraMindGenerator(nn.Module):
         Positions are (longitude, latitude) in degrees, NaN where the drawn text is none; `locate` has the likeliest.
 
         Args:
-            x: By modality, images [B, bands, H, W], class ids [B, H, W], or positions [B, 2] as (longitude, latitude)
-                in degrees; or the tensor of the first modality. Never changed.
-            standardize: In place of the model's own setting.
-            timesteps: In place of the model's own setting.
+            x: Inputs by modality: images [B, bands, H, W], class ids [B, H, W], or positions [B, 2] as (longitude,
+                latitude) in degrees; or the tensor of the first modality. Never changed.
+            standardize: Replaces the model's own setting.
+            timesteps: Replaces the model's own setting.
             verbose: Show a progress bar for each image.
             image_size: Height and width in pixels of the outputs, if no input is an image; by default the model's.
-            seed: One that each sample starts from, so that its result does not depend on the batch it is in; or one for
-                each sample; None for new ones in each call.
+            seed: One seed for every sample, so that its result does not depend on its batch, or one for each sample;
+                None for new seeds in each call.
             noise: Random numbers in place of `seed`.
             named: Inputs by modality, as keywords.
 
         Raises:
-            ConfigError: An input is unknown, also an output, or its shape does not fit.
+            ConfigError: An input is unknown or also an output, or its shape does not fit.
             DataError: A position or class id is not possible.
         """
         standardize = self.standardize if standardize is None else standardize
-        inputs = self._tokenised(x, named, standardize)
+        inputs = self._tokenize(x, named, standardize)
         noise = Noise.from_seed(seed, len(next(iter(inputs.values())))) if noise is None else noise
         size = None if image_size is None else check_size(image_size, self.sampler.model.patch_size)
         tokens = self.sampler(
@@ -166,8 +145,8 @@ class TerraMindGenerator(nn.Module):
         *,
         standardize: bool | None = None,
         **named: Tensor,
-    ) -> Places:
-        """Return where the images most likely are, with probabilities.
+    ) -> LikelyLocations:
+        """Return the likeliest positions of the images, with probabilities.
 
         Args:
             x: As in `forward`.
@@ -178,15 +157,14 @@ class TerraMindGenerator(nn.Module):
         Raises:
             ConfigError: Coordinates are no output of the model, or as in `forward`.
         """
-        target, coords = self._place_target()
-        inputs = self._tokenised(x, named, self.standardize if standardize is None else standardize)
+        coords, scores = self._position_scores(x, standardize, named)
+        pairs, probabilities = scores.likeliest(count)
         latitudes, longitudes = coords.latitudes, coords.longitudes
-        pairs, probabilities = most_likely_pairs(self.sampler, target, inputs, list(latitudes), list(longitudes), count)
         degrees = [[(longitudes[lon], latitudes[lat]) for lat, lon in row] for row in pairs.tolist()]
-        return Places(torch.tensor(degrees, dtype=torch.float64), probabilities, 1 / coords.steps_per_degree)
+        return LikelyLocations(torch.tensor(degrees, dtype=torch.float64), probabilities, 1 / coords.steps_per_degree)
 
     @torch.no_grad()
-    def map_places(
+    def map_locations(
         self,
         x: Tensor | Mapping[str, Tensor] | None = None,
         mass: float = 1.0,
@@ -194,56 +172,59 @@ class TerraMindGenerator(nn.Module):
         standardize: bool | None = None,
         on_latitude: Callable[[int, int], object] = lambda done, total: None,
         **named: Tensor,
-    ) -> PlaceMap:
-        """Return how likely each position of the vocabulary's grid is.
+    ) -> LocationMap:
+        """Return the probability of each position of the vocabulary's grid.
 
         Args:
             x: As in `forward`.
-            mass: Less than 1 leaves out latitudes that together are less likely than the rest, to be quicker; the model
-                runs once for each that stays, and the published vocabulary has 721.
+            mass: Below 1, latitudes that together have less than 1 - mass are left out. The model runs once for each
+                other latitude, of 721 in the published vocabulary.
             standardize: As in `forward`.
-            on_latitude: Called after each latitude with the number of those done and of all.
+            on_latitude: Called after each latitude with the number of those done and the number of all.
             named: As in `forward`.
 
         Raises:
             ConfigError: As in `locate`.
         """
-        target, coords = self._place_target()
-        inputs = self._tokenised(x, named, self.standardize if standardize is None else standardize)
-        latitudes, longitudes = coords.latitudes, coords.longitudes
-        pairs = pair_probabilities(
-            self.sampler, target, inputs, list(latitudes), list(longitudes), mass, on_latitude
-        ).cpu()
-        north, rows = torch.tensor(list(latitudes.values()), dtype=torch.float64).unique(return_inverse=True)
-        east, columns = torch.tensor(list(longitudes.values()), dtype=torch.float64).unique(return_inverse=True)
-        # A vocabulary may hold two words for one place, such as 0.00 and -0.00.
+        coords, scores = self._position_scores(x, standardize, named)
+        pairs = scores.probabilities(mass, on_latitude).cpu()
+        (north, rows), (east, columns) = (
+            torch.unique(torch.tensor(list(axis.values()), dtype=torch.float64), return_inverse=True)
+            for axis in (coords.latitudes, coords.longitudes)
+        )
+        # A vocabulary may hold two words for one position, such as 0.00 and -0.00.
         grid = pairs.new_zeros(len(pairs), len(north), len(columns)).index_add_(1, rows, pairs)
         grid = pairs.new_zeros(len(pairs), len(north), len(east)).index_add_(2, columns, grid)
-        return PlaceMap(east, north.flip(0), grid.flip(1))
+        return LocationMap(east, north.flip(0), grid.flip(1))
 
-    def _place_target(self) -> tuple[str, CoordsTokenizer]:
+    def _position_scores(
+        self, x: Tensor | Mapping[str, Tensor] | None, standardize: bool | None, named: Mapping[str, Tensor]
+    ) -> tuple[CoordsTokenizer, PairScores]:
+        """Return the tokenizer of coordinates, and scores of its latitudes and longitudes."""
+        coords = self.coords
         names = [name for name, modality in self.sampler.targets.items() if modality.kind == "sequence"]
-        if not names or self.coords is None:
+        if not names or coords is None:
             raise ConfigError(f"locate needs coords among output_modalities, which are {self.output_modalities}.")
-        return names[0], self.coords
+        inputs = self._tokenize(x, named, self.standardize if standardize is None else standardize)
+        return coords, PairScores(self.sampler, names[0], inputs, list(coords.latitudes), list(coords.longitudes))
 
-    def _tokenised(
+    def _tokenize(
         self, x: Tensor | Mapping[str, Tensor] | None, named: Mapping[str, Tensor], standardize: bool
     ) -> dict[str, Tensor]:
         """Return standardised images and token ids by the model's names."""
         specs: Sequence[InputSpec] = self.sampler.inputs
-        given = collect_inputs(specs, x, named, GENERATOR)
+        raw = collect_inputs(specs, x, named, GENERATOR)
         images = [spec for spec in specs if not spec.is_tokens]
         patch = self.sampler.model.patch_size
-        pixels = {spec.name: given[spec.name] for spec in images if spec.name in given}
+        pixels = {spec.name: raw[spec.name] for spec in images if spec.name in raw}
         if pixels:
             check_shapes(images, pixels, patch, same_size=True, advice=GENERATOR)
         device = self.sampler.model.mask_token.device
         inputs: dict[str, Tensor] = {}
         for spec in specs:
-            if spec.name not in given:
+            if spec.name not in raw:
                 continue
-            value = given[spec.name]
+            value = raw[spec.name]
             if spec.is_tokens and spec.pretrained is not None and spec.pretrained.kind == "sequence":
                 assert self.coords is not None  # checked at construction
                 inputs[spec.name] = self.coords.encode(value).ids.to(device)
@@ -272,8 +253,8 @@ def _standardisation(known: Mapping[str, Modality], offset: Mapping[str, float])
     )
 
 
-def _leave_out_what_is_not_built(module: TerraMindGenerator, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Remove weights of tokenizer parts that this model holds no copy of: TerraTorch's holds both parts of each."""
+def _drop_unbuilt_parts(module: TerraMindGenerator, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Remove weights of tokenizer parts that this model does not build. TerraTorch's model has both parts of each."""
     for key, tokenizer in module.tokenizer.items():
         for part in TOKENIZER_PARTS:
             if getattr(tokenizer, part, None) is None:

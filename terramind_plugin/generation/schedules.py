@@ -1,4 +1,4 @@
-"""How many tokens a decoding step fills in, and at which temperature.
+"""Schedules of decoding: number of tokens and temperature of each step.
 
 Source: MaskGIT (arXiv:2202.04200) for the cosine, 4M (arXiv:2312.06647) appendix for the rest; numbers as in their
 public implementations.
@@ -17,7 +17,7 @@ import numpy as np
 from terramind_plugin.errors import ConfigError, suggest
 
 SMALLEST_TEMPERATURE = 1e-9
-"""Where a schedule goes towards zero it stops here, so that its last steps still sample."""
+"""Lower bound of falling schedules, so that their last steps still sample."""
 
 Scheme = Literal["roar", "maskgit"]
 SCHEMES = ("roar", "maskgit")
@@ -28,34 +28,34 @@ class Step:
     """One decoding step."""
 
     count: int
-    """Number of tokens it fills in, at least 1."""
+    """Number of tokens, at least 1."""
     temperature: float
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How the tokens of one modality are drawn.
+    """Settings of drawing the tokens of one modality.
 
     Raises:
         ConfigError: A value is not possible.
     """
 
     steps: int = 1
-    """Decoding steps of an image modality; no more are made than it has tokens."""
+    """Decoding steps of an image modality, at most as many as it has tokens."""
     scheme: str = "roar"
-    """'roar' fills in tokens in random order, 'maskgit' those that the model is surest of first."""
+    """Order of the tokens: 'roar' at random, 'maskgit' the most confident first."""
     counts: str = "linear"
     """Tokens per step: 'linear' (equally many) or 'cosine' (few at first)."""
     temperature: float = 1.0
-    """Below 1 makes likely tokens likelier; 0 takes the likeliest."""
+    """Temperature of the first step. Below 1 makes likely tokens likelier; 0 takes the likeliest."""
     temperatures: str = "constant"
-    """Over the steps: 'constant', 'linear' (to zero) or 'onex:<least>:<power>' (falling as 1 / x ** power)."""
+    """Course over the steps: 'constant', 'linear' (to zero) or 'onex:<least>:<power>' (falling as 1 / x ** power)."""
     top_k: int | float = 0
-    """Draw from this many likeliest ids, or this share of all ids if it is a float; 0 for all."""
+    """Number of likeliest ids to draw from, or their share of all ids if it is a float; 0 for all."""
     top_p: float = 0.8
-    """Draw from the likeliest ids that together have this probability; 0 or 1 for all."""
+    """Joint probability of the likeliest ids to draw from; 0 or 1 for all."""
     guidance: float = 1.0
-    """Strength of classifier-free guidance; 1 is none."""
+    """Strength of classifier-free guidance; 1 for none."""
     max_tokens: int = 3
     """Tokens of a sequence: latitude, longitude and end."""
 

@@ -1,4 +1,4 @@
-"""A frozen encoder-decoder that imagines the tokens of modalities nobody measured."""
+"""A frozen encoder-decoder that generates token ids of modalities from other modalities."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.generation.decoding import FILLERS, SENTINELS, START, continue_sequence, first_piece
-from terramind_plugin.generation.sampling import Noise, guide
+from terramind_plugin.generation.sampling import guide
 from terramind_plugin.generation.schedules import Decoding
 from terramind_plugin.model.embeddings import SequenceHead
 from terramind_plugin.model.encoder_decoder import Context, EncoderDecoder, Part
@@ -17,12 +17,13 @@ from terramind_plugin.model.finite import FiniteGuard, zero_nan
 from terramind_plugin.model.inputs import InputSpec, check_size
 from terramind_plugin.model.modalities import Modality, resolve, token_key
 from terramind_plugin.model.variants import Variant
+from terramind_plugin.tokenizers.noise import Noise
 
 Size = tuple[int, int]
 
 
-class Reading:
-    """The tokens the encoder reads, and the context they make: computed when asked for, and again after a change only.
+class EncoderTokens:
+    """Tokens that the encoder reads, and their context, which is computed once for each state of the tokens.
 
     Args:
         model: The encoder-decoder.
@@ -42,7 +43,7 @@ class Reading:
         self._contexts.clear()
 
     def context(self, without: Collection[str] = ()) -> Context:
-        """Return the context of all tokens but those of some modalities."""
+        """Return the context of all tokens except those of some modalities."""
         left_out = frozenset(without)
         if left_out not in self._contexts:
             parts = [part for key, part in self.parts.items() if key not in left_out]
@@ -59,13 +60,12 @@ class TokenGenerator(nn.Module):
 
     Args:
         variant: Architecture.
-        inputs: What it is given; those whose key is that of tokens come as token ids.
+        inputs: Modalities of the input; a modality that is named by its token key enters as token ids.
         targets: Names of the modalities to predict, in the order of prediction.
-        remembered: Targets that the encoder reads once they are predicted, so that they condition what follows, their
-            own next step included. None for all but the last.
-        img_size: Height and width in pixels that position embeddings are made for, and that of the output if no input
-            has a size.
-        sentinels: Token ids that begin a piece of a sequence.
+        remembered: Targets that the encoder reads as soon as they are predicted, so that they condition later targets
+            and their own next decoding steps. None for all but the last.
+        img_size: Height and width in pixels of the position embeddings, and of the output if no input has a size.
+        sentinels: Token ids that begin a part of a sequence.
 
     Raises:
         ConfigError: A modality is unknown, named twice, or has no tokens.
@@ -101,7 +101,7 @@ class TokenGenerator(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> TokenGenerator:
-        """Return itself, in evaluation mode whatever is asked: a frozen model has no other."""
+        """Return the module, which stays in evaluation mode because it is frozen."""
         return super().train(False)
 
     @torch.no_grad()
@@ -120,38 +120,39 @@ class TokenGenerator(nn.Module):
         """Return token ids by name of the target: [B, rows, columns], or [B, L] for sequences, 0 where there is none.
 
         Args:
-            inputs: By name, standardised images [B, bands, H, W] and token ids [B, rows, columns] or [B, L].
-            targets: Which of the model's targets; None for all that are not given. Their order is the model's.
-            present: For some inputs a boolean [B], False where a sample lacks it. A sample without any uses what was
-                given in its place.
+            inputs: Standardised images [B, bands, H, W] and token ids [B, rows, columns] or [B, L] by name.
+            targets: Names of some of the model's targets, in any order; None for all that are no input.
+            present: Booleans [B] of some inputs, False where a sample lacks the input. A sample that lacks all inputs
+                uses the values in their place.
             image_size: Height and width in pixels of the targets; None for those of the inputs.
-            seed: One that each sample starts from, or one for each sample; None for a new one in each call.
+            seed: One seed for every sample, or one for each sample; None for new seeds in each call.
             noise: Random numbers in place of `seed`.
-            decoding: How to draw, for all or by target; the default is one step at temperature 1 and top-p 0.8.
-            checked: Whether the caller has seen to it that images are finite.
+            decoding: Settings of decoding, for all targets or by target; by default one step at temperature 1 and
+                top-p 0.8.
+            checked: Whether the caller has checked that images are finite.
 
         Raises:
-            ConfigError: There is no input, a target is given or unknown, or sizes, batches or seeds do not fit.
+            ConfigError: There is no input, a target is unknown or an input, or sizes, batches or seeds do not fit.
             DataError: An image is not finite.
         """
-        reading = self.read(inputs, present=present, checked=checked)
+        tokens = self.read(inputs, present=present, checked=checked)
         size = self._grid(inputs, image_size)
-        noise = noise if noise is not None else Noise.from_seed(seed, reading.batch)
-        guided = set(reading.parts)
-        wanted = self._wanted(targets, reading)
-        self.announce(wanted, reading)
+        noise = noise if noise is not None else Noise.from_seed(seed, tokens.batch)
+        guided = set(tokens.parts)
+        wanted = self._wanted(targets, tokens)
+        self.announce(wanted, tokens)
         ids: dict[str, Tensor] = {}
         for name in wanted:
             how = decoding.get(name, Decoding()) if isinstance(decoding, Mapping) else decoding or Decoding()
             key = token_key(self.targets[name])
-            ids[name] = self._predict(key, size, how, reading, noise, guided)
+            ids[name] = self._predict(key, size, how, tokens, noise, guided)
             guided.add(key)
         return ids
 
     def read(
         self, inputs: Mapping[str, Tensor], *, present: Mapping[str, Tensor] | None = None, checked: bool = False
-    ) -> Reading:
-        """Return what the encoder reads; arguments as in `forward`.
+    ) -> EncoderTokens:
+        """Return the inputs as tokens of the encoder; arguments as in `forward`.
 
         Raises:
             ConfigError: There is no input, or batches differ.
@@ -165,7 +166,7 @@ class TokenGenerator(nn.Module):
             raise ConfigError(f"Batch sizes differ: {batches}.")
         masks = _masks(inputs, present)
         if masks is not None:
-            # What a sample lacks may be NaN, which no mask stops.
+            # A missing input may be NaN, which no mask stops.
             images = {spec.name for spec in self.inputs if not spec.is_tokens}
             inputs = {name: zero_nan(x) if name in images else x for name, x in inputs.items()}
         if not checked:
@@ -182,17 +183,17 @@ class TokenGenerator(nn.Module):
             else:
                 part = self.model.embed_sequence(spec.key, x)
             parts[spec.key] = part.where(None if masks is None else masks[spec.name])
-        return Reading(self.model, parts, next(iter(batches.values())))
+        return EncoderTokens(self.model, parts, next(iter(batches.values())))
 
-    def _wanted(self, targets: Sequence[str] | None, reading: Reading) -> list[str]:
+    def _wanted(self, targets: Sequence[str] | None, tokens: EncoderTokens) -> list[str]:
         """Return the targets to predict, in the model's order."""
-        given = {name for name, modality in self.targets.items() if token_key(modality) in reading.parts}
+        observed = {name for name, modality in self.targets.items() if token_key(modality) in tokens.parts}
         if targets is None:
-            return [name for name in self.targets if name not in given]
+            return [name for name in self.targets if name not in observed]
         for name in targets:
             if name not in self.targets:
                 raise ConfigError(f"Unknown target '{name}'.{suggest(name, self.targets)} Known: {list(self.targets)}.")
-            if name in given:
+            if name in observed:
                 raise ConfigError(f"{name} is given and asked for. Leave it out of the input or of the targets.")
         return [name for name in self.targets if name in targets]
 
@@ -214,23 +215,23 @@ class TokenGenerator(nn.Module):
             raise ConfigError(f"Inputs and output need one size, got {shown} tokens. Resample them to one grid.")
         return next(iter(sizes.values()))
 
-    def announce(self, names: Sequence[str], reading: Reading) -> None:
-        """Show the encoder the start of the sequences that are to come, as in pre-training.
+    def announce(self, names: Sequence[str], tokens: EncoderTokens) -> None:
+        """Add the start of the sequences to predict to the encoder's tokens, as in pre-training.
 
         Args:
             names: The targets to predict.
-            reading: What the encoder reads, changed in place.
+            tokens: Tokens of the encoder, changed in place.
         """
         for name in names:
             key = token_key(self.targets[name])
             if self.targets[name].max_length is not None and key in self.model.encoder_embeddings:
-                start = torch.full((reading.batch, 1), START, device=self.model.mask_token.device)
-                reading.put(key, self.model.embed_sequence(key, start))
+                start = torch.full((tokens.batch, 1), START, device=self.model.mask_token.device)
+                tokens.put(key, self.model.embed_sequence(key, start))
 
     def _predict(
-        self, key: str, size: Size, how: Decoding, reading: Reading, noise: Noise, guided: Collection[str]
+        self, key: str, size: Size, how: Decoding, tokens: EncoderTokens, noise: Noise, guided: Collection[str]
     ) -> Tensor:
-        """Return token ids of one target and let the encoder read them if it can."""
+        """Return token ids of one target, which the encoder reads as well if the target is remembered."""
         model, device = self.model, self.model.mask_token.device
         is_read = key in model.encoder_embeddings
         if how.guidance == 1:
@@ -239,23 +240,23 @@ class TokenGenerator(nn.Module):
         if isinstance(model.decoder_embeddings[key], SequenceHead):
 
             def score_next(sequence: Tensor) -> Tensor:
-                return _guided(lambda context: model.next_logits(key, sequence, context), reading, guided, how)
+                return _guided(lambda context: model.next_logits(key, sequence, context), tokens, guided, how)
 
             sequence = first_piece(continue_sequence(score_next, how, noise, device), self.sentinels)
             if is_read:
-                reading.put(key, model.embed_sequence(key, sequence))
+                tokens.put(key, model.embed_sequence(key, sequence))
             return sequence
 
         def score(index: Tensor) -> Tensor:
-            return _guided(lambda context: model.grid_logits(key, index, size, context), reading, guided, how)
+            return _guided(lambda context: model.grid_logits(key, index, size, context), tokens, guided, how)
 
         def reveal(index: Tensor, ids: Tensor) -> None:
             if is_read:
-                reading.put(key, model.embed_some(key, ids, index, size))
+                tokens.put(key, model.embed_some(key, ids, index, size))
 
-        ids = FILLERS[how.scheme](score, reveal, size[0] * size[1], how, noise, device).unflatten(1, size)
+        ids = FILLERS[how.scheme](score, reveal, size[0] * size[1], how, noise, device).reshape(-1, *size)
         if is_read:
-            reading.put(key, model.embed_grid(key, ids))
+            tokens.put(key, model.embed_grid(key, ids))
         return ids
 
 
@@ -278,18 +279,20 @@ def plan_targets(names: Sequence[str]) -> dict[str, Modality]:
 
 
 def _masks(inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
-    """Return for each input a boolean [B], True where a sample has it; None if all have all."""
+    """Return a boolean [B] for each input, True where a sample has it; None if no sample lacks any."""
     if not present:
         return None
     first = next(iter(inputs.values()))
     everyone = torch.ones(len(first), dtype=torch.bool, device=first.device)
     masks = torch.stack([present.get(name, everyone).to(everyone) for name in inputs])
-    # A sample without any would attend to nothing, and softmax over nothing is NaN.
+    # A sample without inputs would attend to nothing, and softmax over nothing is NaN.
     masks = masks | ~masks.any(dim=0)
     return dict(zip(inputs, masks.unbind(0), strict=True))
 
 
-def _guided(score: Callable[[Context], Tensor], reading: Reading, guided: Collection[str], how: Decoding) -> Tensor:
-    """Return scores, moved away from those without the guided modalities if there are any."""
-    scores = score(reading.context())
-    return guide(score(reading.context(without=guided)), [scores], [how.guidance]) if guided else scores
+def _guided(
+    score: Callable[[Context], Tensor], tokens: EncoderTokens, guided: Collection[str], how: Decoding
+) -> Tensor:
+    """Return scores with classifier-free guidance by the guided modalities; plain scores if there are none."""
+    scores = score(tokens.context())
+    return guide(score(tokens.context(without=guided)), [scores], [how.guidance]) if guided else scores

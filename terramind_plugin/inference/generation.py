@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from terramind_plugin.builders import build_generator, build_image_tokenizer
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.generation.generator import TerraMindGenerator
-from terramind_plugin.generation.sampling import Noise
 from terramind_plugin.generation.token_generator import plan_targets
 from terramind_plugin.inference.job import Job, Options, check_data, plan_jobs
 from terramind_plugin.inference.noise import SceneNoise
@@ -28,6 +27,7 @@ from terramind_plugin.model.variants import Variant
 from terramind_plugin.raster.paths import raster_path
 from terramind_plugin.raster.reader import Expected
 from terramind_plugin.tokenizers.image import ImageTokenizer
+from terramind_plugin.tokenizers.noise import Noise
 from terramind_plugin.tokenizers.variants import tokenizers_of
 
 LIKELY_POSITIONS = 5

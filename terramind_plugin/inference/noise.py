@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.generation.sampling import Noise
+from terramind_plugin.tokenizers.noise import Noise
 
 CELL = 64
 """Height and width, in pixels or tokens, of the squares that numbers are drawn for."""

@@ -129,7 +129,7 @@ def _draw_inputs(plan: MaskPlan, room: Tensor, generator: torch.Generator) -> tu
     """Return which sequences are read [B, sequences], and the number of tokens of the images [B, pixels and tokens]."""
     total = int(torch.randint(plan.inputs[0], plan.inputs[1] + 1, (1,), generator=generator))
     shares = _draw_shares(plan.input_alphas, plan.entries, len(room), generator)
-    images, sequences = shares.split([room.shape[1], len(plan.sequences)], dim=1)
+    images, sequences = shares[:, : room.shape[1]], shares[:, room.shape[1] :]
     lengths = torch.tensor(list(plan.sequences.values()), dtype=torch.long)
     is_read = sequences * total * 2 >= lengths
     used = torch.where(is_read, lengths, 1).sum(dim=1)  # one is for the announcement
@@ -139,7 +139,7 @@ def _draw_inputs(plan: MaskPlan, room: Tensor, generator: torch.Generator) -> tu
 def _draw_targets(plan: MaskPlan, room: Tensor, is_read: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return which sequences are predicted [B, sequences], and the number of tokens of the images [B, tokens]."""
     shares = _draw_shares(plan.target_alphas, plan.entries[len(plan.pixels) :], len(room), generator)
-    images, sequences = shares.split([room.shape[1], len(plan.sequences)], dim=1)
+    images, sequences = shares[:, : room.shape[1]], shares[:, room.shape[1] :]
     lengths = 1 + torch.tensor(list(plan.sequences.values()), dtype=torch.long)
     is_asked = (sequences * plan.targets * 2 >= lengths) & ~is_read
     return is_asked, _spend(images, plan.targets - (is_asked * lengths).sum(dim=1), room, passes=room.shape[1])

@@ -141,7 +141,8 @@ class TokenFile:
             symmetry: Number of the symmetry.
         """
         chip = self.chips[name]
-        return self.ids[self._start[name] + row * chip.columns + column, symmetry].astype(np.int64)
+        ids: NDArray[Any] = self.ids[self._start[name] + row * chip.columns + column, symmetry]
+        return ids.astype(np.int64)
 
     def check_content(self) -> None:
         """Raise a DataError if the ids are not those that were written."""

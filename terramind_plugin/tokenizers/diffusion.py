@@ -5,10 +5,9 @@ Source: DDIM (arXiv:2010.02502) without added noise, on a schedule that ends in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from terramind_plugin.errors import ConfigError
@@ -34,22 +33,22 @@ def build_scheduler(largest: float = 1.0) -> Any:
         prediction_type="sample",
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
-        # The published decoders threshold dynamically with a largest value of 1, which is clipping at 1 with a sort of
-        # all pixels in front of it.
+        # The published decoders threshold dynamically with a largest value of 1. That is clipping at 1 after a
+        # needless sort of all pixels.
         thresholding=False,
         clip_sample=True,
         clip_sample_range=largest,
     )
 
 
-def denoise(predict: Callable[[Tensor, int], Tensor], times: Sequence[int], noise: Tensor, scheduler: Any) -> Tensor:
+def denoise(predict: Callable[[Tensor, int], Tensor], times: Iterable[int], noise: Tensor, scheduler: Any) -> Tensor:
     """Return a clean image [B, C, H, W] with values within the scheduler's clipping range.
 
     Args:
-        predict: Gets the noisy image and the number of the step, 0 first, and returns the clean image it expects.
-        times: From `plan_times`.
+        predict: Takes a noisy image and the number of the step, from 0 on, and returns the clean image it expects.
+        times: Times of the steps, from `plan_times`.
         noise: Standard normal [B, C, H, W].
-        scheduler: From `build_scheduler`, set by `plan_times`.
+        scheduler: Scheduler that `plan_times` has set.
     """
     noisy, clean = noise, noise
     for step, time in enumerate(times):
@@ -63,7 +62,7 @@ def plan_times(scheduler: Any, steps: int) -> list[int]:
 
     Args:
         scheduler: From `build_scheduler`.
-        steps: How many, 1 to 1000.
+        steps: Number of steps, 1 to 1000.
 
     Raises:
         ConfigError: The number is not possible.
@@ -72,39 +71,5 @@ def plan_times(scheduler: Any, steps: int) -> list[int]:
         raise ConfigError(f"timesteps must be a whole number from 1 to {TRAINING_STEPS}, got {steps!r}.")
     scheduler.set_timesteps(steps)
     # Float rounding gives diffusers one more time for some step counts.
-    return scheduler.timesteps.tolist()[:steps]
-
-
-def draw_noise(
-    batch: int,
-    shape: Sequence[int],
-    *,
-    generator: torch.Generator | Sequence[torch.Generator] | None = None,
-    seed: int | Sequence[int] | None = None,
-) -> Tensor:
-    """Return standard normal noise [batch, *shape], float32.
-
-    With a seed, or a generator for each sample, a sample's noise does not depend on the batch it is in.
-
-    Args:
-        batch: Number of samples.
-        shape: Of one sample.
-        generator: One for all samples, which draw from it one after the other, or one for each.
-        seed: One that every sample starts from, or one for each; 0 if there is no generator either.
-
-    Raises:
-        ConfigError: Both are given, or there are not as many as samples.
-    """
-    if generator is not None and seed is not None:
-        raise ConfigError("Give either a generator or a seed, not both.")
-    if generator is None:
-        seeds = [0 if seed is None else seed] * batch if seed is None or isinstance(seed, int) else list(seed)
-        generators = [torch.Generator().manual_seed(int(one)) for one in seeds]
-    elif isinstance(generator, torch.Generator):
-        generators = [generator] * batch
-    else:
-        generators = list(generator)
-    if len(generators) != batch:
-        name = "seeds" if generator is None else "generators"
-        raise ConfigError(f"Got {len(generators)} {name} for {batch} samples. Give one for each, or a single one.")
-    return torch.stack([torch.randn(tuple(shape), generator=one, device=one.device) for one in generators])
+    times: list[int] = scheduler.timesteps.tolist()[:steps]
+    return times

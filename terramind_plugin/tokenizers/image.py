@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple, TypedDict, Unpack
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,29 +12,16 @@ from torch.func import functional_call
 
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.model.encoder import initialise
-from terramind_plugin.tokenizers.diffusion import build_scheduler, denoise, draw_noise, plan_times
+from terramind_plugin.tokenizers.diffusion import build_scheduler, denoise, plan_times
 from terramind_plugin.tokenizers.fsq import FiniteScalarQuantizer
+from terramind_plugin.tokenizers.noise import draw_noise
 from terramind_plugin.tokenizers.unet import PatchedUNet
 from terramind_plugin.tokenizers.variants import TokenizerVariant
 from terramind_plugin.tokenizers.vit import ClassDecoder, ImageEncoder
 
-Generators = torch.Generator | Sequence[torch.Generator] | None
-Seeds = int | Sequence[int] | None
-
-
-class DecodeOptions(TypedDict, total=False):
-    """Further arguments of `ImageTokenizer.decode_quant`."""
-
-    generator: Generators
-    seed: Seeds
-    noise: Tensor | None
-    image_size: int | Sequence[int] | None
-    dtype: torch.dtype | None
-    verbose: bool
-
 
 class Encoding(NamedTuple):
-    """What an image becomes; unpacks as TerraTorch's (quant, code_loss, tokens)."""
+    """Codes and token ids of an image; unpacks as TerraTorch's (quant, code_loss, tokens)."""
 
     codes: Tensor
     """Quantised latents [B, D, rows, columns] in [0, 1]."""
@@ -116,8 +102,8 @@ class ImageTokenizer(nn.Module):
         """Return the codes [B, D, rows, columns], float32 in [0, 1], of token ids [B, rows, columns]."""
         return self.quantize.codes(tokens)
 
-    def decode_tokens(self, tokens: Tensor, timesteps: int = 50, **options: Unpack[DecodeOptions]) -> Tensor:
-        """Return the image of token ids [B, rows, columns]; arguments and errors as in `decode_quant`.
+    def decode_tokens(self, tokens: Tensor, timesteps: int = 50, **options: Any) -> Tensor:
+        """Return the image of token ids [B, rows, columns]; options and errors as in `decode_quant`.
 
         Raises:
             DataError: An id is not in the tokenizer's vocabulary.
@@ -129,8 +115,8 @@ class ImageTokenizer(nn.Module):
         quant: Tensor,
         timesteps: int = 50,
         *,
-        generator: Generators = None,
-        seed: Seeds = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        seed: int | Sequence[int] | None = None,
         noise: Tensor | None = None,
         image_size: int | Sequence[int] | None = None,
         dtype: torch.dtype | None = None,
@@ -138,16 +124,15 @@ class ImageTokenizer(nn.Module):
     ) -> Tensor:
         """Return the image [B, bands, H, W], standardised, or the class logits [B, classes, H, W] of codes.
 
-        The diffusion decoder starts from noise; without generator, seed or noise it starts from seed 0, so that the
-        same codes give the same image. It works without gradients and its values are within plus and minus
-        the variant's `largest`, 1 in the published ones.
-        The class decoder uses none of the arguments.
+        The diffusion decoder starts from noise, by default that of seed 0, so that the same codes give the same image.
+        It works without gradients, and its values are within plus and minus the variant's `largest`, 1 in the published
+        ones. The class decoder uses none of the options.
 
         Args:
             quant: Codes [B, D, rows, columns] in [0, 1].
             timesteps: Number of denoising steps, 1 to 1000.
-            generator: One for all samples, or one for each.
-            seed: One for every sample, or one for each.
+            generator: One for all samples, or one for each sample.
+            seed: One for every sample, or one for each sample.
             noise: Standard normal [B, bands, H, W] to start from, instead of drawing it.
             image_size: Height and width, or one number for both; by default a patch for each code.
             dtype: Precision of the network; by default that of autocast, or else of the weights. bfloat16 takes about
@@ -160,7 +145,8 @@ class ImageTokenizer(nn.Module):
         if self.decoder is None:
             raise ConfigError(f"{self.variant.name} was built without its decoder. Build it with decoder: true.")
         if isinstance(self.decoder, ClassDecoder):
-            return self.decoder(self.post_quant_proj(quant.to(self.post_quant_proj.weight.dtype)))
+            logits: Tensor = self.decoder(self.post_quant_proj(quant.to(self.post_quant_proj.weight.dtype)))
+            return logits
         size = self._output_size(quant, image_size, self.decoder.patch_size)
         shape = (self.channels, *size)
         if noise is None:
@@ -169,7 +155,7 @@ class ImageTokenizer(nn.Module):
             raise ConfigError(f"noise must have shape {[len(quant), *shape]}, got {list(noise.shape)}.")
         return self._denoise(self.decoder, quant, noise.to(quant.device), timesteps, dtype, verbose)
 
-    def forward(self, x: Tensor, timesteps: int = 50, **options: Unpack[DecodeOptions]) -> Tensor:
+    def forward(self, x: Tensor, timesteps: int = 50, **options: Any) -> Tensor:
         """Return the reconstruction of an image: encoded, quantised and decoded at its own height and width.
 
         Args:
@@ -205,16 +191,17 @@ class ImageTokenizer(nn.Module):
         }
         scheduler = build_scheduler(self.variant.largest)
         times = plan_times(scheduler, timesteps)
-        with torch.autocast(device, enabled=False), _progress(len(times), verbose) as advance:
+        with torch.autocast(device, enabled=False):
             shifts = [shift.to(dtype) for shift in decoder.time_shifts(torch.tensor(times, device=codes.device))]
             codes = codes.to(dtype)
 
             def predict(noisy: Tensor, step: int) -> Tensor:
                 now = [shift[step : step + 1] for shift in shifts]
-                advance()
-                return functional_call(decoder, weights, (noisy.to(dtype), codes, now))
+                image: Tensor = functional_call(decoder, weights, (noisy.to(dtype), codes, now))
+                return image
 
-            return denoise(predict, times, noise.to(torch.promote_types(own, torch.float32)), scheduler)
+            start = noise.to(torch.promote_types(own, torch.float32))
+            return denoise(predict, _track(times) if verbose else times, start, scheduler)
 
     def _prepare(self, x: Tensor) -> Tensor:
         """Return what the encoder takes, [B, channels, H, W]: the image itself, or one-hot classes."""
@@ -251,21 +238,15 @@ def _one_hot(ids: Tensor, classes: int) -> Tensor:
     whole = ids.long()
     wrong = (ids != whole) | (whole < 0) | (whole >= classes)
     if wrong.any():
-        found = ", ".join(f"{value:g}" for value in ids[wrong].unique()[:5].tolist())
+        found = ", ".join(f"{value:g}" for value in torch.unique(ids[wrong])[:5].tolist())
         raise DataError(
             f"Class ids must be whole numbers from 0 to {classes - 1}, found {found}. Map what is missing to 0."
         )
     return F.one_hot(whole, classes).permute(0, 3, 1, 2)
 
 
-@contextmanager
-def _progress(total: int, verbose: bool) -> Iterator[Callable[[], object]]:
-    """Give a function that counts one step, on a progress bar if it is to be shown."""
-    if not verbose:
-        yield lambda: None
-        return
-    from rich.progress import Progress
+def _track(times: Sequence[int]) -> Iterable[int]:
+    """Return the times with a progress bar."""
+    from rich.progress import track
 
-    with Progress(transient=True) as bar:
-        task = bar.add_task("Denoising", total=total)
-        yield lambda: bar.advance(task)
+    return track(times, description="Denoising", transient=True)

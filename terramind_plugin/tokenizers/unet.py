@@ -1,4 +1,4 @@
-"""The denoiser of the diffusion decoder: a U-Net on patches of the image, conditioned on the codes.
+"""The U-Net of the diffusion decoder: it predicts the clean image from patches of a noisy one and the codes.
 
 Source: the U-Net of guided diffusion (arXiv:2105.05233) on patches (arXiv:2207.04316), as in 4M (arXiv:2312.06647);
 parameter names are those of the published checkpoints.
@@ -38,7 +38,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 def _zero(layer: Layer) -> Layer:
-    """Set a layer to zero in place and return it, so that its branch starts as the identity."""
+    """Return a layer with its parameters set to zero, so that its branch starts as the identity."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
@@ -68,10 +68,11 @@ class ResBlock(nn.Module):
 
         Args:
             x: Features [B, channels, H, W].
-            shift: `emb_layers` of the time embedding, [B or 1, out_channels].
+            shift: Output of `emb_layers` for the time embedding, [B or 1, out_channels].
         """
         hidden = self.in_layers(x) + shift[:, :, None, None]
-        return self.skip_connection(x) + self.out_layers(hidden)
+        out: Tensor = self.skip_connection(x) + self.out_layers(hidden)
+        return out
 
 
 class AttentionBlock(nn.Module):
@@ -94,7 +95,7 @@ class AttentionBlock(nn.Module):
         qkv = F.linear(tokens, self.qkv.weight[..., 0], self.qkv.bias)
         q, k, v = qkv[:, None].chunk(3, dim=-1)
         out = F.linear(attend(q, k, v)[:, 0], self.proj_out.weight[..., 0], self.proj_out.bias)
-        return x + out.transpose(1, 2).unflatten(2, x.shape[-2:])
+        return x + out.transpose(1, 2).reshape(x.shape)
 
 
 class Downsample(nn.Module):
@@ -110,7 +111,8 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [B, channels, ceil(H / 2), ceil(W / 2)]."""
-        return self.op(x)
+        out: Tensor = self.op(x)
+        return out
 
 
 class Upsample(nn.Module):
@@ -126,19 +128,20 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
         """Return [B, channels, *size]; `size` is twice that of x, or one less where rounding up had added one."""
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest")[..., : size[0], : size[1]])
+        out: Tensor = self.conv(F.interpolate(x, scale_factor=2, mode="nearest")[..., : size[0], : size[1]])
+        return out
 
 
 class Stage(nn.ModuleList):
-    """Layers of one step down, up or in the middle of the U-Net, one after the other."""
+    """Sequence of layers on one level of the U-Net."""
 
     def forward(self, x: Tensor, shifts: Iterator[Tensor], size: Sequence[int] = ()) -> Tensor:
-        """Return the features behind the layers.
+        """Return the features after all layers.
 
         Args:
             x: Features [B, C, H, W].
-            shifts: For the residual blocks, in order; as many are taken as there are blocks.
-            size: Height and width behind an upsampling layer.
+            shifts: Time shifts; each residual block takes the next one.
+            size: Height and width after an upsampling layer.
         """
         for layer in self:
             if isinstance(layer, ResBlock):
@@ -151,7 +154,7 @@ class Stage(nn.ModuleList):
 
 
 class PatchedUNet(nn.Module):
-    """Prediction of the clean image from a noisy one, the diffusion time and the codes.
+    """Predicts the clean image from a noisy one, the diffusion time and the codes.
 
     Args:
         channels: Bands of the image.
@@ -210,7 +213,7 @@ class PatchedUNet(nn.Module):
         self.out = nn.Sequential(_norm(current), nn.SiLU(), _zero(nn.Conv2d(current, patch_dim, 3, padding=1)))
 
     def time_shifts(self, times: Tensor) -> list[Tensor]:
-        """Return for each residual block, in order, what it adds at the given times, [T, its channels].
+        """Return the time shifts of the residual blocks, in order, each [T, channels of the block].
 
         Args:
             times: Steps of the diffusion process [T].
@@ -224,7 +227,7 @@ class PatchedUNet(nn.Module):
         Args:
             noisy: Image [B, channels, H, W]; H and W are multiples of the patch size.
             codes: Codes [B, code channels, rows, columns]; repeated up to the number of patches.
-            shifts: One of the times in `time_shifts`, or one for each sample; [B or 1, its channels] for each block.
+            shifts: From `time_shifts`, for one time or one time a sample; [B or 1, channels of the block] each.
         """
         size = self.patch_size
         patches = rearrange(noisy, "b c (h p) (w q) -> b (c p q) h w", p=size, q=size)
@@ -239,4 +242,5 @@ class PatchedUNet(nn.Module):
         for stage in self.output_blocks:
             x = torch.cat([x, skips.pop()], dim=1)
             x = stage(x, remaining, skips[-1].shape[-2:] if skips else ())
-        return rearrange(self.out(x), "b (c p q) h w -> b c (h p) (w q)", p=size, q=size)
+        image: Tensor = rearrange(self.out(x), "b (c p q) h w -> b c (h p) (w q)", p=size, q=size)
+        return image

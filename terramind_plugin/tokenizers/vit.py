@@ -12,11 +12,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from terramind_plugin.model.embeddings import sincos_positions
-from terramind_plugin.model.layers import Attention, Mlp
+from terramind_plugin.model.layers import Block
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block whose norms have a learnt bias.
+class NormBiasBlock(Block):
+    """The model's transformer block, with norms that have a learnt bias.
 
     Args:
         dim: Width of a token.
@@ -24,20 +24,13 @@ class Block(nn.Module):
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = Attention(dim, num_heads, bias=True)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, 4 * dim, bias=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return tokens [B, N, dim]."""
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        super().__init__(dim, num_heads, mlp_ratio=4, bias=True, gated=False)
+        for name in ("norm1", "norm2"):
+            self.add_module(name, nn.LayerNorm(dim, eps=1e-6))
 
 
 class TanhMlp(nn.Module):
-    """Feed-forward layer with tanh, which bounds what goes to and comes from the quantiser.
+    """Feed-forward layer with tanh, which bounds the features next to the quantiser.
 
     Args:
         dim: Width of a token.
@@ -50,17 +43,18 @@ class TanhMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens [B, N, dim]."""
-        return self.fc2(self.fc1(x).tanh())
+        out: Tensor = self.fc2(self.fc1(x).tanh())
+        return out
 
 
 class VisionTransformer(nn.Module):
-    """Blocks over a grid of tokens with fixed positions, and a last feed-forward layer.
+    """Blocks over a grid of tokens with fixed position embeddings, and a last feed-forward layer.
 
     Args:
         dim: Width of a token.
         depth: Number of blocks.
         num_heads: Number of attention heads.
-        grid: Rows and columns that the positions are made for; other grids are interpolated.
+        grid: Rows and columns of the position embeddings, which are interpolated for other grids.
     """
 
     pos_emb: Tensor
@@ -69,7 +63,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         positions = rearrange(sincos_positions(*grid, dim), "1 (h w) d -> 1 d h w", h=grid[0])
         self.register_buffer("pos_emb", positions.contiguous())
-        self.blocks = nn.ModuleList(Block(dim, num_heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(NormBiasBlock(dim, num_heads) for _ in range(depth))
         self.norm_mlp = nn.LayerNorm(dim, eps=1e-6)
         self.post_mlp = TanhMlp(dim)
 
@@ -84,8 +78,9 @@ class VisionTransformer(nn.Module):
         return x
 
     def finish(self, x: Tensor) -> Tensor:
-        """Return tokens [B, N, dim] behind the last feed-forward layer."""
-        return x + self.post_mlp(self.norm_mlp(x))
+        """Return tokens [B, N, dim] after the last feed-forward layer."""
+        x = x + self.post_mlp(self.norm_mlp(x))
+        return x
 
 
 class ImageEncoder(VisionTransformer):
@@ -110,10 +105,10 @@ class ImageEncoder(VisionTransformer):
         """Return features [B, dim, H / patch, W / patch], at least float32, of an image [B, channels, H, W]."""
         patches = self.proj(x)
         tokens = self.transform(patches)
-        # Under autocast, too, the end is computed in full: half precision would move codes across rounding borders.
+        # Full precision also under autocast: half precision would move codes across rounding borders.
         with torch.autocast(x.device.type, enabled=False):
             tokens = self.finish(tokens.to(self.norm_mlp.weight.dtype))
-        return tokens.transpose(1, 2).unflatten(2, patches.shape[-2:])
+        return tokens.transpose(1, 2).reshape(patches.shape)
 
 
 class ClassDecoder(VisionTransformer):
@@ -139,4 +134,5 @@ class ClassDecoder(VisionTransformer):
         """Return logits [B, classes, rows * patch, columns * patch] of features [B, dim, rows, columns]."""
         logits = self.out_proj(self.finish(self.transform(x)))
         size = self.patch_size
-        return rearrange(logits, "b (h w) (c p q) -> b c (h p) (w q)", h=x.shape[-2], p=size, q=size)
+        image: Tensor = rearrange(logits, "b (h w) (c p q) -> b c (h p) (w q)", h=x.shape[-2], p=size, q=size)
+        return image

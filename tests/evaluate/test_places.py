@@ -91,7 +91,7 @@ def test_a_map_of_places_agrees_with_the_search(world):
             column = int(np.flatnonzero(belief.longitudes == float(place[0]))[0])
             assert float(share) == pytest.approx(belief.probabilities[row, column], rel=1e-3)
     calls: list[tuple[int, int]] = []
-    part = model.map_places({"S2L2A": image}, 0.5, on_latitude=lambda done, total: calls.append((done, total)))
+    part = model.map_locations({"S2L2A": image}, 0.5, on_latitude=lambda done, total: calls.append((done, total)))
     assert 0 < len(calls) == calls[-1][1] < 37
     assert (part.probabilities.sum(dim=(1, 2)) >= 0.5 - 1e-5).all()
     whole = np.stack([belief.probabilities for belief in alone])

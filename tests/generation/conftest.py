@@ -7,12 +7,12 @@ from functools import partial
 import pytest
 import torch
 
-from terramind_plugin.generation.sampling import Noise
 from terramind_plugin.generation.token_generator import TokenGenerator
 from terramind_plugin.model.encoder_decoder import EncoderDecoder
 from terramind_plugin.model.inputs import InputSpec
 from terramind_plugin.model.modalities import find, resolve
 from terramind_plugin.model.variants import VARIANTS
+from terramind_plugin.tokenizers.noise import Noise
 
 BLANK_SENTINELS = (4, 5, 6)
 """Of TerraTorch's tokenizer without a vocabulary file."""

@@ -35,13 +35,13 @@ def thinker():
 
 
 @pytest.mark.parametrize("value", ODD)
-@pytest.mark.parametrize("call", ["generate", "locate", "map_places", "sampler", "whole bands"])
+@pytest.mark.parametrize("call", ["generate", "locate", "map_locations", "sampler", "whole bands"])
 def test_generators(generator, image, value, call):
     x = _with(image("S1GRD", 2), value)
     calls = {
         "generate": lambda: generator({"S1GRD": x}),
         "locate": lambda: generator.locate({"S1GRD": x}, 1),
-        "map_places": lambda: generator.map_places({"S1GRD": x}, 0.1),
+        "map_locations": lambda: generator.map_locations({"S1GRD": x}, 0.1),
         "sampler": lambda: generator.sampler({"S1GRD": x}),
         "whole bands": lambda: generator(S1GRD=torch.full_like(x, value), standardize=True),
     }

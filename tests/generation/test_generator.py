@@ -12,6 +12,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from terramind_plugin.builders import build_generator
 from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundError
 from terramind_plugin.generation.generator import TerraMindGenerator
+from terramind_plugin.generation.locations import PairScores
 from terramind_plugin.model.modalities import find
 from terramind_plugin.tokenizers import variants
 from tests.generation.conftest import scatter_weights
@@ -195,11 +196,9 @@ def test_places_of_an_image(build, raw):
 
 def test_probabilities_of_places(build, raw):
     """The likeliest of all positions, by scoring each of a small vocabulary's."""
-    from terramind_plugin.generation.locations import most_likely_pairs
-
     model, x = build(outputs=["coords"]), raw("S2L2A", batch=1)
     first, second = [300, 301, 302], [1000, 1001]
-    pairs, probabilities = most_likely_pairs(model.sampler, "coords", x, first, second, 6)
+    pairs, probabilities = PairScores(model.sampler, "coords", x, first, second).likeliest(6)
     assert probabilities.sum().item() == pytest.approx(1, abs=1e-5)
     assert sorted(map(tuple, pairs[0].tolist())) == [(lat, lon) for lat in first for lon in second]
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.generation.sampling import Noise, count_draws, guide, keep_top_k, keep_top_p, sample, sample_ids
+from terramind_plugin.generation.sampling import count_draws, guide, keep_top_k, keep_top_p, sample, sample_ids
+from terramind_plugin.tokenizers.noise import Noise
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.tokenizers.diffusion import build_scheduler, denoise, draw_noise, plan_times
+from terramind_plugin.tokenizers.diffusion import build_scheduler, denoise, plan_times
+from terramind_plugin.tokenizers.noise import draw_noise
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 7, 10, 30, 33, 49, 50, 333, 600, 999, 1000])
