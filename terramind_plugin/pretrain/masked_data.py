@@ -161,9 +161,9 @@ class MaskedDataModule(PretrainingDataModule):
     def setup(self, stage: str) -> None:
         """Find chips and tokens, and check that they belong together."""
         guard(self.trainer)
-        coords = build_coords_tokenizer(family=self.variant.family) if self.has_coords else None
         train, val = self.choose()
         files = [self._open(name, [*train, *val]) for name in self.names]
+        coords = build_coords_tokenizer(family=self.variant.family) if self.has_coords else None
         folders = list(self.folders.values())
         self.train_data: Tiles = Tiles(folders, files, train, self.reader, coords)
         self.val_data: Tiles = Tiles(folders, files, val, self.reader, coords)
