@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.model.modalities import Modality
 from terramind_plugin.pretrain.task import next_batch
-from terramind_plugin.raster.missing import describe_undeclared
 from terramind_plugin.raster.chips import read_chip
+from terramind_plugin.raster.missing import describe_undeclared
 from terramind_plugin.samples.layout import ChipFolder, choose_chips
 
 logger = logging.getLogger("terramind_plugin")
