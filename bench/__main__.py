@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
+from bench.cache import MOST, measure_frozen_cache, measure_thinking_cache
 from bench.cases import PRECISIONS, SIZES, WORKS
 from bench.compare import speed_table
 from bench.decoding import measure_decoder
+from bench.footprint import footprint_table, measure_footprint
 from bench.generation import STEPS, measure_generator, measure_thinking, measure_thinking_step, measure_tokenizer
-from bench.held import held_table, measure_held
 from bench.machine import describe
 from bench.measure import measure_peaks, measure_size, say
-from bench.remembering import MOST, measure_frozen_cache, measure_thinking_cache
 from bench.report import describe_machine, load_line, render, write_report
 from bench.scenes import measure_agreement, measure_times, memory_table, verdict_lines
 from bench.scenes import measure_peaks as measure_scene_peaks
@@ -84,7 +84,7 @@ def run_generation(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """Return report and results of tokenizers, generators and TiM models."""
     machine = describe() | {"clock": arguments.clock}
     clock = CLOCKS[arguments.clock]
-    held = [] if arguments.no_memory else measure_held(arguments.sizes)
+    footprints = [] if arguments.no_memory else measure_footprint(arguments.sizes)
     rows, distances = measure_tokenizer(arguments.repeats or REPEATS["base"], clock)
     for size in arguments.sizes:
         rows += measure_thinking(size, arguments.repeats or REPEATS[size], clock)
@@ -93,8 +93,8 @@ def run_generation(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         rows += measure_generator(size, arguments.repeats or QUICK, clock)
     lines = [describe_machine(machine), "", load_line(row.other_load for row in rows), "", *speed_table(rows), ""]
     lines += [f"Pictures after {STEPS} steps, peak signal-to-noise ratio: {'; '.join(distances)}.", ""]
-    lines += held_table(held)
-    results = {"machine": machine, "rows": [asdict(x) for x in rows], "held": [asdict(x) for x in held]}
+    lines += footprint_table(footprints)
+    results = {"machine": machine, "rows": [asdict(x) for x in rows], "footprints": [asdict(x) for x in footprints]}
     return "\n".join(lines), results | {"pictures": distances}
 
 
@@ -159,7 +159,7 @@ PARTS = {
 
 
 def main() -> None:
-    """Measure and print, and write if asked to."""
+    """Measure, print and, with --write, write the results."""
     arguments = parse_arguments()
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")

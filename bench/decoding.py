@@ -9,10 +9,10 @@ import torch
 from terratorch.models.decoders import UNetDecoder
 from torch import Tensor, nn
 
+from bench.cache import chosen
 from bench.compare import Pair, Row, Side, Work, compare, in_precision
 from bench.measure import say
 from bench.models import PIXELS
-from bench.remembering import chosen
 from bench.timing import Clock
 from terramind_plugin.inference.segmentation import for_inference
 from terramind_plugin.integration.decoders import build_unet

@@ -1,4 +1,4 @@
-"""What a TiM model holds, each implementation in a process of its own: `python -m bench.held IMPLEMENTATION SIZE`."""
+"""Size in memory and on disk, each implementation in a process: `python -m bench.footprint IMPLEMENTATION SIZE`."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ MIB = 2**20
 
 
 @dataclass
-class Held:
+class Footprint:
     """Figures of one task with a UNet decoder; sizes in bytes."""
 
     who: str
     size: str
-    """Of the backbone, e.g. 'tiny_tim'."""
+    """Name of the backbone's size, e.g. 'tiny_tim'."""
     parameters: int
-    """Of the backbone."""
+    """Number of the backbone's parameters."""
     parameter_bytes: int
     checkpoint_bytes: int
-    """A file with weights and the state of AdamW."""
+    """Size of a file with weights and the state of AdamW."""
     forward_peak: int
-    """Resident set at its peak, weights included, above that of a process without a model."""
+    """Peak of the resident set, weights included, less the resident set of a process without a model."""
     training_peak: int
 
 
-def measure_here(implementation: str, size: str) -> Held:
+def measure_here(implementation: str, size: str) -> Footprint:
     """Return the figures of a model that this process builds; it must not have built one before."""
     before = read_status("VmRSS")
     task = build_task(implementation, size)
@@ -55,7 +55,7 @@ def measure_here(implementation: str, size: str) -> Held:
             for _ in range(2):
                 run()
         peaks.append(read_status("VmHWM") - before)
-    return Held(
+    return Footprint(
         KINDS[implementation],
         size,
         sum(x.numel() for x in parameters),
@@ -77,21 +77,21 @@ def checkpoint_size(task: SemanticSegmentationTask) -> int:
         return path.stat().st_size
 
 
-def measure_held(sizes: Sequence[str]) -> list[Held]:
+def measure_footprint(sizes: Sequence[str]) -> list[Footprint]:
     """Return the figures of both implementations, plain and thinking."""
     rows = []
     for size in sizes:
         for name in (size, f"{size}_tim"):
             for implementation in KINDS:
-                command = [sys.executable, "-m", "bench.held", implementation, name]
+                command = [sys.executable, "-m", "bench.footprint", implementation, name]
                 child = subprocess.run(command, capture_output=True, text=True)
                 if child.returncode:
                     raise RuntimeError(f"Measuring {implementation} {name} failed:\n{child.stderr[-2000:]}")
-                rows.append(Held(**json.loads(child.stdout.splitlines()[-1])))
+                rows.append(Footprint(**json.loads(child.stdout.splitlines()[-1])))
     return rows
 
 
-def held_table(rows: Sequence[Held]) -> list[str]:
+def footprint_table(rows: Sequence[Footprint]) -> list[str]:
     """Return the figures as a Markdown table."""
     head = ["model", "whose", "", "parameters, M", "their memory, MiB", "checkpoint, MiB", "peak, forward, MiB"]
     head.append("peak, training step, MiB")

@@ -1,4 +1,4 @@
-"""Caches: what thinking and frozen backbones cost when everything has been seen before."""
+"""Caches: times of TiM and of frozen backbones when all samples have been seen before."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from terramind_plugin.cache.cache import Cache, LookUps
 from terramind_plugin.cache.callback import find_caches
 
 ONE_MORE = {**MODALITIES, "DEM": 1}
-"""As many tokens as the thought adds."""
+"""Modalities with as many tokens as TiM with one generated modality."""
 WORKS = {"forward": "evaluation", "training step": "training step"}
 PRECISIONS = ("float32", "bf16")
 MOST = 0.02
-"""Share of a step that looking up means to stay below."""
+"""Aimed maximum share of a step for looking up entries."""
 
 
 def chosen(precisions: Sequence[str]) -> list[str]:
-    """Return those of `PRECISIONS` that were asked for."""
+    """Return the chosen ones of `PRECISIONS`."""
     return [name for name in PRECISIONS if name in precisions]
 
 
 @contextmanager
 def thinking_tasks(size: str) -> Iterator[dict[str, tuple[SemanticSegmentationTask, dict[str, int]]]]:
-    """Give the tasks to compare by name, each with what it is given."""
+    """Give the tasks to compare by name, each with its modalities."""
     with tempfile.TemporaryDirectory() as folder:
         cache = {"backbone_tim_cache": folder}
         yield {
@@ -46,7 +46,7 @@ def thinking_tasks(size: str) -> Iterator[dict[str, tuple[SemanticSegmentationTa
 def measure_thinking_cache(
     size: str, precisions: Sequence[str], rounds: int, clock: Clock
 ) -> tuple[list[Row], list[str]]:
-    """Return times of TiM with a warm cache, and what looking up takes of it."""
+    """Return times of TiM with a warm cache, and the share of looking up entries."""
     say(f"cache of generated tokens, {size}: build")
     torch.manual_seed(0)
     rows, shares = [], []
@@ -114,7 +114,7 @@ def fill(sides: Mapping[Side, Work], task: nn.Module) -> Cache:
 
 
 def describe_shares(cache: Cache, rows: Sequence[Row]) -> list[str]:
-    """Return what looking up takes of a round in each precision."""
+    """Return the share of a round that looking up entries takes, in each precision."""
     counts = cache.training if cache.training.looked_up else cache.evaluation
     each = counts.look_up_seconds / (counts.looked_up / BATCH)
     lines = []
