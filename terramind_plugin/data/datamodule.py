@@ -44,7 +44,7 @@ FAR_FROM_MEAN = 2.0
 """Smallest distance of a fill value from the mean, in standard deviations, that is reported."""
 
 
-class TerraMindDataModule(GenericMultiModalDataModule):
+class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
     """Batches of several modalities for TerraTorch's tasks.
 
     Everything TerraTorch's GenericMultiModalDataModule does, with these differences: means and stds come from the

@@ -62,7 +62,7 @@ class ReadingPlan:
     """Number that is added to the values of files before `constant_scale`, by modality."""
 
 
-class CheckedSamples(GenericMultimodalDataset):
+class CheckedSamples(GenericMultimodalDataset):  # type: ignore[misc]
     """Mix-in for a TerraTorch data set: checks samples, fills gaps and adds a mask of missing modalities.
 
     Args:
@@ -374,19 +374,19 @@ def _select(dataset_bands: dict[str, list[Any]] | None, output_bands: Mapping[st
     return selection
 
 
-class SegmentationSamples(CheckedSamples, GenericMultimodalSegmentationDataset):
+class SegmentationSamples(CheckedSamples, GenericMultimodalSegmentationDataset):  # type: ignore[misc]
     """Images and class masks."""
 
 
-class RegressionSamples(CheckedSamples, GenericMultimodalPixelwiseRegressionDataset):
+class RegressionSamples(CheckedSamples, GenericMultimodalPixelwiseRegressionDataset):  # type: ignore[misc]
     """Images and continuous masks."""
 
 
-class ScalarSamples(CheckedSamples, GenericMultimodalScalarDataset):
+class ScalarSamples(CheckedSamples, GenericMultimodalScalarDataset):  # type: ignore[misc]
     """Images and one label each."""
 
 
-class UnlabelledSamples(CheckedSamples, GenericMultimodalDataset):
+class UnlabelledSamples(CheckedSamples, GenericMultimodalDataset):  # type: ignore[misc]
     """Images alone."""
 
 

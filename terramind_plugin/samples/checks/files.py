@@ -9,13 +9,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-import numpy as np
-from rasterio.transform import Affine
-
 from terramind_plugin.errors import DataError
 from terramind_plugin.samples.checks.findings import Finding, Verdict, some
 from terramind_plugin.samples.checks.headers import Header
-from terramind_plugin.samples.checks.places import Place, find_same_ground
 from terramind_plugin.samples.checks.sample import order_of
 from terramind_plugin.samples.layout import LABEL, ONE_A_LINE
 from terramind_plugin.samples.plan import DataPlan, ImagePlan, Split
@@ -178,7 +174,7 @@ def check_headers(plan: DataPlan, headers: Mapping[Path, Header], grid: Grid | N
     yield from _check_pairs(plan, headers)
     yield from _check_sizes(plan, headers, grid)
     yield from _check_dates(plan, headers)
-    yield from _check_places(headers)
+    yield from _check_georeference(headers)
     for image in plan.images:
         paths = [files[image.name] for _, _, files in plan.chips() if image.name in files]
         own = [headers[path] for path in paths if path in headers and not headers[path].problem]
@@ -211,7 +207,7 @@ def _check_names(image: ImagePlan, headers: Sequence[Header], own: bool) -> Iter
         )
 
 
-def _check_places(headers: Mapping[Path, Header]) -> Iterator[Finding]:
+def _check_georeference(headers: Mapping[Path, Header]) -> Iterator[Finding]:
     """Yield files that lie nowhere, of which no map can be made."""
     nowhere = [h for h in headers.values() if not h.problem and (h.lies_nowhere or h.indirect)]
     if nowhere:
@@ -253,8 +249,8 @@ def _check_pairs(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Fin
             if header.shape != first.shape:
                 problems["size"].append(f"{text}, {list(first.shape)} and {list(header.shape)}")
             elif header.placed and first.placed and header.crs != first.crs:
-                problems["crs"].append(f"{text}, {_crs(first)} and {_crs(header)}")
-            elif header.placed and first.placed and (shift := _shift(first, header)) > 0.5:
+                problems["crs"].append(f"{text}, {str(first.crs)[:20]} and {str(header.crs)[:20]}")
+            elif header.placed and first.placed and (shift := first.grid.distance(header.grid)) > 0.5:
                 problems["place"].append(f"{text}, {shift:.3g} pixels apart")
     advice = "Resample them to one grid; pixels are matched by row and column."
     for kind, texts in problems.items():
@@ -315,48 +311,3 @@ def _check_patches(where: str, counts: Counter[tuple[int, int]], grid: Grid) -> 
         f"{samples} samples do not make an even number of patches of {grid.patch} pixels, e.g. {list(odd[0])}: "
         f"TerraTorch pads them ({grid.padding}), here to {padded}, and crops what comes out.",
     )
-
-
-def _crs(header: Header) -> str:
-    return header.crs.to_string()[:20] if header.crs is not None else "none"
-
-
-def _shift(one: Header, other: Header) -> float:
-    """Return how far, in pixels, the corners of two grids are apart."""
-    inverse = ~one.transform
-    far = 0.0
-    for column, row in ((0, 0), (one.shape[1], 0), (0, one.shape[0])):
-        x, y = _at(inverse, *_at(other.transform, column, row))
-        far = max(far, float(np.hypot(x - column, y - row)))
-    return far
-
-
-def _at(transform: Affine, x: float, y: float) -> tuple[float, float]:
-    # Written out: the operator that applies a transform is `*` in affine 2 and `@` in affine 3.
-    return transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f
-
-
-def check_overlap(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Finding]:
-    """Yield splits whose chips show the same ground."""
-    places: dict[str, dict[str, Place]] = {}
-    for split in plan.splits:
-        for sample, files in split.samples.items():
-            header = next((headers[path] for path in files.values() if path in headers), None)
-            if header is not None and header.placed and not header.problem:
-                places.setdefault(split.name, {})[sample] = _place(header)
-    for (one, here), (other, there) in combinations(places.items(), 2):
-        pairs = find_same_ground(here, there)
-        if pairs:
-            yield Finding(
-                "files: overlap in space",
-                "warning",
-                f"{len(pairs)} chips of {other} show ground of {one}: {some(pairs, 2)}.",
-                f"Split by place: results on {other} would be too good.",
-            )
-
-
-def _place(header: Header) -> Place:
-    corners = [_at(header.transform, x, y) for x in (0, header.shape[1]) for y in (0, header.shape[0])]
-    xs, ys = zip(*corners, strict=True)
-    assert header.crs is not None
-    return Place(header.crs, (min(xs), min(ys), max(xs), max(ys)))

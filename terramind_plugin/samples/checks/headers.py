@@ -15,14 +15,16 @@ from rasterio.transform import Affine
 
 from terramind_plugin.errors import one_line
 from terramind_plugin.parallel import map_chunks
-from terramind_plugin.raster.georeference import is_indirect, lies_nowhere
-from terramind_plugin.samples.checks.places import UNREADABLE
+from terramind_plugin.raster.complete import GDAL_ERRORS
+from terramind_plugin.raster.georeference import Grid, is_indirect, lies_nowhere
 from terramind_plugin.samples.layout import RASTERS
 from terramind_plugin.samples.plan import DataPlan
 
 Job = TypeVar("Job")
 Made = TypeVar("Made")
 NOWHERE = Affine.identity()
+UNREADABLE = (*GDAL_ERRORS, ValueError, MemoryError)
+"""Errors of reading a damaged file; ValueError comes from its CRS or texts."""
 OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_NUM_THREADS": "1"}
 """Options of GDAL for many small files; setting them takes as long as reading one."""
 
@@ -49,12 +51,9 @@ class Header:
     path: Path
     shape: tuple[int, int] = (0, 0)
     bands: int = 0
-    dtype: str = ""
-    nodata: float | None = None
     crs: CRS | None = None
     transform: Affine = NOWHERE
     descriptions: tuple[str | None, ...] = ()
-    units: tuple[str | None, ...] = ()
     indirect: bool = False
     """True if the raster is located only by ground control points or an RPC model."""
     problem: str = ""
@@ -68,14 +67,15 @@ class Header:
     @property
     def placed(self) -> bool:
         """Return whether the raster has a location on Earth."""
-        numbers = self.transform[:6]
-        usable = np.isfinite(numbers).all() and np.isfinite(self.transform.determinant)
-        return (
-            self.crs is not None
-            and bool(usable)
-            and not self.transform.is_identity
-            and not self.transform.is_degenerate
-        )
+        if self.crs is None or self.lies_nowhere or self.transform.is_identity:
+            return False
+        return bool(np.isfinite(self.transform.determinant))
+
+    @property
+    def grid(self) -> Grid:
+        """Return size and position; the raster must have a location."""
+        assert self.crs is not None
+        return Grid(*self.shape, self.crs, self.transform)
 
 
 def read_header(path: Path) -> Header:
@@ -90,12 +90,9 @@ def read_header(path: Path) -> Header:
                 path=path,
                 shape=raster.shape,
                 bands=raster.count,
-                dtype=raster.dtypes[0],
-                nodata=raster.nodata,
                 crs=raster.crs and _system(raster.crs.to_wkt()),
                 transform=raster.transform,
                 descriptions=raster.descriptions,
-                units=raster.units,
                 indirect=is_indirect(raster),
                 problem=_missing_end(path, raster),
             )
@@ -126,16 +123,7 @@ def _missing_end(path: Path, raster: rasterio.DatasetReader) -> str:
 
 
 def read_headers(plan: DataPlan) -> dict[Path, Header]:
-    """Return the headers of all rasters of a plan; they are read several at a time.
-
-    Args:
-        plan: What to read.
-    """
-    paths = {
-        path
-        for split in plan.splits
-        for files in split.samples.values()
-        for path in files.values()
-        if path.suffix.lower() in RASTERS
-    }
+    """Return the headers of all rasters of a plan; they are read several at a time."""
+    everything = (path for split in plan.splits for files in split.samples.values() for path in files.values())
+    paths = {path for path in everything if path.suffix.lower() in RASTERS}
     return {header.path: header for header in map_files(read_header, sorted(paths))}

@@ -12,8 +12,7 @@ import rasterio
 
 from terramind_plugin.errors import one_line
 from terramind_plugin.samples.checks.findings import Finding, some
-from terramind_plugin.samples.checks.headers import map_files
-from terramind_plugin.samples.checks.places import UNREADABLE
+from terramind_plugin.samples.checks.headers import UNREADABLE, map_files
 from terramind_plugin.samples.checks.sample import read_middle
 from terramind_plugin.samples.layout import LABEL, RASTERS
 from terramind_plugin.samples.plan import DataPlan

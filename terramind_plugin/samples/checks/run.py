@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from terramind_plugin.samples.checks.files import Grid, check_folders, check_headers, check_overlap, check_splits
+from terramind_plugin.samples.checks.files import Grid, check_folders, check_headers, check_splits
 from terramind_plugin.samples.checks.findings import Finding, worst
 from terramind_plugin.samples.checks.headers import read_headers
 from terramind_plugin.samples.checks.labels import check_labels, read_labels
+from terramind_plugin.samples.checks.locations import check_overlap
 from terramind_plugin.samples.checks.sample import read_sample
 from terramind_plugin.samples.checks.values import check_values
 from terramind_plugin.samples.plan import DataPlan

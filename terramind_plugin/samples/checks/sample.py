@@ -16,8 +16,7 @@ from terramind_plugin.errors import DataError, one_line
 from terramind_plugin.raster.bands import find_bands
 from terramind_plugin.raster.complete import check_checksums
 from terramind_plugin.raster.missing import Pixels, is_odd, read_pixels
-from terramind_plugin.samples.checks.headers import map_files
-from terramind_plugin.samples.checks.places import UNREADABLE
+from terramind_plugin.samples.checks.headers import UNREADABLE, map_files
 from terramind_plugin.samples.layout import LABEL, RASTERS
 from terramind_plugin.samples.plan import DataPlan, ImagePlan
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,11 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.warp import transform_bounds
 
-from terramind_plugin.raster.complete import GDAL_ERRORS
+from terramind_plugin.raster.georeference import apply_affine
+from terramind_plugin.samples.checks.findings import Finding, some
+from terramind_plugin.samples.checks.headers import UNREADABLE, Header
+from terramind_plugin.samples.plan import DataPlan
 
-UNREADABLE = (*GDAL_ERRORS, ValueError, MemoryError)
-"""Errors of reading a damaged file; ValueError comes from its CRS or texts."""
 OVERLAP = 0.01
 """Share of a chip that may overlap a chip of another split: neighbours may share a row of pixels."""
 OVERLAP_OF_SYSTEMS = 0.2
@@ -28,7 +31,7 @@ TOGETHER = 256
 
 
 @dataclass(frozen=True)
-class Place:
+class Footprint:
     """Footprint of a chip."""
 
     crs: CRS
@@ -47,7 +50,33 @@ class Place:
             return NOWHERE
 
 
-def find_same_ground(here: Mapping[str, Place], there: Mapping[str, Place]) -> list[str]:
+def check_overlap(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Finding]:
+    """Yield splits whose chips show the same ground."""
+    footprints: dict[str, dict[str, Footprint]] = {}
+    for split in plan.splits:
+        for sample, files in split.samples.items():
+            header = next((headers[path] for path in files.values() if path in headers), None)
+            if header is not None and header.placed and not header.problem:
+                footprints.setdefault(split.name, {})[sample] = _footprint(header)
+    for (one, here), (other, there) in combinations(footprints.items(), 2):
+        pairs = find_same_ground(here, there)
+        if pairs:
+            yield Finding(
+                "files: overlap in space",
+                "warning",
+                f"{len(pairs)} chips of {other} show ground of {one}: {some(pairs, 2)}.",
+                f"Split by place: results on {other} would be too good.",
+            )
+
+
+def _footprint(header: Header) -> Footprint:
+    rows, columns = header.shape
+    xs, ys = apply_affine(header.transform, np.array([0, columns, 0, columns]), np.array([0, 0, rows, rows]))
+    assert header.crs is not None
+    return Footprint(header.crs, (xs.min(), ys.min(), xs.max(), ys.max()))
+
+
+def find_same_ground(here: Mapping[str, Footprint], there: Mapping[str, Footprint]) -> list[str]:
     """Return the names of each chip that overlaps one of another split and of that one, as 'A and B'.
 
     Args:
@@ -57,10 +86,9 @@ def find_same_ground(here: Mapping[str, Place], there: Mapping[str, Place]) -> l
     from shapely import STRtree
 
     systems: dict[CRS, int] = {}
-    for place in [*here.values(), *there.values()]:
-        systems.setdefault(place.crs, len(systems))
-    tables = [_Table(places, systems) for places in (here, there)]
-    ours, theirs = tables
+    for one in [*here.values(), *there.values()]:
+        systems.setdefault(one.crs, len(systems))
+    ours, theirs = _Table(here, systems), _Table(there, systems)
     tree = STRtree(ours.outlines)
     found: dict[str, str] = {}
     for first in range(0, len(theirs.names), TOGETHER):
@@ -74,16 +102,16 @@ def find_same_ground(here: Mapping[str, Place], there: Mapping[str, Place]) -> l
 
 
 class _Table:
-    """Places as arrays, in degrees where there are several CRSs; without those that are nowhere."""
+    """Footprints as arrays, in degrees where there are several CRSs; without those outside the Earth."""
 
-    def __init__(self, places: Mapping[str, Place], systems: Mapping[CRS, int]) -> None:
+    def __init__(self, footprints: Mapping[str, Footprint], systems: Mapping[CRS, int]) -> None:
         from shapely import box
 
-        bounds = np.array([place.bounds for place in places.values()])
-        self.degrees = bounds if len(systems) == 1 else np.array([place.degrees for place in places.values()])
+        bounds = np.array([one.bounds for one in footprints.values()])
+        self.degrees = bounds if len(systems) == 1 else np.array([one.degrees for one in footprints.values()])
         kept = np.isfinite(bounds).all(1) & np.isfinite(self.degrees).all(1)
-        self.names = [name for name, keep in zip(places, kept, strict=True) if keep]
-        self.systems = np.array([systems[place.crs] for place in places.values()])[kept]
+        self.names = [name for name, keep in zip(footprints, kept, strict=True) if keep]
+        self.systems = np.array([systems[one.crs] for one in footprints.values()])[kept]
         self.bounds, self.degrees = bounds[kept], self.degrees[kept]
         self.outlines = box(*self.degrees.T)
 

@@ -15,17 +15,17 @@ from rasterio.warp import transform_bounds
 
 from terramind_plugin import parallel
 from terramind_plugin.samples.checks.headers import map_files, read_header
-from terramind_plugin.samples.checks.places import OVERLAP, Place, find_same_ground
+from terramind_plugin.samples.checks.locations import OVERLAP, Footprint, find_same_ground
 
 UTM = CRS.from_epsg(32633)
 corner = st.integers(0, 30)
 chips = st.dictionaries(st.sampled_from("abcdefghijkl"), st.tuples(corner, corner), min_size=1)
 
 
-def utm(corners: dict[str, tuple[int, int]], side: float = 160.0) -> dict[str, Place]:
+def utm(corners: dict[str, tuple[int, int]], side: float = 160.0) -> dict[str, Footprint]:
     """Return chips of that side at multiples of 40 m."""
     places = {name: (300000 + 40.0 * x, 5000000 + 40.0 * y) for name, (x, y) in corners.items()}
-    return {name: Place(UTM, (x, y, x + side, y + side)) for name, (x, y) in places.items()}
+    return {name: Footprint(UTM, (x, y, x + side, y + side)) for name, (x, y) in places.items()}
 
 
 @given(chips, chips)
@@ -47,9 +47,9 @@ def test_overlap_is_what_each_pair_says(here: dict[str, tuple[int, int]], there:
 def test_chips_of_other_systems() -> None:
     here = utm({"one": (0, 0), "far": (3000, 3000)})
     box = here["one"].bounds
-    same = Place(CRS.from_epsg(4326), transform_bounds(UTM, "EPSG:4326", *box))
-    neighbour = Place(CRS.from_epsg(32632), transform_bounds(UTM, "EPSG:32632", *box))
-    nowhere = Place(CRS.from_epsg(32632), (1e300, 1e300, 1e301, 1e301))
+    same = Footprint(CRS.from_epsg(4326), transform_bounds(UTM, "EPSG:4326", *box))
+    neighbour = Footprint(CRS.from_epsg(32632), transform_bounds(UTM, "EPSG:32632", *box))
+    nowhere = Footprint(CRS.from_epsg(32632), (1e300, 1e300, 1e301, 1e301))
     assert find_same_ground(here, {"degrees": same, "zone 32": neighbour, "nowhere": nowhere}) == [
         "one and degrees",
         "one and zone 32",
