@@ -39,7 +39,7 @@ class LookUps:
 
     @property
     def hit_rate(self) -> float:
-        """Share of samples that were in the cache."""
+        """Return the share of samples that were in the cache."""
         return self.hits / self.looked_up if self.looked_up else 0.0
 
 
@@ -66,7 +66,7 @@ class Cache:
         self.root = Path()
         """The run's root, for the default folder; set before the first look-up."""
         self.paused = False
-        """Whether training goes on without looking up."""
+        """True if training goes on without looking up."""
         self.training = LookUps()
         self.evaluation = LookUps()
         self.seconds_saved = 0.0
@@ -76,13 +76,13 @@ class Cache:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Return the file."""
         folder = self.root / FOLDER if self.where is True else Path(str(self.where)).expanduser()
         return folder / f"{self.name}.sqlite3"
 
     @property
     def store(self) -> Store:
-        """The opened file."""
+        """Return the opened file."""
         if self._store is None or self._store.path != self.path:
             self._store = Store(self.path, int(self.gib * GIB))
         return self._store

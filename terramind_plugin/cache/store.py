@@ -64,7 +64,7 @@ class Store:
         self.path = path
         self.limit = limit
         self.full = False
-        """Whether nothing more can be written."""
+        """True if nothing more can be written."""
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._owner = (0, 0)

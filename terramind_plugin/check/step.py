@@ -72,7 +72,7 @@ class Stopwatch(LightningCallback):
 
     @property
     def step(self) -> float:
-        """Seconds of a training step."""
+        """Return the seconds of a training step."""
         if len(self.ends) > 1:
             return (self.ends[-1] - self.ends[0]) / (len(self.ends) - 1)
         return self.ends[0] - self.start

@@ -52,7 +52,7 @@ class Agreement:
 
     @property
     def same(self) -> bool:
-        """Whether both packages give the same numbers."""
+        """Return whether both packages give the same numbers."""
         return self.difference <= self.tolerance  # NaN is not
 
 
