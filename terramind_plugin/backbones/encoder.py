@@ -76,9 +76,9 @@ class TerraMindBackbone(nn.Module):
         super().__init__()
         self.variant = variant
         self.observed = plan_inputs(modalities, bands, new_bands)
-        """What `forward` takes."""
+        """Modalities that `forward` takes."""
         self.inputs = (*self.observed, *generated)
-        """What the encoder takes."""
+        """Inputs of the encoder."""
         self.modalities = [spec.name for spec in self.inputs]
         self.merge_method = _check_merge_method(merge_method)
         self.layers = _check_layers(out_indices, variant.depth)
@@ -212,7 +212,7 @@ class TerraMindBackbone(nn.Module):
         return fuse.merge_concat(maps, used, self.mapped, self.missing_mod_token)
 
     def describe(self) -> dict[str, Any]:
-        """Return what features depend on besides weights and inputs, for the keys of a cache."""
+        """Return everything that features depend on, apart from weights and inputs, for the keys of a cache."""
         return {
             "inputs": describe_specs(self.inputs),
             "layers": self.layers,
@@ -221,10 +221,7 @@ class TerraMindBackbone(nn.Module):
         }
 
     def freeze(self) -> None:
-        """Stop all parameters from training and switch dropout off; `train()` keeps it so until `unfreeze()`.
-
-        With adapters these go on: they are there to train beside a frozen backbone.
-        """
+        """Freeze all parameters and turn off dropout, until `unfreeze()`; adapters still train."""
         if trained_parameters(self) is not None:
             self.unfreeze()
             return

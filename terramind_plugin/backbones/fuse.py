@@ -52,7 +52,7 @@ def merge_concat(
     Args:
         tokens: As in `merge_mean`.
         present: As in `merge_mean`.
-        names: All modalities of the model, in order, whether they are there or not.
+        names: All modalities of the model in order, including missing ones.
         missing: The learnt token [D].
     """
     like = next(iter(tokens.values()))

@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 class LayerList(list[Any]):
     """The selected layers, in order: iterating yields them, indexing takes the layer's number in the encoder.
 
-    With it `SelectIndices` with indices [2, 5, 8, 11] means the same layers whether `out_indices` left others out or
-    not. Negative indices count from the last selected layer.
+    `SelectIndices` with indices [2, 5, 8, 11] thus selects the same layers, whatever layers `out_indices` leaves out.
+    Negative indices count from the last selected layer.
 
     Args:
         items: One entry for each selected layer.

@@ -1,4 +1,4 @@
-"""Low-rank adapters in a backbone: they train, the weights they are added to stay as they are.
+"""Low-rank adapters in a backbone, which train while the backbone's weights are frozen.
 
 Source: LoRA (arXiv:2106.09685); the layers are those of Hugging Face's peft.
 """
@@ -20,17 +20,17 @@ from terramind_plugin.model.inputs import InputSpec
 BASE = "base_sha256"
 """Name in a state dict of the SHA-256 of the weights that adapters were trained on."""
 ADAPTER = "default"
-"""What peft calls the one adapter of a model."""
+"""peft's name for the only adapter of a model."""
 TARGETS = {
     "attention": ("attn.qkv", "attn.proj"),
     "mlp": ("mlp.fc1", "mlp.fc2", "mlp.fc3"),
     "all": ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "mlp.fc3"),
 }
-"""Linear layers of a block by the name of the choice; fc3 is in the gated sizes only."""
+"""Linear layers of a block by the value of `target`; only gated sizes have fc3."""
 
 
 class Adaptable(Protocol):
-    """What adapters need of a model: a `TerraMindBackbone` has it."""
+    """Interface of a model that adapters need, such as `TerraMindBackbone`."""
 
     inputs: tuple[InputSpec, ...]
     layers: tuple[int, ...]
@@ -39,12 +39,12 @@ class Adaptable(Protocol):
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """What `backbone_lora` says."""
+    """Settings of `backbone_lora`."""
 
     rank: int = 16
     """Width of the adapters."""
     alpha: float | None = None
-    """The adapters' output counts alpha / rank times; None for 2 * rank."""
+    """Scale of the adapters' output, times rank; None for 2 * rank."""
     dropout: float = 0.0
     """Dropout of the adapters' input."""
     target: str = "attention"
@@ -74,11 +74,11 @@ def _is_number(value: object) -> bool:
 
 
 def read_settings(given: Any) -> LoraSettings | None:
-    """Return the settings of `backbone_lora`, or None where there are to be no adapters.
+    """Return the settings of `backbone_lora`, or None for no adapters.
 
     Args:
-        given: A mapping with some of rank, alpha, dropout and target; True for the defaults; None or False for none.
-            Values may be texts, as the command line hands them on.
+        given: A mapping with some of rank, alpha, dropout and target; True for the defaults; None or False for no
+            adapters. Values may be texts, as on the command line.
 
     Raises:
         ConfigError: A key is unknown or a value not possible.
@@ -101,15 +101,15 @@ def read_settings(given: Any) -> LoraSettings | None:
 
 
 def add_lora(model: Any, settings: LoraSettings) -> None:
-    """Put adapters into a backbone, in place, and stop everything else that is pre-trained from training.
+    """Put adapters into a backbone, in place, and freeze its other pre-trained weights.
 
-    What has no pre-trained weights trains in full: embeddings of new modalities and of modalities with new bands,
+    Parameters without pre-trained weights train in full: embeddings of new modalities and of modalities with new bands,
     register tokens and the token for missing modalities. The layer qkv gets one adapter, in which queries, keys and
     values share the projection down and have their own projection up. A generator gets none, nor do blocks behind the
     last layer that the backbone returns.
 
-    From here on the model's state dict holds what trains and the SHA-256 of the rest, and only such a state dict, of
-    the same base, can be loaded.
+    The model's state dict then holds the trained parameters and the SHA-256 of the others. Only such a state dict, with
+    the same SHA-256, can be loaded.
 
     Args:
         model: A `TerraMindBackbone` that has its weights.
@@ -136,7 +136,7 @@ def add_lora(model: Any, settings: LoraSettings) -> None:
         target_modules=rf"encoder\.({blocks})\.({layers})",
     )
     inject_adapter_in_model(config, model, ADAPTER)
-    model.train(model.training)  # what peft puts in is in training mode, whatever the model is in
+    model.train(model.training)  # peft's layers start in training mode, whatever the model's mode
     model.trained = find_adapters(model) | fresh
     model.base = fingerprint
     for name, parameter in model.named_parameters():
@@ -199,8 +199,8 @@ def hash_base(tensors: Mapping[str, Tensor], without: Iterable[str] = ()) -> str
     """Return the SHA-256 of the weights that adapters are trained on, as 64 hexadecimal digits.
 
     Args:
-        tensors: Weights by name. Tables of positions do not count: they follow from the image size.
-        without: Names that do not count.
+        tensors: Weights by name. Tables of positions are left out: they follow from the image size.
+        without: Names to leave out.
     """
     left_out = set(without)
     counted = {name: x for name, x in tensors.items() if name not in left_out and not name.endswith("pos_emb")}
@@ -208,17 +208,17 @@ def hash_base(tensors: Mapping[str, Tensor], without: Iterable[str] = ()) -> str
 
 
 def _leave_out_base(module: Any, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
-    """Put the base's SHA-256 in place of the weights that do not train."""
+    """Replace the frozen weights by their SHA-256."""
     for name in module.held:
         state_dict.pop(f"{prefix}{name}", None)
     state_dict[f"{prefix}{BASE}"] = torch.tensor(list(bytes.fromhex(module.base)), dtype=torch.uint8)
 
 
 def _add_base(module: Any, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Check that a checkpoint is of adapters to this base, and add the weights that it leaves out.
+    """Check that a checkpoint's adapters belong to this base, and add the frozen weights.
 
     Raises:
-        WeightsError: It holds no adapters, or is of another base.
+        WeightsError: The checkpoint holds no adapters, or belongs to another base.
     """
     stored = state_dict.pop(f"{prefix}{BASE}", None)
     if stored is None:
@@ -241,7 +241,7 @@ def _add_base(module: Any, state_dict: dict[str, Any], prefix: str, *_: Any) -> 
 
 
 def refuse_adapters(model: Any) -> None:
-    """Stop a backbone without adapters from loading a checkpoint with some."""
+    """Make a backbone without adapters refuse checkpoints with adapters."""
     model.register_load_state_dict_pre_hook(_refuse_adapters)
 
 

@@ -1,4 +1,4 @@
-"""From a checkpoint of adapters to one of plain weights."""
+"""Merging of adapters: a plain checkpoint of one with adapters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from terramind_plugin.system import refuse_inputs
 OF_THE_RUN = ("optimizer_states", "lr_schedulers", "callbacks")
 """Parts of a Lightning checkpoint that belong to the training of the adapters."""
 OF_TERRATORCH = ("use_temporal", "temporal_")
-"""What the names of backbone arguments begin with that TerraTorch takes for itself."""
+"""Prefix of backbone arguments that TerraTorch itself reads."""
 
 OF_CACHES = ("feature_cache", "tim_cache", "feature_memo", "tim_memo")
 """Beginnings of backbone arguments about caches, with their former names; a merged checkpoint needs none."""
@@ -42,11 +42,11 @@ def merge_checkpoint(
         path: A checkpoint made with `backbone_lora`.
         out: The file to write.
         build: Returns a backbone of a name and its arguments.
-        base: The weights that are adapted; None for those that the settings name.
-        config: YAML of the run; None for the settings that the checkpoint holds.
+        base: File of the base weights; None for the file in the settings.
+        config: YAML of the run; None for the settings in the checkpoint.
 
     Raises:
-        ConfigError: The settings are missing or not possible, or the file to write is an input.
+        ConfigError: The settings are missing or wrong, or the file to write is an input.
         WeightsError: The file holds no adapters, or the base is missing or another one.
     """
     refuse_inputs([out], [path, base, config])
@@ -88,7 +88,7 @@ def _load(model: Any, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Load adapters into a backbone.
 
     Raises:
-        WeightsError: They are not for it.
+        WeightsError: The adapters belong to another backbone.
     """
     try:
         load_into(model, tensors, path, "the settings")
@@ -115,7 +115,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
 
 
 def _plain_settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return the settings of the merged model: no adapters, and no weights to fetch."""
+    """Return the settings of the merged model, without adapters and without weights to download."""
     model_args = dict(model_args_of(content, path))
     if not model_args:
         return {}
@@ -132,8 +132,8 @@ def _plain_settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _write(out: Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint that is there only when it is complete."""
-    # In memory: on a full disk torch.save speaks of a wrong position.
+    """Write a checkpoint, which gets its name only when it is complete."""
+    # In memory: on a full disk torch.save reports a wrong position.
     checkpoint = io.BytesIO()
     torch.save(dict(content), checkpoint)
     try:

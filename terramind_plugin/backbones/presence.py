@@ -1,4 +1,4 @@
-"""Which samples of a batch have which modality."""
+"""Presence of modalities in the samples of a batch."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ class TerraMindTiM(TerraMindBackbone):
 
         Raises:
             ConfigError: None of the pre-trained modalities is there, or one of `tim_observed` is not.
-            DataError: An observed modality holds values that it cannot have, or an image is not finite. In a training
+            DataError: An observed modality holds impossible values, or an image is not finite. In a training
                 step on a GPU the next step raises the error about images.
         """
         observed = {} if self.given_tokens is None else self.given_tokens(inputs, wait=not self.training)
@@ -209,11 +209,11 @@ class TerraMindTiM(TerraMindBackbone):
         return draw(seen, present, seed)
 
     def describe(self) -> dict[str, Any]:
-        """Return what features depend on besides weights and inputs, for the keys of a cache."""
+        """Return everything that features depend on, apart from weights and inputs, for the keys of a cache."""
         return {**super().describe(), **self._describe_tokens(), "seeds of samples": self.tim_cache is not None}
 
     def _describe_tokens(self) -> dict[str, Any]:
-        """Return what token ids depend on besides weights and inputs."""
+        """Return everything that token ids depend on, apart from weights and inputs."""
         described: dict[str, Any] = {}
         if self.given_tokens is not None:
             described["observed"] = describe_specs(self.given_tokens.specs)

@@ -1,1 +1,1 @@
-"""A cache on disk of what frozen parts computed: keys, the store, what is logged."""
+"""Cache of results of frozen parts, on disk: keys, store, log."""

@@ -1,4 +1,4 @@
-"""A cache of what frozen parts compute: look samples up, compute the others, count what that saves."""
+"""Cache of results of frozen parts: look samples up, compute the others, measure the saved time."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from terramind_plugin.errors import ConfigError
 Tensors = Mapping[str, Tensor]
 """Tensors [B, ...] by name."""
 Compute = Callable[[Tensors, Tensors | None, list[bytes]], Tensors]
-"""Returns the values of some samples, given their inputs, what they have, and their keys."""
+"""Function that returns the values of some samples from their inputs, their present modalities and their keys."""
 FOLDER = "cache"
-"""Name of the folder under the run's root where none is named."""
+"""Name of the default folder under the run's root."""
 SECONDS = "seconds"
-"""Name in a value of the time that it took to compute."""
+"""Name of the computing time in a value."""
 GIB = 2**30
 
 
 @dataclass
 class LookUps:
-    """LookUps since the last epoch."""
+    """Counts of look-ups since the last epoch."""
 
     looked_up: int = 0
     hits: int = 0
     compute_seconds: float = 0.0
     look_up_seconds: float = 0.0
-    """Time of keys, reading and storing."""
+    """Seconds for keys, reading and storing."""
 
     @property
     def hit_rate(self) -> float:
@@ -52,7 +52,7 @@ class Cache:
         gib: Size limit in GiB.
 
     Raises:
-        ConfigError: `where` is neither, or the size is not positive.
+        ConfigError: `where` is neither a folder nor True, or the size is not positive.
     """
 
     def __init__(self, where: str | Path | bool, name: str, gib: float) -> None:
@@ -66,11 +66,11 @@ class Cache:
         self.root = Path()
         """The run's root, for the default folder; set before the first look-up."""
         self.paused = False
-        """True if training goes on without looking up."""
+        """True if training continues without look-ups."""
         self.training = LookUps()
         self.evaluation = LookUps()
         self.seconds_saved = 0.0
-        """Time saved since the beginning, less the time of look-ups."""
+        """Seconds saved so far, less the seconds of look-ups."""
         self._store: Store | None = None
         self._fingerprint = Fingerprint()
 
@@ -92,13 +92,13 @@ class Cache:
     ) -> dict[str, Tensor]:
         """Return the values of a batch by name, [B, ...]; shorter sequences end with zeros.
 
-        A value is what was first stored for the sample, also where it has just been computed.
+        The value of a sample is always the one that was stored first, even if it has just been computed again.
 
         Args:
             part: The frozen module that computes.
             inputs: Tensors [B, ...] by name.
             present: For each input a boolean [B], False where a sample lacks it; None if all samples have all.
-            settings: What values depend on besides weights and inputs.
+            settings: Everything that values depend on, apart from weights and inputs.
             compute: Returns the values of samples that are not in the cache.
         """
         counts = self.training if torch.is_grad_enabled() else self.evaluation

@@ -1,4 +1,4 @@
-"""What caches save, in a run's logs."""
+"""Log of the time that caches save."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from terramind_plugin.cache.cache import Cache, LookUps
 logger = logging.getLogger("terramind_plugin")
 
 EPOCHS, SAMPLES = 3, 32
-"""Epochs of training, and samples after the first epoch, after which a cache must have been of use."""
+"""Number of training epochs, and of samples after the first epoch, after which a useless cache is paused."""
 LEAST = 0.05
-"""Share of hits after the first epoch that is of use; with D4 augmentation it is about 0.18."""
+"""Minimum share of hits after the first epoch of a useful cache; with D4 augmentation it is about 0.18."""
 
 
 class CacheLog(Callback):
     """Logs hit rate and saved seconds of caches, and pauses a cache that training does not profit from.
 
-    `TerraMindDataModule` adds it where a model has a cache. Random crops never come twice: then training goes on
-    without looking up, while validation and test still do.
+    `TerraMindDataModule` adds it for a model with a cache. With random crops no sample comes twice: training then
+    continues without look-ups, while validation and test still use the cache.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class CacheLog(Callback):
         self._judged: set[str] = set()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Tell caches where the run's root is."""
+        """Set the run's root of all caches."""
         for cache in find_caches(pl_module):
             cache.root = Path(trainer.default_root_dir)
 

@@ -20,7 +20,7 @@ Features = list[Any]
 
 
 class Cacheable(Protocol):
-    """What the cache needs of a backbone: a `TerraMindBackbone` has it."""
+    """Interface of a backbone that the cache needs, such as `TerraMindBackbone`."""
 
     feature_cache: Cache | None
 
@@ -29,19 +29,19 @@ class Cacheable(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Return what features depend on besides weights and inputs."""
+        """Return everything that features depend on, apart from weights and inputs."""
         ...
 
 
 def cache_features(model: Cacheable, where: str | Path | bool, dtype: str, gib: float) -> None:
-    """Put a cache around what a backbone computes, in place.
+    """Put a cache around a backbone's features, in place.
 
     Cached features are rounded: bfloat16 is off by at most 1 part in 256, float16 by 1 part in 2048 with a largest
     value of 65504, float32 is exact. A feature is rounded whether it was in the cache or not, so that a run gives the
     same losses with an empty and with a full cache.
 
     Args:
-        model: A `TerraMindBackbone`; it must be frozen when it is called.
+        model: A `TerraMindBackbone`, which must be frozen in each forward pass.
         where: Folder of the cache, or True for 'cache' under the run's root.
         dtype: Key of `DTYPES`.
         gib: Size limit in GiB.
@@ -108,7 +108,7 @@ def flatten(features: Features) -> dict[str, Tensor]:
 
 
 def restore(batch: Mapping[str, Tensor], dtype: torch.dtype) -> Features:
-    """Return the layers again, in a precision, from what `flatten` returned."""
+    """Return the layers of a result of `flatten`, in a precision."""
     layers: dict[int, Any] = {}
     for key in sorted(batch, key=lambda key: [int(part) for part in key.split("/")[:2]]):
         layer, *rest = key.split("/", 2)

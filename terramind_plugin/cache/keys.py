@@ -81,17 +81,17 @@ def describe_context(**settings: Any) -> bytes:
 
 
 def describe_specs(specs: tuple[InputSpec, ...]) -> list[Any]:
-    """Return what tells one set of inputs from another."""
+    """Return a description that distinguishes sets of inputs."""
     return [(spec.name, spec.key, spec.channels, spec.band_sources) for spec in specs]
 
 
 def sample_keys(context: bytes, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None) -> list[bytes]:
-    """Return a key for each sample of a batch: a digest of the exact values of what the sample has.
+    """Return a key for each sample of a batch: a digest of the exact values of its inputs.
 
     On a GPU this copies the inputs to the host, once a step.
 
     Args:
-        context: From `describe_context`.
+        context: Result of `describe_context`.
         inputs: Tensors [B, ...] by name.
         present: For each input a boolean [B], False where a sample lacks it; None if all samples have all.
     """

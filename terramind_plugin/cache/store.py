@@ -1,6 +1,6 @@
 """Values on disk by key, in an SQLite file that several processes and runs may share.
 
-An entry that is damaged is found by its checksum and dropped; a file that is damaged is put aside and begun anew.
+A damaged entry is found by its checksum and dropped; a damaged file is moved away and created again.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ logger = logging.getLogger("terramind_plugin")
 Answer = TypeVar("Answer")
 
 FORMAT = 2
-"""Number of the table's layout, SQLite's user_version; a file of another one is put aside."""
+"""Version of the table's layout (SQLite's user_version); a file of another version is moved away."""
 APPLICATION = int.from_bytes(b"TMmo")
-"""SQLite's application_id: the file is this program's."""
+"""SQLite's application_id, which marks files of this program."""
 TABLE = """
 CREATE TABLE IF NOT EXISTS entries (
     key BLOB PRIMARY KEY, used INTEGER NOT NULL, size INTEGER NOT NULL, checksum BLOB NOT NULL, value BLOB NOT NULL
@@ -35,15 +35,15 @@ CREATE INDEX IF NOT EXISTS by_use ON entries (used, size);
 """
 COLUMNS = ["key", "used", "size", "checksum", "value"]
 PAGE = 16384
-"""Bytes that SQLite reads at once: with its 4096, features of a megabyte take several times as long."""
+"""Page size of SQLite in bytes: with its default of 4096, features of a megabyte take several times as long."""
 PATIENCE = 60.0
-"""Seconds to wait for another process that writes."""
+"""Maximum number of seconds to wait for another process that writes."""
 REFRESH = 3600
-"""Seconds after which the time of use of an entry is written again."""
+"""Minimum number of seconds between two updates of an entry's time of use."""
 KEPT = 0.9
-"""Share of the limit that is left when entries were dropped."""
+"""Share of the limit to which the file shrinks when entries are dropped."""
 DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR")
-"""What SQLite says of a damaged file; SQLITE_ERROR is a table that is not as it was made."""
+"""SQLite's errors for a damaged file; SQLITE_ERROR means that the table was changed."""
 
 
 class _OtherFormatError(Exception):
@@ -54,8 +54,8 @@ class Store:
     """Bytes by key; the first value that is put under a key stays.
 
     Args:
-        path: The file; it and its folder are made when they are needed.
-        limit: Bytes of values to keep; those that were not used for longest go first.
+        path: The file, which is created with its folder when it is needed.
+        limit: Maximum number of bytes of values; the least recently used values are dropped first.
     """
 
     def __init__(self, path: Path, limit: int) -> None:
@@ -64,7 +64,7 @@ class Store:
         self.path = path
         self.limit = limit
         self.full = False
-        """True if nothing more can be written."""
+        """True if nothing more can be stored."""
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._owner = (0, 0)
@@ -77,13 +77,13 @@ class Store:
         self.__init__(**state)  # type: ignore[misc]  # a copy opens the file itself
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return for each key its value, or None where there is none."""
+        """Return the value of each key, None for an unknown key."""
         return self._try(lambda connection: self._read(connection, keys), [None] * len(keys))
 
     def put(self, values: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-        """Store values and return what is stored under their keys: an earlier value if there is one.
+        """Store values and return the values under their keys, which may be earlier ones.
 
-        Where nothing can be written, the values themselves come back.
+        If nothing can be written, return the values themselves.
         """
         if self.full:
             return dict(values)
@@ -101,7 +101,7 @@ class Store:
             self._connection = None
 
     def _try(self, action: Callable[[sqlite3.Connection], Answer], otherwise: Answer) -> Answer:
-        """Return an action's answer, or another where the file does not allow it; begin a damaged file anew."""
+        """Return an action's answer, or `otherwise` if the file does not allow it; replace a damaged file."""
         with self._lock:
             for _ in range(2):
                 try:
@@ -120,7 +120,7 @@ class Store:
             return otherwise
 
     def _open(self) -> sqlite3.Connection:
-        """Return this process's connection: one that was made before a fork must not be used."""
+        """Return this process's connection; a connection from before a fork must not be used."""
         if self._connection is not None and self._owner[0] == os.getpid():
             return self._connection
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ class Store:
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA page_size = {PAGE}")  # of a new file
-        connection.execute("PRAGMA journal_mode = WAL")  # stays as it is where the file system knows no shared memory
+        connection.execute("PRAGMA journal_mode = WAL")  # no effect on a file system without shared memory
         connection.execute("PRAGMA synchronous = NORMAL")
         (found,) = connection.execute("PRAGMA user_version").fetchone()
         if found not in (0, FORMAT):
@@ -226,7 +226,7 @@ class Store:
         logger.warning("%s is damaged (%s). It is kept as %s and begun anew.", self.path, error, aside.name)
 
     def _give_up(self, reason: object) -> None:
-        """Go on without storing, and say so once."""
+        """Stop storing, and log the reason once."""
         if not self.full:
             logger.warning("%s: %s. The run goes on without storing more.", self.path, reason)
         self.full = True
