@@ -111,3 +111,15 @@ def suggest(name: str, choices: Iterable[str]) -> str:
     by_lower = {choice.lower(): choice for choice in choices}
     near = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     return f" Did you mean '{by_lower[near[0]]}'?" if near else ""
+
+
+def counted(number: int, noun: str, verbs: str = "") -> str:
+    """Return a number with its noun and a verb that agree with it, e.g. '1 file has' and '2 files have'.
+
+    Args:
+        number: How many.
+        noun: Singular of a noun whose plural ends in s.
+        verbs: Singular and plural of a verb, e.g. 'has/have'.
+    """
+    verb = verbs.split("/")[number != 1] if verbs else ""
+    return f"{number} {noun}{'' if number == 1 else 's'} {verb}".rstrip()

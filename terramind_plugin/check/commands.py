@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from terramind_plugin.errors import CheckError
+from terramind_plugin.errors import CheckError, counted
 
 COLORS = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "red"}
 WIDTH = 120
@@ -59,8 +59,7 @@ def run_check(
     Console(width=max(Console().width, WIDTH)).print(table)
     verdict = worst(findings)
     counts = {kind: sum(f.verdict == kind for f in findings) for kind in ("error", "warning", "note")}
-    texts = [f"{count} {kind}{'' if count == 1 else 's'}" for kind, count in counts.items()]
-    print(f"{config}: {', '.join(texts)}")
+    print(f"{config}: {', '.join(counted(count, kind) for kind, count in counts.items())}")
     if verdict == "error":
         raise CheckError("the configuration or its data are not sound, see the table.", status=2)
     if verdict == "warning" and strict:

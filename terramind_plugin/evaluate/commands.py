@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from terramind_plugin.errors import ConfigError, DataError, check_seed
+from terramind_plugin.errors import ConfigError, DataError, check_seed, counted
 from terramind_plugin.evaluate.arms import DEFAULT_ARMS
 from terramind_plugin.evaluate.budgets import read_budgets
 from terramind_plugin.evaluate.output import progress, show, weights_of, write_json
@@ -74,12 +74,12 @@ def run_compare(
     results = compare(plan, announce)
     summaries = summarise(results, metric)
     head, *rows = table(summaries, metric)
-    shown = Table(*head, title=f"{config.name}, {seeds} {'seed' if seeds == 1 else 'seeds'}")
+    shown = Table(*head, title=f"{config.name}, {counted(seeds, 'seed')}")
     for row in rows:
         shown.add_row(*row)
     console.print(shown)
     write_text(out / "table.md", markdown([head, *rows]))
-    title = f"{config.name}: mean and standard deviation of {seeds} {'seed' if seeds == 1 else 'seeds'}"
+    title = f"{config.name}: mean and standard deviation of {counted(seeds, 'seed')}"
     write_figure(out / "figure.png", draw(summaries, metric, title))
     for name in ("table.md", "figure.png", "runs"):
         print(out / name)
@@ -214,7 +214,7 @@ def run_localise(
         ckpt_path=ckpt_path,
         tokenizer_file=tokenizer_file,
     )
-    count = f"{len(files)} {'chip' if len(files) == 1 else 'chips'}"
+    count = counted(len(files), "chip")
     weights = weights_of(variant.name, source.pretrained, ckpt_path)
     described = {"model": f"{variant.name}_generate", "weights": weights, "modality": entry.name}
     out.mkdir(parents=True, exist_ok=True)
@@ -332,8 +332,7 @@ def run_few_shot(
     ]
     rows.append(["chance", f"{100 / ways:.2f}", "-"])
     head = ["features", "accuracy, %", "95 % interval"]
-    count = f"{episodes} {'episode' if episodes == 1 else 'episodes'}, {len(labelled)} patches"
-    show([head, *rows], f"{ways}-way {shots}-shot, {count}")
+    show([head, *rows], f"{ways}-way {shots}-shot, {counted(episodes, 'episode')}, {len(labelled)} patches")
     if set(labels) == EUROSAT and (ways, shots) == (5, 1):
         print(PAPER)
     from terramind_plugin.evaluate.zero_shot_report import plain

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from terramind_plugin.errors import counted
+
 
 def run_export(*, model: Path, out: Path, dtype: Literal["float32", "bfloat16", "float16"] = "float32") -> None:
     """Write the weights of a pre-training checkpoint as .safetensors, for ckpt_path.
@@ -33,7 +35,7 @@ def run_merge(*, model: Path, out: Path, base: Path | None = None, config: Path 
     from terramind_plugin.builders import build_by_name
 
     count = merge_checkpoint(model, out, build=build_by_name, base=base, config=config)
-    print(f"{count} adapter{'' if count == 1 else 's'} merged into {out}")
+    print(f"{counted(count, 'adapter')} merged into {out}")
 
 
 def run_tokenize(

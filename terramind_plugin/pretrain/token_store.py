@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from terramind_plugin.builders import build_image_tokenizer
-from terramind_plugin.errors import ConfigError, DataError, suggest
+from terramind_plugin.errors import ConfigError, DataError, counted, suggest
 from terramind_plugin.files import write_bytes
 from terramind_plugin.model.checkpoints import hash_weights
 from terramind_plugin.model.modalities import Modality
@@ -161,17 +161,16 @@ class TokenFile:
         """
         missing = [name for name in names if name not in self.chips]
         if missing:
-            count = "1 chip" if len(missing) == 1 else f"{len(missing)} chips"
             raise DataError(
-                f"{self.path} has no tokens of {count}, e.g. {missing[0]}. Run terramind tokenize --replace again."
+                f"{self.path} has no tokens of {counted(len(missing), 'chip')}, e.g. {missing[0]}. "
+                "Run terramind tokenize --replace again."
             )
         if folder is None:
             return
         changed = [name for name in names if not self.chips[name].is_unchanged(folder.path(name))]
         if changed:
-            count = "1 file is" if len(changed) == 1 else f"{len(changed)} files are"
             raise DataError(
-                f"{self.path} is out of date: {count} not as when the tokens were made, e.g. "
+                f"{self.path} is out of date: {counted(len(changed), 'file', 'is/are')} not as when the tokens were made, e.g. "
                 f"{folder.path(changed[0])}. Run terramind tokenize --replace again."
             )
 

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from terramind_plugin.errors import ConfigError, DataError, one_line
+from terramind_plugin.errors import ConfigError, DataError, counted, one_line
 from terramind_plugin.model.modalities import Modality, resolve
 
 logger = logging.getLogger("terramind_plugin")
@@ -184,7 +184,8 @@ class Layout:
             more = len(problems) - SHOWN
             shown = "\n  ".join(problems[:SHOWN]) + (f"\n  and {more} more" if more > 0 else "")
             raise DataError(
-                f"{split} does not match the data, {len(problems)} problems with {concerned} of {len(ids)} samples:\n"
+                f"{split} does not match the data, {counted(len(problems), 'problem')} with {concerned} of "
+                f"{len(ids)} samples:\n"
                 f"  {shown}\n"
                 "Check the data roots, image_grep and label_grep, or remove the ids. "
                 "Samples that may lack a modality need allow_missing_modalities: true."
@@ -283,7 +284,7 @@ def choose_chips(folders: Sequence[ChipFolder], split: str | Path | None, *, val
     missing = [folder.path(name) for name in names for folder in folders if not folder.path(name).is_file()]
     if missing:
         raise DataError(
-            f"{len(missing)} files of {split} are not there, the first is {missing[0]}. Check folder and suffix, or "
-            "remove the ids."
+            f"{counted(len(missing), 'file')} of {split} {'is' if len(missing) == 1 else 'are'} not there, the first is "
+            f"{missing[0]}. Check folder and suffix, or remove the ids."
         )
     return names

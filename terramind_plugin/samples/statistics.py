@@ -10,6 +10,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from terramind_plugin.errors import counted
 from terramind_plugin.model.modalities import find
 from terramind_plugin.raster.missing import is_odd
 
@@ -131,7 +132,7 @@ def _table(name: str, numbers: Statistics, bands: Any) -> list[str]:
     if len(names) != len(numbers.mean):
         names = [f"band {number + 1}" for number in range(len(numbers.mean))]
     head = ["mean", "std", *(f"{share} %" for share in PERCENTILES), "pre-train", "std", "apart"]
-    lines = [f"# {name}: {numbers.samples} samples, {numbers.missing:.1%} of the values without data"]
+    lines = [f"# {name}: {counted(numbers.samples, 'sample')}, {numbers.missing:.1%} of the values without data"]
     lines += [f"# {'':<16}" + "".join(f"{word:>10}" for word in head)]
     for index, band in enumerate(names):
         cells = [numbers.mean[index], numbers.std[index], *(values[index] for values in numbers.percentiles.values())]

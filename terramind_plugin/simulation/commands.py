@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from terramind_plugin.errors import counted
+
 
 def run_simulate(
     *,
@@ -43,7 +45,7 @@ def run_simulate(
             on_chip=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     sizes = ", ".join(f"{len(ids)} {name}" for name, ids in made.splits.items())
-    print(f"{len(made.chip_ids)} chips ({sizes}) in {made.root}")
+    print(f"{counted(len(made.chip_ids), 'chip')} ({sizes}) in {made.root}")
 
 
 def run_figure(

@@ -74,7 +74,7 @@ MISTAKES: dict[str, tuple[Callable[[Any], Any], dict[str, Any], str]] = {
     "no lists": (lambda chips: None, {"train_split": None, "val_split": None, "batch_size": 16},
                  "files: train split: 11 samples do not fill one batch of 16"),
     "bands": (lambda chips: rewrite(heights(chips)[0], lambda v: np.repeat(v, 2, axis=0)), {"train_split": None,
-              "val_split": None}, "files: DEM bands: 1 of 12 files have not 1 bands.*Change the files: pre-training"),
+              "val_split": None}, "files: DEM bands: 1 of 12 files have not 1 band.*Change the files: pre-training"),
     "feet": (feet, {}, "values: DEM heights: heights up to .* look like feet"),
 }  # fmt: skip
 
@@ -120,7 +120,7 @@ def test_mistakes_in_stored_tokens_are_named(look: Look, store: Callable[..., di
     rewrite(changed, lambda values: values + 1)
     shutil.copy("nano/tokens/S1GRD.safetensors", "nano/tokens/S1RTC.safetensors")
     (error, other) = wrong(look("masked_nano.yaml", **given | {"tokens": ["S2L2A", "DEM", "S1RTC"]}))
-    assert error.startswith("tokens: DEM: nano/tokens/DEM.safetensors is out of date: 1 files are not those")
+    assert error.startswith("tokens: DEM: nano/tokens/DEM.safetensors is out of date: 1 file is not as")
     assert "was made with terramind_sim_nano_tokenizer_s1grd, which is none of terramind_sim_nano" in other
     Path("nano/tokens/DEM.safetensors").unlink()
     (error,) = wrong(look("masked_nano.yaml", **given))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from terramind_plugin.errors import DataError
+from terramind_plugin.errors import DataError, counted
 from terramind_plugin.samples.checks.findings import Finding, Verdict, some
 from terramind_plugin.samples.checks.headers import Header
 from terramind_plugin.samples.checks.sample import order_of
@@ -66,7 +66,8 @@ def check_splits(plan: DataPlan) -> Iterator[Finding]:
         yield Finding(
             "files: train split",
             "error",
-            f"{len(train.samples)} samples do not fill one batch of {plan.batch_size}: no training step.",
+            f"{counted(len(train.samples), 'sample', 'does/do')} not fill one batch of {plan.batch_size}: no training "
+            "step.",
             "Lower batch_size" + ("." if plan.pretraining else ", or set drop_last: false."),
         )
 
@@ -184,7 +185,8 @@ def check_headers(plan: DataPlan, headers: Mapping[Path, Header], grid: Grid | N
             yield Finding(
                 f"files: {image.name} bands",
                 "error",
-                f"{len(wrong)} of {len(own)} files have not {count} bands, e.g. {wrong[0].path}: {wrong[0].bands}.",
+                f"{len(wrong)} of {len(own)} files have not {counted(count, 'band')}, "
+                f"e.g. {wrong[0].path}: {wrong[0].bands}.",
                 f"Name the bands of the files in dataset_bands: {{{image.name}: [...]}}.",
             )
         yield from _check_names(image, [header for header in own if header not in wrong], plan.own)
@@ -234,7 +236,7 @@ def _check_dates(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Fin
         yield Finding(
             "files: dates",
             "error",
-            f"{len(odd)} samples have modalities with different numbers of dates, e.g. {odd[0]}.",
+            f"{counted(len(odd), 'sample', 'has/have')} modalities with different numbers of dates, e.g. {odd[0]}.",
             "Every modality needs as many dates: repeat the bands of the one with fewer for each date.",
         )
 
@@ -256,7 +258,9 @@ def _check_pairs(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Fin
     for kind, texts in problems.items():
         if texts:
             verdict: Verdict = "error" if kind == "size" else "warning"
-            yield Finding(f"files: pairs differ in {kind}", verdict, f"{len(texts)} samples, e.g. {texts[0]}.", advice)
+            yield Finding(
+                f"files: pairs differ in {kind}", verdict, f"{counted(len(texts), 'sample')}, e.g. {texts[0]}.", advice
+            )
 
 
 def _rasters_of(files: Mapping[str, Path], headers: Mapping[Path, Header]) -> dict[str, Header]:

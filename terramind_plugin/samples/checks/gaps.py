@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from terramind_plugin.errors import counted
 from terramind_plugin.model.modalities import RADAR, REFLECTANCE
 from terramind_plugin.samples.checks.findings import Finding, some
 from terramind_plugin.samples.checks.sample import Summary
@@ -43,7 +44,9 @@ def _check_missing(plan: DataPlan, image: ImagePlan, summaries: Sequence[Summary
         )
     partly = [s for s in summaries if np.isnan(s.median).any() and s not in empty]
     if partly:
-        yield Finding(where, "warning", f"{len(partly)} files have bands without data, e.g. {partly[0].path}.")
+        yield Finding(
+            where, "warning", f"{counted(len(partly), 'file', 'has/have')} bands without data, e.g. {partly[0].path}."
+        )
     share = float(np.mean([summary.missing for summary in summaries if summary not in empty] or [0.0]))
     if share and plan.no_data_replace is None and not plan.own:
         yield Finding(
@@ -140,7 +143,7 @@ def _check_constant(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[
         yield Finding(
             f"values: {image.name} constant",
             "warning",
-            f"{len(flat)} files have one value only in {some(bands)}, e.g. {flat[0].path.name}.",
+            f"{counted(len(flat), 'file', 'has/have')} one value only in {some(bands)}, e.g. {flat[0].path.name}.",
             "Check how the files were made.",
         )
 

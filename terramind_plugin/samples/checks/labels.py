@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import rasterio
 
-from terramind_plugin.errors import one_line
+from terramind_plugin.errors import counted, one_line
 from terramind_plugin.samples.checks.findings import Finding, some
 from terramind_plugin.samples.checks.headers import UNREADABLE, map_files
 from terramind_plugin.samples.checks.sample import read_middle
@@ -85,7 +85,9 @@ def check_labels(
     """
     broken = [mask for mask in masks if mask.problem]
     if broken:
-        yield Finding("labels: readable", "error", f"{len(broken)} files, e.g. {broken[0].path}: {broken[0].problem}.")
+        yield Finding(
+            "labels: readable", "error", f"{counted(len(broken), 'file')}, e.g. {broken[0].path}: {broken[0].problem}."
+        )
     if plan.task != "segmentation" or not plan.num_classes:
         return
     if not 0 < plan.num_classes <= MOST_CLASSES:
@@ -160,12 +162,13 @@ def _check_ids(
             # Label 0 becomes -1 with reduce_zero_label, and what stands for no label is not shifted.
             fine = value in allowed or (missing and value == ignored)
             if not fine:
-                wrong.append(f"{mask.path.name} {value:g} ({count} pixels)")
+                wrong.append(f"{mask.path.name} {value:g} ({counted(count, 'pixel')})")
     if wrong:
+        be, last = "is" if len(wrong) == 1 else "are", int(plan.num_classes or 0) - 1
         yield Finding(
             "labels: ids",
             "error",
-            f"{len(wrong)} values in {len(masks)} files are neither 0 to {int(plan.num_classes or 0) - 1} nor "
+            f"{counted(len(wrong), 'value')} in {counted(len(masks), 'file')} {be} neither 0 to {last} nor "
             f"ignore_index {ignored}: {some(wrong)}.",
             "See num_classes, ignore_index, no_label_replace and reduce_zero_label.",
         )
@@ -173,7 +176,7 @@ def _check_ids(
         yield Finding(
             "labels: nodata",
             "warning" if plan.own else "error",
-            f"in {len(colliding)} files nodata is {colliding[0].nodata:g}, also the id of a class.",
+            f"in {counted(len(colliding), 'file')} nodata is {colliding[0].nodata:g}, also the id of a class.",
             "Take the tag away: gdal_edit.py -unsetnodata."
             + (" Here it counts as the class." if plan.own else " TerraTorch turns the class into no label."),
         )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.warp import transform_bounds
 
+from terramind_plugin.errors import counted
 from terramind_plugin.raster.georeference import apply_affine
 from terramind_plugin.samples.checks.findings import Finding, some
 from terramind_plugin.samples.checks.headers import UNREADABLE, Header
@@ -61,10 +62,11 @@ def check_overlap(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Fi
     for (one, here), (other, there) in combinations(footprints.items(), 2):
         pairs = find_same_ground(here, there)
         if pairs:
+            show = "shows" if len(pairs) == 1 else "show"
             yield Finding(
                 "files: overlap in space",
                 "warning",
-                f"{len(pairs)} chips of {other} show ground of {one}: {some(pairs, 2)}.",
+                f"{counted(len(pairs), 'chip')} of {other} {show} ground of {one}: {some(pairs, 2)}.",
                 f"Split by place: results on {other} would be too good.",
             )
 

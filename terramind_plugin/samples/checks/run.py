@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from terramind_plugin.errors import counted
 from terramind_plugin.samples.checks.files import Grid, check_folders, check_headers, check_splits
 from terramind_plugin.samples.checks.findings import Finding, worst
 from terramind_plugin.samples.checks.headers import read_headers
@@ -47,7 +48,9 @@ def check_data(
     headers = read_headers(plan)
     found += [*check_headers(plan, headers, grid), *check_overlap(plan, headers)]
     counts = ", ".join(f"{len(split.samples)} {split.name}" for split in plan.splits)
-    yield from _with_summary(plan, found, "files", f"{len(headers)} files of {counts} samples listed, headers read.")
+    yield from _with_summary(
+        plan, found, "files", f"{counted(len(headers), 'file')} of {counts} samples listed, headers read."
+    )
     say(f"reading the pixels of up to {samples} samples")
     sample = read_sample(plan, samples)
     found = list(check_values(plan, sample))
@@ -57,7 +60,7 @@ def check_data(
     masks = read_labels(plan)
     found = list(check_labels(plan, masks, ignored, loss, weighted))
     if masks or found:
-        yield from _with_summary(plan, found, "labels", f"{len(masks)} files read.")
+        yield from _with_summary(plan, found, "labels", f"{counted(len(masks), 'file')} read.")
 
 
 def _with_summary(plan: DataPlan, found: list[Finding], group: str, looked_at: str) -> Iterator[Finding]:

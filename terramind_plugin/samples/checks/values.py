@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from terramind_plugin.errors import counted
 from terramind_plugin.model.modalities import MODALITIES, RADAR, REFLECTANCE
 from terramind_plugin.model.units import EIGHT_BIT, Guess, is_eight_bit, other_unit
 from terramind_plugin.samples.checks.findings import Finding, some
@@ -35,7 +36,10 @@ def check_values(plan: DataPlan, sample: Sample) -> Iterator[Finding]:
     if sample.problems:
         path, problem = sample.problems[0]
         yield Finding(
-            "values: readable", "error", f"{len(sample.problems)} files, e.g. {path}: {problem}.", "Replace them."
+            "values: readable",
+            "error",
+            f"{counted(len(sample.problems), 'file')}, e.g. {path}: {problem}.",
+            "Replace them.",
         )
     for image in plan.images:
         summaries = sample.images.get(image.name, [])
