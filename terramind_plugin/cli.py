@@ -15,13 +15,13 @@ import signal
 import sys
 import textwrap
 from argparse import ArgumentError, HelpFormatter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
 from shutil import get_terminal_size
 from types import UnionType
-from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from terramind_plugin._version import __version__
 from terramind_plugin.errors import ConfigError, one_line, report, suggest
@@ -163,8 +163,9 @@ class Command:
         types = get_type_hints(self.function)
         self.positional = next((one for one, p in signature.items() if p.kind is p.POSITIONAL_OR_KEYWORD), None)
         self.groups = {one: types[one] for one in signature if is_dataclass(types[one])}
-        self.overrides: list[str] | None = [] if "overrides" in signature else None
-        """Options of TerraTorch; None for a command that takes none."""
+        self.takes_overrides = "overrides" in signature
+        self.overrides: list[str] = []
+        """Options of TerraTorch among the words."""
         skip: set[str | int] = {one for one in signature if one in self.groups or one == "overrides"}
         self.parser = ArgumentParser(prog=f"terramind {name}", formatter_class=_Formatter, exit_on_error=False)
         if "config" not in signature:
@@ -184,20 +185,18 @@ class Command:
             ConfigError: The words, or a value in the file that --config names, are wrong.
         """
         typed = self._split(words)
-        file = None
-        values: dict[str, str] = {}
-        if "config" not in self.types and "config" in typed:
-            file = typed.pop("config")[-1][-1]
-            values = self._read_config(Path(file))
+        files = [] if "config" in self.types else typed.pop("config", [])
+        values = self._read_config(Path(files[-1][-1])) if files else {}
+        places = {name: f"{files[-1][-1]}: {name}" for name in values if name not in typed}
         values |= {name: self._join(name, uses) for name, uses in typed.items()}
         try:
             read = self.parser.parse_args([f"--{name}={value}" for name, value in values.items()])
         except ArgumentError as error:
-            raise ConfigError(self._explain(str(error), values, None if file is None else (file, typed))) from error
+            raise ConfigError(self._explain(str(error), values, places)) from error
         arguments = {name: read[name] for name in self.types}
         for name, group in self.groups.items():
             arguments[name] = group(**{field: arguments.pop(field) for field in get_type_hints(group)})
-        if self.overrides is not None:
+        if self.takes_overrides:
             arguments["overrides"] = self.overrides
         return lambda: self.function(**arguments)
 
@@ -206,52 +205,49 @@ class Command:
         uses: dict[str, list[list[str]]] = {}
         rest = list(words)
         while rest:
-            option, equals, value = rest.pop(0).partition("=")
-            if option == "-c":
-                option = "--config"
-            if not option.startswith("--"):
-                self._check_positional(option + equals + value)
-                uses.setdefault(str(self.positional), [[]])[0].append(option + equals + value)
+            word = rest.pop(0)
+            if not word.startswith("-"):
+                uses.setdefault(self._expect_positional(word), [[]])[0].append(word)
                 continue
-            name = option.removeprefix("--")
+            option, equals, value = word.partition("=")
+            name = "config" if option == "-c" else option.removeprefix("--")
             kind = self.types.get(name, Path if name == "config" else None)
-            following = next((i for i, word in enumerate(rest) if word.startswith("--") or word == "-c"), len(rest))
-            if kind is None:
-                self._check_foreign(option, [value] if equals else rest[:following])
-                count = 0 if equals else following
-                cast(list[str], self.overrides).extend([option + equals + value, *rest[:count]])
-            elif equals:
+            following = next((i for i, one in enumerate(rest) if one.startswith("--") or one == "-c"), len(rest))
+            if equals:
                 count = 0
             elif kind is bool and not self.defaults[name]:
                 count = int(bool(rest) and rest[0].lower() in ("true", "false"))
                 value = "" if count else "true"
             else:
                 count = following if _is_plural(kind) and self.positional is None else min(1, following)
-            if kind is not None:
-                found = [value] if value else rest[:count]
-                if not found:
-                    raise ConfigError(f"{option} needs a value: {option} {_placeholder(kind)}.")
+            found = [value] if value else rest[:count]
+            if kind is None:
+                self._check_foreign(option, found)
+                self.overrides += [word, *rest[:count]]
+            elif found:
                 uses.setdefault(name, []).append(found)
+            else:
+                raise ConfigError(f"{option} needs a value: {option} {_placeholder(kind)}.")
             del rest[:count]
         return uses
 
-    def _check_positional(self, word: str) -> None:
-        """Refuse a word that is no option where the command takes none, or no more."""
+    def _expect_positional(self, word: str) -> str:
+        """Return the name of the argument that a word without an option stands for."""
         if self.positional is None:
             renamed = RENAMED.get((self.name, ""))
             hint = f"A checkpoint is now given as {renamed}: {renamed} {word}." if renamed else "Options begin with --."
             raise ConfigError(f"Unexpected '{word}'. {hint}")
+        return self.positional
 
     def _check_foreign(self, option: str, values: Sequence[str]) -> None:
         """Refuse an option that neither this command nor TerraTorch knows."""
-        renamed = RENAMED.get((self.name, option))
-        if renamed is None and "-" in option[2:] and option[2:].replace("-", "_") in self.types:
-            renamed = "--" + option[2:].replace("-", "_")
+        spelled = option.replace("-", "_").replace("__", "--", 1)
+        renamed = RENAMED.get((self.name, option)) or (spelled if spelled.removeprefix("--") in self.types else None)
         if renamed is not None:
             example = " ".join(MODELS.get(value, value) for value in values[:1])
-            raise ConfigError(f"{option} is now {renamed}: {renamed} {example}".rstrip(" "))
+            raise ConfigError(f"{option} is now {renamed}: {renamed} {example}".rstrip())
         near = suggest(option, [f"--{name}" for name in (*self.types, "config")])
-        if self.overrides is None or (near and "." not in option):
+        if not self.takes_overrides or (near and "." not in option):
             raise ConfigError(f"There is no option {option}.{near} See terramind {self.name} --help.")
 
     def _join(self, name: str, uses: Sequence[Sequence[str]]) -> str:
@@ -269,8 +265,8 @@ class Command:
             return words[-1]
         (item,) = get_args(kind)
         if get_origin(item) is list:
-            return json.dumps([split(word) for word in words] if item == list[str] else list(uses))
-        return json.dumps([part for word in words for part in split(word)] if item is str else words)
+            return json.dumps([_split(word) for word in words] if item == list[str] else list(uses))
+        return json.dumps([part for word in words for part in _split(word)] if item is str else words)
 
     def _read_config(self, path: Path) -> dict[str, str]:
         """Return the values in a YAML file, as `_join` gives them."""
@@ -284,24 +280,21 @@ class Command:
             values[name] = self._join(name, [[value]]) if isinstance(value, str) else json.dumps(value, default=str)
         return values
 
-    def _explain(self, error: str, values: Mapping[str, str], config: tuple[str, Collection[str]] | None) -> str:
-        """Return in one line what jsonargparse finds wrong."""
+    def _explain(self, error: str, values: Mapping[str, str], places: Mapping[str, str]) -> str:
+        """Return in one line what jsonargparse finds wrong; `places` name the values of a file."""
         missing = re.search("arguments are required: (.*)", error)
         if missing:
-            names = [self._typed(name.strip()) for name in missing[1].split(",")]
+            names = [
+                name.upper() if name == self.positional else f"--{name} {_placeholder(self.types[name])}"
+                for name in missing[1].split(", ")
+            ]
             return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing."
-        key = re.match(r'Parser key "(\w+)', error)
-        if key is None or key[1] not in self.types:
+        name = next((name for name in values if error.startswith(f'Parser key "{name}')), None)
+        if name is None:
             return error
-        name, kind = key[1], self.types[key[1]]
-        value = values.get(name, "")
+        kind, value = self.types[name], values[name]
         near = suggest(value, map(str, get_args(kind))) if get_origin(kind) is Literal else ""
-        place = f"{config[0]}: {name}" if config is not None and name not in config[1] else f"--{name}"
-        return f"{place} takes {_describe(kind)}, got '{value}'.{near}"
-
-    def _typed(self, name: str) -> str:
-        """Return an argument as it is typed."""
-        return name.upper() if name == self.positional else f"--{name} {_placeholder(self.types[name])}"
+        return f"{places.get(name, f'--{name}')} takes {_describe(kind)}, got '{value}'.{near}"
 
     def help(self) -> str:
         """Return the help text."""
@@ -327,7 +320,7 @@ class Command:
             elif action.default is not None and not action.required:
                 default = str(action.default).lower() if kind is bool else action.default
                 action.help = f"{action.help} (default: {default})"
-        if self.overrides is not None:
+        if self.takes_overrides:
             self.parser.epilog = "Options of terramind fit may follow, e.g. --data.init_args.batch_size=4."
         self.parser.usage = " ".join([*usage, "[options]"])
         return self.parser.format_help()
@@ -344,8 +337,7 @@ class _Formatter(HelpFormatter):
         return "\n\n".join(textwrap.fill(one_line(one), width, initial_indent=indent) for one in paragraphs)
 
 
-def split(text: str) -> list[str]:
-    """Return the names in a text that separates them by commas."""
+def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 

@@ -40,9 +40,9 @@ def run_compare(
     Prints and plots what each way gives and costs. --trainer.max_epochs=3 or --trainer.max_time=00:00:10:00 hold for
     all runs. A run that was broken off goes on with the same command.
 
-    Arms: plain, the whole backbone is fine-tuned; tim, it generates a modality first; tim-memo, with a cache of what it
-    generates; lora, adapters in a frozen backbone; frozen, only neck and decoder train; frozen-memo, with a cache of
-    the backbone's features; oracle, the true modality is given instead of generated.
+    Arms: plain, the whole backbone is fine-tuned; tim, it generates a modality first; tim-cache, with a cache of the
+    generated tokens; lora, adapters in a frozen backbone; frozen, only neck and decoder train; frozen-cache, with a
+    cache of the backbone's features; oracle, the true modality is given instead of generated.
 
     Args:
         config: Configuration, as for terramind fit.

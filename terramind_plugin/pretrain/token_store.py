@@ -170,8 +170,8 @@ class TokenFile:
         changed = [name for name in names if not self.chips[name].is_unchanged(folder.path(name))]
         if changed:
             raise DataError(
-                f"{self.path} is out of date: {counted(len(changed), 'file', 'is/are')} not as when the tokens were made, e.g. "
-                f"{folder.path(changed[0])}. Run terramind tokenize --replace again."
+                f"{self.path} is out of date: {counted(len(changed), 'file', 'is/are')} not as when the tokens were "
+                f"made, e.g. {folder.path(changed[0])}. Run terramind tokenize --replace again."
             )
 
 

@@ -284,7 +284,7 @@ def choose_chips(folders: Sequence[ChipFolder], split: str | Path | None, *, val
     missing = [folder.path(name) for name in names for folder in folders if not folder.path(name).is_file()]
     if missing:
         raise DataError(
-            f"{counted(len(missing), 'file')} of {split} {'is' if len(missing) == 1 else 'are'} not there, the first is "
+            f"{counted(len(missing), 'file')} of {split} {'is' if len(missing) == 1 else 'are'} not there, the first: "
             f"{missing[0]}. Check folder and suffix, or remove the ids."
         )
     return names
