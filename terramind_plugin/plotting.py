@@ -48,10 +48,7 @@ Bands = Mapping[str, Sequence[object] | None]
 def stretch(image: np.ndarray) -> np.ndarray:
     """Return an image [H, W, channels] stretched to 0..1; NaN is black.
 
-    Each channel goes from its lower to its upper percentile. Where clouds leave the rest dark, it is brightened.
-
-    Args:
-        image: Values in any unit.
+    Each channel goes from its lower to its upper percentile. An image that clouds leave dark is brightened.
     """
     channels = []
     for i in range(image.shape[-1]):
@@ -252,11 +249,7 @@ def _draw_positions(ax: Any, positions: np.ndarray) -> None:
 def make_axes(rows: int, columns: int, size: tuple[float, float], title: str | None = None) -> tuple[Figure, Any]:
     """Return a figure and its axes [rows, columns], which show no frame.
 
-    Args:
-        rows: Number of rows.
-        columns: Number of columns.
-        size: Width and height of the figure in inches.
-        title: Text above all.
+    The size is width and height in inches; the title stands above all.
     """
     figure = Figure(figsize=size, layout="constrained")
     if title:
@@ -310,13 +303,13 @@ def draw_panels(
 def draw_classes(
     axis: Any, ids: np.ndarray, names: Sequence[str], colors: Sequence[str], no_data: int | None = None
 ) -> None:
-    """Draw class ids, and name below the axes the classes that occur.
+    """Draw class ids [H, W], and name below the axes the classes that occur.
 
     Args:
-        axis: Where to draw.
-        ids: [H, W].
+        axis: Axes to draw on.
+        ids: Class ids.
         names: Names of the classes.
-        colors: Their colours.
+        colors: Colours of the classes.
         no_data: Id of pixels without a class, drawn in black.
     """
     axis.imshow(class_picture(ids, colors), interpolation="nearest")
@@ -330,8 +323,8 @@ def draw_values(axis: Any, values: np.ndarray, label: str, limits: tuple[float, 
     """Draw continuous values with a colour bar; grey where they are not finite.
 
     Args:
-        axis: Where to draw.
-        values: [H, W].
+        axis: Axes to draw on.
+        values: Values [H, W].
         label: Text of the colour bar, e.g. the unit.
         limits: Ends of the scale; by default the smallest and the largest value.
     """
@@ -365,13 +358,13 @@ def _legend_rows(pairs: Sequence[tuple[str, str]], width: float) -> int:
 
 
 def add_bar(axes: Any, colors: Colormap, limits: tuple[float, float], label: str, extend: str = "neither") -> None:
-    """Add a colour bar to axes, which share it.
+    """Add a colour bar to one axis, or to several that share it.
 
     Args:
         axes: One or several.
         colors: Colour map.
-        limits: Values at its ends.
-        label: Text beside it, e.g. the unit.
+        limits: Values at the ends of the bar.
+        label: Text beside the bar, e.g. the unit.
         extend: Ends beyond which there are values: 'neither', 'both', 'min' or 'max'.
     """
     figure = np.ravel(axes)[0].figure
@@ -381,12 +374,7 @@ def add_bar(axes: Any, colors: Colormap, limits: tuple[float, float], label: str
 
 
 def frame_globe(axis: Any, step: int = 30) -> None:
-    """Give axes the frame of a map of the globe, in degrees.
-
-    Args:
-        axis: The axes, longitude to the right and latitude upwards.
-        step: Degrees between two lines of latitude; lines of longitude are twice as far apart.
-    """
+    """Give axes the frame of a map of the globe, with `step` degrees between lines of latitude."""
     longitudes, latitudes = range(-180, 181, 2 * step), range(-90, 91, step)
     axis.set(xlim=(-180, 180), ylim=(-90, 90), xticks=longitudes, yticks=latitudes, aspect="equal")
     axis.set_xlabel("longitude", fontsize=8)
