@@ -34,27 +34,19 @@ def keep_top_k(logits: Tensor, top_k: int | float) -> Tensor:
     return logits.masked_fill(logits < least, -math.inf)
 
 
-def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
-    """Return scores [..., V] with minus infinity outside the nucleus.
+def keep_nucleus(ordered: Tensor, top_p: float) -> Tensor:
+    """Return scores with minus infinity outside the nucleus.
 
     The nucleus is the smallest set of likeliest ids whose probability exceeds `top_p`, so never empty.
 
     Args:
-        logits: Scores [..., V].
-        top_p: From 0 to 1; 0 or 1 for all ids.
+        ordered: Scores [..., V] in falling order.
+        top_p: Above 0 and below 1.
     """
-    if not 0 < top_p < 1:
-        return logits
-    ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
-    return torch.full_like(logits, -math.inf).scatter(-1, ids, _cut(ordered, top_p))
-
-
-def _cut(ordered: Tensor, top_p: float) -> Tensor:
-    """Return scores in falling order [..., V] with minus infinity behind the nucleus."""
     mass = ordered.softmax(dim=-1).cumsum(dim=-1)
-    behind = torch.zeros_like(ordered, dtype=torch.bool)
-    behind[..., 1:] = mass[..., :-1] > top_p
-    return ordered.masked_fill(behind, -math.inf)
+    outside = torch.zeros_like(ordered, dtype=torch.bool)
+    outside[..., 1:] = mass[..., :-1] > top_p
+    return ordered.masked_fill(outside, -math.inf)
 
 
 def sample(
@@ -70,7 +62,7 @@ def sample(
         draws: Uniform numbers [B, M, R], of which the last is used; None at temperature 0.
         temperature: 0 takes the likeliest id.
         top_k: As in `keep_top_k`.
-        top_p: As in `keep_top_p`.
+        top_p: As in `keep_nucleus`; 0 or 1 for all ids.
     """
     logits = _exact(logits)
     if temperature <= NO_TEMPERATURE or draws is None:
@@ -80,7 +72,7 @@ def sample(
     if not 0 < top_p < 1:
         return _draw((logits / temperature).softmax(dim=-1), uniform)
     ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
-    ranks, confidence = _draw((_cut(ordered, top_p) / temperature).softmax(dim=-1), uniform)
+    ranks, confidence = _draw((keep_nucleus(ordered, top_p) / temperature).softmax(dim=-1), uniform)
     return ids.gather(-1, ranks[..., None])[..., 0], confidence
 
 

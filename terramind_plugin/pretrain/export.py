@@ -1,4 +1,4 @@
-"""A trained checkpoint as a file of weights: small, without the optimiser, for `ckpt_path` or to be published."""
+"""Export of a checkpoint's weights, without the optimiser's state, for `ckpt_path` or for publication."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def export_weights(checkpoint: Path, out: Path, dtype: str = "float32") -> int:
-    """Write the weights of a pre-training checkpoint as .safetensors and return the bytes of the file.
+    """Write the weights of a pre-training checkpoint as .safetensors and return the size of the file in bytes.
 
     Position tables, which a model makes for itself, and the second name of shared weights are left out.
 
     Args:
-        checkpoint: What fit wrote with `TokenizerTask` or `MaskedModellingTask`; averaged weights if it averaged.
+        checkpoint: Checkpoint of `TokenizerTask` or `MaskedModellingTask`; of averaged weights if the run averaged.
         out: File to write.
-        dtype: Name in `DTYPES`. float16 is off by 1 part in 2048, bfloat16 by 1 in 256.
+        dtype: Name in `DTYPES`. Rounding changes weights by at most 1 part in 2048 for float16, in 256 for bfloat16.
 
     Raises:
         ConfigError: The type is unknown, the name does not end in .safetensors, or the file to write is the checkpoint.

@@ -1,4 +1,4 @@
-"""Finite scalar quantisation: each latent channel is rounded to one of a few levels, together they are a token id."""
+"""Finite scalar quantisation: each latent channel is rounded to a level, and all levels together are a token id."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from terramind_plugin.model.finite import FiniteGuard
 
 
 class FiniteScalarQuantizer(nn.Module):
-    """Rounding of latents to a grid of codes in [0, 1], and the numbering of that grid.
+    """Rounds latents to a grid of codes in [0, 1] and numbers that grid.
 
     The first channel counts fastest: id = n_0 + n_1 * L_0 + n_2 * L_0 * L_1 + ..., where n_i in 0 .. L_i - 1 is the
     level of channel i.
@@ -37,12 +37,12 @@ class FiniteScalarQuantizer(nn.Module):
         self.levels = tuple(levels)
         self.codebook_size = math.prod(self.levels)
         basis = [math.prod(self.levels[:index]) for index in range(len(self.levels))]
-        # Numbers of the architecture, not weights: published checkpoints do not hold them.
+        # Not in published checkpoints: these are numbers of the architecture.
         self.register_buffer("_levels", torch.tensor(self.levels), persistent=False)
         self.register_buffer("_basis", torch.tensor(basis), persistent=False)
         self._guard = FiniteGuard()
         self.may_wait: bool | None = None
-        """Whether to wait for a GPU to see that latents are finite; None for in evaluation mode alone."""
+        """Whether to wait until a GPU has checked that latents are finite; None to wait in evaluation mode only."""
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Return codes [B, D, H, W] in [0, 1] and token ids [B, H, W], int32.
@@ -51,7 +51,7 @@ class FiniteScalarQuantizer(nn.Module):
             latents: Float tensor [B, D, H, W]. Gradients pass through the rounding unchanged.
 
         Raises:
-            DataError: A latent is not finite; in a training step on a GPU that is raised by the next step.
+            DataError: A latent is not finite. In training on a GPU the next step raises it.
         """
         wait = not self.training if self.may_wait is None else self.may_wait
         self._guard({"The image": latents}, wait=wait)

@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.model.encoder import initialise
+from terramind_plugin.model.inputs import check_size
 from terramind_plugin.tokenizers.diffusion import build_scheduler, denoise, plan_times
 from terramind_plugin.tokenizers.fsq import FiniteScalarQuantizer
 from terramind_plugin.tokenizers.noise import draw_noise
@@ -32,17 +33,17 @@ class Encoding(NamedTuple):
 
 
 class ImageTokenizer(nn.Module):
-    """Encoder to token ids and decoder from them, for one modality.
+    """Tokenizer of one modality: an encoder to token ids and a decoder to images.
 
     A new tokenizer is in evaluation mode. Source: TerraMind (arXiv:2504.11171) section 3.1.
 
     Args:
         variant: Architecture.
-        encoder: Build what `encode` and `tokenize` need.
-        decoder: Build what `decode_tokens` needs.
+        encoder: Whether to build the encoder, for `encode` and `tokenize`.
+        decoder: Whether to build the decoder, for `decode_tokens`.
 
     Raises:
-        ConfigError: Neither is to be built.
+        ConfigError: Both are false.
     """
 
     def __init__(self, variant: TokenizerVariant, *, encoder: bool = True, decoder: bool = True) -> None:
@@ -53,20 +54,15 @@ class ImageTokenizer(nn.Module):
         self.patch_size = variant.patch_size
         self.image_size = variant.image_size
         self.channels = variant.channels
-        grid = (variant.image_size // variant.patch_size,) * 2
-        latent_dim, sizes = len(variant.levels), {"dim": variant.dim, "depth": variant.depth}
+        latent_dim = len(variant.levels)
         self.quantize = FiniteScalarQuantizer(variant.levels)
         self.encoder: ImageEncoder | None = None
         self.decoder: PatchedUNet | ClassDecoder | None = None
         if encoder:
-            self.encoder = ImageEncoder(
-                self.channels, variant.patch_size, **sizes, num_heads=variant.num_heads, grid=grid
-            )
+            self.encoder = ImageEncoder(variant)
             self.quant_proj = nn.Conv2d(variant.dim, latent_dim, 1)
         if decoder and variant.unet is None:
-            self.decoder = ClassDecoder(
-                self.channels, variant.patch_size, **sizes, num_heads=variant.num_heads, grid=grid
-            )
+            self.decoder = ClassDecoder(variant)
             self.post_quant_proj = nn.Conv2d(latent_dim, variant.dim, 1)
         elif decoder and variant.unet is not None:
             self.decoder = PatchedUNet(self.channels, latent_dim, **vars(variant.unet))
@@ -147,8 +143,8 @@ class ImageTokenizer(nn.Module):
         if isinstance(self.decoder, ClassDecoder):
             logits: Tensor = self.decoder(self.post_quant_proj(quant.to(self.post_quant_proj.weight.dtype)))
             return logits
-        size = self._output_size(quant, image_size, self.decoder.patch_size)
-        shape = (self.channels, *size)
+        size = [side * self.patch_size for side in quant.shape[-2:]] if image_size is None else image_size
+        shape = (self.channels, *check_size(size, self.decoder.patch_size))
         if noise is None:
             noise = draw_noise(len(quant), shape, generator=generator, seed=seed)
         elif tuple(noise.shape) != (len(quant), *shape):
@@ -179,7 +175,7 @@ class ImageTokenizer(nn.Module):
         dtype: torch.dtype | None,
         verbose: bool,
     ) -> Tensor:
-        """Return the image that the U-Net makes of noise, in at least float32."""
+        """Return the image that the U-Net decodes from noise, in at least float32."""
         own = next(decoder.parameters()).dtype
         device = codes.device.type
         if dtype is None:
@@ -204,7 +200,7 @@ class ImageTokenizer(nn.Module):
             return denoise(predict, _track(times) if verbose else times, start, scheduler)
 
     def _prepare(self, x: Tensor) -> Tensor:
-        """Return what the encoder takes, [B, channels, H, W]: the image itself, or one-hot classes."""
+        """Return the encoder's input [B, channels, H, W]: the image itself, or one-hot classes."""
         assert self.encoder is not None
         dtype = self.encoder.proj.weight.dtype
         classes = bool(self.variant.modality.class_names)
@@ -221,16 +217,6 @@ class ImageTokenizer(nn.Module):
                 f"{self.variant.name} takes heights and widths that are multiples of {size}, got {shape}."
             )
         return _one_hot(x, self.channels).to(dtype) if is_ids else x.to(dtype)
-
-    def _output_size(self, codes: Tensor, image_size: int | Sequence[int] | None, multiple: int) -> tuple[int, int]:
-        """Return height and width of the image to be made of codes."""
-        rows, columns = codes.shape[-2:]
-        if image_size is None:
-            return rows * self.patch_size, columns * self.patch_size
-        height, width = (image_size, image_size) if isinstance(image_size, int) else map(int, image_size)
-        if height < multiple or width < multiple or height % multiple or width % multiple:
-            raise ConfigError(f"image_size must be a multiple of {multiple} in height and width, got {image_size}.")
-        return height, width
 
 
 def _one_hot(ids: Tensor, classes: int) -> Tensor:

@@ -53,7 +53,7 @@ class Noise:
         return torch.stack([torch.randn(shape, generator=one, device=one.device) for one in self.generators])
 
     def order(self, count: int) -> Tensor:
-        """Return for each sample the numbers 0 to count - 1 in random order, [B, count]."""
+        """Return the numbers 0 to count - 1 in a random order of each sample, [B, count]."""
         return torch.stack([torch.randperm(count, generator=one, device=one.device) for one in self.generators])
 
 
@@ -75,7 +75,7 @@ def draw_noise(
         seed: One seed for every sample, or one for each sample; 0 if there is no generator either.
 
     Raises:
-        ConfigError: Both are given, or there are not as many as samples.
+        ConfigError: Both are given, or their number is not that of the samples.
     """
     if generator is not None and seed is not None:
         raise ConfigError("Give either a generator or a seed, not both.")

@@ -1,4 +1,4 @@
-"""The image tokenizers, those published and the small ones of this package: numbers only.
+"""Architectures of the image tokenizers: the published ones and the small ones of this package.
 
 Source: TerraTorch's registration of TerraMind 1.0 and the model cards of the repositories named here.
 """
@@ -32,7 +32,7 @@ class UNetSize:
 
 @dataclass(frozen=True)
 class TokenizerVariant:
-    """Architecture of one tokenizer and where its weights are."""
+    """Architecture of a tokenizer and location of its weights."""
 
     name: str
     modality: Modality
@@ -50,11 +50,11 @@ class TokenizerVariant:
     num_heads: int = 12
     patch_size: int = 16
     image_size: int = 256
-    """Height and width that position embeddings are made for."""
+    """Height and width of an image in pixels that the position embeddings are made for."""
     largest: float = 1.0
     """Decoded images stay within plus and minus this, in standard deviations."""
     family: str = "terramind_v1"
-    """What its name begins with: the models that use it are of the same family."""
+    """Family of the models that use it; the name begins with it."""
 
     @property
     def channels(self) -> int:
@@ -97,9 +97,9 @@ _TOKENIZED = ("S2L2A", "S1GRD", "S1RTC", "DEM", "LULC", "NDVI")
 TOKENIZERS: dict[str, TokenizerVariant] = {
     variant.name: variant for build in (_variant, _nano) for variant in map(build, _TOKENIZED)
 }
-"""The image tokenizers, by the name they are registered under."""
+"""Image tokenizers by registered name."""
 
 
 def tokenizers_of(family: str = "terramind_v1") -> dict[str, TokenizerVariant]:
-    """Return the tokenizers of a family of models by the name of their modality."""
+    """Return the tokenizers of a family of models by modality."""
     return {variant.modality.name: variant for variant in TOKENIZERS.values() if variant.family == family}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from terramind_plugin.model.embeddings import sincos_positions
 from terramind_plugin.model.layers import Block
+from terramind_plugin.tokenizers.variants import TokenizerVariant
 
 
 class NormBiasBlock(Block):
@@ -51,21 +52,19 @@ class VisionTransformer(nn.Module):
     """Blocks over a grid of tokens with fixed position embeddings, and a last feed-forward layer.
 
     Args:
-        dim: Width of a token.
-        depth: Number of blocks.
-        num_heads: Number of attention heads.
-        grid: Rows and columns of the position embeddings, which are interpolated for other grids.
+        variant: Architecture. Position embeddings are interpolated for images of another size.
     """
 
     pos_emb: Tensor
 
-    def __init__(self, dim: int, depth: int, num_heads: int, grid: tuple[int, int]) -> None:
+    def __init__(self, variant: TokenizerVariant) -> None:
         super().__init__()
-        positions = rearrange(sincos_positions(*grid, dim), "1 (h w) d -> 1 d h w", h=grid[0])
+        side = variant.image_size // variant.patch_size
+        positions = rearrange(sincos_positions(side, side, variant.dim), "1 (h w) d -> 1 d h w", h=side)
         self.register_buffer("pos_emb", positions.contiguous())
-        self.blocks = nn.ModuleList(NormBiasBlock(dim, num_heads) for _ in range(depth))
-        self.norm_mlp = nn.LayerNorm(dim, eps=1e-6)
-        self.post_mlp = TanhMlp(dim)
+        self.blocks = nn.ModuleList(NormBiasBlock(variant.dim, variant.num_heads) for _ in range(variant.depth))
+        self.norm_mlp = nn.LayerNorm(variant.dim, eps=1e-6)
+        self.post_mlp = TanhMlp(variant.dim)
 
     def transform(self, x: Tensor) -> Tensor:
         """Return tokens [B, rows * columns, dim] of a feature map [B, dim, rows, columns], before the last layer."""
@@ -87,19 +86,13 @@ class ImageEncoder(VisionTransformer):
     """Vision transformer from an image to a map of latent features.
 
     Args:
-        channels: Number of bands, or of classes.
-        patch_size: Height and width of a patch in pixels.
-        dim: Width of a token.
-        depth: Number of blocks.
-        num_heads: Number of attention heads.
-        grid: As in `VisionTransformer`.
+        variant: Architecture.
     """
 
-    def __init__(
-        self, channels: int, patch_size: int, *, dim: int, depth: int, num_heads: int, grid: tuple[int, int]
-    ) -> None:
-        super().__init__(dim, depth, num_heads, grid)
-        self.proj = nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size)
+    def __init__(self, variant: TokenizerVariant) -> None:
+        super().__init__(variant)
+        size = variant.patch_size
+        self.proj = nn.Conv2d(variant.channels, variant.dim, kernel_size=size, stride=size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features [B, dim, H / patch, W / patch], at least float32, of an image [B, channels, H, W]."""
@@ -115,20 +108,13 @@ class ClassDecoder(VisionTransformer):
     """Vision transformer from a feature map to class logits.
 
     Args:
-        classes: Number of classes.
-        patch_size: Height and width of a patch in pixels.
-        dim: Width of a token.
-        depth: Number of blocks.
-        num_heads: Number of attention heads.
-        grid: As in `VisionTransformer`.
+        variant: Architecture.
     """
 
-    def __init__(
-        self, classes: int, patch_size: int, *, dim: int, depth: int, num_heads: int, grid: tuple[int, int]
-    ) -> None:
-        super().__init__(dim, depth, num_heads, grid)
-        self.patch_size = patch_size
-        self.out_proj = nn.Linear(dim, classes * patch_size**2)
+    def __init__(self, variant: TokenizerVariant) -> None:
+        super().__init__(variant)
+        self.patch_size = variant.patch_size
+        self.out_proj = nn.Linear(variant.dim, variant.channels * variant.patch_size**2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits [B, classes, rows * patch, columns * patch] of features [B, dim, rows, columns]."""

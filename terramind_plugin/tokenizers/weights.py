@@ -1,4 +1,4 @@
-"""Weights of a tokenizer, from a checkpoint on disk."""
+"""Loading of a tokenizer's weights from a file."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def load_tokenizer(model: ImageTokenizer, path: str | Path) -> LoadReport:
 
 
 def _find_tokenizer(tensors: Mapping[str, Tensor], key: str, path: str | Path) -> tuple[str, dict[str, Tensor]]:
-    """Return the prefix of a tokenizer's names in a file, and its tensors by their names without it."""
+    """Return the prefix of a tokenizer's weights in a file, and its weights by their names without the prefix."""
     prefixes = {
         name.removesuffix(anchor)
         for anchor in TOKENIZER_ANCHORS

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.generation.sampling import count_draws, guide, keep_top_k, keep_top_p, sample, sample_ids
+from terramind_plugin.generation.sampling import count_draws, guide, keep_nucleus, keep_top_k, sample, sample_ids
 from terramind_plugin.tokenizers.noise import Noise
 
 CPU = torch.device("cpu")
@@ -14,6 +14,14 @@ CPU = torch.device("cpu")
 
 def scores(seed, batch=2, tokens=5, vocabulary=40, spread=3.0):
     return spread * torch.randn(batch, tokens, vocabulary, generator=torch.Generator().manual_seed(seed))
+
+
+def keep_top_p(logits, top_p):
+    """Return scores in their own order with minus infinity outside the nucleus."""
+    if top_p == 0:
+        return logits
+    ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
+    return torch.empty_like(logits).scatter(-1, ids, keep_nucleus(ordered, top_p))
 
 
 def reference_filter(logits, top_k=0.0, top_p=0.0):
