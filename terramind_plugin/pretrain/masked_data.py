@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from terramind_plugin.builders import build_coords_tokenizer
 from terramind_plugin.data.guard import guard
 from terramind_plugin.errors import ConfigError, DataError, one_line, suggest
 from terramind_plugin.model.modalities import resolve
-from terramind_plugin.model.variants import VARIANTS, Variant
+from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.pretrain.loading import ChipReader, Draw, PretrainingDataModule, apply_symmetry, to_tensor
 from terramind_plugin.pretrain.masked_loss import MaskedBatch
 from terramind_plugin.pretrain.token_store import TokenFile
@@ -169,8 +168,14 @@ class MaskedDataModule(PretrainingDataModule):
         self.val_data: Tiles = Tiles(folders, files, val, self.reader, coords)
 
     def _open(self, name: str, chips: Sequence[str]) -> TokenFile:
-        """Return the stored tokens of a modality after checking that they belong to these chips."""
-        file = open_tokens(self.store, name, self.variant)
+        """Return the stored tokens of a modality after checking that they belong to the model and to these chips."""
+        file = TokenFile(self.store, resolve(name))
+        wanted = tokenizers_of(self.variant.family).get(name)
+        if wanted is None or file.recipe.tokenizer != wanted.name:
+            raise DataError(
+                f"{file.path} was made with {file.recipe.tokenizer}, which is none of {self.variant.name}. "
+                f"Run terramind tokenize --model {self.variant.name} with another --out."
+            )
         file.check(chips, self.folders.get(name))
         return file
 
@@ -197,19 +202,3 @@ class MaskedDataModule(PretrainingDataModule):
             yield Finding("tokens: tiles", "error", seen, "Lower batch_size.")
         elif len(files) == len(self.names):
             yield Finding("tokens", "ok", f"{', '.join(self.names)}: {tiles} tiles for training.")
-
-
-def open_tokens(store: str | Path, name: str, variant: Variant) -> TokenFile:
-    """Return the stored tokens of a modality.
-
-    Raises:
-        DataError: The tokens are not there, or belong to another family of models.
-    """
-    file = TokenFile(store, resolve(name))
-    wanted = tokenizers_of(variant.family).get(name)
-    if wanted is None or file.recipe.tokenizer != wanted.name:
-        raise DataError(
-            f"{file.path} was made with {file.recipe.tokenizer}, which is none of {variant.name}. "
-            f"Run terramind tokenize --model {variant.name} with another --out."
-        )
-    return file
