@@ -1,1 +1,1 @@
-"""From images, coordinates and tokens of some modalities to those of others: schedules, sampling, generator."""
+"""Generation of modalities from other modalities: schedules, sampling, generators of tokens and of images."""

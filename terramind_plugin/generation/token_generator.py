@@ -43,7 +43,7 @@ class EncoderTokens:
         self._contexts.clear()
 
     def context(self, without: Collection[str] = ()) -> Context:
-        """Return the context of all tokens except those of some modalities."""
+        """Return the context of all tokens, except the tokens of some modalities."""
         left_out = frozenset(without)
         if left_out not in self._contexts:
             parts = [part for key, part in self.parts.items() if key not in left_out]
@@ -52,7 +52,7 @@ class EncoderTokens:
 
 
 class TokenGenerator(nn.Module):
-    """Token ids of some modalities, drawn one modality after the other given images and token ids of others.
+    """Draws token ids of modalities, one modality after the other, from images and token ids of other modalities.
 
     It is frozen, stays in evaluation mode, and its weights are its own; it holds no image tokenizer.
 

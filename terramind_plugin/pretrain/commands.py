@@ -55,7 +55,7 @@ def run_tokenize(
         model: Model whose tokenizers are used: a registry name, a path, or hub:ORG/NAME.
         tokenizer_ckpt_path: Weights of a modality's tokenizer instead of the model's own; repeatable.
         symmetries: 8 to encode each tile under all symmetries of a square, 1 as it lies.
-        replace: Make anew what is out of date.
+        replace: Replace files that are out of date.
     """
     from rich.progress import Progress
 

@@ -24,14 +24,14 @@ from terramind_plugin.samples.layout import ChipFolder, choose_chips
 logger = logging.getLogger("terramind_plugin")
 
 SYMMETRIES = 8
-"""Number of dihedral (D4) symmetries, those of a square."""
+"""Number of dihedral (D4) symmetries: the symmetries of a square."""
 
 
 class ChipReader:
     """Reads chips, and keeps them if there is memory for all.
 
     Args:
-        keep: Whether to keep what was read; 2 bytes a pixel and band.
+        keep: Whether to keep chips in memory; 2 bytes a pixel and band.
     """
 
     def __init__(self, keep: bool = False) -> None:

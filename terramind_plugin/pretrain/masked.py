@@ -48,7 +48,7 @@ class MaskedModellingTask(PretrainingTask):
         target_tokens: Most tokens that are predicted of a sample.
         input_alphas: See `MaskPlan`.
         target_alphas: See `MaskPlan`.
-        lead_in_steps: Number of first optimiser steps that draw with the next two arguments instead of those above.
+        lead_in_steps: Number of first optimiser steps that draw with the next two arguments instead of the two above.
             One easy question, say vegetation from optical patches, teaches where to look; many at once take many times
             the steps.
         lead_in_input_alphas: `input_alphas` of the lead-in.
@@ -163,7 +163,7 @@ def make_plan(settings: Mapping[str, Any]) -> MaskPlan:
     """
     pixels = [resolve(name) for name in settings["pixels"]]
     if pixels:
-        plan_inputs([modality.name for modality in pixels])  # refuses what has no pixels
+        plan_inputs([modality.name for modality in pixels])  # raises for modalities without pixels
     tokens, sequences = ([resolve(name) for name in settings[kind]] for kind in ("tokens", "sequences"))
     for modality in tokens:
         if modality.kind == "sequence":

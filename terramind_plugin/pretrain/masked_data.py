@@ -104,16 +104,15 @@ class Tiles(Dataset[MaskedBatch]):
 class MaskedDataModule(PretrainingDataModule):
     """Pixels, tokens and positions of the same tiles under one D4 symmetry, for `MaskedModellingTask`.
 
-    Tokens come from a store that `terramind tokenize` has made; a tile is what it cut. A run that is resumed goes on
-    with the batch that would have come next; every process gets `batch_size` samples.
+    Tokens and tiles are those of a store that `terramind tokenize` has made. A run that is resumed goes on with the
+    batch that would have come next; every process gets `batch_size` samples.
 
     Args:
         variant: Name of the model, e.g. 'terramind_sim_nano'.
         folders: Folders of GeoTIFFs by modality, for the modalities that enter as pixels, standardised.
         tokens: Modalities that enter as token ids.
         store: Folder that `terramind tokenize` wrote.
-        suffixes: End of the file names by modality, '.tif' where none is given; what stands before it is the id that
-            split lists hold.
+        suffixes: End of the file names by modality, '.tif' by default. The id in split lists is the name before it.
         coords: Whether the position of a chip's centre is in the batch.
         train_split: List of ids; without lists every twentieth chip is for validation.
         val_split: List of ids.

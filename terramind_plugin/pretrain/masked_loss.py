@@ -1,4 +1,4 @@
-"""The loss of masked modelling, given the tokens to read and those to predict.
+"""The loss of masked modelling for chosen tokens to read and to predict.
 
 Only the chosen tokens are embedded and encoded, packed to one length: the cost is that of the budgets.
 """
@@ -97,10 +97,10 @@ def pack(masks: Mapping[str, Tensor]) -> Packing:
 def masked_loss(
     model: EncoderDecoder, batch: MaskedBatch, masks: Masks, *, average: Literal["modality", "token"] = "modality"
 ) -> MaskedLoss:
-    """Return the cross-entropy of the tokens to predict, given those to read.
+    """Return the cross-entropy of the tokens to predict after reading the others.
 
-    Tokens of an image modality are predicted at once and attend to each other, those of a sequence one after the other
-    with the true ones before; those of different modalities do not attend to each other.
+    Tokens of an image modality are predicted at once and attend to each other. A token of a sequence attends to the
+    true tokens before it. Tokens of different modalities do not attend to each other.
 
     Source: 4M (arXiv:2312.06647) section 3.
 
@@ -108,7 +108,8 @@ def masked_loss(
         model: Has embeddings of all that is read and heads of all that is predicted.
         batch: Everything that `masks` name; all images of one size.
         masks: From `draw_masks`.
-        average: Mean over the modalities' means, those without a token counted as 0, as 4M does; or over all tokens.
+        average: 'modality' for the mean of the modalities' means, as in 4M, where a modality without tokens counts as
+            0; 'token' for the mean over all tokens.
 
     Raises:
         ConfigError: A modality is missing or its size is not that of its mask, or the model has no part for it.

@@ -145,7 +145,7 @@ class TokenFile:
         return ids.astype(np.int64)
 
     def check_content(self) -> None:
-        """Raise a DataError if the ids are not those that were written."""
+        """Raise a DataError if the ids differ from the ids that were written."""
         if self._sha256 not in (None, hashlib.sha256(np.ascontiguousarray(self.ids).data).hexdigest()):
             raise DataError(f"{self.path} is damaged. Run terramind tokenize --replace again.")
 

@@ -82,7 +82,7 @@ class TokenizerDataModule(PretrainingDataModule):
     Args:
         modality: Name in the table, e.g. 'S2L2A'.
         folder: GeoTIFFs of that modality.
-        suffix: End of their names; what stands before it is the id that split lists hold.
+        suffix: End of the file names. The id in split lists is the name before it.
         train_split: List of ids; without lists every twentieth chip is for validation.
         val_split: List of ids.
         crop: Side of a crop in pixels.
