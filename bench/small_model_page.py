@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from bench.small_model import FEATURES, STEPS, TASKS, LandCover, Located, Results
 from terramind_plugin.evaluate.locate_report import draw_errors
-from terramind_plugin.evaluate.report import markdown
+from terramind_plugin.evaluate.output import markdown
 from terramind_plugin.evaluate.scores import Score
 from terramind_plugin.evaluate.zero_shot import LAND_COVER
-from terramind_plugin.evaluate.zero_shot_report import plain
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.plotting import class_picture, draw_panels, modality_picture
 
@@ -98,16 +97,16 @@ def record(results: Results, described: Mapping[str, Any]) -> dict[str, Any]:
         },
         "land_cover": {
             name: [
-                {"inputs": list(one.inputs), "mean_iou": plain(one.agreement), "water_iou": plain(one.water)}
+                {"inputs": list(one.inputs), "mean_iou": one.agreement.record(), "water_iou": one.water.record()}
                 for one in rows
             ]
             for name, rows in results.land_cover.items()
         },
         "median_error_km": {
-            name: {one.name: plain(one.median) for one in located.errors} for name, located in results.places.items()
+            name: {one.name: one.median.record() for one in located.errors} for name, located in results.places.items()
         },
         "few_shot": {
-            name: {f"{task.ways}-way {task.shots}-shot": plain(one) for task, one in zip(TASKS, scores, strict=True)}
+            name: {f"{task.ways}-way {task.shots}-shot": one.record() for task, one in zip(TASKS, scores, strict=True)}
             for name, scores in results.few_shot.items()
         },
     }

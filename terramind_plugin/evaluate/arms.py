@@ -1,4 +1,4 @@
-"""The arms of a comparison: one configuration, changed to several ways of fine-tuning."""
+"""The arms of a comparison: one configuration, changed to several ways of fine-tuning and numbers of labels."""
 
 from __future__ import annotations
 
@@ -7,35 +7,42 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.model.variants import VARIANTS
+from terramind_plugin.samples.layout import read_split
+
+Budget = int | None
+"""Number of labelled training samples; None for all."""
+ALL = "all"
 
 ARMS = {
     "plain": "the whole backbone is fine-tuned",
-    "tim": "it thinks first",
-    "tim-cache": "it thinks first, and generated tokens are cached",
+    "tim": "it generates a modality first",
+    "tim-cache": "it generates a modality first, and the generated tokens are cached",
     "lora": "adapters in a frozen backbone",
     "frozen": "only neck and decoder train",
-    "frozen-cache": "the same, and the backbone's features are cached",
-    "oracle": "it is given the truth in place of a thought",
+    "frozen-cache": "only neck and decoder train, and the backbone's features are cached",
+    "oracle": "it gets the true modality in place of a generated one",
 }
-"""What each arm is, in the order of the report."""
+"""Meaning of each arm, in the order of the report."""
 DEFAULT_ARMS = tuple(name for name in ARMS if name != "oracle")
-"""Those that need no more data than any training."""
+"""Arms that need no further modality in the data."""
 
 CACHE = "cache"
-"""Folder of a run's caches: each run starts with empty ones."""
-THOUGHT = "LULC"
-"""What a thinking model imagines unless the configuration says otherwise."""
+"""Folder of a run's caches, which are empty at its start."""
+GENERATED = "LULC"
+"""Modality that a TiM backbone generates by default."""
 LORA = {"rank": 16}
-"""Adapters of the arm 'lora', unless the configuration has some."""
+"""Adapters of the arm 'lora', for a configuration without adapters."""
 
 
 def check_arms(names: Sequence[str]) -> list[str]:
-    """Return the arms, each once.
+    """Return the names of arms, each once.
 
     Raises:
-        ConfigError: There are none, or one is unknown.
+        ConfigError: There is no name, or a name is unknown.
     """
     for name in names:
         if name not in ARMS:
@@ -46,16 +53,16 @@ def check_arms(names: Sequence[str]) -> list[str]:
 
 
 def make_arm(config: Mapping[str, Any], arm: str, seed: int, folder: Path) -> dict[str, Any]:
-    """Return the configuration of one run; the given one stays as it is.
+    """Return the configuration of one run; `config` stays as it is.
 
     Args:
-        config: A configuration as `terratorch fit` takes it, with a TerraMind backbone, thinking or not.
+        config: Configuration of `terratorch fit` with a TerraMind backbone, with or without TiM.
         arm: Key of `ARMS`.
-        seed: Of the run.
-        folder: Where the run writes to.
+        seed: Seed of the run.
+        folder: Folder of the run.
 
     Raises:
-        ConfigError: The configuration has no TerraMind backbone, or the arm 'oracle' finds no truth in it.
+        ConfigError: The configuration has no TerraMind backbone, or lacks the true modality of the arm 'oracle'.
     """
     made = copy.deepcopy(dict(config))
     task = made.get("model", {}).get("init_args", {})
@@ -66,11 +73,11 @@ def make_arm(config: Mapping[str, Any], arm: str, seed: int, folder: Path) -> di
             f"compare needs model.init_args.model_args.backbone to be one of {', '.join(VARIANTS)}, "
             f"got '{arguments.get('backbone')}'."
         )
-    thinks = arm.startswith("tim") or arm == "oracle"
-    _give(made.get("data", {}).get("init_args", {}), arguments, oracle=arm == "oracle")
-    arguments["backbone"] = f"{size}_tim" if thinks else size
+    generates = arm.startswith("tim") or arm == "oracle"
+    _set_observed(made.get("data", {}).get("init_args", {}), arguments, oracle=arm == "oracle")
+    arguments["backbone"] = f"{size}_tim" if generates else size
     for key in list(arguments):
-        of_another_arm = key.startswith("backbone_tim_") and not thinks
+        of_another_arm = key.startswith("backbone_tim_") and not generates
         if of_another_arm or key.endswith(("_cache", "_memo")) or (key == "backbone_lora" and arm != "lora"):
             del arguments[key]
     task["freeze_backbone"] = arm.startswith("frozen")
@@ -85,15 +92,15 @@ def make_arm(config: Mapping[str, Any], arm: str, seed: int, folder: Path) -> di
     return made
 
 
-def _give(data: dict[str, Any], arguments: dict[str, Any], *, oracle: bool) -> None:
-    """Let data and model agree on what is given in place of thoughts: all of it with an oracle, nothing without."""
+def _set_observed(data: dict[str, Any], arguments: dict[str, Any], *, oracle: bool) -> None:
+    """Let data and model agree on the observed modalities: those of an oracle, or none."""
     before = arguments.pop("backbone_tim_observed", None) or []
     if before:
         data["modalities"] = [name for name in data.get("modalities", []) if name not in before]
     if not oracle:
         arguments.pop("backbone_tim_tokenizer_ckpt_paths", None)
         return
-    truth = list(arguments.get("backbone_tim_modalities") or [THOUGHT])
+    truth = list(arguments.get("backbone_tim_modalities") or [GENERATED])
     roots = [key for key in data if key.endswith("data_root") and isinstance(data[key], Mapping)]
     for name in truth:
         if not roots or any(name not in data[key] for key in roots):
@@ -106,7 +113,7 @@ def _give(data: dict[str, Any], arguments: dict[str, Any], *, oracle: bool) -> N
 
 
 def _write_to(trainer: dict[str, Any], folder: Path) -> None:
-    """Let logs and checkpoints of a run end in its own folder."""
+    """Let a run write its logs and checkpoints to its own folder."""
     trainer["default_root_dir"] = str(folder)
     entries = [*(trainer.get("callbacks") or [])]
     loggers = trainer.get("logger")
@@ -117,3 +124,63 @@ def _write_to(trainer: dict[str, Any], folder: Path) -> None:
         for key in ("dirpath", "save_dir"):
             if key in entry.get("init_args", {}):
                 entry["init_args"][key] = str(folder / Path(entry["init_args"][key]).name)
+
+
+def read_budgets(text: str) -> list[Budget]:
+    """Return the numbers in e.g. '8,32,all', ascending, each once.
+
+    Raises:
+        ConfigError: A word is neither a positive number nor 'all'.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    for word in words:
+        if word != ALL and not (word.isdecimal() and int(word)):
+            raise ConfigError(f"labels must be positive numbers or '{ALL}', separated by commas; got '{word}'.")
+    if not words:
+        raise ConfigError(f"Name at least one number of labels, or '{ALL}'.")
+    numbers: list[Budget] = [*sorted({int(word) for word in words if word != ALL})]
+    return numbers + [None] * (ALL in words)
+
+
+def choose(config: Mapping[str, Any], count: int, seed: int) -> list[str]:
+    """Return the first ids of the shuffled training samples, so that many ids contain those of fewer.
+
+    Args:
+        config: Configuration with a `TerraMindDataModule` and a split file for training.
+        count: Number of ids.
+        seed: Seed of the shuffle. The arms of a seed get the same samples.
+
+    Raises:
+        ConfigError: There are fewer ids, or the configuration has no such file.
+        DataError: The file cannot be read.
+    """
+    ids = _read_ids(config)
+    if count > len(ids):
+        raise ConfigError(f"{count} labels are asked for, the training split has {len(ids)}. Use 'all'.")
+    return [ids[index] for index in np.random.default_rng(seed).permutation(len(ids))[:count]]
+
+
+def limit_labels(config: dict[str, Any], ids: list[str], path: Path) -> None:
+    """Let a configuration train on some samples, in place.
+
+    The samples are repeated, so that an epoch has about as many steps as one of all samples.
+
+    Args:
+        config: As in `choose`.
+        ids: Ids of the samples.
+        path: Split file that will hold the ids.
+    """
+    data = config["data"]["init_args"]
+    data["train_repeats"] = int(data.get("train_repeats") or 1) * max(1, round(len(_read_ids(config)) / len(ids)))
+    data["train_split"] = str(path)
+
+
+def _read_ids(config: Mapping[str, Any]) -> list[str]:
+    data = config.get("data") or {}
+    split = (data.get("init_args") or {}).get("train_split")
+    if not str(data.get("class_path")).endswith("TerraMindDataModule") or split is None:
+        raise ConfigError(
+            "A number of labels needs data.class_path: terramind_plugin.TerraMindDataModule and "
+            f"data.init_args.train_split, got {data.get('class_path')} and {split}."
+        )
+    return read_split(split)

@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from terramind_plugin.errors import ConfigError, DataError, check_seed, counted
-from terramind_plugin.evaluate.arms import DEFAULT_ARMS
-from terramind_plugin.evaluate.budgets import read_budgets
-from terramind_plugin.evaluate.output import progress, show, weights_of, write_json
+from terramind_plugin.evaluate.arms import DEFAULT_ARMS, read_budgets
+from terramind_plugin.evaluate.output import markdown, progress, show, weights_of, write_json
 from terramind_plugin.files import write_figure, write_text
 from terramind_plugin.inference.options import ModelArguments
 from terramind_plugin.raster.paths import RemotePath
@@ -21,8 +20,6 @@ EUROSAT = {
 }  # fmt: skip
 """Classes of EuroSAT (arXiv:1709.00029), as its folders are called."""
 PAPER = "For comparison, the paper's accuracy on EuroSAT (arXiv:2504.11171), 5-way 1-shot: TerraMind v1 base 70.83 %."
-WIDTH = 110
-"""Characters that the tables need."""
 
 
 def run_compare(
@@ -53,32 +50,26 @@ def run_compare(
         metric: Metric of the test; more is better.
         overrides: Options of TerraTorch.
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from terramind_plugin.evaluate.compare import Comparison, Run, compare
-    from terramind_plugin.evaluate.report import draw, markdown, summarise, table
+    from terramind_plugin.evaluate.compare_report import draw, summarise, table
 
     names = list(DEFAULT_ARMS) if arms is None else arms
     budgets = read_budgets(labels)
     total = len(names) * seeds * len(budgets)
-    started, console = 0, Console(width=max(Console().width, WIDTH))
+    started = 0
 
     def announce(run: Run, known: bool) -> None:
         nonlocal started
         started += 1
         note = " (done before)" if known else ""
-        console.print(f"{started}/{total} {run}{note}", highlight=False)
+        print(f"{started}/{total} {run}{note}", flush=True)
 
     plan = Comparison(config, names, seeds, out, overrides, budgets)
     results = compare(plan, announce)
     summaries = summarise(results, metric)
-    head, *rows = table(summaries, metric)
-    shown = Table(*head, title=f"{config.name}, {counted(seeds, 'seed')}")
-    for row in rows:
-        shown.add_row(*row)
-    console.print(shown)
-    write_text(out / "table.md", markdown([head, *rows]))
+    rows = table(summaries, metric)
+    show(rows, f"{config.name}, {counted(seeds, 'seed')}")
+    write_text(out / "table.md", markdown(rows))
     title = f"{config.name}: mean and standard deviation of {counted(seeds, 'seed')}"
     write_figure(out / "figure.png", draw(summaries, metric, title))
     for name in ("table.md", "figure.png", "runs"):
@@ -150,8 +141,7 @@ def run_zero_shot(
     window = work.window_options(experiment.variant, out, batch_size=batch_size, restart=restart, verbose=True)
     done = work.map_target(generating, experiment, sets, window, described)
     rows = [work.score(experiment.test, wanted, names, pairs) for names, pairs in done.items()]
-    head, *cells = report.table(rows)
-    show([head, *cells], f"{wanted.name}, zero-shot, {described['model']}, weights: {described['weights']}")
+    show(report.table(rows), f"{wanted.name}, zero-shot, {described['model']}, weights: {described['weights']}")
     if report.is_sen1floods11(experiment.test, wanted):
         print(report.PAPER)
     write_json(out / "zero_shot.json", report.record(rows, wanted, described))
@@ -335,14 +325,12 @@ def run_few_shot(
     show([head, *rows], f"{ways}-way {shots}-shot, {counted(episodes, 'episode')}, {len(labelled)} patches")
     if set(labels) == EUROSAT and (ways, shots) == (5, 1):
         print(PAPER)
-    from terramind_plugin.evaluate.zero_shot_report import plain
-
     content = {
         "modality": entry.name,
         "patches": len(labelled),
         "classes": sorted(set(labels)),
         **vars(task),
-        "accuracy": {name: plain(one) for name, one in arms.items()},
+        "accuracy": {name: one.record() for name, one in arms.items()},
     }
     write_json(out / "few_shot.json", content)
     print(out / "few_shot.json")

@@ -1,4 +1,4 @@
-"""The same training in several arms and from several seeds, one run after the other."""
+"""One training in several arms and with several seeds, run after run."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from typing import Any
 import yaml
 
 from terramind_plugin.errors import ConfigError, DataError, check_seed
-from terramind_plugin.evaluate.arms import check_arms, make_arm
-from terramind_plugin.evaluate.budgets import Budget, choose, limit_labels
+from terramind_plugin.evaluate.arms import Budget, check_arms, choose, limit_labels, make_arm
 from terramind_plugin.files import read_yaml, write_lines, write_text
 from terramind_plugin.system import locked
 
 RESULT, LOG, CONFIG, LOCK = "result.json", "log.txt", "config.yaml", "lock"
 SPLIT = "train.txt"
-"""Training samples of a run with some of the labels."""
+"""Split file of a run with some of the labels."""
 LAST_LINES = 15
+"""Lines of a log in the message of a run that failed."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What to run."""
+    """Arms, seeds and numbers of labels of a comparison."""
 
     config: Path
-    """A configuration as `terratorch fit` takes it."""
+    """Configuration of `terratorch fit`."""
     arms: Sequence[str]
     seeds: int
     out: Path
     """Folder to write to."""
-    words: Sequence[str] = field(default=())
+    overrides: Sequence[str] = field(default=())
     """Options of `terratorch fit` that hold for all runs, e.g. '--trainer.max_epochs=3'."""
     labels: Sequence[Budget] = (None,)
     """Numbers of training samples; None for all."""
@@ -45,7 +45,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Run:
-    """One arm from one seed with some of the labels."""
+    """One arm with one seed and one number of labels."""
 
     arm: str
     seed: int
@@ -57,29 +57,29 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a run needs."""
+class RunSettings:
+    """Settings of a run."""
 
     text: str
-    """Its configuration."""
+    """Configuration as YAML."""
     ids: Sequence[str] | None
-    """Training samples; None for those that the configuration names."""
-    words: Sequence[str]
+    """Ids of training samples; None for those of the configuration."""
+    overrides: Sequence[str]
 
     def digest(self) -> str:
         """Return a digest of all settings."""
-        parts = [self.text, *self.words] if self.ids is None else [self.text, *self.words, list(self.ids)]
+        parts = [self.text, *self.overrides] if self.ids is None else [self.text, *self.overrides, list(self.ids)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def compare(plan: Comparison, on_run: Callable[[Run, bool], None] = lambda run, known: None) -> list[dict[str, Any]]:
-    """Return the result of each run, in the order of the arms; the more labels, the later.
+    """Return the result of each run, by ascending number of labels, then in the order of the arms.
 
     Runs that an earlier call finished with the same settings are not repeated.
 
     Args:
-        plan: What to run.
-        on_run: Called before each run, and told whether its result is there already.
+        plan: Arms, seeds and numbers of labels.
+        on_run: Called before each run with the run and whether its result is there already.
 
     Raises:
         ConfigError: The configuration cannot be read or has no TerraMind backbone, an arm is unknown, or a run's folder
@@ -95,21 +95,21 @@ def compare(plan: Comparison, on_run: Callable[[Run, bool], None] = lambda run, 
     first = 0 if first is None or isinstance(first, bool) else check_seed(first, f"seed_everything of {plan.config}")
     check_seed(first + plan.seeds - 1, "The last seed")
     # One seed after the other: a machine that slows down slows all arms.
-    jobs = {
-        run: _plan(config, run, plan.words)
+    planned = {
+        run: _plan(config, run, plan.overrides)
         for number in range(plan.seeds)
         for labels in dict.fromkeys(plan.labels)
         for run in [_name(plan.out, arm, first + number, labels) for arm in arms]
     }
-    for run in jobs:
+    for run in planned:
         if plan.config.resolve().is_relative_to(run.folder):
             raise ConfigError(f"{plan.config} lies in {run.folder}, which is emptied. Copy it to another folder first.")
     results = {}
-    for run, job in jobs.items():
-        known = _finished(run, job)
+    for run, settings in planned.items():
+        known = _finished(run, settings)
         on_run(run, known is not None)
-        results[run] = known or _execute(run, job)
-    order = sorted(jobs, key=lambda run: (run.labels is None, run.labels or 0, arms.index(run.arm), run.seed))
+        results[run] = known or _execute(run, settings)
+    order = sorted(planned, key=lambda run: (run.labels is None, run.labels or 0, arms.index(run.arm), run.seed))
     return [results[run] for run in order]
 
 
@@ -118,19 +118,19 @@ def _name(out: Path, arm: str, seed: int, labels: Budget) -> Run:
     return Run(arm, seed, (out / "runs" / folder).resolve(), labels)
 
 
-def _plan(config: Mapping[str, Any], run: Run, words: Sequence[str]) -> Job:
+def _plan(config: Mapping[str, Any], run: Run, overrides: Sequence[str]) -> RunSettings:
     made, ids = make_arm(config, run.arm, run.seed, run.folder), None
     if run.labels is not None:
         ids = choose(made, run.labels, run.seed)
         limit_labels(made, ids, run.folder / SPLIT)
-    return Job(yaml.safe_dump(made, sort_keys=False), ids, words)
+    return RunSettings(yaml.safe_dump(made, sort_keys=False), ids, overrides)
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """Return a configuration.
 
     Raises:
-        ConfigError: The file is not there or is no YAML mapping.
+        ConfigError: The file does not exist or is not a YAML mapping.
     """
     config = read_yaml(path)
     if not isinstance(config, dict):
@@ -138,7 +138,7 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _finished(run: Run, job: Job) -> dict[str, Any] | None:
+def _finished(run: Run, settings: RunSettings) -> dict[str, Any] | None:
     path = run.folder / RESULT
     if not path.is_file():
         return None
@@ -146,21 +146,21 @@ def _finished(run: Run, job: Job) -> dict[str, Any] | None:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:  # damaged: run again
         return None
-    return stored if isinstance(stored, dict) and stored.get("settings") == job.digest() else None
+    return stored if isinstance(stored, dict) and stored.get("settings") == settings.digest() else None
 
 
-def _execute(run: Run, job: Job) -> dict[str, Any]:
+def _execute(run: Run, settings: RunSettings) -> dict[str, Any]:
     """Run in a new process and a new folder and return the result."""
     _claim(run.folder)
     busy = f"Another comparison is working on {run.folder}. Wait for it, or choose another --out."
     with locked(run.folder / LOCK, busy) as lock:
         _empty(run.folder)
         config, target = run.folder / CONFIG, run.folder / "measured.json"
-        write_text(config, job.text)
-        if job.ids is not None:
-            write_lines(run.folder / SPLIT, job.ids)
-        arguments = [os.getpid(), "terramind_plugin.evaluate.run", config, target, run.arm, run.seed, *job.words]
-        command = [sys.executable, "-m", "terramind_plugin.system", *map(str, arguments)]
+        write_text(config, settings.text)
+        if settings.ids is not None:
+            write_lines(run.folder / SPLIT, settings.ids)
+        arguments = [os.getpid(), "terramind_plugin.evaluate.run", config, target, run.arm, run.seed]
+        command = [sys.executable, "-m", "terramind_plugin.system", *map(str, arguments), *settings.overrides]
         with open(run.folder / LOG, "w", encoding="utf-8") as log:
             # It holds the lock, too: the folder is free when both have ended.
             status = subprocess.run(
@@ -170,7 +170,7 @@ def _execute(run: Run, job: Job) -> dict[str, Any]:
             lines = (run.folder / LOG).read_text(errors="replace").strip().splitlines()
             reason = lines[-1:] if status == 2 else lines[-LAST_LINES:]
             raise DataError(f"{run} failed. {run.folder / LOG} ends with:\n" + "\n".join(reason))
-        result = json.loads(target.read_text()) | {"settings": job.digest(), "labels": run.labels}
+        result = json.loads(target.read_text()) | {"settings": settings.digest(), "labels": run.labels}
         write_text(run.folder / RESULT, json.dumps(result, indent=1) + "\n")
         target.unlink()
     return result
@@ -180,7 +180,7 @@ def _claim(folder: Path) -> None:
     """Make a folder for a run.
 
     Raises:
-        ConfigError: The folder holds something else.
+        ConfigError: The folder holds other files.
     """
     if folder.exists() and not (folder / CONFIG).is_file() and any(path.name != LOCK for path in folder.iterdir()):
         raise ConfigError(f"{folder} is not empty and not of a comparison. Choose another --out.")
@@ -188,7 +188,7 @@ def _claim(folder: Path) -> None:
 
 
 def _empty(folder: Path) -> None:
-    """Delete what a run that was broken off has left: a cache must start empty."""
+    """Delete the files of an interrupted run: its caches must start empty."""
     # The configuration marks the folder as one of a comparison, so it goes last.
     for path in sorted(folder.iterdir(), key=lambda path: path.name == CONFIG):
         if path.is_dir() and not path.is_symlink():

@@ -1,4 +1,4 @@
-"""Classes told from one or a few labelled patches each: nearest class mean, over many random episodes."""
+"""Few-shot classification: the nearest class mean of a few labelled patches, over many random episodes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from terramind_plugin.raster.chips import Chip
 from terramind_plugin.raster.paths import is_remote, raster_path
 
 EPISODES_AT_ONCE = 100
-"""Bounds the memory that random numbers take."""
+"""Number of episodes that are drawn at once, to bound the memory of random numbers."""
 
 
 @dataclass(frozen=True)
@@ -36,22 +36,22 @@ class Patch:
 
 @dataclass(frozen=True)
 class Task:
-    """What an episode asks."""
+    """Numbers of an episode."""
 
     ways: int = 5
-    """Classes to tell apart."""
+    """Number of classes."""
     shots: int = 1
-    """Labelled patches of each."""
+    """Number of labelled patches of each class."""
     queries: int = 15
-    """Further patches of each that are to be told."""
+    """Number of patches of each class to classify."""
     episodes: int = 600
     seed: int = 0
 
     def check(self, labels: Sequence[str]) -> None:
-        """Raise a ConfigError if a number is not possible, a DataError if there are too few patches.
+        """Raise a ConfigError if a number is invalid, a DataError if there are too few patches.
 
         Args:
-            labels: Of all patches.
+            labels: Label of each patch.
         """
         for name, least in (("ways", 2), ("shots", 1), ("queries", 1), ("episodes", 2)):
             if getattr(self, name) < least:
@@ -74,11 +74,11 @@ def list_patches(source: Path) -> list[Patch]:
     """Return labelled files, in a fixed order.
 
     Args:
-        source: A folder with a folder of rasters for each class, or a CSV with the columns path and label, whose paths
-            are absolute, remote, or as seen from the CSV.
+        source: Folder with a folder of rasters for each class, or a CSV with the columns path and label, whose paths
+            are absolute, remote, or relative to the CSV.
 
     Raises:
-        DataError: There are none, or a file that is named is not there.
+        DataError: There are no files, or a file of the CSV does not exist.
     """
     if source.is_dir():
         patches = [
@@ -116,13 +116,13 @@ def _seen_from(table: Path, text: str) -> Path:
 def build_encoder(
     variant: str, modality: str, *, pretrained: bool = True, ckpt_path: Path | None = None
 ) -> TerraMindBackbone:
-    """Return an encoder whose last layer is asked for; random weights are the same in every run.
+    """Return an encoder; random weights are the same in every run.
 
     Args:
         variant: Name of the model.
-        modality: Its input.
+        modality: Name of the input.
         pretrained: Load the published weights.
-        ckpt_path: A file with weights instead, a fine-tuned model's, too.
+        ckpt_path: File with weights to load instead; a fine-tuned model is possible.
 
     Raises:
         ConfigError: The model or modality is unknown.
@@ -147,17 +147,17 @@ def measure_features(
     batch_size: int = 32,
     on_batch: Callable[[int], object] = lambda count: None,
 ) -> dict[str, NDArray[np.float32]]:
-    """Return the features of chips by kind, [chips, D] each: one kind for each encoder, and the means of their bands.
+    """Return the features of chips by kind, [chips, D] each: token means of each encoder, and band means.
 
     Chips are read once, batch by batch.
 
     Args:
-        encoders: From `build_encoder`, by name.
-        modality: What the chips show; they are standardised with its pre-training statistics.
-        chips: In the units of the modality.
+        encoders: Encoders from `build_encoder`, by name.
+        modality: Modality of the chips, which are standardised with its pre-training statistics.
+        chips: Images in the units of the modality.
         resize: Height and width in pixels that chips are resampled to.
         batch_size: Chips at once.
-        on_batch: Called with the number of chips that are done.
+        on_batch: Called with the number of chips of each batch.
     """
     features: dict[str, list[NDArray]] = {name: [] for name in (*encoders, BAND_MEANS)}
     mean, std = (np.array(numbers, np.float32)[:, None, None] for numbers in (modality.mean, modality.std))
@@ -186,23 +186,23 @@ def band_features(modality: Modality, chips: Sequence[Chip]) -> NDArray[np.float
 
 @dataclass(frozen=True)
 class Episodes:
-    """Which patches each episode shows and asks for."""
+    """Patches of each episode."""
 
     support: NDArray[np.int64]
-    """[episodes, ways, shots], numbers of patches."""
+    """Numbers of the labelled patches, [episodes, ways, shots]."""
     query: NDArray[np.int64]
-    """[episodes, ways, queries], likewise; none is shown."""
+    """Numbers of the patches to classify, [episodes, ways, queries]; none of them is labelled."""
 
 
 def draw_episodes(labels: Sequence[str], task: Task) -> Episodes:
     """Return random episodes: classes with enough patches are equally likely, and so are patches of a class.
 
     Args:
-        labels: Of all patches.
-        task: Seed and numbers.
+        labels: Label of each patch.
+        task: Numbers and seed.
 
     Raises:
-        ConfigError: A number is not possible.
+        ConfigError: A number is invalid.
         DataError: There are too few patches.
     """
     task.check(labels)
@@ -226,11 +226,11 @@ def draw_episodes(labels: Sequence[str], task: Task) -> Episodes:
 
 
 def nearest_mean_accuracy(features: NDArray, episodes: Episodes) -> NDArray[np.float64]:
-    """Return the share of queries whose nearest class mean is that of their class, [episodes].
+    """Return the share of queries whose nearest class mean, by Euclidean distance, is that of their class, [episodes].
 
     Args:
-        features: [patches, D]; the Euclidean distance counts.
-        episodes: Which patches are shown and asked for.
+        features: Features [patches, D].
+        episodes: Patches of each episode.
     """
     from sklearn.metrics import pairwise_distances_argmin  # takes seconds to import
 

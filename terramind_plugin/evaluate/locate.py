@@ -1,4 +1,4 @@
-"""Where chips are: the probability of all places, the place to name, and how far off it is."""
+"""Locations of chips: the probability of every location, the best guess, and its error."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from terramind_plugin.raster.chips import Chip
 
 COORDS = "coords"
 CANDIDATES = 500
-"""Likeliest places among which the one with the least expected distance is looked for."""
+"""Number of likeliest locations that are compared for the least expected distance."""
 NEAR = 1000.0
-"""Distance in km that counts as near."""
+"""Largest distance in km that counts as near."""
 COARSE = 5.0
-"""Grid of places, in degrees, among which the best one for all chips is looked for."""
+"""Step in degrees of the grid of locations that are compared for all chips."""
 
 
 @dataclass(frozen=True)
 class Belief:
-    """Where a model takes a chip to be."""
+    """Probabilities of the locations of a chip."""
 
     longitudes: NDArray[np.float64]
     """[columns], ascending."""
     latitudes: NDArray[np.float64]
     """[rows], descending."""
     probabilities: NDArray[np.float32]
-    """[rows, columns], summing to the mass that was asked for or a little more."""
+    """[rows, columns]; their sum is the requested mass or a little more."""
 
     def likeliest(self, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the likeliest places [count, 2] as (longitude, latitude), and their probabilities [count]."""
+        """Return the likeliest locations [count, 2] as (longitude, latitude), and their probabilities [count]."""
         flat = self.probabilities.ravel()
         count = min(count, flat.size)
         best = np.argpartition(-flat, count - 1)[:count]
@@ -48,10 +48,10 @@ class Belief:
         return np.stack([self.longitudes[columns], self.latitudes[rows]], axis=1), flat[best].astype(np.float64)
 
     def middle(self) -> NDArray[np.float64]:
-        """Return the place [2] with the least expected distance, among the likeliest ones."""
-        places, weights = self.likeliest(CANDIDATES)
-        expected = great_circle(places[:, None], places[None]) @ weights
-        return places[int(expected.argmin())]
+        """Return the location [2] with the least expected distance to the true one, among the likeliest locations."""
+        locations, weights = self.likeliest(CANDIDATES)
+        expected = great_circle(locations[:, None], locations[None]) @ weights
+        return locations[int(expected.argmin())]
 
 
 def build_locator(
@@ -66,9 +66,9 @@ def build_locator(
 
     Args:
         variant: Name of the model.
-        modality: Input.
+        modality: Name of the input.
         pretrained: Load the published weights.
-        ckpt_path: A file with weights that goes before them.
+        ckpt_path: File with weights to load instead.
         tokenizer_file: Vocabulary of the coordinates.
 
     Raises:
@@ -97,18 +97,18 @@ def locate(
     batch_size: int = 8,
     on_latitude: Callable[[int, int], object] = lambda done, total: None,
 ) -> Iterator[tuple[Chip, Belief]]:
-    """Yield each chip with where the model takes it to be.
+    """Yield each chip with the probabilities of its locations.
 
     Args:
-        model: From `build_locator`.
-        modality: Its input.
+        model: Generator from `build_locator`.
+        modality: Name of its input.
         chips: Images in the units of the modality; they are read batch by batch.
-        mass: Latitudes that together have less than 1 - mass are left out.
+        mass: Latitudes that together are less likely than 1 - mass are left out.
         batch_size: Chips at once.
         on_latitude: As in `TerraMindGenerator.map_locations`.
 
     Raises:
-        ConfigError: mass is not between 0 and 1.
+        ConfigError: The mass is not above 0 and at most 1.
     """
     if not 0 < mass <= 1:
         raise ConfigError(f"mass must be above 0 and at most 1, got {mass}.")
@@ -123,32 +123,32 @@ def locate(
 
 @dataclass(frozen=True)
 class Errors:
-    """How far off one way of naming places is."""
+    """Errors of one way to guess locations."""
 
     name: str
     distances: NDArray[np.float64]
-    """Of each chip in km."""
+    """Distance of each chip's guess from the true location in km."""
 
     @property
     def median(self) -> Score:
-        """Median distance in km."""
+        """Return the median distance in km."""
         return score_median(self.distances)
 
     @property
     def near(self) -> float:
-        """Share of chips that are not farther off than `NEAR`."""
+        """Return the share of chips whose error is at most `NEAR`."""
         return float((self.distances <= NEAR).mean())
 
 
 def compare_errors(true: NDArray, likeliest: NDArray, middle: NDArray) -> list[Errors]:
-    """Return the errors of the model's places, and of the best single place for all chips.
+    """Return the errors of the model's guesses, and of the best single location for all chips.
 
-    The latter is chosen with the true places in hand: no prior that knows no chip can do better.
+    The single location is chosen with the true ones known: no guess that ignores the chips can be better.
 
     Args:
-        true: [chips, 2] as (longitude, latitude) in degrees.
-        likeliest: The model's likeliest places, likewise.
-        middle: Its places of least expected distance, likewise.
+        true: True locations [chips, 2] as (longitude, latitude) in degrees.
+        likeliest: Likeliest locations of the model, of the same shape.
+        middle: Locations of least expected distance, of the same shape.
     """
     return [
         Errors("likeliest place", great_circle(likeliest, true)),
@@ -158,14 +158,14 @@ def compare_errors(true: NDArray, likeliest: NDArray, middle: NDArray) -> list[E
 
 
 def best_constant(true: NDArray) -> NDArray[np.float64]:
-    """Return the place [2] whose median distance to some places [N, 2] is least, among them and a coarse grid."""
+    """Return the location [2] with the least median distance to some locations [N, 2], among them and a coarse grid."""
     longitudes = np.arange(-180, 180, COARSE)
     latitudes = np.arange(-90, 90 + COARSE, COARSE)
     grid = np.stack(np.meshgrid(longitudes, latitudes), axis=-1).reshape(-1, 2)
     candidates = np.concatenate([np.asarray(true, np.float64), grid])
-    medians = [np.median(great_circle(place, true)) for place in candidates]
+    medians = [np.median(great_circle(candidate, true)) for candidate in candidates]
     return candidates[int(np.argmin(medians))]
 
 
 ANYWHERE = EARTH_RADIUS * np.pi / 2
-"""Median distance in km between any place and one drawn evenly from the sphere: a quarter of a great circle."""
+"""Median distance in km between a location and a random one of the sphere: a quarter of a great circle."""

@@ -1,4 +1,4 @@
-"""Files and figures of where chips are."""
+"""Files and figures of the locations of chips."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from terramind_plugin.raster.chips import Chip
 from terramind_plugin.raster.writer import write_geotiff
 
 SHADES = 1e3
-"""Ratio of the largest probability to the smallest that is drawn."""
+"""Ratio of the largest to the smallest probability in the colour scale."""
 
 
 def write_belief(path: Path, belief: Belief, tags: Mapping[str, str]) -> None:
-    """Write the probability of all places as a GeoTIFF in degrees; pixels are centred on the places of the grid.
+    """Write the probabilities of all locations as a GeoTIFF in degrees; pixels are centred on the grid's locations.
 
     Args:
-        path: Where to write.
-        belief: The probabilities.
-        tags: What made them.
+        path: Path of the file.
+        belief: Probabilities.
+        tags: Description of the model.
     """
     step = float(belief.longitudes[1] - belief.longitudes[0])
     write_geotiff(
@@ -39,12 +39,12 @@ def write_belief(path: Path, belief: Belief, tags: Mapping[str, str]) -> None:
         transform=Affine(step, 0, belief.longitudes[0] - step / 2, 0, -step, belief.latitudes[0] + step / 2),
         descriptions=("probability",),
         units=("1",),
-        tags={"probability": "of each place of the grid, among all", **tags},
+        tags={"probability": "of each location of the grid, among all", **tags},
     )
 
 
 def write_places(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a CSV with one row a chip; it is there when it is complete."""
+    """Write a CSV with one row for each chip; it appears when it is complete."""
     write_rows(path, [rows[0].keys(), *(row.values() for row in rows)])
 
 
@@ -52,10 +52,10 @@ def describe(chip: Chip, places: NDArray, shares: NDArray, middle: NDArray) -> d
     """Return one row of the CSV.
 
     Args:
-        chip: The input.
-        places: Its likeliest places [N, 2], as (longitude, latitude).
-        shares: Their probabilities [N].
-        middle: Place of least expected distance [2].
+        chip: Chip.
+        places: Likeliest locations [N, 2], as (longitude, latitude).
+        shares: Probabilities of these locations [N].
+        middle: Location of least expected distance [2].
     """
     row: dict[str, Any] = {"chip": chip.path.name}
     for number, ((longitude, latitude), share) in enumerate(zip(places, shares, strict=True), start=1):
@@ -116,19 +116,19 @@ def table(errors: Sequence[Errors]) -> list[list[str]]:
 
 
 def _share_within(distance: float) -> float:
-    """Return the share of the sphere within some km of a place."""
+    """Return the share of the sphere within some km of a location."""
     return float((1 - np.cos(distance / ANYWHERE * np.pi / 2)) / 2)
 
 
 def draw_chip(chip: Chip, modality: str, belief: Belief, count: int, title: str) -> Figure:
-    """Return a figure: the chip, and the probability of all places with the likeliest ones.
+    """Return a figure: the chip, and the probabilities of all locations with marks on the likeliest ones.
 
     Args:
-        chip: The input.
-        modality: What it shows.
-        belief: Where it may be.
-        count: Places that are marked.
-        title: Above both.
+        chip: Chip.
+        modality: Name of its modality.
+        belief: Probabilities of its locations.
+        count: Number of marks.
+        title: Title of the figure.
     """
     figure = Figure(figsize=(13, 4.6), layout="constrained")
     figure.suptitle(title, fontsize=9)
@@ -164,13 +164,13 @@ def draw_chip(chip: Chip, modality: str, belief: Belief, count: int, title: str)
 
 
 def draw_errors(true: NDArray, named: NDArray, errors: Sequence[Errors], title: str) -> Figure:
-    """Return a figure: a line from each true place to the one that was named, and how many chips are how far off.
+    """Return a figure: a line from each true location to the guess, and the distribution of the errors.
 
     Args:
-        true: [chips, 2] as (longitude, latitude) in degrees.
-        named: The model's places of least expected distance, likewise.
-        errors: As `compare_errors` returns them.
-        title: Above both.
+        true: True locations [chips, 2] as (longitude, latitude) in degrees.
+        named: Locations of least expected distance, of the same shape.
+        errors: Errors from `compare_errors`.
+        title: Title of the figure.
     """
     figure = Figure(figsize=(13, 4.6), layout="constrained")
     figure.suptitle(title, fontsize=9)

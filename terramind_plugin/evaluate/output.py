@@ -1,4 +1,4 @@
-"""What the commands of evaluation print and write; no heavy import."""
+"""Tables, files and progress bars of the commands of evaluation; no heavy import."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ RANDOM = "terramind: the weights are random, so the results say nothing but that
 
 
 def weights_of(model: str, pretrained: bool, ckpt_path: Path | None) -> str:
-    """Return which weights a model has, and say so where they are random.
+    """Return the origin of a model's weights, and print a warning if they are random.
 
     Args:
-        model: Name of its variant.
-        pretrained: Whether it has the published weights, or those that ship with this package.
-        ckpt_path: A file with weights, which goes before.
+        model: Registry name.
+        pretrained: Whether the published weights, or those that ship with this package, are loaded.
+        ckpt_path: File with weights to load instead.
     """
     if ckpt_path is not None:
         return ckpt_path.name
@@ -44,17 +44,23 @@ def show(rows: Sequence[Sequence[str]], title: str) -> None:
     Console(width=max(Console().width, 110)).print(table)
 
 
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table whose head is its first row."""
+    rule = ["---", *["---:"] * (len(rows[0]) - 1)]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in [rows[0], rule, *rows[1:]])
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file that is there when it is complete."""
+    """Write a JSON file, which appears when it is complete."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 @contextmanager
 def progress(text: str, total: int) -> Iterator[Callable[[int], object]]:
-    """Show a bar, and give a function that moves it on."""
+    """Show a progress bar, and yield the function that advances it by a number of steps."""
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True)) as bar:  # what is on stdout is for other programs
+    with Progress(console=Console(stderr=True)) as bar:  # stdout is for other programs
         task = bar.add_task(text, total=total)
         yield lambda count: bar.advance(task, count)

@@ -36,6 +36,11 @@ class Score:
     value: float
     interval: tuple[float, float]
 
+    def record(self) -> dict[str, float | None]:
+        """Return the numbers for a JSON file, None where a number cannot be computed."""
+        numbers = {"value": self.value, "low": self.interval[0], "high": self.interval[1]}
+        return {name: round(number, 6) if np.isfinite(number) else None for name, number in numbers.items()}
+
     def __str__(self) -> str:
         return f"{self.value:.3f} ({self.interval[0]:.3f} to {self.interval[1]:.3f})"
 

@@ -1,9 +1,9 @@
-"""The labelled chips of a configuration's test split, as files."""
+"""Labelled chips of a configuration's test split."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,20 +27,20 @@ from terramind_plugin.samples.plan import DataPlan, ImagePlan, describe
 
 @dataclass(frozen=True)
 class Labels:
-    """How label files are read."""
+    """Meaning of the numbers in label files."""
 
     ignored: int | None
     """Class id that does not count."""
     shifted: bool
-    """Whether files count classes from 1, and 0 is no label."""
+    """Whether files number classes from 1, and 0 means no label."""
     classes: int | None
     """Number of classes; a nodata value among them is a class."""
 
     def read(self, path: Path) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return class ids [H, W], and where there is one that counts.
+        """Return class ids [H, W], and a mask [H, W] of the pixels that count.
 
         Raises:
-            DataError: The file cannot be read, or holds no class ids.
+            DataError: The file cannot be read, or its values are not class ids.
         """
         try:
             with rasterio.open(path) as file:
@@ -66,19 +66,19 @@ class LabelledChip:
 
     name: str
     files: Mapping[str, Path]
-    """By modality, as the configuration calls it; those there are."""
+    """Files by modality, as the configuration calls it; a chip may lack some."""
     label: Path
 
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """What a configuration tests on."""
+    """Test set of a configuration."""
 
     chips: Sequence[LabelledChip]
     expected: Mapping[str, Expected]
-    """What files hold, by modality, in the order of the configuration."""
+    """Expected content of the files by modality, in the order of the configuration."""
     scales: Mapping[str, tuple[float, float]]
-    """What is added to a file's values, and the factor after that, for the units of the modality."""
+    """Offset and factor from a file's values to the units of the modality; the offset is added first."""
     labels: Labels
 
     def having(self, modalities: Sequence[str]) -> list[LabelledChip]:
@@ -88,7 +88,7 @@ class LabelledSet:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A configuration's model and test set."""
+    """Model and test set of a configuration."""
 
     variant: str
     pretrained: bool
@@ -96,21 +96,21 @@ class Experiment:
     test: LabelledSet
 
 
-def read_experiment(config: Path, words: Sequence[str] = ()) -> Experiment:
+def read_experiment(config: Path, overrides: Sequence[str] = ()) -> Experiment:
     """Return model and test set of a configuration for `terratorch fit`; nothing is trained or loaded.
 
     Args:
         config: YAML file.
-        words: Further options of `terramind fit`.
+        overrides: Further options of `terramind fit`.
 
     Raises:
-        ConfigError: The configuration is not possible, has no TerraMind backbone or another data module.
+        ConfigError: The configuration is invalid, or has no TerraMind backbone or another data module.
         DataError: Its test split lacks files.
     """
     read_config(config)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")
-        cli = make_cli(["--config", str(config), *words], kind=_DataCLI)
+        cli = make_cli(["--config", str(config), *overrides], kind=_DataCLI)
     task = cli.config.get("model.init_args") or {}
     arguments = task.get("model_args") or {}
     backbone = str(arguments.get("backbone"))
@@ -138,7 +138,7 @@ class _DataCLI(ParsingCLI):
     """The command line that builds the data module alone."""
 
     def instantiate_classes(self) -> None:
-        """Build the data module; the model would want its decoder and weights."""
+        """Build the data module. The model would need its decoder and weights."""
         self.datamodule = make_part(self, "data")
 
 
@@ -174,7 +174,7 @@ def _read_test_set(plan: DataPlan, ignored: int | None, config: Path) -> Labelle
 
 
 def _is_known(image: ImagePlan) -> bool:
-    """Whether a generator of land cover can take it."""
+    """Return whether an image can be an input of the generator of land cover."""
     modality = image.modality
     if image.dates:
         raise ConfigError("Zero-shot mapping takes chips of one date; the configuration has several.")
@@ -182,7 +182,7 @@ def _is_known(image: ImagePlan) -> bool:
 
 
 def _expect(image: ImagePlan) -> Expected:
-    """Return what files of a modality hold: all bands that the model was pre-trained with, whatever is selected."""
+    """Return the expected content of files: all bands of the pre-training, whatever the configuration selects."""
     modality: Any = image.modality
     return Expected(
         modality.name,
@@ -192,10 +192,3 @@ def _expect(image: ImagePlan) -> Expected:
         scale=image.scale,
         offset=image.offset or 0.0,
     )
-
-
-def input_sets(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Yield each non-empty set of some names, small ones first."""
-    masks = sorted(range(1, 1 << len(names)), key=lambda mask: (mask.bit_count(), mask))
-    for mask in masks:
-        yield tuple(name for place, name in enumerate(names) if mask >> place & 1)

@@ -1,9 +1,10 @@
-"""Maps of a land cover class that nobody trained for: generated land cover, compared with labels."""
+"""Maps of a land cover class without training: generated land cover, compared with labels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from terramind_plugin.builders import build_generator
 from terramind_plugin.errors import ConfigError, DataError, suggest
 from terramind_plugin.evaluate.scores import Overlap, Score, count_overlap, precision, recall, score_overlaps
-from terramind_plugin.evaluate.testset import Experiment, LabelledChip, LabelledSet, input_sets
+from terramind_plugin.evaluate.testset import Experiment, LabelledChip, LabelledSet
 from terramind_plugin.generation.generator import TerraMindGenerator
 from terramind_plugin.inference.generation import SceneGenerator
 from terramind_plugin.inference.job import Job, Options, plan_jobs
@@ -30,17 +31,17 @@ from terramind_plugin.plotting import LABEL_COLORS
 
 LAND_COVER = "LULC"
 TARGET = "target"
-"""End of the names of the files with the target's pixels."""
+"""End of the names of the files with the pixels of the target."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is looked for."""
+    """Land cover classes to map."""
 
     classes: tuple[int, ...]
     """Ids of land cover classes."""
     positive: tuple[int, ...] = (1,)
-    """Ids in the labels that mean the same."""
+    """Ids of the target in the labels."""
 
     @property
     def name(self) -> str:
@@ -49,26 +50,26 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one set of inputs gives."""
+class SetScore:
+    """Scores of one set of inputs."""
 
     inputs: tuple[str, ...]
     chips: Sequence[str]
     overlaps: Sequence[Overlap]
-    """One for each chip."""
+    """Overlap of each chip."""
     iou: Score
     precision: Score
     recall: Score
 
 
 class TargetGenerator(SceneGenerator):
-    """A generator of land cover as the model of a scene, which also marks the classes of a target.
+    """Scene model that generates land cover and marks the classes of a target.
 
     Args:
-        generator: Makes land cover.
-        target: What is looked for.
-        scales: From the values of files to the units of their modality, see `LabelledSet`.
-        seed: Where random numbers start.
+        generator: Generator of land cover.
+        target: Classes to mark.
+        scales: Offset and factor of each modality's files, see `LabelledSet`.
+        seed: Seed of the first random numbers.
     """
 
     def __init__(
@@ -92,19 +93,19 @@ class TargetGenerator(SceneGenerator):
         return [cover, found.masked_fill_(~probability.isfinite(), NO_DATA)]
 
 
-def read_target(words: str, positive: str = "1") -> Target:
-    """Return what is looked for.
+def read_target(names: str, positive: str = "1") -> Target:
+    """Return the target of a command line.
 
     Args:
-        words: Names of land cover classes with commas between them, e.g. 'water,flooded vegetation'.
-        positive: Ids in the labels, likewise.
+        names: Names of land cover classes, separated by commas, e.g. 'water,flooded vegetation'.
+        positive: Ids of the target in the labels, separated by commas.
 
     Raises:
-        ConfigError: There is no such class, or an id is none.
+        ConfigError: A class is unknown, or an id is not a whole number.
     """
     known = {name.lower(): number for number, name in enumerate(MODALITIES[LAND_COVER].class_names) if number > 0}
     classes = []
-    for word in (word.strip().lower() for word in words.split(",") if word.strip()):
+    for word in (word.strip().lower() for word in names.split(",") if word.strip()):
         if word not in known:
             raise ConfigError(f"'{word}' is no land cover class.{suggest(word, known)} Classes: {', '.join(known)}.")
         classes.append(known[word])
@@ -125,18 +126,18 @@ def choose_inputs(given: Sequence[str], wanted: Sequence[Sequence[str]]) -> list
         wanted: Sets of modalities, e.g. [['S2L1C'], ['S1GRD', 'S2L1C']]; empty for all.
 
     Raises:
-        ConfigError: A name is not among those given.
+        ConfigError: The configuration lacks a modality.
     """
     if not wanted:
-        return list(input_sets(given))
+        return [names for size in range(1, len(given) + 1) for names in combinations(given, size)]
     spelling = {resolve(name).name: name for name in given}
     sets = []
-    for words in wanted:
+    for asked in wanted:
         names = []
-        for word in words:
-            entry = find(word)
+        for name in asked:
+            entry = find(name)
             if entry is None or entry.name not in spelling:
-                raise ConfigError(f"--inputs names '{word}', the configuration has {', '.join(given)}.")
+                raise ConfigError(f"--inputs names '{name}', the configuration has {', '.join(given)}.")
             names.append(spelling[entry.name])
         if not names:
             raise ConfigError("--inputs names nothing; give e.g. --inputs S2L1C,S1GRD.")
@@ -145,12 +146,12 @@ def choose_inputs(given: Sequence[str], wanted: Sequence[Sequence[str]]) -> list
 
 
 def window_options(variant: str, out: Path, **more: Any) -> Options:
-    """Return how a model runs over chips that are larger than its image.
+    """Return the windows of a model over chips that are larger than its image.
 
     Args:
         variant: Name of the model.
         out: Folder to write to.
-        more: Further fields.
+        more: Further fields of `Options`.
     """
     numbers = VARIANTS[variant]
     return Options.choose(out, numbers.img_size, numbers.patch_size, align=numbers.patch_size, **more)
@@ -169,14 +170,14 @@ def build_land_cover_generator(
 
     Args:
         variant: Name of the model.
-        modalities: Inputs; a call may leave some out.
+        modalities: Inputs; a call may omit some.
         pretrained: Load the published weights.
-        ckpt_path: A file with weights that goes before them.
+        ckpt_path: File with weights to load instead.
         tokenizer_ckpt_paths: Files with tokenizer weights, by modality.
-        temperature: Of the sampling; 0 takes the likeliest tokens.
+        temperature: Temperature of the sampling; 0 takes the likeliest tokens.
 
     Raises:
-        ConfigError: A setting is not possible.
+        ConfigError: A setting is invalid.
         WeightsError: The weights are not there or do not fit.
     """
     with fixed_random_weights():
@@ -199,17 +200,17 @@ def map_target(
     options: Options,
     described: Mapping[str, Any],
 ) -> dict[tuple[str, ...], list[tuple[LabelledChip, Job]]]:
-    """Write the maps of all chips from each set of inputs, where they are not there yet.
+    """Write the missing maps of all chips from each set of inputs, and return chips and jobs by set.
 
     Args:
-        model: Makes the maps.
-        experiment: The configuration.
+        model: Scene model that makes the maps.
+        experiment: Model and test set.
         sets: Sets of inputs.
-        options: How to run.
-        described: What is known of the model.
+        options: Windows and output folder.
+        described: Description of the model for the tags.
 
     Raises:
-        ConfigError: The windows are not possible, or an unfinished run has other settings.
+        ConfigError: The windows are invalid, or an unfinished run has other settings.
         DataError: A file cannot be used, or no chip has the inputs.
     """
     test, patch = experiment.test, VARIANTS[experiment.variant].patch_size
@@ -231,24 +232,21 @@ def map_target(
 
 
 def read_map(job: Job, ending: str) -> NDArray[np.uint8]:
-    """Return a map that was written, [H, W].
-
-    Args:
-        job: Its scene.
-        ending: Of its name.
-    """
+    """Return a map of a finished job, [H, W], by the ending of its name."""
     layer = next(layer for layer in job.layers if layer.ending == ending)
     with rasterio.open(job.target(layer)) as file:
         return file.read(1)
 
 
-def score(test: LabelledSet, target: Target, names: tuple[str, ...], pairs: Sequence[tuple[LabelledChip, Job]]) -> Row:
-    """Return how maps agree with labels; pixels without label or without data do not count.
+def score(
+    test: LabelledSet, target: Target, names: tuple[str, ...], pairs: Sequence[tuple[LabelledChip, Job]]
+) -> SetScore:
+    """Return the agreement of maps with labels; pixels without a label or without data do not count.
 
     Args:
-        test: Says how labels are read.
-        target: What is looked for.
-        names: The inputs.
+        test: Test set.
+        target: Target of the maps.
+        names: Set of inputs.
         pairs: Chips and their maps.
 
     Raises:
@@ -264,7 +262,7 @@ def score(test: LabelledSet, target: Target, names: tuple[str, ...], pairs: Sequ
                 f"{found.shape[0]} x {found.shape[1]}. Resample them to one grid."
             )
         overlaps.append(count_overlap(found == 1, np.isin(ids, target.positive), known & (found != NO_DATA)))
-    return Row(
+    return SetScore(
         names,
         [chip.name for chip, _ in pairs],
         overlaps,

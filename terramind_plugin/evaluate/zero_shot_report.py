@@ -1,4 +1,4 @@
-"""The results of zero-shot mapping as a table, a file and a figure."""
+"""Results of zero-shot mapping as a table, a file and a figure."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from terramind_plugin.evaluate.scores import Score, intersection_over_union
+from terramind_plugin.evaluate.scores import intersection_over_union
 from terramind_plugin.evaluate.testset import LabelledChip, LabelledSet
-from terramind_plugin.evaluate.zero_shot import LAND_COVER, NO_DATA, TARGET, Row, Target, read_map
+from terramind_plugin.evaluate.zero_shot import LAND_COVER, NO_DATA, TARGET, SetScore, Target, read_map
 from terramind_plugin.inference.job import Job
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.plotting import NO_LABEL, class_picture, draw_panels, modality_picture
@@ -25,35 +25,35 @@ PAPER = (
 SEN1FLOODS11 = re.compile("(Bolivia|Ghana|India|Mekong|Nigeria|Pakistan|Paraguay|Somalia|Spain|Sri-Lanka|USA)_[0-9]+")
 """Names of the hand-labelled chips of Sen1Floods11."""
 AGREEMENT = {"neither": "#d9cfb4", "hit": "#1f6fb4", "false alarm": "#f2c500", "missed": "#c51b7d"}
-"""Colours of what map and label say of a pixel."""
+"""Colours of the agreement between map and label in a pixel."""
 CHIPS = 4
-"""Chips that are drawn."""
+"""Number of chips in the figure."""
 
 
 def is_sen1floods11(test: LabelledSet, target: Target) -> bool:
-    """Return whether water is looked for on the data set of the paper's figures."""
+    """Return whether the target is water and the chips are those of Sen1Floods11, for which the paper has results."""
     return target.name.lower() == "water" and all(SEN1FLOODS11.fullmatch(chip.name) for chip in test.chips)
 
 
-def table(rows: Sequence[Row]) -> list[list[str]]:
+def table(rows: Sequence[SetScore]) -> list[list[str]]:
     """Return head and rows."""
     head = ["inputs", "chips", "IoU", "95 % interval", "precision", "recall"]
     return [head, *([" + ".join(row.inputs), str(len(row.chips)), *_cells(row)] for row in rows)]
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: SetScore) -> list[str]:
     low, high = row.iou.interval
     interval = f"{low:.3f} to {high:.3f}" if len(row.chips) > 1 else "-"
     return [f"{row.iou.value:.3f}", interval, f"{row.precision.value:.3f}", f"{row.recall.value:.3f}"]
 
 
-def record(rows: Sequence[Row], target: Target, described: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all numbers for a JSON file; what cannot be computed is null.
+def record(rows: Sequence[SetScore], target: Target, described: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all numbers for a JSON file; a number that cannot be computed is null.
 
     Args:
         rows: Results.
-        target: What was looked for.
-        described: What made the maps.
+        target: Target of the maps.
+        described: Model and settings that made the maps.
     """
     return {
         **described,
@@ -62,7 +62,7 @@ def record(rows: Sequence[Row], target: Target, described: Mapping[str, Any]) ->
         "rows": [
             {
                 "inputs": list(row.inputs),
-                **{what: plain(getattr(row, what)) for what in ("iou", "precision", "recall")},
+                **{what: getattr(row, what).record() for what in ("iou", "precision", "recall")},
                 "chips": {
                     name: dict(zip(("hits", "false", "missed"), overlap, strict=True))
                     for name, overlap in zip(row.chips, row.overlaps, strict=True)
@@ -73,25 +73,17 @@ def record(rows: Sequence[Row], target: Target, described: Mapping[str, Any]) ->
     }
 
 
-def plain(score: Score) -> dict[str, Any]:
-    """Return a score for a JSON file."""
-    low, high = (_number(value) for value in score.interval)
-    return {"value": _number(score.value), "low": low, "high": high}
-
-
-def _number(value: float) -> float | None:
-    return round(value, 6) if np.isfinite(value) else None
-
-
-def draw(test: LabelledSet, target: Target, row: Row, pairs: Sequence[tuple[LabelledChip, Job]], title: str) -> Figure:
+def draw(
+    test: LabelledSet, target: Target, row: SetScore, pairs: Sequence[tuple[LabelledChip, Job]], title: str
+) -> Figure:
     """Return a figure of some chips from the best to the worst: inputs, land cover, target, label.
 
     Args:
-        test: Says how files are read.
-        target: What was looked for.
+        test: Test set of the chips.
+        target: Target of the maps.
         row: Results of one set of inputs.
-        pairs: Its chips and their maps.
-        title: Above all.
+        pairs: Chips of the set and their maps.
+        title: Title of the figure.
     """
     cover = MODALITIES[LAND_COVER]
     panels = []
@@ -114,7 +106,7 @@ def draw(test: LabelledSet, target: Target, row: Row, pairs: Sequence[tuple[Labe
     return draw_panels(panels, legend, title, side=2.9)
 
 
-def pick_panels(row: Row) -> list[int]:
+def pick_panels(row: SetScore) -> list[int]:
     """Return the numbers of some chips from the best IoU to the worst, at equal steps."""
     each = intersection_over_union(row.overlaps)
     judged = [int(number) for number in np.argsort(-each, kind="stable") if np.isfinite(each[number])]

@@ -11,9 +11,9 @@ import yaml
 from terramind_plugin.cli import main
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.evaluate import compare as module
-from terramind_plugin.evaluate.arms import DEFAULT_ARMS
-from terramind_plugin.evaluate.budgets import choose, limit_labels, read_budgets
-from terramind_plugin.evaluate.report import draw, gain, markdown, spread, summarise, table
+from terramind_plugin.evaluate.arms import DEFAULT_ARMS, choose, limit_labels, read_budgets
+from terramind_plugin.evaluate.compare_report import draw, gain, spread, summarise, table
+from terramind_plugin.evaluate.output import markdown
 from terramind_plugin.system import locked
 
 CHECKPOINT = {"class_path": "ModelCheckpoint", "init_args": {"dirpath": "best", "monitor": "val/loss"}}

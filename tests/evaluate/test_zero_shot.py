@@ -10,7 +10,7 @@ import rasterio
 
 from terramind_plugin.cli import main
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.evaluate.testset import LabelledChip, LabelledSet, Labels, input_sets, read_experiment
+from terramind_plugin.evaluate.testset import LabelledChip, LabelledSet, Labels, read_experiment
 from terramind_plugin.evaluate.zero_shot import choose_inputs, read_target
 from terramind_plugin.evaluate.zero_shot_report import is_sen1floods11, pick_panels
 
@@ -151,8 +151,8 @@ def test_configurations_that_are_not_possible(runner, scenes):
 
 
 def test_sets_of_inputs():
-    assert list(input_sets("ab")) == [("a",), ("b",), ("a", "b")]
-    assert len(set(input_sets("abcd"))) == 15
+    assert choose_inputs(["S2L1C", "DEM"], []) == [("S2L1C",), ("DEM",), ("S2L1C", "DEM")]
+    assert len(set(choose_inputs(["S2L1C", "S1GRD", "DEM", "NDVI"], []))) == 15
     assert choose_inputs(["S2L1C", "S1GRD"], []) == [("S2L1C",), ("S1GRD",), ("S2L1C", "S1GRD")]
     assert choose_inputs(["S2L1C", "S1GRD"], [["S1GRD", "sen2l1c"], ["S2L1C", "S1GRD"]]) == [("S2L1C", "S1GRD")]
     assert read_target("Snow/Ice, water", "1,3").classes == (7, 1)
@@ -199,8 +199,8 @@ def test_chips_from_the_best_to_the_worst():
 
 def make_row(overlaps):
     from terramind_plugin.evaluate.scores import Overlap, score_overlaps
-    from terramind_plugin.evaluate.zero_shot import Row
+    from terramind_plugin.evaluate.zero_shot import SetScore
 
     counts = [Overlap(*one) for one in overlaps]
     score = score_overlaps(counts)
-    return Row(("S1GRD",), [str(number) for number in range(len(counts))], counts, score, score, score)
+    return SetScore(("S1GRD",), [str(number) for number in range(len(counts))], counts, score, score, score)

@@ -1,4 +1,4 @@
-"""The results of a comparison as a table and as a figure."""
+"""Results of a comparison as a table and as a figure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Summary:
-    """One arm with one number of labels; of each figure one value for each seed."""
+    """Results of one arm with one number of labels; lists have one value for each seed."""
 
     arm: str
     labels: int | None
@@ -75,9 +75,9 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 def gain(one: Summary, other: Summary) -> str:
-    """Return how much more one arm gives than another: mean over the seeds they share, and its 95 % interval.
+    """Return the mean difference between two arms over their common seeds, with its 95 % interval by Student's t.
 
-    Seeds are compared one by one, since those of both arms have the same samples; Student's t.
+    Seeds are compared one by one, since both arms have the same samples with one seed.
     """
     from scipy.stats import t
 
@@ -93,7 +93,7 @@ def gain(one: Summary, other: Summary) -> str:
 
 
 def table(summaries: Sequence[Summary], metric: str) -> list[list[str]]:
-    """Return head and rows; the first arm is what the others are compared with."""
+    """Return head and rows; the other arms are compared with the first one."""
     first = {one.labels: one for one in reversed(summaries)}
     several = len({one.arm for one in summaries}) > 1
     limited = any(one.labels is not None for one in summaries)
@@ -119,14 +119,8 @@ def table(summaries: Sequence[Summary], metric: str) -> list[list[str]]:
     return [head, *rows]
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Return a table with its head in the first row."""
-    rule = ["---", *["---:"] * (len(rows[0]) - 1)]
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in [rows[0], rule, *rows[1:]])
-
-
 def draw(summaries: Sequence[Summary], metric: str, title: str) -> Figure:
-    """Return a figure: the metric over the number of labels if there are several, else over what it costs."""
+    """Return a figure: the metric over the number of labels if there are several, else over time and memory."""
     if len({one.labels for one in summaries}) > 1:
         return _draw_labels(summaries, metric, title)
     return _draw_costs(summaries, metric, title)
@@ -140,12 +134,12 @@ def _draw_labels(summaries: Sequence[Summary], metric: str, title: str) -> Figur
     budgets = list(dict.fromkeys(one.labels for one in summaries))
     for number, arm in enumerate(dict.fromkeys(one.arm for one in summaries)):
         own, color = [one for one in summaries if one.arm == arm], f"C{number % 10}"
-        # Side by side, so that no arm's spread hides another's.
-        places = [budgets.index(one.labels) + 0.06 * number for one in own]
-        for place, one in zip(places, own, strict=True):
-            axis.scatter([place] * len(one.metric), one.metric, s=14, color=color, alpha=0.5, linewidths=0)
+        # Side by side, so that the spreads of two arms do not cover each other.
+        positions = [budgets.index(one.labels) + 0.06 * number for one in own]
+        for position, one in zip(positions, own, strict=True):
+            axis.scatter([position] * len(one.metric), one.metric, s=14, color=color, alpha=0.5, linewidths=0)
         axis.errorbar(
-            places,
+            positions,
             [statistics.fmean(one.metric) for one in own],
             yerr=[statistics.stdev(one.metric) if len(one.metric) > 1 else 0.0 for one in own],
             color=color,
