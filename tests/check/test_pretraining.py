@@ -95,7 +95,7 @@ def store(chips: Any, look: Look) -> Callable[..., dict[str, Any]]:
         folders = {name: f"nano/worlds/data/{name}Hand" for name in ENDINGS}
         for name, ending in ENDINGS.items():
             folder = ChipFolder(MODALITIES[name], Path(folders[name]), ending)
-            stored = [StoredChip.of(folder.path(chip), chip, 1, 1) for chip in folder.names()]
+            stored = [StoredChip.describe(folder.path(chip), chip, 1, 1) for chip in folder.names()]
             recipe = Recipe(f"{tokenizer}_tokenizer_{name.lower()}", "0" * 64, 64, 1)
             write_tokens(Path("nano/tokens", f"{name}.safetensors"), np.zeros((12, 1, 8, 8), np.uint16), recipe, stored)
         return {"folders": folders, "suffixes": ENDINGS, "tokens": list(ENDINGS)}

@@ -19,13 +19,7 @@ MANY = 0.1
 
 
 def check_gaps(plan: DataPlan, image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Finding]:
-    """Yield what pixels without data would do, numbers that stand for them, and constant bands.
-
-    Args:
-        plan: What the configuration says.
-        image: Of which images.
-        summaries: What their files hold.
-    """
+    """Yield what pixels without data would do, numbers that stand for them, and constant bands."""
     yield from _check_missing(plan, image, summaries)
     yield from _check_odd(image, summaries)
     yield from _check_numbers(image, summaries)

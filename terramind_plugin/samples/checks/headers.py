@@ -79,11 +79,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Return a raster's header; 'problem' says so where it cannot be read or ends too early.
-
-    Args:
-        path: The raster.
-    """
+    """Return a raster's header; 'problem' says so where the raster cannot be read or ends too early."""
     try:
         with rasterio.open(path) as raster:
             return Header(

@@ -38,12 +38,7 @@ class Mask:
 
 
 def read_labels(plan: DataPlan, most: int = MOST) -> list[Mask]:
-    """Return the values of label files and how often each occurs; of many files, some drawn from all splits.
-
-    Args:
-        plan: What there is.
-        most: How many to read.
-    """
+    """Return the values of label files and how often each occurs; at most `most` files, drawn from all splits."""
     splits: dict[Path, list[str]] = {}
     for split in plan.splits:
         for path in (files[LABEL] for files in split.samples.values() if LABEL in files):

@@ -26,10 +26,6 @@ def check_order(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Find
     """Yield a finding if bands look like they are in another order.
 
     Neighbours in the spectrum are alike, and the cirrus band is the darkest.
-
-    Args:
-        image: What the configuration says.
-        summaries: What the files hold.
     """
     modality = image.modality
     if modality is None:

@@ -74,28 +74,16 @@ def _with_images(plan: DataPlan) -> list[tuple[str, str, dict[str, Path]]]:
     return [chip for chip in plan.chips() if names & chip[2].keys()]
 
 
-def draw_samples(plan: DataPlan, count: int, seed: int = 0) -> list[tuple[str, str, dict[str, Path]]]:
-    """Return split, id and files of some chips that have an image, drawn from all splits.
-
-    Args:
-        plan: What there is.
-        count: How many samples, at most.
-        seed: Of the draw.
-    """
+def draw_samples(plan: DataPlan, count: int) -> list[tuple[str, str, dict[str, Path]]]:
+    """Return split, id and files of at most `count` chips that have an image, drawn from all splits."""
     every = _with_images(plan)
-    order = np.random.default_rng(seed).permutation(len(every))[:count]
+    order = np.random.default_rng(0).permutation(len(every))[:count]
     return [every[index] for index in sorted(order)]
 
 
-def read_sample(plan: DataPlan, count: int, seed: int = 0) -> Sample:
-    """Return summaries of the images of some samples, drawn from all splits.
-
-    Args:
-        plan: What there is.
-        count: How many samples, at most.
-        seed: Of the draw.
-    """
-    drawn = draw_samples(plan, count, seed)
+def read_sample(plan: DataPlan, count: int) -> Sample:
+    """Return summaries of the images of at most `count` samples, drawn from all splits."""
+    drawn = draw_samples(plan, count)
     jobs = [
         (image, files[image.name])
         for _, _, files in drawn
@@ -212,11 +200,6 @@ def _read_bands(image: ImagePlan, pixels: NDArray[Any]) -> NDArray[Any]:
 
 
 def pooled(image: ImagePlan, summaries: Sequence[Summary]) -> NDArray[Any]:
-    """Return pixels [bands, n] of all files, of the bands that the model gets.
-
-    Args:
-        image: What the configuration says.
-        summaries: Of its files, at least one.
-    """
+    """Return pixels [bands, n] of all files, at least one, of the bands that the model gets."""
     bands = min(len(summary.pixels) for summary in summaries)
     return np.concatenate([_read_bands(image, summary.pixels)[:bands] for summary in summaries], axis=1)
