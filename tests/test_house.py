@@ -32,11 +32,7 @@ SHARED_NAMES = {
     "logger": "the logger of the package, by Python's custom",
 }
 """Public names that more than one module defines, and why."""
-TO_RENAME = (
-    "Backbone Band Block Chip Comparison FAR GENERATOR Grid Job LABEL Material NO_CLASS PAD Part RASTERS REFLECTANCE "
-    "Reconstruction Results SMALLEST STEP STEPS Sample Score Statistics Summary TABLES World check_names choose "
-    "describe draw hash_weights main read_middle record table"
-)
+TO_RENAME = "Chip FAR Grid Job LABEL Material RASTERS SMALLEST Score Summary describe draw main record table"
 """Names that still stand for several things."""
 
 

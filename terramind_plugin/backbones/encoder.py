@@ -15,7 +15,7 @@ from terramind_plugin.backbones.presence import choose_used, find_present, mask_
 from terramind_plugin.cache.cache import Cache
 from terramind_plugin.cache.keys import describe_specs
 from terramind_plugin.errors import ConfigError, suggest
-from terramind_plugin.model.embeddings import PAD, build_embedding
+from terramind_plugin.model.embeddings import PAD_ID, build_embedding
 from terramind_plugin.model.encoder import build_blocks, initialise, run_blocks
 from terramind_plugin.model.finite import zero_nan
 from terramind_plugin.model.inputs import BACKBONE, InputSpec, check_shapes, check_size, collect_inputs, plan_inputs
@@ -180,7 +180,7 @@ class TerraMindBackbone(nn.Module):
             if spec.name in inputs:
                 tokens[spec.name] = self.encoder_embeddings[spec.key](inputs[spec.name])
                 if spec.is_sequence:
-                    valid[spec.name] = inputs[spec.name] != PAD
+                    valid[spec.name] = inputs[spec.name] != PAD_ID
         if self.register_tokens is not None:
             first = next(iter(tokens.values()))
             tokens = {REGISTERS: self.register_tokens.expand(len(first), -1, -1).to(first.dtype), **tokens}

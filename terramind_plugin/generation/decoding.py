@@ -12,7 +12,7 @@ from torch import Tensor
 
 from terramind_plugin.generation.sampling import NO_TEMPERATURE, count_draws, sample, sample_ids
 from terramind_plugin.generation.schedules import Decoding
-from terramind_plugin.model.embeddings import PAD
+from terramind_plugin.model.embeddings import PAD_ID
 from terramind_plugin.tokenizers.noise import Noise
 
 Score = Callable[[Tensor], Tensor]
@@ -120,7 +120,7 @@ def continue_sequence(
 
 
 def first_piece(ids: Tensor, sentinels: Sequence[int] | range = SENTINELS) -> Tensor:
-    """Return the tokens of a generated sequence that follow `START`, without sentinels, filled up with `PAD` [B, L].
+    """Return the tokens of a generated sequence that follow `START`, without sentinels, filled up with `PAD_ID` [B, L].
 
     The sequence ends at `STOP`. After any other sentinel, tokens are left out until `START` comes again.
 
@@ -133,9 +133,9 @@ def first_piece(ids: Tensor, sentinels: Sequence[int] | range = SENTINELS) -> Te
     last = torch.where(is_sentinel, positions, -1).cummax(dim=1).values
     current = torch.where(last < 0, START, ids.gather(1, last.clamp(min=0)))
     ended = (ids == STOP).cummax(dim=1).values
-    valid = ~is_sentinel & (current == START) & ~ended & (ids != PAD)
+    valid = ~is_sentinel & (current == START) & ~ended & (ids != PAD_ID)
     order = (~valid).to(torch.int8).argsort(dim=1, stable=True)
-    return torch.where(valid, ids, PAD).gather(1, order)
+    return torch.where(valid, ids, PAD_ID).gather(1, order)
 
 
 def _draws(noise: Noise, count: int, how: Decoding, each: int, device: torch.device) -> Tensor | None:

@@ -12,7 +12,7 @@ from terramind_plugin.generation.decoding import FILLERS, SENTINELS, START, cont
 from terramind_plugin.generation.sampling import guide
 from terramind_plugin.generation.schedules import Decoding
 from terramind_plugin.model.embeddings import SequenceHead
-from terramind_plugin.model.encoder_decoder import Context, EncoderDecoder, Part
+from terramind_plugin.model.encoder_decoder import Context, EncoderDecoder, Tokens
 from terramind_plugin.model.finite import FiniteGuard, zero_nan
 from terramind_plugin.model.inputs import InputSpec, check_size
 from terramind_plugin.model.modalities import Modality, resolve, token_key
@@ -31,13 +31,13 @@ class EncoderTokens:
         batch: Number of samples.
     """
 
-    def __init__(self, model: EncoderDecoder, parts: Mapping[str, Part], batch: int) -> None:
+    def __init__(self, model: EncoderDecoder, parts: Mapping[str, Tokens], batch: int) -> None:
         self.model = model
         self.parts = dict(parts)
         self.batch = batch
         self._contexts: dict[frozenset[str], Context] = {}
 
-    def put(self, key: str, part: Part) -> None:
+    def put(self, key: str, part: Tokens) -> None:
         """Add or replace the tokens of a modality."""
         self.parts[key] = part
         self._contexts.clear()
@@ -171,7 +171,7 @@ class TokenGenerator(nn.Module):
             inputs = {name: zero_nan(x) if name in images else x for name, x in inputs.items()}
         if not checked:
             self._guard(inputs, wait=True)
-        parts: dict[str, Part] = {}
+        parts: dict[str, Tokens] = {}
         for spec in self.inputs:
             x = inputs.get(spec.name)
             if x is None:

@@ -16,7 +16,7 @@ import numpy as np
 import rasterio
 import torch
 
-from terramind_plugin._version import __version__
+from terramind_plugin._version import NUMERICS, __version__
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.files import is_whole_picture, write_figure, write_text
 from terramind_plugin.inference.preview import draw_scene
@@ -224,6 +224,7 @@ class Job:
             **described,
             **options.describe(),
             "terramind_plugin_version": __version__,
+            "numerics": NUMERICS,
             "input": {name: _identity(path) for name, path in self.inputs.items()},
             "date": today(),
         }
@@ -231,7 +232,7 @@ class Job:
 
     def fingerprint(self) -> str:
         """Return a hash of everything that decides on the results."""
-        settled = {key: value for key, value in self.record.items() if key != "date"}
+        settled = {key: value for key, value in self.record.items() if key not in ("date", "terramind_plugin_version")}
         return hashlib.sha256(json.dumps(settled, sort_keys=True).encode()).hexdigest()[:16]
 
     def is_done(self) -> bool:

@@ -19,7 +19,7 @@ from terramind_plugin.model.variants import PUBLISHED_WAVES, Variant, Waves
 
 CACHED_SIZES = 16
 """Maximum number of image sizes whose position embeddings a model keeps."""
-PAD = 0
+PAD_ID = 0
 """Token id that stands for no token, in sequences."""
 SEQUENCE_POSITIONS = 512
 """Positions that the published sequence embeddings store, however short the sequence."""
@@ -80,7 +80,7 @@ class GridEmbedding(nn.Module):
         self.mod_emb = nn.Parameter(torch.zeros(1, 1, dim))
         self._resized: dict[tuple[object, ...], Tensor] = {}
 
-    def place(self, size: tuple[int, int]) -> Tensor:
+    def embed_positions(self, size: tuple[int, int]) -> Tensor:
         """Return the sum of position and modality embedding [1, rows * columns, dim].
 
         Args:
@@ -134,7 +134,7 @@ class ImageEmbedding(GridEmbedding):
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens [B, rows * columns, dim] of an image [B, channels, H, W], H and W multiples of the patch."""
         size = (x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size)
-        return self.project(x) + self.place(size)
+        return self.project(x) + self.embed_positions(size)
 
     def project(self, x: Tensor) -> Tensor:
         """Return the patches' content alone, [B, rows * columns, dim], of an image as in `forward`."""
@@ -184,16 +184,16 @@ class TokenEmbedding(GridEmbedding):
     def forward(self, ids: Tensor) -> Tensor:
         """Return tokens [B, rows * columns, dim] of token ids [B, rows, columns]."""
         tokens: Tensor = self.token_emb(ids.flatten(1))
-        return tokens + self.place((ids.shape[1], ids.shape[2]))
+        return tokens + self.embed_positions((ids.shape[1], ids.shape[2]))
 
-    def place_at(self, size: tuple[int, int], index: Tensor) -> Tensor:
+    def embed_positions_at(self, size: tuple[int, int], index: Tensor) -> Tensor:
         """Return position plus modality embedding [B, M, dim] of some tokens of the grid.
 
         Args:
             size: Rows and columns of the grid.
             index: Their numbers [B, M], row by row.
         """
-        return self.place(size)[0][index]
+        return self.embed_positions(size)[0][index]
 
 
 class SequenceEmbedding(nn.Module):
@@ -213,14 +213,14 @@ class SequenceEmbedding(nn.Module):
         self.max_length = max_length
         self.register_buffer("pos_emb", sequence_positions(SEQUENCE_POSITIONS, dim))
         self.mod_emb = nn.Parameter(torch.zeros(1, 1, dim))
-        self.token_emb = nn.Embedding(vocab_size, dim, padding_idx=PAD)
+        self.token_emb = nn.Embedding(vocab_size, dim, padding_idx=PAD_ID)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return tokens [B, L, dim] of token ids [B, L], 0 where there is none."""
         tokens: Tensor = self.token_emb(ids)
-        return tokens + self.place_at(positions_of(ids))
+        return tokens + self.embed_positions_at(positions_of(ids))
 
-    def place_at(self, positions: Tensor) -> Tensor:
+    def embed_positions_at(self, positions: Tensor) -> Tensor:
         """Return position plus modality embedding [..., L, dim].
 
         Args:
@@ -232,7 +232,7 @@ class SequenceEmbedding(nn.Module):
 
 def positions_of(ids: Tensor) -> Tensor:
     """Return the position of each token of sequences [B, L], counted from 0 over the tokens that are no padding."""
-    return ((ids != PAD).cumsum(dim=1) - 1).clamp(min=0)
+    return ((ids != PAD_ID).cumsum(dim=1) - 1).clamp(min=0)
 
 
 def _share(logits: nn.Linear, embedding: nn.Embedding) -> nn.Linear:

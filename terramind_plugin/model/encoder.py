@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from terramind_plugin.model.layers import Block, LayerNorm
+from terramind_plugin.model.layers import EncoderBlock, LayerNorm
 
 
 def build_blocks(
@@ -26,7 +26,7 @@ def build_blocks(
     """Return `depth` blocks; drop path grows linearly from 0 to `drop_path_rate` with depth."""
     rates = [drop_path_rate * index / max(depth - 1, 1) for index in range(depth)]
     return nn.ModuleList(
-        Block(
+        EncoderBlock(
             dim,
             num_heads,
             mlp_ratio=mlp_ratio,
@@ -42,7 +42,7 @@ def build_blocks(
 
 def run_blocks(
     x: Tensor,
-    blocks: Sequence[Block] | nn.ModuleList,
+    blocks: Sequence[EncoderBlock] | nn.ModuleList,
     norm: LayerNorm,
     *,
     mask: Tensor | None = None,

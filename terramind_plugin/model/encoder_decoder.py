@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from terramind_plugin.model.decoder import CrossAttention, DecoderBlock, KeysValues, run_decoder
 from terramind_plugin.model.embeddings import (
-    PAD,
+    PAD_ID,
     SequenceEmbedding,
     TokenEmbedding,
     build_embedding,
@@ -29,22 +29,22 @@ from terramind_plugin.model.layers import LayerNorm
 from terramind_plugin.model.modalities import Modality, token_key
 from terramind_plugin.model.variants import Variant
 
-SAME_PLACE = 2.0
-"""Factor of queries and keys at the start: how much attention goes to the same place."""
+SAME_POSITION = 2.0
+"""Factor of queries and keys at the start: how much attention goes to the same position."""
 
 
 @dataclass(frozen=True)
-class Part:
+class Tokens:
     """Tokens of one modality as the encoder reads them: what they hold and, apart from that, where they are."""
 
     content: Tensor
     """[B, N, dim]."""
-    place: Tensor
+    position: Tensor
     """Position plus modality embedding, [1 or B, N, dim]. The decoder's context has it added once more."""
     valid: Tensor | None = None
     """Boolean [B, N], True where there is a token; None if all are there."""
 
-    def where(self, present: Tensor | None) -> Part:
+    def where(self, present: Tensor | None) -> Tokens:
         """Return the part without the samples that lack the modality.
 
         Args:
@@ -130,7 +130,7 @@ class EncoderDecoder(nn.Module):
         """Draw all weights as 4M does, in place, but for the attention to the context.
 
         That begins with equal queries and keys, and an output that undoes the values: it copies what the context has
-        at the same place. Training does not have to find out first which place belongs to which.
+        at the same position. Training need not find out first which positions belong together.
         Source: Trockman and Kolter, Mimetic Initialization (arXiv:2305.09828).
         """
         initialise(self)
@@ -138,7 +138,7 @@ class EncoderDecoder(nn.Module):
         for module in self.modules():
             if isinstance(module, CrossAttention):
                 keys, values = module.kv.weight.data.chunk(2)
-                nn.init.xavier_uniform_(keys, gain=SAME_PLACE)
+                nn.init.xavier_uniform_(keys, gain=SAME_POSITION)
                 module.q.weight.data.copy_(keys)
                 nn.init.orthogonal_(values)
                 module.proj.weight.data.copy_(values.T)
@@ -152,7 +152,7 @@ class EncoderDecoder(nn.Module):
     def _head(self, key: str) -> Any:
         return self.decoder_embeddings[key]
 
-    def embed_image(self, key: str, image: Tensor) -> Part:
+    def embed_image(self, key: str, image: Tensor) -> Tokens:
         """Return the tokens of an image.
 
         Args:
@@ -161,9 +161,9 @@ class EncoderDecoder(nn.Module):
         """
         embedding = self._embedding(key)
         size = (image.shape[-2] // self.patch_size, image.shape[-1] // self.patch_size)
-        return Part(embedding.project(image), embedding.place(size))
+        return Tokens(embedding.project(image), embedding.embed_positions(size))
 
-    def embed_grid(self, key: str, ids: Tensor) -> Part:
+    def embed_grid(self, key: str, ids: Tensor) -> Tokens:
         """Return the tokens of an image modality that comes as token ids.
 
         Args:
@@ -171,9 +171,9 @@ class EncoderDecoder(nn.Module):
             ids: [B, rows, columns].
         """
         embedding = self._embedding(key)
-        return Part(embedding.token_emb(ids.flatten(1)), embedding.place((ids.shape[1], ids.shape[2])))
+        return Tokens(embedding.token_emb(ids.flatten(1)), embedding.embed_positions((ids.shape[1], ids.shape[2])))
 
-    def embed_some(self, key: str, ids: Tensor, index: Tensor, size: tuple[int, int]) -> Part:
+    def embed_some(self, key: str, ids: Tensor, index: Tensor, size: tuple[int, int]) -> Tokens:
         """Return some tokens of an image modality, those that are decoded so far.
 
         Args:
@@ -183,19 +183,19 @@ class EncoderDecoder(nn.Module):
             size: Rows and columns of the grid.
         """
         embedding = self._embedding(key)
-        return Part(embedding.token_emb(ids), embedding.place_at(size, index))
+        return Tokens(embedding.token_emb(ids), embedding.embed_positions_at(size, index))
 
-    def embed_sequence(self, key: str, ids: Tensor) -> Part:
+    def embed_sequence(self, key: str, ids: Tensor) -> Tokens:
         """Return the tokens of a short text.
 
         Args:
             key: Checkpoint key of the modality.
-            ids: [B, L]; `PAD` where there is no token.
+            ids: [B, L]; `PAD_ID` where there is no token.
         """
         embedding = self._embedding(key)
-        return Part(embedding.token_emb(ids), embedding.place_at(positions_of(ids)), ids != PAD)
+        return Tokens(embedding.token_emb(ids), embedding.embed_positions_at(positions_of(ids)), ids != PAD_ID)
 
-    def encode(self, parts: Sequence[Part], batch: int) -> Context:
+    def encode(self, parts: Sequence[Tokens], batch: int) -> Context:
         """Return the context that parts of one or several modalities make; without any, an empty one.
 
         Args:
@@ -206,8 +206,9 @@ class EncoderDecoder(nn.Module):
             context = self.mask_token.new_zeros(batch, 0, self.variant.dim)
             return self._context(context, None)
         content = torch.cat([part.content for part in parts], dim=1)
-        is_common = all(part.place.shape[0] == 1 for part in parts)
-        place = torch.cat([part.place if is_common else part.place.expand_as(part.content) for part in parts], dim=1)
+        is_common = all(part.position.shape[0] == 1 for part in parts)
+        positions = [part.position if is_common else part.position.expand_as(part.content) for part in parts]
+        position = torch.cat(positions, dim=1)
         mask = None
         if any(part.valid is not None for part in parts):
             shapes = [part.content.shape[:2] for part in parts]
@@ -217,8 +218,8 @@ class EncoderDecoder(nn.Module):
             ]
             mask = torch.cat(masks, dim=1)
         last = len(self.encoder) - 1
-        (x,) = run_blocks(content + place, self.encoder, self.encoder_norm, mask=mask, keep=(last,))
-        return self._context(self.decoder_proj_context(x) + place, mask)
+        (x,) = run_blocks(content + position, self.encoder, self.encoder_norm, mask=mask, keep=(last,))
+        return self._context(self.decoder_proj_context(x) + position, mask)
 
     def _context(self, tokens: Tensor, mask: Tensor | None) -> Context:
         blocks: list[Any] = list(self.decoder)
@@ -234,7 +235,7 @@ class EncoderDecoder(nn.Module):
             context: From `encode`.
         """
         head = self._head(key)
-        x = self.mask_token + head.place_at(size, index)
+        x = self.mask_token + head.embed_positions_at(size, index)
         x = run_decoder(x, self.decoder, self.decoder_norm, context.memory, mask=context.mask)
         logits: Tensor = head.to_logits(x)
         return logits
@@ -248,7 +249,7 @@ class EncoderDecoder(nn.Module):
             context: From `encode`.
         """
         head = self._head(key)
-        x = head.token_emb(ids) + head.place_at(torch.arange(ids.shape[1], device=ids.device))
+        x = head.token_emb(ids) + head.embed_positions_at(torch.arange(ids.shape[1], device=ids.device))
         x = run_decoder(x, self.decoder, self.decoder_norm, context.memory, mask=context.mask, causal=True)
         logits: Tensor = head.to_logits(x[:, -1])
         return logits

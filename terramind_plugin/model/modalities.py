@@ -273,7 +273,7 @@ _TABLE = (
 MODALITIES: dict[str, Modality] = {modality.name: modality for modality in _TABLE}
 """The table, by the user's name."""
 RADAR = tuple(modality.name for modality in _TABLE if modality.units == "dB")
-REFLECTANCE = tuple(modality.name for modality in _TABLE if "reflectance" in modality.units)
+OPTICAL = tuple(modality.name for modality in _TABLE if "reflectance" in modality.units)
 
 
 def _name_key(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from terramind_plugin.model.modalities import RADAR, REFLECTANCE, Modality
+from terramind_plugin.model.modalities import OPTICAL, RADAR, Modality
 
 FACTORS = (10, 100, 1000)
 """Factors by which decibels are stored as whole numbers."""
@@ -42,7 +42,7 @@ def other_unit(modality: Modality, values: NDArray[Any]) -> Guess | None:
         values: Finite values, at least one.
     """
     low, high = float(values.min()), float(values.max())
-    if modality.name in REFLECTANCE and high <= 10:
+    if modality.name in OPTICAL and high <= 10:
         return Guess("reflectance that was not multiplied by 10000", "Multiply them by 10000.", 10000)
     if modality.name in RADAR and low >= 0:
         if np.median(values) < 2:
@@ -71,7 +71,7 @@ def is_eight_bit(modality: Modality, values: NDArray[Any]) -> bool:
         modality: What they should be.
         values: Values of all of a file, or of files of 8 bits.
     """
-    return modality.name in REFLECTANCE and 10 < values.max() <= MOST
+    return modality.name in OPTICAL and 10 < values.max() <= MOST
 
 
 def _outside(modality: Modality, values: NDArray[Any]) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.generation.decoding import START, STOP
 from terramind_plugin.model.decoder import run_decoder
-from terramind_plugin.model.encoder_decoder import Context, EncoderDecoder, Part
+from terramind_plugin.model.encoder_decoder import Context, EncoderDecoder, Tokens
 from terramind_plugin.model.modalities import resolve, token_key
 from terramind_plugin.pretrain.masking import Masks
 
@@ -134,13 +134,13 @@ def _read(model: EncoderDecoder, batch: MaskedBatch, packing: Packing, size: tup
         elif kind == "tokens":
             contents.append(embedding.token_emb(batch["tokens"][name].flatten()[rows].long()))
         if kind != "sequences":
-            positions.append(embedding.place(size)[0][rows % count])
+            positions.append(embedding.embed_positions(size)[0][rows % count])
             continue
         ids = F.pad(batch["sequences"][name], (1, 0), value=START)
         contents.append(embedding.token_emb(ids.flatten()[rows].long()))
         # Only tokens that are read count: the start alone, or all but the start.
-        positions.append(embedding.place_at((rows % ids.shape[1] - 1).clamp(min=0)))
-    part = Part(packing.join(contents), packing.join(positions), packing.valid)
+        positions.append(embedding.embed_positions_at((rows % ids.shape[1] - 1).clamp(min=0)))
+    part = Tokens(packing.join(contents), packing.join(positions), packing.valid)
     return model.encode([part], len(packing.slots))
 
 
@@ -159,11 +159,11 @@ def _predict(
         kind, _, name = entry.partition(".")
         head: Any = model.decoder_embeddings[key_of(entry)]
         if kind == "tokens":
-            queries.append(model.mask_token[0] + head.place(size)[0][rows % count])
+            queries.append(model.mask_token[0] + head.embed_positions(size)[0][rows % count])
             answers[entry] = batch["tokens"][name].flatten()[rows].long()
             continue
         ids = F.pad(batch["sequences"][name], (1, 0), value=START)
-        queries.append(head.token_emb(ids.flatten()[rows].long()) + head.place_at(rows % ids.shape[1]))
+        queries.append(head.token_emb(ids.flatten()[rows].long()) + head.embed_positions_at(rows % ids.shape[1]))
         answers[entry] = F.pad(ids[:, 1:], (0, 1), value=STOP).flatten()[rows].long()
     y = run_decoder(
         packing.join(queries),

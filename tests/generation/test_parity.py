@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from terramind_plugin.generation.schedules import Decoding
-from terramind_plugin.model.embeddings import PAD
+from terramind_plugin.model.embeddings import PAD_ID
 from terramind_plugin.model.modalities import resolve
 from tests.generation.conftest import ReplayedNoise
 
@@ -44,7 +44,7 @@ def compare(pair, give, run_reference, record):
                 assert torch.equal(ids.flatten(1), expected)
             else:
                 assert torch.equal(ids[:, : expected.shape[1]], expected)
-                assert (ids[:, expected.shape[1] :] == PAD).all()
+                assert (ids[:, expected.shape[1] :] == PAD_ID).all()
 
     return run
 

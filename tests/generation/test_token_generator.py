@@ -6,7 +6,7 @@ import torch
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.generation.decoding import START, STOP, first_piece
 from terramind_plugin.generation.schedules import Decoding
-from terramind_plugin.model.embeddings import PAD
+from terramind_plugin.model.embeddings import PAD_ID
 from terramind_plugin.model.encoder_decoder import EncoderDecoder
 
 DRAWN = Decoding(steps=3, temperature=1.0, top_p=0.8)
@@ -170,11 +170,11 @@ def test_unconditional(generator, give):
     ("ids", "want"),
     [
         ([700, 800, 3], [700, 800, 3]),
-        ([700, STOP, 900], [700, PAD, PAD]),
-        ([700, 4, 900], [700, PAD, PAD]),
-        ([4, START, 900], [900, PAD, PAD]),
-        ([STOP, START, 900], [PAD, PAD, PAD]),
-        ([203, 204, START], [PAD, PAD, PAD]),
+        ([700, STOP, 900], [700, PAD_ID, PAD_ID]),
+        ([700, 4, 900], [700, PAD_ID, PAD_ID]),
+        ([4, START, 900], [900, PAD_ID, PAD_ID]),
+        ([STOP, START, 900], [PAD_ID, PAD_ID, PAD_ID]),
+        ([203, 204, START], [PAD_ID, PAD_ID, PAD_ID]),
     ],
 )
 def test_text_of_a_sequence(ids, want):

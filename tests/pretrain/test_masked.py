@@ -122,8 +122,8 @@ def test_lead_in_asks_its_own_question():
 def test_attention_to_the_context_begins_at_the_same_place():
     model = MaskedModellingTask(NANO, **ARGUMENTS).model
     block = model.decoder[0]
-    place = model.decoder_embeddings["tok_lulc@224"].place((8, 8))
-    context = model.encoder_embeddings["untok_sen2l2a@224"].place((8, 8))
+    place = model.decoder_embeddings["tok_lulc@224"].embed_positions((8, 8))
+    context = model.encoder_embeddings["untok_sen2l2a@224"].embed_positions((8, 8))
     keys, _ = block.keys_values(context)
     queries = block.cross_attn.q(block.query_norm(place)).unflatten(2, (block.cross_attn.num_heads, -1)).transpose(1, 2)
     weights = (queries @ keys.transpose(2, 3) / keys.shape[3] ** 0.5).softmax(dim=3).mean(dim=1)[0]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from terramind_plugin.errors import counted
-from terramind_plugin.model.modalities import RADAR, REFLECTANCE
+from terramind_plugin.model.modalities import OPTICAL, RADAR
 from terramind_plugin.samples.checks.findings import Finding, some
 from terramind_plugin.samples.checks.sample import Summary
 from terramind_plugin.samples.plan import DataPlan, ImagePlan
@@ -117,7 +117,7 @@ def _check_numbers(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[F
                 f"{image.modality.units}, but no data.",
                 f"Declare it in the files: gdal_edit.py -a_nodata {number:g}.",
             )
-    if image.modality is None or image.modality.name in (*REFLECTANCE, *RADAR):
+    if image.modality is None or image.modality.name in (*OPTICAL, *RADAR):
         zeros = [summary for summary in summaries if summary.zero > GAPS]
         if zeros:
             yield Finding(

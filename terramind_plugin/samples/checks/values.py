@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terramind_plugin.errors import counted
-from terramind_plugin.model.modalities import MODALITIES, RADAR, REFLECTANCE
+from terramind_plugin.model.modalities import MODALITIES, OPTICAL, RADAR
 from terramind_plugin.model.units import EIGHT_BIT, Guess, is_eight_bit, other_unit
 from terramind_plugin.samples.checks.findings import Finding, some
 from terramind_plugin.samples.checks.gaps import check_gaps
@@ -114,7 +114,7 @@ def _conversion(image: ImagePlan, guess: Guess, pixels: NDArray[Any]) -> str:
     if guess.scale is None:
         return guess.advice
     return f"Set constant_scale: {{{image.name}: {guess.scale:g}}}" + (
-        " if they are 0 to 1." if image.modality.name in REFLECTANCE else "."
+        " if they are 0 to 1." if image.modality.name in OPTICAL else "."
     )
 
 
@@ -146,7 +146,7 @@ def _check_modality(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[
     name = image.modality.name if image.modality is not None else ""
     if not summaries:
         return
-    if name in REFLECTANCE:
+    if name in OPTICAL:
         yield from check_offset(image, summaries)
         yield from check_order(image, summaries)
     elif name in RADAR:
