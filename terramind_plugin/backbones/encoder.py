@@ -18,7 +18,15 @@ from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.model.embeddings import PAD_ID, build_embedding
 from terramind_plugin.model.encoder import build_blocks, initialise, run_blocks
 from terramind_plugin.model.finite import zero_nan
-from terramind_plugin.model.inputs import BACKBONE, InputSpec, check_shapes, check_size, collect_inputs, plan_inputs
+from terramind_plugin.model.inputs import (
+    BACKBONE,
+    InputSpec,
+    Modalities,
+    check_shapes,
+    check_size,
+    collect_inputs,
+    plan_inputs,
+)
 from terramind_plugin.model.layers import LayerNorm
 from terramind_plugin.model.variants import Variant
 
@@ -58,7 +66,7 @@ class TerraMindBackbone(nn.Module):
     def __init__(
         self,
         variant: Variant,
-        modalities: Sequence[str | Mapping[str, int]] | Mapping[str, int] | None,
+        modalities: Modalities,
         *,
         bands: Mapping[str, Sequence[object]] | None = None,
         new_bands: Sequence[object] = (),
@@ -84,13 +92,7 @@ class TerraMindBackbone(nn.Module):
         self.layers = _check_layers(out_indices, variant.depth)
         self.patch_size = variant.patch_size
         self.img_size = check_size(variant.img_size if img_size is None else img_size, self.patch_size, "img_size")
-        for name, rate in (
-            ("drop_path_rate", drop_path_rate),
-            ("drop_rate", drop_rate),
-            ("attn_drop_rate", attn_drop_rate),
-        ):
-            if not 0 <= rate < 1:
-                raise ConfigError(f"{name} must be at least 0 and less than 1, got {rate}.")
+        _check_rates(drop_path_rate=drop_path_rate, drop_rate=drop_rate, attn_drop_rate=attn_drop_rate)
         if not 0 <= modality_drop_rate <= 1:
             raise ConfigError(f"modality_drop_rate must be between 0 and 1, got {modality_drop_rate}.")
         self.modality_drop_rate = modality_drop_rate
@@ -101,15 +103,7 @@ class TerraMindBackbone(nn.Module):
             {spec.key: build_embedding(spec, variant, self.img_size) for spec in self.inputs}
         )
         self.encoder = build_blocks(
-            dim,
-            variant.depth,
-            variant.num_heads,
-            mlp_ratio=variant.mlp_ratio,
-            bias=variant.bias,
-            gated=variant.gated,
-            drop_rate=drop_rate,
-            attn_drop_rate=attn_drop_rate,
-            drop_path_rate=drop_path_rate,
+            variant, drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate
         )
         self.encoder_norm = LayerNorm(dim)
         self.num_register_tokens = num_register_tokens
@@ -244,6 +238,12 @@ class TerraMindBackbone(nn.Module):
 def find_backbone(model: nn.Module) -> TerraMindBackbone | None:
     """Return the backbone of this package inside a model or task; None if there is none."""
     return next((module for module in model.modules() if isinstance(module, TerraMindBackbone)), None)
+
+
+def _check_rates(**rates: float) -> None:
+    for name, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise ConfigError(f"{name} must be at least 0 and less than 1, got {rate}.")
 
 
 def _check_merge_method(method: str | None) -> str:

@@ -47,7 +47,7 @@ DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR")
 
 
 class _OtherFormatError(Exception):
-    """The file's number of the format is another one: damaged, or of another version of this program."""
+    """The file has another format number: it is damaged, or of another version of this program."""
 
 
 class Store:

@@ -1,4 +1,4 @@
-"""Files with weights: read, and refused with the reason if they are damaged or are something else.
+"""Checkpoint files: read, or refused with the reason if they are damaged or no checkpoints.
 
 No code in a file is executed. A file enters a model only if each of its tensors can be a weight: dense, with values,
 and finite.

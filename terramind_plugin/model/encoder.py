@@ -9,34 +9,25 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from terramind_plugin.model.layers import EncoderBlock, LayerNorm
+from terramind_plugin.model.variants import Variant
 
 
 def build_blocks(
-    dim: int,
-    depth: int,
-    num_heads: int,
-    *,
-    mlp_ratio: float,
-    bias: bool,
-    gated: bool,
-    drop_rate: float = 0.0,
-    attn_drop_rate: float = 0.0,
-    drop_path_rate: float = 0.0,
+    variant: Variant, *, drop_rate: float = 0.0, attn_drop_rate: float = 0.0, drop_path_rate: float = 0.0
 ) -> nn.ModuleList:
-    """Return `depth` blocks; drop path grows linearly from 0 to `drop_path_rate` with depth."""
-    rates = [drop_path_rate * index / max(depth - 1, 1) for index in range(depth)]
+    """Return the encoder blocks of a variant; drop path grows linearly from 0 to `drop_path_rate` with depth."""
     return nn.ModuleList(
         EncoderBlock(
-            dim,
-            num_heads,
-            mlp_ratio=mlp_ratio,
-            bias=bias,
-            gated=gated,
+            variant.dim,
+            variant.num_heads,
+            mlp_ratio=variant.mlp_ratio,
+            bias=variant.bias,
+            gated=variant.gated,
             drop=drop_rate,
             attn_drop=attn_drop_rate,
-            drop_path=rate,
+            drop_path=drop_path_rate * index / max(variant.depth - 1, 1),
         )
-        for rate in rates
+        for index in range(variant.depth)
     )
 
 

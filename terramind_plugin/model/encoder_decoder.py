@@ -35,7 +35,7 @@ SAME_POSITION = 2.0
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens of one modality as the encoder reads them: what they hold and, apart from that, where they are."""
+    """Tokens of one modality as the encoder reads them: their content and, separately, their position."""
 
     content: Tensor
     """[B, N, dim]."""
@@ -106,9 +106,7 @@ class EncoderDecoder(nn.Module):
         decoder = {token_key(modality): build_head(modality, variant, img_size) for modality in targets}
         self.encoder_embeddings = nn.ModuleDict(encoder)
         self.decoder_embeddings = nn.ModuleDict(decoder)
-        self.encoder = build_blocks(
-            dim, variant.depth, variant.num_heads, mlp_ratio=variant.mlp_ratio, bias=variant.bias, gated=variant.gated
-        )
+        self.encoder = build_blocks(variant)
         self.encoder_norm = LayerNorm(dim)
         self.decoder_proj_context = nn.Linear(dim, dim)
         self.decoder = nn.ModuleList(

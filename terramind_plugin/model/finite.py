@@ -1,4 +1,4 @@
-"""Tensors that have to be finite, checked without making a GPU wait."""
+"""A check for NaN and infinity that does not make a GPU wait."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from terramind_plugin.errors import DataError
 
 
 class FiniteGuard:
-    """Raises where images hold NaN or infinity: of such an image a model makes token ids that mean nothing.
+    """Raises where images hold NaN or infinity, from which a model would make meaningless token ids.
 
-    On a CPU, or where the caller may wait, it raises at once. Otherwise the answer is computed on the GPU, copied while
-    the GPU goes on, and raised by the next call that finds it there.
+    On a CPU, or where the caller may wait, it raises at once. Otherwise the GPU computes the answer and copies it while
+    it goes on; the next call that finds the answer raises.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ def _raise(names: list[str], finite: Tensor) -> None:
 
 
 def zero_nan(image: Tensor) -> Tensor:
-    """Return a copy with 0 in place of NaN; what is infinite stays, for 3.4e38 would pass for a number.
+    """Return a copy with 0 in place of NaN; infinite values stay, since 3.4e38 would pass for a number.
 
     Args:
         image: Of any shape.

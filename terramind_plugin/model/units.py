@@ -1,4 +1,4 @@
-"""What unit values are in, seen from the values alone."""
+"""Values in a wrong unit, found from the values alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST = 255
 
 @dataclass(frozen=True)
 class Guess:
-    """What values look like that are not in the units of their modality."""
+    """A wrong unit that values seem to be in."""
 
     text: str
     """E.g. 'linear power, not decibels'."""
@@ -35,10 +35,10 @@ EIGHT_BIT = Guess("pictures of 8 bits", "Use the original product.")
 
 
 def other_unit(modality: Modality, values: NDArray[Any]) -> Guess | None:
-    """Return what values look like if they are not in the modality's units, else None.
+    """Return the wrong unit that values seem to be in; None if they are in the modality's units.
 
     Args:
-        modality: What they should be.
+        modality: Modality that the values should be of.
         values: Finite values, at least one.
     """
     low, high = float(values.min()), float(values.max())
@@ -65,11 +65,11 @@ def other_unit(modality: Modality, values: NDArray[Any]) -> Guess | None:
 
 
 def is_eight_bit(modality: Modality, values: NDArray[Any]) -> bool:
-    """Return whether values are those of pictures, which reflectance of a whole file or data set never is.
+    """Return whether values are those of 8-bit pictures: the reflectance of a whole file or data set never is that low.
 
     Args:
-        modality: What they should be.
-        values: Values of all of a file, or of files of 8 bits.
+        modality: Modality that the values should be of.
+        values: Values of a whole file, or of 8-bit files.
     """
     return modality.name in OPTICAL and 10 < values.max() <= MOST
 

@@ -1,4 +1,4 @@
-"""From a checkpoint on the hub or on disk to the weights of a model, with a report of what was and was not loaded."""
+"""Loading weights from the hub or from disk into a model, with a report of what was and was not loaded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ANCHOR = "encoder_embeddings."
 DECODER_ANCHOR = "decoder_embeddings."
 """What the names of an encoder-decoder's weights contain, whatever model it is wrapped in."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
-"""Numbers of errors of a disk, which need not name a file."""
+"""Error numbers of a failing disk; such an error need not name a file."""
 
 
 class Loadable(Protocol):

@@ -2,18 +2,22 @@
 
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
 
 from terramind_plugin.model.encoder import build_blocks, initialise, run_blocks
 from terramind_plugin.model.layers import LayerNorm
+from terramind_plugin.model.variants import VARIANTS
+
+SMALL = replace(VARIANTS["terramind_v1_tiny"], dim=32, num_heads=4)
 
 
 @pytest.fixture
 def encoder():
     def make(depth=4, *, gated=False, **kwargs):
-        blocks = build_blocks(32, depth, 4, mlp_ratio=4, bias=not gated, gated=gated, **kwargs)
+        blocks = build_blocks(replace(SMALL, depth=depth, bias=not gated, gated=gated), **kwargs)
         initialise(blocks)
         return blocks, LayerNorm(32)
 
@@ -102,7 +106,7 @@ def test_dropout_only_in_training(encoder, name):
 
 
 def test_initialisation():
-    blocks = build_blocks(64, 2, 4, mlp_ratio=4, bias=True, gated=False)
+    blocks = build_blocks(replace(SMALL, dim=64, depth=2))
     initialise(blocks)
     limit = (6 / (64 + 64)) ** 0.5
     for part in blocks[0].attn.qkv.weight.chunk(3):
