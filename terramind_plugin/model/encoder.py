@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from terramind_plugin.model.layers import EncoderBlock, LayerNorm
+from terramind_plugin.model.layers import Block, LayerNorm
 from terramind_plugin.model.variants import Variant
 
 
@@ -17,7 +17,7 @@ def build_blocks(
 ) -> nn.ModuleList:
     """Return the encoder blocks of a variant; drop path grows linearly from 0 to `drop_path_rate` with depth."""
     return nn.ModuleList(
-        EncoderBlock(
+        Block(
             variant.dim,
             variant.num_heads,
             mlp_ratio=variant.mlp_ratio,
@@ -33,7 +33,7 @@ def build_blocks(
 
 def run_blocks(
     x: Tensor,
-    blocks: Sequence[EncoderBlock] | nn.ModuleList,
+    blocks: Sequence[Block] | nn.ModuleList,
     norm: LayerNorm,
     *,
     mask: Tensor | None = None,

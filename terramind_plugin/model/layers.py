@@ -207,7 +207,7 @@ class DropPath(nn.Module):
         return x * x.new_empty(len(x), 1, 1).bernoulli_(keep).div_(keep)
 
 
-class EncoderBlock(nn.Module):
+class Block(nn.Module):
     """Pre-norm transformer block.
 
     Args:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from terramind_plugin.model import layers
-from terramind_plugin.model.layers import Attention, EncoderBlock, GatedMlp, LayerNorm, Mlp, attend, swiglu
+from terramind_plugin.model.layers import Attention, Block, GatedMlp, LayerNorm, Mlp, attend, swiglu
 
 HALF = [torch.bfloat16, torch.float16]
 BATCH, HEADS, QUERIES, KEYS, DIM = 2, 3, 5, 7, 16
@@ -267,7 +267,7 @@ def test_block(compare, theirs, gated, mask):
     )
     forbidden = None if mask is None else ~mask[:, None, :].expand(-1, 9, -1)
     allowed = None if mask is None else mask[:, None, None, :]
-    ours = EncoderBlock(48, 3, mlp_ratio=4.0, bias=not gated, gated=gated)
+    ours = Block(48, 3, mlp_ratio=4.0, bias=not gated, gated=gated)
     compare(ours, reference, allowed, their_arguments=(forbidden,))
 
 
@@ -275,7 +275,7 @@ def test_block(compare, theirs, gated, mask):
 @pytest.mark.parametrize("autocast", [False, True], ids=["single", "bf16"])
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
 def test_compiled_block_is_the_same_without_graph_breaks(gated, autocast, grad):
-    block = EncoderBlock(48, 3, mlp_ratio=4.0, bias=True, gated=gated)
+    block = Block(48, 3, mlp_ratio=4.0, bias=True, gated=gated)
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     x = torch.randn(2, 9, 48)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast), torch.set_grad_enabled(grad):
@@ -288,7 +288,7 @@ def test_compiled_block_is_the_same_without_graph_breaks(gated, autocast, grad):
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
 def test_exported_block_is_the_same(strict, grad):
-    block = EncoderBlock(48, 3, mlp_ratio=4.0, bias=True, gated=True).eval()
+    block = Block(48, 3, mlp_ratio=4.0, bias=True, gated=True).eval()
     x = torch.randn(2, 9, 48)
     with torch.set_grad_enabled(grad):
         program = torch.export.export(block, (x,), strict=strict)
@@ -296,7 +296,7 @@ def test_exported_block_is_the_same(strict, grad):
 
 
 def test_drop_path_skips_whole_samples():
-    block = EncoderBlock(16, 2, mlp_ratio=2.0, bias=True, gated=True, drop_path=0.5).train()
+    block = Block(16, 2, mlp_ratio=2.0, bias=True, gated=True, drop_path=0.5).train()
     x = torch.randn(64, 3, 16)
     untouched = (block(x) == x).flatten(1).all(dim=1)
     assert 0 < untouched.sum() < 64
