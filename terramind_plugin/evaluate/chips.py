@@ -1,4 +1,4 @@
-"""Chips of many files, read one after the other: memory holds one batch of them."""
+"""Chips of many files, read batch by batch, so that memory holds one batch."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ RASTERS = (".tif", ".tiff")
 
 @dataclass(frozen=True)
 class ChipFiles:
-    """Rasters of one modality. Of each only the middle is read, since a model has seen images of one size."""
+    """Rasters of one modality. Only their middles are read, since a model has seen images of one size."""
 
     paths: Sequence[Path]
     modality: Modality
     side: int
     """Largest height and width that is read, in pixels."""
     patch: int
-    """Heights and widths become multiples of this number, by mirrored pixels."""
+    """Number whose multiples heights and widths become, by mirrored pixels."""
     bands: Sequence[str] = ()
-    """Names of the files' bands, where their order is another one and the files do not name them."""
+    """Names of the files' bands, if their order is another one and the files do not name them."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -65,7 +65,7 @@ class ChipFiles:
 
 
 def batches(chips: Iterable[Chip], batch_size: int) -> Iterator[list[Chip]]:
-    """Yield at most `batch_size` chips at a time; chips of a batch have one shape and follow one another.
+    """Yield at most `batch_size` chips at a time, in their order; chips of a batch have one shape.
 
     Raises:
         ConfigError: batch_size is less than 1.

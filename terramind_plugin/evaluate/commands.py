@@ -18,7 +18,7 @@ EUROSAT = {
     "AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial", "Pasture", "PermanentCrop", "Residential",
     "River", "SeaLake",
 }  # fmt: skip
-"""Classes of EuroSAT (arXiv:1709.00029), as its folders are called."""
+"""Folder names of EuroSAT's classes (arXiv:1709.00029)."""
 PAPER = "For comparison, the paper's accuracy on EuroSAT (arXiv:2504.11171), 5-way 1-shot: TerraMind v1 base 70.83 %."
 
 
@@ -34,8 +34,8 @@ def run_compare(
 ) -> None:
     """Fine-tune in several ways under the same budget.
 
-    Prints and plots what each way gives and costs. --trainer.max_epochs=3 or --trainer.max_time=00:00:10:00 hold for
-    all runs. A run that was broken off goes on with the same command.
+    Prints and plots result and costs of each way. --trainer.max_epochs=3 or --trainer.max_time=00:00:10:00 apply to all
+    runs. The same command resumes an interrupted run.
 
     Arms: plain, the whole backbone is fine-tuned; tim, it generates a modality first; tim-cache, with a cache of the
     generated tokens; lora, adapters in a frozen backbone; frozen, only neck and decoder train; frozen-cache, with a
@@ -287,7 +287,7 @@ def run_few_shot(
         batch_size: Patches at once.
         ways: Classes in an episode.
         shots: Labelled patches of each class.
-        queries: Further patches of each class, whose class is to be told.
+        queries: Further patches of each class, whose class is predicted.
         episodes: Random choices of classes and patches.
         seed: Seed of the episodes.
         resize: Height and width in pixels that patches are resampled to (default: as they are).

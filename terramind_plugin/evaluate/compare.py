@@ -162,7 +162,7 @@ def _execute(run: Run, settings: RunSettings) -> dict[str, Any]:
         arguments = [os.getpid(), "terramind_plugin.evaluate.run", config, target, run.arm, run.seed]
         command = [sys.executable, "-m", "terramind_plugin.system", *map(str, arguments), *settings.overrides]
         with open(run.folder / LOG, "w", encoding="utf-8") as log:
-            # It holds the lock, too: the folder is free when both have ended.
+            # The new process also holds the lock: the folder is free when both have ended.
             status = subprocess.run(
                 command, stdout=log, stderr=subprocess.STDOUT, check=False, pass_fds=[lock]
             ).returncode

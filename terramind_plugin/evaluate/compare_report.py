@@ -36,7 +36,7 @@ def summarise(results: Sequence[Mapping[str, Any]], metric: str) -> list[Summary
     """Return a summary of each arm and number of labels, in their order.
 
     Args:
-        results: As `compare` returns them.
+        results: Results of `compare`.
         metric: Name of a metric of the test.
 
     Raises:

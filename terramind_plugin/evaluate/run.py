@@ -21,18 +21,18 @@ from terramind_plugin.system import end_with_parent, is_further_rank, read_statu
 
 @dataclass(frozen=True)
 class Result:
-    """What a run gave and what it cost."""
+    """Results and costs of a run."""
 
     arm: str
     seed: int
     metrics: dict[str, float]
-    """Of the test, by name."""
+    """Metrics of the test by name."""
     fit_seconds: float
-    """Training and validation, without imports and the building of model and data."""
+    """Seconds of training and validation, without imports and the building of model and data."""
     epoch_seconds: list[float]
-    """Training part of each epoch."""
+    """Seconds of the training part of each epoch."""
     peak_bytes: int
-    """Resident set at its peak above that before the model was built; on a GPU, its peak of allocated memory."""
+    """Peak of the resident set, less the resident set before the model was built; on a GPU, allocated memory."""
     trained_parameters: int
     checkpoint_bytes: int
     """Size of the checkpoint that was tested; 0 if there is none."""
@@ -88,7 +88,7 @@ def execute(config: Path, words: list[str]) -> dict[str, Any]:
 
 
 def save(result: Result, path: Path) -> None:
-    """Write a result; it is there when it is complete."""
+    """Write a result, whose file appears when it is complete."""
     write_text(path, json.dumps(asdict(result), indent=1) + "\n")
 
 

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from pyproj import Geod
 
 RESAMPLES = 2000
-"""Number of times that chips are drawn anew for an interval."""
+"""Number of resamples of chips for an interval."""
 CONFIDENCE = 0.95
 EARTH_RADIUS = 6371.0088
 """Mean radius in km."""

@@ -32,7 +32,7 @@ class Labels:
     ignored: int | None
     """Class id that does not count."""
     shifted: bool
-    """Whether files number classes from 1, and 0 means no label."""
+    """True if files number classes from 1, and 0 means no label."""
     classes: int | None
     """Number of classes; a nodata value among them is a class."""
 

@@ -45,7 +45,7 @@ class Target:
 
     @property
     def name(self) -> str:
-        """Names of the classes."""
+        """Return the names of the classes."""
         return ", ".join(MODALITIES[LAND_COVER].class_names[number] for number in self.classes)
 
 
