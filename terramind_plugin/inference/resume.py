@@ -1,4 +1,4 @@
-"""What is finished of a scene, so that an interrupted run can go on."""
+"""Finished rows of a scene on disk, so that an interrupted run can go on."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ _LINE = re.compile(r"(\d{1,9}) (\d{1,9}) ([0-9a-f]{8})")
 """A line of a list: first and last-plus-one row, checksum of their values in all layers."""
 _TEMPORARY = re.compile(rf"\.{re.escape(RECORD)}\..*\.tmp")
 _CHECKED = 32 * 2**20
-"""Bytes of a band of rows that are read at once for their checksum, about."""
+"""Target size in bytes of what is read at once for a checksum."""
 
 
 class Partial:
     """A folder with raw rows of each layer, the record of the run, and a list of finished rows for each process.
 
-    Rows are listed after they are on the disk, so a run that is killed at any moment goes on with what is listed. The
-    lists hold checksums: rows that are damaged, or listed wrongly, are computed again. When the files of the scene are
-    complete the folder goes away.
+    Rows are listed after they are on the disk, so a run that is killed at any moment goes on with the listed rows. The
+    lists hold checksums: damaged or wrongly listed rows are computed again. The folder is removed when the files of the
+    scene are complete.
 
     Args:
-        folder: Where; made if it does not exist.
-        layers: Files that are to come.
+        folder: Path of the folder; made if it does not exist.
+        layers: Files that the rows will become.
         shape: Height and width of the scene in pixels.
     """
 
@@ -57,15 +57,15 @@ class Partial:
         self.layers = tuple(layers)
         self.height, self.width = shape
         self._held = ExitStack()
-        # Never added to by another process: a line that was cut off stays the last one of its list.
+        # No other process writes to this list, so that a line that was cut off stays the last one.
         self._list = FINISHED.format(uuid4().hex[:12])
 
     def start(self, record: Mapping[str, Any], *, anew: bool = False) -> dict[str, Any]:
-        """Begin, or go on with what another run has left, and return its record.
+        """Begin, or go on with the rows that another run has left, and return its record.
 
         Args:
-            record: What decides on the results, and 'date', which does not.
-            anew: Do not go on.
+            record: Everything that decides on the results, and 'date', which does not.
+            anew: Remove the rows of another run.
 
         Raises:
             ConfigError: The other run had another record, or is still going on, or the folder is not a run's.
@@ -104,7 +104,7 @@ class Partial:
 
     @property
     def _needed(self) -> int:
-        """Bytes of all layers."""
+        """Size of all layers in bytes."""
         return sum(map(self._size, self.layers))
 
     def _size(self, layer: Layer) -> int:
@@ -163,14 +163,14 @@ class Partial:
         self._held.enter_context(locked(path, busy))
 
     def _raws_are_whole(self) -> bool:
-        """Return whether the files of all layers are there, with the size that they were made with."""
+        """Return whether the raw files of all layers have the size that they were made with."""
         return all(
             _is_plain_file(self._raw(layer)) and self._raw(layer).stat().st_size == self._size(layer)
             for layer in self.layers
         )
 
     def _reserve(self) -> None:
-        """Take all room at once: better to hear of a full disk now than in some hours.
+        """Reserve the space of all layers, so that a full disk shows now and not in some hours.
 
         Raises:
             DataError: There is not enough.
@@ -186,7 +186,7 @@ class Partial:
                 reserve(file.fileno(), self._size(layer))
 
     def _keep_right_rows(self) -> None:
-        """Forget listed rows that are not what was written."""
+        """Remove rows from the lists whose checksum is wrong."""
         lists = self._lists()
         lines = [line for path in lists for line in _lines(path)]
         right: dict[tuple[int, int], str] = {}
@@ -207,7 +207,7 @@ class Partial:
             path.unlink()
 
     def _checksum(self, first: int, last: int) -> str:
-        """Return the checksum of rows as they are on the disk."""
+        """Return the checksum of rows on the disk."""
         rows = max(1, _CHECKED // (self.width * 8))
         value = 0
         for layer in self.layers:
@@ -220,15 +220,15 @@ class Partial:
         return [path for path in sorted(self.folder.glob(FINISHED.format("*"))) if _LIST.fullmatch(path.name)]
 
     def finished(self) -> list[tuple[int, int]]:
-        """Return first and last-plus-one of all rows that are finished."""
+        """Return first and last-plus-one row of each finished row block."""
         lines = (_LINE.fullmatch(line) for path in self._lists() for line in _lines(path))
         return [(int(line[1]), int(line[2])) for line in lines if line is not None]
 
     def write(self, first: int, arrays: Sequence[NDArray]) -> None:
-        """Keep finished rows.
+        """Write finished rows.
 
         Args:
-            first: Number of the first one.
+            first: Number of the first row.
             arrays: For each layer [bands, rows, width].
 
         Raises:
@@ -274,21 +274,21 @@ class Partial:
         return (band * self.height + row) * self.width * np.dtype(layer.dtype).itemsize
 
     def _clear(self) -> None:
-        """Delete what a run has left in the folder, except its lock; files that no run makes stay."""
+        """Delete the files of a run except its lock; files that no run makes stay."""
         if not self.folder.is_dir():
             return
         raws = {RAW.format(layer.ending) for layer in self.layers}
         ours = _is_ours(self._read_record())
-        # The record goes last, since it says whose the other files are.
+        # The record is deleted last, since it says that the other files are a run's.
         for path in sorted(self.folder.iterdir(), key=lambda path: path.name == RECORD):
             made = path.name == RECORD or path.name in raws or _LIST.fullmatch(path.name)
-            # Of layers that this run has not, or lists that are no run's but cannot be anything else.
+            # Raw files of other layers, and lists with a wrong name.
             other = ours and _is_plain_file(path) and (path.suffix == ".raw" or path.match(FINISHED.format("*")))
             if made or other or _TEMPORARY.fullmatch(path.name):
                 path.unlink()
 
     def remove(self) -> None:
-        """Delete the folder, unless it is not a run's or holds something else."""
+        """Delete the folder, unless it holds files of others."""
         with suppress(OSError, ConfigError):
             self._look()
             self._clear()
@@ -298,7 +298,7 @@ class Partial:
         self.release()
 
     def discard(self) -> None:
-        """Delete what a run that was killed at its very end has left, unless another run is working on it."""
+        """Delete the folder of a run that was killed at its very end, unless another run is working on it."""
         if os.path.lexists(self.folder):
             with suppress(OSError, ConfigError):
                 self._look()
@@ -306,7 +306,7 @@ class Partial:
                 self.remove()
 
     def release(self) -> None:
-        """Let other runs go on with it."""
+        """Let other runs use the folder."""
         self._held.close()
 
 
@@ -316,7 +316,7 @@ def _is_ours(record: Mapping[str, Any] | None) -> bool:
 
 
 def _is_plain_file(path: Path) -> bool:
-    """Return whether a path is a file itself: no link, folder, pipe or device."""
+    """Return whether a path is a file, and no link, folder, pipe or device."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
@@ -324,7 +324,7 @@ def _is_plain_file(path: Path) -> bool:
 
 
 def _lines(path: Path) -> list[str]:
-    """Return the lines of a list; one without its end was being written when the run was killed."""
+    """Return the whole lines of a list. A line without its end was being written when the run was killed."""
     text = path.read_bytes().decode("ascii", errors="replace") if _is_plain_file(path) else "damaged\n"
     return text.split("\n")[:-1]
 
