@@ -22,7 +22,8 @@ from rasterio.transform import Affine
 from rasterio.windows import Window
 from torch import Tensor, nn
 
-from terramind_plugin.inference.job import Options, plan_job
+from terramind_plugin.inference.job import plan_jobs
+from terramind_plugin.inference.options import Options
 from terramind_plugin.inference.runner import run_jobs
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.raster.reader import Expected
@@ -103,7 +104,7 @@ def _chip() -> NDArray[np.uint16]:
 def run_ours(scene: Path, folder: Path, model: StandIn) -> None:
     """Write the classes of a scene as `terramind map` does: with overviews and a picture."""
     options = Options(folder, crop=CROP, stride=STRIDE, margin=0, batch_size=BATCH, accelerator="cpu", restart=True)
-    job = plan_job({"S2L2A": scene}, {"S2L2A": Expected.of(MODALITIES["S2L2A"])}, options, 1)
+    (job,) = plan_jobs([{"S2L2A": scene}], {"S2L2A": Expected.of(MODALITIES["S2L2A"])}, options, 1)
     job.decide("map", model.layers, {"model": "stand-in", "weights": "random"}, options)
     run_jobs(model, [job], options)
 

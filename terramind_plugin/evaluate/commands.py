@@ -138,7 +138,7 @@ def run_zero_shot(
         temperature=temperature,
     )
     generating = work.TargetGenerator(generator, wanted, experiment.test.scales, seed)
-    window = work.window_options(experiment.variant, out, batch_size=batch_size, restart=restart, verbose=True)
+    window = work.window_options(experiment.variant, out, batch_size=batch_size, restart=restart)
     done = work.map_target(generating, experiment, sets, window, described)
     rows = [work.score(experiment.test, wanted, names, pairs) for names, pairs in done.items()]
     show(report.table(rows), f"{wanted.name}, zero-shot, {described['model']}, weights: {described['weights']}")

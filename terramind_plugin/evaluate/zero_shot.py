@@ -20,7 +20,8 @@ from terramind_plugin.evaluate.scores import Overlap, Score, count_overlap, prec
 from terramind_plugin.evaluate.testset import Experiment, LabelledChip, LabelledSet
 from terramind_plugin.generation.generator import TerraMindGenerator
 from terramind_plugin.inference.generation import SceneGenerator
-from terramind_plugin.inference.job import Job, Options, plan_jobs
+from terramind_plugin.inference.job import Job, plan_jobs
+from terramind_plugin.inference.options import Options
 from terramind_plugin.inference.outputs import NO_DATA, NO_LAND_COVER, choose_classes, class_layer
 from terramind_plugin.inference.runner import run_jobs
 from terramind_plugin.inference.settings import fixed_random_weights
@@ -154,7 +155,7 @@ def window_options(variant: str, out: Path, **more: Any) -> Options:
         more: Further fields of `Options`.
     """
     numbers = VARIANTS[variant]
-    return Options.choose(out, numbers.img_size, numbers.patch_size, align=numbers.patch_size, **more)
+    return Options(out, **more).settle(numbers.img_size, numbers.patch_size)
 
 
 def build_land_cover_generator(
@@ -222,7 +223,9 @@ def map_target(
         chips = test.having(names)
         if not chips:
             raise DataError(f"No chip of the test set has {' and '.join(names)}. Leave the set out with --inputs.")
-        jobs = plan_jobs([{name: chip.files[name] for name in names} for chip in chips], test.expected, own, patch)
+        jobs = plan_jobs(
+            [{name: chip.files[name] for name in names} for chip in chips], test.expected, own, patch, align=True
+        )
         for job in jobs:
             job.decide("zero-shot", model.layers, known, own)
         own.out.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,9 @@ from terramind_plugin.builders import build_generator, build_image_tokenizer
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.generation.generator import TerraMindGenerator
 from terramind_plugin.generation.token_generator import plan_targets
-from terramind_plugin.inference.job import Job, Options, check_data, plan_jobs
+from terramind_plugin.inference.job import Job, check_data, plan_jobs
 from terramind_plugin.inference.noise import SceneNoise
+from terramind_plugin.inference.options import Options
 from terramind_plugin.inference.outputs import count_channels, finish_modality, modality_layers
 from terramind_plugin.inference.runner import run_jobs
 from terramind_plugin.inference.settings import Settings, loading_weights
@@ -220,26 +221,18 @@ def reconstruct(
     """
     settings.check()
     entry = resolve(modality)
-    name = tokenizer_name(entry, variant)
+    known = tokenizers_of(variant.family)
+    if entry.name not in known:
+        raise ConfigError(f"{entry.name} has no image tokenizer. These have one: {', '.join(known)}.")
+    name, patch = known[entry.name].name, known[entry.name].patch_size
     expected = {entry.name: Expected.of(entry)}
-    jobs = plan_jobs([{entry.name: path} for path in files], expected, options, variant.patch_size)
+    options = options.settle(known[entry.name].image_size, patch)
+    jobs = plan_jobs([{entry.name: path} for path in files], expected, options, patch, align=True)
     check_data(jobs)
     with loading_weights():
         tokenizer = build_image_tokenizer(name, pretrained=settings.pretrained, ckpt_path=settings.ckpt_path)
     model = SceneTokenizer(tokenizer, settings.steps, settings.seed, probabilities)
     return _run(model, jobs, f"{entry.name}_reconstructed", settings.describe(name, variant), options)
-
-
-def tokenizer_name(modality: Modality, variant: Variant) -> str:
-    """Return the name of the tokenizer that a model has for a modality.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    known = tokenizers_of(variant.family)
-    if modality.name not in known:
-        raise ConfigError(f"{modality.name} has no image tokenizer. These have one: {', '.join(known)}.")
-    return known[modality.name].name
 
 
 def generate(
@@ -281,7 +274,8 @@ def generate(
     given = [*scenes[0], *positions]
     check_modalities(given, targets)
     expected = {name: Expected.of(resolve(name)) for name in scenes[0]}
-    jobs = plan_jobs(scenes, expected, options, variant.patch_size)
+    options = options.settle(variant.img_size, variant.patch_size)
+    jobs = plan_jobs(scenes, expected, options, variant.patch_size, align=True)
     sequences = [name for name, target in targets.items() if target.kind == "sequence"]
     for job in jobs:
         if sequences and len(job.plan) > 1:

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import rasterio
-import torch
 
 from terramind_plugin._version import NUMERICS, __version__
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.files import is_whole_picture, write_figure, write_text
+from terramind_plugin.inference.options import Options
 from terramind_plugin.inference.preview import draw_scene
 from terramind_plugin.inference.resume import Partial
 from terramind_plugin.inference.windows import Plan, plan_windows
@@ -32,100 +32,6 @@ logger = logging.getLogger("terramind_plugin")
 
 RUN_TAG = "terramind_run"
 """Tag that holds the fingerprint of everything that decides on a file."""
-PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
-"""Lightning's names of precisions, by those of the command line."""
-ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
-OVERLAP = 0.15
-"""Share of a window that overlaps the next one, if no stride is given."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a model goes through scenes."""
-
-    out: Path
-    """Folder to write to."""
-    crop: int = 224
-    """Height and width of a window in pixels."""
-    stride: int = 176
-    """Pixels from one window to the next."""
-    margin: int = 8
-    """Pixels at the edges of a window that do not count."""
-    align: int = 1
-    """Number that all window starts are multiples of."""
-    batch_size: int = 8
-    precision: str = "32-true"
-    """Lightning's name of the precision."""
-    accelerator: str = "auto"
-    devices: int = 1
-    """Processes on each machine."""
-    nodes: int = 1
-    """Machines."""
-    cog: bool = False
-    """Write Cloud-Optimized GeoTIFFs."""
-    restart: bool = False
-    """Do not go on with an unfinished run."""
-    verbose: bool = False
-    """Show a progress bar."""
-
-    @classmethod
-    def choose(
-        cls, out: Path, crop: int, patch: int, *, stride: int | None = None, margin: int = 8, **more: Any
-    ) -> Options:
-        """Return options with a stride that suits the model if none is given.
-
-        Args:
-            out: Folder to write to.
-            crop: Height and width of a window in pixels.
-            patch: Patch size of the model in pixels.
-            stride: Pixels from one window to the next; None for a multiple of the patch size.
-            margin: Pixels at the edges of a window that do not count.
-            more: Further fields.
-
-        Raises:
-            ConfigError: The margin is not possible.
-        """
-        if not 0 <= 2 * margin < crop:
-            raise ConfigError(f"margin must be at least 0 and less than half of crop {crop}, got {margin}.")
-        if stride is None:
-            stride = max(1, round((1 - OVERLAP) * (crop - 2 * margin)))
-            stride = stride // patch * patch or stride
-        return cls(Path(out), crop=crop, stride=stride, margin=margin, **more)
-
-    def check(self) -> None:
-        """Raise a ConfigError if a number is not possible, or this machine lacks what is asked for."""
-        for name in ("batch_size", "devices", "nodes"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        kind, count = self.device_type(), torch.cuda.device_count()
-        if kind == "cuda" and self.devices > count:
-            raise ConfigError(
-                f"devices must be at most {count} on this machine, the number of GPUs; got {self.devices}."
-            )
-        if kind == "cpu" and self.precision == "16-mixed":
-            raise ConfigError("precision 16 needs a GPU. On a CPU use precision bf16.")
-
-    def device_type(self) -> str:
-        """Return PyTorch's name of the kind of device, e.g. 'cuda'.
-
-        Raises:
-            ConfigError: The accelerator is unknown, or this machine has none.
-        """
-        there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-        if self.accelerator not in ACCELERATORS:
-            raise ConfigError(f"accelerator must be one of {', '.join(ACCELERATORS)}, got '{self.accelerator}'.")
-        if self.accelerator == "auto":
-            return next(name for name in ("cuda", "mps", "cpu") if there[name])
-        gpu = "mps" if there["mps"] and not there["cuda"] else "cuda"
-        kind = gpu if self.accelerator == "gpu" else self.accelerator
-        if not there[kind]:
-            raise ConfigError(f"accelerator {self.accelerator} is not possible: this machine has no such device.")
-        return kind
-
-    def describe(self) -> dict[str, Any]:
-        """Return what decides on the results."""
-        names = ("crop", "stride", "margin", "align", "batch_size", "precision", "cog")
-        return {name: getattr(self, name) for name in names}
 
 
 @dataclass
@@ -305,7 +211,7 @@ class Job:
 
     def _tags(self, record: Mapping[str, Any]) -> dict[str, str]:
         numbers = ("crop", "stride", "margin", "batch_size", "precision")
-        own = {"command", "input", *numbers, "align", "cog"}
+        own = {"command", "input", *numbers, "cog"}
         return {
             **{key: str(value) for key, value in record.items() if key not in own},
             "input": ", ".join(f"{name}: {path.name}" for name, path in self.inputs.items()),
@@ -314,45 +220,29 @@ class Job:
         }
 
 
-def plan_job(inputs: Mapping[str, Path], expected: Mapping[str, Expected], options: Options, multiple: int) -> Job:
-    """Return a scene with its plan, after a look at the headers of its files.
+def plan_jobs(
+    scenes: Sequence[Mapping[str, Path]],
+    expected: Mapping[str, Expected],
+    options: Options,
+    patch: int,
+    *,
+    align: bool = False,
+) -> list[Job]:
+    """Return scenes with their plans, after a look at the headers of their files.
 
     Args:
-        inputs: Files by modality, the one that gives the grid first.
-        expected: What they hold.
-        options: How to run.
-        multiple: Number that heights and widths of windows are multiples of.
+        scenes: For each scene its files by modality, the one that gives the grid first.
+        expected: What the files have to hold, by modality.
+        options: How to go through the scenes; settled.
+        patch: Patch size of the model in pixels: heights and widths of windows are multiples of it.
+        align: Whether windows also start at multiples of it.
 
     Raises:
         ConfigError: The windows are not possible.
-        DataError: A file cannot be used.
+        DataError: A file cannot be used, or results of two scenes would have one name.
     """
     options.check()
-    grid: Grid | None = None
-    warped = []
-    for name, path in inputs.items():
-        source = Source(path, expected[name], grid)
-        grid = grid or source.grid
-        warped += [name] if source.warped else []
-        source.close()
-    assert grid is not None  # there is at least one input
-    plan = plan_windows(
-        *grid.shape, options.crop, options.stride, options.margin, multiple=multiple, align=options.align
-    )
-    if options.out.exists() and not options.out.is_dir():
-        raise ConfigError(f"Cannot write into {options.out}: it is a file. Give a folder.")
-    return Job(dict(inputs), dict(expected), grid, plan, options.out, warped=tuple(warped))
-
-
-def plan_jobs(
-    scenes: Sequence[Mapping[str, Path]], expected: Mapping[str, Expected], options: Options, multiple: int
-) -> list[Job]:
-    """Return scenes with their plans; arguments and errors as in `plan_job`.
-
-    Raises:
-        DataError: Results of two scenes would have one name.
-    """
-    jobs = [plan_job(inputs, expected, options, multiple) for inputs in scenes]
+    jobs = [_plan(inputs, expected, options, patch, align) for inputs in scenes]
     seen: dict[str, Path] = {}
     for job in jobs:
         if job.stem in seen:
@@ -363,7 +253,28 @@ def plan_jobs(
         seen[job.stem] = job.path
         for name in job.warped:
             logger.info("%s is warped to the grid of the first input.", job.inputs[name])
+    if options.out.exists() and not options.out.is_dir():
+        raise ConfigError(f"Cannot write into {options.out}: it is a file. Give a folder.")
     return jobs
+
+
+def _plan(
+    inputs: Mapping[str, Path], expected: Mapping[str, Expected], options: Options, patch: int, align: bool
+) -> Job:
+    crop, stride = options.crop, options.stride
+    if crop is None or stride is None:
+        raise ConfigError("crop and stride must be numbers. Call Options.settle first.")
+    grid: Grid | None = None
+    warped = []
+    for name, path in inputs.items():
+        source = Source(path, expected[name], grid)
+        grid = grid or source.grid
+        warped += [name] if source.warped else []
+        source.close()
+    assert grid is not None  # there is at least one input
+    step = patch if align else 1
+    plan = plan_windows(*grid.shape, crop, stride, options.margin, multiple=patch, align=step)
+    return Job(dict(inputs), dict(expected), grid, plan, options.out, warped=tuple(warped))
 
 
 def check_data(jobs: Sequence[Job]) -> None:

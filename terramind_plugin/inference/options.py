@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from terramind_plugin.errors import ConfigError
 from terramind_plugin.model.variants import Variant
+
+PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+"""Lightning's name of each precision, which is written into the tags of results."""
+OVERLAP = 0.15
+"""Share of a window that overlaps the next one, if no stride is given."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +42,11 @@ class ModelArguments:
 
 
 @dataclass(frozen=True)
-class WindowArguments:
-    """Windows and machines.
+class Options:
+    """Windows, machines and files.
 
     Args:
+        out: Folder to write to.
         crop: Height and width of a window in pixels (default: as the images of the training).
         stride: Pixels from one window to the next (default: 0.85 of a crop).
         margin: Pixels at the edge of a window that do not count.
@@ -47,11 +54,12 @@ class WindowArguments:
         precision: Precision of numbers; bf16 takes half the time.
         cog: Write Cloud-Optimized GeoTIFFs.
         restart: Do not go on with an unfinished run.
-        accelerator: cpu, gpu, cuda or mps; auto for what is there.
+        accelerator: Kind of device; auto takes a GPU if there is one.
         devices: Processes on a machine.
         nodes: Machines.
     """
 
+    out: Path
     crop: int | None = None
     stride: int | None = None
     margin: int = 8
@@ -59,6 +67,63 @@ class WindowArguments:
     precision: Literal["32", "bf16", "16"] = "32"
     cog: bool = False
     restart: bool = False
-    accelerator: str = "auto"
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     devices: int = 1
     nodes: int = 1
+
+    def settle(self, crop: int, patch: int) -> Options:
+        """Return options with numbers for the windows.
+
+        Args:
+            crop: Height and width of a window, if none is given.
+            patch: Patch size of the model in pixels; a stride that is not given is a multiple of it.
+
+        Raises:
+            ConfigError: The margin is not possible.
+        """
+        crop = crop if self.crop is None else self.crop
+        if not 0 <= 2 * self.margin < crop:
+            raise ConfigError(f"margin must be at least 0 and less than half of crop {crop}, got {self.margin}.")
+        stride = self.stride
+        if stride is None:
+            stride = max(1, round((1 - OVERLAP) * (crop - 2 * self.margin)))
+            stride = stride // patch * patch or stride
+        return replace(self, crop=crop, stride=stride)
+
+    def check(self) -> None:
+        """Raise a ConfigError if a number is not possible, or this machine lacks what is asked for."""
+        import torch
+
+        for name in ("batch_size", "devices", "nodes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        kind, count = self.device_type(), torch.cuda.device_count()
+        if kind == "cuda" and self.devices > count:
+            raise ConfigError(
+                f"devices must be at most {count}, the number of GPUs of this machine; got {self.devices}."
+            )
+        if kind == "cpu" and self.precision == "16":
+            raise ConfigError("precision 16 needs a GPU. On a CPU use precision bf16.")
+
+    def device_type(self) -> str:
+        """Return PyTorch's name of the kind of device, e.g. 'cuda'.
+
+        Raises:
+            ConfigError: This machine has no such device.
+        """
+        import torch
+
+        there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        if self.accelerator == "auto":
+            return next(name for name in there if there[name])
+        kind: str = self.accelerator
+        if kind == "gpu":
+            kind = "mps" if there["mps"] and not there["cuda"] else "cuda"
+        if not there.get(kind):
+            raise ConfigError(f"accelerator {self.accelerator} is not possible: this machine has no such device.")
+        return kind
+
+    def describe(self) -> dict[str, Any]:
+        """Return what decides on the results."""
+        names = ("crop", "stride", "margin", "batch_size", "cog")
+        return {**{name: getattr(self, name) for name in names}, "precision": PRECISIONS[self.precision]}

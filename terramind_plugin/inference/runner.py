@@ -23,7 +23,8 @@ from rich.text import Text
 from torch import distributed, nn
 
 from terramind_plugin.errors import DataError
-from terramind_plugin.inference.job import Job, Options
+from terramind_plugin.inference.job import Job
+from terramind_plugin.inference.options import Options
 from terramind_plugin.inference.preview import size_shown
 from terramind_plugin.inference.resume import Partial
 from terramind_plugin.inference.stream import Streamer
@@ -39,7 +40,7 @@ CACHE, CACHE_TO_WARP = 16 * 2**20, 256 * 2**20
 """Smallest size of GDAL's block cache in bytes; GDAL's own default is a twentieth of all memory."""
 PATIENCE = timedelta(days=7)
 """Longest time that a process waits for another one."""
-AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+AUTOCAST = {"bf16": torch.bfloat16, "16": torch.float16}
 
 Unit = tuple[int, int, int]
 """Number of the scene, first and last-plus-one number of its row blocks."""
@@ -177,11 +178,12 @@ class SceneRun:
             self._partials[number] = job.partial, job.record
             partial, record = self._partials[number]
             if self.processes.rank == 0:
-                record = partial.start(record, anew=self.options.restart)
+                lost = not all(job.text(ending).is_file() for ending in job.found)  # written before rows are listed
+                record = partial.start(record, anew=self.options.restart or lost)
             # The others take the date of the first.
             self._partials[number] = partial, self.processes.share(record)
         self.model.to(self.processes.device).eval()
-        if self.options.verbose and self.processes.rank == 0:
+        if self.processes.rank == 0 and sys.stderr.isatty():
             text = "Windows" if self.processes.count == 1 else "Windows of this process"
             self._progress = _Bar(sum(self._windows(*unit) for unit in self.units), text)
 
@@ -270,7 +272,7 @@ def run_jobs(model: nn.Module, jobs: Sequence[Job], options: Options) -> list[Pa
         (path for job in jobs for path in job.written), (path for job in jobs for path in job.inputs.values())
     )
     options.out.mkdir(parents=True, exist_ok=True)
-    open_ = [job for job in jobs if options.restart or not _is_complete(job, options)]
+    open_ = [job for job in jobs if options.restart or not _is_complete(job)]
     for job in jobs:
         if job not in open_:
             job.partial.discard()
@@ -283,11 +285,10 @@ def run_jobs(model: nn.Module, jobs: Sequence[Job], options: Options) -> list[Pa
     return written if processes.rank == 0 else []
 
 
-def _is_complete(job: Job, options: Options) -> bool:
+def _is_complete(job: Job) -> bool:
     if not job.is_done():
         return False
-    if options.verbose:
-        print(f"{job.path}: its results are there. Reading them to see that they are whole.", file=sys.stderr)
+    print(f"{job.path}: its results are there. Reading them to see that they are whole.", file=sys.stderr)
     return job.is_whole()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.inference.job import Options, plan_jobs
+from terramind_plugin.inference.job import plan_jobs
+from terramind_plugin.inference.options import Options
 from terramind_plugin.inference.outputs import NO_DATA, choose_classes, class_layer, value_layer
 from terramind_plugin.inference.runner import quiet, run_jobs
 from terramind_plugin.inference.windows import training_size
 from terramind_plugin.integration.decoders import upsample_at_once
-from terramind_plugin.integration.lightning_cli import TerraMindCLI, make_cli
+from terramind_plugin.integration.lightning_cli import make_cli
 from terramind_plugin.model.checkpoints import hash_weights, load_into
 from terramind_plugin.model.modalities import find, resolve
 from terramind_plugin.model.standardisation import Standardisation
@@ -39,10 +39,10 @@ class SceneTask(nn.Module):
     """A task as the model of a scene: classes by their probabilities, or regressed values.
 
     Args:
-        task: Segments or regresses pixels.
-        inputs: What the data module standardises, by modality.
+        task: Task that segments or regresses pixels.
+        inputs: Standardisation of each modality.
         probabilities: Also make a file with the probabilities of all classes.
-        crop: Height and width of a window in pixels.
+        window: Height and width of a window in pixels.
         class_names: Names of the classes; none for their numbers.
 
     Raises:
@@ -54,7 +54,7 @@ class SceneTask(nn.Module):
         task: LightningModule,
         inputs: Mapping[str, Standardised],
         probabilities: bool,
-        crop: int,
+        window: tuple[int, int],
         class_names: Sequence[str] = (),
     ) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class SceneTask(nn.Module):
         self.classes = isinstance(task, SemanticSegmentationTask)
         with torch.no_grad():
             sizes = {name: len(scale.mean) for name, scale in inputs.items()}
-            made = self({name: torch.zeros(1, bands, crop, crop) for name, bands in sizes.items()}, [(0, 0)])
+            made = self({name: torch.zeros(1, bands, *window) for name, bands in sizes.items()}, [(0, 0)])
         self.channels = made.shape[1]
         if self.classes and self.channels < 2:
             raise ConfigError(f"The task has {self.channels} class; a map of classes needs two. Set num_classes: 2.")
@@ -84,7 +84,7 @@ class SceneTask(nn.Module):
         return output[:, None] if output.ndim == 3 else output
 
     def finish(self, blended: Tensor) -> list[Tensor]:
-        """Return the map of classes and, if asked for, probabilities; or values."""
+        """Return for each layer [bands, rows, W]: the class map and maybe probabilities, or values."""
         if not self.classes:
             return [blended]
         return [choose_classes(blended, NO_DATA)[0]] + ([blended] if len(self.layers) > 1 else [])
@@ -100,13 +100,13 @@ class SceneTask(nn.Module):
 
 
 class Standardised(Standardisation):
-    """Subtracts means and divides by standard deviations, as the data module does.
+    """Shifts, scales and standardises the values of files, as the data module does.
 
     Args:
-        mean: Of each band.
-        std: Of each band.
-        scale: Factor before that.
-        shift: Number that is added to the values of the files, before all else.
+        mean: Mean of each band.
+        std: Standard deviation of each band.
+        scale: Factor of the shifted values.
+        shift: Number that is added to the values of the files first.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], scale: float = 1.0, shift: float = 0.0) -> None:
@@ -119,63 +119,41 @@ class Standardised(Standardisation):
         return super().forward((image + self.shift) * self.scale)
 
 
-@dataclass(frozen=True)
-class OpenedTask:
-    """A task and its data module as configured, without its weights."""
-
-    cli: TerraMindCLI
-    ckpt_path: Path
-    """Its weights: a Lightning checkpoint."""
-
-    @property
-    def patch(self) -> int:
-        """Pixels of which heights and widths must be multiples; 1 for a model without patches."""
-        patches = [getattr(module, "patch_size", None) for module in self.cli.model.modules()]
-        return next((patch for patch in patches if isinstance(patch, int)), 1)
-
-    def training_size(self) -> int:
-        """Return the size in pixels of the images that it was trained on."""
-        return training_size(self.cli.config, self.cli.datamodule, self.cli.model, self.patch)
-
-
-def open_task(config: Path, ckpt_path: Path, words: Sequence[str] = ()) -> OpenedTask:
-    """Return a fine-tuned task.
+def map_scenes(
+    config: Path,
+    ckpt_path: Path,
+    files: Sequence[Sequence[str]],
+    options: Options,
+    overrides: Sequence[str] = (),
+    *,
+    probabilities: bool = False,
+) -> list[Path]:
+    """Write a fine-tuned task's maps of scenes, and return the files written.
 
     Args:
         config: YAML of TerraTorch that the task was trained with.
-        ckpt_path: Its weights: a Lightning checkpoint.
-        words: Further options, as for `terramind fit`.
+        ckpt_path: Weights of the task: a Lightning checkpoint.
+        files: For each modality the files of all scenes, in one order; the first may be written NAME=FILE.
+        options: How to go through the scenes.
+        overrides: Further options, as for `terramind fit`.
+        probabilities: Also write the probabilities of all classes.
 
     Raises:
-        ConfigError: The configuration is not possible, or the checkpoint is of another model.
-        WeightsError: The checkpoint cannot be read.
+        ConfigError: The configuration, the windows or the names are not possible, or the checkpoint is of another
+            model.
+        DataError: A file cannot be used.
+        WeightsError: The checkpoint cannot be read or does not fit.
     """
     if not config.is_file():
         raise ConfigError(f"There is no configuration {config}. Check -c.")
     with quiet():
-        return OpenedTask(make_cli(["--config", str(config), *words], ckpt_path), ckpt_path)
-
-
-def map_scenes(
-    opened: OpenedTask, words: Sequence[Sequence[str]], options: Options, *, probabilities: bool = False
-) -> list[Path]:
-    """Return the files of a fine-tuned task's maps of scenes.
-
-    Args:
-        opened: The task.
-        words: For each modality the files of all scenes, in one order; the first may be written NAME=FILE.
-        options: How to run.
-        probabilities: Also write the probabilities of all classes.
-
-    Raises:
-        ConfigError: The windows or the names are not possible.
-        DataError: A file cannot be used.
-        WeightsError: The checkpoint does not fit.
-    """
-    cli, ckpt_path = opened.cli, opened.ckpt_path
+        cli = make_cli(["--config", str(config), *overrides], ckpt_path)
+    patch = patch_size(cli.model)
     expected, scales = read_data_module(cli.datamodule, cli.model)
-    scenes = pair_scenes(words, list(expected))
-    jobs = plan_jobs(scenes, expected, options, opened.patch)
+    scenes = pair_scenes(files, list(expected))
+    crop = training_size(cli.config, cli.datamodule, cli.model, patch) if options.crop is None else options.crop
+    options = options.settle(crop, patch)
+    jobs = plan_jobs(scenes, expected, options, patch)
     content, tensors = cli.take_checkpoint()
     cli.model.on_load_checkpoint(dict(content))
     load_into(cli.model, tensors, ckpt_path, "the configured task", strict=cli.model.strict_loading)
@@ -187,14 +165,20 @@ def map_scenes(
         "inputs_sha256": _hash_inputs(scales),
     }
     names = class_names_of(cli.model, cli.datamodule)
-    model = SceneTask(for_inference(cli.model), scales, probabilities, options.crop, names)
+    model = SceneTask(for_inference(cli.model), scales, probabilities, jobs[0].plan.window, names)
     for job in jobs:
         job.decide("map", model.layers, described, options)
     return run_jobs(model, jobs, options)
 
 
+def patch_size(task: LightningModule) -> int:
+    """Return the patch size of a task's model in pixels; 1 for a model without patches."""
+    patches = [getattr(module, "patch_size", None) for module in task.modules()]
+    return next((patch for patch in patches if isinstance(patch, int)), 1)
+
+
 def _hash_inputs(inputs: Mapping[str, Standardised]) -> str:
-    """Return a hash of how inputs are standardised: with other numbers it is another map."""
+    """Return a hash of the numbers that standardise inputs: other numbers make another map."""
     numbers = {name: [x.shift, x.scale, x.mean.tolist(), x.std.tolist()] for name, x in inputs.items()}
     return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -235,7 +219,7 @@ def read_data_module(datamodule: Any, task: LightningModule) -> tuple[dict[str, 
         scale = _of(datamodule, "constant_scale", name) or 1.0
         shift = _of(datamodule, "offsets", name) or 0.0
         fill = getattr(datamodule, "no_data_replace", None)
-        # In the numbers of the files: what the data module fills with is scaled, but not shifted.
+        # In the numbers of the files: the data module scales its fill value but does not shift it.
         filled = tuple((value / scale if fill is None else float(fill)) - shift for value in mean)
         known = find(_modality(name, task))
         stored, read = (_names(_of(datamodule, what, name)) for what in ("dataset_bands", "output_bands"))
@@ -263,11 +247,11 @@ def _modality(name: str, task: LightningModule) -> str:
     return str(listed[0]) if name == "image" and len(listed) == 1 else name
 
 
-def pair_scenes(words: Sequence[Sequence[str]], names: Sequence[str]) -> list[dict[str, Path]]:
-    """Return the files of each scene by modality, the modality that was given first in front.
+def pair_scenes(typed: Sequence[Sequence[str]], names: Sequence[str]) -> list[dict[str, Path]]:
+    """Return the files of each scene by modality, the first modality typed in front.
 
     Args:
-        words: As in `map_scenes`.
+        typed: Files as in `map_scenes`.
         names: Modalities of the configuration.
 
     Raises:
@@ -275,7 +259,7 @@ def pair_scenes(words: Sequence[Sequence[str]], names: Sequence[str]) -> list[di
     """
     example = " ".join(f"--scene {name}=FILE" for name in names)
     files: dict[str, list[Path]] = {}
-    for first, *others in words:
+    for first, *others in typed:
         given, equals, path = first.partition("=")
         if is_remote(given):  # the query of a URL may have an equals sign
             given, equals, path = "", "", first
@@ -311,7 +295,7 @@ def for_inference(model: Model) -> Model:
     UNet blocks upsample and convolve at once, and batch norms become part of the convolutions before them.
 
     Args:
-        model: Changed in place; its weights, too, so hash or save them before.
+        model: Model; it and its weights are changed in place.
     """
     model.eval().requires_grad_(False)
     upsample_at_once(model)

@@ -17,7 +17,8 @@ from rasterio.transform import Affine
 
 from terramind_plugin import __version__
 from terramind_plugin.cli import main
-from terramind_plugin.inference.segmentation import open_task
+from terramind_plugin.inference.segmentation import patch_size
+from terramind_plugin.inference.windows import training_size
 from tests.inference.conftest import PLACE, make_task, write_modality
 from tests.runs.running import REPOSITORY
 
@@ -109,6 +110,8 @@ def test_several_modalities_on_other_grids(both_task: tuple[Path, Path], tmp_pat
 
 
 def test_windows_are_as_large_as_the_images_of_the_training(radar_task: tuple[Path, Path], tmp_path: Path) -> None:
+    from terramind_plugin.integration.lightning_cli import make_cli
+
     config, checkpoint = map(str, radar_task)
     chips = tmp_path / "chips"
     chips.mkdir()
@@ -122,7 +125,9 @@ def test_windows_are_as_large_as_the_images_of_the_training(radar_task: tuple[Pa
         ([f"--data.init_args.data_root.S1GRD={chips}", crop], 48),
         (["--model.init_args.model_args.backbone_img_size=96"], 96),
     ]:
-        assert open_task(Path(config), Path(checkpoint), words).training_size() == size
+        cli = make_cli(["--config", config, *words], checkpoint)
+        patch = patch_size(cli.model)
+        assert training_size(cli.config, cli.datamodule, cli.model, patch) == size
     scene = write_modality(tmp_path / "scene.tif", "S1GRD", (60, 150))
     call = ["map", "-c", config, "--ckpt_path", checkpoint, "--scene", str(scene), "--accelerator", "cpu", "--out"]
     assert main([*call, str(tmp_path / "out"), f"--data.init_args.data_root.S1GRD={chips}"]) == 0

@@ -18,7 +18,8 @@ from rasterio.transform import Affine
 from torch import Tensor
 
 from terramind_plugin.errors import DataError
-from terramind_plugin.inference.job import Options, plan_job
+from terramind_plugin.inference.job import plan_jobs
+from terramind_plugin.inference.options import Options
 from terramind_plugin.inference.runner import plan_units
 from terramind_plugin.inference.stream import Streamer, ahead
 from terramind_plugin.inference.windows import plan_windows
@@ -257,7 +258,8 @@ def test_a_forked_process_reads_after_its_parent(tmp_path: Path) -> None:
     """The threads that decode blocks do not survive a fork, and who waits for them waits forever."""
     tiles = {"tiled": True, "blockxsize": 32, "blockysize": 32, "compress": "deflate"}
     scene = write_scene(tmp_path / "scene.tif", np.random.rand(2, 128, 128).astype(np.float32), **tiles)
-    job = plan_job({"OWN": scene}, {"OWN": TWO_BANDS}, Options(tmp_path, crop=64, stride=64, margin=0), 1)
+    options = Options(tmp_path, crop=64, stride=64, margin=0)
+    (job,) = plan_jobs([{"OWN": scene}], {"OWN": TWO_BANDS}, options, 1)
 
     def read() -> None:
         with job.open() as sources:
