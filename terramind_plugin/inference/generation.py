@@ -14,7 +14,7 @@ from terramind_plugin.builders import build_generator, build_image_tokenizer
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.generation.generator import TerraMindGenerator
 from terramind_plugin.generation.token_generator import plan_targets
-from terramind_plugin.inference.job import Job, check_data, plan_jobs
+from terramind_plugin.inference.job import Job, plan_jobs, refuse_empty
 from terramind_plugin.inference.noise import SceneNoise
 from terramind_plugin.inference.options import Options
 from terramind_plugin.inference.outputs import count_channels, finish_modality, modality_layers
@@ -228,7 +228,7 @@ def reconstruct(
     expected = {entry.name: Expected.of(entry)}
     options = options.settle(known[entry.name].image_size, patch)
     jobs = plan_jobs([{entry.name: path} for path in files], expected, options, patch, align=True)
-    check_data(jobs)
+    refuse_empty(jobs)
     with loading_weights():
         tokenizer = build_image_tokenizer(name, pretrained=settings.pretrained, ckpt_path=settings.ckpt_path)
     model = SceneTokenizer(tokenizer, settings.steps, settings.seed, probabilities)
@@ -284,7 +284,7 @@ def generate(
                 f"{sequences[0]} out of --to, or set --crop to the size of the image."
             )
         job.positions = {name: position[0].tolist() for name, position in positions.items()}
-    check_data(jobs)
+    refuse_empty(jobs)
     with loading_weights():
         generator = build_generator(
             variant.name,

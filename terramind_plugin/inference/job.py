@@ -20,7 +20,7 @@ from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.files import is_whole_picture, write_figure, write_text
 from terramind_plugin.inference.options import Options
 from terramind_plugin.inference.preview import draw_scene
-from terramind_plugin.inference.resume import Partial
+from terramind_plugin.inference.resume import NOT_DECISIVE, Partial
 from terramind_plugin.inference.windows import Plan, plan_windows
 from terramind_plugin.raster.complete import GDAL_ERRORS, check_complete
 from terramind_plugin.raster.georeference import Grid
@@ -138,7 +138,7 @@ class Job:
 
     def fingerprint(self) -> str:
         """Return a hash of everything that decides on the results."""
-        settled = {key: value for key, value in self.record.items() if key not in ("date", "terramind_plugin_version")}
+        settled = {key: value for key, value in self.record.items() if key not in NOT_DECISIVE}
         return hashlib.sha256(json.dumps(settled, sort_keys=True).encode()).hexdigest()[:16]
 
     def is_done(self) -> bool:
@@ -211,7 +211,7 @@ class Job:
 
     def _tags(self, record: Mapping[str, Any]) -> dict[str, str]:
         numbers = ("crop", "stride", "margin", "batch_size", "precision")
-        own = {"command", "input", *numbers, "cog"}
+        own = {"command", "input", *numbers, "cog", "numerics"}
         return {
             **{key: str(value) for key, value in record.items() if key not in own},
             "input": ", ".join(f"{name}: {path.name}" for name, path in self.inputs.items()),
@@ -277,7 +277,7 @@ def _plan(
     return Job(dict(inputs), dict(expected), grid, plan, options.out, warped=tuple(warped))
 
 
-def check_data(jobs: Sequence[Job]) -> None:
+def refuse_empty(jobs: Sequence[Job]) -> None:
     """Raise a DataError if the only scene is one window without data, or with values that are not possible."""
     if len(jobs) > 1 or len(jobs[0].plan) > 1:
         return  # rows without data become rows without results

@@ -11,7 +11,7 @@ from terramind_plugin.model.variants import Variant
 
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 """Lightning's name of each precision, which is written into the tags of results."""
-OVERLAP = 0.15
+WINDOW_OVERLAP = 0.15
 """Share of a window that overlaps the next one, if no stride is given."""
 
 
@@ -86,7 +86,7 @@ class Options:
             raise ConfigError(f"margin must be at least 0 and less than half of crop {crop}, got {self.margin}.")
         stride = self.stride
         if stride is None:
-            stride = max(1, round((1 - OVERLAP) * (crop - 2 * self.margin)))
+            stride = max(1, round((1 - WINDOW_OVERLAP) * (crop - 2 * self.margin)))
             stride = stride // patch * patch or stride
         return replace(self, crop=crop, stride=stride)
 

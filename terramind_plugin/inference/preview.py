@@ -19,7 +19,7 @@ from terramind_plugin.raster.writer import Layer
 
 LONGER_SIDE = 900
 """Pixels of a scene in the picture."""
-COLUMNS = 4
+MOST_COLUMNS = 4
 MOST_SAMPLES = 4
 """Samples of a modality that are drawn."""
 
@@ -45,7 +45,7 @@ def draw_scene(
     first = next(iter(sources.values()))
     grid, size = first.grid, size_shown(first.grid)
     count = len(sources) + len(given) + len(layers) + len(found)
-    columns = min(COLUMNS, count)
+    columns = min(MOST_COLUMNS, count)
     rows = -(-count // columns)
     side = 4.2
     height = side * min(2.0, max(0.5, grid.height / grid.width))

@@ -29,6 +29,8 @@ RECORD = "run.json"
 RAW = "{}.raw"
 FINISHED = "rows-{}.txt"
 LOCK = "lock"
+NOT_DECISIVE = ("date", "made_by", "terramind_plugin_version")
+"""Entries of a record that may change while a run is unfinished: no number in the results depends on them."""
 OWNER = "terramind_plugin"
 """Value of 'made_by' in a record: the folder is this program's and may be deleted."""
 _LIST = re.compile(r"rows-[0-9a-f]{12}\.txt")
@@ -342,7 +344,7 @@ def _compare(known: Mapping[str, Any], record: Mapping[str, Any], folder: Path) 
     differing = [
         f"{key}: {known.get(key)} there, {record.get(key)} now"
         for key in dict.fromkeys([*known, *record])
-        if key not in ("date", "made_by") and known.get(key) != record.get(key)
+        if key not in NOT_DECISIVE and known.get(key) != record.get(key)
     ]
     if differing:
         raise ConfigError(

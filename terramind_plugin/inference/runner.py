@@ -38,7 +38,7 @@ logger = logging.getLogger("terramind_plugin")
 
 CACHE, CACHE_TO_WARP = 16 * 2**20, 256 * 2**20
 """Smallest size of GDAL's block cache in bytes; GDAL's own default is a twentieth of all memory."""
-PATIENCE = timedelta(days=7)
+LONGEST_WAIT = timedelta(days=7)
 """Longest time that a process waits for another one."""
 AUTOCAST = {"bf16": torch.bfloat16, "16": torch.float16}
 
@@ -84,7 +84,7 @@ class Processes:
                 accelerator=self.device.type,
                 devices=options.devices,
                 num_nodes=options.nodes,
-                strategy=DDPStrategy(timeout=PATIENCE),
+                strategy=DDPStrategy(timeout=LONGEST_WAIT),
             )
             self._fabric.launch()
         self.device, self.rank, self.count = self._fabric.device, self._fabric.global_rank, self._fabric.world_size

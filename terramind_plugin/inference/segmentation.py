@@ -32,7 +32,7 @@ from terramind_plugin.raster.reader import Expected
 from terramind_plugin.raster.writer import Layer
 from terramind_plugin.samples.classes import class_names_of
 
-Model = TypeVar("Model", bound=nn.Module)
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class SceneTask(nn.Module):
@@ -289,7 +289,7 @@ def _match(given: str, names: Sequence[str]) -> str | None:
     return next((name for name in names if find(name) is resolve(given)), None)
 
 
-def for_inference(model: Model) -> Model:
+def for_inference(model: Network) -> Network:
     """Return a model in evaluation mode that cannot be trained any more.
 
     UNet blocks upsample and convolve at once, and batch norms become part of the convolutions before them.

@@ -22,7 +22,7 @@ from terramind_plugin.raster.reader import Source
 from terramind_plugin.raster.writer import Layer
 from terramind_plugin.system import give_back
 
-Item = TypeVar("Item")
+Read = TypeVar("Read")
 
 READ_AHEAD = 2
 """Batches that are read while the model works on another."""
@@ -232,17 +232,17 @@ def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
 
 
 @contextmanager
-def ahead(items: Iterable[Item], most: int = 2) -> Iterator[Iterator[Item]]:
+def ahead(items: Iterable[Read], most: int = 2) -> Iterator[Iterator[Read]]:
     """Give the items of an iterable that a thread works through; its exceptions are raised here.
 
     Args:
         items: Used in the thread alone.
         most: Largest number of items that wait to be taken.
     """
-    waiting: queue.Queue[tuple[list[Item], BaseException | None]] = queue.Queue(maxsize=most)
+    waiting: queue.Queue[tuple[list[Read], BaseException | None]] = queue.Queue(maxsize=most)
     stopped = threading.Event()
 
-    def put(found: list[Item], error: BaseException | None = None) -> bool:
+    def put(found: list[Read], error: BaseException | None = None) -> bool:
         while not stopped.is_set():
             try:
                 waiting.put((found, error), timeout=0.1)
@@ -260,7 +260,7 @@ def ahead(items: Iterable[Item], most: int = 2) -> Iterator[Iterator[Item]]:
         except BaseException as error:  # handed over, not hidden
             put([], error)
 
-    def taken() -> Generator[Item]:
+    def taken() -> Generator[Read]:
         while True:
             found, error = waiting.get()
             if error is not None:

@@ -17,9 +17,9 @@ from terramind_plugin.raster.complete import GDAL_ERRORS
 
 UNFILLED = 0.1
 """Largest share of a row block's windows that its last batch may lack, if up to two more rows can avoid that."""
-LARGEST = 1024
+LARGEST_WINDOW = 1024
 """Longest side of a window in pixels: larger images are cropped in training, or the batch size is 1."""
-FALLBACK = 224
+USUAL_WINDOW = 224
 """Side of a window in pixels where neither data nor model have a size: that of the pre-training images."""
 
 
@@ -30,22 +30,22 @@ class Axis:
     length: int
     """Pixels of the image."""
     size: int
-    """Pixels of a window; the last one may reach beyond the image by less than a patch."""
+    """Pixels of a window. The last window may reach beyond the image by less than a patch."""
     starts: tuple[int, ...]
     """First pixel of each window."""
     margin: int
-    """Pixels at the edge of a window that do not count, except at the edge of the image."""
+    """Pixels at the edges of a window that do not count, except at the edges of the image."""
     ramp: int
     """Pixels over which the weight of a window rises."""
 
     def used(self, index: int) -> tuple[int, int]:
-        """Return the first pixel of the image that a window counts for, and the one after the last."""
+        """Return the first image pixel that a window counts for, and the one after the last."""
         first = 0 if index == 0 else self.starts[index] + self.margin
         last = self.starts[index] + self.size - self.margin
         return first, self.length if index == len(self.starts) - 1 else min(last, self.length)
 
     def weights(self, index: int) -> NDArray[np.float32]:
-        """Return the weight of a window for each pixel it counts for; those of all windows sum to one everywhere."""
+        """Return the weight of a window at each pixel that it counts for. The weights of all windows sum to one."""
         first, last = self.used(index)
         return (self._profile(index) / self._total[first:last]).astype(np.float32)
 
@@ -130,16 +130,16 @@ class Plan:
 def plan_axis(length: int, crop: int, stride: int, margin: int = 0, *, multiple: int = 1, align: int = 1) -> Axis:
     """Return windows along one side of an image.
 
-    An image smaller than `crop` gets one window. The last window ends with the image, or so little behind it that it
-    starts at a multiple of `align`.
+    An image smaller than `crop` gets one window. The last window ends with the image or, to start at a multiple of
+    `align`, a little beyond it.
 
     Args:
         length: Pixels of the image, at least 1.
         crop: Pixels of a window.
         stride: Pixels from one window to the next, at most crop - 2 * margin.
         margin: Pixels at the edges of a window that do not count inside the image.
-        multiple: Window sizes are multiples of it.
-        align: Window starts are multiples of it.
+        multiple: Number that window sizes are multiples of.
+        align: Number that window starts are multiples of.
 
     Raises:
         ConfigError: The numbers do not fit together.
@@ -156,7 +156,7 @@ def plan_axis(length: int, crop: int, stride: int, margin: int = 0, *, multiple:
             f"stride must be from {align} to {crop - 2 * margin}{step} (crop {crop} without margin {margin} on both "
             f"sides), got {stride}. With a longer stride some pixels would get no result."
         )
-    # Half a window at most, so that every window counts fully somewhere.
+    # At most half a window, so that every window has full weight somewhere.
     ramp = min(crop - 2 * margin - stride, (crop - 2 * margin) // 2)
     if length <= crop:
         return Axis(length, _up(length, multiple), (0,), margin, ramp)
@@ -164,37 +164,21 @@ def plan_axis(length: int, crop: int, stride: int, margin: int = 0, *, multiple:
     return Axis(length, crop, (*range(0, end, stride), end), margin, ramp)
 
 
-def plan_windows(
-    height: int,
-    width: int,
-    crop: int | tuple[int, int],
-    stride: int | tuple[int, int],
-    margin: int = 0,
-    *,
-    multiple: int = 1,
-    align: int = 1,
-) -> Plan:
+def plan_windows(height: int, width: int, crop: int, stride: int, margin: int = 0, **grid: int) -> Plan:
     """Return windows over an image.
 
     Args:
-        height: Of the image in pixels.
-        width: Likewise.
-        crop: Height and width of a window, or one number for both.
-        stride: From one window to the next, likewise.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        crop: As in `plan_axis`.
+        stride: As in `plan_axis`.
         margin: As in `plan_axis`.
-        multiple: As in `plan_axis`.
-        align: As in `plan_axis`.
+        grid: `multiple` and `align` as in `plan_axis`.
 
     Raises:
         ConfigError: As in `plan_axis`.
     """
-    crops = (crop, crop) if isinstance(crop, int) else crop
-    strides = (stride, stride) if isinstance(stride, int) else stride
-    rows, columns = (
-        plan_axis(length, one, step, margin, multiple=multiple, align=align)
-        for length, one, step in zip((height, width), crops, strides, strict=True)
-    )
-    return Plan(rows, columns)
+    return Plan(*(plan_axis(length, crop, stride, margin, **grid) for length in (height, width)))
 
 
 def _up(number: int, multiple: int) -> int:
@@ -214,7 +198,7 @@ def training_size(config: Any, datamodule: Any, task: Any, patch: int) -> int:
         patch: Patch size of the model in pixels.
     """
     size = _cropped(config.get("data.init_args.train_transform")) or _first_file(datamodule) or _native(task)
-    return max(patch, min(size, LARGEST) // patch * patch)
+    return max(patch, min(size, LARGEST_WINDOW) // patch * patch)
 
 
 def _cropped(transforms: Any) -> int | None:
@@ -247,4 +231,4 @@ def _first_file(datamodule: Any) -> int | None:
 
 def _native(task: Any) -> int:
     sizes = [getattr(module, "img_size", None) for module in task.modules()]
-    return next((min(size) for size in sizes if isinstance(size, tuple)), FALLBACK)
+    return next((min(size) for size in sizes if isinstance(size, tuple)), USUAL_WINDOW)
