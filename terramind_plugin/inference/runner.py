@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,7 @@ import rasterio
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import distributed, nn
 
 from terramind_plugin.errors import DataError
@@ -150,7 +150,15 @@ class SceneRun:
         self.signals = signals
         units = plan_units([len(self._blocks(job)) for job in self.jobs], processes.count)
         self.units = units[processes.rank :: processes.count]
-        self._progress: _Bar | None = None
+        text = "Windows" if processes.count == 1 else "Windows of this process"
+        total = sum(self._count_windows(*unit) for unit in self.units)
+        # Some batches take longer than others. Paths on stdout are for other programs.
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            speed_estimate_period=120, console=Console(stderr=True),
+            disable=processes.rank > 0 or not sys.stderr.isatty(),
+        )  # fmt: skip
+        self._advance = partial(self._progress.advance, self._progress.add_task(text, total=total))
         self._partials: dict[int, tuple[Partial, dict[str, Any]]] = {}
 
     def _blocks(self, job: Job) -> list[RowBlock]:
@@ -167,53 +175,55 @@ class SceneRun:
                 self._compute(*unit)
             self._complete()
         finally:
-            if self._progress is not None:
-                self._progress.stop()
-            for partial, _ in self._partials.values():
-                partial.release()
+            self._progress.stop()
+            for rows, _ in self._partials.values():
+                rows.release()
 
     def _begin(self) -> None:
         """Begin all scenes, or go on with them."""
         for number, job in enumerate(self.jobs):
-            self._partials[number] = job.partial, job.record
-            partial, record = self._partials[number]
+            rows, record = job.partial, job.record
+            self._partials[number] = rows, record
             if self.processes.rank == 0:
                 lost = not all(job.text(ending).is_file() for ending in job.found)  # written before rows are listed
-                record = partial.start(record, anew=self.options.restart or lost)
+                record = rows.start(record, anew=self.options.restart or lost)
             # The others take the date of the first.
-            self._partials[number] = partial, self.processes.share(record)
+            self._partials[number] = rows, self.processes.share(record)
         self.model.to(self.processes.device).eval()
-        if self.processes.rank == 0 and sys.stderr.isatty():
-            text = "Windows" if self.processes.count == 1 else "Windows of this process"
-            self._progress = _Bar(sum(self._windows(*unit) for unit in self.units), text)
+        self._progress.start()
 
-    def _windows(self, number: int, first: int, last: int) -> int:
+    def _count_windows(self, number: int, first: int, last: int) -> int:
         job = self.jobs[number]
         return sum(len(block.rows) for block in self._blocks(job)[first:last]) * len(job.plan.columns.starts)
 
     def _compute(self, number: int, first: int, last: int) -> None:
         """Compute a piece of work, and write the files of a scene that is one piece."""
         job, blocks = self.jobs[number], self._blocks(self.jobs[number])
-        partial, record = self._partials[number]
+        rows, record = self._partials[number]
         model: Any = self.model
 
-        def write(row: int, arrays: list[NDArray]) -> None:
+        def write(first: int, arrays: list[NDArray]) -> None:
             if job.found:  # before the rows are listed: a run that goes on does not compute them again
                 job.write_found(model.found, record)
-            partial.write(row, arrays)
+            rows.write(first, arrays)
 
         with job.open() as sources, rasterio.Env(GDAL_CACHEMAX=_cache(sources.values(), job.plan.window[0])):
             for source in sources.values():
                 expected = source.expected
                 shown = bands_shown(expected.name, expected.bands, len(expected.bands))
                 source.keep_rows(job.plan.window[0], size_shown(job.grid), shown)
-            advance = self._progress.advance if self._progress is not None else lambda count: None
             streamer = Streamer(
-                model, sources, job.plan, self.options.batch_size, self.processes.device, advance, self.signals.check
+                model,
+                sources,
+                job.plan,
+                self.options.batch_size,
+                self.processes.device,
+                self._advance,
+                self.signals.check,
             )
             try:
                 with self.signals.later(), self.processes.autocast():
-                    streamer.run(blocks[first:last], partial.finished(), write)
+                    streamer.run(blocks[first:last], rows.finished(), write)
                 self.signals.check()
             except Stopped:
                 self.processes.meet(self.signals)
@@ -229,7 +239,7 @@ class SceneRun:
             for source in sources.values():
                 warn_of_undeclared(source.path, source.undeclared)
             if (first, last) == (0, len(blocks)):
-                job.finish(partial, record, sources)
+                job.finish(rows, record, sources)
                 del self._partials[number]
 
     def _complete(self) -> None:
@@ -237,19 +247,19 @@ class SceneRun:
         with self.signals.later():
             self.processes.meet(self.signals)
         self.signals.check()
-        for number, (partial, record) in self._partials.items():
-            if number % self.processes.count == self.processes.rank and partial.folder.exists():
+        for number, (rows, record) in self._partials.items():
+            if number % self.processes.count == self.processes.rank and rows.folder.exists():
                 job = self.jobs[number]
-                self._check_all_rows(job, partial)
+                self._check_all_rows(job, rows)
                 with job.open(warn=False) as sources:
-                    job.finish(partial, record, sources)
+                    job.finish(rows, record, sources)
         self.processes.meet(self.signals)
 
-    def _check_all_rows(self, job: Job, partial: Partial) -> None:
-        missing = sorted({(block.first, block.last) for block in self._blocks(job)} - set(partial.finished()))
+    def _check_all_rows(self, job: Job, rows: Partial) -> None:
+        missing = sorted({(block.first, block.last) for block in self._blocks(job)} - set(rows.finished()))
         if missing:
             raise DataError(
-                f"{partial.folder} lacks rows {missing[0][0]} to {missing[0][1] - 1}. All processes need one folder: "
+                f"{rows.folder} lacks rows {missing[0][0]} to {missing[0][1] - 1}. All processes need one folder: "
                 "give one with --out that every machine sees, and run the command again."
             )
 
@@ -312,30 +322,3 @@ def quiet() -> Iterator[None]:
         finally:
             for name, level in before.items():
                 logging.getLogger(name).setLevel(level)
-
-
-class _Speed(ProgressColumn):
-    """Windows per second."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.2f}/s")
-
-
-class _Bar:
-    """A progress bar of windows."""
-
-    def __init__(self, total: int, text: str) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn(),
-            # Some batches take longer than others. The paths on stdout are for other programs.
-            speed_estimate_period=120, console=Console(stderr=True),
-        )  # fmt: skip
-        self._task = self._bar.add_task(text, total=total)
-        self._bar.start()
-
-    def advance(self, count: int) -> None:
-        self._bar.advance(self._task, count)
-
-    def stop(self) -> None:
-        self._bar.stop()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import cycle
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -131,7 +130,7 @@ class Streamer:
         begin = next(number for number in range(start + 1) if self.plan.reach(every[number]) > every[start].first)
         blend = RollingBlend(self.plan, every, self.model.channels, every[begin].first, self.device)
         windows = 0
-        with ahead(self._read(every[begin:stop]), READ_AHEAD) as batches:
+        with closing(ahead(self._read(every[begin:stop]), READ_AHEAD)) as batches:
             for batch in batches:
                 for row, column, valid in batch.marks:
                     blend.mark(row, column, valid)
@@ -231,49 +230,19 @@ def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
     return runs
 
 
-@contextmanager
-def ahead(items: Iterable[Read], most: int = 2) -> Iterator[Iterator[Read]]:
-    """Give the items of an iterable that a thread works through; its exceptions are raised here.
+def ahead(items: Iterable[Read], count: int = 2) -> Generator[Read]:
+    """Yield the items of an iterable that a thread works through in advance; its exceptions are raised here.
 
     Args:
         items: Used in the thread alone.
-        most: Largest number of items that wait to be taken.
+        count: Number of items that the thread is ahead.
     """
-    waiting: queue.Queue[tuple[list[Read], BaseException | None]] = queue.Queue(maxsize=most)
-    stopped = threading.Event()
-
-    def put(found: list[Read], error: BaseException | None = None) -> bool:
-        while not stopped.is_set():
-            try:
-                waiting.put((found, error), timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1, thread_name_prefix="reading ahead") as pool:
+        waiting = deque(pool.submit(next, iterator, end) for _ in range(count))
         try:
-            for item in items:
-                if not put([item]):
-                    return
-            put([])
-        except BaseException as error:  # handed over, not hidden
-            put([], error)
-
-    def taken() -> Generator[Read]:
-        while True:
-            found, error = waiting.get()
-            if error is not None:
-                raise error
-            if not found:
-                return
-            yield found[0]
-
-    thread = threading.Thread(target=work, name="reading ahead", daemon=True)
-    thread.start()
-    try:
-        with closing(taken()) as iterator:
-            yield iterator
-    finally:
-        stopped.set()
-        thread.join()
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(pool.submit(next, iterator, end))
+                yield cast(Read, item)
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,7 @@ def test_errors_of_the_reading_thread_are_raised() -> None:
         yield 1
         raise DataError("broken")
 
-    with ahead(items()) as taken:
+    with closing(ahead(items())) as taken:
         assert next(taken) == 1
         with pytest.raises(DataError, match="broken"):
             next(taken)
@@ -218,7 +219,7 @@ def test_errors_of_the_reading_thread_are_raised() -> None:
 
 def test_the_reading_thread_ends_with_its_user() -> None:
     before = threading.active_count()
-    with ahead(itertools.count()) as taken:
+    with closing(ahead(itertools.count())) as taken:
         assert [next(taken) for _ in range(5)] == [0, 1, 2, 3, 4]
         assert threading.active_count() == before + 1
     assert threading.active_count() == before
