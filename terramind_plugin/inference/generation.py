@@ -101,10 +101,11 @@ class SceneImages(nn.Module):
         """Return for each layer [bands, rows, W]."""
         if not self.targets:
             return []
-        by_sample = blended.unflatten(0, (self.samples, -1)).split(list(map(count_channels, self.targets)), dim=1)
+        all_samples = blended.reshape(self.samples, -1, *blended.shape[1:])
+        by_target = all_samples.split(list(map(count_channels, self.targets)), dim=1)
         return [
             result
-            for modality, samples in zip(self.targets, by_sample, strict=True)
+            for modality, samples in zip(self.targets, by_target, strict=True)
             for result in finish_modality(modality, samples, self.probabilities)
         ]
 
@@ -138,7 +139,7 @@ class SceneGenerator(SceneImages):
 
     def make(self, images: Mapping[str, Tensor], noise: Noise) -> Mapping[str, Tensor]:
         """Return generated modalities, see `SceneImages.make`."""
-        outputs = self.generator(self._add_positions(images), noise=noise)
+        outputs: dict[str, Tensor] = self.generator(self._add_positions(images), noise=noise)
         self._drawn.append({name: outputs[name][0] for name in self.sequences})
         return outputs
 

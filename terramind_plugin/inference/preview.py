@@ -28,8 +28,8 @@ def draw_scene(
     sources: Mapping[str, Source],
     layers: Sequence[tuple[Path, Layer]],
     tags: Mapping[str, str],
-    given: Mapping[str, NDArray] | None = None,
-    found: Mapping[str, NDArray] | None = None,
+    given: Mapping[str, NDArray[Any]] | None = None,
+    found: Mapping[str, NDArray[Any]] | None = None,
 ) -> Figure:
     """Return a figure of the inputs and all files that were made of them, at reduced size.
 
@@ -87,7 +87,7 @@ def _title(first: Path, tags: Mapping[str, str]) -> str:
     return f"{first.name}: {tags['model']}\nweights: {tags['weights']}, {tags['date']}"
 
 
-def _draw_modality(axis: Any, values: NDArray, name: str, bands: Sequence[str]) -> None:
+def _draw_modality(axis: Any, values: NDArray[Any], name: str, bands: Sequence[str]) -> None:
     entry = find(name)
     if entry is not None and tuple(bands) == entry.band_names:
         plot_modality(name, values, axis)
@@ -95,7 +95,7 @@ def _draw_modality(axis: Any, values: NDArray, name: str, bands: Sequence[str]) 
         axis.imshow(modality_picture(values, name, bands), interpolation="nearest")
 
 
-def _draw_layer(axis: Any, values: NDArray, layer: Layer) -> None:
+def _draw_layer(axis: Any, values: NDArray[Any], layer: Layer) -> None:
     if layer.modality is not None:
         plot_modality(layer.modality, values, axis)
     elif layer.colormap is not None:

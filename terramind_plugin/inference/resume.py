@@ -226,7 +226,7 @@ class Partial:
         lines = (_LINE.fullmatch(line) for path in self._lists() for line in _lines(path))
         return [(int(line[1]), int(line[2])) for line in lines if line is not None]
 
-    def write(self, first: int, arrays: Sequence[NDArray]) -> None:
+    def write(self, first: int, arrays: Sequence[NDArray[Any]]) -> None:
         """Write finished rows.
 
         Args:
@@ -258,11 +258,11 @@ class Partial:
                 "Run the same command again when it is possible; what is finished is kept."
             ) from error
 
-    def read(self, layer: Layer, first: int, last: int) -> NDArray:
+    def read(self, layer: Layer, first: int, last: int) -> NDArray[Any]:
         """Return finished rows of a layer, [bands, rows, width]."""
         return np.stack([self._read_band(layer, band, first, last) for band in range(len(layer.descriptions))])
 
-    def _read_band(self, layer: Layer, band: int, first: int, last: int) -> NDArray:
+    def _read_band(self, layer: Layer, band: int, first: int, last: int) -> NDArray[Any]:
         values = np.fromfile(
             self._raw(layer), layer.dtype, (last - first) * self.width, offset=self._offset(layer, band, first)
         )

@@ -77,7 +77,7 @@ class Processes:
             return
         # Here and not at the top: the import takes seconds, and a single process does not need it.
         from lightning.fabric import Fabric
-        from lightning.fabric.strategies import DDPStrategy
+        from lightning.fabric.strategies.ddp import DDPStrategy
 
         with quiet():
             self._fabric = Fabric(
@@ -202,7 +202,7 @@ class SceneRun:
         rows, record = self._partials[number]
         model: Any = self.model
 
-        def write(first: int, arrays: list[NDArray]) -> None:
+        def write(first: int, arrays: list[NDArray[Any]]) -> None:
             if job.found:  # before the rows are listed: a run that goes on does not compute them again
                 job.write_found(model.found, record)
             rows.write(first, arrays)

@@ -78,7 +78,7 @@ class SceneTask(nn.Module):
     def forward(self, images: Mapping[str, Tensor], corners: Sequence[tuple[int, int]]) -> Tensor:
         """Return probabilities [B, classes, h, w] or values [B, 1, h, w]."""
         x: Any = {name: scale(images[name]) for name, scale in self.inputs.items()}
-        output = self.task(x["image"] if self.single else x).output.float()
+        output: Tensor = self.task(x["image"] if self.single else x).output.float()
         if self.classes:
             return output.softmax(dim=1)
         return output[:, None] if output.ndim == 3 else output

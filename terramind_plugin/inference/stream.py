@@ -96,7 +96,7 @@ class Streamer:
         self,
         blocks: Sequence[RowBlock],
         finished: Sequence[tuple[int, int]],
-        write: Callable[[int, list[NDArray]], object],
+        write: Callable[[int, list[NDArray[Any]]], object],
     ) -> None:
         """Compute row blocks that are not finished.
 
@@ -124,7 +124,7 @@ class Streamer:
             if written is not None:
                 written.result()
 
-    def _blend(self, every: list[RowBlock], start: int, stop: int) -> Generator[tuple[int, list[NDArray]]]:
+    def _blend(self, every: list[RowBlock], start: int, stop: int) -> Generator[tuple[int, list[NDArray[Any]]]]:
         """Yield first row and the layers of each row block from one number to before another."""
         # Windows of earlier blocks reach into the first rows. Computed in the same batches they give the same bytes.
         begin = next(number for number in range(start + 1) if self.plan.reach(every[number]) > every[start].first)
@@ -199,7 +199,7 @@ class Streamer:
         return batch._replace(images=images, ready=ready)
 
     @torch.no_grad()
-    def _finish(self, blended: Tensor, valid: NDArray[np.bool_]) -> list[NDArray]:
+    def _finish(self, blended: Tensor, valid: NDArray[np.bool_]) -> list[NDArray[Any]]:
         """Return the layers of finished rows, with their nodata value where there is no data or no finite result.
 
         Models write the nodata value of classes: they know which probabilities are not finite.

@@ -223,7 +223,7 @@ def _first_file(datamodule: Any) -> int | None:
         for path in Path(str(root)).glob(str(pattern or "*.tif")):
             try:
                 with rasterio.open(path) as raster:
-                    return min(raster.shape)
+                    return int(min(raster.shape))
             except GDAL_ERRORS:
                 break  # no raster: the next modality may be one
     return None
