@@ -170,7 +170,7 @@ def _execute(run: Run, settings: RunSettings) -> dict[str, Any]:
             lines = (run.folder / LOG).read_text(errors="replace").strip().splitlines()
             reason = lines[-1:] if status == 2 else lines[-LAST_LINES:]
             raise DataError(f"{run} failed. {run.folder / LOG} ends with:\n" + "\n".join(reason))
-        result = json.loads(target.read_text()) | {"settings": settings.digest(), "labels": run.labels}
+        result: dict[str, Any] = json.loads(target.read_text()) | {"settings": settings.digest(), "labels": run.labels}
         write_text(run.folder / RESULT, json.dumps(result, indent=1) + "\n")
         target.unlink()
     return result

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -159,7 +160,7 @@ def measure_features(
         batch_size: Chips at once.
         on_batch: Called with the number of chips of each batch.
     """
-    features: dict[str, list[NDArray]] = {name: [] for name in (*encoders, BAND_MEANS)}
+    features: dict[str, list[NDArray[Any]]] = {name: [] for name in (*encoders, BAND_MEANS)}
     mean, std = (np.array(numbers, np.float32)[:, None, None] for numbers in (modality.mean, modality.std))
     for batch in batches(chips, batch_size):
         images = torch.from_numpy((np.stack([chip.values for chip in batch]) - mean) / std)
@@ -225,7 +226,7 @@ def draw_episodes(labels: Sequence[str], task: Task) -> Episodes:
     return Episodes(patches[:, :, : task.shots], patches[:, :, task.shots :])
 
 
-def nearest_mean_accuracy(features: NDArray, episodes: Episodes) -> NDArray[np.float64]:
+def nearest_mean_accuracy(features: NDArray[Any], episodes: Episodes) -> NDArray[np.float64]:
     """Return the share of queries whose nearest class mean, by Euclidean distance, is that of their class, [episodes].
 
     Args:
@@ -242,6 +243,6 @@ def nearest_mean_accuracy(features: NDArray, episodes: Episodes) -> NDArray[np.f
     return np.array(accuracy)
 
 
-def evaluate(features: NDArray, episodes: Episodes) -> Score:
+def evaluate(features: NDArray[Any], episodes: Episodes) -> Score:
     """Return the mean accuracy with its interval over episodes; arguments as in `nearest_mean_accuracy`."""
     return score_mean(nearest_mean_accuracy(features, episodes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -140,7 +141,7 @@ class Errors:
         return float((self.distances <= NEAR).mean())
 
 
-def compare_errors(true: NDArray, likeliest: NDArray, middle: NDArray) -> list[Errors]:
+def compare_errors(true: NDArray[Any], likeliest: NDArray[Any], middle: NDArray[Any]) -> list[Errors]:
     """Return the errors of the model's guesses, and of the best single location for all chips.
 
     The single location is chosen with the true ones known: no guess that ignores the chips can be better.
@@ -157,7 +158,7 @@ def compare_errors(true: NDArray, likeliest: NDArray, middle: NDArray) -> list[E
     ]
 
 
-def best_constant(true: NDArray) -> NDArray[np.float64]:
+def best_constant(true: NDArray[Any]) -> NDArray[np.float64]:
     """Return the location [2] with the least median distance to some locations [N, 2], among them and a coarse grid."""
     longitudes = np.arange(-180, 180, COARSE)
     latitudes = np.arange(-90, 90 + COARSE, COARSE)

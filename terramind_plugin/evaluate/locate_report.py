@@ -48,7 +48,7 @@ def write_places(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_rows(path, [rows[0].keys(), *(row.values() for row in rows)])
 
 
-def describe(chip: Chip, places: NDArray, shares: NDArray, middle: NDArray) -> dict[str, Any]:
+def describe(chip: Chip, places: NDArray[Any], shares: NDArray[Any], middle: NDArray[Any]) -> dict[str, Any]:
     """Return one row of the CSV.
 
     Args:
@@ -163,7 +163,7 @@ def draw_chip(chip: Chip, modality: str, belief: Belief, count: int, title: str)
     return figure
 
 
-def draw_errors(true: NDArray, named: NDArray, errors: Sequence[Errors], title: str) -> Figure:
+def draw_errors(true: NDArray[Any], named: NDArray[Any], errors: Sequence[Errors], title: str) -> Figure:
     """Return a figure: a line from each true location to the guess, and the distribution of the errors.
 
     Args:

@@ -78,7 +78,7 @@ def recall(counts: ArrayLike) -> NDArray[np.float64]:
 
 def ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return quotients, NaN where the whole is 0."""
-    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
+    return np.asarray(np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0))
 
 
 def score_overlaps(
@@ -98,7 +98,7 @@ def score_median(values: ArrayLike) -> Score:
     return score_chips(values, np.median)
 
 
-def score_chips(values: ArrayLike, measure: Callable[[NDArray], Any], seed: int = 0) -> Score:
+def score_chips(values: ArrayLike, measure: Callable[[NDArray[Any]], Any], seed: int = 0) -> Score:
     """Return a measure of chips, with a percentile bootstrap interval over chips; resamples that give NaN do not count.
 
     Args:

@@ -115,7 +115,7 @@ def pick_panels(row: SetScore) -> list[int]:
     return [ranked[place] for place in places]
 
 
-def _picture(test: LabelledSet, chip: LabelledChip, name: str, job: Job) -> NDArray:
+def _picture(test: LabelledSet, chip: LabelledChip, name: str, job: Job) -> NDArray[Any]:
     expected = test.expected[name]
     source = Source(chip.files[name], expected, job.grid)
     part = source.read(0, 0, *job.grid.shape)
@@ -124,6 +124,6 @@ def _picture(test: LabelledSet, chip: LabelledChip, name: str, job: Job) -> NDAr
     return modality_picture((np.where(part.valid, part.values, np.nan) + shift) * scale, expected.name)
 
 
-def _agreement(found: NDArray[np.bool_], wanted: NDArray[np.bool_], known: NDArray[np.bool_]) -> NDArray:
+def _agreement(found: NDArray[np.bool_], wanted: NDArray[np.bool_], known: NDArray[np.bool_]) -> NDArray[Any]:
     ids = np.select([found & wanted, found & ~wanted, ~found & wanted], [1, 2, 3], 0)
     return class_picture(np.where(known, ids, -1), list(AGREEMENT.values()))

@@ -24,9 +24,9 @@ class Chip:
 
     path: Path
     modality: Modality
-    values: NDArray
+    values: NDArray[Any]
     """[bands, H, W] float32 in the modality's units, or class ids [1, H, W] int64; gaps are filled."""
-    valid: NDArray
+    valid: NDArray[Any]
     """Boolean [H, W], True where some band was measured."""
     grid: Grid
     """Grid of the whole raster."""
@@ -39,7 +39,7 @@ class Chip:
         height, width = self.values.shape[-2:]
         return height, width
 
-    def measured(self) -> NDArray:
+    def measured(self) -> NDArray[Any]:
         """Return the values with NaN, or class 0, where no band was measured."""
         missing = 0 if self.modality.kind == "classes" else np.nan
         return np.where(self.valid, self.values, missing)

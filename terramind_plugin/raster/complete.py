@@ -21,7 +21,7 @@ GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError)
 """Errors that rasterio raises where a raster cannot be read or written."""
 ROWS = 256
 """Smallest number of rows that are read at once."""
-Rows = Callable[[int, int], NDArray]
+Rows = Callable[[int, int], NDArray[Any]]
 """Function that returns the rows of an image from a first one to before a last one, [bands, rows, width]."""
 
 
@@ -122,5 +122,5 @@ def reason_of(error: BaseException) -> str:
     return one_line(error)
 
 
-def _equal(written: NDArray, expected: NDArray) -> bool:
+def _equal(written: NDArray[Any], expected: NDArray[Any]) -> bool:
     return np.array_equal(written, expected, equal_nan=expected.dtype.kind == "f")

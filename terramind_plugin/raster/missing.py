@@ -28,7 +28,7 @@ WIDE_INTEGERS = ("int64", "uint64")
 class Pixels(NamedTuple):
     """Values of a raster and their gaps."""
 
-    values: NDArray
+    values: NDArray[Any]
     """Values [bands, H, W] in the type of the file; undefined where missing."""
     missing: NDArray[np.bool_] | None
     """Mask [bands, H, W], True where a value is missing; None if no value is missing."""
@@ -36,15 +36,15 @@ class Pixels(NamedTuple):
     """Number of pixels with an undeclared missing value: NaN, infinite or far from 0."""
 
 
-def is_odd(values: NDArray) -> NDArray[np.bool_]:
+def is_odd(values: NDArray[Any]) -> NDArray[np.bool_]:
     """Return a boolean array, True where a number of any real type is not finite or farther from 0 than `FAR`."""
     if values.dtype.kind != "f":
         return np.zeros(values.shape, bool)
     with np.errstate(invalid="ignore"):
-        return ~(np.abs(values) <= _bound(values))
+        return np.asarray(~(np.abs(values) <= _bound(values)))
 
 
-def has_odd(values: NDArray) -> bool:
+def has_odd(values: NDArray[Any]) -> bool:
     """Return whether `is_odd` is True anywhere; quicker."""
     if values.dtype.kind != "f" or not values.size:
         return False
@@ -53,7 +53,7 @@ def has_odd(values: NDArray) -> bool:
     return not (values.min() >= -bound and values.max() <= bound)
 
 
-def _bound(values: NDArray) -> Any:
+def _bound(values: NDArray[Any]) -> Any:
     """Return `FAR` in the type of some numbers, or the largest number of a type that ends before."""
     kind = values.dtype.type
     return kind(min(FAR, float(np.finfo(kind).max)))
@@ -109,7 +109,9 @@ def _has_mask(raster: Any, band: int) -> bool:
     return MaskFlags.per_dataset in flags or MaskFlags.alpha in flags or wide
 
 
-def _find_declared(values: NDArray, nodata: Sequence[Any], mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+def _find_declared(
+    values: NDArray[Any], nodata: Sequence[Any], mask: NDArray[np.bool_] | None
+) -> NDArray[np.bool_] | None:
     """Return where a file says that values [bands, ...] are missing; None for nowhere.
 
     The mask is True where the file has data; None for everywhere.

@@ -18,7 +18,7 @@ class RemotePath(type(Path())):  # type: ignore[misc]
 
     def __new__(cls, text: str) -> RemotePath:
         """Return the path of a name."""
-        made = super().__new__(cls, text)
+        made: RemotePath = super().__new__(cls, text)
         made.text = text
         return made
 

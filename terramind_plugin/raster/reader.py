@@ -278,7 +278,7 @@ class Source:
             height: Height of the windows.
         """
         tall, wide = self._file.block_shapes[0]
-        block = tall * wide * sum(np.dtype(name).itemsize for name in self._file.dtypes)
+        block: int = tall * wide * sum(np.dtype(name).itemsize for name in self._file.dtypes)
         blocks = 0 if self.warped else ((height - 1) // tall + 2) * -(-self._file.width // wide)
         return max(min(blocks * block, MOST_CACHE), (THREADS + 1) * block)
 

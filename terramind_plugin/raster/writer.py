@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -59,7 +60,7 @@ class Layer:
 
 def write_geotiff(
     path: str | Path,
-    array: NDArray,
+    array: NDArray[Any],
     *,
     crs: object,
     transform: Affine,
@@ -108,7 +109,9 @@ def write_geotiff(
         raise DataError(f"{path} cannot be written: {reason_of(error)}. Is the disk full?") from error
 
 
-def _check(path: Path, array: NDArray, descriptions: Sequence[str], units: Sequence[str], colormap: object) -> None:
+def _check(
+    path: Path, array: NDArray[Any], descriptions: Sequence[str], units: Sequence[str], colormap: object
+) -> None:
     """Raise a DataError unless the array can be written as described."""
     if array.ndim != 3 or 0 in array.shape:
         raise DataError(
