@@ -21,7 +21,7 @@ from torch import Tensor
 from terramind_plugin.errors import WeightsError, WeightsNotFoundError, one_line
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-"""Types that weights can be stored in."""
+"""Types of stored weights."""
 MAY_BE_UNSET = "missing_mod_token"
 """End of the name of the one weight that may be NaN: TerraTorch leaves it unset where no modality was missing."""
 AGAIN = "Copy or download it again."
@@ -109,7 +109,7 @@ def check_types(module: Any, tensors: Mapping[str, Tensor], path: str | Path) ->
 
 
 def same_kind(value: Tensor, target: Tensor) -> bool:
-    """Whether one tensor's values can be copied into another without changing what they mean."""
+    """Return whether one tensor's values can be copied into another without a change of meaning."""
     return value.is_floating_point() == target.is_floating_point() and value.is_complex() == target.is_complex()
 
 
@@ -203,7 +203,7 @@ def _reason(error: Exception) -> str:
 
 
 def _is_archive(path: Path) -> bool:
-    """Whether a file is of torch's zip format, which can be mapped into memory."""
+    """Return whether a file is of torch's zip format, which can be mapped into memory."""
     with path.open("rb") as file:
         return file.read(2) == b"PK"
 

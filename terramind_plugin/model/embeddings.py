@@ -1,4 +1,4 @@
-"""From pixels and token ids to tokens, and from decoded tokens to scores of token ids.
+"""Embeddings of pixels and token ids, and scores of token ids from decoded tokens.
 
 Source: TerraMind (arXiv:2504.11171) section 3.2 and 4M (arXiv:2312.06647) section 3; parameter names are those of the
 published checkpoints.

@@ -58,7 +58,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Context:
-    """What the decoder attends to, computed once for any number of decoding steps."""
+    """Context of the decoder, computed once for any number of decoding steps."""
 
     memory: tuple[KeysValues, ...]
     """Keys and values for each decoder block."""

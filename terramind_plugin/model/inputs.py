@@ -1,4 +1,4 @@
-"""What a model takes: the modalities and bands it was configured with, and checks of what it is given."""
+"""Inputs of a model: its configured modalities and bands, and checks of the tensors it gets."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class InputSpec:
     name: str
     """The name the user gave, by which tensors are passed."""
     key: str
-    """Its name in checkpoints."""
+    """Name of the input in checkpoints."""
     channels: int
     pretrained: Modality | None
     """Entry of the modality table; None for a modality that is new."""
     band_sources: tuple[int | None, ...] | None
-    """For each channel its position in the pre-training data, None for a new band; None for all bands in order."""
+    """Position of each channel in the pre-training data, None for a new band; None for all bands in order."""
 
     @classmethod
     def of_tokens(cls, name: str, modality: Modality) -> InputSpec:
@@ -36,18 +36,18 @@ class InputSpec:
 
     @property
     def is_tokens(self) -> bool:
-        """Whether it enters the model as token ids, not as pixels."""
+        """Return whether the input enters the model as token ids, not as pixels."""
         return self.pretrained is not None and self.key == self.pretrained.token_key
 
     @property
     def is_sequence(self) -> bool:
-        """Whether it is a short text, which has no place in a feature map."""
+        """Return whether the input is a short text, which has no position in a feature map."""
         return self.pretrained is not None and self.pretrained.kind == "sequence"
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do about inputs that do not fit, in the arguments that a kind of model has."""
+    """Advice for inputs that do not fit, in the arguments of a kind of model."""
 
     unknown: str
     """About a modality that the model does not take."""

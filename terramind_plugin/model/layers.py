@@ -17,7 +17,7 @@ MANY_KEYS = 1024
 """Number of keys beyond which attention never holds all its scores at once."""
 
 HAS_AMX = hasattr(torch.cpu, "get_capabilities") and bool(torch.cpu.get_capabilities().get("amx_bf16", False))
-"""Whether the CPU has matrix units, which torch's fused attention uses; False where torch is too old to say."""
+"""True if the CPU has matrix units, which torch's fused attention uses; False where torch is too old to say."""
 
 
 class LayerNorm(nn.Module):

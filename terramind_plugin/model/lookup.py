@@ -10,7 +10,7 @@ from terramind_plugin.model.variants import SIZES, VARIANTS, Variant
 ENDINGS = (".safetensors", ".pt", ".ckpt")
 """Endings of files with weights, the preferred one first."""
 HUB = "hub:"
-"""What stands before a repository on the Hugging Face hub."""
+"""Prefix of a repository on the Hugging Face hub."""
 
 
 def look_up_model(model: str, ckpt_path: Path | None = None) -> tuple[Variant, Path | None]:

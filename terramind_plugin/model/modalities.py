@@ -57,17 +57,17 @@ class Modality:
 
     @property
     def band_names(self) -> tuple[str, ...]:
-        """Product names of the bands, in the order of the pre-training data."""
+        """Return the product names of the bands, in the order of the pre-training data."""
         return tuple(band.name for band in self.bands)
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Pre-training mean of each band."""
+        """Return the pre-training mean of each band."""
         return tuple(band.mean for band in self.bands)
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Pre-training standard deviation of each band."""
+        """Return the pre-training standard deviation of each band."""
         return tuple(band.std for band in self.bands)
 
     def find_band(self, name: object) -> int | None:

@@ -1,4 +1,4 @@
-"""Between the units of a modality and the standardised values that the model works with."""
+"""Conversion between the units of a modality and the model's standardised values."""
 
 from __future__ import annotations
 

@@ -18,12 +18,12 @@ MOST = 255
 
 @dataclass(frozen=True)
 class Guess:
-    """A wrong unit that values seem to be in."""
+    """A wrong unit of values."""
 
     text: str
     """E.g. 'linear power, not decibels'."""
     advice: str
-    """How to convert them, as a sentence."""
+    """Advice how to convert the values, as a sentence."""
     scale: float | None = None
     """Factor that brings them into the units; None if that takes more than a factor."""
 

@@ -28,9 +28,9 @@ class Variant:
     """Number of decoder blocks."""
     num_heads: int
     bias: bool
-    """Whether the linear layers of the blocks have a bias."""
+    """True if the linear layers of the blocks have a bias."""
     gated: bool
-    """Whether the feed-forward layers are SwiGLU (else GELU)."""
+    """True if the feed-forward layers are SwiGLU (else GELU)."""
     hub_repo: str | None
     """Repository on the Hugging Face hub; None for weights that ship with this package."""
     hub_file: str
@@ -39,11 +39,11 @@ class Variant:
     patch_size: int = 16
     img_size: int = 224
     waves: Waves = PUBLISHED_WAVES
-    """Of the position embeddings."""
+    """Image size in pixels of the position embeddings."""
     family: str = "terramind_v1"
-    """What the names of its tokenizers begin with: see `terramind_plugin.tokenizers.variants`."""
+    """Prefix of the names of the tokenizers, see `terramind_plugin.tokenizers.variants`."""
     vocab_sizes: Mapping[str, int] = field(default_factory=dict)
-    """Number of token ids by modality, where it is not that of the modality table."""
+    """Number of token ids by modality, where it differs from the modality table."""
 
     def vocab_size(self, modality: Modality) -> int:
         """Return the number of token ids of a modality; 0 if it has no tokens."""

@@ -21,15 +21,15 @@ from terramind_plugin.model.variants import Variant
 SHIPPED = Path(__file__).parents[1] / "shipped"
 """Folder of the weights and vocabularies that come with the package."""
 ANCHOR = "encoder_embeddings."
-"""What the names of an encoder's weights contain, whatever model they are wrapped in."""
+"""Parts of the names of an encoder's weights in any model around it."""
 DECODER_ANCHOR = "decoder_embeddings."
-"""What the names of an encoder-decoder's weights contain, whatever model it is wrapped in."""
+"""Parts of the names of an encoder-decoder's weights in any model around it."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 """Error numbers of a failing disk; such an error need not name a file."""
 
 
 class Loadable(Protocol):
-    """What loading needs of a model: a `TerraMindBackbone` and an `EncoderDecoder` have it."""
+    """Interface of a model that loading needs, such as `TerraMindBackbone` and `EncoderDecoder`."""
 
     variant: Variant
     inputs: tuple[InputSpec, ...]
@@ -51,25 +51,25 @@ class Checkpoint:
 
     tensors: Mapping[str, Tensor]
     source: str
-    """Where they came from, for messages."""
+    """Origin of the weights, for messages."""
     bands: Mapping[str, Sequence[object]] | None = None
     """Bands that the checkpoint's model was configured with, if it says so; None for pre-trained weights."""
 
 
 @dataclass
 class LoadReport:
-    """What a checkpoint did and did not bring, by the model's names."""
+    """Report of a loaded checkpoint, by the model's names."""
 
     source: str
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     """Needed, but not in the checkpoint."""
     mismatched: list[str] = field(default_factory=list)
-    """In the checkpoint, but of another shape."""
+    """Weights of another shape in the checkpoint."""
     fresh: list[str] = field(default_factory=list)
     """New in this model by configuration; they keep their initial values."""
     unexpected: list[str] = field(default_factory=list)
-    """In the checkpoint's encoder, but not in the model."""
+    """Weights of the checkpoint's encoder that the model lacks."""
     unused: int = 0
     """Number of tensors of parts that this model does not have (decoder, other modalities)."""
 
