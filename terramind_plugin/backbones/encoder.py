@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from terramind_plugin.backbones import fuse
 from terramind_plugin.backbones.layer_list import LayerList
-from terramind_plugin.backbones.lora import trained_parameters
+from terramind_plugin.backbones.lora import refuse_adapters, trained_parameters
 from terramind_plugin.backbones.presence import choose_used, find_present, mask_tokens
 from terramind_plugin.cache.cache import Cache
 from terramind_plugin.cache.keys import describe_specs
@@ -121,6 +121,7 @@ class TerraMindBackbone(nn.Module):
         self._selects_layers = out_indices is not None
         self.trained: frozenset[str] | None = None
         """Names of the parameters that train where the backbone has adapters; None for all."""
+        refuse_adapters(self)
         self.feature_cache: Cache | None = None
         """Cache around `compute`, for its log; None without."""
         self._one_size = self.merge_method in ("mean", "max", "concat")

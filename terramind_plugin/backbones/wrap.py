@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from terramind_plugin.backbones.encoder import TerraMindBackbone
-from terramind_plugin.backbones.lora import add_lora, read_settings, refuse_adapters
+from terramind_plugin.backbones.lora import add_lora, read_settings
 from terramind_plugin.cache.features import cache_features
 
 logger = logging.getLogger("terramind_plugin")
@@ -39,9 +39,7 @@ def wrap_backbone(
         ConfigError: An argument is not possible.
     """
     settings = read_settings(lora)
-    if settings is None:
-        refuse_adapters(model)
-    else:
+    if settings is not None:
         if not loaded:
             logger.warning(
                 "%s gets adapters to random weights: set backbone_pretrained or backbone_ckpt_path. Checkpoints do "
