@@ -39,7 +39,7 @@ class Variant:
     patch_size: int = 16
     img_size: int = 224
     waves: Waves = PUBLISHED_WAVES
-    """Image size in pixels of the position embeddings."""
+    """Wavelengths of the position embeddings."""
     family: str = "terramind_v1"
     """Prefix of the names of the tokenizers, see `terramind_plugin.tokenizers.variants`."""
     vocab_sizes: Mapping[str, int] = field(default_factory=dict)

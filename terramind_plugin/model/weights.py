@@ -21,9 +21,9 @@ from terramind_plugin.model.variants import Variant
 SHIPPED = Path(__file__).parents[1] / "shipped"
 """Folder of the weights and vocabularies that come with the package."""
 ANCHOR = "encoder_embeddings."
-"""Parts of the names of an encoder's weights in any model around it."""
+"""Part of the names of an encoder's weights in any model around it."""
 DECODER_ANCHOR = "decoder_embeddings."
-"""Parts of the names of an encoder-decoder's weights in any model around it."""
+"""Part of the names of an encoder-decoder's weights in any model around it."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 """Error numbers of a failing disk; such an error need not name a file."""
 
