@@ -197,13 +197,13 @@ class DropPath(nn.Module):
 
     def __init__(self, rate: float) -> None:
         super().__init__()
-        self.rate = rate
+        self.drop_prob = rate
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output of a branch [B, N, dim], zero for samples that skip it and larger for the others."""
         if not self.training:
             return x
-        keep = 1 - self.rate
+        keep = 1 - self.drop_prob
         return x * x.new_empty(len(x), 1, 1).bernoulli_(keep).div_(keep)
 
 
