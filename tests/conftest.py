@@ -13,6 +13,8 @@ from torch import nn
 
 from terramind_plugin.model.modalities import find
 from terramind_plugin.model.variants import VARIANTS
+from terramind_plugin.tokenizers import variants
+from terramind_plugin.tokenizers.coordinates import build_coords_vocabulary
 
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
@@ -20,6 +22,17 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 def full_precision():
     """Undo what importing TerraTorch sets: 'medium' computes float32 products in bfloat16 on some machines."""
     torch.set_float32_matmul_precision("highest")
+
+
+@contextmanager
+def one_thread():
+    """Compute with one thread: for tiny models a second one costs more than it gives."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager
@@ -94,3 +107,21 @@ def backbones():
 
     full_precision()
     return BACKBONE_REGISTRY
+
+
+@pytest.fixture(scope="module")
+def small_tokenizers():
+    """Replace the tokenizers by ones of the same kinds with few weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, variant in list(variants.TOKENIZERS.items()):
+            unet = variant.unet and variants.UNetSize(width=32, multipliers=(1, 1), blocks=1, attention_at=(2,))
+            patch.setitem(variants.TOKENIZERS, name, replace(variant, dim=48, depth=1, num_heads=3, unet=unet))
+        yield
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory):
+    """Return a vocabulary of coordinates like the published one."""
+    path = tmp_path_factory.mktemp("vocabulary") / "config.json"
+    build_coords_vocabulary(0.25, 200).save(str(path))
+    return path

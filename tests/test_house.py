@@ -29,10 +29,14 @@ OF_THE_WHOLE = {"configs", "house", "layering"}
 """Tests beside the folders that are about the whole repository."""
 SHARED_NAMES = {
     "add_commands": "each room with commands adds its own",
+    "draw": "each report of evaluate/ has one, and is called by its name: report.draw",
     "logger": "the logger of the package, by Python's custom",
+    "main": "the entry of a module that runs as a program",
+    "record": "like draw",
+    "table": "like draw",
 }
 """Public names that more than one module defines, and why."""
-TO_RENAME = "Chip FAR Grid Job LABEL Material RASTERS SMALLEST Score Summary describe draw main record table"
+TO_RENAME = "describe"
 """Names that still stand for several things."""
 
 

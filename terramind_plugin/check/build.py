@@ -21,7 +21,7 @@ from terramind_plugin.data.terratorch_internals import TerraTorchTask
 from terramind_plugin.errors import ConfigError, one_line, suggest
 from terramind_plugin.files import read_yaml
 from terramind_plugin.integration import causes, lightning_cli
-from terramind_plugin.samples.checks.files import Grid
+from terramind_plugin.samples.checks.files import PatchGrid
 from terramind_plugin.samples.checks.findings import Finding
 
 WEIGHT_BYTES = 4
@@ -124,7 +124,7 @@ def _static(config: Mapping[str, Any]) -> Iterator[Finding]:
         yield from check_training(config)
 
 
-def grid_of(task: Any) -> Grid | None:
+def grid_of(task: Any) -> PatchGrid | None:
     """Return the image sizes that a task's model takes, or None if they are not known.
 
     Args:
@@ -133,9 +133,9 @@ def grid_of(task: Any) -> Grid | None:
     model = getattr(task, "model", None)
     patch = getattr(model, "patch_size", None)
     if isinstance(patch, int) and patch > 0:
-        return Grid(patch, getattr(model, "padding", None))
+        return PatchGrid(patch, getattr(model, "padding", None))
     own = find_backbone(model) if model else None
-    return Grid(own.patch_size) if own is not None else None
+    return PatchGrid(own.patch_size) if own is not None else None
 
 
 def make_part(cli: Any, part: str) -> Any:

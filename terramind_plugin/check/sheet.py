@@ -22,7 +22,7 @@ from terramind_plugin.samples.checks.sample import Sample, draw_samples, read_mi
 from terramind_plugin.samples.layout import LABEL, RASTERS
 from terramind_plugin.samples.plan import DataPlan, ImagePlan
 
-Row = tuple[str, dict[str, NDArray[Any]], Any, None]
+SheetRow = tuple[str, dict[str, NDArray[Any]], Any, None]
 """Title, images by modality, label and prediction of a sample."""
 ROWS = 4
 """Number of samples that are drawn."""
@@ -81,7 +81,7 @@ def draw_sheet(plan: DataPlan, path: Path, samples: int = 64) -> None:
     write_figure(path, figure)
 
 
-def _row(plan: DataPlan, split: str, name: str, files: dict[str, Path]) -> Row:
+def _row(plan: DataPlan, split: str, name: str, files: dict[str, Path]) -> SheetRow:
     """Return title, images by modality and label of a sample, without files that cannot be read."""
     images = {}
     for image in plan.images:

@@ -15,7 +15,7 @@ from terramind_plugin.raster.chips import Chip, read_chip
 from terramind_plugin.raster.missing import warn_of_undeclared
 from terramind_plugin.raster.reader import Expected, Source
 
-RASTERS = (".tif", ".tiff")
+CHIP_ENDINGS = (".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,11 @@ def find_rasters(paths: Sequence[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in paths:
-        inside = sorted(one for one in path.iterdir() if one.suffix.lower() in RASTERS) if path.is_dir() else [path]
+        inside = (
+            sorted(one for one in path.iterdir() if one.suffix.lower() in CHIP_ENDINGS) if path.is_dir() else [path]
+        )
         if not inside:
-            raise DataError(f"No raster ({', '.join(RASTERS)}) in {path}.")
+            raise DataError(f"No raster ({', '.join(CHIP_ENDINGS)}) in {path}.")
         found += inside
     return found
 

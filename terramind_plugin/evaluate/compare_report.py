@@ -16,7 +16,7 @@ MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Summary:
+class ArmSummary:
     """Results of one arm with one number of labels; lists have one value for each seed."""
 
     arm: str
@@ -32,7 +32,7 @@ class Summary:
     checkpoint_mib: float
 
 
-def summarise(results: Sequence[Mapping[str, Any]], metric: str) -> list[Summary]:
+def summarise(results: Sequence[Mapping[str, Any]], metric: str) -> list[ArmSummary]:
     """Return a summary of each arm and number of labels, in their order.
 
     Args:
@@ -51,7 +51,7 @@ def summarise(results: Sequence[Mapping[str, Any]], metric: str) -> list[Summary
                 known = sorted(result["metrics"])
                 raise ConfigError(f"The test has no metric '{metric}'.{suggest(metric, known)} It has: {known}.")
         summaries.append(
-            Summary(
+            ArmSummary(
                 arm,
                 labels,
                 [result["seed"] for result in own],
@@ -74,7 +74,7 @@ def spread(values: Sequence[float], digits: int) -> str:
     return text if len(values) == 1 else f"{text} ± {statistics.stdev(values):.{digits}f}"
 
 
-def gain(one: Summary, other: Summary) -> str:
+def gain(one: ArmSummary, other: ArmSummary) -> str:
     """Return the mean difference between two arms over their common seeds, with its 95 % interval by Student's t.
 
     Seeds are compared one by one, since both arms have the same samples with one seed.
@@ -92,7 +92,7 @@ def gain(one: Summary, other: Summary) -> str:
     return f"{text} ± {t.ppf(0.975, count - 1) * statistics.stdev(differences) / count**0.5:.3f}"
 
 
-def table(summaries: Sequence[Summary], metric: str) -> list[list[str]]:
+def table(summaries: Sequence[ArmSummary], metric: str) -> list[list[str]]:
     """Return head and rows; the other arms are compared with the first one."""
     first = {one.labels: one for one in reversed(summaries)}
     several = len({one.arm for one in summaries}) > 1
@@ -119,14 +119,14 @@ def table(summaries: Sequence[Summary], metric: str) -> list[list[str]]:
     return [head, *rows]
 
 
-def draw(summaries: Sequence[Summary], metric: str, title: str) -> Figure:
+def draw(summaries: Sequence[ArmSummary], metric: str, title: str) -> Figure:
     """Return a figure: the metric over the number of labels if there are several, else over time and memory."""
     if len({one.labels for one in summaries}) > 1:
         return _draw_labels(summaries, metric, title)
     return _draw_costs(summaries, metric, title)
 
 
-def _draw_labels(summaries: Sequence[Summary], metric: str, title: str) -> Figure:
+def _draw_labels(summaries: Sequence[ArmSummary], metric: str, title: str) -> Figure:
     """Return a figure: a line for each arm over the numbers of labels, each seed a dot."""
     figure = Figure(figsize=(7, 4.6), layout="constrained")
     figure.suptitle(title, fontsize=10)
@@ -155,7 +155,7 @@ def _draw_labels(summaries: Sequence[Summary], metric: str, title: str) -> Figur
     return figure
 
 
-def _draw_costs(summaries: Sequence[Summary], metric: str, title: str) -> Figure:
+def _draw_costs(summaries: Sequence[ArmSummary], metric: str, title: str) -> Figure:
     """Return a figure: the metric over wall time and over peak memory, each seed a dot and each arm a cross."""
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     figure.suptitle(title, fontsize=10)

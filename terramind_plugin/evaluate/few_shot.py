@@ -16,7 +16,7 @@ from torch import Tensor
 from terramind_plugin.backbones.encoder import TerraMindBackbone
 from terramind_plugin.builders import build_backbone
 from terramind_plugin.errors import ConfigError, DataError, check_seed, one_line
-from terramind_plugin.evaluate.chips import RASTERS, batches, best_device, check_variant
+from terramind_plugin.evaluate.chips import CHIP_ENDINGS, batches, best_device, check_variant
 from terramind_plugin.evaluate.scores import Score, score_mean
 from terramind_plugin.inference.settings import fixed_random_weights
 from terramind_plugin.model.modalities import Modality
@@ -87,7 +87,7 @@ def list_patches(source: Path) -> list[Patch]:
             for folder in sorted(source.iterdir())
             if folder.is_dir() and not folder.name.startswith(".")
             for path in sorted(folder.iterdir())
-            if path.suffix.lower() in RASTERS
+            if path.suffix.lower() in CHIP_ENDINGS
         ]
         if not patches:
             raise DataError(

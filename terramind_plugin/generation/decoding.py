@@ -15,7 +15,7 @@ from terramind_plugin.generation.schedules import Decoding
 from terramind_plugin.model.embeddings import PAD_ID
 from terramind_plugin.tokenizers.noise import Noise
 
-Score = Callable[[Tensor], Tensor]
+ScoreFunction = Callable[[Tensor], Tensor]
 """Takes positions of tokens [B, M] and returns scores of their ids [B, M, V]."""
 Reveal = Callable[[Tensor, Tensor], None]
 """Takes the positions of all tokens decoded so far [B, M] and their ids [B, M], after each step but the last."""
@@ -29,7 +29,7 @@ SENTINELS = range(4, 204)
 
 
 def fill_in_random_order(
-    score: Score, reveal: Reveal, total: int, how: Decoding, noise: Noise, device: torch.device
+    score: ScoreFunction, reveal: Reveal, total: int, how: Decoding, noise: Noise, device: torch.device
 ) -> Tensor:
     """Return token ids [B, total], drawn in a random order of each sample.
 
@@ -64,7 +64,7 @@ def fill_in_random_order(
 
 
 def fill_in_by_confidence(
-    score: Score, reveal: Reveal, total: int, how: Decoding, noise: Noise, device: torch.device
+    score: ScoreFunction, reveal: Reveal, total: int, how: Decoding, noise: Noise, device: torch.device
 ) -> Tensor:
     """Return token ids [B, total]; each step draws all open tokens and keeps the most confident ones.
 

@@ -17,7 +17,7 @@ from terramind_plugin.raster.missing import is_odd
 PERCENTILES = (1, 5, 50, 95, 99)
 BITS = 18
 """Number of a float32's bits that percentiles use: sign, exponent and nine of the fraction, i.e. 1 part in 512."""
-FAR = 1.0
+FAR_MEAN = 1.0
 """Smallest distance of a mean, in standard deviations of the pre-training data, that is pointed out."""
 
 
@@ -141,6 +141,6 @@ def _table(name: str, numbers: Statistics, bands: Any) -> list[str]:
         if entry is not None and place is not None:
             mean, std = entry.mean[place], entry.std[place]
             apart = (numbers.mean[index] - mean) / std
-            line += f"{mean:>10.5g}{std:>10.5g}{apart:>+10.1f}" + ("  !" if abs(apart) > FAR else "")
+            line += f"{mean:>10.5g}{std:>10.5g}{apart:>+10.1f}" + ("  !" if abs(apart) > FAR_MEAN else "")
         lines.append(line)
     return lines

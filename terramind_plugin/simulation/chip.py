@@ -24,7 +24,7 @@ _RGB_WHITE = 3000  # digital number of L2A that becomes 255
 
 
 @dataclass(frozen=True)
-class Chip:
+class SimulatedChip:
     """One simulated chip in all modalities. Height and width are equal."""
 
     name: str
@@ -62,7 +62,7 @@ def _rgb(l2a: NDArray[np.uint16]) -> NDArray[np.uint8]:
     return np.rint(np.clip(colours / _RGB_WHITE, 0, 1) * 255).astype(np.uint8)
 
 
-def simulate_chip(seed: int, index: int, size: int, world: World = flood_site) -> Chip:
+def simulate_chip(seed: int, index: int, size: int, world: World = flood_site) -> SimulatedChip:
     """Return one chip of the simulated data set; the same arguments always give the same chip.
 
     Args:
@@ -101,7 +101,7 @@ def simulate_chip(seed: int, index: int, size: int, world: World = flood_site) -
         "NDVI": _ndvi(l2a)[None],
         "RGB": _rgb(l2a),
     }
-    return Chip(
+    return SimulatedChip(
         name=site.name,
         images={name: np.ascontiguousarray(image) for name, image in images.items()},
         label=label,

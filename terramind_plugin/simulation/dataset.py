@@ -19,7 +19,7 @@ from terramind_plugin.model.modalities import MODALITIES, Modality
 from terramind_plugin.parallel import make_processes
 from terramind_plugin.raster.complete import is_complete
 from terramind_plugin.raster.writer import parse_color, write_geotiff
-from terramind_plugin.simulation.chip import SMALLEST, Chip, simulate_chip
+from terramind_plugin.simulation.chip import SMALLEST, SimulatedChip, simulate_chip
 from terramind_plugin.simulation.worlds import WORLDS, World, flood_site
 
 __all__ = ["WORLDS", "SimulatedDataset", "chip_files", "make_splits", "simulate", "simulate_chip"]
@@ -90,7 +90,7 @@ def _layer(modality: Modality) -> dict[str, Any]:
     return layer
 
 
-def _write_chip(files: dict[str, Path], chip: Chip) -> None:
+def _write_chip(files: dict[str, Path], chip: SimulatedChip) -> None:
     """Write all files of a chip."""
     grid: dict[str, Any] = {"crs": chip.crs, "transform": chip.transform}
     for name, image in chip.images.items():

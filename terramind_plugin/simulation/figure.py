@@ -14,7 +14,7 @@ from terramind_plugin.files import check_picture, write_figure
 from terramind_plugin.plotting import plot_samples
 
 INPUTS = {"S2L1C": ("S2L1CHand", "_S2Hand.tif"), "S1GRD": ("S1GRDHand", "_S1Hand.tif")}
-LABEL = ("LabelHand", "_LabelHand.tif")
+LABEL_FILES = ("LabelHand", "_LabelHand.tif")
 
 
 def draw_predictions(data: Path, predictions: Path, out: Path, *, chips: int, class_names: Sequence[str]) -> None:
@@ -41,7 +41,7 @@ def draw_predictions(data: Path, predictions: Path, out: Path, *, chips: int, cl
         images = {key: values for key, values in images.items() if values is not None}
         if not images:
             continue
-        label = _read(data / LABEL[0] / f"{name}{LABEL[1]}")
+        label = _read(data / LABEL_FILES[0] / f"{name}{LABEL_FILES[1]}")
         predicted = _read(prediction)
         rows.append((name, images, None if label is None else label[0], None if predicted is None else predicted[0]))
         if len(rows) == chips:

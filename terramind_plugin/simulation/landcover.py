@@ -13,7 +13,7 @@ from terramind_plugin.simulation.noise import BoolArray, FloatArray, IntArray, f
 from terramind_plugin.simulation.terrain import Flood, Terrain
 from terramind_plugin.simulation.worlds import Region
 
-Material = np.ndarray
+MaterialArray = np.ndarray
 """Material ids, uint8 [H, W]."""
 
 
@@ -21,13 +21,13 @@ Material = np.ndarray
 class Cover:
     """Surface of a scene at the time of the images. All arrays are [H, W]."""
 
-    material: Material
+    material: MaterialArray
     """Indices into MATERIALS."""
     brightness: FloatArray
     """Factor on the reflectance that a whole field shares."""
     vigour: FloatArray
     """Vigour of the plants, 0 to 1."""
-    lulc: Material
+    lulc: MaterialArray
     """Annual land-cover map: class ids of the LULC modality, with the errors of such maps."""
     water: BoolArray
     """True water at the time of the images, including that under trees and crops."""
@@ -78,7 +78,7 @@ def _make_parcels(rng: np.random.Generator, shape: tuple[int, int], grain: float
     return _Parcels(key, edge)
 
 
-def _crops(rng: np.random.Generator, region: Region, parcels: _Parcels, greenness: float) -> Material:
+def _crops(rng: np.random.Generator, region: Region, parcels: _Parcels, greenness: float) -> MaterialArray:
     """Return the material of each field, as if all land were farmed."""
     share = {
         "green crop": 0.30 * greenness + 0.08,
@@ -94,7 +94,7 @@ def _crops(rng: np.random.Generator, region: Region, parcels: _Parcels, greennes
     return np.asarray([ID[name] for name in share], np.uint8)[choice]
 
 
-def _add_barren(rng: np.random.Generator, region: Region, terrain: Terrain, material: Material) -> None:
+def _add_barren(rng: np.random.Generator, region: Region, terrain: Terrain, material: MaterialArray) -> None:
     """Put sand bars, dunes and salt flats, rock and snow on the map, in place."""
     shape = material.shape
     patch = fractal(rng, shape, 2.1, 55)
@@ -111,7 +111,7 @@ def _add_barren(rng: np.random.Generator, region: Region, terrain: Terrain, mate
 
 
 def _add_woods(
-    rng: np.random.Generator, region: Region, terrain: Terrain, parcels: _Parcels, material: Material
+    rng: np.random.Generator, region: Region, terrain: Terrain, parcels: _Parcels, material: MaterialArray
 ) -> None:
     """Put woods on slopes, along rivers and field edges, in place; conifers higher up."""
     shape = material.shape
@@ -139,7 +139,7 @@ def _village_sites(rng: np.random.Generator, terrain: Terrain, flood: Flood) -> 
     return sites
 
 
-def _add_settlements(rng: np.random.Generator, terrain: Terrain, flood: Flood, material: Material) -> BoolArray:
+def _add_settlements(rng: np.random.Generator, terrain: Terrain, flood: Flood, material: MaterialArray) -> BoolArray:
     """Put villages and roads on the map, in place; return where roads run on embankments above the flood."""
     shape = material.shape
     rows, columns = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
@@ -166,7 +166,7 @@ def _add_settlements(rng: np.random.Generator, terrain: Terrain, flood: Flood, m
     return roads
 
 
-def _add_airfield(rng: np.random.Generator, terrain: Terrain, flood: Flood, material: Material) -> None:
+def _add_airfield(rng: np.random.Generator, terrain: Terrain, flood: Flood, material: MaterialArray) -> None:
     """Put an airfield on flat dry land in some scenes, in place: large and dark in the radar, like water."""
     if rng.random() > 0.25:
         return
@@ -188,8 +188,8 @@ def _add_airfield(rng: np.random.Generator, terrain: Terrain, flood: Flood, mate
 
 
 def _annual_map(
-    rng: np.random.Generator, material: Material, river: BoolArray, terrain: Terrain, stage: float
-) -> Material:
+    rng: np.random.Generator, material: MaterialArray, river: BoolArray, terrain: Terrain, stage: float
+) -> MaterialArray:
     """Return an annual land-cover map of the dry state: class ids, uint8 [H, W].
 
     It knows permanent water, calls land that floods most years 'flooded vegetation', mistakes some grass for crops

@@ -80,7 +80,7 @@ MATERIALS = (
 
 ID = {material.name: index for index, material in enumerate(MATERIALS)}
 """Material id by name."""
-REFLECTANCE = np.asarray([m.reflectance for m in MATERIALS], np.float32) / 1000
+REFLECTANCES = np.asarray([m.reflectance for m in MATERIALS], np.float32) / 1000
 """Reflectance of every material, [M, 12]."""
 BACKSCATTER = np.asarray([(m.vv, m.vh) for m in MATERIALS], np.float32)
 """Backscatter of every material, dB, [M, 2]."""

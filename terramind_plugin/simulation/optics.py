@@ -85,7 +85,7 @@ def _surface_reflectance(rng: np.random.Generator, region: Region, cover: Cover,
     """Return the reflectance [12, H, W] of the surface under even light, at the full resolution of the scene."""
     material, shape = cover.material, cover.material.shape
     red = rng.uniform(*region.soil_red)
-    spectra = table.REFLECTANCE.copy()
+    spectra = table.REFLECTANCES.copy()
     reddening = 1 + red * _SOIL_RED[None] * np.maximum(table.SOIL, 0.4 * (table.LULC_OF == table.BARE))[:, None]
     spectra *= reddening
     soil = spectra[ID["ploughed soil"]]

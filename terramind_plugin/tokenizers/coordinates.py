@@ -21,7 +21,7 @@ from terramind_plugin.errors import ConfigError, DataError, WeightsError, Weight
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-PAD, UNKNOWN, START, EOS = "[PAD]", "[UNK]", "[SOS]", "[EOS]"
+PAD_TOKEN, UNKNOWN, START_TOKEN, EOS = "[PAD]", "[UNK]", "[SOS]", "[EOS]"
 PUBLISHED_DEGREES = 0.25
 """Resolution of the published vocabulary's grid in degrees."""
 PUBLISHED_SENTINELS = 200
@@ -75,7 +75,7 @@ class CoordsTokenizer:
             else tokenizer_file
         )
         self.eos_id = self._token_id(EOS)
-        self.pad_id = self._token_id(PAD)
+        self.pad_id = self._token_id(PAD_TOKEN)
         if not self.latitudes or not self.longitudes:
             raise WeightsError(f"{tokenizer_file} has no words such as 'lat=48.25' and 'lon=11.50'.")
         self.steps_per_degree = _steps_per_degree(sorted(self.latitudes.values()))
@@ -184,7 +184,7 @@ def build_coords_vocabulary(degrees: float = PUBLISHED_DEGREES, sentinels: int =
         raise ConfigError(
             f"A grid of {degrees} degrees must divide 90, and a vocabulary needs 3 sentinels, got {sentinels}."
         )
-    special = [PAD, UNKNOWN, START, EOS, *(f"[S_{number}]" for number in range(sentinels))]
+    special = [PAD_TOKEN, UNKNOWN, START_TOKEN, EOS, *(f"[S_{number}]" for number in range(sentinels))]
     words = [*special, *(f"lat={step * degrees:.2f}" for step in range(-steps, steps + 1))]
     words += [f"lon={step * degrees:.2f}" for step in range(-2 * steps, 2 * steps + 1)]
     tokenizer = Tokenizer(WordPiece({word: number for number, word in enumerate(words)}, unk_token=UNKNOWN))

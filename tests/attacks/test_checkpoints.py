@@ -13,6 +13,7 @@ from terramind_plugin.builders import build_backbone, build_by_name, build_gener
 from terramind_plugin.errors import ConfigError, WeightsError
 from terramind_plugin.pretrain.export import export_weights
 from tests.attacks.malformed import KINDS, WHOLE
+from tests.conftest import one_thread
 
 NANO = "terramind_sim_nano"
 LULC = f"{NANO}_tokenizer_lulc"
@@ -22,10 +23,8 @@ RANDOM = "its tokenizer has random weights"
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

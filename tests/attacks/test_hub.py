@@ -15,6 +15,7 @@ from terramind_plugin.builders import build_backbone
 from terramind_plugin.errors import WeightsError, WeightsNotFoundError
 from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.model.weights import fetch_published
+from tests.hub import cached_file
 
 TINY = VARIANTS["terramind_v1_tiny"]
 SIZE = 3_000_000
@@ -118,14 +119,9 @@ def test_no_network(hub, monkeypatch):
 
 
 def test_nan_in_the_cache(monkeypatch, tmp_path):
-    folder = tmp_path / f"models--{TINY.hub_repo.replace('/', '--')}"
-    snapshot = folder / "snapshots" / ("0123456789" * 4)
-    snapshot.mkdir(parents=True)
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text(snapshot.name)
     weights = build_backbone(TINY.name, ["S1GRD"]).state_dict()
     weights["encoder.3.norm1.weight"][:7] = torch.nan
-    torch.save(weights, snapshot / TINY.hub_file)
+    torch.save(weights, cached_file(tmp_path, TINY.hub_repo, TINY.hub_file))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(WeightsError, match=r"7 of 192 values of encoder\.3\.norm1\.weight are NaN or infinite"):
         build_backbone(TINY.name, ["S1GRD"], pretrained=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from terramind_plugin.samples.checks.files import Grid
+from terramind_plugin.samples.checks.files import PatchGrid
 from terramind_plugin.samples.checks.findings import Finding, Verdict
 from terramind_plugin.samples.checks.run import check_data
 from terramind_plugin.samples.plan import DataPlan, describe
@@ -150,6 +150,6 @@ def plan(dataset: SimulatedDataset, changes: Mapping[str, Any] | None = None) ->
 def look(dataset: SimulatedDataset, changes: Mapping[str, Any] | None = None) -> list[Finding]:
     """Return what the check of the data alone finds, 'ok' left out; arguments as in `plan`."""
     task = change(segmentation_config(dataset), changes or {})["model"]["init_args"]
-    grid = Grid(16, "reflect")  # of TerraTorch's factory with a published model
+    grid = PatchGrid(16, "reflect")  # of TerraTorch's factory with a published model
     found = check_data(plan(dataset, changes), ignored=task["ignore_index"], loss=task["loss"], grid=grid)
     return [finding for finding in found if finding.verdict != "ok"]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from terramind_plugin.cli import main
-from terramind_plugin.samples.checks.files import Grid
+from terramind_plugin.samples.checks.files import PatchGrid
 from tests.check.spoiling import every, files
 from tests.runs.running import change, segmentation_config
 
@@ -88,6 +88,6 @@ def test_sizes_follow_the_model_and_its_padding(
     for kind in ("S2L1C", "S1GRD", "Label"):
         every(kind, lambda values: values[:, :side, :side])(chips)
     assert files(chips, "Label")
-    found = check_data(plan(chips), samples=1, grid=Grid(patch, padding))
+    found = check_data(plan(chips), samples=1, grid=PatchGrid(patch, padding))
     sizes = [finding.verdict for finding in found if finding.check == "files: train sizes"]
     assert sizes == ([] if verdict is None else [verdict])

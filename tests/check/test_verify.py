@@ -18,6 +18,7 @@ from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.tokenizers.coordinates import COORDS_VOCABULARIES
 from terramind_plugin.tokenizers.variants import TOKENIZERS
+from tests.hub import cached_file
 
 TINY = VARIANTS["terramind_v1_tiny"]
 CHIPS = Path(__file__).parents[3] / "shared" / "data" / "terramesh"
@@ -25,16 +26,6 @@ CHIPS = Path(__file__).parents[3] / "shared" / "data" / "terramesh"
 
 def use_cache(monkeypatch, folder):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
-
-
-def place(cache, repo):
-    """Return the folder of a repository's files in a cache of the hub."""
-    folder = cache / f"models--{repo.replace('/', '--')}"
-    snapshot = folder / "snapshots" / ("0123456789" * 4)
-    snapshot.mkdir(parents=True)
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text(snapshot.name)
-    return snapshot
 
 
 def scatter(state):
@@ -64,12 +55,12 @@ def hub(tmp_path_factory, backbones):
     model = EncoderDecoder(
         TINY, plan_inputs(pixels, tokens=True), list(plan_targets(["LULC"]).values()), img_size=(224, 224)
     )
-    torch.save(scatter(model.state_dict()), place(cache, TINY.hub_repo) / TINY.hub_file)
+    torch.save(scatter(model.state_dict()), cached_file(cache, TINY.hub_repo, TINY.hub_file))
     variant = TOKENIZERS["terramind_v1_tokenizer_lulc"]
     theirs = FULL_MODEL_REGISTRY.build(f"terratorch_{variant.name}")
-    torch.save(scatter(theirs.state_dict()), place(cache, variant.hub_repo) / variant.hub_file)
+    torch.save(scatter(theirs.state_dict()), cached_file(cache, variant.hub_repo, variant.hub_file))
     coords = COORDS_VOCABULARIES["terramind_v1"]
-    save_vocabulary(place(cache, coords.hub_repo) / coords.hub_file)
+    save_vocabulary(cached_file(cache, coords.hub_repo, coords.hub_file))
     yield cache
     shutil.rmtree(cache)
 
@@ -99,7 +90,7 @@ def test_a_file_that_terratorch_fills_with_random_weights(hub, monkeypatch, tmp_
     cache = tmp_path / "hub"
     weights = torch.load(next(hub.rglob(TINY.hub_file)))
     del weights["encoder.3.attn.qkv.weight"]
-    torch.save(weights, place(cache, TINY.hub_repo) / TINY.hub_file)
+    torch.save(weights, cached_file(cache, TINY.hub_repo, TINY.hub_file))
     use_cache(monkeypatch, cache)
     assert main(["verify", "--model", TINY.name, "--tokenizers", ""]) == 2
     assert "missing (1): encoder.3.attn.qkv.weight" in capsys.readouterr().err

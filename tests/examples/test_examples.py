@@ -24,6 +24,7 @@ from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.simulation.dataset import chip_files, simulate
 from terramind_plugin.tokenizers.variants import TOKENIZERS
 from tests.generation.conftest import scatter_weights
+from tests.hub import cached_file
 
 HERE = Path(__file__).parent
 REAL = HERE.parents[2] / "shared" / "data"
@@ -33,16 +34,6 @@ TINY = ("--model", "terramind_v1_tiny_generate")
 TINY_TIM = ("--backbone", "terramind_v1_tiny_tim", "--epochs", "2", "--decoder_channels", "32", "16", "16", "8")
 
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"the real chips are not at {REAL}")
-
-
-def put(cache: Path, repository: str, file: str, tensors: dict[str, torch.Tensor]) -> None:
-    """Lay weights out as the hub's cache has them."""
-    folder = cache / f"models--{repository.replace('/', '--')}"
-    snapshot = folder / "snapshots" / ("0123456789" * 4)
-    snapshot.mkdir(parents=True)
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text(snapshot.name)
-    torch.save(tensors, snapshot / file)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +52,7 @@ def hub(published: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFac
     """Return a hub cache with the tiny model."""
     cache = tmp_path_factory.mktemp("hub")
     variant = VARIANTS["terramind_v1_tiny"]
-    put(cache, variant.hub_repo, variant.hub_file, published)
+    torch.save(published, cached_file(cache, variant.hub_repo, variant.hub_file))
     yield cache
     shutil.rmtree(cache)  # pytest would keep it, and with tokenizers it is large
 
@@ -74,7 +65,8 @@ def hub_with_tokenizers(hub: Path) -> Path:
         for modality in ("S2L2A", "S1RTC", "LULC"):
             variant = TOKENIZERS[f"terramind_v1_tokenizer_{modality.lower()}"]
             model = scatter_weights(build_image_tokenizer(variant.name))
-            put(hub, variant.hub_repo, variant.hub_file, {k: v.bfloat16() for k, v in model.state_dict().items()})
+            tensors = {k: v.bfloat16() for k, v in model.state_dict().items()}
+            torch.save(tensors, cached_file(hub, variant.hub_repo, variant.hub_file))
     return hub
 
 

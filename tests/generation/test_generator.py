@@ -1,46 +1,21 @@
 """What a user of the generators sees, case by case against TerraTorch's weak spots."""
 
 import logging
-from dataclasses import replace
 
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer
-from tokenizers.models import WordPiece
-from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from terramind_plugin.builders import build_generator
 from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundError
 from terramind_plugin.generation.generator import TerraMindGenerator
 from terramind_plugin.generation.locations import PairScores
 from terramind_plugin.model.modalities import find
-from terramind_plugin.tokenizers import variants
 from tests.generation.conftest import scatter_weights
 
 STEPS = 2
 
 
-@pytest.fixture(autouse=True)
-def _small_tokenizers(monkeypatch):
-    """Tokenizers of the right kind, with few weights."""
-    for name, variant in list(variants.TOKENIZERS.items()):
-        unet = variant.unet and variants.UNetSize(width=32, multipliers=(1, 1), blocks=1, attention_at=(2,))
-        small = replace(variant, dim=48, depth=1, num_heads=3, unet=unet)
-        monkeypatch.setitem(variants.TOKENIZERS, name, small)
-
-
-@pytest.fixture(scope="session")
-def vocabulary(tmp_path_factory):
-    """A vocabulary as the published one: special tokens, then each latitude and longitude of the grid."""
-    words = ["[PAD]", "[UNK]", "[SOS]", "[EOS]", *(f"[S_{number}]" for number in range(200))]
-    words += [f"lat={step / 4:.2f}" for step in range(-360, 361)]
-    words += [f"lon={step / 4:.2f}" for step in range(-720, 721)]
-    tokenizer = Tokenizer(WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    tokenizer.add_special_tokens([AddedToken(word, normalized=False, special=True) for word in words[:204]])
-    path = tmp_path_factory.mktemp("vocabulary") / "config.json"
-    tokenizer.save(str(path))
-    return path
+pytestmark = pytest.mark.usefixtures("small_tokenizers")
 
 
 @pytest.fixture

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +16,6 @@ from rasterio.transform import Affine
 
 from terramind_plugin.builders import build_generator
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.tokenizers import variants
 from tests.generation.conftest import scatter_weights
 from tests.runs.running import change, segmentation_config
 
@@ -76,16 +74,6 @@ def radar_task(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def both_task(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Return configuration and checkpoint of a task with two modalities."""
     return make_task(tmp_path_factory.mktemp("both"), {})
-
-
-@pytest.fixture(scope="module")
-def small_tokenizers() -> Iterator[None]:
-    """Tokenizers of the right kind, with few weights."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, variant in list(variants.TOKENIZERS.items()):
-            unet = variant.unet and variants.UNetSize(width=32, multipliers=(1, 1), blocks=1, attention_at=(2,))
-            patch.setitem(variants.TOKENIZERS, name, replace(variant, dim=48, depth=1, num_heads=3, unet=unet))
-        yield
 
 
 def save_generator(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Path:

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from terramind_plugin import MaskedModellingTask, TokenizerTask
 from terramind_plugin.pretrain.loading import Draw, PretrainingDataModule
+from tests.conftest import one_thread
 
 NANO = "terramind_sim_nano"
 BATCHES, BATCH_SIZE = 10, 2
@@ -18,11 +19,8 @@ BATCHES, BATCH_SIZE = 10, 2
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
-    """The model is so small that a second thread costs more than it gives."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 class Samples(Dataset):

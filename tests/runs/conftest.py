@@ -7,20 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from terramind_plugin.simulation.dataset import SimulatedDataset, simulate
+from tests.conftest import one_thread
 from tests.runs.real_chips import cut_spain
 from tests.runs.running import Fitted, Runner, fit_once, segmentation_config
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> Iterator[None]:
-    """The models are so small that a second thread costs more than it gives."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")

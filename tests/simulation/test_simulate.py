@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.simulation.chip import Chip
+from terramind_plugin.simulation.chip import SimulatedChip
 from terramind_plugin.simulation.dataset import SimulatedDataset, chip_files, make_splits, simulate, simulate_chip
 
 DTYPES = {
@@ -35,7 +35,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> SimulatedDataset:
 
 
 @pytest.fixture(scope="module")
-def chips() -> list[Chip]:
+def chips() -> list[SimulatedChip]:
     return [simulate_chip(0, index, 96) for index in range(24)]
 
 
@@ -103,7 +103,7 @@ def test_files_describe_themselves(dataset: SimulatedDataset) -> None:
     assert all(32601 <= code <= 32760 for code in codes)
 
 
-def test_values_are_in_the_valid_range(chips: list[Chip]) -> None:
+def test_values_are_in_the_valid_range(chips: list[SimulatedChip]) -> None:
     for chip in chips:
         for key, image in chip.images.items():
             low, high = MODALITIES[key].valid_range
@@ -116,7 +116,7 @@ def test_values_are_in_the_valid_range(chips: list[Chip]) -> None:
         assert chip.images["LULC"].min() >= 1
 
 
-def test_no_label_exactly_where_there_is_no_radar(chips: list[Chip]) -> None:
+def test_no_label_exactly_where_there_is_no_radar(chips: list[SimulatedChip]) -> None:
     gaps = 0
     for chip in chips:
         missing = np.isnan(chip.images["S1GRD"]).any(0)
@@ -126,21 +126,21 @@ def test_no_label_exactly_where_there_is_no_radar(chips: list[Chip]) -> None:
     assert 0 < gaps < len(chips) / 3
 
 
-def test_ndvi_is_that_of_the_reflectance(chips: list[Chip]) -> None:
+def test_ndvi_is_that_of_the_reflectance(chips: list[SimulatedChip]) -> None:
     chip = chips[0]
     nir = chip.images["S2L2A"][MODALITIES["S2L2A"].band_index("B08")].astype(np.float64)
     red = chip.images["S2L2A"][MODALITIES["S2L2A"].band_index("B04")].astype(np.float64)
     np.testing.assert_allclose(chip.images["NDVI"][0], (nir - red) / (nir + red), atol=1e-6)
 
 
-def test_water_shares(chips: list[Chip]) -> None:
+def test_water_shares(chips: list[SimulatedChip]) -> None:
     assert all(set(np.unique(chip.label)) <= {-1, 0, 1} for chip in chips)
     shares = np.asarray([(chip.label == 1).mean() for chip in chips])
     assert 0.10 < shares.mean() < 0.45
     assert np.mean((shares > 0.01) & (shares < 0.99)) > 0.9
 
 
-def test_opposite_edges_do_not_wrap(chips: list[Chip]) -> None:
+def test_opposite_edges_do_not_wrap(chips: list[SimulatedChip]) -> None:
     heights = [chip.images["DEM"][0] for chip in chips]
     across = np.mean([np.abs(h[:, 0] - h[:, -1]).mean() / h.std() for h in heights])
     next_to = np.mean([np.abs(h[:, 0] - h[:, 1]).mean() / h.std() for h in heights])
@@ -174,7 +174,7 @@ def _held_out_iou(x: np.ndarray, y: np.ndarray, train: np.ndarray, bands: Sequen
     return _iou(scores[~train] > cut, y[~train])
 
 
-def test_water_needs_both_sensors(chips: list[Chip]) -> None:
+def test_water_needs_both_sensors(chips: list[SimulatedChip]) -> None:
     values, truths, numbers = [], [], []
     for number, chip in enumerate(chips):
         known = (chip.label >= 0).ravel()
@@ -197,7 +197,7 @@ def test_water_needs_both_sensors(chips: list[Chip]) -> None:
     assert both < 0.97
 
 
-def test_land_cover_map_helps_but_is_not_the_label(chips: list[Chip]) -> None:
+def test_land_cover_map_helps_but_is_not_the_label(chips: list[SimulatedChip]) -> None:
     lulc = np.stack([chip.images["LULC"][0] for chip in chips])
     label = np.stack([chip.label for chip in chips])
     water = label == 1

@@ -18,7 +18,7 @@ from terramind_plugin.samples.plan import DataPlan, ImagePlan, Split
 
 
 @dataclass(frozen=True)
-class Grid:
+class PatchGrid:
     """The sizes of images that a model takes."""
 
     patch: int
@@ -146,7 +146,7 @@ def _keys_of_files(plan: DataPlan) -> str:
     return "folders and suffixes" if plan.pretraining else "the roots, image_grep and label_grep"
 
 
-def check_headers(plan: DataPlan, headers: Mapping[Path, Header], grid: Grid | None = None) -> Iterator[Finding]:
+def check_headers(plan: DataPlan, headers: Mapping[Path, Header], grid: PatchGrid | None = None) -> Iterator[Finding]:
     """Yield findings about headers: damaged files, other bands, pairs on different grids, mixed sizes.
 
     Args:
@@ -269,7 +269,7 @@ def _rasters_of(files: Mapping[str, Path], headers: Mapping[Path, Header]) -> di
     return {key: header for key, header in found.items() if not header.problem}
 
 
-def _check_sizes(plan: DataPlan, headers: Mapping[Path, Header], grid: Grid | None) -> Iterator[Finding]:
+def _check_sizes(plan: DataPlan, headers: Mapping[Path, Header], grid: PatchGrid | None) -> Iterator[Finding]:
     for part in plan.splits:
         if part.name in plan.transformed:
             continue
@@ -288,7 +288,7 @@ def _check_sizes(plan: DataPlan, headers: Mapping[Path, Header], grid: Grid | No
             )
 
 
-def _check_patches(where: str, counts: Counter[tuple[int, int]], grid: Grid) -> Iterator[Finding]:
+def _check_patches(where: str, counts: Counter[tuple[int, int]], grid: PatchGrid) -> Iterator[Finding]:
     """Yield sizes that do not make whole patches, with what becomes of them."""
     odd = [shape for shape in counts if any(grid.pad(shape))]
     if grid.padding is None:

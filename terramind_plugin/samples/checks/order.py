@@ -15,7 +15,7 @@ from terramind_plugin.samples.plan import ImagePlan
 
 MARGIN = 0.3
 """Minimum share of the missing correlation that another band order must recover before it is suggested."""
-SMALLEST = 0.02
+SMALLEST_GAIN = 0.02
 """Smallest difference of mean correlations that counts."""
 BY_RESOLUTION = ("B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11", "B12", "B01", "B09", "B10")
 SPECTRUM = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
@@ -42,7 +42,7 @@ def check_order(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Find
     levels = np.median([np.median(pixels, axis=1) for pixels in usable], axis=0)
     scores = {text: _fit(order, alike, levels) for text, order in _orders(names).items()}
     best = max(scores, key=lambda text: scores[text])
-    if best and scores[best] - scores[""] > max(MARGIN * (1 - scores[""]), SMALLEST):
+    if best and scores[best] - scores[""] > max(MARGIN * (1 - scores[""]), SMALLEST_GAIN):
         yield Finding(
             f"values: {image.name} band order",
             "warning",

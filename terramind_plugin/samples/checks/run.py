@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from terramind_plugin.errors import counted
-from terramind_plugin.samples.checks.files import Grid, check_folders, check_headers, check_splits
+from terramind_plugin.samples.checks.files import PatchGrid, check_folders, check_headers, check_splits
 from terramind_plugin.samples.checks.findings import Finding, worst
 from terramind_plugin.samples.checks.headers import read_headers
 from terramind_plugin.samples.checks.labels import check_labels, read_labels
@@ -29,7 +29,7 @@ def check_data(
     ignored: float | None = None,
     loss: str = "",
     weighted: bool = False,
-    grid: Grid | None = None,
+    grid: PatchGrid | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Finding]:
     """Yield a finding for each mistake, and a summary for each group of checks.
