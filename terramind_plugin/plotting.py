@@ -58,7 +58,7 @@ def stretch(image: np.ndarray) -> np.ndarray:
     stretched = np.stack(channels, axis=-1)
     seen = stretched[np.isfinite(image)]
     middle = float(np.clip(np.median(seen), 0.02, MIDDLE)) if seen.size else MIDDLE
-    return stretched ** (np.log(MIDDLE) / np.log(middle))
+    return np.asarray(stretched ** (np.log(MIDDLE) / np.log(middle)))
 
 
 def _scale(values: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -69,7 +69,7 @@ def class_picture(ids: np.ndarray, colors: Sequence[str]) -> np.ndarray:
     """Return a picture [H, W, 3] in 0..1 of class ids [H, W]; ids outside the colours are black."""
     palette = np.array([to_rgb(color) for color in (*colors, NO_LABEL)])
     known = (ids >= 0) & (ids < len(colors))
-    return palette[np.where(known, ids, len(colors)).astype(int)]
+    return np.asarray(palette[np.where(known, ids, len(colors)).astype(int)])
 
 
 def modality_picture(values: Any, modality: str, bands: Sequence[object] | None = None) -> np.ndarray:
@@ -91,7 +91,7 @@ def modality_picture(values: Any, modality: str, bands: Sequence[object] | None 
         heights = np.nan_to_num(array[0], nan=value_range(array[0])[0])
         return LightSource(azdeg=315, altdeg=45).shade(heights, cmap=LAND, vert_exag=0.5, blend_mode="soft")[..., :3]
     if name == "NDVI":
-        return NDVI(np.clip((np.nan_to_num(array[0]) + 1) / 2, 0, 1))[..., :3]
+        return np.asarray(NDVI(np.clip((np.nan_to_num(array[0]) + 1) / 2, 0, 1))[..., :3])
     shown = array[bands_shown(modality, bands, len(array))]
     if name in RADAR and len(shown) == 2:
         return _radar_picture(*shown)
@@ -235,7 +235,7 @@ def _positions(array: np.ndarray, name: str) -> np.ndarray:
     if name != "coords" or array.ndim not in (1, 2) or array.shape[-1] != 2:
         raise ConfigError(f"{name}: only positions [2] or [N, 2] can be drawn, got shape {list(array.shape)}.")
     positions = array.reshape(-1, 2).astype(float)
-    return positions[np.isfinite(positions).all(axis=1)]
+    return np.asarray(positions[np.isfinite(positions).all(axis=1)])
 
 
 def _draw_positions(ax: Any, positions: np.ndarray) -> None:

@@ -176,13 +176,13 @@ def measure_features(
 @torch.no_grad()
 def token_features(encoder: TerraMindBackbone, images: Tensor) -> NDArray[np.float32]:
     """Return the mean of the tokens in the last layer, [B, D], of standardised images [B, bands, H, W]."""
-    return encoder(images.to(next(encoder.parameters()).device))[-1].mean(dim=1).cpu().numpy()
+    return np.asarray(encoder(images.to(next(encoder.parameters()).device))[-1].mean(dim=1).cpu())
 
 
 def band_features(modality: Modality, chips: Sequence[Chip]) -> NDArray[np.float32]:
     """Return the mean of each chip's bands, standardised with the pre-training statistics, [chips, bands]."""
     means = np.stack([chip.values.mean(axis=(1, 2), where=chip.valid) for chip in chips])
-    return ((means - np.array(modality.mean)) / np.array(modality.std)).astype(np.float32)
+    return np.asarray((means - np.array(modality.mean)) / np.array(modality.std), np.float32)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class Belief:
         """Return the location [2] with the least expected distance to the true one, among the likeliest locations."""
         locations, weights = self.likeliest(CANDIDATES)
         expected = great_circle(locations[:, None], locations[None]) @ weights
-        return locations[int(expected.argmin())]
+        return np.asarray(locations[int(expected.argmin())])
 
 
 def build_locator(
@@ -165,7 +165,7 @@ def best_constant(true: NDArray[Any]) -> NDArray[np.float64]:
     grid = np.stack(np.meshgrid(longitudes, latitudes), axis=-1).reshape(-1, 2)
     candidates = np.concatenate([np.asarray(true, np.float64), grid])
     medians = [np.median(great_circle(candidate, true)) for candidate in candidates]
-    return candidates[int(np.argmin(medians))]
+    return np.asarray(candidates[int(np.argmin(medians))])
 
 
 ANYWHERE = EARTH_RADIUS * np.pi / 2

@@ -238,7 +238,7 @@ def read_map(job: Job, ending: str) -> NDArray[np.uint8]:
     """Return a map of a finished job, [H, W], by the ending of its name."""
     layer = next(layer for layer in job.layers if layer.ending == ending)
     with rasterio.open(job.target(layer)) as file:
-        return file.read(1)
+        return np.asarray(file.read(1))
 
 
 def score(

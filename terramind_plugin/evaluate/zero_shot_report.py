@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from terramind_plugin.evaluate.scores import intersection_over_union
 from terramind_plugin.evaluate.testset import LabelledChip, LabelledSet
-from terramind_plugin.evaluate.zero_shot import LAND_COVER, NO_DATA, TARGET, SetScore, Target, read_map
+from terramind_plugin.evaluate.zero_shot import LAND_COVER, TARGET, SetScore, Target, read_map
 from terramind_plugin.inference.job import Job
+from terramind_plugin.inference.outputs import NO_DATA
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.plotting import NO_LABEL, class_picture, draw_panels, modality_picture
 from terramind_plugin.raster.reader import Source
@@ -103,7 +104,8 @@ def draw(
         panels.append((f"{chip.name}: {said}", pictures))
     legend = [(f"map: {name}", color) for name, color in AGREEMENT.items()] + [("no label or no data", NO_LABEL)]
     legend += [(f"{LAND_COVER}: {cover.class_names[n]}", cover.class_colors[n]) for n in sorted(seen - {0})]
-    return draw_panels(panels, legend, title, side=2.9)
+    figure: Figure = draw_panels(panels, legend, title, side=2.9)
+    return figure
 
 
 def pick_panels(row: SetScore) -> list[int]:

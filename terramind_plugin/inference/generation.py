@@ -102,7 +102,7 @@ class SceneImages(nn.Module):
         if not self.targets:
             return []
         all_samples = blended.reshape(self.samples, -1, *blended.shape[1:])
-        by_target = all_samples.split(list(map(count_channels, self.targets)), dim=1)
+        by_target = torch.split(all_samples, list(map(count_channels, self.targets)), dim=1)
         return [
             result
             for modality, samples in zip(self.targets, by_target, strict=True)

@@ -161,7 +161,7 @@ class Streamer:
 
     def _read(self, blocks: Sequence[RowBlock]) -> Iterator[Batch]:
         """Yield the batches of some row blocks; windows without data are left out of them."""
-        stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         # Buffers are used in turn: one is filled, some wait, one is worked on. New memory costs as much as reading.
         buffers: Iterator[dict[str, Tensor]] = cycle([{} for _ in range(READ_AHEAD + 2)])
         for block in blocks:
@@ -194,7 +194,7 @@ class Streamer:
             return batch._replace(images={name: image.to(self.device) for name, image in images.items()})
         with torch.cuda.stream(stream):
             images = {name: image.pin_memory().to(self.device, non_blocking=True) for name, image in images.items()}
-            ready = torch.cuda.Event()
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record(stream)
         return batch._replace(images=images, ready=ready)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ class SimulatedChip:
 
     name: str
     """Chip id, e.g. 'Delta_0001'."""
-    images: dict[str, NDArray]
+    images: dict[str, NDArray[Any]]
     """Modality name -> array [bands, H, W] in the bands, units and type of the modality; NaN = no data in S1."""
     label: NDArray[np.int16]
     """[H, W]: 1 water (permanent, flood, under plants), 0 land, -1 unknown."""
@@ -53,7 +54,7 @@ def _ndvi(l2a: NDArray[np.uint16]) -> FloatArray:
     modality = MODALITIES["S2L2A"]
     nir = l2a[modality.band_index("B08")].astype(np.float32)
     red = l2a[modality.band_index("B04")].astype(np.float32)
-    return (nir - red) / (nir + red)
+    return np.asarray((nir - red) / (nir + red))
 
 
 def _rgb(l2a: NDArray[np.uint16]) -> NDArray[np.uint8]:
@@ -91,7 +92,7 @@ def simulate_chip(seed: int, index: int, size: int, world: World = flood_site) -
 
     gap = swath_gap(streams[4], (size, size))
     label = np.where(gap, -1, cover.water[INSIDE]).astype(np.int16)
-    images: dict[str, NDArray] = {
+    images: dict[str, NDArray[Any]] = {
         "S2L1C": l1c,
         "S2L2A": l2a,
         "S1GRD": np.where(gap, np.nan, grd).astype(np.float32),

@@ -91,7 +91,7 @@ def _crops(rng: np.random.Generator, region: Region, parcels: _Parcels, greennes
     }
     bounds = np.cumsum(np.asarray(list(share.values())) * rng.uniform(0.4, 1.6, len(share)))
     choice = np.searchsorted(bounds / bounds[-1], uniform_of(parcels.key, 3), side="right").clip(0, len(share) - 1)
-    return np.asarray([ID[name] for name in share], np.uint8)[choice]
+    return np.asarray(np.asarray([ID[name] for name in share], np.uint8)[choice])
 
 
 def _add_barren(rng: np.random.Generator, region: Region, terrain: Terrain, material: MaterialArray) -> None:
@@ -213,7 +213,7 @@ def _annual_map(
     lulc = ndimage.map_coordinates(lulc, at, order=0, mode="nearest")
     classes = np.unique(lulc)
     votes = np.stack([ndimage.uniform_filter((lulc == c).astype(np.float32), 5) for c in classes])
-    return classes[np.argmax(votes, axis=0)].astype(np.uint8)
+    return np.asarray(classes[np.argmax(votes, axis=0)], np.uint8)
 
 
 def make_cover(rng: np.random.Generator, region: Region, terrain: Terrain, flood: Flood) -> Cover:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
@@ -35,12 +37,12 @@ def fractal(
     return field[: shape[0], : shape[1]]
 
 
-def smooth(field: NDArray, sigma: float) -> FloatArray:
+def smooth(field: NDArray[Any], sigma: float) -> FloatArray:
     """Return a Gaussian-blurred copy of a field [H, W] as float32; `sigma` in pixels."""
-    return ndimage.gaussian_filter(field.astype(np.float32), sigma, mode="nearest", truncate=3.0)
+    return np.asarray(ndimage.gaussian_filter(field.astype(np.float32), sigma, mode="nearest", truncate=3.0))
 
 
-def ramp(value: NDArray, low: float, high: float) -> FloatArray:
+def ramp(value: NDArray[Any], low: float, high: float) -> FloatArray:
     """Return a smooth step from 0 at `low` to 1 at `high` (the cubic 3t^2 - 2t^3)."""
     t = np.clip((value - low) / (high - low), 0, 1)
     return (t * t * (3 - 2 * t)).astype(np.float32)

@@ -61,7 +61,7 @@ def _cloud_opacity(rng: np.random.Generator, shape: tuple[int, int]) -> FloatArr
     density = fractal(rng, shape, 1.75, rng.uniform(35, 130))
     edge = np.quantile(density, 1 - cover)
     thickness = smooth(np.maximum(density - edge, 0), 1.0) * rng.uniform(1.5, 4.5)
-    return (1 - np.exp(-(thickness**1.5))).astype(np.float32)
+    return np.asarray(1 - np.exp(-(thickness**1.5)), np.float32)
 
 
 def make_sky(rng: np.random.Generator, region: Region, shape: tuple[int, int]) -> Sky:
@@ -119,7 +119,7 @@ def _illumination(terrain: Terrain, flood: Flood, sky: Sky) -> FloatArray:
     horizontal, vertical = np.cos(sky.sun_elevation), np.sin(sky.sun_elevation)
     toward = -dx * np.sin(sky.sun_azimuth) + dy * np.cos(sky.sun_azimuth)
     cosine = (vertical + horizontal * toward) / np.sqrt(1 + dx**2 + dy**2)
-    return (0.2 + 0.8 * np.clip(cosine / vertical, 0, 2.2)).astype(np.float32)
+    return np.asarray(0.2 + 0.8 * np.clip(cosine / vertical, 0, 2.2), np.float32)
 
 
 def _digitise(rng: np.random.Generator, reflectance: FloatArray) -> Counts:

@@ -17,7 +17,7 @@ _SPECKLE_BLUR = 0.6  # pixels; neighbouring GRD pixels share looks: 10 m posting
 
 
 def _decibel(power: FloatArray) -> FloatArray:
-    return np.clip(10 * np.log10(np.maximum(power, 1e-9)), _LOWEST, _HIGHEST).astype(np.float32)
+    return np.asarray(np.clip(10 * np.log10(np.maximum(power, 1e-9)), _LOWEST, _HIGHEST), np.float32)
 
 
 def _speckle(rng: np.random.Generator, shape: tuple[int, ...]) -> FloatArray:
@@ -40,7 +40,7 @@ def _relief_gain(height: FloatArray, look: float, incidence: float) -> FloatArra
     rise = dx * np.sin(look) - dy * np.cos(look)  # ground that rises away from the radar faces it
     local = np.clip(incidence - np.arctan(rise), 0.12, np.deg2rad(89))
     gain = (np.sin(incidence) / np.sin(local)) * np.cos(local) / np.cos(incidence)
-    return np.clip(gain, 0.02, 8.0).astype(np.float32)
+    return np.asarray(np.clip(gain, 0.02, 8.0), np.float32)
 
 
 def _backscatter(rng: np.random.Generator, cover: Cover, flood: Flood) -> FloatArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,9 +46,9 @@ def _between(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
     return float(rng.uniform(*bounds))
 
 
-def _drifting(knots: NDArray, count: int, every: float) -> NDArray:
+def _drifting(knots: NDArray[Any], count: int, every: float) -> NDArray[Any]:
     """Return `count` numbers that run from one knot to the next in `every` steps."""
-    return np.interp(np.arange(count), np.arange(len(knots)) * every, knots)
+    return np.asarray(np.interp(np.arange(count), np.arange(len(knots)) * every, knots))
 
 
 def _meandering_line(
@@ -253,7 +254,7 @@ def _without_small(mask: BoolArray, smallest: int) -> BoolArray:
     parts, _ = ndimage.label(mask, structure=np.ones((3, 3)))
     keep = np.bincount(parts.ravel()) >= smallest
     keep[0] = False
-    return keep[parts]
+    return np.asarray(keep[parts])
 
 
 def make_flood(rng: np.random.Generator, region: Region, terrain: Terrain) -> Flood:
