@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.samples.layout import read_split
@@ -157,6 +155,8 @@ def choose(config: Mapping[str, Any], count: int, seed: int) -> list[str]:
     ids = _read_ids(config)
     if count > len(ids):
         raise ConfigError(f"{count} labels are asked for, the training split has {len(ids)}. Use 'all'.")
+    import numpy as np  # here, so that --help does without it
+
     return [ids[index] for index in np.random.default_rng(seed).permutation(len(ids))[:count]]
 
 
