@@ -38,18 +38,8 @@ def run(task: tuple[Path, Path]) -> Any:
             words = ["map", "-c", config, "--ckpt_path", checkpoint, "--scene", *files, "--out", out]
             return main([str(word) for word in [*words, "--crop", 64, "--margin", 4, "--accelerator", "cpu"]])
         if name == "generate":
-            words = [
-                "generate",
-                *files,
-                "--modality",
-                "S1GRD",
-                "--to",
-                "DEM,LULC",
-                "--model",
-                "terramind_sim_nano",
-                "--out",
-                out,
-            ]
+            words = ["generate", *files, "--modality", "S1GRD", "--to", "DEM,LULC", "--out", out]
+            words += ["--model", "terramind_sim_nano"]
             words += ["--steps", 2, "--probabilities", "--accelerator", "cpu"]
             return main([str(word) for word in words])
         content = yaml.safe_load(config.read_text())
@@ -64,6 +54,7 @@ def run(task: tuple[Path, Path]) -> Any:
             own.write_text(yaml.safe_dump(content))
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(sys, "argv", ["terramind"])
+                patch.chdir(out.parent)  # TerraTorch keeps a copy of the configuration where it runs
                 words = ["predict", "--config", own, "--predict_output_dir", out]
                 return main([str(word) for word in words])
         for key in ("data_root", "label_data_root"):
