@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import cache
 from multiprocessing import get_context
 from typing import TypeVar
@@ -49,8 +49,12 @@ def map_in_threads(function: Callable[[Item], Answer], items: Sequence[Item], si
 
 @cache
 def _threads(process: int, count: int) -> ThreadPoolExecutor:
-    """Return the threads of a process, which do not survive a fork."""
-    return ThreadPoolExecutor(count, thread_name_prefix=f"hash-{process}")
+    """Return the threads of a process, which do not survive a fork.
+
+    They stay alive: a thread that has used GDAL releases PROJ's database while it ends, when Python has joined it already.
+    A process that is forked at that moment, such as a worker of a data loader, waits forever for the database's lock.
+    """
+    return ThreadPoolExecutor(count, thread_name_prefix=f"terramind-{process}")
 
 
 def map_chunks(function: Callable[[Sequence[Item]], list[Answer]], items: Sequence[Item]) -> list[Answer]:
@@ -63,10 +67,12 @@ def map_chunks(function: Callable[[Sequence[Item]], list[Answer]], items: Sequen
     length = max(1, min(CHUNK, len(items) // READ_THREADS))
     chunks = [items[first : first + length] for first in range(0, len(items), length)]
     cores = usable()
-    few = len(items) < MANY_FILES or cores < 2
-    pool: Executor = ThreadPoolExecutor(READ_THREADS) if few else make_processes(min(cores, READ_PROCESSES))
-    with pool:
-        return [answer for answers in pool.map(function, chunks) for answer in answers]
+    if len(items) < MANY_FILES or cores < 2:
+        answers = list(_threads(os.getpid(), READ_THREADS).map(function, chunks))
+    else:
+        with make_processes(min(cores, READ_PROCESSES)) as pool:
+            answers = list(pool.map(function, chunks))
+    return [answer for part in answers for answer in part]
 
 
 def make_processes(count: int) -> ProcessPoolExecutor:
