@@ -51,7 +51,7 @@ def map_in_threads(function: Callable[[Item], Answer], items: Sequence[Item], si
 def _threads(process: int, count: int) -> ThreadPoolExecutor:
     """Return the threads of a process, which do not survive a fork.
 
-    They stay alive: a thread that has used GDAL releases PROJ's database while it ends, when Python has joined it already.
+    They stay alive: a thread that has used GDAL releases PROJ's database while it ends, after Python has joined it.
     A process that is forked at that moment, such as a worker of a data loader, waits forever for the database's lock.
     """
     return ThreadPoolExecutor(count, thread_name_prefix=f"terramind-{process}")
