@@ -33,6 +33,7 @@ SHARED_NAMES = {
     "logger": "the logger of the package, by Python's custom",
     "main": "the entry of a module that runs as a program",
     "record": "like draw",
+    "run": "TerraTorch's command line; the engine's is called by its module's name: engine.run",
     "table": "like draw",
 }
 """Public names that more than one module defines, and why."""

@@ -60,6 +60,7 @@ FORBIDDEN = {
     "samples": {"torch", "lightning", "terratorch"},
     "simulation": {"torch", "lightning", "terratorch"},
     "raster": {"torch", "lightning", "terratorch"},
+    "sources": {"torch", "lightning", "terratorch"},
     "system": {"torch", "lightning", "terratorch", "rasterio"},
     "model": {"lightning", "terratorch", "torchgeo", "rasterio"},
     "tokenizers": {"lightning", "terratorch", "torchgeo", "rasterio"},

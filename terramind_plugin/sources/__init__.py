@@ -1,0 +1,1 @@
+"""Satellite scenes from STAC catalogues: rules of collections, search, plan, reading of blocks, and the engine."""

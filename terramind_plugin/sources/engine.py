@@ -1,0 +1,280 @@
+"""Tasks on one process, or on the workers of a dask scheduler: a bounded number at once, tried again where they fail.
+
+Tasks are coarse (seconds of work), independent and idempotent. A worker that is killed loses only the task at hand,
+which another worker repeats; `sources` writes files that are complete or absent, so that nothing half done remains.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from terramind_plugin.errors import ConfigError, DataError, one_line
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+GDAL: dict[str, Any] = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no listing of the folder beside each scene
+    "GDAL_NUM_THREADS": 1,  # workers are the parallelism
+    "GDAL_CACHEMAX": 256 * 2**20,  # bytes; GDAL's default is a twentieth of the memory for each worker
+    "GDAL_INGESTED_BYTES_AT_OPEN": 32768,  # the header of a COG in one request
+    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
+    "GDAL_HTTP_MULTIPLEX": "YES",
+    "GDAL_HTTP_VERSION": "2",
+    "GDAL_HTTP_CONNECTTIMEOUT": 20,  # seconds
+    "GDAL_HTTP_LOW_SPEED_TIME": 30,  # seconds below that speed, after which a request counts as failed
+    "GDAL_HTTP_LOW_SPEED_LIMIT": 1000,  # bytes a second
+    "GDAL_HTTP_MAX_RETRY": 3,  # for 429 and 5xx, with growing delays
+    "GDAL_HTTP_RETRY_DELAY": 0.5,  # seconds before the first
+    "CPL_VSIL_CURL_USE_HEAD": "NO",  # signed addresses allow GET alone
+    "CPL_VSIL_CURL_CACHE_SIZE": 64 * 2**20,  # bytes
+    "VSI_CACHE": "FALSE",  # would read 32 kB around every block a second time
+}
+"""GDAL's settings in every worker, for rasterio.Env. Source: the docs of GDAL's virtual file systems."""
+TASKS_A_WORKER = 2
+"""Tasks in flight for each thread of a worker: one at work, and one that waits so that the worker never does."""
+DELAY = 0.5
+"""Seconds before a failed task is tried again; twice as many before each further attempt."""
+FRESH = 5.0
+"""Seconds for which the number of workers is not asked again."""
+PATIENCE = 30.0
+"""Seconds in which a scheduler has to answer."""
+EXTRA = "pip install 'terramind-plugin[sources]'"
+"""Command that installs what this room needs."""
+_LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+"""Failures of the disk that results are written to: no attempt and no other task would fare better."""
+
+
+def run(
+    tasks: Iterable[Task],
+    work: Callable[[Task], Result],
+    *,
+    workers: int = 1,
+    scheduler: str | None = None,
+    retries: int = 3,
+) -> Iterator[tuple[Task, Result | Exception]]:
+    """Yield each task with its result, or with the error of its last attempt, in the order in which they finish.
+
+    Tasks are taken from the iterable only as results are taken from this one, so memory does not grow with their
+    number. One worker without a scheduler needs no dask: the tasks run here, one after the other.
+
+    Args:
+        tasks: Independent tasks that can be pickled.
+        work: Function that can be pickled; it may run twice for one task, so it must be idempotent.
+        workers: Number of processes of a cluster on this machine; not used with a scheduler.
+        scheduler: Address of a running dask scheduler, e.g. 'tcp://host:8786', or its scheduler file.
+        retries: Number of attempts before a task counts as failed.
+
+    Raises:
+        ConfigError: A number is too small, dask is not installed, the scheduler does not answer, or its workers lack
+            this package.
+        DataError: The scheduler was lost.
+        OSError: The disk that results are written to is full, read-only or not allowed: every task would fail.
+    """
+    if workers < 1:
+        raise ConfigError(f"workers must be at least 1, got {workers}.")
+    if retries < 1:
+        raise ConfigError(f"retries must be at least 1, got {retries}.")
+    if workers == 1 and scheduler is None:
+        return _run_here(tasks, work, retries)
+    return _run_on_cluster(tasks, work, workers, scheduler, retries)
+
+
+def _run_here(
+    tasks: Iterable[Task], work: Callable[[Task], Result], retries: int
+) -> Iterator[tuple[Task, Result | Exception]]:
+    for task in tasks:
+        yield task, _checked(_attempt(work, task, retries))
+
+
+def _attempt(work: Callable[[Task], Result], task: Task, retries: int) -> Result | Exception:
+    """Return the result of a task, or its last error; a worker calls this."""
+    import rasterio
+
+    for attempt in range(retries):
+        try:
+            with rasterio.Env(**GDAL):
+                return work(task)
+        except Exception as error:
+            last = error
+        if _is_final(last):
+            break
+        if attempt + 1 < retries:
+            time.sleep(DELAY * 2**attempt)
+    return last
+
+
+def _is_final(error: Exception) -> bool:
+    """Return whether another attempt cannot help: a setting is wrong, the disk is full, or a library is missing."""
+    return isinstance(error, ConfigError | ImportError) or _is_local(error)
+
+
+def _is_local(error: BaseException | None) -> bool:
+    return error is not None and ((isinstance(error, OSError) and error.errno in _LOCAL) or _is_local(error.__cause__))
+
+
+def _checked(result: Result | Exception) -> Result | Exception:
+    """Return a result, or raise an error that all further tasks would share."""
+    if isinstance(result, ConfigError):
+        raise result
+    if isinstance(result, ImportError):
+        raise ConfigError(f"A worker lacks a library: {one_line(result)}. Install it there: {EXTRA}") from result
+    if isinstance(result, Exception) and _is_local(result):
+        raise result
+    return result
+
+
+def _run_on_cluster(
+    tasks: Iterable[Task], work: Callable[[Task], Result], workers: int, scheduler: str | None, retries: int
+) -> Iterator[tuple[Task, Result | Exception]]:
+    name = scheduler or "this machine"
+    with _connect(workers, scheduler) as client:
+        import distributed
+
+        run_id, number = uuid4().hex[:8], 0  # a scheduler would give back the results of keys that it knows
+        rest = iter(tasks)
+        waiting: dict[str, Task] = {}
+        done: Any = distributed.as_completed()  # type: ignore[no-untyped-call]
+        room = _Room(client, name)
+        while True:
+            for task in islice(rest, max(0, room.tasks() - len(waiting))):
+                key, number = f"terramind-{run_id}-{number}", number + 1
+                future = client.submit(_attempt, work, task, retries, key=key, pure=False)
+                waiting[key] = task
+                done.add(future)
+                del future  # the scheduler forgets a result when nobody holds its future
+            if not waiting:
+                return
+            future = next(done)
+            task = waiting.pop(future.key)
+            result = _result_of(future, name)
+            del future
+            yield task, _checked(result)
+
+
+class _Room:
+    """Number of tasks that may be in flight; workers come and go.
+
+    Args:
+        client: Client of the scheduler.
+        scheduler: Name of the scheduler, for messages.
+    """
+
+    def __init__(self, client: Any, scheduler: str) -> None:
+        self._client = client
+        self._scheduler = scheduler
+        self._tasks, self._until = 0, 0.0
+
+    def tasks(self) -> int:
+        """Return the number of tasks, asking the scheduler once in a while.
+
+        Raises:
+            DataError: The scheduler was lost.
+        """
+        if time.monotonic() >= self._until:
+            try:
+                threads = sum(self._client.nthreads().values())
+            except (OSError, RuntimeError) as error:
+                raise _lost(self._scheduler) from error
+            self._tasks, self._until = max(1, TASKS_A_WORKER * threads), time.monotonic() + FRESH
+        return self._tasks
+
+
+def _lost(scheduler: str) -> DataError:
+    return DataError(
+        f"The dask scheduler of {scheduler} has ended. Start one, and run the same command again; what is finished is "
+        "kept."
+    )
+
+
+def _result_of(future: Any, scheduler: str) -> Any:
+    """Return what a finished future holds: a result, or the error of a task.
+
+    Raises:
+        DataError: The scheduler was lost.
+    """
+    try:
+        if future.status == "finished":
+            return future.result()
+        error = None if future.status == "cancelled" else future.exception()
+    except OSError as lost:
+        raise _lost(scheduler) from lost
+    if error is None:
+        raise _lost(scheduler)
+    if type(error).__name__ == "KilledWorker":
+        return DataError(
+            "The workers that had this task were killed, again and again. Is their memory full? See their logs."
+        )
+    return error
+
+
+@contextmanager
+def _connect(workers: int, scheduler: str | None) -> Iterator[Any]:
+    """Give a client of a scheduler, or of a cluster of worker processes that lasts as long as the block."""
+    try:
+        import dask
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise ConfigError(f"Several workers need dask: {EXTRA}, or leave out --workers and --scheduler.") from error
+    with ExitStack() as stack:
+        # Lasts as long as the cluster: what workers keep beside results would otherwise lie in the working folder.
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="terramind-dask-", ignore_cleanup_errors=True))
+        settings = {
+            "temporary-directory": scratch,
+            "distributed.comm.timeouts.connect": f"{PATIENCE:g}s",
+            "distributed.worker.memory.spill": False,
+            "distributed.admin.tick.limit": "1h",  # no warning of a busy machine
+        }
+        stack.enter_context(dask.config.set(settings))
+        stack.enter_context(_silent("distributed"))
+        if scheduler is None:
+            cluster: Any = LocalCluster(  # type: ignore[no-untyped-call]
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address=None,
+                memory_limit=0,  # a block has a fixed size; dask pauses a worker for good where freed memory is kept
+                silence_logs=logging.CRITICAL,
+            )
+            stack.enter_context(cluster)
+            client: Any = Client(cluster, timeout=PATIENCE)  # type: ignore[no-untyped-call]
+        else:
+            client = _join(Client, scheduler)
+        yield stack.enter_context(client)
+
+
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """Hide what a library logs: whatever matters comes back as an error."""
+    log = logging.getLogger(name)
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+def _join(client: Any, scheduler: str) -> Any:
+    """Return a client of a running scheduler."""
+    is_file = Path(scheduler).is_file()
+    try:
+        joined = client(scheduler_file=scheduler) if is_file else client(scheduler, timeout=PATIENCE)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"No dask scheduler answers at '{scheduler}' ({one_line(error)}). Give the address that `dask scheduler` "
+            "prints, e.g. --scheduler tcp://host:8786."
+        ) from error
+    if not joined.nthreads():
+        print(f"terramind: the scheduler {scheduler} has no worker yet; waiting for one.", file=sys.stderr)
+    return joined
