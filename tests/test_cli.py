@@ -88,7 +88,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         "simulate": "--out PATH is missing.",
         "merge": "--model PATH and --out PATH are missing.",
         "simulate --out x --chips three": "--chips takes a whole number, got 'three'.",
-        "simulate --out x --world glob": "--world takes one of floods, globe, got 'glob'. Did you mean 'globe'?",
+        "simulate --out x --world glob": "--world takes one of floods, globe, stac, got 'glob'. Did you mean 'globe'?",
         "simulate --out x --chip 3": "There is no option --chip. Did you mean '--chips'?",
         "simulate --out": "--out needs a value: --out PATH.",
         "simulate --out x --config no.yaml": "There is no configuration no.yaml.",

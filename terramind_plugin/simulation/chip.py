@@ -40,7 +40,7 @@ class SimulatedChip:
     """Coordinate reference system, e.g. 'EPSG:32646'."""
 
 
-def _surface_model(rng: np.random.Generator, terrain: Terrain, cover: Cover) -> FloatArray:
+def make_surface_model(rng: np.random.Generator, terrain: Terrain, cover: Cover) -> FloatArray:
     """Return what an elevation product shows, m [H, W]: coarser than 10 m, with tree tops, roofs and errors."""
     trees = np.isin(cover.material, (ID["broadleaf trees"], ID["conifers"], ID["flooded trees"]))
     roofs = np.isin(cover.material, (ID["houses"], ID["large roofs"], ID["flooded houses"]))
@@ -88,7 +88,7 @@ def simulate_chip(seed: int, index: int, size: int, world: World = flood_site) -
     cover = make_cover(streams[2], region, terrain, flood)
     l1c, l2a = observe_optical(streams[3], region, terrain, cover, flood)
     grd, rtc = observe_radar(streams[4], terrain, cover, flood)
-    elevation = _surface_model(streams[5], terrain, cover)
+    elevation = make_surface_model(streams[5], terrain, cover)
 
     gap = swath_gap(streams[4], (size, size))
     label = np.where(gap, -1, cover.water[INSIDE]).astype(np.int16)

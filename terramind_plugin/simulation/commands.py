@@ -12,25 +12,28 @@ def run_simulate(
     *,
     out: Path,
     chips: int = 60,
-    size: int = 256,
+    size: int | None = None,
     seed: int = 0,
-    world: Literal["floods", "globe"] = "floods",
+    world: Literal["floods", "globe", "stac"] = "floods",
     processes: int = 1,
 ) -> None:
-    """Make a data set of simulated scenes.
+    """Make a data set of simulated scenes, or a STAC catalogue of them.
 
     The same command again writes what is missing.
 
     Args:
         out: Folder to write to.
         chips: Number of chips.
-        size: Pixels per side of a chip.
+        size: Pixels per side of a chip (default: 256), or of a tile of the catalogue (default: 768).
         seed: Same seed, same bytes.
-        world: Regions that flood, or places anywhere on a globe for pre-training.
+        world: Regions that flood, places anywhere on a globe for pre-training, or a catalogue for `chips` and `map`.
         processes: Number of processes that share the work.
     """
     from rich.progress import Progress
 
+    if world == "stac":
+        _simulate_catalogue(out, size, seed)
+        return
     from terramind_plugin.simulation import dataset
 
     with Progress() as progress:
@@ -38,7 +41,7 @@ def run_simulate(
         made = dataset.simulate(
             out,
             chips=chips,
-            size=size,
+            size=256 if size is None else size,
             seed=seed,
             world=world,
             processes=processes,
@@ -46,6 +49,21 @@ def run_simulate(
         )
     sizes = ", ".join(f"{len(ids)} {name}" for name, ids in made.splits.items())
     print(f"{counted(len(made.chip_ids), 'chip')} ({sizes}) in {made.root}")
+
+
+def _simulate_catalogue(out: Path, size: int | None, seed: int) -> None:
+    from rich.progress import Progress
+
+    from terramind_plugin.simulation.catalogue import simulate_catalogue
+
+    with Progress() as progress:
+        bar = progress.add_task("Simulating scenes", total=None)
+        counts = simulate_catalogue(
+            out, size, seed, on_scene=lambda done, total: progress.update(bar, completed=done, total=total)
+        )
+    for name, count in counts.items():
+        print(f"{name}: {counted(count, 'item')}")
+    print(f"{out / 'catalog.json'}, area {out / 'aoi.geojson'}, labels {out / 'labels'}")
 
 
 def run_figure(

@@ -105,7 +105,7 @@ def _write_chip(files: dict[str, Path], chip: SimulatedChip) -> None:
     )
 
 
-def _claim_folder(root: Path, parameters: dict[str, Any]) -> None:
+def claim_folder(root: Path, parameters: dict[str, Any]) -> None:
     """Make `root` the folder of a data set with these parameters, or raise ConfigError if it holds something else."""
     if root.exists() and not root.is_dir():
         raise ConfigError(f"Cannot write a data set to {root}: it is a file. Choose a folder.")
@@ -168,7 +168,7 @@ def simulate(
         raise ConfigError(f"processes must be at least 1, got {processes}.")
     splits = make_splits(chips, seed, WORLDS[world])
     parameters: dict[str, Any] = {"version": _VERSION, "chips": chips, "size": size, "seed": seed}
-    _claim_folder(root, parameters if world == "floods" else parameters | {"world": world})
+    claim_folder(root, parameters if world == "floods" else parameters | {"world": world})
     (root / "splits").mkdir(exist_ok=True)
     for folder in {path.parent for path in chip_files(root, "").values()}:
         folder.mkdir(parents=True, exist_ok=True)

@@ -50,13 +50,14 @@ class Sky:
     """Strength of haze."""
 
 
-def _cloud_opacity(rng: np.random.Generator, shape: tuple[int, int]) -> FloatArray:
+def _cloud_opacity(rng: np.random.Generator, shape: tuple[int, int], kind: str | None = None) -> FloatArray:
     """Return cloud opacity 0 to 1 [H, W]: many scenes are clear, few are nearly overcast."""
-    kind = rng.choice(["clear", "few", "broken", "overcast"], p=[0.42, 0.2, 0.26, 0.12])
+    drawn = rng.choice(["clear", "few", "broken", "overcast"], p=[0.42, 0.2, 0.26, 0.12])
+    kind = str(drawn) if kind is None else kind
     if kind == "clear":
         return np.zeros(shape, np.float32)
     cover = {"few": rng.uniform(0.04, 0.14), "broken": rng.uniform(0.15, 0.45), "overcast": rng.uniform(0.5, 0.85)}[
-        str(kind)
+        kind
     ]
     density = fractal(rng, shape, 1.75, rng.uniform(35, 130))
     edge = np.quantile(density, 1 - cover)
@@ -64,13 +65,20 @@ def _cloud_opacity(rng: np.random.Generator, shape: tuple[int, int]) -> FloatArr
     return np.asarray(1 - np.exp(-(thickness**1.5)), np.float32)
 
 
-def make_sky(rng: np.random.Generator, region: Region, shape: tuple[int, int]) -> Sky:
-    """Return sun, clouds with their shadows, and haze of a scene."""
+def make_sky(rng: np.random.Generator, region: Region, shape: tuple[int, int], clouds: str | None = None) -> Sky:
+    """Return sun, clouds with their shadows, and haze of a scene.
+
+    Args:
+        rng: Random numbers.
+        region: Where the scene lies.
+        shape: Height and width in pixels.
+        clouds: 'clear', 'few', 'broken' or 'overcast'; None draws one.
+    """
     # In the morning the sun stands in the south-east, or in the north-east on the southern hemisphere.
     southern = region.epsg // 100 == 327
     azimuth = np.deg2rad(rng.uniform(25, 70) if southern else rng.uniform(120, 165))
     elevation = np.deg2rad(rng.uniform(32, 62))
-    cloud = _cloud_opacity(rng, shape)
+    cloud = _cloud_opacity(rng, shape, clouds)
     reach = rng.uniform(14, 42)  # pixels from a cloud to its shadow
     shift = (reach * np.cos(azimuth), -reach * np.sin(azimuth))  # away from the sun; rows run south
     shadow = smooth(ndimage.shift(cloud, shift, order=1, mode="mirror"), 1.2) if cloud.any() else cloud
@@ -130,15 +138,15 @@ def _digitise(rng: np.random.Generator, reflectance: FloatArray) -> Counts:
 
 
 def observe_optical(
-    rng: np.random.Generator, region: Region, terrain: Terrain, cover: Cover, flood: Flood
+    rng: np.random.Generator, region: Region, terrain: Terrain, cover: Cover, flood: Flood, sky: Sky | None = None
 ) -> tuple[Counts, Counts]:
     """Return what Sentinel-2 measures: S2L1C [13, H, W] and S2L2A [12, H, W], reflectance x 10000.
 
     L1C has the light scattered by air and haze, and the whole effect of the relief; L2A is corrected for most of it.
-    Clouds and their shadows are in both. The margin of the scene is cut off.
+    Clouds and their shadows are in both. The margin of the scene is cut off. A sky is drawn if none is given.
     """
     shape = cover.material.shape
-    sky = make_sky(rng, region, shape)
+    sky = make_sky(rng, region, shape) if sky is None else sky
     surface = _surface_reflectance(rng, region, cover, flood)
     light = _illumination(terrain, flood, sky)
     direct = 1 - 0.78 * sky.shadow
