@@ -34,6 +34,7 @@ _LAZY = {
     "RunGuard": "terramind_plugin.data.guard",
     "CacheLog": "terramind_plugin.cache.callback",
     "SegmentationImages": "terramind_plugin.integration.callbacks",
+    "TerraMeshDataset": "terramind_plugin.shards.dataset",
     "plot_modality": "terramind_plugin.plotting",
 }
 
