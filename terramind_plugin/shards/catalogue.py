@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from terramind_plugin.errors import ConfigError, DataError, counted
 from terramind_plugin.model.modalities import Modality, find, resolve
-from terramind_plugin.shards.stores import Entry, Store
+from terramind_plugin.shards.stores import Entry, ShardStore
 from terramind_plugin.shards.tar import IndexCache, TarIndex, check_index, index_tar
 
 logger = logging.getLogger("terramind_plugin")
 
 OnError = Literal["raise", "skip"]
 TAR = ".tar"
-THREADS = 8
+INDEX_THREADS = 8
 """Threads that read headers of shards: they wait for the disk or the network most of the time."""
 SUBSET = re.compile(r"(.*?)(?:_(?:train|val|test))?(?:_(?:shard|seasonal_data))?_\d+")
 """Name of a shard: subset, number, e.g. 'majortom_shard_000001'."""
@@ -59,7 +59,7 @@ class Catalogue:
 
     def __init__(
         self,
-        store: Store,
+        store: ShardStore,
         split: str,
         modalities: Sequence[str],
         on_error: OnError = "raise",
@@ -176,7 +176,7 @@ class Catalogue:
                 if (self._entry(*place).size or 0) < (self._entry(*best).size or 0):
                     smallest[place[1]] = place
             chosen = list(smallest.values())
-        with ThreadPoolExecutor(THREADS) as threads:
+        with ThreadPoolExecutor(INDEX_THREADS) as threads:
             for place, index in zip(chosen, threads.map(lambda place: self._read_index(*place), chosen), strict=True):
                 self._indices[place] = index
         found: dict[int, TarIndex] = {}

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from terramind_plugin.errors import ConfigError, DataError, check_seed
@@ -100,7 +101,7 @@ class TerraMeshSamples:
         filtered = max_cloud_cover is not None or area is not None or bool(ranges)
         conditions = {"max_cloud_cover": max_cloud_cover, "area": area, "ranges": ranges}
         self._masks = choose_samples(self.catalogue, **conditions) if filtered else None  # type: ignore[arg-type]
-        self.damaged = torch.zeros(1, dtype=torch.long).share_memory_()
+        self.damaged = _shared_counts(1)
         """Number of samples that could not be decoded so far, in this process and its workers."""
 
     def order(self, epoch: int) -> Numbers:
@@ -257,7 +258,7 @@ class TerraMeshDataset(IterableDataset[dict[str, Any]]):
         self._world_size = world_size
         self._count = len(self.samples.order(0))
         # Shared, so that set_epoch reaches persistent workers: epoch, samples used before, number of calls of start.
-        self._position = torch.zeros(3, dtype=torch.long).share_memory_()
+        self._position = _shared_counts(3)
         self._begun = 0
         self._used = 0
 
@@ -376,6 +377,12 @@ class TerraMeshDataset(IterableDataset[dict[str, Any]]):
             "center": torch.tensor(read.centre, dtype=torch.float64),
         }
         return {**sample, "details": read.details} if self.samples.details else sample
+
+
+def _shared_counts(count: int) -> Tensor:
+    """Return zeros that this process and its workers share."""
+    counts: Tensor = torch.zeros(count, dtype=torch.long).share_memory_()  # type: ignore[no-untyped-call]
+    return counts
 
 
 def _all_nan(image: NDArray[np.float32]) -> bool:

@@ -66,7 +66,7 @@ def read_pixels_of(group: ZarrGroup) -> tuple[NDArray[Any], list[str]]:
 
 
 def _only_image(group: ZarrGroup) -> str:
-    found = [name for name in group.arrays if len(group.layout(name).shape) in (3, 4)]
+    found = [name for name in group.arrays if len(group.header(name).shape) in (3, 4)]
     if len(found) != 1:
         raise DataError(f"{group.name} has no array '{ARRAY}'. It has: {', '.join(group.arrays) or 'none'}.")
     return found[0]

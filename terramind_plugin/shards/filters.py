@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from terramind_plugin.errors import ConfigError, DataError, counted, one_line, suggest
 from terramind_plugin.shards.catalogue import Catalogue
-from terramind_plugin.shards.zarr_zip import ENDING
+from terramind_plugin.shards.zarr_zip import ZARR_ZIP
 
 logger = logging.getLogger("terramind_plugin")
 
@@ -56,7 +56,7 @@ def choose_samples(
             keep &= (values >= low) & (values <= high)
     if area is not None:
         keep &= _inside(area, *(table[name].to_numpy(float) for name in CENTRE))
-    listed = table[MEMBER].astype(str).str.rpartition("/")[2].str.removesuffix(ENDING)
+    listed = table[MEMBER].astype(str).str.rpartition("/")[2].str.removesuffix(ZARR_ZIP)
     known, chosen = set(listed), set(listed[keep])
     masks = [np.array([key in chosen for key in catalogue.keys(shard)]) for shard in range(len(catalogue.shards))]
     left = sum(int(mask.sum()) for mask in masks)

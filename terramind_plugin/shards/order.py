@@ -57,7 +57,7 @@ def draw_order(
     # Sample k of n of a subset comes at (k + 0.5) / n of the epoch, so that the shares hold all along.
     places = np.concatenate([(np.arange(count) + 0.5) / count for count in counts.values() if count])
     numbers = _joined([parts[name][:count] for name, count in counts.items()])
-    return numbers[places.argsort(kind="stable")]
+    return np.asarray(numbers[places.argsort(kind="stable")])
 
 
 def check_weights(weights: Mapping[str, float], subsets: Sequence[str]) -> dict[str, float]:
@@ -88,7 +88,7 @@ def _joined(shards: Sequence[Numbers]) -> Numbers:
 def _shuffled(shards: Sequence[Numbers], random: np.random.Generator, buffer: int) -> Numbers:
     joined = _joined([shards[number] for number in random.permutation(len(shards))])
     moved = np.arange(len(joined)) + random.random(len(joined)) * buffer
-    return joined[moved.argsort(kind="stable")]
+    return np.asarray(joined[moved.argsort(kind="stable")])
 
 
 def part_of(
@@ -119,4 +119,4 @@ def part_of(
         np.arange(first_step + worker, -(-len(order) // (batch_size * ranks)), workers) * ranks + rank
     ) * batch_size
     places = (begin[:, None] + np.arange(batch_size)).ravel()
-    return order[places[places < len(order)]]
+    return np.asarray(order[places[places < len(order)]])

@@ -250,7 +250,7 @@ class RemoteStore:
         """Do nothing: connections belong to the file system."""
 
 
-Store = LocalStore | RemoteStore
+ShardStore = LocalStore | RemoteStore
 
 
 def sends_parts(address: str) -> bool:
@@ -272,7 +272,7 @@ def sends_parts(address: str) -> bool:
         raise
 
 
-def open_store(root: str | Path, revision: str | None = None, cache_dir: Path | None = None) -> Store:
+def open_store(root: str | Path, revision: str | None = None, cache_dir: Path | None = None) -> ShardStore:
     """Return the place that a root names.
 
     Args:
@@ -304,7 +304,7 @@ def open_store(root: str | Path, revision: str | None = None, cache_dir: Path | 
     return LocalStore(Path(text).expanduser())
 
 
-def _open_hub(name: str, revision: str | None) -> Store:
+def _open_hub(name: str, revision: str | None) -> ShardStore:
     """Return a data set on the hub at one commit, or its copy on this machine in offline mode."""
     from huggingface_hub import HfApi, constants, snapshot_download
 

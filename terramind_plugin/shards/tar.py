@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from terramind_plugin.errors import DataError, one_line
 from terramind_plugin.files import write_bytes
-from terramind_plugin.shards.stores import Store
-from terramind_plugin.shards.zarr_zip import ENDING
+from terramind_plugin.shards.stores import ShardStore
+from terramind_plugin.shards.zarr_zip import ZARR_ZIP
 
 BLOCK = 512
 """Bytes of a tar header; data is padded to a multiple of it."""
@@ -41,7 +41,7 @@ class TarIndex:
     """Reason why the rest of the shard cannot be read; empty if it is complete."""
 
 
-def index_tar(store: Store, path: str, size: int) -> TarIndex:
+def index_tar(store: ShardStore, path: str, size: int) -> TarIndex:
     """Return where the zarr.zip members of a tar lie; only headers are read.
 
     Args:
@@ -69,7 +69,7 @@ def index_tar(store: Store, path: str, size: int) -> TarIndex:
             name, length, kind = parsed
             start = position + BLOCK
             position = start + -(-length // BLOCK) * BLOCK
-            if kind in PLAIN and name.endswith(ENDING):
+            if kind in PLAIN and name.endswith(ZARR_ZIP):
                 if start + length > size:
                     damage = f"it ends after {size} bytes, inside {name}"
                 else:
@@ -93,13 +93,13 @@ def _parse(header: bytes) -> tuple[str, int, bytes] | None:
     return (prefix + b"/" * bool(prefix) + name).decode("utf-8", "surrogateescape"), length, kind
 
 
-def _index_slowly(store: Store, path: str, size: int) -> TarIndex:
+def _index_slowly(store: ShardStore, path: str, size: int) -> TarIndex:
     """Return the index as tarfile sees it: long names, extended headers, and damage."""
     found, others, damage = [], [], ""
     try:
         with tarfile.open(fileobj=io.BufferedReader(_RangeFile(store, path, size), READAHEAD), mode="r:") as tar:
             for member in tar:
-                if member.isfile() and member.name.endswith(ENDING):
+                if member.isfile() and member.name.endswith(ZARR_ZIP):
                     if member.offset_data + member.size > size:
                         damage = f"it ends after {size} bytes, inside {member.name}"
                         break
@@ -117,15 +117,15 @@ def _index_slowly(store: Store, path: str, size: int) -> TarIndex:
 def _make(path: str, found: list[tuple[str, int, int]], others: list[str], damage: str) -> TarIndex:
     if not found and not damage:
         shown = f"; it holds {', '.join(others[:3])}" if others else ""
-        damage = f"it holds no member that ends in {ENDING}{shown}"
+        damage = f"it holds no member that ends in {ZARR_ZIP}{shown}"
     if found and damage:
-        damage += f", after key {key_of(found[-1][0])}"
-    keys = [key_of(name) for name, _, _ in found]
+        damage += f", after key {key_of_member(found[-1][0])}"
+    keys = [key_of_member(name) for name, _, _ in found]
     starts, sizes = (np.array([row[column] for row in found], np.int64) for column in (1, 2))
     return TarIndex(path, keys, starts, sizes, damage)
 
 
-def key_of(member: str) -> str:
+def key_of_member(member: str) -> str:
     """Return the key of a member: its name up to the first dot, without a folder."""
     return member.rpartition("/")[2].partition(".")[0]
 
@@ -133,7 +133,7 @@ def key_of(member: str) -> str:
 class _RangeFile(io.RawIOBase):
     """A file of a store as a seekable stream."""
 
-    def __init__(self, store: Store, path: str, size: int) -> None:
+    def __init__(self, store: ShardStore, path: str, size: int) -> None:
         self.store, self.path, self.end, self.position = store, path, size, 0
 
     def readable(self) -> bool:
@@ -164,11 +164,11 @@ class IndexCache:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
 
-    def _file(self, store: Store, path: str, size: int, identity: str) -> Path:
+    def _file(self, store: ShardStore, path: str, size: int, identity: str) -> Path:
         text = "\n".join((store.root, path, str(size), identity))
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npz"
 
-    def index(self, store: Store, path: str, size: int, identity: str) -> TarIndex:
+    def index(self, store: ShardStore, path: str, size: int, identity: str) -> TarIndex:
         """Return the index of a tar, from the folder if it is there; arguments as for `index_tar`.
 
         Args:
@@ -190,7 +190,7 @@ class IndexCache:
         return index
 
 
-def check_index(store: Store, index: TarIndex) -> None:
+def check_index(store: ShardStore, index: TarIndex) -> None:
     """Raise a DataError if a shard is damaged."""
     if index.damage:
         raise DataError(f"{store.shown(index.path)}: {index.damage}. Download this shard again.")

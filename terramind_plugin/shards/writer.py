@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.files import completing
 from terramind_plugin.shards.decode import AXES, DIMENSIONS
-from terramind_plugin.shards.zarr_zip import ENDING
+from terramind_plugin.shards.zarr_zip import ZARR_ZIP
 
 DATE = (1980, 1, 1, 0, 0, 0)
 """Date of the members, so that the same arrays give the same bytes."""
@@ -158,7 +158,7 @@ class ShardWriter:
                 f"{', '.join(members)}."
             )
         for folder, content in members.items():
-            header = tarfile.TarInfo(f"{key}{ENDING}")
+            header = tarfile.TarInfo(f"{key}{ZARR_ZIP}")
             header.size = len(content)
             self._files[folder].addfile(header, io.BytesIO(content))
 

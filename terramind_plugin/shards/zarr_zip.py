@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from terramind_plugin.errors import ConfigError, DataError, one_line
 
-ENDING = ".zarr.zip"
+ZARR_ZIP = ".zarr.zip"
 """Ending of files that hold a zipped zarr group."""
 CONSOLIDATED = ".zmetadata"
 """Member with the metadata of all arrays of a group."""
@@ -28,8 +28,8 @@ MOST_BYTES = 2**31
 """Maximum size of an array in bytes: a header that asks for more is damaged."""
 
 
-class Layout(NamedTuple):
-    """Layout of one array on disk."""
+class ArrayHeader(NamedTuple):
+    """ArrayHeader of one array on disk."""
 
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
@@ -61,7 +61,9 @@ class ZarrGroup:
         try:
             self._zip = zipfile.ZipFile(content if isinstance(content, Path) else BytesIO(content))
             self._metadata = self._read_metadata()
-        except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, AttributeError, EOFError) as error:
+        except DataError:
+            raise
+        except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError, EOFError, RuntimeError) as error:
             raise self._damaged(error) from error
 
     def _damaged(self, error: object) -> DataError:
@@ -71,7 +73,9 @@ class ZarrGroup:
         """Return the JSON documents of the group by their path, e.g. 'bands/.zarray'."""
         members = self._zip.NameToInfo
         if CONSOLIDATED in members:
-            found: dict[str, Any] = json.loads(self._zip.read(CONSOLIDATED))["metadata"]
+            found: Any = json.loads(self._zip.read(CONSOLIDATED))["metadata"]
+            if not isinstance(found, dict):
+                raise ValueError(f"{CONSOLIDATED} holds no metadata")
             return found
         if "zarr.json" in members:
             raise DataError(
@@ -96,34 +100,34 @@ class ZarrGroup:
         found: dict[str, Any] = self._metadata.get(f"{array}/.zattrs" if array else ".zattrs") or {}
         return found
 
-    def layout(self, array: str) -> Layout:
-        """Return the layout of an array.
+    def header(self, array: str) -> ArrayHeader:
+        """Return the header of an array.
 
         Raises:
             DataError: There is no such array, or its header is damaged.
         """
         if array not in self:
             raise DataError(f"{self.name} has no array '{array}'. It has: {', '.join(self.arrays) or 'none'}.")
-        header = self._metadata[f"{array}/.zarray"]
+        document = self._metadata[f"{array}/.zarray"]
         try:
-            layout = Layout(
-                tuple(map(int, header["shape"])),
-                tuple(map(int, header["chunks"])),
-                np.dtype(header["dtype"]),
-                header.get("order", "C"),
-                header.get("dimension_separator", "."),
-                header.get("compressor"),
-                tuple(header.get("filters") or ()),
-                header.get("fill_value"),
+            header = ArrayHeader(
+                tuple(map(int, document["shape"])),
+                tuple(map(int, document["chunks"])),
+                np.dtype(document["dtype"]),
+                document.get("order", "C"),
+                document.get("dimension_separator", "."),
+                document.get("compressor"),
+                tuple(document.get("filters") or ()),
+                document.get("fill_value"),
             )
-            fits = len(layout.shape) == len(layout.chunks) and min((1, *layout.shape, *layout.chunks)) >= 0
-            if not fits or not all(layout.chunks) or layout.dtype.hasobject:
-                raise ValueError(f"shape {layout.shape}, chunks {layout.chunks}, type {layout.dtype}")
+            fits = len(header.shape) == len(header.chunks) and min((1, *header.shape, *header.chunks)) >= 0
+            if not fits or not all(header.chunks) or header.dtype.hasobject:
+                raise ValueError(f"shape {header.shape}, chunks {header.chunks}, type {header.dtype}")
         except (KeyError, TypeError, ValueError) as error:
             raise self._damaged(f"header of '{array}': {one_line(error)}") from error
-        if math.prod(layout.shape) * layout.dtype.itemsize > MOST_BYTES:
-            raise self._damaged(f"'{array}' of shape {list(layout.shape)} takes more than {MOST_BYTES} bytes")
-        return layout
+        if math.prod(header.shape) * header.dtype.itemsize > MOST_BYTES:
+            raise self._damaged(f"'{array}' of shape {list(header.shape)} takes more than {MOST_BYTES} bytes")
+        return header
 
     def read(self, array: str) -> NDArray[Any]:
         """Return the numbers of an array in their own type and shape; they may be read-only.
@@ -132,36 +136,36 @@ class ZarrGroup:
             DataError: There is no such array, or it cannot be decoded.
             ConfigError: numcodecs is not installed.
         """
-        layout = self.layout(array)
+        header = self.header(array)
         try:
-            if layout.chunks == layout.shape:
-                return self._chunk(array, layout, (0,) * len(layout.shape))
-            made = np.empty(layout.shape, layout.dtype)
-            for numbers in product(*(range(-(-n // c)) for n, c in zip(layout.shape, layout.chunks, strict=True))):
-                starts = [number * side for number, side in zip(numbers, layout.chunks, strict=True)]
-                place = tuple(slice(a, a + side) for a, side in zip(starts, layout.chunks, strict=True))
+            if header.chunks == header.shape:
+                return self._chunk(array, header, (0,) * len(header.shape))
+            made = np.empty(header.shape, header.dtype)
+            for numbers in product(*(range(-(-n // c)) for n, c in zip(header.shape, header.chunks, strict=True))):
+                starts = [number * side for number, side in zip(numbers, header.chunks, strict=True)]
+                place = tuple(slice(a, a + side) for a, side in zip(starts, header.chunks, strict=True))
                 inside = made[place].shape
-                made[place] = self._chunk(array, layout, numbers)[tuple(map(slice, inside))]
+                made[place] = self._chunk(array, header, numbers)[tuple(map(slice, inside))]
         except (zipfile.BadZipFile, zlib.error, RuntimeError, ValueError, EOFError, TypeError) as error:
             if isinstance(error, ConfigError | DataError):
                 raise
             raise self._damaged(f"'{array}' cannot be decoded: {one_line(error)}") from error
         return made
 
-    def _chunk(self, array: str, layout: Layout, numbers: tuple[int, ...]) -> NDArray[Any]:
+    def _chunk(self, array: str, header: ArrayHeader, numbers: tuple[int, ...]) -> NDArray[Any]:
         """Return one chunk, also where it reaches beyond the array."""
-        member = f"{array}/{layout.separator.join(map(str, numbers or (0,)))}"
+        member = f"{array}/{header.separator.join(map(str, numbers or (0,)))}"
         if member not in self._zip.NameToInfo:
-            return np.full(layout.chunks, 0 if layout.fill is None else _number(layout.fill), layout.dtype)
+            return np.full(header.chunks, 0 if header.fill is None else _number(header.fill), header.dtype)
         content: Any = self._zip.read(member)
-        for settings in (layout.compressor, *reversed(layout.filters)):
+        for settings in (header.compressor, *reversed(header.filters)):
             if settings is not None:
                 content = _codec(json.dumps(settings, sort_keys=True)).decode(content)
-        size = math.prod(layout.chunks) * layout.dtype.itemsize
+        size = math.prod(header.chunks) * header.dtype.itemsize
         content = memoryview(content).cast("B")
         if content.nbytes != size:
             raise ValueError(f"chunk {member} holds {content.nbytes} bytes, its header says {size}")
-        return np.frombuffer(content, layout.dtype).reshape(layout.chunks, order="F" if layout.order == "F" else "C")
+        return np.frombuffer(content, header.dtype).reshape(header.chunks, order="F" if header.order == "F" else "C")
 
 
 def _number(fill: Any) -> Any:
