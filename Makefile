@@ -7,7 +7,7 @@ CONFIG := configs/demo_flood.yaml
 export HF_HUB_OFFLINE ?= 1
 export NO_ALBUMENTATIONS_UPDATE ?= 1
 
-.PHONY: help setup demo test test-all bench nano results lint clean
+.PHONY: help setup demo test test-all bench nano results docs lint clean
 
 help:
 	@echo "make demo      set up, simulate data, fit, test, predict, draw a figure"
@@ -16,6 +16,7 @@ help:
 	@echo "make bench     compare speed and memory with TerraTorch's own TerraMind"
 	@echo "make nano      train terramind_sim_nano from nothing (over an hour on two cores)"
 	@echo "make results   measure what terramind_sim_nano has learned; writes RESULTS.md"
+	@echo "make docs      build the documentation into site/"
 	@echo "make lint      ruff, mypy, and the wheel built and imported"
 
 setup: $(STAMP)
@@ -99,6 +100,10 @@ results: $(STAMP)
 		--processes 2 --out output/results_world
 	@$(BIN)/python -m bench.results --data output/results_world --out .
 
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "The documentation is in site/index.html"
+
 lint: $(STAMP)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -106,4 +111,4 @@ lint: $(STAMP)
 	@.ci/wheel $(BIN)/python
 
 clean:
-	rm -rf $(OUT) nano output lightning_logs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(OUT) nano output site lightning_logs .pytest_cache .mypy_cache .ruff_cache

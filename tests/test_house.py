@@ -25,7 +25,7 @@ NOT_IMPORTED = {
 OF_TESTS = {"attacks", "bench", "conf", "examples", "parity", "runs"}
 """Folders of tests that are about no room: families of attacks, tools beside the package, configurations, scripts of
 tutorials, comparisons with TerraTorch, and whole runs."""
-OF_THE_WHOLE = {"configs", "house", "layering"}
+OF_THE_WHOLE = {"configs", "docs", "house", "layering"}
 """Tests beside the folders that are about the whole repository."""
 SHARED_NAMES = {
     "add_commands": "each room with commands adds its own",
