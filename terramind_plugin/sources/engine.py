@@ -27,7 +27,7 @@ GDAL: dict[str, Any] = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no listing of the folder beside each scene
     "GDAL_NUM_THREADS": 1,  # workers are the parallelism
     "GDAL_CACHEMAX": 256 * 2**20,  # bytes; GDAL's default is a twentieth of the memory for each worker
-    "GDAL_INGESTED_BYTES_AT_OPEN": 32768,  # the header of a COG in one request
+    "GDAL_INGESTED_BYTES_AT_OPEN": 16384,  # the header of a COG in one request
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
     "GDAL_HTTP_MULTIPLEX": "YES",
     "GDAL_HTTP_VERSION": "2",
@@ -36,7 +36,6 @@ GDAL: dict[str, Any] = {
     "GDAL_HTTP_LOW_SPEED_LIMIT": 1000,  # bytes a second
     "GDAL_HTTP_MAX_RETRY": 3,  # for 429 and 5xx, with growing delays
     "GDAL_HTTP_RETRY_DELAY": 0.5,  # seconds before the first
-    "CPL_VSIL_CURL_USE_HEAD": "NO",  # signed addresses allow GET alone
     "CPL_VSIL_CURL_CACHE_SIZE": 64 * 2**20,  # bytes
     "VSI_CACHE": "FALSE",  # would read 32 kB around every block a second time
 }
