@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,12 +18,12 @@ from terramind_plugin.generation.generator import TerraMindGenerator
 from terramind_plugin.generation.schedules import Decoding
 from terramind_plugin.generation.token_generator import TokenGenerator, plan_targets
 from terramind_plugin.model.checkpoints import read_file
-from terramind_plugin.model.inputs import Modalities, check_size, plan_inputs
+from terramind_plugin.model.inputs import InputSpec, Modalities, check_size, plan_inputs
 from terramind_plugin.model.modalities import Modality, resolve, token_key
 from terramind_plugin.model.variants import VARIANTS, Variant
 from terramind_plugin.model.weights import fetch_file, load_encoder_decoder, load_weights
 from terramind_plugin.tokenizers.coordinates import COORDS_VOCABULARIES, CoordsTokenizer, build_coords_vocabulary
-from terramind_plugin.tokenizers.variants import TOKENIZERS, TokenizerVariant, tokenizers_of
+from terramind_plugin.tokenizers.variants import TOKENIZERS, tokenizers_of
 from terramind_plugin.tokenizers.weights import load_tokenizer
 
 if TYPE_CHECKING:
@@ -178,9 +178,7 @@ def _make_backbone(
         if name in FORMER_ARGUMENTS:
             raise ConfigError(f"The argument '{name}' is called '{FORMER_ARGUMENTS[name]}' now.")
         if name not in known:
-            raise ConfigError(
-                f"{variant} has no argument '{name}'.{suggest(name, known)} It takes: {', '.join(known)}."
-            )
+            raise _unknown_argument(variant, name, known)
     numbers = VARIANTS[variant]
     _check_patch_size(variant, numbers, arguments.pop("patch_size", None))
     arguments.pop("padding", None)
@@ -188,6 +186,10 @@ def _make_backbone(
     architecture = {name: value for name, value in arguments.items() if name not in wrapping}
     model = kind(numbers, modalities, **architecture)
     return model, {name: value for name, value in arguments.items() if name in wrapping}
+
+
+def _unknown_argument(model: str, name: str, known: Collection[str]) -> ConfigError:
+    return ConfigError(f"{model} has no argument '{name}'.{suggest(name, known)} It takes: {', '.join(known)}.")
 
 
 def _check_patch_size(name: str, variant: Variant, patch_size: int | None) -> None:
@@ -259,13 +261,12 @@ def build_generator(
         standardize: Whether images come and go in the units of their modality, not standardised.
         offset: Added to the pre-training mean of a modality, by its name, as input and as output.
         timesteps: Denoising steps of an image.
-        decoding_steps: Number of steps in which tokens are drawn. This and the following take one number, or one for
-            each output.
+        decoding_steps: Steps in which tokens are drawn. This and the next three take a number, or one for each output.
         temps: Sampling temperature.
         top_p: Draw from the likeliest tokens that together have this probability; 0 for all.
         top_k: Draw from this many likeliest tokens; 0 for all.
-        img_size: Height and width in pixels that position embeddings are made for, and of outputs where no input is an
-            image; by default that of the variant, 224 for the published ones.
+        img_size: Height and width in pixels of position embeddings, and of outputs where no input is an image; by
+            default those of the variant, 224 for the published ones.
         patch_size: Must be that of the variant, 16 for the published models.
         unknown: Arguments that do not exist; an error names the first.
 
@@ -273,46 +274,36 @@ def build_generator(
         ConfigError: An argument is unknown or not possible.
         WeightsError: The weights are not there or do not fit.
     """
-    numbers, name = VARIANTS[variant], f"{variant}_generate"
-    if unknown:
-        known = sorted(set(inspect.signature(build_generator).parameters) - {"variant", "unknown"})
-        first = next(iter(unknown))
-        raise ConfigError(f"{name} has no argument '{first}'.{suggest(first, known)} It takes: {', '.join(known)}.")
-    if not isinstance(pretrained, bool):
-        raise ConfigError(f"pretrained must be true or false, got {pretrained!r}. A file is given as ckpt_path.")
-    _check_patch_size(name, numbers, patch_size)
-    inputs = plan_inputs(modalities, tokens=True)
-    targets = plan_targets(output_modalities or ())
+    _check_generator_arguments(variant, pretrained, patch_size, unknown)
+    inputs, targets = plan_inputs(modalities, tokens=True), plan_targets(output_modalities or ())
     decoding = _plan_decoding(
         list(targets), steps=decoding_steps, temperature=temps, top_p=top_p, top_k=top_k, max_tokens=3
     )
-    read = [spec.pretrained for spec in inputs if spec.pretrained is not None and spec.is_tokens]
-    as_tokens = list(dict.fromkeys([*read, *targets.values()]))
-    loads = pretrained or ckpt_path is not None
-    uses_coords = any(modality.kind == "sequence" for modality in as_tokens)
-    coords = build_coords_tokenizer(tokenizer_file, numbers.family, needed=loads) if uses_coords else None
-    sampler = TokenGenerator(
-        numbers,
-        inputs,
-        list(targets),
-        img_size=check_size(numbers.img_size if img_size is None else img_size, numbers.patch_size),
-        sentinels=SENTINELS if coords is None else coords.sentinels,
+    architecture = VARIANTS[variant]
+    size = check_size(architecture.img_size if img_size is None else img_size, architecture.patch_size)
+    tokenizers, coords = _build_tokenizers(
+        inputs, targets, architecture.family, pretrained, ckpt_path, tokenizer_ckpt_paths or {}, tokenizer_file
     )
-    tokenizers = _build_tokenizers(
-        [modality for modality in as_tokens if modality.kind != "sequence"],
-        tokenizers_of(numbers.family),
-        {modality.name for modality in read},
-        {modality.name for modality in targets.values()},
-        pretrained,
-        ckpt_path,
-        tokenizer_ckpt_paths or {},
-    )
+    sentinels = SENTINELS if coords is None else coords.sentinels
+    sampler = TokenGenerator(architecture, inputs, list(targets), img_size=size, sentinels=sentinels)
     model = TerraMindGenerator(
         sampler, tokenizers, coords, standardize=standardize, offset=offset, timesteps=timesteps, decoding=decoding
     )
-    if loads:
+    if pretrained or ckpt_path is not None:
         logger.info("%s", load_encoder_decoder(sampler.model, ckpt_path))
     return model
+
+
+def _check_generator_arguments(
+    variant: str, pretrained: object, patch_size: int | None, unknown: Iterable[str]
+) -> None:
+    name = f"{variant}_generate"
+    known = sorted(set(inspect.signature(build_generator).parameters) - {"variant", "unknown"})
+    for first in unknown:
+        raise _unknown_argument(name, first, known)
+    if not isinstance(pretrained, bool):
+        raise ConfigError(f"pretrained must be true or false, got {pretrained!r}. A file is given as ckpt_path.")
+    _check_patch_size(name, VARIANTS[variant], patch_size)
 
 
 def _plan_decoding(targets: Sequence[str], **settings: Any) -> dict[str, Decoding]:
@@ -331,19 +322,28 @@ def _plan_decoding(targets: Sequence[str], **settings: Any) -> dict[str, Decodin
 
 
 def _build_tokenizers(
-    modalities: Iterable[Modality],
-    variants: Mapping[str, TokenizerVariant],
-    encoded: set[str],
-    decoded: set[str],
+    inputs: Sequence[InputSpec],
+    targets: Mapping[str, Modality],
+    family: str,
     pretrained: bool,
     ckpt_path: str | Path | None,
     paths: Paths,
-) -> dict[str, ImageTokenizer]:
-    """Return the image tokenizers by checkpoint key, each with the parts that are needed."""
+    vocabulary: str | Path | None,
+) -> tuple[dict[str, ImageTokenizer], CoordsTokenizer | None]:
+    """Return a generator's image tokenizers by checkpoint key, and its tokenizer of coordinates if it needs one.
+
+    Each image tokenizer gets the parts that are needed: an encoder for inputs, a decoder for targets.
+    """
+    read = [spec.pretrained for spec in inputs if spec.pretrained is not None and spec.is_tokens]
+    written = list(targets.values())
     files = {resolve(name).name: path for name, path in paths.items()}
     stored = [] if ckpt_path is None else [name for name in read_file(ckpt_path)[1] if "tokenizer." in name]
     tokenizers: dict[str, ImageTokenizer] = {}
-    for modality in modalities:
+    coords = None
+    for modality in dict.fromkeys([*read, *written]):
+        if modality.kind == "sequence":
+            coords = build_coords_tokenizer(vocabulary, family, needed=pretrained or ckpt_path is not None)
+            continue
         key, name = token_key(modality), modality.name
         path = files.pop(name, None)
         if path is None and any(f"tokenizer.{key}." in stored_name for stored_name in stored):
@@ -357,11 +357,15 @@ def _build_tokenizers(
                 name,
             )
         tokenizers[key] = build_image_tokenizer(
-            variants[name].name, pretrained=pretrained, ckpt_path=path, encoder=name in encoded, decoder=name in decoded
+            tokenizers_of(family)[name].name,
+            pretrained=pretrained,
+            ckpt_path=path,
+            encoder=modality in read,
+            decoder=modality in written,
         )
     if files:
         raise ConfigError(f"tokenizer_ckpt_paths names {sorted(files)}, which this model has no tokenizer of.")
-    return tokenizers
+    return tokenizers, coords
 
 
 @read_texts("ckpt_path")

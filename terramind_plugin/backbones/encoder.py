@@ -92,19 +92,15 @@ class TerraMindBackbone(nn.Module):
         self.layers = _check_layers(out_indices, variant.depth)
         self.patch_size = variant.patch_size
         self.img_size = check_size(variant.img_size if img_size is None else img_size, self.patch_size, "img_size")
-        _check_rates(drop_path_rate=drop_path_rate, drop_rate=drop_rate, attn_drop_rate=attn_drop_rate)
-        if not 0 <= modality_drop_rate <= 1:
-            raise ConfigError(f"modality_drop_rate must be between 0 and 1, got {modality_drop_rate}.")
+        rates = {"drop_rate": drop_rate, "attn_drop_rate": attn_drop_rate, "drop_path_rate": drop_path_rate}
+        _check_rates(modality_drop_rate, **rates)
         self.modality_drop_rate = modality_drop_rate
         self.activation_checkpointing = activation_checkpointing
 
         dim = variant.dim
-        self.encoder_embeddings = nn.ModuleDict(
-            {spec.key: build_embedding(spec, variant, self.img_size) for spec in self.inputs}
-        )
-        self.encoder = build_blocks(
-            variant, drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate
-        )
+        embeddings = {spec.key: build_embedding(spec, variant, self.img_size) for spec in self.inputs}
+        self.encoder_embeddings = nn.ModuleDict(embeddings)
+        self.encoder = build_blocks(variant, **rates)
         self.encoder_norm = LayerNorm(dim)
         self.num_register_tokens = num_register_tokens
         self.register_tokens = nn.Parameter(torch.zeros(1, num_register_tokens, dim)) if num_register_tokens else None
@@ -241,7 +237,9 @@ def find_backbone(model: nn.Module) -> TerraMindBackbone | None:
     return next((module for module in model.modules() if isinstance(module, TerraMindBackbone)), None)
 
 
-def _check_rates(**rates: float) -> None:
+def _check_rates(modality_drop_rate: float, **rates: float) -> None:
+    if not 0 <= modality_drop_rate <= 1:
+        raise ConfigError(f"modality_drop_rate must be between 0 and 1, got {modality_drop_rate}.")
     for name, rate in rates.items():
         if not 0 <= rate < 1:
             raise ConfigError(f"{name} must be at least 0 and less than 1, got {rate}.")

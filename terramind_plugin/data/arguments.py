@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from terramind_plugin.data.terratorch_internals import generate_bands_intervals
+from terramind_plugin.data.transforms import build_transforms
 from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.model.modalities import MODALITIES, Modality, find, resolve, statistics
 
@@ -16,6 +18,66 @@ BY_MODALITY = (
     *(f"{stage}_data_root" for stage in STAGES), *(f"{stage}_transform" for stage in STAGES[:3]),
 )  # fmt: skip
 """Arguments that may have an entry for each modality."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Arguments of TerraTorch's data module, and what they mean for the modalities."""
+
+    arguments: dict[str, Any]
+    """Arguments of TerraTorch's data module."""
+    bands: dict[str, list[Any] | None]
+    """Names of the bands that are read, by modality; None for all."""
+    means: dict[str, list[float]]
+    """Mean of each band, by modality."""
+    stds: dict[str, list[float]]
+    """Standard deviation of each band, by modality."""
+    stand_ins: tuple[str, ...]
+    """Names of the arguments that TerraTorch requires although nobody gave them."""
+
+
+def settle(
+    modalities: Sequence[str],
+    means: Mapping[str, list[float]] | None,
+    stds: Mapping[str, list[float]] | None,
+    offsets: Mapping[str, float] | None,
+    allow_missing: bool,
+    kwargs: Mapping[str, Any],
+) -> Settled:
+    """Return the arguments of TerraTorch's data module, checked and completed.
+
+    Args:
+        modalities: Modalities in use.
+        means: See `TerraMindDataModule`.
+        stds: See `TerraMindDataModule`.
+        offsets: See `TerraMindDataModule`.
+        allow_missing: Whether samples may lack a modality.
+        kwargs: Further arguments.
+
+    Raises:
+        ConfigError: An argument is wrong; the message says what is possible.
+    """
+    if isinstance(modalities, str) or not modalities:
+        raise ConfigError(f"modalities must be a list such as [S2L1C, S1GRD], got {modalities!r}.")
+    for key in BY_MODALITY:
+        check_names(key, kwargs.get(key), modalities)
+    for key, mapping in (("means", means), ("stds", stds), ("offsets", offsets)):
+        check_names(key, mapping, modalities)
+    arguments = {**kwargs, **match_bands(kwargs)}
+    for stage in STAGES[:3]:
+        arguments[f"{stage}_transform"] = build_transforms(kwargs.get(f"{stage}_transform"), modalities)
+    if isinstance(kwargs.get("image_grep"), Mapping):
+        arguments["image_grep"] = dict(kwargs["image_grep"])  # TerraTorch writes into it
+    images = kwargs.get("image_modalities") or modalities
+    bands = {name: bands_read(name, arguments) for name in images}
+    band_means, band_stds = settle_statistics(images, bands, means, stds)
+    if kwargs.get("rgb_indices") is None and kwargs.get("rgb_modality") is None:
+        arguments["rgb_indices"] = {images[0]: find_rgb(images[0], bands[images[0]])}
+    check_missing_options(arguments, allow_missing, bool(kwargs.get("expand_temporal_dimension")))
+    for key in ("data_root", *(f"{stage}_data_root" for stage in STAGES)):
+        arguments[key] = read_roots(key, kwargs.get(key), modalities, allow_missing)
+    stand_ins = make_stand_ins(arguments, modalities)
+    return Settled({**arguments, **stand_ins}, bands, band_means, band_stds, tuple(stand_ins))
 
 
 def check_names(argument: str, mapping: Any, modalities: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,22 +13,11 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from tqdm import tqdm
 
 from terramind_plugin.cache.callback import CacheLog, find_caches
-from terramind_plugin.data.arguments import (
-    BY_MODALITY,
-    bands_read,
-    check_missing_options,
-    check_names,
-    find_rgb,
-    make_stand_ins,
-    match_bands,
-    read_roots,
-    settle_statistics,
-)
+from terramind_plugin.data.arguments import settle
 from terramind_plugin.data.dataset import CHECKED, ReadingPlan, UnlabelledSamples
 from terramind_plugin.data.guard import guard
 from terramind_plugin.data.loading import ModalityBatches, Repeated, check_sizes, collate
 from terramind_plugin.data.terratorch_internals import collate_samples
-from terramind_plugin.data.transforms import build_transforms
 from terramind_plugin.data.writer import take_over
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.samples.checks.run import check_cheaply
@@ -94,32 +82,12 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
         check_values: bool = True,
         **kwargs: Any,
     ) -> None:
-        if isinstance(modalities, str) or not modalities:
-            raise ConfigError(f"modalities must be a list such as [S2L1C, S1GRD], got {modalities!r}.")
         if train_repeats < 1:
             raise ConfigError(f"train_repeats must be at least 1, got {train_repeats}.")
-        named = {"means": means, "stds": stds, "offsets": offsets, **{key: kwargs.get(key) for key in BY_MODALITY}}
-        for key, mapping in named.items():
-            check_names(key, mapping, modalities)
+        settled = settle(modalities, means, stds, offsets, allow_missing_modalities, kwargs)
+        kwargs.update(settled.arguments)  # jsonargparse finds the arguments of the parent by **kwargs below
         self.offsets = {name: float(value) for name, value in (offsets or {}).items()}
-        for stage in ("train", "val", "test"):
-            kwargs[f"{stage}_transform"] = build_transforms(kwargs.get(f"{stage}_transform"), modalities)
-        if isinstance(kwargs.get("image_grep"), Mapping):
-            kwargs["image_grep"] = dict(kwargs["image_grep"])  # the parent writes into it
-        kwargs.update(match_bands(kwargs))
-        images = kwargs.get("image_modalities") or modalities
-        bands = {name: bands_read(name, kwargs) for name in images}
-        self.bands_read = bands
-        self.band_means, self.band_stds = settle_statistics(images, bands, means, stds)
-        if kwargs.get("rgb_indices") is None and kwargs.get("rgb_modality") is None:
-            kwargs["rgb_indices"] = {images[0]: find_rgb(images[0], bands[images[0]])}
-        temporal = bool(kwargs.get("expand_temporal_dimension"))
-        check_missing_options(kwargs, allow_missing_modalities, temporal)
-        for key in [f"{stage}data_root" for stage in ("", "train_", "val_", "test_", "predict_")]:
-            kwargs[key] = read_roots(key, kwargs.get(key), modalities, allow_missing_modalities)
-        stand_ins = make_stand_ins(kwargs, modalities)
-        kwargs.update(stand_ins)
-
+        self.bands_read, self.band_means, self.band_stds = settled.bands, settled.means, settled.stds
         super().__init__(
             batch_size=batch_size,
             modalities=list(modalities),
@@ -132,7 +100,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
         for split in ("train", "val", "test", "predict"):
             roots = getattr(self, f"{split}_root") or {}
             setattr(self, f"{split}_root", {name: root for name, root in roots.items() if root is not None} or None)
-        for name in stand_ins:
+        for name in settled.stand_ins:
             setattr(self, name if "label" in name else name.replace("_data_root", "_root"), None)
         # Kept from the parent, which would set the batch size to 1.
         self.allow_missing_modalities = allow_missing_modalities
@@ -140,7 +108,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
         self.train_repeats = train_repeats
         self.compare_sizes = check_stackability
         self.check_values = check_values
-        self.temporal = temporal
+        self.temporal = bool(kwargs.get("expand_temporal_dimension"))
         self.task = kwargs.get("task")
         self.keep_missing_pixels = False
         self.predict_split = predict_split
