@@ -43,6 +43,7 @@ COMMANDS = {
     "map": "inference",
     "generate": "inference",
     "reconstruct": "inference",
+    "chips": "sources",
     "simulate": "simulation",
     "splits": "samples",
     "figure": "simulation",

@@ -1,0 +1,158 @@
+"""A configuration of fine-tuning for chips: what `terramind check` accepts and `terramind fit` runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from terramind_plugin.errors import ConfigError, suggest
+from terramind_plugin.files import write_text
+from terramind_plugin.model.modalities import MODALITIES
+from terramind_plugin.model.variants import VARIANTS, Variant
+
+CHANNELS = {128: [64, 32, 16, 8], 192: [256, 128, 64, 32], 384: [256, 128, 64, 32]}
+"""Channels of the decoder by the width of a token, as in the configurations of this repository."""
+WIDE_CHANNELS = [512, 256, 128, 64]
+MOST_CROP = 512
+"""Largest side of an image in training, in pixels."""
+
+
+def find_model(name: str) -> Variant:
+    """Return the architecture of a registry name.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    if name not in VARIANTS:
+        raise ConfigError(f"There is no model '{name}'.{suggest(name, VARIANTS)} Known: {', '.join(VARIANTS)}.")
+    return VARIANTS[name]
+
+
+def write_recipe(
+    path: Path, out: Path, modalities: Sequence[str], class_names: Sequence[str], sizes: Sequence[int], model: str
+) -> None:
+    """Write the YAML.
+
+    Args:
+        path: File to write.
+        out: Folder of the chips.
+        modalities: Modalities that the model takes.
+        class_names: Name of each class of the labels.
+        sizes: Heights and widths of the chips in pixels.
+        model: Registry name of the backbone.
+    """
+    variant = find_model(model)
+    root = out.resolve()
+    data: dict[str, Any] = {
+        "task": "segmentation",
+        "batch_size": 8,
+        "num_workers": 1,
+        "num_classes": len(class_names),
+        "class_names": list(class_names),
+        "modalities": list(modalities),
+        "data_root": {name: str(root / name) for name in modalities},
+        "label_data_root": str(root / "label"),
+        "image_grep": dict.fromkeys(modalities, "*.tif"),
+        "label_grep": "*.tif",
+        **{f"{split}_split": str(root / "splits" / f"{split}.txt") for split in ("train", "val", "test")},
+        "predict_split": str(root / "splits" / "test.txt"),
+    }
+    if any(MODALITIES[name].name in ("S2L2A", "S2L1C") for name in modalities):
+        # The offset of newer products is removed already.
+        data["offsets"] = {name: 0 for name in modalities if name in ("S2L2A", "S2L1C")}
+    crop = _crop(sizes, variant.patch_size)
+    training: list[Any] = [{"class_path": "albumentations.D4"}, {"class_path": "ToTensorV2"}]
+    if crop is not None:
+        shape = {"height": crop, "width": crop}
+        training.insert(0, {"class_path": "albumentations.RandomCrop", "init_args": shape})
+        middle = [{"class_path": "albumentations.CenterCrop", "init_args": shape}, {"class_path": "ToTensorV2"}]
+        data |= {"val_transform": middle, "test_transform": middle}
+    data["train_transform"] = training
+    step = variant.depth // 4 if variant.depth % 4 == 0 else None
+    layers = [step * (one + 1) - 1 for one in range(4)] if step else [1, 2, 4, 5]
+    content = {
+        "seed_everything": 0,
+        "trainer": _trainer(root),
+        "data": {"class_path": "terramind_plugin.TerraMindDataModule", "init_args": data},
+        "model": {
+            "class_path": "terratorch.tasks.SemanticSegmentationTask",
+            "init_args": {
+                "model_factory": "EncoderDecoderFactory",
+                "model_args": {
+                    "backbone": model,
+                    "backbone_pretrained": True,
+                    "backbone_modalities": list(modalities),
+                    "backbone_out_indices": layers,
+                    "necks": [{"name": "terramind_pyramid", "patch_size": variant.patch_size}],
+                    "decoder": "terramind_unet",
+                    "decoder_channels": CHANNELS.get(variant.dim, WIDE_CHANNELS),
+                    "head_dropout": 0.1,
+                    "num_classes": len(class_names),
+                },
+                "loss": "dice",
+                "ignore_index": -1,
+                "class_names": list(class_names),
+                "plot_on_val": False,
+            },
+        },
+        "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 5e-4 if variant.dim == 128 else 1e-4}},
+        "lr_scheduler": {
+            "class_path": "ReduceLROnPlateau",
+            "init_args": {"monitor": "val/loss", "factor": 0.5, "patience": 3},
+        },
+    }
+    head = (
+        "# Written by terramind chips.\n#\n"
+        f"# Check:     terramind check -c {path}\n"
+        f"# Train:     terramind fit -c {path}\n"
+    )
+    if variant.hub_repo is None:
+        head += (
+            "# Model:     the small one that ships with the package. For the published weights make the chips' YAML\n"
+            "#            anew: the same terramind chips with --model terramind_v1_base.\n"
+        )
+    write_text(path, head + yaml.safe_dump(content, sort_keys=False, width=110))
+
+
+def _trainer(root: Path) -> dict[str, Any]:
+    folder = str(root / "training")
+    return {
+        "accelerator": "auto",
+        "devices": 1,
+        "max_epochs": 20,
+        "log_every_n_steps": 5,
+        "default_root_dir": folder,
+        "logger": {"class_path": "TensorBoardLogger", "init_args": {"save_dir": folder, "name": "logs"}},
+        "callbacks": [
+            {"class_path": "RichProgressBar"},
+            {"class_path": "LearningRateMonitor", "init_args": {"logging_interval": "epoch"}},
+            {
+                "class_path": "ModelCheckpoint",
+                "init_args": {
+                    "dirpath": f"{folder}/checkpoints",
+                    "filename": "best",
+                    "monitor": "val/mIoU",
+                    "mode": "max",
+                    "enable_version_counter": False,
+                },
+            },
+            {"class_path": "terramind_plugin.FiniteLoss"},
+            {"class_path": "terramind_plugin.SegmentationImages"},
+            {"class_path": "terramind_plugin.GeoTiffWriter"},
+        ],
+    }
+
+
+def _crop(sizes: Sequence[int], patch: int) -> int | None:
+    """Return the side of a crop that all chips have room for, or None if chips can be used whole.
+
+    The decoder halves images five times, so sides are multiples of twice the patch size.
+    """
+    smallest = min(sizes)
+    if len(set(sizes)) == 1 and smallest % (2 * patch) == 0 and smallest <= MOST_CROP:
+        return None
+    step = 2 * patch if smallest >= 2 * patch else patch
+    return max(step, min(smallest, MOST_CROP) // step * step)

@@ -1,0 +1,184 @@
+"""Scenes: what is kept of a STAC item, and the offset that its pixels hold."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from terramind_plugin.errors import DataError
+from terramind_plugin.sources.rules import CollectionRule
+
+OFFSET_DN = 1000
+"""Digital numbers that ESA adds to Sentinel-2 from processing baseline 04.00 on."""
+FIRST_WITH_OFFSET = (4, 0)
+"""First processing baseline with the offset."""
+DOUBTFUL = (datetime(2022, 1, 25, tzinfo=UTC), datetime(2022, 4, 1, tzinfo=UTC))
+"""Acquisitions of Earth Search's sentinel-2-l2a in which the offset was removed from some files only."""
+_BASELINE = re.compile(r"(\d{1,2})\.(\d{1,2})")
+_IN_ID = re.compile(r"_N(\d{2})(\d{2})_|_N(\d{2})\.(\d{2})")
+_TILE = re.compile(r"(?:^|_)T?(\d{2})([C-HJ-NP-X])[A-Z]{2}(?:_|$)")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One item of a catalogue."""
+
+    id: str
+    modality: str
+    catalogue: str
+    collection: str
+    start: datetime
+    """Time of acquisition; of a product for a year, its first moment."""
+    end: datetime
+    """The same time, or the last moment of the year."""
+    outline: bytes
+    """Footprint in longitude and latitude, as WKB."""
+    assets: Mapping[str, str]
+    """Address of each band, and of the scene classification 'SCL'."""
+    epsg: int | None = None
+    """CRS that the item names; the file decides in the end."""
+    offset: int = 0
+    """Digital numbers to subtract."""
+    baseline: str = ""
+    """Processing baseline of Sentinel-2, e.g. '05.09'."""
+    orbit: int | None = None
+    """Relative orbit."""
+    orbit_state: str = ""
+    """'ascending' or 'descending'."""
+    platform: str = ""
+    cloud: float | None = None
+    """Share of clouds in the whole scene that the item names, from 0 to 1."""
+    nodata: float | None = None
+    """Value of a pixel without data, whatever the files declare; None: what they declare."""
+    gdal: str = "{}"
+    """Options of GDAL for reading the files, as JSON."""
+
+    @property
+    def key(self) -> str:
+        """Return a name that no other scene has."""
+        return f"{self.collection}/{self.id}"
+
+    def day(self, longitude: float) -> str:
+        """Return the date by the sun at some longitude, e.g. '2023-06-12'; a pass has one date everywhere."""
+        return (self.start + timedelta(hours=longitude / 15)).strftime("%Y-%m-%d")
+
+
+def read_time(text: object) -> datetime:
+    """Return a time of a STAC item in UTC.
+
+    Raises:
+        ValueError: The text is no time.
+    """
+    found = text if isinstance(text, datetime) else datetime.fromisoformat(str(text).strip().replace("Z", "+00:00"))
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+
+
+def make_scene(item: Mapping[str, Any], rule: CollectionRule, outline: bytes) -> Scene:
+    """Return what is needed of an item.
+
+    Args:
+        item: STAC item of version 1.0 or 1.1, with absolute addresses.
+        rule: Row of the table for its collection.
+        outline: Footprint in longitude and latitude, as WKB.
+
+    Raises:
+        DataError: The item lacks an asset, a time or, where it decides on the offset, the processing baseline.
+    """
+    properties = item.get("properties") or {}
+    assets = item.get("assets") or {}
+    missing = [name for name in rule.assets.values() if not (assets.get(name) or {}).get("href")]
+    if missing:
+        raise DataError(f"it has no asset {', '.join(missing)}")
+    try:
+        first = properties.get("start_datetime") or properties.get("datetime")
+        start = read_time(properties.get("datetime") or first)
+        if rule.units == "esri":
+            start = read_time(first)
+        end = read_time(properties.get("end_datetime") or start) if rule.units == "esri" else start
+    except ValueError:
+        raise DataError("it has no time") from None
+    baseline = _baseline(item) if rule.units == "reflectance" else None
+    orbit = properties.get("sat:relative_orbit")
+    cloud = properties.get("eo:cloud_cover")
+    return Scene(
+        id=str(item["id"]),
+        modality=rule.modality,
+        catalogue=rule.catalogue,
+        collection=rule.collection,
+        start=start,
+        end=end,
+        outline=outline,
+        assets={band: str(assets[name]["href"]) for band, name in rule.assets.items()},
+        epsg=_epsg(item, next(iter(rule.assets.values()))),
+        offset=_offset(rule, baseline, start, properties),
+        baseline="" if baseline is None else f"{baseline[0]:02d}.{baseline[1]:02d}",
+        orbit=None if orbit is None else int(orbit),
+        orbit_state=str(properties.get("sat:orbit_state") or "").lower(),
+        platform=str(properties.get("platform") or "").lower(),
+        cloud=None if cloud is None else float(cloud) / 100,
+        nodata=rule.nodata,
+        gdal=json.dumps(dict(rule.gdal)),
+    )
+
+
+def _baseline(item: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the processing baseline of a Sentinel-2 item, or None if nothing names it."""
+    properties = item.get("properties") or {}
+    for key in ("s2:processing_baseline", "processing:version"):
+        value = properties.get(key)
+        if value is not None:
+            # A number 5.1 is baseline 05.10: YAML and JSON drop trailing zeros.
+            text = f"{value:05.2f}" if isinstance(value, int | float) else str(value).strip().removeprefix("N")
+            text = f"{text[:2]}.{text[2:]}" if re.fullmatch(r"\d{4}", text) else text
+            found = _BASELINE.fullmatch(text)
+            if found is not None:
+                return int(found[1]), int(found[2])
+    for text in (properties.get("s2:product_uri"), item.get("id"), properties.get("s2:granule_id"),
+                 properties.get("s2:datatake_id"), properties.get("s2:datastrip_id")):  # fmt: skip
+        hit = _IN_ID.search(str(text or ""))
+        if hit is not None:
+            return int(hit[1] or hit[3]), int(hit[2] or hit[4])
+    return None
+
+
+def _offset(
+    rule: CollectionRule, baseline: tuple[int, int] | None, start: datetime, properties: Mapping[str, Any]
+) -> int:
+    """Return the digital numbers to subtract.
+
+    Raises:
+        DataError: Nothing tells whether the pixels hold the offset.
+    """
+    if rule.offset == "baseline":
+        if baseline is None:
+            raise DataError(
+                "nothing names its processing baseline, so nobody knows whether it holds the offset of 1000"
+            )
+        return OFFSET_DN if baseline >= FIRST_WITH_OFFSET else 0
+    if rule.offset == "earth_search_l2a":
+        old = baseline is not None and baseline < FIRST_WITH_OFFSET
+        applied = properties.get("earthsearch:boa_offset_applied") is True
+        if not old and not applied and DOUBTFUL[0] <= start < DOUBTFUL[1]:
+            raise DataError(
+                "Earth Search removed the offset of 1000 from some files of early 2022 only; take sentinel-2-c1-l2a"
+            )
+    return 0
+
+
+def _epsg(item: Mapping[str, Any], asset: str) -> int | None:
+    """Return the CRS that an item, its asset or its MGRS tile names."""
+    properties = item.get("properties") or {}
+    for source in ((item.get("assets") or {}).get(asset) or {}, properties):
+        code = source.get("proj:epsg") or source.get("proj:code")
+        found = re.fullmatch(r"(?:EPSG:)?(\d+)", str(code or ""), flags=re.IGNORECASE)
+        if found is not None:
+            return int(found[1])
+    tile = str(properties.get("s2:mgrs_tile") or properties.get("grid:code") or "").replace("MGRS-", "")
+    hit = _TILE.search(tile) or _TILE.search(str(item.get("id") or ""))
+    if hit is None or "S2" not in str(item.get("id") or "")[:2].upper():
+        return None
+    return (32600 if hit[2] >= "N" else 32700) + int(hit[1])

@@ -1,0 +1,135 @@
+"""Splits of chips by groups of neighbours, so that a test chip has no training chip at its side."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
+"""Share of the groups of each split."""
+OVERLAP = 0.005
+"""Share of a chip that may lie on ground of another split: half of what `terramind check` allows."""
+SALTS = 200
+"""Number of assignments to try until all classes are in training and validation."""
+
+
+def hash_share(text: str, salt: int = 0) -> float:
+    """Return a number from 0 to 1 that a text always gets."""
+    return int(hashlib.sha256(f"{salt}:{text}".encode()).hexdigest()[:12], 16) / 16**12
+
+
+def assign_splits(groups: Sequence[str], classes: Sequence[frozenset[int]] | None = None) -> dict[str, str]:
+    """Return the split of each group.
+
+    A group keeps its split when others are added, except where a split would be empty: then the group whose number is
+    nearest to it moves.
+
+    Args:
+        groups: Group of each chip.
+        classes: Classes of each chip's label; the first assignment is taken that has all of them in training and in
+            validation, or as many as possible.
+    """
+    names = sorted(set(groups))
+    best: dict[str, str] = {}
+    most = -1
+    for salt in range(1 if classes is None else SALTS):
+        found = _assign(names, salt)
+        if classes is None:
+            return found
+        seen: dict[str, set[int]] = {"train": set(), "val": set(), "test": set()}
+        for group, own in zip(groups, classes, strict=True):
+            seen[found[group]] |= own
+        both = len(seen["train"] & seen["val"])
+        if both > most:
+            best, most = found, both
+        if both == len(set().union(*classes)):
+            break
+    return best
+
+
+def _assign(names: Sequence[str], salt: int) -> dict[str, str]:
+    numbers = {name: hash_share(name, salt) for name in names}
+    edges = np.cumsum(list(SHARES.values()))
+    splits = list(SHARES)
+    found = {
+        name: splits[min(int(np.searchsorted(edges, number, side="right")), 2)] for name, number in numbers.items()
+    }
+    order = sorted(names, key=lambda name: numbers[name])
+    if len(names) >= len(splits):
+        fill_splits(found, order)
+    return found
+
+
+def fill_splits(found: dict[str, str], order: Sequence[str]) -> None:
+    """Move groups so that no split is empty; those in the middle of `order` stay in place first.
+
+    Args:
+        found: Split of each group, which is changed.
+        order: All groups by their number.
+    """
+    for split in reversed(SHARES):
+        if split in found.values():
+            continue
+        sizes = {one: [name for name in order if found[name] == one] for one in SHARES}
+        largest = max(sizes, key=lambda one: len(sizes[one]))
+        found[sizes[largest][-1 if split != "train" else 0]] = split
+
+
+def merge_groups(groups: Sequence[str], outlines: Any) -> list[str]:
+    """Return the groups, where those with chips on the same ground become one.
+
+    Args:
+        groups: Group of each chip.
+        outlines: Footprint of each chip, as an array of shapely polygons.
+    """
+    parent = {name: name for name in groups}
+
+    def root(name: str) -> str:
+        while parent[name] != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    for one, other in overlapping(outlines):
+        first, second = sorted((root(groups[one]), root(groups[other])))
+        parent[second] = first
+    return [root(name) for name in groups]
+
+
+def overlapping(outlines: Any) -> list[tuple[int, int]]:
+    """Return the pairs of chips that share more ground than `OVERLAP`, as positions, the smaller one first."""
+    from shapely import STRtree, area, intersection
+
+    if not len(outlines):
+        return []
+    tree = STRtree(outlines)
+    rows, columns = tree.query(outlines, predicate="intersects")
+    kept = rows < columns
+    rows, columns = rows[kept], columns[kept]
+    shared = area(intersection(outlines[rows], outlines[columns]))
+    smaller = np.minimum(area(outlines[rows]), area(outlines[columns]))
+    much = shared > OVERLAP * smaller
+    return list(zip(rows[much].tolist(), columns[much].tolist(), strict=True))
+
+
+def find_leaks(splits: Sequence[str], outlines: Any) -> set[int]:
+    """Return the chips to leave out so that no two splits share ground: those of training, then of validation.
+
+    Args:
+        splits: Split of each chip.
+        outlines: Footprint of each chip, as an array of shapely polygons.
+    """
+    rank = {split: number for number, split in enumerate(SHARES)}
+    dropped: set[int] = set()
+    for one, other in overlapping(outlines):
+        if splits[one] != splits[other] and not {one, other} & dropped:
+            dropped.add(one if rank[splits[one]] < rank[splits[other]] else other)
+    return dropped
+
+
+def count_splits(splits: Sequence[str]) -> Mapping[str, int]:
+    """Return the number of chips of each split."""
+    return {split: list(splits).count(split) for split in SHARES}
