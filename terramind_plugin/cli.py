@@ -21,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from shutil import get_terminal_size
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from terramind_plugin._version import __version__
 from terramind_plugin.errors import ConfigError, one_line, report, suggest
@@ -357,7 +357,7 @@ def _read_pairs(option: str, words: Sequence[str], form: str) -> dict[str, str]:
 def _without_none(kind: Any) -> Any:
     """Return the type of an argument that is given."""
     kinds = [one for one in get_args(kind) if one is not type(None)]
-    return kinds[0] if isinstance(kind, UnionType) and len(kinds) == 1 else kind
+    return kinds[0] if get_origin(kind) in (Union, UnionType) and len(kinds) == 1 else kind
 
 
 def _is_plural(kind: Any) -> bool:

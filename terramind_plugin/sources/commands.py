@@ -43,8 +43,7 @@ def run_chips(
         modalities: Of S2L2A, S2L1C, S1RTC, DEM, LULC.
         out: Folder to write to.
         aoi: GeoJSON of the area, in longitude and latitude.
-        catalogue: Names of assets and offsets: planetary_computer, earth_search, cdse, or a YAML of rules; by default
-            the address decides.
+        catalogue: planetary_computer, earth_search, cdse, or a YAML of rules, where the address does not tell.
         collection: Collection of a modality, where it is not the usual one; repeatable.
         labels: Folder of label rasters, whose grid the chips take, or a GeoJSON that is burned.
         label_field: Property of the GeoJSON that holds the class.
@@ -61,11 +60,12 @@ def run_chips(
     """
     from rich.progress import Progress
 
-    from terramind_plugin.sources import chips
+    from terramind_plugin.sources import chips, outcome
     from terramind_plugin.sources.plan import make_request
+    from terramind_plugin.sources.request import ChipRequest
 
     source = make_request(modalities, date, [str(one) for one in stac], catalogue or (), collection, skip_scenes or ())
-    request = chips.ChipRequest(source, out, aoi, labels, label_field, points, grid, size, max_cloud, per_place, model)
+    request = ChipRequest(source, out, aoi, labels, label_field, points, grid, size, max_cloud, per_place, model)
     plan = chips.plan_chips(request, _say)
     for note in plan.notes:
         _say(note)
@@ -88,14 +88,14 @@ def run_chips(
             scheduler=scheduler,
             on_block=lambda done, blocks: progress.update(bar, completed=done, total=blocks),
         )
-    for line in chips.summarise(request, records):
+    for line in outcome.summarise_chips(request, records):
         print(line)
     recipe = out / "config.yaml"
     if recipe.is_file():
         print(f"terramind check -c {recipe}; terramind fit -c {recipe}")
     else:
         _say("no config.yaml: it needs labels (--labels, or LULC among --modalities) and chips of all three splits.")
-    chips.report_failures(records)
+    outcome.report_failures(records)
 
 
 def _say(text: str) -> None:

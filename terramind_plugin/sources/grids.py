@@ -17,15 +17,15 @@ from terramind_plugin.errors import ConfigError
 from terramind_plugin.raster.georeference import Grid
 from terramind_plugin.sources.area import Point
 
-PIXEL = 10.0
+PIXEL_METRES = 10.0
 """Side of a pixel in metres, that of Sentinel-2's finest bands."""
-BLOCK = 1024
+BLOCK_PIXELS = 1024
 """Pixels per side of a block, about: the unit of work, in which neighbouring chips share what is read."""
 GROUP = 4
 """Chips per side of a group that goes into one split together."""
-SMALLEST, LARGEST = 16, 1024
+SMALLEST_CHIP, LARGEST_CHIP = 16, 1024
 """Bounds of a chip's side in pixels: a patch of the model, and a block."""
-EARTH_RADIUS = 6378.137
+MAJORTOM_RADIUS = 6378.137
 """Radius of Major TOM's grid in kilometres."""
 CELL = 10
 """Side of a cell of Major TOM in kilometres."""
@@ -149,7 +149,7 @@ def make_utm_grid(area: Any, size: int) -> list[Place]:
         area: Shapely geometry in longitude and latitude.
         size: Pixels per side of a chip.
     """
-    side = size * PIXEL
+    side = size * PIXEL_METRES
     found: list[Place] = []
     for epsg, part in _by_zone(area):
         crs = f"EPSG:{epsg}"
@@ -170,14 +170,14 @@ def _keep(area: Any, crs: str, epsg: int, columns: Any, rows: Any, size: int) ->
     """Yield the chips that share ground with an area in the CRS and whose middle lies in its zone."""
     from shapely import box, intersects, prepare, touches
 
-    side = size * PIXEL
+    side = size * PIXEL_METRES
     x, y = (each.ravel() for each in np.meshgrid(columns, rows[::-1]))
     boxes = box(x * side, (y - 1) * side, (x + 1) * side, y * side)
     prepare(area)
     inside = intersects(area, boxes) & ~touches(area, boxes)
     x, y = x[inside], y[inside]
     longitudes, latitudes = to_degrees(crs, (x + 0.5) * side, (y - 0.5) * side)
-    per_block = max(1, round(BLOCK / size))
+    per_block = max(1, round(BLOCK_PIXELS / size))
     for column, row, longitude, latitude in zip(x.tolist(), y.tolist(), longitudes, latitudes, strict=True):
         if utm_epsg(longitude, latitude) == epsg:
             yield Place(
@@ -187,8 +187,8 @@ def _keep(area: Any, crs: str, epsg: int, columns: Any, rows: Any, size: int) ->
                 top=row * side,
                 width=size,
                 height=size,
-                pixel_width=PIXEL,
-                pixel_height=PIXEL,
+                pixel_width=PIXEL_METRES,
+                pixel_height=PIXEL_METRES,
                 block=f"{epsg}_{column // per_block}_{(row - 1) // per_block}",
                 group=f"{epsg}_{column // GROUP}_{(row - 1) // GROUP}",
             )
@@ -237,7 +237,7 @@ def make_majortom_grid(area: Any, size: int = MESH) -> list[Place]:
         raise ConfigError(f"--size must be an even number up to {MESH} with --grid majortom, got {size}.")
     found: list[Place] = []
     left, bottom, right, top = area.bounds
-    margin = (MESH - size) / 2 * PIXEL
+    margin = (MESH - size) / 2 * PIXEL_METRES
     for row, column, longitude, latitude in _cells(left, bottom, right, top):
         epsg = (32600 if latitude >= 0 else 32700) + min(60, int((longitude + 180) // 6) + 1)
         crs = f"EPSG:{epsg}"
@@ -247,12 +247,12 @@ def make_majortom_grid(area: Any, size: int = MESH) -> list[Place]:
             Place(
                 id=f"{cell}_{c}_{r}",
                 crs=crs,
-                left=x + MESH_LEFT + MESH * PIXEL * c + margin,
-                top=y + MESH_TOP - MESH * PIXEL * r - margin,
+                left=x + MESH_LEFT + MESH * PIXEL_METRES * c + margin,
+                top=y + MESH_TOP - MESH * PIXEL_METRES * r - margin,
                 width=size,
                 height=size,
-                pixel_width=PIXEL,
-                pixel_height=PIXEL,
+                pixel_width=PIXEL_METRES,
+                pixel_height=PIXEL_METRES,
                 block=cell,
                 group=f"{row // 2}_{column // 2}",
             )
@@ -275,13 +275,13 @@ def name_cell(row: int, column: int) -> str:
 
 def _cells(left: float, bottom: float, right: float, top: float) -> Iterator[tuple[int, int, float, float]]:
     """Yield row, column, longitude and latitude of the lower left corner of the cells around an extent in degrees."""
-    rows = math.ceil(math.pi * EARTH_RADIUS / CELL)
+    rows = math.ceil(math.pi * MAJORTOM_RADIUS / CELL)
     latitudes = np.linspace(-90, 90, rows + 1)[:-1]
     equator = int(np.searchsorted(latitudes, 0))
     near = 2 * 180 / rows
     for index in np.flatnonzero((latitudes > bottom - near) & (latitudes < top + near)).tolist():
         latitude = float(latitudes[index])
-        columns = math.ceil(2 * math.pi * EARTH_RADIUS * math.cos(math.radians(latitude)) / CELL)
+        columns = math.ceil(2 * math.pi * MAJORTOM_RADIUS * math.cos(math.radians(latitude)) / CELL)
         step = 360 / columns
         for column in range(math.floor(left / step) - 2, math.ceil(right / step) + 2):
             longitude = column * step
@@ -295,9 +295,9 @@ def make_point_grid(points: Iterable[Point], size: int) -> list[Place]:
     for point in points:
         epsg = utm_epsg(point.longitude, point.latitude)
         x, y = from_degrees(f"EPSG:{epsg}", point.longitude, point.latitude)
-        left = round((x - size * PIXEL / 2) / PIXEL) * PIXEL
-        top = round((y + size * PIXEL / 2) / PIXEL) * PIXEL
-        block, group = BLOCK * PIXEL, GROUP * size * PIXEL
+        left = round((x - size * PIXEL_METRES / 2) / PIXEL_METRES) * PIXEL_METRES
+        top = round((y + size * PIXEL_METRES / 2) / PIXEL_METRES) * PIXEL_METRES
+        block, group = BLOCK_PIXELS * PIXEL_METRES, GROUP * size * PIXEL_METRES
         found.append(
             Place(
                 id=point.id,
@@ -306,8 +306,8 @@ def make_point_grid(points: Iterable[Point], size: int) -> list[Place]:
                 top=top,
                 width=size,
                 height=size,
-                pixel_width=PIXEL,
-                pixel_height=PIXEL,
+                pixel_width=PIXEL_METRES,
+                pixel_height=PIXEL_METRES,
                 block=f"{epsg}_{int(x // block)}_{int(y // block)}",
                 group=f"{epsg}_{int(x // group)}_{int(y // group)}",
             )

@@ -18,9 +18,17 @@ from terramind_plugin.raster.complete import GDAL_ERRORS, reason_of
 from terramind_plugin.raster.writer import write_geotiff
 from terramind_plugin.samples.layout import RASTERS
 from terramind_plugin.sources.area import read_geojson, read_shape
-from terramind_plugin.sources.grids import BLOCK, GROUP, LARGEST, SMALLEST, Place, from_degrees, outlines
+from terramind_plugin.sources.grids import (
+    BLOCK_PIXELS,
+    GROUP,
+    LARGEST_CHIP,
+    SMALLEST_CHIP,
+    Place,
+    from_degrees,
+    outlines,
+)
 
-NO_LABEL = -1
+UNLABELLED = -1
 """Value of a pixel without label."""
 FIELDS = ("label", "class", "class_id", "class_name", "category", "value")
 """Properties of a feature that are taken for its class, where --label_field names none."""
@@ -88,10 +96,10 @@ def _cut(path: Path, file: Any, size: int | None) -> list[Place]:
     if file.count != 1:
         raise ConfigError(f"{path} has {file.count} bands, expected one of class ids or values.")
     height, width = (size, size) if size is not None else file.shape
-    if max(height, width) > LARGEST or min(height, width) < SMALLEST:
+    if max(height, width) > LARGEST_CHIP or min(height, width) < SMALLEST_CHIP:
         raise ConfigError(
-            f"{path} has {file.width} x {file.height} pixels, chips have {SMALLEST} to {LARGEST} per side. Cut it with "
-            "--size 256."
+            f"{path} has {file.width} x {file.height} pixels, chips {SMALLEST_CHIP} to {LARGEST_CHIP} a side. Cut "
+            "it with --size 256."
         )
     epsg = file.crs.to_epsg()
     crs = f"EPSG:{epsg}" if epsg else file.crs.to_wkt()
@@ -101,7 +109,7 @@ def _cut(path: Path, file: Any, size: int | None) -> list[Place]:
         for column in range(columns):
             left = transform.c + column * width * transform.a
             top = transform.f + row * height * transform.e
-            block, group = BLOCK * transform.a, GROUP * max(width * transform.a, height * -transform.e)
+            block, group = BLOCK_PIXELS * transform.a, GROUP * max(width * transform.a, height * -transform.e)
             found.append(
                 Place(
                     id=path.stem if rows * columns == 1 else f"{path.stem}_{row}_{column}",
@@ -151,11 +159,11 @@ def read_vectors(path: Path, label_field: str | None) -> Burnable:
         values = tuple(int(value) for value in given)
         if any(value < 0 or value != float(one) or value > 254 for value, one in zip(values, given, strict=True)):
             raise ConfigError(f"{path}: '{wanted}' must hold whole numbers from 0 to 254, or names.")
-        background = NO_LABEL if 0 in values else 0
+        background = UNLABELLED if 0 in values else 0
         return Burnable(path, shapes, values, (), background)
     classes = sorted({str(value) for value in given})
     values = tuple(classes.index(str(value)) for value in given)
-    return Burnable(path, shapes, values, tuple(classes), NO_LABEL)
+    return Burnable(path, shapes, values, tuple(classes), UNLABELLED)
 
 
 def burn(place: Place, vectors: Burnable, near: Sequence[int]) -> NDArray[np.int16]:
@@ -224,7 +232,7 @@ def write_label(path: Path, place: Place, values: NDArray[Any], ids: Mapping[int
     Raises:
         DataError: The file cannot be written.
     """
-    found = np.full(values.shape, NO_LABEL, np.int16)
+    found = np.full(values.shape, UNLABELLED, np.int16)
     for value, number in ids.items():
         found[values == value] = number
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from terramind_plugin.sources.rules import CollectionRule, catalogue_of, choose_
 from terramind_plugin.sources.scenes import Scene, read_time
 from terramind_plugin.sources.search import Catalogue, find_scenes
 
-NUMERICS = 1
+READING_VERSION = 1
 """Version of what is written for a plan: raise it when the same plan gives other pixels."""
 DATED = ("S2L2A", "S2L1C", "S1RTC")
 """Modalities whose scenes have a date, in the order in which they decide on it."""
@@ -71,7 +71,7 @@ class ChipPlan:
 
 
 @dataclass
-class Plan:
+class SourcePlan:
     """Chips and the scenes that they may be read from."""
 
     chips: list[ChipPlan]
@@ -159,14 +159,14 @@ def _read_pairs(option: str, texts: Sequence[str], modalities: Sequence[str]) ->
     return own, common
 
 
-def make_plan(
+def plan_scenes(
     request: SourceRequest,
     places: Sequence[Place],
     splits: Sequence[str] = (),
     *,
     prefer_whole: bool = True,
     say: Any = lambda text: None,
-) -> Plan:
+) -> SourcePlan:
     """Return the plan for chips at some places: the same arguments and catalogue give the same plan.
 
     Args:
@@ -206,7 +206,7 @@ def make_plan(
     notes += lacking
     if not chips:
         raise ConfigError(f"No chip has a scene of every modality: {' '.join(lacking)}")
-    return Plan(chips, used, notes)
+    return SourcePlan(chips, used, notes)
 
 
 def _assign_scenes(
@@ -269,7 +269,7 @@ def _rank(place: Place, scene: Scene, whole: bool) -> tuple[Any, ...]:
 def hash_chip(chip: ChipPlan, scenes: Mapping[str, Scene], settings: Mapping[str, Any]) -> str:
     """Return a hash of all that decides on the pixels of a chip."""
     used = [_describe_scene(scenes[key]) for key in chip.scenes]
-    content = [NUMERICS, asdict(chip.place), used, dict(settings)]
+    content = [READING_VERSION, asdict(chip.place), used, dict(settings)]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -277,7 +277,7 @@ def _describe_scene(scene: Scene) -> dict[str, Any]:
     return asdict(replace(scene, outline=b"", assets={band: url.split("?")[0] for band, url in scene.assets.items()}))
 
 
-def write_plan(folder: Path, plan: Plan) -> None:
+def write_plan(folder: Path, plan: SourcePlan) -> None:
     """Write plan.parquet, a row for each chip, and scenes.parquet, a row for each scene, into a folder."""
     rows = [
         {
@@ -309,7 +309,7 @@ def write_plan(folder: Path, plan: Plan) -> None:
     _write_table(folder / "plan.parquet", rows, {"notes": json.dumps(plan.notes), "version": __version__})
 
 
-def read_plan(folder: Path) -> Plan:
+def read_plan(folder: Path) -> SourcePlan:
     """Return the plan in a folder.
 
     Raises:
@@ -333,7 +333,7 @@ def read_plan(folder: Path) -> Plan:
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder / 'plan.parquet'} is of another version ({one_line(error)}). Delete it.") from None
-    return Plan(chips, {scene.key: scene for scene in found}, json.loads(meta.get("notes", "[]")))
+    return SourcePlan(chips, {scene.key: scene for scene in found}, json.loads(meta.get("notes", "[]")))
 
 
 def _write_table(path: Path, rows: Sequence[Mapping[str, Any]], meta: Mapping[str, str] | None = None) -> None:

@@ -32,9 +32,8 @@ NO_DEM = -32768
 EDGE_POINTS = 21
 """Points along the side of a grid that are transformed to find what it needs of a file."""
 
-LULC_TABLE = np.full(256, 255, np.uint8)
-"""TerraMind's class id for each id of Esri's; 255 for unknown ones."""
-LULC_TABLE[list(ESRI_TO_LULC)] = list(ESRI_TO_LULC.values())
+LULC_TABLE = np.array([ESRI_TO_LULC.get(number, 0) for number in range(256)], np.uint8)
+"""TerraMind's class id for each id of Esri's."""
 
 
 @dataclass(frozen=True)

@@ -137,9 +137,9 @@ def _baseline(item: Mapping[str, Any]) -> tuple[int, int] | None:
             found = _BASELINE.fullmatch(text)
             if found is not None:
                 return int(found[1]), int(found[2])
-    for text in (properties.get("s2:product_uri"), item.get("id"), properties.get("s2:granule_id"),
+    for name in (properties.get("s2:product_uri"), item.get("id"), properties.get("s2:granule_id"),
                  properties.get("s2:datatake_id"), properties.get("s2:datastrip_id")):  # fmt: skip
-        hit = _IN_ID.search(str(text or ""))
+        hit = _IN_ID.search(str(name or ""))
         if hit is not None:
             return int(hit[1] or hit[3]), int(hit[2] or hit[4])
     return None

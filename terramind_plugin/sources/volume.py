@@ -6,12 +6,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from rasterio.windows import Window
+from shapely import from_wkb, union_all
+from shapely.geometry import MultiPoint
 
-from terramind_plugin.raster.georeference import Grid
-from terramind_plugin.sources.block import BlockTask, plan_reads
+from terramind_plugin.model.modalities import MODALITIES
+from terramind_plugin.raster.georeference import Grid, apply_affine
+from terramind_plugin.sources.choice import (
+    BlockTask,
+    ChipRecord,
+    WorkingChip,
+    by_pass,
+    chip_ids,
+    choose_passes,
+    group_rectangles,
+    reading_options,
+)
 from terramind_plugin.sources.datasets import SceneError, with_dataset
-from terramind_plugin.sources.reading import window_in
+from terramind_plugin.sources.grids import to_degrees
+from terramind_plugin.sources.reading import read_mask, window_in
+from terramind_plugin.sources.rules import MASK
 from terramind_plugin.sources.scenes import Scene
 
 HEADER = 32768
@@ -97,3 +112,57 @@ def _blocks(dataset: Any, window: Window) -> dict[tuple[int, int], int]:
 def total_scenes(tasks: Iterable[BlockTask]) -> int:
     """Return the number of different scenes of some blocks."""
     return len({key for task in tasks for key in task.scenes})
+
+
+def plan_reads(task: BlockTask) -> tuple[int, list[tuple[Scene, tuple[str, ...], Grid]]]:
+    """Return how many chips of a block have a date, and what is read for them: scene, names of its files, grid.
+
+    The scene classification is read, since it decides on both.
+    """
+    chips = [
+        WorkingChip(plan, ChipRecord(name, plan.place.id, plan.split, ""))
+        for plan in task.chips
+        for name in chip_ids(plan.place.id, task.settings.per_place)
+    ]
+    reads: list[tuple[Scene, tuple[str, ...], Grid]] = []
+    choose_passes(task, chips)
+    if "S2L2A" in task.settings.modalities:
+        for keys, members in by_pass(task, {chip.plan.place.id: chip for chip in chips}.values()).items():
+            for grid, _ in group_rectangles(members, coarse=True):
+                reads += [(scene, (MASK,), grid) for scene in _needed_scenes(task, keys, grid, "S2L2A")]
+    waiting = [chip for chip in chips if chip.alive and chip.time is not None]
+    for modality in task.settings.modalities:
+        groups: dict[tuple[str, ...], list[WorkingChip]] = {}
+        for chip in waiting:
+            for keys in reading_options(task, chip, modality)[:1]:
+                groups.setdefault(keys, []).append(chip)
+        bands = MODALITIES[modality].band_names
+        for keys, members in groups.items():
+            for grid, _ in group_rectangles(members):
+                reads += [(scene, bands, grid) for scene in _needed_scenes(task, keys, grid, modality)]
+    return len(waiting), reads
+
+
+def _needed_scenes(task: BlockTask, keys: Sequence[str], grid: Grid, modality: str) -> list[Scene]:
+    """Return the scenes of a pass that a grid is read from: the first ones that show all of it together."""
+    scenes = [task.scenes[key] for key in keys]
+    if modality == "DEM":
+        return scenes
+    if modality == "S2L2A":
+        try:
+            origin = read_mask(grid, scenes).origin
+        except SceneError:
+            return scenes
+        return scenes[: int(origin.max(initial=1))] if origin.all() else scenes
+    ground = _outline(grid)
+    for number in range(1, len(scenes)):
+        if union_all(from_wkb([scene.outline for scene in scenes[:number]])).covers(ground):
+            return scenes[:number]
+    return scenes
+
+
+def _outline(grid: Grid) -> Any:
+    """Return the footprint of a grid in longitude and latitude."""
+    x, y = apply_affine(grid.transform, np.array([0, grid.width] * 2), np.array([0, 0, grid.height, grid.height]))
+    longitudes, latitudes = to_degrees(grid.crs.to_wkt(), x, y)
+    return MultiPoint(np.column_stack([longitudes, latitudes])).convex_hull

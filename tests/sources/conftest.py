@@ -22,13 +22,13 @@ def snapped(left: float, top: float, crs: str) -> tuple[float, float]:
 
 @pytest.fixture(scope="session")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
-    """Return a catalogue with two dates, two baselines, two zones, a cloud, two orbits, and tiles of height and cover."""
+    """Return a catalogue with two dates, baselines, zones and orbits, a cloud, and tiles of height and land cover."""
     made = Ground(tmp_path_factory.mktemp("ground"))
     made.s2(
         "S2B_MSIL2A_20230612T102609_R108_T32TPT_20230612T150000", "2023-06-12T10:26:09Z", LEFT - 160, TOP + 160, 1100
     )
-    made.s2("S2B_MSIL2A_20230617T102609_R108_T32TPT_20230617T150000", "2023-06-17T10:26:09Z", LEFT - 160, TOP + 160, 1100,
-            baseline="03.01", cloud=(0, 528, 0, 1100))  # fmt: skip
+    made.s2("S2B_MSIL2A_20230617T102609_R108_T32TPT_20230617T150000", "2023-06-17T10:26:09Z",
+            LEFT - 160, TOP + 160, 1100, baseline="03.01", cloud=(0, 402, 0, 1100))  # fmt: skip
     made.s2("S2B_MSIL2A_20230612T102609_R108_T33TUN_20230612T150000", "2023-06-12T10:26:20Z",
             *snapped(LEFT - 2000, TOP + 3000, "EPSG:32633"), 1600, crs="EPSG:32633")  # fmt: skip
     made.s1("S1A_rtc_15", "2023-06-11T05:26:09Z", LEFT - 1000, TOP + 1000, 1400, orbit=15)

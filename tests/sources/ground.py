@@ -54,8 +54,9 @@ def write(
     path: Path, values: np.ndarray, crs: str, transform: Affine, nodata: float | None = None, block: int = 256
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    profile = {"driver": "GTiff", "count": 1, "height": values.shape[0], "width": values.shape[1], "dtype": values.dtype.name,
-               "crs": crs, "transform": transform, "nodata": nodata, "compress": "deflate", "tiled": True,
+    profile = {"driver": "GTiff", "count": 1, "height": values.shape[0], "width": values.shape[1],
+               "dtype": values.dtype.name, "crs": crs, "transform": transform, "nodata": nodata,
+               "compress": "deflate", "tiled": True,
                "blockxsize": block, "blockysize": block}  # fmt: skip
     with rasterio.open(path, "w", **profile) as file:
         file.write(values, 1)
@@ -79,10 +80,10 @@ class Ground:
         self.items.append(item)
         return item
 
-    def s2(self, name: str, time: str, left: float, top: float, size: int = 1024, *, crs: str = HOME, baseline: str = "05.09",
-           orbit: int = 108, cloud: tuple[int, int, int, int] | None = None, swath: int | None = None,
-           properties: dict[str, Any] | None = None) -> dict[str, Any]:  # fmt: skip
-        """Add a scene: `cloud` is rows and columns of a cloud, `swath` the first column without data, in 10 m pixels."""
+    def s2(self, name: str, time: str, left: float, top: float, size: int = 1024, *, crs: str = HOME,
+           baseline: str = "05.09", orbit: int = 108, cloud: tuple[int, int, int, int] | None = None,
+           swath: int | None = None, properties: dict[str, Any] | None = None) -> dict[str, Any]:  # fmt: skip
+        """Add a scene; `cloud` is rows and columns, `swath` the first column without data, in pixels of 10 m."""
         added = 1000 if float(baseline) >= 4 else 0
         assets = {}
         for band in (*BANDS, "SCL"):

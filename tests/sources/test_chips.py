@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import rasterio
 
-from tests.sources import ground as truth
 from terramind_plugin.cli import main
 from terramind_plugin.sources.rules import ESRI_TO_LULC
+from tests.sources import ground as truth
 
 
 def read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, str]]:
@@ -73,7 +73,7 @@ def test_tags_say_where_pixels_come_from(chips: Path, table: pd.DataFrame):
 def test_splits_are_lists_of_all_chips(chips: Path, table: pd.DataFrame):
     lists = {path.stem: path.read_text().split() for path in (chips / "splits").glob("*.txt")}
     assert sorted(lists) == ["test", "train", "val"]
-    assert sorted(sum(lists.values(), [])) == sorted(table["id"])
+    assert sorted(name for names in lists.values() for name in names) == sorted(table["id"])
     assert all(lists.values())
 
 
