@@ -14,6 +14,7 @@ from terramind_plugin.sources import engine
 from terramind_plugin.sources.block import DONE, make_block, read_record
 from terramind_plugin.sources.choice import BlockTask, ChipRecord, ChipSettings, chip_ids
 from terramind_plugin.sources.grids import (
+    GROUP,
     Place,
     outlines,
 )
@@ -26,13 +27,13 @@ from terramind_plugin.sources.plan import (
     write_plan,
 )
 from terramind_plugin.sources.request import ChipRequest, PlaceLabels, be, check_request, find_places
-from terramind_plugin.sources.splits import assign_splits, find_leaks, merge_groups
+from terramind_plugin.sources.splits import assign_splits, find_leaks, group_places, merge_groups
 from terramind_plugin.sources.volume import Volume, estimate
 
 PARAMETERS = "chips.json"
 """File that records what the chips in a folder were made with."""
-FEWEST = 3
-"""Smallest number of groups of chips that three splits need."""
+FEWEST = 6
+"""Number of groups of chips below which smaller groups are made, so that each split gets some."""
 
 
 def plan_chips(request: ChipRequest, say: Callable[[str], None] = lambda text: None) -> SourcePlan:
@@ -92,8 +93,11 @@ def _split(request: ChipRequest, places: Sequence[Place], labels: PlaceLabels | 
     free = request.points is not None or any(place.label for place in places)
     if free:  # no place is left out, so those on the same ground go together
         groups = merge_groups(groups, shapes)
-    if len(set(groups)) < 2 * FEWEST:
-        groups = [place.id for place in places] if not free else merge_groups([one.id for one in places], shapes)
+    for side in range(GROUP - 1, 0, -1):
+        if len(set(groups)) >= FEWEST:
+            break
+        groups = group_places(places, side)
+        groups = merge_groups(groups, shapes) if free else groups
     found = assign_splits(groups, labels.classes if labels is not None else None)
     splits = [found[group] for group in groups]
     return splits, set() if free else find_leaks(splits, shapes)

@@ -80,6 +80,11 @@ class Catalogue:
             return None
         return {str(item.get("collection") or "") for item in self._items} - {""}
 
+    def days(self, collection: str) -> set[str]:
+        """Return the dates of a collection's items; none for an API, which would have to be asked for all of them."""
+        found = (item for item in self._items or [] if item.get("collection") == collection)
+        return {str((item.get("properties") or {}).get("datetime") or "")[:10] for item in found} - {""}
+
     def items(self, collection: str, area: Any, dates: DateRange | None) -> Iterator[dict[str, Any]]:
         """Yield the items of a collection whose extent touches that of an area, each once.
 
@@ -381,6 +386,9 @@ def _explain_nothing(
         )
     others = rules[1:]
     advice = "" if modality in STATIC else " Widen --date, or move the area."
+    known = sorted(catalogue.days(rules[0].collection))
+    if known and modality not in STATIC:
+        advice = f" It has scenes from {known[0]} to {known[-1]}.{advice}"
     if catalogue.collections is None and others:
         advice += f" Other collections: --collection {modality}={others[0].collection}."
     return f"{catalogue.address} has no scene of {modality} ({names}) in the area{when}.{advice}"

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from terramind_plugin.sources.grids import Place
+
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 """Share of the groups of each split."""
 OVERLAP = 0.005
@@ -76,6 +78,15 @@ def fill_splits(found: dict[str, str], order: Sequence[str]) -> None:
         sizes = {one: [name for name in order if found[name] == one] for one in SHARES}
         largest = max(sizes, key=lambda one: len(sizes[one]))
         found[sizes[largest][-1 if split != "train" else 0]] = split
+
+
+def group_places(places: Sequence[Place], side: int) -> list[str]:
+    """Return the group of each chip where a group has `side` times `side` chips."""
+    return [
+        f"{place.crs}_{place.left // (side * place.width * place.pixel_width):.0f}"
+        f"_{-place.top // (side * place.height * place.pixel_height):.0f}"
+        for place in places
+    ]
 
 
 def merge_groups(groups: Sequence[str], outlines: Any) -> list[str]:

@@ -29,7 +29,7 @@ from terramind_plugin.sources.reading import read_mask, window_in
 from terramind_plugin.sources.rules import MASK
 from terramind_plugin.sources.scenes import Scene
 
-HEADER = 32768
+HEADER = 16384
 """Bytes that are read when a file is opened, see GDAL_INGESTED_BYTES_AT_OPEN."""
 RUN = 4
 """Neighbouring blocks that are sampled together: they share file blocks."""

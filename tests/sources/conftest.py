@@ -11,7 +11,7 @@ from pyproj import Transformer
 from tests.sources.ground import HOME, Ground, aoi
 
 LEFT, TOP = 599040, 5299200
-"""Corner of a block of chips of 256 pixels in UTM zone 32."""
+"""Corner of a block of chips of 128 pixels in UTM zone 32."""
 
 
 def snapped(left: float, top: float, crs: str) -> tuple[float, float]:
@@ -25,21 +25,21 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     """Return a catalogue with two dates, baselines, zones and orbits, a cloud, and tiles of height and land cover."""
     made = Ground(tmp_path_factory.mktemp("ground"))
     made.s2(
-        "S2B_MSIL2A_20230612T102609_R108_T32TPT_20230612T150000", "2023-06-12T10:26:09Z", LEFT - 160, TOP + 160, 1100
+        "S2B_MSIL2A_20230612T102609_R108_T32TPT_20230612T150000", "2023-06-12T10:26:09Z", LEFT - 160, TOP + 160, 560
     )
     made.s2("S2B_MSIL2A_20230617T102609_R108_T32TPT_20230617T150000", "2023-06-17T10:26:09Z",
-            LEFT - 160, TOP + 160, 1100, baseline="03.01", cloud=(0, 402, 0, 1100))  # fmt: skip
+            LEFT - 160, TOP + 160, 560, baseline="03.01", cloud=(0, 210, 0, 560))  # fmt: skip
     made.s2("S2B_MSIL2A_20230612T102609_R108_T33TUN_20230612T150000", "2023-06-12T10:26:20Z",
-            *snapped(LEFT - 2000, TOP + 3000, "EPSG:32633"), 1600, crs="EPSG:32633")  # fmt: skip
-    made.s1("S1A_rtc_15", "2023-06-11T05:26:09Z", LEFT - 1000, TOP + 1000, 1400, orbit=15)
-    made.s1("S1A_rtc_88", "2023-06-13T17:26:09Z", LEFT - 1000, TOP + 1000, 1400, orbit=88, gap=300)
-    for east in (10.2, 10.3, 10.4):
-        for north in (47.6, 47.7, 47.8):
+            *snapped(LEFT - 1000, TOP + 1500, "EPSG:32633"), 800, crs="EPSG:32633")  # fmt: skip
+    made.s1("S1A_rtc_15", "2023-06-11T05:26:09Z", LEFT - 600, TOP + 600, 700, orbit=15)
+    made.s1("S1A_rtc_88", "2023-06-13T17:26:09Z", LEFT - 600, TOP + 600, 700, orbit=88, gap=180)
+    for east in (10.3, 10.4):
+        for north in (47.7, 47.8):
             made.dem(east, north)
-    made.lulc("32T_2022", 2022, LEFT - 1000, TOP + 1000, 1400)
-    made.lulc("32T_2023", 2023, LEFT - 1000, TOP + 1000, 1400)
+    made.lulc("32T_2022", 2022, LEFT - 600, TOP + 600, 700)
+    made.lulc("32T_2023", 2023, LEFT - 600, TOP + 600, 700)
     made.save()
-    aoi(made.root / "aoi.geojson", HOME, (LEFT + 100, TOP - 10140, LEFT + 10140, TOP - 100))
+    aoi(made.root / "aoi.geojson", HOME, (LEFT + 100, TOP - 5020, LEFT + 5020, TOP - 100))
     return made
 
 
@@ -49,7 +49,7 @@ def words(ground: Ground) -> list[str]:
     return [
         "chips", "--stac", str(ground.root / "catalog.json"), "--catalogue", "planetary_computer",
         "--aoi", str(ground.root / "aoi.geojson"), "--date", "2023-05-01/2023-09-30",
-        "--modalities", "S2L2A,S1RTC,DEM,LULC",
+        "--modalities", "S2L2A,S1RTC,DEM,LULC", "--size", "128",
     ]  # fmt: skip
 
 

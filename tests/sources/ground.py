@@ -56,7 +56,7 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     profile = {"driver": "GTiff", "count": 1, "height": values.shape[0], "width": values.shape[1],
                "dtype": values.dtype.name, "crs": crs, "transform": transform, "nodata": nodata,
-               "compress": "deflate", "tiled": True,
+               "compress": "deflate", "zlevel": 1, "tiled": True,
                "blockxsize": block, "blockysize": block}  # fmt: skip
     with rasterio.open(path, "w", **profile) as file:
         file.write(values, 1)

@@ -55,8 +55,8 @@ def test_values_are_those_of_the_ground(chips: Path, table: pd.DataFrame):
 def test_the_clearest_date_counts_and_a_tie_goes_to_the_nearest(chips: Path, table: pd.DataFrame):
     rows = table["id"].str.rsplit("_", n=1).str[1].astype(int)
     # The upper two rows of chips are cloudy on the date that is nearer to the middle of the range.
-    assert set(table["date"][rows >= 2069].str[:10]) == {"2023-06-12"}
-    assert set(table["date"][rows < 2069].str[:10]) == {"2023-06-17"}
+    assert set(table["date"][rows >= 4139].str[:10]) == {"2023-06-12"}
+    assert set(table["date"][rows < 4139].str[:10]) == {"2023-06-17"}
 
 
 def test_tags_say_where_pixels_come_from(chips: Path, table: pd.DataFrame):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,8 @@ class Summary:
     """An infinite value, or one far from 0."""
     tagged: bool = False
     """True if the file has a nodata value."""
+    harmonised: bool = False
+    """True if a tag says that the offset of newer Sentinel-2 products was removed, or never there."""
 
 
 @dataclass
@@ -142,6 +144,7 @@ def _summary(job: tuple[ImagePlan, Path]) -> Summary | str:
             if path.stat().st_size <= WHOLE:
                 check_checksums(path, raster)
             nodata = any(value is not None for value in raster.nodatavals)
+            harmonised = "offset_removed" in raster.tags()
             try:
                 order = order_of(image, path, raster.descriptions)
             except DataError:
@@ -150,7 +153,7 @@ def _summary(job: tuple[ImagePlan, Path]) -> Summary | str:
         return one_line(error)
     # Damaged files hold numbers that float32 has not.
     with np.errstate(invalid="ignore", over="ignore"):
-        return _summarise(image, path, pixels, order, nodata)
+        return replace(_summarise(image, path, pixels, order, nodata), harmonised=harmonised)
 
 
 def _summarise(image: ImagePlan, path: Path, pixels: Pixels, order: list[int] | None, tagged: bool) -> Summary:

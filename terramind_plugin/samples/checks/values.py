@@ -200,8 +200,11 @@ def has_offset(image: ImagePlan, summary: Summary) -> bool | None:
     """Return whether a Sentinel-2 file has the offset; None if that cannot be seen.
 
     The cirrus band is nearly black in an image without clouds. Other images have some dark pixels; with the offset
-    several bands end in a wall just above it, while bright ground brightens with wavelength.
+    several bands end in a wall just above it, while bright ground brightens with wavelength. Files that `terramind
+    chips` has written say in a tag that the offset was removed.
     """
+    if summary.harmonised:
+        return False
     in_file = summary.low - (image.offset or 0.0) * image.scale
     low = in_file[np.isfinite(in_file)]
     if not low.size or low.min() < 0.85 * OFFSET:
