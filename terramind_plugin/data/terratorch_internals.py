@@ -8,6 +8,7 @@ from terratorch.cli_tools import CustomWriter, MyLightningCLI, MyTrainer, Studio
 from terratorch.datamodules.generic_multimodal_data_module import collate_samples
 from terratorch.datasets.utils import generate_bands_intervals
 from terratorch.models.backbones.terramind.tokenizer import tokenizer_register
+from terratorch.models.utils import TemporalWrapper
 from terratorch.tasks.base_task import TerraTorchTask
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "MyLightningCLI",
     "MyTrainer",
     "StudioDeploySaveConfigCallback",
+    "TemporalWrapper",
     "TerraTorchTask",
     "collate_samples",
     "generate_bands_intervals",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
+from functools import wraps
 from typing import Any
 
 from terratorch.registry import (
@@ -123,13 +124,27 @@ def _lazily(name: str, module: str, function: str, *leading: Any) -> Callable[..
     return build
 
 
+def _in_series(build: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a builder of backbones that first prepares TerraTorch's wrapper for time series.
+
+    The wrapper cannot be prepared when names are registered: TerraTorch is still being imported then.
+    """
+
+    @wraps(build)
+    def prepared(*args: Any, **kwargs: Any) -> Any:
+        importlib.import_module("terramind_plugin.integration.temporal").install()
+        return build(*args, **kwargs)
+
+    return prepared
+
+
 def register() -> None:
     """Add all names of this package to TerraTorch's registries; a second call changes nothing."""
     backbones = _source(BACKBONE_REGISTRY, TERRATORCH_BACKBONE_REGISTRY)
     for variant in VARIANTS:
-        backbones.add(variant, _lazily(variant, "builders", "build_backbone", variant))
+        backbones.add(variant, _in_series(_lazily(variant, "builders", "build_backbone", variant)))
         tim = f"{variant}_tim"
-        backbones.add(tim, _lazily(tim, "builders", "build_tim", variant))
+        backbones.add(tim, _in_series(_lazily(tim, "builders", "build_tim", variant)))
     necks = _source(NECK_REGISTRY, TERRATORCH_NECK_REGISTRY)
     necks.add("terramind_pyramid", _lazily("terramind_pyramid", "integration.necks", "TokenPyramid"))
     decoders = _source(DECODER_REGISTRY, TERRATORCH_DECODER_REGISTRY)

@@ -121,3 +121,16 @@ def test_sources_of_models_can_be_added():
     assert models.build("theirs_b") == "b"
     assert models.build("b") == "b"
     assert registry.Registry(a=len)._registry == {"a": len}, "PluginRegistry keeps its builders in _registry"
+
+
+def test_the_wrapper_for_series_pools_by_its_methods():
+    """integration/temporal.py replaces __init__ and forward, and pools by the other methods."""
+    wrapper = internals.TemporalWrapper(torch.nn.Conv2d(1, 2, 1), pooling="diff", subset_lengths=[1, 2])
+    assert (wrapper.pooling, wrapper.subset_lengths, wrapper.features_permute_op) == ("diff", [1, 2], None)
+    assert wrapper.reverse_permute_op is None
+    tokens = torch.randn(6, 4, 8)
+    stacked = wrapper.reshape_5d(wrapper.permute_op(tokens, None), 2, 3)
+    assert stacked.shape == (2, 3, 8, 4, 1)
+    pooled = wrapper.vit_postprocess(wrapper.pool_temporal(stacked, "diff", [1, 2]))
+    first, later = tokens.unflatten(0, (2, 3))[:, 0], tokens.unflatten(0, (2, 3))[:, 1:].mean(dim=1)
+    assert torch.allclose(pooled, first - later, atol=1e-6)
