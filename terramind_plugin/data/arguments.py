@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from terramind_plugin.data.dates import ROOTS, count_listed, spread_entries, spread_names
 from terramind_plugin.data.terratorch_internals import generate_bands_intervals
 from terramind_plugin.data.transforms import build_transforms
 from terramind_plugin.errors import ConfigError, suggest
@@ -32,6 +33,8 @@ class Settled:
     """Mean of each band, by modality."""
     stds: dict[str, list[float]]
     """Standard deviation of each band, by modality."""
+    counts: dict[str, int]
+    """Number of dates with files of their own, by modality."""
     stand_ins: tuple[str, ...]
     """Names of the arguments that TerraTorch requires although nobody gave them."""
 
@@ -64,20 +67,33 @@ def settle(
     for key, mapping in (("means", means), ("stds", stds), ("offsets", offsets)):
         check_names(key, mapping, modalities)
     arguments = {**kwargs, **match_bands(kwargs)}
+    temporal = bool(kwargs.get("expand_temporal_dimension"))
     for stage in STAGES[:3]:
-        arguments[f"{stage}_transform"] = build_transforms(kwargs.get(f"{stage}_transform"), modalities)
-    if isinstance(kwargs.get("image_grep"), Mapping):
-        arguments["image_grep"] = dict(kwargs["image_grep"])  # TerraTorch writes into it
+        given = kwargs.get(f"{stage}_transform")
+        arguments[f"{stage}_transform"] = build_transforms(given, modalities, temporal=temporal)
     images = kwargs.get("image_modalities") or modalities
     bands = {name: bands_read(name, arguments) for name in images}
     band_means, band_stds = settle_statistics(images, bands, means, stds)
     if kwargs.get("rgb_indices") is None and kwargs.get("rgb_modality") is None:
         arguments["rgb_indices"] = {images[0]: find_rgb(images[0], bands[images[0]])}
-    check_missing_options(arguments, allow_missing, bool(kwargs.get("expand_temporal_dimension")))
-    for key in ("data_root", *(f"{stage}_data_root" for stage in STAGES)):
+    check_missing_options(arguments, allow_missing)
+    for key in ROOTS:
         arguments[key] = read_roots(key, kwargs.get(key), modalities, allow_missing)
-    stand_ins = make_stand_ins(arguments, modalities)
-    return Settled({**arguments, **stand_ins}, bands, band_means, band_stds, tuple(stand_ins))
+    counts = count_listed(kwargs, modalities, temporal)
+    arguments |= _spread(arguments, counts)
+    stand_ins = make_stand_ins(arguments, spread_names(modalities, counts))
+    return Settled({**arguments, **stand_ins}, bands, band_means, band_stds, counts, tuple(stand_ins))
+
+
+def _spread(arguments: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, Any]:
+    """Return arguments with entries for the files of each date; also copies of those that TerraTorch writes into."""
+    listed = (*ROOTS, "image_grep")
+    shared = {*BY_MODALITY, "predict_dataset_bands", "predict_output_bands"} - {*listed}
+    found = {key: spread_entries(arguments.get(key), counts, listed=True) for key in listed}
+    found |= {key: spread_entries(arguments[key], counts) for key in sorted(shared) if key in arguments}
+    if arguments.get("image_modalities"):
+        found["image_modalities"] = spread_names(arguments["image_modalities"], counts)
+    return found
 
 
 def check_names(argument: str, mapping: Any, modalities: Sequence[str]) -> None:
@@ -193,23 +209,14 @@ def make_stand_ins(kwargs: Mapping[str, Any], modalities: Sequence[str]) -> dict
     return stand_ins
 
 
-def check_missing_options(kwargs: Mapping[str, Any], allow_missing: bool, temporal: bool) -> None:
+def check_missing_options(kwargs: Mapping[str, Any], allow_missing: bool) -> None:
     """Raise if options contradict each other.
 
     Raises:
         ConfigError: Two options contradict each other; the message names them.
     """
-    if allow_missing and temporal:
-        raise ConfigError(
-            "allow_missing_modalities does not work with expand_temporal_dimension: TerraTorch's temporal wrapper "
-            "does not pass the mask on to the backbone. Set one of them to false."
-        )
     if allow_missing and kwargs.get("concat_bands"):
         raise ConfigError("allow_missing_modalities does not work with concat_bands. Set one of them to false.")
-    if temporal and not kwargs.get("dataset_bands"):
-        raise ConfigError(
-            "expand_temporal_dimension needs dataset_bands: the bands of one date, e.g. {S2L2A: [BLUE, GREEN, RED]}."
-        )
 
 
 def settle_statistics(

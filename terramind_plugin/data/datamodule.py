@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from tqdm import tqdm
 
 from terramind_plugin.cache.callback import CacheLog, find_caches
 from terramind_plugin.data.arguments import settle
-from terramind_plugin.data.dataset import CHECKED, ReadingPlan, UnlabelledSamples
+from terramind_plugin.data.dataset import CHECKED, UnlabelledSamples
+from terramind_plugin.data.dates import ROOTS, dates_taken, find_by_band, spread_entries, spread_names
 from terramind_plugin.data.guard import guard
 from terramind_plugin.data.loading import ModalityBatches, Repeated, check_sizes, collate
+from terramind_plugin.data.reading import ReadingPlan
 from terramind_plugin.data.terratorch_internals import collate_samples
 from terramind_plugin.data.writer import take_over
 from terramind_plugin.errors import ConfigError, DataError
@@ -41,6 +44,10 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
     DDP; a split file that does not match the data, a file of another size or a label out of range stops the run with
     the file's name.
 
+    With `expand_temporal_dimension: true` images are series [bands, dates, H, W]. A file holds all dates of its
+    modality, one after the other; or `data_root` or `image_grep` of a modality lists an entry for each date, in the
+    order of time, e.g. {S2L2A: [before, after]}. A modality with one date is repeated for each date of the others.
+
     Args:
         batch_size: Samples in a batch, per process.
         modalities: Names of the modality table, or others whose means and stds are given.
@@ -56,6 +63,14 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
         train_repeats: Number of times that an epoch shows each training sample, augmented anew each time.
         check_stackability: Compare the sizes of all files when a loader is made, unless a transform changes them.
         check_values: Check the values of a few samples when training starts, and log the findings.
+        temporal_channel_major: Files of a series hold all dates of a band together, not all bands of a date; or a list
+            of the modalities for which this is so.
+        data_root: Folder of each modality, or its folders in the order of time, where splits share folders.
+        train_data_root: As `data_root`, for training.
+        val_data_root: As `data_root`, for validation.
+        test_data_root: As `data_root`, for the test.
+        predict_data_root: As `data_root`, for prediction.
+        image_grep: Pattern of the file names of each modality, or its patterns in the order of time.
         kwargs: Further arguments of GenericMultiModalDataModule.
 
     Raises:
@@ -65,6 +80,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
     dataset_class: Any
     collate_fn: Any
     class_names: list[str] | None
+    aug: Any
 
     def __init__(
         self,
@@ -80,19 +96,31 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
         train_repeats: int = 1,
         check_stackability: bool = True,
         check_values: bool = True,
+        temporal_channel_major: bool | list[str] = False,
+        data_root: dict[str, Any] | str | None = None,
+        train_data_root: dict[str, Any] | str | None = None,
+        val_data_root: dict[str, Any] | str | None = None,
+        test_data_root: dict[str, Any] | str | None = None,
+        predict_data_root: dict[str, Any] | str | None = None,
+        image_grep: dict[str, Any] | str | None = None,
         **kwargs: Any,
     ) -> None:
         if train_repeats < 1:
             raise ConfigError(f"train_repeats must be at least 1, got {train_repeats}.")
+        folders = (data_root, train_data_root, val_data_root, test_data_root, predict_data_root)
+        kwargs |= {**dict(zip(ROOTS, folders, strict=True)), "image_grep": image_grep}
         settled = settle(modalities, means, stds, offsets, allow_missing_modalities, kwargs)
+        self.counts = settled.counts
+        self.temporal = bool(kwargs.get("expand_temporal_dimension"))
+        self.by_band = find_by_band(temporal_channel_major, modalities, self.temporal)
         kwargs.update(settled.arguments)  # jsonargparse finds the arguments of the parent by **kwargs below
         self.offsets = {name: float(value) for name, value in (offsets or {}).items()}
         self.bands_read, self.band_means, self.band_stds = settled.bands, settled.means, settled.stds
         super().__init__(
             batch_size=batch_size,
-            modalities=list(modalities),
-            means={**(means or {}), **self.band_means},
-            stds={**(stds or {}), **self.band_stds},
+            modalities=spread_names(modalities, self.counts),
+            means=spread_entries({**(means or {}), **self.band_means}, self.counts),
+            stds=spread_entries({**(stds or {}), **self.band_stds}, self.counts),
             no_data_replace=no_data_replace,
             check_stackability=False,
             **kwargs,
@@ -102,13 +130,16 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
             setattr(self, f"{split}_root", {name: root for name, root in roots.items() if root is not None} or None)
         for name in settled.stand_ins:
             setattr(self, name if "label" in name else name.replace("_data_root", "_root"), None)
+        self.modalities = list(modalities)
+        if self.concat_bands and max(self.counts.values()) > 1:
+            numbers = [list(chain(*named.values())) for named in (self.band_means, self.band_stds)]
+            self.aug = type(self.aug)(*numbers)
         # Kept from the parent, which would set the batch size to 1.
         self.allow_missing_modalities = allow_missing_modalities
         self.ignore_empty_pixels = ignore_empty_pixels
         self.train_repeats = train_repeats
         self.compare_sizes = check_stackability
         self.check_values = check_values
-        self.temporal = bool(kwargs.get("expand_temporal_dimension"))
         self.task = kwargs.get("task")
         self.keep_missing_pixels = False
         self.predict_split = predict_split
@@ -149,16 +180,20 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
         names = class_names_of(self._task(), None)
         compare_class_names(self.class_names, names, ("data.init_args", "model.init_args"))
         plan = ReadingPlan(
-            means=self.band_means,
+            means=spread_entries(self.band_means, self.counts),
             fill_with_mean=self.no_data_replace is None,
             temporal=self.temporal,
+            by_band=frozenset(spread_names(sorted(self.by_band), self.counts)),
+            counts=self.counts,
+            taken=dates_taken(self._task()),
+            concat_bands=self.concat_bands,
             keep_missing_pixels=self.keep_missing_pixels,
             num_classes=self.num_classes,
             table=self._label_plan(),
             label_ids=self._label_ids() if stage != "predict" else None,
             empty_label=self._empty_label() if self.ignore_empty_pixels and stage != "predict" else None,
             constant_scale=self.constant_scale or {},
-            offsets=self.offsets,
+            offsets=spread_entries(self.offsets, self.counts),
         )
         make = partial(self.samples_class, plan=plan)
         self.dataset_class = partial(make, split=self.predict_split) if stage == "predict" else make

@@ -6,7 +6,6 @@ import logging
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,9 @@ from terratorch.datasets import (
 )
 from torch import Tensor
 
+from terramind_plugin.data.dates import by_date, has_data, join_dates, repeat_single, spread_names
 from terramind_plugin.data.loading import Pick
-from terramind_plugin.data.reading import FAR_VALUES, by_name, without_odd
+from terramind_plugin.data.reading import FAR_VALUES, ReadingPlan, by_name, without_odd
 from terramind_plugin.data.terratorch_internals import generate_bands_intervals
 from terramind_plugin.errors import DataError
 from terramind_plugin.raster.bands import check_one_band
@@ -32,34 +32,9 @@ from terramind_plugin.raster.complete import GDAL_ERRORS
 from terramind_plugin.raster.missing import FAR
 from terramind_plugin.raster.paths import is_geotiff
 from terramind_plugin.samples.layout import LABEL, TABLES, Layout, read_split
-from terramind_plugin.samples.tables import LabelPlan, LabelTable
+from terramind_plugin.samples.tables import LabelTable
 
 logger = logging.getLogger("terramind_plugin")
-
-
-@dataclass(frozen=True)
-class ReadingPlan:
-    """Arguments of a data set beyond TerraTorch's own."""
-
-    means: Mapping[str, Sequence[float]]
-    """Mean of each of the model's bands, by modality, after `constant_scale`."""
-    fill_with_mean: bool
-    """True if pixels without data take their band's mean."""
-    temporal: bool
-    """True if files hold several dates one after the other, and samples become [bands, dates, H, W]."""
-    keep_missing_pixels: bool = False
-    """True if NaN stays NaN, for statistics."""
-    num_classes: int | None = None
-    """Number of classes, if there are classes."""
-    table: LabelPlan = field(default_factory=LabelPlan)
-    """Requirements on a table of labels."""
-    label_ids: tuple[int, ...] | None = None
-    """Class ids that a label may hold; None to accept all."""
-    empty_label: int | None = None
-    """Label of pixels without data in any modality; None for the label of the file."""
-    constant_scale: Mapping[str, float] = field(default_factory=dict)
-    offsets: Mapping[str, float] = field(default_factory=dict)
-    """Number that is added to the values of files before `constant_scale`, by modality."""
 
 
 class CheckedSamples(GenericMultimodalDataset):  # type: ignore[misc]
@@ -94,8 +69,9 @@ class CheckedSamples(GenericMultimodalDataset):  # type: ignore[misc]
         _check_roots(roots, labels)
         self.expected = list(kwargs.get("image_modalities") or roots)
         kwargs["image_modalities"] = [name for name in self.expected if name in roots]
-        # Dates are taken apart here: TerraTorch's own way needs bands to be selected and mixes up the axes.
-        kwargs["expand_temporal_dimension"] = False
+        if plan.temporal:
+            # Dates are taken apart here: TerraTorch's own way needs bands to be selected and mixes up the axes.
+            kwargs |= {"expand_temporal_dimension": False, "concat_bands": False}
         layout = Layout(
             {**roots, **({} if labels is None else {LABEL: labels})},
             {**(kwargs.get("image_grep") or dict.fromkeys(roots, "*")), LABEL: kwargs.get("label_grep") or "*"},
@@ -132,8 +108,9 @@ class CheckedSamples(GenericMultimodalDataset):  # type: ignore[misc]
         first = self.modalities[0]
         if split is None and not self.allow_missing and first in layout.folders:
             _report_left_out(len(layout.found()), len(self.samples), roots[first])
-        self._selection = _select(self.dataset_bands, self.output_bands) if plan.temporal else {}
+        self._selection = {}
         if plan.temporal:
+            self._selection = {name: self._select(name) for name in self.image_modalities}
             self.filter_indices = {}
 
     def _mend_transform(self, *, labelled: bool) -> None:
@@ -154,7 +131,8 @@ class CheckedSamples(GenericMultimodalDataset):  # type: ignore[misc]
         """Return one sample: 'image' by modality, 'mask' or 'label', 'filename', and 'modality_mask' if configured.
 
         Images are float32 [bands, H, W], or [bands, dates, H, W]. A modality that the sample lacks is all NaN and
-        False in 'modality_mask'; 'filename' then repeats another file of the sample.
+        False in 'modality_mask', a series at the dates that it lacks; 'filename' then repeats another file of the
+        sample.
         """
         self._seed_transforms()
         self._empty = []
@@ -164,19 +142,27 @@ class CheckedSamples(GenericMultimodalDataset):  # type: ignore[misc]
         if not isinstance(sample["image"], dict):
             return sample
         if self.plan.temporal:
-            for name, bands in self._selection.items():
+            for name, (_, selected) in self._selection.items():
                 if name in sample["image"]:
-                    sample["image"][name] = rearrange(sample["image"][name], "(t c) h w -> c t h w", c=len(bands))
-            _check_dates(sample)
+                    sample["image"][name] = rearrange(sample["image"][name], "(t c) h w -> c t h w", c=len(selected))
         if self.allow_missing:
-            self._mark_missing(sample)
+            self._add_missing(sample)
+        if self.plan.temporal:
+            images = join_dates(sample["image"], self.plan.counts)
+            sample["image"] = repeat_single(images, sample["filename"], self.plan.taken)
+        if self.allow_missing:
+            named = {name: sample["image"][name] for name in self.expected if name in sample["image"]}
+            sample["modality_mask"] = {name: has_data(image, dated=self.plan.temporal) for name, image in named.items()}
+        if self.plan.temporal and self.plan.concat_bands:
+            sample["image"] = torch.cat(list(sample["image"].values()))
         return sample
 
     def _with_label(self, pick: Pick) -> Pick:
         """Return the number of a sample, with those of the drawn modalities that it has and with its label."""
         number, drawn = pick
         files = self.samples[number]
-        names = [name for name in drawn if name in files] or [name for name in self.image_modalities if name in files]
+        names = [name for name in spread_names(drawn, self.plan.counts) if name in files]
+        names = names or [name for name in self.image_modalities if name in files]
         return number, [*names, *(["mask"] if "mask" in files else [])]
 
     def _seed_transforms(self) -> None:
@@ -204,18 +190,19 @@ class CheckedSamples(GenericMultimodalDataset):  # type: ignore[misc]
             )
         return label[0].long()
 
-    def _mark_missing(self, sample: dict[str, Any]) -> None:
+    def _add_missing(self, sample: dict[str, Any]) -> None:
+        """Add an image of NaN, and the name of another file, for each file that the sample lacks."""
         images = sample["image"]
         some = next(images[name] for name in self.expected if name in images)
         files = sample["filename"]
         a_file = next(files[name] for name in self.expected if name in files)
+        dates = [1] if self.plan.temporal else []
         for name in self.expected:
             if name not in images:
-                images[name] = torch.full((len(self.plan.means[name]), *some.shape[1:]), torch.nan)
+                images[name] = torch.full((len(self.plan.means[name]), *dates, *some.shape[-2:]), torch.nan)
         order = [*self.expected, *self.non_image_modalities]
         sample["image"] = {name: images[name] for name in order if name in images}
         sample["filename"] = {name: files.get(name, a_file) for name in [*self.expected, *files]}
-        sample["modality_mask"] = {name: torch.tensor(not bool(images[name].isnan().all())) for name in self.expected}
 
     def _load_file(self, path: Any, nan_replace: float | None = None, modality: str | None = None) -> NDArray[Any]:
         is_image = modality in self.image_modalities
@@ -248,7 +235,16 @@ class CheckedSamples(GenericMultimodalDataset):  # type: ignore[misc]
             return data
         if any(names):
             bands = (self.dataset_bands or {}).get(name)
-            data = by_name(path, data, names, name, bands, len(self.plan.means.get(name, ())), dates=self.plan.temporal)
+            data = by_name(
+                path,
+                data,
+                names,
+                name,
+                bands,
+                len(self.plan.means.get(name, ())),
+                dates=self.plan.temporal,
+                by_band=name in self.plan.by_band,
+            )
         return self._fill(path, self._select_bands(path, data, name), name)
 
     def _is_a_class(self, path: Any, nodata: float | None) -> bool:
@@ -266,13 +262,9 @@ class CheckedSamples(GenericMultimodalDataset):  # type: ignore[misc]
     def _select_bands(self, path: Any, data: NDArray[Any], modality: str) -> NDArray[Any]:
         """Return the bands that are read, [bands, H, W] or, with dates, [dates * bands, H, W]."""
         if modality in self._selection:
-            count = len(self.dataset_bands[modality])
-            if data.shape[0] % count:
-                raise DataError(
-                    f"{path} has {data.shape[0]} bands, no multiple of the {count} dataset_bands of {modality}."
-                )
-            by_date = rearrange(data, "(t c) h w -> t c h w", c=count)[:, self._selection[modality]]
-            return rearrange(by_date, "t c h w -> (t c) h w")
+            count, selected = self._selection[modality]
+            dated = by_date(path, data, count, modality, by_band=modality in self.plan.by_band)
+            return rearrange(dated[:, selected], "t c h w -> (t c) h w")
         expected = len(self.plan.means.get(modality, ())) or data.shape[0]
         if modality in self.filter_indices:
             expected = len(self.dataset_bands[modality])
@@ -284,17 +276,31 @@ class CheckedSamples(GenericMultimodalDataset):  # type: ignore[misc]
             )
         return data
 
+    def _select(self, modality: str) -> tuple[int, list[int]]:
+        """Return the number of bands of one date in the files, and the positions among them of the model's bands."""
+        stored = (self.dataset_bands or {}).get(modality)
+        if stored is None:
+            count = len(self.plan.means[modality])
+            return count, list(range(count))
+        wanted = generate_bands_intervals(self.output_bands.get(modality, stored))
+        return len(stored), [stored.index(band) for band in wanted]
+
     def _fill(self, path: Any, data: NDArray[Any], modality: str) -> NDArray[Any]:
-        """Return the image without NaN, except one that is all NaN where modalities may be missing."""
+        """Return the image without NaN, except images or dates that are all NaN where modalities may be missing."""
         empty = np.isnan(data)
         if self.plan.empty_label is not None:
             self._empty.append(empty.all(axis=0))
         if self.plan.keep_missing_pixels or not empty.any():
             return data
-        if empty.all():
-            if self.allow_missing:
-                return data
-            self._warn_once(f"{path}: no pixel of {modality} has data; it takes the fill value")
+        dates = len(data) // len(self._selection[modality][1]) if modality in self._selection else 1
+        lost = empty.reshape(dates, -1).all(axis=1)
+        if lost.all() and self.allow_missing:
+            return data
+        if lost.any() and self.allow_missing:
+            empty &= ~np.repeat(lost, len(data) // dates)[:, None, None]
+        elif lost.any():
+            which = "" if dates == 1 else f" of date {int(lost.argmax()) + 1}"
+            self._warn_once(f"{path}: no pixel{which} of {modality} has data; it takes the fill value")
         if not self.plan.fill_with_mean:
             if self.no_data_replace is not None:
                 data[empty] = self.no_data_replace
@@ -343,17 +349,6 @@ def _report_left_out(listed: int, kept: int, root: str) -> None:
         logger.warning("%d of %d files in %s are left out: they have no counterpart in the other folders.", *counts)
 
 
-def _check_dates(sample: Mapping[str, Any]) -> None:
-    """Raise a DataError if the modalities of a sample have different numbers of dates."""
-    dates = {name: image.shape[1] for name, image in sample["image"].items() if image.ndim == 4}
-    if len(set(dates.values())) > 1:
-        files = ", ".join(f"{sample['filename'][name]} has {count}" for name, count in dates.items())
-        raise DataError(
-            f"The modalities of a sample have different numbers of dates: {files}. Every modality needs as many "
-            "dates: repeat the bands of the one with fewer for each date."
-        )
-
-
 def _label_tensor(image: NDArray[Any]) -> dict[str, Tensor]:
     """Return a label as a tensor, in the form of a transform; TerraTorch leaves it out of transforms by modality."""
     return {"image": torch.from_numpy(image)}
@@ -363,15 +358,6 @@ def _check_roots(roots: Mapping[str, str], labels: Any) -> None:
     for name, root in {**roots, **({} if labels is None else {"labels": labels})}.items():
         if not os.path.exists(root):
             raise DataError(f"The folder of {name} does not exist: {root} (seen from {Path.cwd()}).")
-
-
-def _select(dataset_bands: dict[str, list[Any]] | None, output_bands: Mapping[str, list[Any]]) -> dict[str, list[int]]:
-    """Return for each modality the positions of the model's bands among the bands of one date."""
-    selection = {}
-    for name, bands in (dataset_bands or {}).items():
-        wanted = output_bands.get(name, bands)
-        selection[name] = [generate_bands_intervals(bands).index(band) for band in wanted]
-    return selection
 
 
 class SegmentationSamples(CheckedSamples, GenericMultimodalSegmentationDataset):  # type: ignore[misc]

@@ -111,7 +111,13 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     first = samples[0]
     for sample in samples[1:]:
         for name, shape, other in _shapes(first, sample):
-            if shape != other:
+            if len(shape) == 4 and shape[0] == other[0] and shape[2:] == other[2:]:
+                if shape[1] != other[1]:
+                    raise DataError(
+                        f"Samples of a batch differ in their number of dates: {_file(first, name)} has {shape[1]}, "
+                        f"{_file(sample, name)} has {other[1]}. Give every sample as many dates, or use batch_size: 1."
+                    )
+            elif shape != other:
                 turned = shape[:-2] == other[:-2] and shape[-2:] == other[:-3:-1]
                 advice = (
                     "A transform turns or transposes images that are not square: use flips, or add a crop before it."
@@ -132,10 +138,13 @@ def _shapes(first: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, lis
         images = image if isinstance(image, dict) else {"image": image}
         return {**images, **({"mask": sample["mask"]} if "mask" in sample else {})}
 
+    def is_repeated(image: Any) -> bool:
+        return isinstance(image, Tensor) and image.ndim == 4 and image.stride(1) == 0
+
     a, b = tensors(first), tensors(other)
     return [
         (name, list(a[name].shape), list(b[name].shape))
-        for name in a
+        for name in sorted(a, key=lambda name: is_repeated(a[name]))  # a file with one date is not the one to name
         if name in b and isinstance(a[name], Tensor) and isinstance(b[name], Tensor)
     ]
 

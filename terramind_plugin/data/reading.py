@@ -1,16 +1,53 @@
-"""Content of a data set's file: bands by name, missing values as NaN."""
+"""How files of a data set are read: bands by name, missing values as NaN."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from terramind_plugin.data.dates import DatesTaken
 from terramind_plugin.model.modalities import find
-from terramind_plugin.raster.bands import find_bands
+from terramind_plugin.raster.bands import check_dated_names, find_bands
 from terramind_plugin.raster.missing import is_odd, refuse_complex
+from terramind_plugin.samples.tables import LabelPlan
+
+
+@dataclass(frozen=True)
+class ReadingPlan:
+    """Arguments of a data set beyond TerraTorch's own."""
+
+    means: Mapping[str, Sequence[float]]
+    """Mean of each of the model's bands, by modality, after `constant_scale`."""
+    fill_with_mean: bool
+    """True if pixels without data take their band's mean."""
+    temporal: bool
+    """True if samples are series [bands, dates, H, W]."""
+    by_band: frozenset[str] = frozenset()
+    """Modalities whose files hold all dates of a band together, not all bands of a date."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Number of dates with files of their own, by modality."""
+    taken: DatesTaken | None = None
+    """Number of dates that the model takes; None for any."""
+    concat_bands: bool = False
+    """True if a series is one image of the bands of all modalities."""
+    keep_missing_pixels: bool = False
+    """True if NaN stays NaN, for statistics."""
+    num_classes: int | None = None
+    """Number of classes, if there are classes."""
+    table: LabelPlan = field(default_factory=LabelPlan)
+    """Requirements on a table of labels."""
+    label_ids: tuple[int, ...] | None = None
+    """Class ids that a label may hold; None to accept all."""
+    empty_label: int | None = None
+    """Label of pixels without data in any modality; None for the label of the file."""
+    constant_scale: Mapping[str, float] = field(default_factory=dict)
+    offsets: Mapping[str, float] = field(default_factory=dict)
+    """Number that is added to the values of files before `constant_scale`, by modality."""
+
 
 FAR_VALUES = (
     "%s holds values that are infinite or beyond %g; they are taken as missing. Further files of %s are not named: "
@@ -28,6 +65,7 @@ def by_name(
     count: int,
     *,
     dates: bool,
+    by_band: bool = False,
 ) -> NDArray[Any]:
     """Return an image [bands, H, W] with its bands in the order of the configuration.
 
@@ -38,19 +76,19 @@ def by_name(
         modality: Modality of the image.
         bands: Configured dataset_bands; None for the bands of the modality.
         count: Number of the model's bands.
-        dates: Whether the file holds several dates one after the other.
+        dates: Whether the file may hold several dates.
+        by_band: Whether the dates of a band follow one another, not the bands of a date.
 
     Raises:
         DataError: The file names its bands otherwise than the configuration.
     """
     stored = list(bands or ())
-    if dates:
-        for first in range(0, len(names) - len(stored) + 1, len(stored)):
-            find_bands(path, modality, names[first : first + len(stored)], stored, stored, binding=True)
-        return data
     entry = find(modality)
     if not stored and entry is not None and len(entry.bands) == count:
         stored = list(entry.band_names)
+    if dates:
+        check_dated_names(path, modality, names, stored, by_band=by_band)
+        return data
     if not stored:
         return data
     order = find_bands(path, modality, names, stored, stored if bands else (), binding=bool(bands))

@@ -13,7 +13,11 @@ TRANSFORM_MODULES = ("albumentations", "albumentations.pytorch", "terratorch.dat
 """Modules that are searched for a transform with a short class_path."""
 
 
-def build_transforms(transforms: Any, modalities: Sequence[str] = ()) -> Any:
+FLATTENING = ("FlattenTemporalIntoChannels", "UnflattenTemporalFromChannels")
+"""TerraTorch's transforms around those for images. Here dates are channels while a series is transformed."""
+
+
+def build_transforms(transforms: Any, modalities: Sequence[str] = (), *, temporal: bool = False) -> Any:
     """Return transforms with every {class_path, init_args} made into an object.
 
     TerraTorch leaves a short class_path such as ToTensorV2 to jsonargparse, which does not know it.
@@ -21,16 +25,20 @@ def build_transforms(transforms: Any, modalities: Sequence[str] = ()) -> Any:
     Args:
         transforms: A list of transforms and such mappings, a mapping from modality to such lists, or None.
         modalities: All modalities; a modality without an entry in a mapping only becomes a tensor.
+        temporal: Whether images are series, whose dates the data set takes apart after the transforms.
 
     Raises:
         ConfigError: There is no such transform, or it does not take these arguments.
     """
     if isinstance(transforms, Mapping):
         as_tensor = {name: [{"class_path": "ToTensorV2"}] for name in modalities}
-        return {name: build_transforms(entries) for name, entries in {**as_tensor, **transforms}.items()}
+        return {
+            name: build_transforms(entries, temporal=temporal) for name, entries in {**as_tensor, **transforms}.items()
+        }
     if not isinstance(transforms, list | tuple):
         return transforms
-    return [_build_transform(entry) if isinstance(entry, Mapping) else entry for entry in transforms]
+    built = [_build_transform(entry) if isinstance(entry, Mapping) else entry for entry in transforms]
+    return [entry for entry in built if not temporal or type(entry).__name__ not in FLATTENING]
 
 
 def _build_transform(entry: Mapping[str, Any]) -> Any:

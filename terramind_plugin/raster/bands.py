@@ -94,6 +94,60 @@ def find_bands(
     return [assumed.index(name) for name in asked]
 
 
+def bands_of_date(count: int, dates: int, date: int, *, by_band: bool) -> list[int]:
+    """Return the positions of the bands of one date in a file with several, from 0 on.
+
+    Args:
+        count: Number of bands of a date.
+        dates: Number of dates.
+        date: Number of the date, from 0 on.
+        by_band: Whether all dates of a band are together, not all bands of a date.
+    """
+    return [band * dates + date if by_band else date * count + band for band in range(count)]
+
+
+def check_dated_names(
+    path: str | Path, modality: str, names: Sequence[str | None], stored: Sequence[object], *, by_band: bool
+) -> None:
+    """Raise if a file of several dates names its bands in another order than it is read.
+
+    Args:
+        path: The file, for messages.
+        modality: Name of the modality.
+        names: Descriptions of the file's bands; None for a band without one.
+        stored: Names of the bands of one date in their order.
+        by_band: Whether all dates of a band are taken to be together, not all bands of a date.
+
+    Raises:
+        DataError: The descriptions contradict the order.
+    """
+    count = len(stored)
+    if not count or not any(names) or len(names) % count:
+        return
+    dates = len(names) // count
+    if dates > 1 and _names_agree(modality, names, stored, by_band=not by_band):
+        raise DataError(
+            f"{path} describes its bands as {_shown(names[: count + 1])}, ...: "
+            + (
+                f"all bands of a date are together. Remove {modality} from temporal_channel_major."
+                if by_band
+                else "all dates of a band are together. Set temporal_channel_major: true."
+            )
+        )
+    for date in range(dates):
+        group = [names[band] for band in bands_of_date(count, dates, date, by_band=by_band)]
+        find_bands(path, modality, group, stored, stored, binding=True)
+
+
+def _names_agree(modality: str, names: Sequence[str | None], stored: Sequence[object], *, by_band: bool) -> bool:
+    """Return whether all bands of a file are named, as they are in one order of bands and dates."""
+    found = [None if name is None else band_key(modality, name) for name in names]
+    wanted = [band_key(modality, name) for name in stored]
+    dates = len(names) // len(stored)
+    orders = [bands_of_date(len(stored), dates, date, by_band=by_band) for date in range(dates)]
+    return None not in wanted and len(set(wanted)) > 1 and all([found[b] for b in bands] == wanted for bands in orders)
+
+
 def check_one_band(path: object, count: int) -> None:
     """Raise a DataError if a label has several bands: TerraTorch would take the first.
 

@@ -78,11 +78,20 @@ def test_dataset_bands_alone_select_statistics(root: Path, make_module: Callable
         ),
         ({"dataset_bands": {"S1GRD": ["VV", "HH"]}}, "Unknown band 'HH' for modality S1GRD.*means and stds of S1GRD"),
         ({"allow_missing_modalities": True, "concat_bands": True}, "does not work with concat_bands"),
+        ({"temporal_channel_major": True}, "about series: set expand_temporal_dimension"),
         (
-            {"allow_missing_modalities": True, "expand_temporal_dimension": True, "dataset_bands": {"S1GRD": ["VV"]}},
-            "does not work with expand_temporal_dimension",
+            {"temporal_channel_major": ["S1GDR"], "expand_temporal_dimension": True},
+            "names 'S1GDR', modalities has S2L1C, S1GRD. Did you mean 'S1GRD'",
         ),
-        ({"expand_temporal_dimension": True}, "needs dataset_bands"),
+        ({"image_grep": {"S1GRD": ["*_a.tif", "*_b.tif"]}}, "image_grep lists 2 entries for S1GRD, one for each date"),
+        (
+            {
+                "image_grep": {"S1GRD": ["*_a.tif", "*_b.tif"]},
+                "data_root": {"S1GRD": ["a", "b", "c"], "S2L1C": "d"},
+                "expand_temporal_dimension": True,
+            },
+            "image_grep of S1GRD lists 2 dates, another argument 3: give one entry for each date",
+        ),
         ({"train_transform": [{"class_path": "ToTensorV3"}]}, "Unknown transform 'ToTensorV3'.*mean 'ToTensorV2'"),
         ({"train_transform": [{"class_path": "albumentations.D4s"}]}, "Unknown transform.*mean 'D4'"),
         ({"train_transform": [{"class_path": "albumentation.D4"}]}, "Transform albumentation.D4: No module"),

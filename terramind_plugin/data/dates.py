@@ -1,0 +1,218 @@
+"""Time series of a data set: dates of files, files of dates, and the number of dates that a model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange
+from numpy.typing import NDArray
+from torch import Tensor
+
+from terramind_plugin.data.terratorch_internals import TemporalWrapper
+from terramind_plugin.errors import ConfigError, DataError, suggest
+
+ROOTS = ("data_root", *(f"{stage}_data_root" for stage in ("train", "val", "test", "predict")))
+"""Arguments that may list a folder for each date."""
+
+
+@dataclass(frozen=True)
+class DatesTaken:
+    """Number of dates that a model takes."""
+
+    count: int
+    reason: str
+    """Part of the configuration that needs this number, e.g. 'temporal_pooling: diff'."""
+
+    @classmethod
+    def of(cls, model: Any) -> DatesTaken | None:
+        """Return what a task or model takes; None if it takes any number of dates, or no series.
+
+        Args:
+            model: A task or model with TerraTorch's wrapper for time series inside, or None.
+        """
+        modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+        wrapper = next((module for module in modules if isinstance(module, TemporalWrapper)), None)
+        if wrapper is None:
+            return None
+        if wrapper.subset_lengths is not None:
+            return cls(sum(wrapper.subset_lengths), f"temporal_subset_lengths: {list(wrapper.subset_lengths)}")
+        if wrapper.pooling == "diff":
+            return cls(2, "temporal_pooling: diff")
+        widths, own = getattr(wrapper, "out_channels", None), getattr(wrapper.encoder, "out_channels", None)
+        if wrapper.pooling != "concat" or not widths or not own:
+            return None
+        count = next(iter(widths)) // next(iter(own))
+        return cls(count, f"temporal_pooling: concat with temporal_n_timestamps: {count}")
+
+    def describe(self, found: str) -> str:
+        """Return a message about files with another number of dates."""
+        return (
+            f"{found}, expected {self.count} for {self.reason}. Give {self.count} dates, or change backbone_temporal_* "
+            "in model_args."
+        )
+
+
+def date_key(name: str, number: int) -> str:
+    """Return the key of the files of one date of a modality; that of the first date is the modality's name.
+
+    Args:
+        name: Modality.
+        number: Number of the date, from 1 on.
+    """
+    return name if number == 1 else f"{name}@{number}"
+
+
+def count_listed(kwargs: Mapping[str, Any], modalities: Sequence[str], temporal: bool) -> dict[str, int]:
+    """Return the number of dates that have files of their own, by modality; 1 where all dates are in one file.
+
+    Args:
+        kwargs: Arguments of the data module.
+        modalities: Names of the modalities.
+        temporal: Whether expand_temporal_dimension is set.
+
+    Raises:
+        ConfigError: Lists differ in length, or there are lists without expand_temporal_dimension.
+    """
+    counts = dict.fromkeys(modalities, 1)
+    for key in (*ROOTS, "image_grep"):
+        given = kwargs.get(key)
+        for name in modalities:
+            entry = given.get(name) if isinstance(given, Mapping) else None
+            if not isinstance(entry, list | tuple):
+                continue
+            if not temporal:
+                raise ConfigError(
+                    f"{key} lists {len(entry)} entries for {name}, one for each date: set expand_temporal_dimension: "
+                    "true, or give one entry."
+                )
+            if not entry or counts[name] not in (1, len(entry)):
+                raise ConfigError(
+                    f"{key} of {name} lists {len(entry)} dates, another argument {counts[name]}: give one entry for "
+                    "each date, in the order of time."
+                )
+            counts[name] = len(entry)
+    return counts
+
+
+def find_by_band(given: bool | Sequence[str], modalities: Sequence[str], temporal: bool) -> frozenset[str]:
+    """Return the modalities whose files hold all dates of a band together.
+
+    Args:
+        given: temporal_channel_major: True for all modalities, or some of their names.
+        modalities: Names of the modalities.
+        temporal: Whether expand_temporal_dimension is set.
+
+    Raises:
+        ConfigError: A name is unknown, or there are no series.
+    """
+    if given and not temporal:
+        raise ConfigError("temporal_channel_major is about series: set expand_temporal_dimension: true, too.")
+    names = modalities if given is True else [*(given or ())]
+    for name in names:
+        if name not in modalities:
+            raise ConfigError(
+                f"temporal_channel_major names '{name}', modalities has {', '.join(modalities)}."
+                f"{suggest(name, modalities)}"
+            )
+    return frozenset(names)
+
+
+def spread_entries(value: Any, counts: Mapping[str, int], *, listed: bool = False) -> Any:
+    """Return an argument by modality with an entry for the files of each date; other values as they are.
+
+    Args:
+        value: Argument of the data module.
+        counts: Number of dates with files of their own, by modality.
+        listed: Whether a list has an entry for each date; otherwise all dates share an entry.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    result = {}
+    for name, entry in value.items():
+        for number in range(1, counts.get(name, 1) + 1):
+            each = listed and isinstance(entry, list | tuple)
+            result[date_key(name, number)] = entry[number - 1] if each else entry
+    return result
+
+
+def spread_names(names: Sequence[str], counts: Mapping[str, int]) -> list[str]:
+    """Return the keys of the files of all dates of some modalities, in the order of time."""
+    return [date_key(name, number) for name in names for number in range(1, counts.get(name, 1) + 1)]
+
+
+def by_date(path: Any, data: NDArray[Any], bands: int, modality: str, *, by_band: bool) -> NDArray[Any]:
+    """Return the bands of a file as [dates, bands, H, W].
+
+    Args:
+        path: Name of the file, for the message.
+        data: All bands of the file.
+        bands: Number of bands of one date.
+        modality: Name of the modality, for the message.
+        by_band: Whether the dates of a band follow one another (temporal_channel_major), not the bands of a date.
+
+    Raises:
+        DataError: The number of bands is no multiple.
+    """
+    if len(data) % bands:
+        raise DataError(
+            f"{path} has {len(data)} bands, no multiple of the {bands} dataset_bands of {modality}, the bands of one "
+            "date."
+        )
+    return rearrange(data, "(c t) h w -> t c h w" if by_band else "(t c) h w -> t c h w", c=bands)
+
+
+def join_dates(images: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
+    """Return by modality the images [bands, dates, H, W] of its files, in the order of time.
+
+    Args:
+        images: Images [bands, dates, H, W] by the key of their file.
+        counts: Number of dates with files of their own, by modality.
+    """
+    joined = {name: image for name, image in images.items() if "@" not in name}
+    for name, count in counts.items():
+        keys = [date_key(name, number) for number in range(1, count + 1)]
+        if count > 1 and all(key in images for key in keys):
+            joined[name] = torch.cat([images[key] for key in keys], dim=1)
+    return joined
+
+
+def repeat_single(
+    images: Mapping[str, Tensor], files: Mapping[str, Any], taken: DatesTaken | None = None
+) -> dict[str, Tensor]:
+    """Return images with as many dates each; the only date of a modality is repeated.
+
+    Args:
+        images: Images [bands, dates, H, W] by modality; others pass.
+        files: Name of a file of each modality, for the message.
+        taken: Number of dates that the model takes; None for any.
+
+    Raises:
+        DataError: The modalities have different numbers of dates, or others than the model takes.
+    """
+    counts = {name: image.shape[1] for name, image in images.items() if image.ndim == 4}
+    dates = max(counts.values(), default=1)
+    if any(count not in (1, dates) for count in counts.values()):
+        listed = ", ".join(f"{files.get(name, name)} has {count}" for name, count in counts.items())
+        raise DataError(
+            f"The modalities of a sample have different numbers of dates: {listed}. Give each modality as many dates, "
+            "or one date, which is repeated."
+        )
+    if taken is not None and counts and dates != taken.count:
+        longest = max(counts, key=lambda name: counts[name])
+        found = f"{files.get(longest, longest)}: {longest} has {dates} {'date' if dates == 1 else 'dates'}"
+        raise DataError(taken.describe(found))
+    return {name: image.expand(-1, dates, -1, -1) if counts.get(name) == 1 else image for name, image in images.items()}
+
+
+def has_data(image: Tensor, *, dated: bool) -> Tensor:
+    """Return whether an image has a pixel with data: a boolean, or one for each date [dates] of a series.
+
+    Args:
+        image: Image, or a series [bands, dates, H, W], with NaN for missing data.
+        dated: Whether it is a series.
+    """
+    known = ~image.isnan()
+    return known.flatten(2).any(dim=2).any(dim=0) if dated else known.any()
