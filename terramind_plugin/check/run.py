@@ -11,6 +11,7 @@ from terramind_plugin.check.config import check_interval
 from terramind_plugin.check.process import Attempt
 from terramind_plugin.check.sheet import draw_sheet
 from terramind_plugin.check.step import STEP_CHECK, not_tried
+from terramind_plugin.data.dates import dates_taken
 from terramind_plugin.errors import one_line
 from terramind_plugin.files import check_picture
 from terramind_plugin.samples.checks.findings import Finding
@@ -128,5 +129,6 @@ def _data(built: Built, plan: DataPlan | None, samples: int, say: Callable[[str]
         loss=str(task.get("loss") or ""),
         weighted=bool(task.get("class_weights")),
         grid=grid_of(built.model),
+        taken=dates_taken(built.model),
         say=say,
     )

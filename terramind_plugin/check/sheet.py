@@ -15,6 +15,7 @@ from terramind_plugin.errors import DataError
 from terramind_plugin.files import write_figure
 from terramind_plugin.model.modalities import find
 from terramind_plugin.plotting import LABEL_COLORS, plot_samples
+from terramind_plugin.raster.bands import bands_of_date
 from terramind_plugin.raster.complete import GDAL_ERRORS
 from terramind_plugin.samples.checks.headers import OPTIONS
 from terramind_plugin.samples.checks.labels import read_labels
@@ -110,7 +111,9 @@ def _read(path: Path | None) -> NDArray[Any] | None:
 
 def _bands(image: ImagePlan, values: NDArray[Any]) -> NDArray[Any]:
     """Return the bands that the model gets, of the first date if there are several."""
-    values = values[: len(image.file_bands)] if image.dates and image.file_bands else values
+    count = len(image.file_bands)
+    if image.dates and count and not len(values) % count:
+        values = values[bands_of_date(count, len(values) // count, 0, by_band=image.by_band)]
     return values[list(image.read)] if image.read and max(image.read) < len(values) else values
 
 

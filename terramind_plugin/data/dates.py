@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,56 +12,31 @@ from torch import Tensor
 
 from terramind_plugin.data.terratorch_internals import TemporalWrapper
 from terramind_plugin.errors import ConfigError, DataError, suggest
+from terramind_plugin.samples.dates import DatesTaken, date_key, modality_of
 
 ROOTS = ("data_root", *(f"{stage}_data_root" for stage in ("train", "val", "test", "predict")))
 """Arguments that may list a folder for each date."""
 
 
-@dataclass(frozen=True)
-class DatesTaken:
-    """Number of dates that a model takes."""
-
-    count: int
-    reason: str
-    """Part of the configuration that needs this number, e.g. 'temporal_pooling: diff'."""
-
-    @classmethod
-    def of(cls, model: Any) -> DatesTaken | None:
-        """Return what a task or model takes; None if it takes any number of dates, or no series.
-
-        Args:
-            model: A task or model with TerraTorch's wrapper for time series inside, or None.
-        """
-        modules = model.modules() if isinstance(model, torch.nn.Module) else ()
-        wrapper = next((module for module in modules if isinstance(module, TemporalWrapper)), None)
-        if wrapper is None:
-            return None
-        if wrapper.subset_lengths is not None:
-            return cls(sum(wrapper.subset_lengths), f"temporal_subset_lengths: {list(wrapper.subset_lengths)}")
-        if wrapper.pooling == "diff":
-            return cls(2, "temporal_pooling: diff")
-        widths, own = getattr(wrapper, "out_channels", None), getattr(wrapper.encoder, "out_channels", None)
-        if wrapper.pooling != "concat" or not widths or not own:
-            return None
-        count = next(iter(widths)) // next(iter(own))
-        return cls(count, f"temporal_pooling: concat with temporal_n_timestamps: {count}")
-
-    def describe(self, found: str) -> str:
-        """Return a message about files with another number of dates."""
-        return (
-            f"{found}, expected {self.count} for {self.reason}. Give {self.count} dates, or change backbone_temporal_* "
-            "in model_args."
-        )
-
-
-def date_key(name: str, number: int) -> str:
-    """Return the key of the files of one date of a modality; that of the first date is the modality's name.
+def dates_taken(model: Any) -> DatesTaken | None:
+    """Return the number of dates that a model takes; None if it takes any number of dates, or no series.
 
     Args:
-        name: Modality.
-        number: Number of the date, from 1 on.
+        model: A task or model with TerraTorch's wrapper for time series inside, or None.
     """
-    return name if number == 1 else f"{name}@{number}"
+    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+    wrapper = next((module for module in modules if isinstance(module, TemporalWrapper)), None)
+    if wrapper is None:
+        return None
+    if wrapper.subset_lengths is not None:
+        return DatesTaken(sum(wrapper.subset_lengths), f"temporal_subset_lengths: {list(wrapper.subset_lengths)}")
+    if wrapper.pooling == "diff":
+        return DatesTaken(2, "temporal_pooling: diff")
+    widths, own = getattr(wrapper, "out_channels", None), getattr(wrapper.encoder, "out_channels", None)
+    if wrapper.pooling != "concat" or not widths or not own:
+        return None
+    count = next(iter(widths)) // next(iter(own))
+    return DatesTaken(count, f"temporal_pooling: concat with temporal_n_timestamps: {count}")
 
 
 def count_listed(kwargs: Mapping[str, Any], modalities: Sequence[str], temporal: bool) -> dict[str, int]:
@@ -171,7 +145,7 @@ def join_dates(images: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[
         images: Images [bands, dates, H, W] by the key of their file.
         counts: Number of dates with files of their own, by modality.
     """
-    joined = {name: image for name, image in images.items() if "@" not in name}
+    joined = {name: image for name, image in images.items() if modality_of(name) == name}
     for name, count in counts.items():
         keys = [date_key(name, number) for number in range(1, count + 1)]
         if count > 1 and all(key in images for key in keys):
@@ -202,8 +176,7 @@ def repeat_single(
         )
     if taken is not None and counts and dates != taken.count:
         longest = max(counts, key=lambda name: counts[name])
-        found = f"{files.get(longest, longest)}: {longest} has {dates} {'date' if dates == 1 else 'dates'}"
-        raise DataError(taken.describe(found))
+        raise DataError(taken.refuse(f"{files.get(longest, longest)}: {longest}", dates))
     return {name: image.expand(-1, dates, -1, -1) if counts.get(name) == 1 else image for name, image in images.items()}
 
 

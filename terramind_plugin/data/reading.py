@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from terramind_plugin.data.dates import DatesTaken
 from terramind_plugin.model.modalities import find
 from terramind_plugin.raster.bands import check_dated_names, find_bands
 from terramind_plugin.raster.missing import is_odd, refuse_complex
+from terramind_plugin.samples.dates import DatesTaken
 from terramind_plugin.samples.tables import LabelPlan
 
 

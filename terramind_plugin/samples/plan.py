@@ -10,6 +10,7 @@ from typing import Any
 
 from terramind_plugin.errors import DataError
 from terramind_plugin.model.modalities import Modality, find
+from terramind_plugin.samples.dates import modality_of
 from terramind_plugin.samples.layout import LABEL, Layout, SplitFile, choose_chips
 
 
@@ -32,7 +33,9 @@ class ImagePlan:
     offset: float | None = None
     """Offset that is added to the values of the files before they are scaled; None if not configured."""
     dates: bool = False
-    """True if a file holds several dates one after the other."""
+    """True if images are series, of which a file may hold several dates."""
+    by_band: bool = False
+    """True if files of a series hold all dates of a band together, not all bands of a date."""
     binding: bool = False
     """True if `file_bands` are configured, so that files with other names are refused."""
 
@@ -222,13 +225,13 @@ def _task(module: Any) -> str:
 
 
 def _image(module: Any, name: str, own: bool) -> ImagePlan:
-    modality = find(name)
+    modality = find(modality_of(name))
     stored = _names((module.dataset_bands or {}).get(name))
     wanted = _names((module.output_bands or {}).get(name))
     file_bands = stored or (modality.band_names if modality is not None and not wanted else ())
     read = tuple(stored.index(band) for band in wanted if band in stored) if stored and wanted else ()
     if own:
-        means, stds = module.band_means.get(name, ()), module.band_stds.get(name, ())
+        means, stds = (numbers.get(modality_of(name), ()) for numbers in (module.band_means, module.band_stds))
     else:
         normalise = module.aug
         means, stds = (
@@ -243,8 +246,9 @@ def _image(module: Any, name: str, own: bool) -> ImagePlan:
         means=tuple(float(value) for value in means),
         stds=tuple(float(value) for value in stds),
         scale=float((module.constant_scale or {}).get(name, 1.0)),
-        offset=(getattr(module, "offsets", None) or {}).get(name),
+        offset=(getattr(module, "offsets", None) or {}).get(modality_of(name)),
         dates=bool(module.expand_temporal_dimension or getattr(module, "temporal", False)),
+        by_band=modality_of(name) in getattr(module, "by_band", ()),
         binding=bool(stored) or not own,
     )
 

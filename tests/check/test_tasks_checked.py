@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import rasterio
 import yaml
 
 from terramind_plugin.check.run import check
@@ -48,8 +50,34 @@ def test_keys_of_time_series_are_read(sound: Any, tmp_path: Path) -> None:
 
 
 def test_modalities_with_other_numbers_of_dates(sound: Any, tmp_path: Path) -> None:
-    found = look(sound, tmp_path, series(tmp_path, {"S2L2A": 2, "DEM": 1}), step=True)
+    found = look(sound, tmp_path, series(tmp_path, {"S2L2A": 2, "DEM": 3}), step=True)
     errors = {finding.check: finding.seen for finding in found if finding.verdict == "error"}
-    assert "chip_0: S2L2A 2, DEM 1" in errors["files: dates"]
+    assert re.search(r"e\.g\. chip_0: \S+/S2L2A/chip_0.tif has 2, \S+/DEM/chip_0.tif has 3", errors["files: dates"])
     assert "different numbers of dates" in errors["run: step"]
     assert "chip_" in errors["run: step"]
+    one = look(sound, tmp_path, series(tmp_path, {"S2L2A": 2, "DEM": 1}), step=True)
+    assert [str(finding) for finding in one if finding.verdict == "error"] == []
+
+
+def test_dates_are_compared_with_the_model_and_among_samples(sound: Any, tmp_path: Path) -> None:
+    plain = {"model_args.backbone_temporal_subset_lengths": None, "model_args.backbone_temporal_n_timestamps": None}
+    three = series(tmp_path, {"S2L2A": 3, "DEM": 1}) | plain
+
+    def dates(changes: dict[str, Any]) -> dict[str, Finding]:
+        found = look(sound, tmp_path, three | changes, step=False)
+        return {finding.check: finding for finding in found if "dates" in finding.check}
+
+    wrong = dates({"model_args.backbone_temporal_pooling": "diff"})["files: dates"]
+    assert (wrong.verdict, "of 4 samples have another number of dates than 2" in wrong.seen) == ("error", True)
+    assert "temporal_pooling: diff takes, e.g." in wrong.seen
+    assert "files: dates" not in dates({"model_args.backbone_temporal_pooling": "max"})
+    with rasterio.open(tmp_path / "S2L2A" / "chip_3.tif") as file:
+        two, profile = file.read()[: file.count // 3 * 2], file.profile
+    with rasterio.open(tmp_path / "S2L2A" / "chip_3.tif", "w", **{**profile, "count": len(two)}) as file:
+        file.write(two)
+    odd = dates({"data.batch_size": 2})["files: dates"]
+    assert (odd.verdict, odd.seen.endswith("than 3, e.g. " + str(tmp_path / "S2L2A" / "chip_3.tif") + ": 2.")) == (
+        "error",
+        True,
+    )
+    assert dates({"data.batch_size": 1})["files: dates"].verdict == "note"

@@ -13,7 +13,7 @@ import rasterio
 import torch
 from terratorch.models.utils import TemporalWrapper
 
-from terramind_plugin.data.dates import DatesTaken
+from terramind_plugin.data.dates import dates_taken
 from terramind_plugin.errors import DataError
 from terramind_plugin.model.modalities import MODALITIES
 
@@ -196,8 +196,8 @@ def test_other_numbers_of_dates_are_named(root: Path, make: Any, write: Any) -> 
     ):
         with pytest.raises(DataError, match=re.escape(f"{root}/S2L1C/a.tif: S2L1C has 3 dates, {reason}")):
             make(["S2L1C", "DEM"], wrapper).val_dataset[0]
-    assert DatesTaken.of(TemporalWrapper(encoder, "mean")) is None
-    assert DatesTaken.of(None) is None
+    assert dates_taken(TemporalWrapper(encoder, "mean")) is None
+    assert dates_taken(None) is None
     assert make(["S2L1C"], TemporalWrapper(encoder, "concat", n_timestamps=3)).val_dataset[0] is not None
 
 

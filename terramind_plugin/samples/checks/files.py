@@ -10,9 +10,11 @@ from itertools import combinations
 from pathlib import Path
 
 from terramind_plugin.errors import DataError, counted
+from terramind_plugin.samples.checks.dates import check_dates
 from terramind_plugin.samples.checks.findings import Finding, Verdict, some
 from terramind_plugin.samples.checks.headers import Header
 from terramind_plugin.samples.checks.sample import order_of
+from terramind_plugin.samples.dates import DatesTaken
 from terramind_plugin.samples.layout import LABEL, ONE_A_LINE
 from terramind_plugin.samples.plan import DataPlan, ImagePlan, Split
 
@@ -146,13 +148,19 @@ def _keys_of_files(plan: DataPlan) -> str:
     return "folders and suffixes" if plan.pretraining else "the roots, image_grep and label_grep"
 
 
-def check_headers(plan: DataPlan, headers: Mapping[Path, Header], grid: PatchGrid | None = None) -> Iterator[Finding]:
+def check_headers(
+    plan: DataPlan,
+    headers: Mapping[Path, Header],
+    grid: PatchGrid | None = None,
+    taken: DatesTaken | None = None,
+) -> Iterator[Finding]:
     """Yield findings about headers: damaged files, other bands, pairs on different grids, mixed sizes.
 
     Args:
         plan: The data set as configured.
         headers: Headers of its files.
         grid: Sizes that the model takes; None if unknown.
+        taken: Number of dates that the model takes; None for any.
     """
     broken = [header for header in headers.values() if header.problem]
     if broken:
@@ -174,7 +182,7 @@ def check_headers(plan: DataPlan, headers: Mapping[Path, Header], grid: PatchGri
         )
     yield from _check_pairs(plan, headers)
     yield from _check_sizes(plan, headers, grid)
-    yield from _check_dates(plan, headers)
+    yield from check_dates(plan, headers, taken)
     yield from _check_georeference(headers)
     for image in plan.images:
         paths = [files[image.name] for _, _, files in plan.chips() if image.name in files]
@@ -220,24 +228,6 @@ def _check_georeference(headers: Mapping[Path, Header]) -> Iterator[Finding]:
             f"{len(nowhere)} of {len(headers)} files have {how}, e.g. {nowhere[0].path}: training does not mind, "
             "predict and map refuse them.",
             "Warp them with gdalwarp." if nowhere[0].indirect else "Correct them: gdal_edit.py -a_ullr L T R B.",
-        )
-
-
-def _check_dates(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Finding]:
-    """Yield time series of which one modality has more dates than another."""
-    timed = {image.name: len(image.file_bands) for image in plan.images if image.dates and image.file_bands}
-    odd = []
-    for _, sample, files in plan.chips():
-        bands = {name: headers[files[name]].bands for name in timed if files.get(name) in headers}
-        dates = {name: count // timed[name] for name, count in bands.items() if count and not count % timed[name]}
-        if len(set(dates.values())) > 1:
-            odd.append(f"{sample}: {', '.join(f'{name} {count}' for name, count in dates.items())}")
-    if odd:
-        yield Finding(
-            "files: dates",
-            "error",
-            f"{counted(len(odd), 'sample', 'has/have')} modalities with different numbers of dates, e.g. {odd[0]}.",
-            "Every modality needs as many dates: repeat the bands of the one with fewer for each date.",
         )
 
 

@@ -13,6 +13,7 @@ from terramind_plugin.samples.checks.labels import check_labels, read_labels
 from terramind_plugin.samples.checks.locations import check_overlap
 from terramind_plugin.samples.checks.sample import read_sample
 from terramind_plugin.samples.checks.values import check_values
+from terramind_plugin.samples.dates import DatesTaken
 from terramind_plugin.samples.plan import DataPlan
 
 FINE_TUNING_KEYS = (
@@ -30,6 +31,7 @@ def check_data(
     loss: str = "",
     weighted: bool = False,
     grid: PatchGrid | None = None,
+    taken: DatesTaken | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Finding]:
     """Yield a finding for each mistake, and a summary for each group of checks.
@@ -41,12 +43,13 @@ def check_data(
         loss: Name of the task's loss.
         weighted: Whether the task has weights for its classes.
         grid: Sizes that the model takes; None if unknown.
+        taken: Number of dates that the model takes; None for any.
         say: Called with a text before each part of the work.
     """
     found = [*check_folders(plan), *check_splits(plan)]
     say(f"reading the headers of {sum(len(files) for _, _, files in plan.chips())} files")
     headers = read_headers(plan)
-    found += [*check_headers(plan, headers, grid), *check_overlap(plan, headers)]
+    found += [*check_headers(plan, headers, grid, taken), *check_overlap(plan, headers)]
     counts = ", ".join(f"{len(split.samples)} {split.name}" for split in plan.splits)
     yield from _with_summary(
         plan, found, "files", f"{counted(len(headers), 'file')} of {counts} samples listed, headers read."

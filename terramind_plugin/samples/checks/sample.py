@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from terramind_plugin.errors import DataError, one_line
-from terramind_plugin.raster.bands import find_bands
+from terramind_plugin.raster.bands import check_dated_names, find_bands
 from terramind_plugin.raster.complete import check_checksums
 from terramind_plugin.raster.missing import Pixels, is_odd, read_pixels
 from terramind_plugin.samples.checks.headers import UNREADABLE, map_files
@@ -38,6 +38,8 @@ class Summary:
     low: NDArray[Any]
     """First percentile of each band of the file, in the units the model gets; NaN where it has no pixel."""
     median: NDArray[Any]
+    levels: NDArray[Any]
+    """Median of each band of each date, in the order of the file and in the units the model gets."""
     constant: NDArray[Any]
     """True for each band that holds one value only."""
     pixels: NDArray[Any]
@@ -126,7 +128,10 @@ def order_of(image: ImagePlan, path: Path, names: Sequence[str | None]) -> list[
         DataError: The file names its bands otherwise than the configuration.
     """
     count = len(image.file_bands)
-    if not any(names) or not count or image.dates:
+    if not any(names) or not count:
+        return None
+    if image.dates:
+        check_dated_names(path, image.name, names, image.file_bands, by_band=image.by_band)
         return None
     stored = image.file_bands if image.binding else ()
     return find_bands(path, image.name, names, image.file_bands, stored, binding=image.binding)
@@ -169,10 +174,12 @@ def _summarise(image: ImagePlan, path: Path, pixels: Pixels, order: list[int] | 
         data, known = data[order], known[order]
     count = len(image.file_bands)
     bands = count if image.dates and count and not len(data) % count else len(data)
-    data, known = _by_band(data, bands), _by_band(known, bands)
-    zero = float(((data == 0) & known).all(axis=0).mean())
     data = (data + np.float32(image.offset or 0.0)) * np.float32(image.scale)
     known &= np.isfinite(data)
+    levels = [np.median(plane[mask]) if mask.any() else np.nan for plane, mask in zip(data, known, strict=True)]
+    zeros = (stored if order is None else stored[order]) == 0
+    data, known, zeros = (_by_band(array, bands, image.by_band) for array in (data, known, zeros))
+    zero = float((zeros & known).all(axis=0).mean())
     full = known.all(axis=0)
     seen = [row[mask] for row, mask in zip(data, known, strict=True)]
     kept = np.flatnonzero(full)
@@ -182,6 +189,7 @@ def _summarise(image: ImagePlan, path: Path, pixels: Pixels, order: list[int] | 
         low=np.array([np.percentile(row, 1) if row.size else np.nan for row in seen]),
         median=np.array([np.median(row) if row.size else np.nan for row in seen], dtype=np.float64),
         constant=np.array([bool(row.size) and bool(row.min() == row.max()) for row in seen]),
+        levels=np.array(levels, dtype=np.float64),
         pixels=data[:, kept].astype(np.float64),
         missing=float(1 - full.mean()),
         zero=zero,
@@ -192,8 +200,10 @@ def _summarise(image: ImagePlan, path: Path, pixels: Pixels, order: list[int] | 
     )
 
 
-def _by_band(values: NDArray[Any], bands: int) -> NDArray[Any]:
-    """Return [bands, n] of [dates * bands, H, W]."""
+def _by_band(values: NDArray[Any], bands: int, together: bool) -> NDArray[Any]:
+    """Return [bands, n] of [dates * bands, H, W], or of [bands * dates, H, W] if dates of a band are together."""
+    if together:
+        return values.reshape(bands, -1)
     return values.reshape(-1, bands, *values.shape[1:]).swapaxes(0, 1).reshape(bands, -1)
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from terramind_plugin.errors import counted
 from terramind_plugin.model.modalities import MODALITIES, OPTICAL, RADAR
 from terramind_plugin.model.units import EIGHT_BIT, Guess, is_eight_bit, other_unit
+from terramind_plugin.samples.checks.dates import check_date_order
 from terramind_plugin.samples.checks.findings import Finding, some
 from terramind_plugin.samples.checks.gaps import check_gaps
 from terramind_plugin.samples.checks.order import check_order
@@ -48,6 +49,7 @@ def check_values(plan: DataPlan, sample: Sample) -> Iterator[Finding]:
         if not summaries:
             continue
         yield from check_gaps(plan, image, summaries)
+        yield from check_date_order(image, summaries)
         filled = [summary for summary in summaries if summary.pixels.size]
         yield from check_statistics(image, filled)
         special = image.modality is not None and image.modality.name in ("DEM", "LULC")

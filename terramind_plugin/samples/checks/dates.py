@@ -1,0 +1,155 @@
+"""Time series: the number of dates of each file, and the order of bands and dates in it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terramind_plugin.errors import counted
+from terramind_plugin.raster.bands import bands_of_date
+from terramind_plugin.samples.checks.findings import Finding
+from terramind_plugin.samples.checks.headers import Header
+from terramind_plugin.samples.checks.sample import Summary
+from terramind_plugin.samples.dates import DatesTaken, modality_of
+from terramind_plugin.samples.plan import DataPlan, ImagePlan
+
+CLEARLY = 0.6
+"""Largest ratio of the distances from the table, in one order of bands and dates to the other, that tells the order.
+
+Measured on TerraMesh samples and simulated chips, read as dates of one file: the right order has 0.05 to 0.46 times the
+distance of the wrong one."""
+SMALLEST_GAIN = 0.05
+"""Smallest difference of the distances that counts, in standard deviations."""
+
+
+def check_dates(plan: DataPlan, headers: Mapping[Path, Header], taken: DatesTaken | None) -> Iterator[Finding]:
+    """Yield samples whose files have other numbers of dates than each other, the other samples, or the model.
+
+    Args:
+        plan: The data set as configured.
+        headers: Headers of its files.
+        taken: Number of dates that the model takes; None for any.
+    """
+    bands = {image.name: len(image.file_bands) or len(image.means) for image in plan.images if image.dates}
+    if not bands:
+        return
+    series: dict[str, tuple[int, Path]] = {}
+    odd: list[str] = []
+    for split, sample, files in plan.chips():
+        read = {name: files[name] for name in bands if files.get(name) in headers and not headers[files[name]].problem}
+        if any(not bands[name] or headers[path].bands % bands[name] for name, path in read.items()):
+            continue  # an error of its own, see check_headers
+        dates: Counter[str] = Counter()
+        for name, path in read.items():
+            dates[modality_of(name)] += headers[path].bands // bands[name]
+        longest = max(dates.values(), default=0)
+        if any(count not in (1, longest) for count in dates.values()):
+            listed = ", ".join(f"{read[name]} has {count}" for name, count in dates.items())
+            odd.append(f"{sample}: {listed}")
+        elif dates:
+            name = max(dates, key=lambda name: dates[name])
+            series[f"{split} {sample}"] = (longest, read.get(name) or next(iter(read.values())))
+    if odd:
+        yield Finding(
+            "files: dates",
+            "error",
+            f"{counted(len(odd), 'sample', 'has/have')} modalities with different numbers of dates, e.g. {odd[0]}.",
+            "Give each modality as many dates, or one date, which is repeated.",
+        )
+    yield from _compare_samples(plan, series, taken)
+
+
+def _compare_samples(
+    plan: DataPlan, series: Mapping[str, tuple[int, Path]], taken: DatesTaken | None
+) -> Iterator[Finding]:
+    """Yield a finding if samples have other numbers of dates than the model takes, or than most samples."""
+    counts = Counter(count for count, _ in series.values())
+    if taken is not None and any(count != taken.count for count in counts):
+        wrong = [(count, path) for count, path in series.values() if count != taken.count]
+        yield Finding(
+            "files: dates",
+            "error",
+            f"{len(wrong)} of {len(series)} samples have another number of dates than {taken.count}, which "
+            f"{taken.reason} takes, e.g. {wrong[0][1]}: {wrong[0][0]}.",
+            taken.advice,
+        )
+    elif len(counts) > 1:
+        usual = counts.most_common(1)[0][0]
+        count, path = next(one for one in series.values() if one[0] != usual)
+        alone = plan.batch_size == 1
+        yield Finding(
+            "files: dates",
+            "note" if alone else "error",
+            f"{len(series) - counts[usual]} of {len(series)} samples have another number of dates than {usual}, e.g. "
+            f"{path}: {count}.",
+            "" if alone else "Give every sample as many dates, or use batch_size: 1.",
+        )
+
+
+def check_date_order(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Finding]:
+    """Yield the order of bands and dates that the values of files show, an error if it is not the configured one.
+
+    In the right order the bands of each date differ as the means of the modality table do, apart from the brightness of
+    the date.
+
+    Args:
+        image: What the configuration says.
+        summaries: What the files hold.
+    """
+    bands, modality = image.file_bands, image.modality
+    places = [] if modality is None else [modality.find_band(band) for band in bands]
+    if not image.dates or modality is None or len(bands) < 2 or None in places:
+        return
+    means, stds = (
+        np.array([numbers[place] for place in places if place is not None]) for numbers in (modality.mean, modality.std)
+    )
+    several = [s for s in summaries if len(s.levels) > len(bands) and not len(s.levels) % len(bands)]
+    known = [s for s in several if np.isfinite(s.levels).all()]
+    if not known:
+        return
+    chosen, other = (
+        float(np.median([_distance(s.levels, means, stds, by_band=by_band) for s in known]))
+        for by_band in (image.by_band, not image.by_band)
+    )
+    dates = sorted({len(s.levels) // len(bands) for s in several})
+    texts = ("all bands of a date together", "all dates of a band together")
+    where, shown = f"values: {image.name} dates", " or ".join(map(str, dates))
+    if other < CLEARLY * chosen and chosen - other > SMALLEST_GAIN:
+        key = "true" if image.by_band is False else "false"
+        yield Finding(
+            where,
+            "error",
+            f"{len(known)} files of {shown} dates, e.g. {known[0].path.name}, look like {texts[not image.by_band]}, "
+            f"but are read as {texts[image.by_band]}.",
+            f"Set temporal_channel_major: {key}.",
+        )
+    elif chosen < CLEARLY * other:
+        yield Finding(where, "ok", f"{counted(len(known), 'file')} of {shown} dates, {texts[image.by_band]}.")
+    else:
+        yield Finding(
+            where,
+            "note",
+            f"{counted(len(known), 'file')} of {shown} dates, read as {texts[image.by_band]}; the values do not show "
+            "the order.",
+        )
+
+
+def _distance(
+    levels: NDArray[np.float64], means: NDArray[np.float64], stds: NDArray[np.float64], *, by_band: bool
+) -> float:
+    """Return how far the bands of each date are from the means of the table, in standard deviations.
+
+    Args:
+        levels: Median of each band of a file.
+        means: Means of the bands of one date.
+        stds: Their standard deviations.
+        by_band: The order of bands and dates.
+    """
+    dates = len(levels) // len(means)
+    orders = [bands_of_date(len(means), dates, date, by_band=by_band) for date in range(dates)]
+    away = (levels[np.array(orders)] - means) / stds
+    return float(np.abs(away - np.median(away, axis=1, keepdims=True)).mean())

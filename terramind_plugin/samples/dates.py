@@ -1,0 +1,48 @@
+"""Dates of time series: files of dates, and the number of dates that a model takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from terramind_plugin.errors import counted
+
+MARK = "@"
+"""Character between a modality and the number of a date that has files of its own."""
+
+
+def date_key(name: str, number: int) -> str:
+    """Return the key of the files of one date of a modality; that of the first date is the modality's name.
+
+    Args:
+        name: Modality.
+        number: Number of the date, from 1 on.
+    """
+    return name if number == 1 else f"{name}{MARK}{number}"
+
+
+def modality_of(key: str) -> str:
+    """Return the modality of a key that `date_key` has returned."""
+    return key.partition(MARK)[0]
+
+
+@dataclass(frozen=True)
+class DatesTaken:
+    """Number of dates that a model takes."""
+
+    count: int
+    reason: str
+    """Part of the configuration that needs this number, e.g. 'temporal_pooling: diff'."""
+
+    def refuse(self, where: str, found: int) -> str:
+        """Return a message about files with another number of dates.
+
+        Args:
+            where: The files, e.g. 'scene.tif: S2L2A'.
+            found: Their number of dates.
+        """
+        return f"{where} has {counted(found, 'date')}, expected {self.count} for {self.reason}. {self.advice}"
+
+    @property
+    def advice(self) -> str:
+        """Return what to do about another number of dates."""
+        return f"Give {counted(self.count, 'date')}, or change backbone_temporal_* in model_args."
