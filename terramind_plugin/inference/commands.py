@@ -111,7 +111,8 @@ def run_map(
     Args:
         config: Configuration of the fine-tuning, as for terramind fit.
         ckpt_path: Checkpoint of the task.
-        scene: Rasters of any size; one --scene NAME=FILE for each modality if there are several.
+        scene: Rasters of any size; one --scene NAME=FILE for each modality if there are several. The dates of a series
+            are in one file, or in files between commas in the order of time: NAME=A,B,C.
         options: Windows, machines and files.
         probabilities: Also write the probabilities of all classes, as float32.
         overrides: Options of TerraTorch.

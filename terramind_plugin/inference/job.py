@@ -16,7 +16,7 @@ import numpy as np
 import rasterio
 
 from terramind_plugin._version import NUMERICS, __version__
-from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.errors import ConfigError, DataError, counted
 from terramind_plugin.files import is_whole_picture, write_figure, write_text
 from terramind_plugin.inference.options import Options
 from terramind_plugin.inference.preview import draw_scene
@@ -25,6 +25,7 @@ from terramind_plugin.inference.windows import Plan, plan_windows
 from terramind_plugin.raster.complete import GDAL_ERRORS, check_complete
 from terramind_plugin.raster.georeference import Grid
 from terramind_plugin.raster.reader import THREADS, Expected, Source
+from terramind_plugin.raster.series import Series, open_input
 from terramind_plugin.raster.writer import Layer, overview_factors, write_layer
 from terramind_plugin.system import refuse_inputs, today
 
@@ -54,6 +55,19 @@ class Job:
     """Inputs that are no rasters: longitude and latitude, by modality."""
     found: tuple[str, ...] = ()
     """Results that are no rasters: endings of JSON files."""
+    later: dict[str, tuple[Path, ...]] = field(default_factory=dict)
+    """Files of a series after the first, in the order of time, by modality."""
+    dates: dict[str, int] = field(default_factory=dict)
+    """Number of dates of each series, by modality."""
+
+    def files_of(self, name: str) -> tuple[Path, ...]:
+        """Return the files of a modality, in the order of time."""
+        return (self.inputs[name], *self.later.get(name, ()))
+
+    @property
+    def files(self) -> list[Path]:
+        """Paths of all inputs."""
+        return [path for name in self.inputs for path in self.files_of(name)]
 
     @property
     def path(self) -> Path:
@@ -90,7 +104,7 @@ class Job:
         return Partial(folder, self.layers, self.grid.shape)
 
     @contextmanager
-    def open(self, *, warn: bool = True) -> Iterator[dict[str, Source]]:
+    def open(self, *, warn: bool = True) -> Iterator[dict[str, Source | Series]]:
         """Give the opened inputs.
 
         Args:
@@ -99,8 +113,10 @@ class Job:
         threads = THREADS if parent_process() is None else 1  # a forked process cannot use its parent's
         with ExitStack() as stack:
             yield {
-                name: stack.enter_context(closing(Source(path, self.expected[name], self.grid, threads, warn=warn)))
-                for name, path in self.inputs.items()
+                name: stack.enter_context(
+                    closing(open_input(self.files_of(name), self.expected[name], self.grid, threads, warn=warn))
+                )
+                for name in self.inputs
             }
 
     def decide(
@@ -131,10 +147,10 @@ class Job:
             **options.describe(),
             "terramind_plugin_version": __version__,
             "numerics": NUMERICS,
-            "input": {name: _identity(path) for name, path in self.inputs.items()},
+            "input": {name: _identities(self.files_of(name)) for name in self.inputs},
             "date": today(),
         }
-        refuse_inputs(self.written, self.inputs.values())
+        refuse_inputs(self.written, self.files)
 
     def fingerprint(self) -> str:
         """Return a hash of everything that decides on the results."""
@@ -179,7 +195,7 @@ class Job:
             content = {**self._tags(record), **({"centre_of_input": here} if here else {}), **found[ending]}
             write_text(self.text(ending), json.dumps(content, indent=2, allow_nan=False) + "\n")
 
-    def finish(self, partial: Partial, record: Mapping[str, Any], sources: Mapping[str, Source]) -> None:
+    def finish(self, partial: Partial, record: Mapping[str, Any], sources: Mapping[str, Source | Series]) -> None:
         """Write the files of a scene whose rows are all finished, and remove the rows.
 
         Args:
@@ -214,14 +230,16 @@ class Job:
         own = {"command", "input", *numbers, "cog", "numerics"}
         return {
             **{key: str(value) for key, value in record.items() if key not in own},
-            "input": ", ".join(f"{name}: {path.name}" for name, path in self.inputs.items()),
+            "input": "; ".join(f"{name}: {', '.join(p.name for p in self.files_of(name))}" for name in self.inputs)
+            if self.later
+            else ", ".join(f"{name}: {path.name}" for name, path in self.inputs.items()),
             "windows": ", ".join(f"{name} {record[name]}" for name in numbers),
             RUN_TAG: self.fingerprint(),
         }
 
 
 def plan_jobs(
-    scenes: Sequence[Mapping[str, Path]],
+    scenes: Sequence[Mapping[str, Path | tuple[Path, ...]]],
     expected: Mapping[str, Expected],
     options: Options,
     patch: int,
@@ -231,7 +249,8 @@ def plan_jobs(
     """Return scenes with their plans, after a look at the headers of their files.
 
     Args:
-        scenes: For each scene its files by modality, the one that gives the grid first.
+        scenes: For each scene its file by modality, or its files in the order of time; the one that gives the grid
+            first.
         expected: What the files have to hold, by modality.
         options: How to go through the scenes; settled.
         patch: Patch size of the model in pixels: heights and widths of windows are multiples of it.
@@ -259,22 +278,42 @@ def plan_jobs(
 
 
 def _plan(
-    inputs: Mapping[str, Path], expected: Mapping[str, Expected], options: Options, patch: int, align: bool
+    inputs: Mapping[str, Path | tuple[Path, ...]],
+    expected: Mapping[str, Expected],
+    options: Options,
+    patch: int,
+    align: bool,
 ) -> Job:
     crop, stride = options.crop, options.stride
     if crop is None or stride is None:
         raise ConfigError("crop and stride must be numbers. Call Options.settle first.")
     grid: Grid | None = None
-    warped = []
-    for name, path in inputs.items():
-        source = Source(path, expected[name], grid)
+    warped, dates = [], {}
+    files = {name: paths if isinstance(paths, tuple) else (paths,) for name, paths in inputs.items()}
+    for name, paths in files.items():
+        source = open_input(paths, expected[name], grid)
         grid = grid or source.grid
         warped += [name] if source.warped else []
+        if expected[name].dated:
+            dates[name] = source.dates
         source.close()
+    _check_dates(files, dates)
     assert grid is not None  # there is at least one input
     step = patch if align else 1
     plan = plan_windows(*grid.shape, crop, stride, options.margin, multiple=patch, align=step)
-    return Job(dict(inputs), dict(expected), grid, plan, options.out, warped=tuple(warped))
+    first = {name: paths[0] for name, paths in files.items()}
+    later = {name: paths[1:] for name, paths in files.items() if len(paths) > 1}
+    return Job(first, dict(expected), grid, plan, options.out, warped=tuple(warped), later=later, dates=dates)
+
+
+def _check_dates(files: Mapping[str, tuple[Path, ...]], dates: Mapping[str, int]) -> None:
+    """Raise a DataError if the series of a scene have different numbers of dates, other than one date."""
+    if any(count not in (1, max(dates.values())) for count in dates.values()):
+        listed = ", ".join(f"{name} has {counted(count, 'date')} ({files[name][0]})" for name, count in dates.items())
+        raise DataError(
+            f"The modalities of a scene have different numbers of dates: {listed}. Give each as many dates, or one "
+            "date, which is repeated."
+        )
 
 
 def refuse_empty(jobs: Sequence[Job]) -> None:
@@ -285,6 +324,12 @@ def refuse_empty(jobs: Sequence[Job]) -> None:
         for source in sources.values():
             if not source.read(0, 0, *source.grid.shape).valid.any():
                 raise DataError(f"{source.path} holds no data: every pixel is missing.")
+
+
+def _identities(paths: Sequence[Path]) -> Any:
+    """Return what changes when a file of a modality does."""
+    found = [_identity(path) for path in paths]
+    return found[0] if len(found) == 1 else found
 
 
 def _identity(path: Path) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from terramind_plugin.model.modalities import find
 from terramind_plugin.plotting import bands_shown, draw_classes, draw_values, make_axes, modality_picture, plot_modality
 from terramind_plugin.raster.georeference import Grid
-from terramind_plugin.raster.reader import Source
+from terramind_plugin.raster.reader import Expected, FilledPixels, Source
+from terramind_plugin.raster.series import Series
 from terramind_plugin.raster.writer import Layer
 
 LONGER_SIDE = 900
@@ -25,7 +26,7 @@ MOST_SAMPLES = 4
 
 
 def draw_scene(
-    sources: Mapping[str, Source],
+    sources: Mapping[str, Source | Series],
     layers: Sequence[tuple[Path, Layer]],
     tags: Mapping[str, str],
     given: Mapping[str, NDArray[Any]] | None = None,
@@ -44,7 +45,8 @@ def draw_scene(
     layers = [(path, layer) for path, layer in layers if _sample_of(layer) <= MOST_SAMPLES]
     first = next(iter(sources.values()))
     grid, size = first.grid, size_shown(first.grid)
-    count = len(sources) + len(given) + len(layers) + len(found)
+    inputs = [panel for name, source in sources.items() for panel in _panels(name, source, size)]
+    count = len(inputs) + len(given) + len(layers) + len(found)
     columns = min(MOST_COLUMNS, count)
     rows = -(-count // columns)
     side = 4.2
@@ -52,14 +54,12 @@ def draw_scene(
     title = _title(first.path, tags)
     figure, grid_of_axes = make_axes(rows, columns, (side * columns, (height + 0.7) * rows + 0.5), title)
     axes = iter(grid_of_axes.flat)
-    for name, source in sources.items():
-        expected = source.expected
-        shown = bands_shown(expected.name, expected.bands, len(expected.bands))
-        values, valid = source.preview(size, shown)
+    for name_shown, expected, (values, valid) in inputs:
         axis = next(axes)
         values = np.where(valid, values, 0 if expected.classes else np.nan)
+        shown = bands_shown(expected.name, expected.bands, len(expected.bands))
         _draw_modality(axis, values, expected.name, [expected.bands[band] for band in shown])
-        axis.set_title(f"{name} (input)", fontsize=10)
+        axis.set_title(f"{name_shown} (input)", fontsize=10)
     for name, position in given.items():
         plot_modality(name, position, next(axes)).set_title(f"{name} (input)", fontsize=10)
     for path, layer in layers:
@@ -69,6 +69,16 @@ def draw_scene(
     for name, positions in found.items():
         plot_modality(name, positions, next(axes)).set_title(f"{name} (model)", fontsize=10)
     return figure
+
+
+def _panels(name: str, source: Source | Series, size: tuple[int, int]) -> list[tuple[str, Expected, FilledPixels]]:
+    """Return title, bands and pixels of an input: one panel, or one for each of a few dates."""
+    expected = source.expected
+    shown = bands_shown(expected.name, expected.bands, len(expected.bands))
+    if isinstance(source, Source):
+        return [(name, expected, source.preview(size, shown))]
+    dates = source.previews(size, shown)
+    return [(f"{name}, date {date}" if source.dates > 1 else name, expected, pixels) for date, pixels in dates]
 
 
 def _sample_of(layer: Layer) -> int:

@@ -32,6 +32,7 @@ from terramind_plugin.inference.windows import RowBlock
 from terramind_plugin.plotting import bands_shown
 from terramind_plugin.raster.missing import warn_of_undeclared
 from terramind_plugin.raster.reader import Source
+from terramind_plugin.raster.series import Series
 from terramind_plugin.system import Stopped, StopSignals, refuse_inputs
 
 logger = logging.getLogger("terramind_plugin")
@@ -278,9 +279,7 @@ def run_jobs(model: nn.Module, jobs: Sequence[Job], options: Options) -> list[Pa
         Stopped: A signal has stopped the run, which goes on when it is started again.
     """
     # What one scene becomes may be another scene.
-    refuse_inputs(
-        (path for job in jobs for path in job.written), (path for job in jobs for path in job.inputs.values())
-    )
+    refuse_inputs((path for job in jobs for path in job.written), (path for job in jobs for path in job.files))
     options.out.mkdir(parents=True, exist_ok=True)
     open_ = [job for job in jobs if options.restart or not _is_complete(job)]
     for job in jobs:
@@ -302,7 +301,7 @@ def _is_complete(job: Job) -> bool:
     return job.is_whole()
 
 
-def _cache(sources: Collection[Source], height: int) -> int:
+def _cache(sources: Collection[Source | Series], height: int) -> int:
     """Return the size of GDAL's block cache in bytes for windows of some height. Warping needs some blocks again."""
     least = CACHE_TO_WARP if any(source.warped for source in sources) else CACHE
     return max(least, sum(source.cache_bytes(height) for source in sources))

@@ -11,7 +11,7 @@ from terramind_plugin.raster.paths import is_remote, raster_path
 
 
 def pair_scenes(typed: Sequence[Sequence[str]], names: Sequence[str]) -> list[dict[str, Path]]:
-    """Return the files of each scene by modality, the first modality typed in front.
+    """Return the file of each modality for each scene, the modality typed first in front.
 
     Args:
         typed: Files as in `map_scenes`.
@@ -20,8 +20,26 @@ def pair_scenes(typed: Sequence[Sequence[str]], names: Sequence[str]) -> list[di
     Raises:
         ConfigError: A modality is missing, unknown or given twice, or the numbers of files differ.
     """
+    scenes = pair_series(typed, names, dated=False)
+    return [{name: paths[0] for name, paths in scene.items()} for scene in scenes]
+
+
+def pair_series(
+    typed: Sequence[Sequence[str]], names: Sequence[str], *, dated: bool
+) -> list[dict[str, tuple[Path, ...]]]:
+    """Return the files of each modality for each scene, in the order of time, the modality typed first in front.
+
+    Args:
+        typed: Files as in `map_scenes`; those of a series are separated by commas.
+        names: Modalities of the configuration.
+        dated: Whether the configuration has series.
+
+    Raises:
+        ConfigError: A modality is missing, unknown or given twice, the numbers of files differ, or there are several
+            dates without a series.
+    """
     example = " ".join(f"--scene {name}=FILE" for name in names)
-    files: dict[str, list[Path]] = {}
+    files: dict[str, list[tuple[Path, ...]]] = {}
     for first, *others in typed:
         given, equals, path = first.partition("=")
         if is_remote(given):  # the query of a URL may have an equals sign
@@ -32,8 +50,11 @@ def pair_scenes(typed: Sequence[Sequence[str]], names: Sequence[str]) -> list[di
         if name is None:
             raise ConfigError(f"The configuration has {', '.join(names)}: write {example}, got '{first}'.")
         if name in files:
-            raise ConfigError(f"{name} is given twice. Several scenes go behind one --scene: --scene {name}=A B C.")
-        files[name] = [raster_path(path), *map(raster_path, others)]
+            raise ConfigError(
+                f"{name} is given twice. Several scenes go behind one --scene: --scene {name}=A B C"
+                + (f", the dates of a scene between commas: --scene {name}=A,B,C." if dated else ".")
+            )
+        files[name] = [_split(one, dated) for one in (path, *others)]
     missing = [name for name in names if name not in files]
     if missing:
         raise ConfigError(f"No file for {', '.join(missing)}: write {example}.")
@@ -41,6 +62,21 @@ def pair_scenes(typed: Sequence[Sequence[str]], names: Sequence[str]) -> list[di
     if len(set(counts.values())) > 1:
         raise ConfigError(f"Each scene needs a file of each modality, got {counts}.")
     return [dict(zip(files, paths, strict=True)) for paths in zip(*files.values(), strict=True)]
+
+
+def _split(text: str, dated: bool) -> tuple[Path, ...]:
+    """Return the files of one scene; a name that a file has, or a URL, is one file whatever commas it holds."""
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) == 1 or Path(text).exists() or (is_remote(text) and not all(is_remote(part) for part in parts)):
+        return (raster_path(text),)
+    if not all(parts):
+        raise ConfigError(f"'{text}' has a comma without a file on both sides. Write A,B,C for the dates of a scene.")
+    if not dated:
+        raise ConfigError(
+            f"'{text}' lists {len(parts)} dates, but the configuration has one. Set expand_temporal_dimension: true in "
+            "the configuration of a series; several scenes are separated by spaces."
+        )
+    return tuple(map(raster_path, parts))
 
 
 def _match(given: str, names: Sequence[str]) -> str | None:

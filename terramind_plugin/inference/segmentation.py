@@ -15,12 +15,13 @@ from terratorch.tasks import PixelwiseRegressionTask, SemanticSegmentationTask
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from terramind_plugin.errors import ConfigError
-from terramind_plugin.inference.job import plan_jobs
+from terramind_plugin.data.dates import dates_taken
+from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.inference.job import Job, plan_jobs
 from terramind_plugin.inference.options import Options
 from terramind_plugin.inference.outputs import NO_DATA, choose_classes, class_layer, value_layer
 from terramind_plugin.inference.runner import quiet, run_jobs
-from terramind_plugin.inference.scenes import pair_scenes
+from terramind_plugin.inference.scenes import pair_series
 from terramind_plugin.inference.windows import training_size
 from terramind_plugin.integration.decoders import upsample_at_once
 from terramind_plugin.integration.lightning_cli import make_cli
@@ -31,6 +32,7 @@ from terramind_plugin.plotting import LABEL_COLORS
 from terramind_plugin.raster.reader import Expected
 from terramind_plugin.raster.writer import Layer
 from terramind_plugin.samples.classes import class_names_of
+from terramind_plugin.samples.dates import DatesTaken
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -41,6 +43,8 @@ class SceneTask(nn.Module):
     Args:
         task: Task that segments or regresses pixels.
         inputs: Standardisation of each modality.
+        dates: Number of dates of each series of a scene, by modality; empty if the task takes no series.
+        joined: Whether the task takes one image of the bands of all modalities.
         probabilities: Also make a file with the probabilities of all classes.
         window: Height and width of a window in pixels.
         class_names: Names of the classes; none for their numbers.
@@ -56,6 +60,9 @@ class SceneTask(nn.Module):
         probabilities: bool,
         window: tuple[int, int],
         class_names: Sequence[str] = (),
+        *,
+        dates: Mapping[str, int] | None = None,
+        joined: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(task, SemanticSegmentationTask | PixelwiseRegressionTask):
@@ -66,10 +73,11 @@ class SceneTask(nn.Module):
         self.task = task
         self.inputs = nn.ModuleDict(inputs)
         self.single = len(inputs) == 1 and "image" in inputs
+        self.dated, self.joined = bool(dates), joined
         self.classes = isinstance(task, SemanticSegmentationTask)
         with torch.no_grad():
-            sizes = {name: len(scale.mean) for name, scale in inputs.items()}
-            made = self({name: torch.zeros(1, bands, *window) for name, bands in sizes.items()}, [(0, 0)])
+            sizes = {name: (len(scale.mean), *_dates_of(name, dates)) for name, scale in inputs.items()}
+            made = self({name: torch.zeros(1, *bands, *window) for name, bands in sizes.items()}, [(0, 0)])
         self.channels = made.shape[1]
         if self.classes and self.channels < 2:
             raise ConfigError(f"The task has {self.channels} class; a map of classes needs two. Set num_classes: 2.")
@@ -78,7 +86,11 @@ class SceneTask(nn.Module):
     def forward(self, images: Mapping[str, Tensor], corners: Sequence[tuple[int, int]]) -> Tensor:
         """Return probabilities [B, classes, h, w] or values [B, 1, h, w]."""
         x: Any = {name: scale(images[name]) for name, scale in self.inputs.items()}
-        output: Tensor = self.task(x["image"] if self.single else x).output.float()
+        if self.dated:
+            count = max(image.shape[2] for image in x.values())
+            x = {name: image.expand(-1, -1, count, -1, -1) for name, image in x.items()}
+        x = torch.cat(list(x.values()), dim=1) if self.joined else x
+        output: Tensor = self.task(x["image"] if self.single and not self.joined else x).output.float()
         if self.classes:
             return output.softmax(dim=1)
         return output[:, None] if output.ndim == 3 else output
@@ -115,8 +127,15 @@ class Standardised(Standardisation):
         self.shift = shift
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return a standardised copy of an image [..., bands, H, W]."""
-        return super().forward((image + self.shift) * self.scale)
+        """Return a standardised copy of images [B, bands, H, W] or series [B, bands, dates, H, W]."""
+        moved = image.transpose(1, 2) if image.ndim == 5 else image
+        result = super().forward((moved + self.shift) * self.scale)
+        return result.transpose(1, 2) if image.ndim == 5 else result
+
+
+def _dates_of(name: str, dates: Mapping[str, int] | None) -> tuple[int, ...]:
+    """Return the dimension of dates of a modality's images; nothing for images of one date."""
+    return (dates[name],) if dates else ()
 
 
 def map_scenes(
@@ -133,7 +152,8 @@ def map_scenes(
     Args:
         config: YAML of TerraTorch that the task was trained with.
         ckpt_path: Weights of the task: a Lightning checkpoint.
-        files: For each modality the files of all scenes, in one order; the first may be written NAME=FILE.
+        files: For each modality the files of all scenes, in one order; the first may be written NAME=FILE. The files of
+            a series are separated by commas, in the order of time.
         options: How to go through the scenes.
         overrides: Further options, as for `terramind fit`.
         probabilities: Also write the probabilities of all classes.
@@ -150,10 +170,12 @@ def map_scenes(
         cli = make_cli(["--config", str(config), *overrides], ckpt_path)
     patch = patch_size(cli.model)
     expected, scales = read_data_module(cli.datamodule, cli.model)
-    scenes = pair_scenes(files, list(expected))
+    dated = any(one.dated for one in expected.values())
+    scenes = pair_series(files, list(expected), dated=dated)
     crop = training_size(cli.config, cli.datamodule, cli.model, patch) if options.crop is None else options.crop
     options = options.settle(crop, patch)
     jobs = plan_jobs(scenes, expected, options, patch)
+    check_dates(jobs, dates_taken(cli.model))
     content, tensors = cli.take_checkpoint()
     cli.model.on_load_checkpoint(dict(content))
     load_into(cli.model, tensors, ckpt_path, "the configured task", strict=cli.model.strict_loading)
@@ -165,7 +187,18 @@ def map_scenes(
         "inputs_sha256": _hash_inputs(scales),
     }
     names = class_names_of(cli.model, cli.datamodule)
-    model = SceneTask(for_inference(cli.model), scales, probabilities, jobs[0].plan.window, names)
+    joined = bool(getattr(cli.datamodule, "concat_bands", False))
+    if joined or dated:
+        described["series"] = _describe_series(cli.model, cli.datamodule, joined)
+    model = SceneTask(
+        for_inference(cli.model),
+        scales,
+        probabilities,
+        jobs[0].plan.window,
+        names,
+        dates=jobs[0].dates,
+        joined=joined,
+    )
     for job in jobs:
         job.decide("map", model.layers, described, options)
     return run_jobs(model, jobs, options)
@@ -207,10 +240,7 @@ def read_data_module(datamodule: Any, task: LightningModule) -> tuple[dict[str, 
             f"{type(datamodule).__name__} has no means and stds, so `terramind map` cannot standardise a scene. Use "
             "terramind_plugin.TerraMindDataModule, or one of TerraTorch's generic data modules."
         )
-    if getattr(datamodule, "expand_temporal_dimension", False) or getattr(datamodule, "temporal", False):
-        raise ConfigError("`terramind map` takes scenes of one date; the configuration has several.")
-    if getattr(datamodule, "concat_bands", False):
-        raise ConfigError("`terramind map` does not know concat_bands: name several modalities instead.")
+    dated = bool(getattr(datamodule, "expand_temporal_dimension", False) or getattr(datamodule, "temporal", False))
     several = isinstance(means, Mapping)
     names = list(means) if several else ["image"]
     expected, scales = {}, {}
@@ -227,10 +257,44 @@ def read_data_module(datamodule: Any, task: LightningModule) -> tuple[dict[str, 
         if len(bands) != len(mean):
             bands = tuple(f"{name}_{number + 1}" for number in range(len(mean)))
         expected[name] = Expected(
-            known.name if known is not None else name, bands, filled, file_bands=stored, scale=scale, offset=shift
+            known.name if known is not None else name,
+            bands,
+            filled,
+            file_bands=stored,
+            scale=scale,
+            offset=shift,
+            dated=dated,
+            by_band=name in by_band(datamodule),
         )
         scales[name] = Standardised(mean, std, scale, shift)
     return expected, scales
+
+
+def _describe_series(task: LightningModule, datamodule: Any, joined: bool) -> str:
+    """Return what decides on the map of a series beside weights and files."""
+    args = task.hparams.get("model_args") or {}
+    parts = [f"{key.removeprefix('backbone_')} {args[key]}" for key in sorted(args) if "temporal_" in key]
+    parts += [f"dates of a band together: {', '.join(sorted(by_band(datamodule)))}"] if by_band(datamodule) else []
+    return "; ".join([*parts, *(["bands of all modalities joined"] if joined else [])]) or "temporal_pooling mean"
+
+
+def by_band(datamodule: Any) -> frozenset[str]:
+    """Return the modalities whose files of several dates hold all dates of a band together."""
+    return frozenset(getattr(datamodule, "by_band", ()))
+
+
+def check_dates(jobs: Sequence[Job], taken: DatesTaken | None) -> None:
+    """Raise a DataError if a scene has another number of dates than the model takes.
+
+    Args:
+        jobs: The scenes.
+        taken: Number of dates that the model takes; None for any.
+    """
+    for job in jobs:
+        count = max(job.dates.values(), default=None)
+        if taken is not None and count is not None and count != taken.count:
+            name = max(job.dates, key=lambda name: job.dates[name])
+            raise DataError(taken.refuse(f"{', '.join(map(str, job.files_of(name)))}: {name}", count))
 
 
 def _of(datamodule: Any, what: str, name: str) -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor
 from terramind_plugin.inference.blend import RollingBlend
 from terramind_plugin.inference.windows import Plan, RowBlock
 from terramind_plugin.raster.reader import Source
+from terramind_plugin.raster.series import Series
 from terramind_plugin.raster.writer import Layer
 from terramind_plugin.system import give_back
 
@@ -43,7 +44,7 @@ class SceneModel(Protocol):
         """Return [B, channels, h, w].
 
         Args:
-            images: By modality [B, bands, h, w] in its units, gaps filled.
+            images: By modality [B, bands, h, w], a series [B, bands, dates, h, w], in its units, gaps filled.
             corners: Row and column of the first pixel of each window.
         """
         ...
@@ -80,7 +81,7 @@ class Streamer:
     """
 
     model: SceneModel
-    sources: Mapping[str, Source]
+    sources: Mapping[str, Source | Series]
     """Inputs by modality, all on one grid."""
     plan: Plan
     batch_size: int

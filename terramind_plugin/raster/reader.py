@@ -15,10 +15,10 @@ from rasterio.enums import Resampling
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
-from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.errors import ConfigError, DataError, counted
 from terramind_plugin.model.modalities import Modality, find
 from terramind_plugin.parallel import usable
-from terramind_plugin.raster.bands import find_bands
+from terramind_plugin.raster.bands import bands_of_date, check_dated_names, find_bands
 from terramind_plugin.raster.complete import GDAL_ERRORS, reason_of
 from terramind_plugin.raster.georeference import Grid, apply_affine, check_georeference
 from terramind_plugin.raster.missing import read_pixels, refuse_complex
@@ -55,6 +55,10 @@ class Expected:
     """Factor from the values of the file, after `offset` is added, to the units of the modality."""
     offset: float = 0.0
     """Number that is added to the values of the file."""
+    dated: bool = False
+    """True if the file may hold several dates, each with these bands."""
+    by_band: bool = False
+    """True if such a file holds all dates of a band together, not all bands of a date."""
 
     @classmethod
     def of(cls, modality: Modality, file_bands: Sequence[str] = ()) -> Expected:
@@ -114,7 +118,7 @@ class Source:
         try:
             refuse_complex(path, self._file.dtypes)
             check_georeference(self._file)
-            bands = find_bands(path, expected.name, self._file.descriptions, expected.bands, expected.file_bands)
+            bands, self.dates = _find_dates(path, expected, self._file.descriptions)
         except DataError:
             self._file.close()
             raise
@@ -123,7 +127,7 @@ class Source:
         self.indexes = [index + 1 for index in bands]
         self.warped = not self._matches(self.grid)
         self._raster: Any = self._warp() if self.warped else self._file
-        self._fill = np.array(expected.fill, dtype=np.float32)[:, None, None]
+        self._fill = np.array(expected.fill * self.dates, dtype=np.float32)[:, None, None]
         self._warned = not warn
         self._thumbnail: Thumbnail | None = None
         self._undeclared = 0
@@ -317,6 +321,29 @@ class _Counted:
         top, left, bottom, right = max(row, self.above), max(column, self.right), row + height, column + width
         self.below, self.right = max(bottom, self.below), max(right, self.right)
         return Window(left, top, right - left, bottom - top) if top < bottom and left < right else None
+
+
+def _find_dates(path: object, expected: Expected, names: Sequence[str | None]) -> tuple[list[int], int]:
+    """Return the positions in the file of the bands to read, date after date, and the number of dates.
+
+    Raises:
+        DataError: The file has other bands.
+    """
+    stored = expected.file_bands or expected.bands
+    count = len(stored)
+    whole = len(names) % count == 0
+    if not expected.dated or len(names) == count or (any(names) and not whole):
+        return find_bands(str(path), expected.name, names, expected.bands, expected.file_bands), 1
+    if not whole:
+        raise DataError(
+            f"{path} has {counted(len(names), 'band')}, no multiple of the {count} of one date of {expected.name}: "
+            f"{', '.join(stored)}."
+        )
+    check_dated_names(str(path), expected.name, names, stored, by_band=expected.by_band)
+    read = find_bands(str(path), expected.name, [None] * count, expected.bands, expected.file_bands)
+    dates = len(names) // count
+    orders = [bands_of_date(count, dates, date, by_band=expected.by_band) for date in range(dates)]
+    return [order[band] for order in orders for band in read], dates
 
 
 def _shown(bounds: Sequence[float]) -> str:
