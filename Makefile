@@ -7,10 +7,11 @@ CONFIG := configs/demo_flood.yaml
 export HF_HUB_OFFLINE ?= 1
 export NO_ALBUMENTATIONS_UPDATE ?= 1
 
-.PHONY: help setup demo test test-all bench nano results docs lint clean
+.PHONY: help setup demo demo-series test test-all bench nano results docs lint clean
 
 help:
 	@echo "make demo      set up, simulate data, fit, test, predict, draw a figure"
+	@echo "make demo-series  the same on four dates with one elevation model, with a map"
 	@echo "make test      set up and run the tests (under ten minutes on two cores)"
 	@echo "make test-all  the slow tests, too"
 	@echo "make bench     compare speed and memory with TerraTorch's own TerraMind"
@@ -46,6 +47,35 @@ demo: $(STAMP)
 	@echo "  predictions  $(OUT)/predictions/*.tif"
 	@echo "  figure       $(OUT)/figure.png"
 	@echo "  curves       $(BIN)/tensorboard --logdir $(OUT)/logs"
+
+SERIES := $(OUT)/series
+SERIES_CONFIG := configs/demo_flood_series.yaml
+
+demo-series: $(STAMP)
+	@echo "1/6 Simulate floods on four dates"
+	@$(BIN)/terramind simulate --out $(SERIES)/data --chips 160 --size 64 --dates 4
+	@echo "2/6 Fine-tune: terramind fit --config $(SERIES_CONFIG)"
+	@$(BIN)/terramind fit --config $(SERIES_CONFIG)
+	@echo "3/6 Test: terramind test"
+	@$(BIN)/terramind test --config $(SERIES_CONFIG) --ckpt_path $(SERIES)/checkpoints/best.ckpt
+	@echo "4/6 Map: terramind map of the first test chip"
+	@name=$$(head -n 1 $(SERIES)/data/splits/flood_test_data.txt) && $(BIN)/terramind map --config $(SERIES_CONFIG) \
+		--ckpt_path $(SERIES)/checkpoints/best.ckpt --out $(SERIES)/maps --accelerator cpu \
+		--scene S2L1C=$(SERIES)/data/data/S2L1CHand/$${name}_S2Hand.tif \
+		--scene S1GRD=$(SERIES)/data/data/S1GRDHand/$${name}_S1Hand.tif \
+		--scene DEM=$(SERIES)/data/data/DEMHand/$${name}_DEMHand.tif
+	@echo "5/6 Predict: terramind predict"
+	@$(BIN)/terramind predict --config $(SERIES_CONFIG) --ckpt_path $(SERIES)/checkpoints/best.ckpt \
+		--predict_output_dir $(SERIES)/predictions
+	@echo "6/6 Draw"
+	@$(BIN)/terramind figure --data $(SERIES)/data/data --predictions $(SERIES)/predictions --out $(SERIES)/figure.png
+	@echo
+	@echo "Made:"
+	@echo "  data         $(SERIES)/data"
+	@echo "  checkpoint   $(SERIES)/checkpoints/best.ckpt"
+	@echo "  map          $(SERIES)/maps"
+	@echo "  predictions  $(SERIES)/predictions/*.tif"
+	@echo "  figure       $(SERIES)/figure.png"
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile

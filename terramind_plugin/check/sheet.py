@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from terramind_plugin.model.modalities import find
 from terramind_plugin.plotting import LABEL_COLORS, plot_samples
 from terramind_plugin.raster.bands import bands_of_date
 from terramind_plugin.raster.complete import GDAL_ERRORS
+from terramind_plugin.raster.netcdf import raster_name
+from terramind_plugin.raster.paths import RASTERS
 from terramind_plugin.samples.checks.headers import OPTIONS
 from terramind_plugin.samples.checks.labels import read_labels
 from terramind_plugin.samples.checks.sample import Sample, draw_samples, read_middle, read_sample
-from terramind_plugin.samples.layout import LABEL, RASTERS
+from terramind_plugin.samples.dates import modality_of
+from terramind_plugin.samples.layout import LABEL
 from terramind_plugin.samples.plan import DataPlan, ImagePlan
 
 SheetRow = tuple[str, dict[str, NDArray[Any]], Any, None]
@@ -86,7 +90,7 @@ def _row(plan: DataPlan, split: str, name: str, files: dict[str, Path]) -> Sheet
     """Return title, images by modality and label of a sample, without files that cannot be read."""
     images = {}
     for image in plan.images:
-        values = _read(files.get(image.name))
+        values = _read(files.get(image.name), modality_of(image.name), image.file_bands)
         if values is not None:
             bands = _bands(image, values)
             images[image.name] = (bands + (image.offset or 0.0)) * image.scale
@@ -95,12 +99,18 @@ def _row(plan: DataPlan, split: str, name: str, files: dict[str, Path]) -> Sheet
     return f"{name} ({split})", images, ids, None
 
 
-def _read(path: Path | None) -> NDArray[Any] | None:
-    """Return a thinned raster with NaN where it has no data."""
+def _read(path: Path | None, name: str = "", bands: Sequence[str] = ()) -> NDArray[Any] | None:
+    """Return a thinned raster with NaN where it has no data.
+
+    Args:
+        path: The file; None if there is none.
+        name: Modality; '' for a label.
+        bands: Names of the bands of one date in the file.
+    """
     if path is None or path.suffix.lower() not in RASTERS:
         return None
     try:
-        with rasterio.Env(**OPTIONS), rasterio.open(path) as raster:
+        with rasterio.Env(**OPTIONS), rasterio.open(raster_name(path, name, bands)) as raster:
             pixels = read_middle(raster)
     except (*GDAL_ERRORS, DataError):
         return None  # named in the table

@@ -26,11 +26,14 @@ from terramind_plugin.data.loading import Pick
 from terramind_plugin.data.reading import FAR_VALUES, ReadingPlan, by_name, without_odd
 from terramind_plugin.data.terratorch_internals import generate_bands_intervals
 from terramind_plugin.errors import DataError
+from terramind_plugin.model.modalities import find
 from terramind_plugin.raster.bands import check_one_band
 from terramind_plugin.raster.chips import read_image
 from terramind_plugin.raster.complete import GDAL_ERRORS
 from terramind_plugin.raster.missing import FAR
-from terramind_plugin.raster.paths import is_geotiff
+from terramind_plugin.raster.netcdf import raster_name
+from terramind_plugin.raster.paths import is_raster
+from terramind_plugin.samples.dates import modality_of
 from terramind_plugin.samples.layout import LABEL, TABLES, Layout, read_split
 from terramind_plugin.samples.tables import LabelTable
 
@@ -205,11 +208,13 @@ class CheckedSamples(GenericMultimodalDataset):  # type: ignore[misc]
         sample["filename"] = {name: files.get(name, a_file) for name in [*self.expected, *files]}
 
     def _load_file(self, path: Any, nan_replace: float | None = None, modality: str | None = None) -> NDArray[Any]:
-        is_image = modality in self.image_modalities
+        is_image, entry = modality in self.image_modalities, modality_of(str(modality))
         names: Sequence[str | None] = ()
         try:
-            if is_geotiff(path):
-                image = read_image(path, lambda nodata: modality == "mask" and self._is_a_class(path, nodata))
+            if is_raster(path):
+                bands = (self.dataset_bands or {}).get(str(modality)) or _band_names(entry)
+                name = raster_name(path, entry if is_image else "", bands)
+                image = read_image(name, lambda nodata: modality == "mask" and self._is_a_class(path, nodata))
                 data, names = image.values, image.descriptions
                 if image.far:
                     self._warn_once(FAR_VALUES % (path, FAR, modality), key=f"far {modality}")
@@ -347,6 +352,12 @@ def _report_left_out(listed: int, kept: int, root: str) -> None:
     if listed > kept:
         counts = (listed - kept, listed, root)
         logger.warning("%d of %d files in %s are left out: they have no counterpart in the other folders.", *counts)
+
+
+def _band_names(modality: str) -> tuple[str, ...]:
+    """Return the names of all bands of a modality; none for one that is not in the table."""
+    entry = find(modality)
+    return () if entry is None else entry.band_names
 
 
 def _label_tensor(image: NDArray[Any]) -> dict[str, Tensor]:

@@ -12,8 +12,8 @@ from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from terramind_plugin.data.terratorch_internals import collate_samples
 from terramind_plugin.errors import DataError
+from terramind_plugin.raster.paths import RASTERS
 from terramind_plugin.samples.checks.headers import map_files, read_header
-from terramind_plugin.samples.layout import RASTERS
 
 Pick = tuple[int, Sequence[str]]
 """Number of a sample and the names of the modalities to read."""

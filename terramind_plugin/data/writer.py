@@ -23,6 +23,7 @@ from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.plotting import LABEL_COLORS
 from terramind_plugin.raster.georeference import check_georeference
 from terramind_plugin.raster.missing import read_pixels
+from terramind_plugin.raster.netcdf import raster_name
 from terramind_plugin.raster.writer import parse_color, write_geotiff
 from terramind_plugin.samples.classes import class_names_of
 from terramind_plugin.system import Stopped, identify
@@ -170,7 +171,7 @@ class GeoTiffWriter(BasePredictionWriter):
         source = next(iter(files.values()))
         target = self._target(trainer, source, suffix)
         array = array[None] if array.ndim == 2 else array
-        with rasterio.open(source) as raster:
+        with rasterio.open(raster_name(source)) as raster:
             check_georeference(raster)
             crs, transform, shape = raster.crs, raster.transform, raster.shape
         if array.shape[1:] != shape:
@@ -305,7 +306,7 @@ def find_data(files: Iterable[str], shape: tuple[int, int]) -> tuple[NDArray[np.
     valid = np.zeros(shape, dtype=bool)
     undeclared: dict[Path | str, int] = {}
     for file in sorted(set(files)):
-        with rasterio.open(file) as raster:
+        with rasterio.open(raster_name(file)) as raster:
             if raster.shape != shape:
                 continue
             pixels = read_pixels(raster)

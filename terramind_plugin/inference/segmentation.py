@@ -175,7 +175,7 @@ def map_scenes(
     crop = training_size(cli.config, cli.datamodule, cli.model, patch) if options.crop is None else options.crop
     options = options.settle(crop, patch)
     jobs = plan_jobs(scenes, expected, options, patch)
-    check_dates(jobs, dates_taken(cli.model))
+    refuse_dates(jobs, dates_taken(cli.model))
     content, tensors = cli.take_checkpoint()
     cli.model.on_load_checkpoint(dict(content))
     load_into(cli.model, tensors, ckpt_path, "the configured task", strict=cli.model.strict_loading)
@@ -283,7 +283,7 @@ def by_band(datamodule: Any) -> frozenset[str]:
     return frozenset(getattr(datamodule, "by_band", ()))
 
 
-def check_dates(jobs: Sequence[Job], taken: DatesTaken | None) -> None:
+def refuse_dates(jobs: Sequence[Job], taken: DatesTaken | None) -> None:
     """Raise a DataError if a scene has another number of dates than the model takes.
 
     Args:

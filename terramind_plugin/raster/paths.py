@@ -83,6 +83,10 @@ def raster_path(text: str | Path) -> Path:
     return RemotePath(str(text)) if is_remote(text) else Path(text)
 
 
-def is_geotiff(path: Any) -> bool:
-    """Return whether a path, which may be something else, names a GeoTIFF."""
-    return isinstance(path, str | Path) and str(path).lower().endswith((".tif", ".tiff"))
+RASTERS = (".tif", ".tiff", ".nc", ".nc4")
+"""Endings of rasters in data sets: GeoTIFF and NetCDF."""
+
+
+def is_raster(path: Any) -> bool:
+    """Return whether a path, which may be something else, names a raster that GDAL reads."""
+    return isinstance(path, str | Path) and str(path).lower().endswith(RASTERS)

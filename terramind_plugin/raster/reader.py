@@ -22,6 +22,7 @@ from terramind_plugin.raster.bands import bands_of_date, check_dated_names, find
 from terramind_plugin.raster.complete import GDAL_ERRORS, reason_of
 from terramind_plugin.raster.georeference import Grid, apply_affine, check_georeference
 from terramind_plugin.raster.missing import read_pixels, refuse_complex
+from terramind_plugin.raster.netcdf import raster_name
 from terramind_plugin.raster.paths import is_remote, raster_path
 from terramind_plugin.raster.thumbnail import Thumbnail
 from terramind_plugin.raster.values import check_classes, warn_of_units
@@ -112,7 +113,7 @@ class Source:
             raise DataError(f"There is no file {path}.")
         try:
             with rasterio.Env(GDAL_NUM_THREADS=threads):
-                self._file = rasterio.open(str(path))
+                self._file = rasterio.open(raster_name(path, expected.name, expected.file_bands or expected.bands))
         except GDAL_ERRORS as error:
             raise DataError(f"{path} cannot be read as a raster: {reason_of(error)}") from error
         try:

@@ -19,7 +19,6 @@ logger = logging.getLogger("terramind_plugin")
 
 LABEL = "label"
 """Key of a sample's label beside the names of modalities."""
-RASTERS = (".tif", ".tiff")
 TABLES = (".csv", ".parquet")
 """Endings of split files and labels that are tables."""
 ONE_A_LINE = "It should hold one sample id a line, as UTF-8 text."

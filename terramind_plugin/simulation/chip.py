@@ -11,13 +11,22 @@ from rasterio.transform import Affine
 
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.simulation.landcover import Cover, make_cover
+from terramind_plugin.simulation.landcover import Cover, make_covers
 from terramind_plugin.simulation.materials import ID
 from terramind_plugin.simulation.noise import FloatArray, fractal, smooth
 from terramind_plugin.simulation.optics import observe_optical
 from terramind_plugin.simulation.radar import observe_radar, swath_gap
-from terramind_plugin.simulation.terrain import INSIDE, PIXEL, Terrain, make_flood, make_terrain
-from terramind_plugin.simulation.worlds import World, flood_site
+from terramind_plugin.simulation.terrain import (
+    INSIDE,
+    PIXEL,
+    Flood,
+    Terrain,
+    flood_levels,
+    make_flood,
+    make_terrain,
+    recede,
+)
+from terramind_plugin.simulation.worlds import Region, World, flood_site
 
 SMALLEST = 32
 """Smallest side of a chip, pixels."""
@@ -31,7 +40,9 @@ class SimulatedChip:
     name: str
     """Chip id, e.g. 'Delta_0001'."""
     images: dict[str, NDArray[Any]]
-    """Modality name -> array [bands, H, W] in the bands, units and type of the modality; NaN = no data in S1."""
+    """Modality name -> array [bands, H, W] in the bands, units and type of the modality; NaN = no data in S1.
+
+    Of several dates the bands of one follow those of the date before; DEM and LULC have one date."""
     label: NDArray[np.int16]
     """[H, W]: 1 water (permanent, flood, under plants), 0 land, -1 unknown."""
     transform: Affine
@@ -63,14 +74,48 @@ def _rgb(l2a: NDArray[np.uint16]) -> NDArray[np.uint8]:
     return np.rint(np.clip(colours / _RGB_WHITE, 0, 1) * 255).astype(np.uint8)
 
 
-def simulate_chip(seed: int, index: int, size: int, world: World = flood_site) -> SimulatedChip:
+def _observe(
+    streams: tuple[np.random.Generator, np.random.Generator],
+    region: Region,
+    terrain: Terrain,
+    cover: Cover,
+    flood: Flood,
+) -> dict[str, NDArray[Any]]:
+    """Return the images of one date by modality.
+
+    Args:
+        streams: Random numbers of the optical sensor and of the radar.
+        region: Where the scene lies.
+        terrain: Its terrain.
+        cover: Its surface on this date.
+        flood: Its water on this date.
+    """
+    optical, radar = streams
+    l1c, l2a = observe_optical(optical, region, terrain, cover, flood)
+    grd, rtc = observe_radar(radar, terrain, cover, flood)
+    gap = swath_gap(radar, grd.shape[-2:])
+    return {
+        "S2L1C": l1c,
+        "S2L2A": l2a,
+        "S1GRD": np.where(gap, np.nan, grd).astype(np.float32),
+        "S1RTC": np.where(gap, np.nan, rtc).astype(np.float32),
+        "NDVI": _ndvi(l2a)[None],
+        "RGB": _rgb(l2a),
+    }
+
+
+def simulate_chip(seed: int, index: int, size: int, world: World = flood_site, dates: int = 1) -> SimulatedChip:
     """Return one chip of the simulated data set; the same arguments always give the same chip.
+
+    A series shows the chip before its flood, at the peak, and while the water falls, see `flood_levels`. The label and
+    the images of the peak are those of the chip with one date.
 
     Args:
         seed: Seed of the data set, not negative.
         index: Number of the chip, from 0. A chip does not depend on how many others there are.
         size: Side in pixels of 10 m, at least 32.
         world: Where chips lie.
+        dates: Number of dates.
 
     Raises:
         ConfigError: An argument is too small.
@@ -84,24 +129,20 @@ def simulate_chip(seed: int, index: int, size: int, world: World = flood_site) -
     site = world(seed, index)
     region = site.region
     terrain = make_terrain(streams[0], region, size)
-    flood = make_flood(streams[1], region, terrain)
-    cover = make_cover(streams[2], region, terrain, flood)
-    l1c, l2a = observe_optical(streams[3], region, terrain, cover, flood)
-    grd, rtc = observe_radar(streams[4], terrain, cover, flood)
-    elevation = make_surface_model(streams[5], terrain, cover)
-
-    gap = swath_gap(streams[4], (size, size))
-    label = np.where(gap, -1, cover.water[INSIDE]).astype(np.int16)
-    images: dict[str, NDArray[Any]] = {
-        "S2L1C": l1c,
-        "S2L2A": l2a,
-        "S1GRD": np.where(gap, np.nan, grd).astype(np.float32),
-        "S1RTC": np.where(gap, np.nan, rtc).astype(np.float32),
-        "DEM": elevation[None][INSIDE],
-        "LULC": cover.lulc[None][INSIDE],
-        "NDVI": _ndvi(l2a)[None],
-        "RGB": _rgb(l2a),
-    }
+    peak = make_flood(streams[1], region, terrain)
+    levels = flood_levels(dates)
+    highest = levels.index(1.0)
+    floods = [recede(peak, terrain, level, left=date > highest) for date, level in enumerate(levels)]
+    covers = make_covers(streams[2], region, terrain, peak, floods)
+    shots = []
+    for date, (flood, cover) in enumerate(zip(floods, covers, strict=True)):
+        more = np.random.SeedSequence([seed, index, 1 + date]).spawn(2)
+        optical, radar = streams[3:5] if date == highest else map(np.random.default_rng, more)
+        shots.append(_observe((optical, radar), region, terrain, cover, flood))
+    elevation = make_surface_model(streams[5], terrain, covers[highest])
+    label = np.where(np.isnan(shots[highest]["S1GRD"][0]), -1, covers[highest].water[INSIDE]).astype(np.int16)
+    images: dict[str, NDArray[Any]] = {name: np.concatenate([shot[name] for shot in shots]) for name in shots[0]}
+    images |= {"DEM": elevation[None][INSIDE], "LULC": covers[highest].lulc[None][INSIDE]}
     return SimulatedChip(
         name=site.name,
         images={name: np.ascontiguousarray(image) for name, image in images.items()},

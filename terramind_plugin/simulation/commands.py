@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from terramind_plugin.errors import counted
+from terramind_plugin.errors import ConfigError, counted
 
 
 def run_simulate(
@@ -16,6 +16,7 @@ def run_simulate(
     seed: int = 0,
     world: Literal["floods", "globe", "stac"] = "floods",
     processes: int = 1,
+    dates: int = 1,
 ) -> None:
     """Make a data set of simulated scenes, or a STAC catalogue of them.
 
@@ -28,10 +29,13 @@ def run_simulate(
         seed: Same seed, same bytes.
         world: Regions that flood, places anywhere on a globe for pre-training, or a catalogue for `chips` and `map`.
         processes: Number of processes that share the work.
+        dates: Dates of each chip: before the flood, at its peak, and while the water falls.
     """
     from rich.progress import Progress
 
     if world == "stac":
+        if dates != 1:
+            raise ConfigError("--dates is for chips; the catalogue of --world stac has dates of its own. Leave it out.")
         _simulate_catalogue(out, size, seed)
         return
     from terramind_plugin.simulation import dataset
@@ -45,6 +49,7 @@ def run_simulate(
             seed=seed,
             world=world,
             processes=processes,
+            dates=dates,
             on_chip=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     sizes = ", ".join(f"{len(ids)} {name}" for name, ids in made.splits.items())

@@ -24,6 +24,8 @@ from terramind_plugin.simulation.worlds import WORLDS, World, flood_site
 
 __all__ = ["WORLDS", "SimulatedDataset", "chip_files", "make_splits", "simulate", "simulate_chip"]
 
+LONGEST_SERIES = 24
+"""Maximum number of dates of a simulated series."""
 _VERSION = 1  # raise it when the same parameters give other chips
 _PARAMETERS_FILE = "simulation.json"
 _PRODUCTS = ("S2L1C", "S2L2A", "S1GRD", "S1RTC", "DEM", "LULC", "NDVI", "RGB", "Label")
@@ -79,9 +81,10 @@ def make_splits(chips: int, seed: int, world: World = flood_site) -> dict[str, t
     return {split: tuple(sorted(names[index] for index in members[split])) for split in _SPLITS}
 
 
-def _layer(modality: Modality) -> dict[str, Any]:
-    """Return arguments of `write_geotiff` that describe a modality."""
-    layer: dict[str, Any] = {"descriptions": modality.band_names, "units": (modality.units,) * len(modality.bands)}
+def _layer(modality: Modality, count: int) -> dict[str, Any]:
+    """Return arguments of `write_geotiff` that describe all bands of a modality, date after date."""
+    dates = count // len(modality.bands)
+    layer: dict[str, Any] = {"descriptions": modality.band_names * dates, "units": (modality.units,) * count}
     if modality.name in ("S1GRD", "S1RTC"):
         layer["nodata"] = float("nan")  # a number would turn measured values into NaN in readers that mask
     if modality.class_names:
@@ -94,7 +97,7 @@ def _write_chip(files: dict[str, Path], chip: SimulatedChip) -> None:
     """Write all files of a chip."""
     grid: dict[str, Any] = {"crs": chip.crs, "transform": chip.transform}
     for name, image in chip.images.items():
-        write_geotiff(files[name], image, **grid, **_layer(MODALITIES[name]))
+        write_geotiff(files[name], image, **grid, **_layer(MODALITIES[name], len(image)))
     write_geotiff(
         files["label"],
         chip.label[None],
@@ -138,6 +141,7 @@ def simulate(
     *,
     world: str = "floods",
     processes: int = 1,
+    dates: int = 1,
 ) -> SimulatedDataset:
     """Write simulated scenes as GeoTIFFs in the folder layout of Sen1Floods11 v1.1, and split lists.
 
@@ -153,6 +157,8 @@ def simulate(
         on_chip: Called after each chip with the number of finished chips and of all chips.
         world: Where the chips lie, a name in `WORLDS`.
         processes: Number of processes that share the work.
+        dates: Number of dates of each chip: before the flood, at its peak, and while the water falls. A file holds all
+            dates, one after the other; DEM, LULC and label have one.
 
     Raises:
         ConfigError: An argument is out of range, or the folder holds something else.
@@ -167,14 +173,17 @@ def simulate(
     if processes < 1:
         raise ConfigError(f"processes must be at least 1, got {processes}.")
     splits = make_splits(chips, seed, WORLDS[world])
+    if not 1 <= dates <= LONGEST_SERIES:
+        raise ConfigError(f"dates must be 1 to {LONGEST_SERIES}, got {dates}.")
     parameters: dict[str, Any] = {"version": _VERSION, "chips": chips, "size": size, "seed": seed}
-    claim_folder(root, parameters if world == "floods" else parameters | {"world": world})
+    parameters |= ({} if world == "floods" else {"world": world}) | ({} if dates == 1 else {"dates": dates})
+    claim_folder(root, parameters)
     (root / "splits").mkdir(exist_ok=True)
     for folder in {path.parent for path in chip_files(root, "").values()}:
         folder.mkdir(parents=True, exist_ok=True)
     sites = [WORLDS[world](seed, index) for index in range(chips)]
     names = tuple(site.name for site in sites)
-    make = partial(_make_chip, root=root, world=world, seed=seed, size=size)
+    make = partial(_make_chip, root=root, world=world, seed=seed, size=size, dates=dates)
     with _mapper(processes) as share:
         whole = list(share(partial(_is_whole, root=root), names))
         missing = [index for index in range(chips) if not whole[index]]
@@ -210,6 +219,6 @@ def _is_whole(name: str, *, root: Path) -> bool:
     return all(path.is_file() and is_complete(path) for path in chip_files(root, name).values())
 
 
-def _make_chip(index: int, *, root: Path, world: str, seed: int, size: int) -> None:
-    chip = simulate_chip(seed, index, size, WORLDS[world])
+def _make_chip(index: int, *, root: Path, world: str, seed: int, size: int, dates: int) -> None:
+    chip = simulate_chip(seed, index, size, WORLDS[world], dates)
     _write_chip(chip_files(root, chip.name), chip)

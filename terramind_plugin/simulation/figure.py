@@ -8,12 +8,18 @@ from typing import Any
 
 import numpy as np
 import rasterio
+from numpy.typing import NDArray
 
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.files import check_picture, write_figure
+from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.plotting import plot_samples
 
-INPUTS = {"S2L1C": ("S2L1CHand", "_S2Hand.tif"), "S1GRD": ("S1GRDHand", "_S1Hand.tif")}
+INPUTS = {
+    "S2L1C": ("S2L1CHand", "_S2Hand.tif"),
+    "S1GRD": ("S1GRDHand", "_S1Hand.tif"),
+    "DEM": ("DEMHand", "_DEMHand.tif"),
+}
 LABEL_FILES = ("LabelHand", "_LabelHand.tif")
 
 
@@ -21,7 +27,7 @@ def draw_predictions(data: Path, predictions: Path, out: Path, *, chips: int, cl
     """Write a PNG with inputs, label and prediction of the first chips that were predicted.
 
     Args:
-        data: Folder with S2L1CHand, S1GRDHand and LabelHand; each may be absent.
+        data: Folder with S2L1CHand, S1GRDHand and LabelHand; each may be absent. DEMHand is shown beside series.
         predictions: Folder with '<input name>_pred.tif' files.
         out: Picture to write.
         chips: Number of chips.
@@ -38,7 +44,9 @@ def draw_predictions(data: Path, predictions: Path, out: Path, *, chips: int, cl
     for prediction in sorted(predictions.rglob("*_pred.tif")):
         name = _chip_name(prediction)
         images = {key: _read(data / folder / f"{name}{suffix}") for key, (folder, suffix) in INPUTS.items()}
-        images = {key: values for key, values in images.items() if values is not None}
+        images = {key: _by_date(key, values) for key, values in images.items() if values is not None}
+        if all(values.ndim == 3 for values in images.values()):
+            images.pop("DEM", None)  # beside a series alone
         if not images:
             continue
         label = _read(data / LABEL_FILES[0] / f"{name}{LABEL_FILES[1]}")
@@ -52,6 +60,14 @@ def draw_predictions(data: Path, predictions: Path, out: Path, *, chips: int, cl
             f"and {INPUTS['S2L1C'][0]}/<id>{INPUTS['S2L1C'][1]} here."
         )
     write_figure(out, plot_samples(rows, class_names))
+
+
+def _by_date(name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return an image [bands, H, W], or one of several dates as [bands, dates, H, W]."""
+    bands = len(MODALITIES[name].bands)
+    if len(values) == bands or len(values) % bands:
+        return values
+    return values.reshape(-1, bands, *values.shape[1:]).swapaxes(0, 1)
 
 
 def _chip_name(prediction: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -218,6 +219,21 @@ def _annual_map(
 
 def make_cover(rng: np.random.Generator, region: Region, terrain: Terrain, flood: Flood) -> Cover:
     """Return the surface of a scene: dry land as people and plants use it, then covered by the flood."""
+    return make_covers(rng, region, terrain, flood, [flood])[0]
+
+
+def make_covers(
+    rng: np.random.Generator, region: Region, terrain: Terrain, flood: Flood, dates: Sequence[Flood]
+) -> list[Cover]:
+    """Return the surface of a scene on several dates, between which only the water changes.
+
+    Args:
+        rng: Random numbers.
+        region: Where the scene lies.
+        terrain: Its terrain.
+        flood: The highest water, which decides where people build.
+        dates: The water of each date.
+    """
     shape = terrain.slope.shape
     greenness = rng.uniform(*region.greenness)
     parcels = _make_parcels(rng, shape, rng.uniform(10, 24))
@@ -232,18 +248,29 @@ def make_cover(rng: np.random.Generator, region: Region, terrain: Terrain, flood
     roads = _add_settlements(rng, terrain, flood, material)
     lulc = _annual_map(rng, material, terrain.river, terrain, max(flood.stage, 0.3))
 
-    bridge = roads & (flood.depth < 3.0)
-    water = flood.water & ~bridge
-    shallow = flood.depth < table.SHALLOW_LIMIT[material]
-    under = np.where(shallow, table.SHALLOW[material], table.DEEP[material])
-    material = np.where(water & ~terrain.river, under, material)
-    material = np.where(water & terrain.river, ID["clear water"], material).astype(np.uint8)
     vigour = greenness * (0.6 + 0.4 * uniform_of(parcels.key, 6)) + 0.12 * fractal(rng, shape, 1.6, 30)
     brightness = 1 + 0.16 * (uniform_of(parcels.key, 8) - 0.5) + 0.05 * fractal(rng, shape, 1.6, 60)
-    return Cover(
-        material=material,
-        brightness=brightness.astype(np.float32),
-        vigour=smooth(np.clip(vigour, 0.02, 1), 0.5),
-        lulc=lulc,
-        water=water,
-    )
+    covers = []
+    for now in dates:
+        covered, water = _cover_with_water(material, roads, terrain, now)
+        covers.append(
+            Cover(
+                material=covered,
+                brightness=brightness.astype(np.float32),
+                vigour=smooth(np.clip(vigour, 0.02, 1), 0.5),
+                lulc=lulc,
+                water=water,
+            )
+        )
+    return covers
+
+
+def _cover_with_water(
+    material: MaterialArray, roads: BoolArray, terrain: Terrain, flood: Flood
+) -> tuple[MaterialArray, BoolArray]:
+    """Return the materials of dry land as they are under water, and where the water is."""
+    water = flood.water & ~(roads & (flood.depth < 3.0))  # roads cross shallow water on bridges
+    shallow = flood.depth < table.SHALLOW_LIMIT[material]
+    under = np.where(shallow, table.SHALLOW[material], table.DEEP[material])
+    covered = np.where(water & ~terrain.river, under, material)
+    return np.where(water & terrain.river, ID["clear water"], covered).astype(np.uint8), water

@@ -235,6 +235,17 @@ def make_terrain(rng: np.random.Generator, region: Region, size: int) -> Terrain
     )
 
 
+def flood_levels(dates: int) -> list[float]:
+    """Return the level of the flood on each date of a series: 0 before it, 1 at its peak, then falling to 0.
+
+    Args:
+        dates: Number of dates; one alone is the peak.
+    """
+    return (
+        [1.0] if dates == 1 else [0.0, *(float(level) for level in np.linspace(1, 0, max(dates - 1, 2))[: dates - 1])]
+    )
+
+
 @dataclass(frozen=True)
 class Flood:
     """Water at the time of the images. All arrays are [H, W]."""
@@ -279,4 +290,25 @@ def make_flood(rng: np.random.Generator, region: Region, terrain: Terrain) -> Fl
         depth=depth,
         wetness=(recent * (0.35 + 0.65 * patches) * (terrain.slope < 0.08)).astype(np.float32),
         stage=stage,
+    )
+
+
+def recede(flood: Flood, terrain: Terrain, level: float, *, left: bool) -> Flood:
+    """Return the water of a scene at a lower level of its flood.
+
+    Args:
+        flood: The flood at its peak.
+        terrain: Terrain of the scene.
+        level: Share of the height of the peak above the normal river level, 0 to 1.
+        left: Whether the peak is over, so that the ground which it has left is wet.
+    """
+    if level >= 1:
+        return flood
+    fall = (1 - level) * max(flood.stage, 0.0)
+    depth = np.where(terrain.river, np.maximum(flood.depth - fall, 0.3), flood.depth - fall)
+    water = terrain.river | (_without_small(terrain.river | (depth > 0), 14) & flood.water if level > 0 else False)
+    dry = flood.water & ~water
+    wetness = np.where(dry, np.float32(0.9), flood.wetness) if left else np.zeros_like(flood.wetness)
+    return Flood(
+        water=water, depth=np.where(water, depth, np.minimum(depth, 0)), wetness=wetness, stage=flood.stage - fall
     )

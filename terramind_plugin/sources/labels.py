@@ -15,8 +15,8 @@ from rasterio.windows import Window
 
 from terramind_plugin.errors import ConfigError, DataError, one_line, suggest
 from terramind_plugin.raster.complete import GDAL_ERRORS, reason_of
+from terramind_plugin.raster.paths import RASTERS
 from terramind_plugin.raster.writer import write_geotiff
-from terramind_plugin.samples.layout import RASTERS
 from terramind_plugin.sources.area import read_geojson, read_shape
 from terramind_plugin.sources.grids import (
     BLOCK_PIXELS,

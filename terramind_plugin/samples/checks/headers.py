@@ -17,7 +17,9 @@ from terramind_plugin.errors import one_line
 from terramind_plugin.parallel import map_chunks
 from terramind_plugin.raster.complete import GDAL_ERRORS
 from terramind_plugin.raster.georeference import Grid, is_indirect, lies_nowhere
-from terramind_plugin.samples.layout import RASTERS
+from terramind_plugin.raster.netcdf import raster_name
+from terramind_plugin.raster.paths import RASTERS
+from terramind_plugin.samples.dates import modality_of
 from terramind_plugin.samples.plan import DataPlan
 
 Job = TypeVar("Job")
@@ -78,10 +80,16 @@ class Header:
         return Grid(*self.shape, self.crs, self.transform)
 
 
-def read_header(path: Path) -> Header:
-    """Return a raster's header; 'problem' says so where the raster cannot be read or ends too early."""
+def read_header(path: Path, modality: str = "", bands: tuple[str, ...] = ()) -> Header:
+    """Return a raster's header; 'problem' says so where the raster cannot be read or ends too early.
+
+    Args:
+        path: The file.
+        modality: Its modality, by which a variable of a NetCDF file is found; '' for any.
+        bands: Names of the bands of one date in the file.
+    """
     try:
-        with rasterio.open(path) as raster:
+        with rasterio.open(raster_name(path, modality, bands)) as raster:
             return Header(
                 path=path,
                 shape=raster.shape,
@@ -120,6 +128,11 @@ def _missing_end(path: Path, raster: rasterio.DatasetReader) -> str:
 
 def read_headers(plan: DataPlan) -> dict[Path, Header]:
     """Return the headers of all rasters of a plan; they are read several at a time."""
-    everything = (path for split in plan.splits for files in split.samples.values() for path in files.values())
-    paths = {path for path in everything if path.suffix.lower() in RASTERS}
-    return {header.path: header for header in map_files(read_header, sorted(paths))}
+    everything = (item for split in plan.splits for files in split.samples.values() for item in files.items())
+    known = {image.name: (modality_of(image.name), image.file_bands) for image in plan.images}
+    jobs = {path: known.get(key, ("", ())) for key, path in everything if path.suffix.lower() in RASTERS}
+    return {header.path: header for header in map_files(_read_job, [(path, *jobs[path]) for path in sorted(jobs)])}
+
+
+def _read_job(job: tuple[Path, str, tuple[str, ...]]) -> Header:
+    return read_header(*job)

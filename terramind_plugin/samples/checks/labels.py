@@ -11,10 +11,11 @@ import numpy as np
 import rasterio
 
 from terramind_plugin.errors import counted, one_line
+from terramind_plugin.raster.paths import RASTERS
 from terramind_plugin.samples.checks.findings import Finding, some
 from terramind_plugin.samples.checks.headers import UNREADABLE, map_files
 from terramind_plugin.samples.checks.sample import read_middle
-from terramind_plugin.samples.layout import LABEL, RASTERS
+from terramind_plugin.samples.layout import LABEL
 from terramind_plugin.samples.plan import DataPlan
 
 LARGEST = 8192

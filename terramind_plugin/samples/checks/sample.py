@@ -16,8 +16,11 @@ from terramind_plugin.errors import DataError, one_line
 from terramind_plugin.raster.bands import check_dated_names, find_bands
 from terramind_plugin.raster.complete import check_checksums
 from terramind_plugin.raster.missing import Pixels, is_odd, read_pixels
+from terramind_plugin.raster.netcdf import raster_name
+from terramind_plugin.raster.paths import RASTERS
 from terramind_plugin.samples.checks.headers import UNREADABLE, map_files
-from terramind_plugin.samples.layout import LABEL, RASTERS
+from terramind_plugin.samples.dates import modality_of
+from terramind_plugin.samples.layout import LABEL
 from terramind_plugin.samples.plan import DataPlan, ImagePlan
 
 WHOLE = 64 * 2**20
@@ -140,7 +143,7 @@ def order_of(image: ImagePlan, path: Path, names: Sequence[str | None]) -> list[
 def _summary(job: tuple[ImagePlan, Path]) -> Summary | str:
     image, path = job
     try:
-        with rasterio.open(path) as raster:
+        with rasterio.open(raster_name(path, modality_of(image.name), image.file_bands)) as raster:
             if raster.count > MOST_BANDS:
                 return f"it has {raster.count} bands"
             if any(name.startswith("complex") for name in raster.dtypes):
@@ -154,7 +157,7 @@ def _summary(job: tuple[ImagePlan, Path]) -> Summary | str:
                 order = order_of(image, path, raster.descriptions)
             except DataError:
                 order = None  # an error of its own, see check_headers
-    except UNREADABLE as error:
+    except (*UNREADABLE, DataError) as error:
         return one_line(error)
     # Damaged files hold numbers that float32 has not.
     with np.errstate(invalid="ignore", over="ignore"):
