@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import rioxarray  # noqa: F401  gives arrays their `rio`
+import xarray as xr
 
 from terramind_plugin.errors import DataError
+from terramind_plugin.model.modalities import MODALITIES
 
 
 def _rewrite(path: Path, values: np.ndarray, names: Any = None) -> None:
@@ -74,3 +77,26 @@ def test_bands_are_read_by_name(make_chips: Any, make_module: Any) -> None:
     _rewrite(path, values, ("VH", "HH"))
     with pytest.raises(DataError, match="as VH, HH, expected VV, VH for S1GRD"):
         _sample(make_module(root, check_values=False))
+
+
+def test_netcdf_files_keep_grid_and_fill_value(make_chips: Any, make_module: Any) -> None:
+    from terramind_plugin.samples.checks.headers import read_headers
+    from terramind_plugin.samples.plan import describe
+
+    root = make_chips()
+    for path in sorted((root / "S1GRD").glob("*.tif")):
+        with rasterio.open(path) as file:
+            values, transform = file.read(), file.transform
+        values[0, 3, 5] = -9999
+        x, y = (transform.c + 10 * (np.arange(32) + 0.5)), transform.f - 10 * (np.arange(32) + 0.5)
+        array = xr.DataArray(values, dims=("band", "y", "x"), coords={"x": x, "y": y}, name="S1GRD")
+        array = array.rio.write_crs("EPSG:32630").rio.write_nodata(-9999).rio.write_coordinate_system()
+        array.to_dataset().to_netcdf(path.with_suffix(".nc"), engine="scipy")
+    module = make_module(root, image_grep={"S2L1C": "*_S2.tif", "S1GRD": "*_S1.nc"})
+    headers = read_headers(describe(module))
+    header = headers[root / "S1GRD" / "a_S1.nc"]
+    assert (header.problem, header.crs.to_epsg(), header.transform) == ("", 32630, transform)
+    module.setup("validate")
+    image = module.val_dataset[0]["image"]["S1GRD"]
+    assert image[0, 3, 5] == np.float32(MODALITIES["S1GRD"].mean[0])
+    assert (image > -100).all()
