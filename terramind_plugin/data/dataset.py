@@ -151,7 +151,7 @@ class CheckedSamples(GenericMultimodalDataset):  # type: ignore[misc]
         if self.allow_missing:
             self._add_missing(sample)
         if self.plan.temporal:
-            images = join_dates(sample["image"], self.plan.counts)
+            images = join_dates(sample["image"], self.plan.counts, sample["filename"])
             sample["image"] = repeat_single(images, sample["filename"], self.plan.taken)
         if self.allow_missing:
             named = {name: sample["image"][name] for name in self.expected if name in sample["image"]}

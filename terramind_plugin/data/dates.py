@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from terramind_plugin.data.terratorch_internals import TemporalWrapper
 from terramind_plugin.errors import ConfigError, DataError, suggest
+from terramind_plugin.raster.series import check_time
 from terramind_plugin.samples.dates import DatesTaken, date_key, modality_of
 
 ROOTS = ("data_root", *(f"{stage}_data_root" for stage in ("train", "val", "test", "predict")))
@@ -138,17 +140,29 @@ def by_date(path: Any, data: NDArray[Any], bands: int, modality: str, *, by_band
     return rearrange(data, "(c t) h w -> t c h w" if by_band else "(t c) h w -> t c h w", c=bands)
 
 
-def join_dates(images: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
+def join_dates(images: Mapping[str, Tensor], counts: Mapping[str, int], files: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return by modality the images [bands, dates, H, W] of its files, in the order of time.
 
     Args:
         images: Images [bands, dates, H, W] by the key of their file.
         counts: Number of dates with files of their own, by modality.
+        files: Names of the files by their key.
+
+    Raises:
+        DataError: The files of a modality differ in size, or dates in their names are not in the order of time.
     """
     joined = {name: image for name, image in images.items() if modality_of(name) == name}
     for name, count in counts.items():
         keys = [date_key(name, number) for number in range(1, count + 1)]
         if count > 1 and all(key in images for key in keys):
+            check_time([Path(str(files[key])) for key in keys if key in files])
+            sizes = {key: tuple(images[key].shape[-2:]) for key in keys}
+            other = next((key for key in keys if sizes[key] != sizes[name]), None)
+            if other is not None:
+                raise DataError(
+                    f"The dates of {name} differ in size: {files.get(name)} {list(sizes[name])}, {files.get(other)} "
+                    f"{list(sizes[other])}. Cut the files to one size."
+                )
             joined[name] = torch.cat([images[key] for key in keys], dim=1)
     return joined
 

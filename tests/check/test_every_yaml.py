@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 from rasterio.transform import from_origin
 
 from terramind_plugin.check.run import check
 from terramind_plugin.raster.writer import write_geotiff
 from terramind_plugin.samples.checks.findings import Finding
-from terramind_plugin.simulation.dataset import simulate
+from terramind_plugin.simulation.dataset import chip_files, simulate
 from tests.runs.made_chips import MAKE
 from tests.runs.running import REPOSITORY
 
@@ -34,13 +35,14 @@ THEIRS, OURS_TOO = (
     "terramind_plugin.TerraMindDataModule",
 )
 """The line to change: with today's TerraTorch, its own data module does not start with this configuration."""
+DATED = ("change_pairs_base", "flood_series_base")
 FEW = ["--data.init_args.batch_size=2"]
 """Where a data set has fewer images than a batch of the configuration."""
 CASES: dict[str, tuple[Path, list[str]]] = {
-    **{path.stem: (path, FEW if path.stem in MAKE else []) for path in OURS},
+    **{path.stem: (path, FEW if path.stem in (*MAKE, *DATED) else []) for path in OURS},
     **{f"published {name}": (CONF / file, words) for name, (file, words) in PUBLISHED.items()},
 }
-QUICK = ("multitemporal_crop_base", "demo_flood", "published burn scars")
+QUICK = ("multitemporal_crop_base", "demo_flood", "demo_flood_series", "change_pairs_base", "published burn scars")
 BIG = ("sen1floods11_large",)
 """Not tried: a step takes more memory than small machines have."""
 
@@ -55,6 +57,29 @@ def chips(folder: Path, names: list[str], bands: int, scale: float, classes: int
         place = from_origin(5e5 + 3000 * len(list(folder.iterdir())), 4e6, 30, 30)
         for suffix, values in (("_merged.tif", image), (".mask.tif", mask)):
             write_geotiff(folder / f"{name}{suffix}", values, crs="EPSG:32610", transform=place)
+
+
+def series(root: Path) -> None:
+    """Write the data of the configurations with several dates."""
+    made = simulate(root / "demo_output" / "series" / "data", chips=14, size=64, dates=4)
+    for key, folder in (("S2L2A", "S2L2A"), ("S1GRD", "S1GRD"), ("DEM", "DEM"), ("label", "label")):
+        (root / "series" / folder).mkdir(parents=True)
+        for name in made.chip_ids:
+            (root / "series" / folder / f"{name}.tif").symlink_to(chip_files(made.root, name)[key])
+    for name in made.chip_ids:
+        files = chip_files(made.root, name)
+        with rasterio.open(files["S2L2A"]) as file:
+            values, profile = file.read(), {**file.profile, "count": 12}
+        for folder, first in (("before", 0), ("after", 12)):
+            (root / "change_pairs" / folder).mkdir(parents=True, exist_ok=True)
+            with rasterio.open(root / "change_pairs" / folder / f"{name}.tif", "w", **profile) as file:
+                file.write(values[first : first + 12])
+        (root / "change_pairs" / "label").mkdir(exist_ok=True)
+        (root / "change_pairs" / "label" / f"{name}.tif").symlink_to(files["label"])
+    for folder in ("series", "change_pairs"):
+        (root / folder / "splits").mkdir()
+        for split, ids in made.splits.items():
+            (root / folder / "splits" / f"{split.replace('valid', 'val')}.txt").write_text("\n".join(ids))
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +99,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part, letters in (("training_chips", "abcdefgh"), ("validation_chips", "ij")):
         names = [f"chip_{letter}" for letter in letters]
         chips(root / "multi-temporal-crop-classification" / part, names, bands=18, scale=4e3, classes=14)
+    series(root)
     for make in MAKE.values():
         make(root)
     published = (CONF / "published_sen1floods11.yaml").read_text()

@@ -138,6 +138,18 @@ def test_a_file_for_each_date(root: Path, make: Any, write: Any) -> None:
     assert batch["image"].shape == (2, 4, 2, SIDE, SIDE)
     band = MODALITIES["S2L1C"].bands[1]
     assert torch.allclose(joined.aug(batch)["image"][0, 0, 1], torch.tensor((200 - band.mean) / band.std))
+    write(root / "at2" / "a.tif", np.ones((3, 24, SIDE), np.float32))
+    with pytest.raises(
+        DataError, match=rf"dates of S2L1C differ in size: {root}/at1/a.tif \[16, 16\], {root}/at2/a.tif"
+    ):
+        make(["S2L1C"], data_root={"S2L1C": [str(root / "at1"), str(root / "at2")]}).val_dataset[0]
+    late, early = (write(root / f"x_{date}" / f"a_{date}.tif", np.ones((3, 16, 16))) for date in (20240301, 20240201))
+    turned = {"data_root": {"S2L1C": [str(late.parent), str(early.parent)]}, "label_data_root": str(root / "x")}
+    write(root / "x" / "a.tif", np.zeros((1, 16, 16), np.int16))
+    names = {"image_grep": {"S2L1C": ["*_20240301.tif", "*_20240201.tif"]}}
+    with pytest.raises(DataError, match=r"a_20240201\.tif comes after a_20240301\.tif, but its date is earlier"):
+        make(["S2L1C"], **turned, **names).val_dataset[0]
+    write(root / "at2" / "a.tif", np.ones((3, SIDE, SIDE), np.float32))
     (root / "at2" / "b.tif").unlink()
     (root / "list.txt").write_text("a\nb\n")
     with pytest.raises(DataError, match=f"b: no file for S2L1C@2 at {root}/at2/b"):
