@@ -36,6 +36,8 @@ _LAZY = {
     "SegmentationImages": "terramind_plugin.integration.callbacks",
     "TerraMeshDataset": "terramind_plugin.shards.dataset",
     "plot_modality": "terramind_plugin.plotting",
+    "to_dataarray": "terramind_plugin.inference.dataarray",
+    "to_tensor": "terramind_plugin.inference.dataarray",
 }
 
 __all__ = ["__version__", *_LAZY]

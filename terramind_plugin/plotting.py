@@ -182,8 +182,9 @@ def plot_modality(modality: Any, data: Any, ax: Any = None) -> Any:
 
     Args:
         modality: Name of the modality table; another name is drawn as its first three bands, or in grey.
-        data: Array or tensor [bands, H, W] or [1, bands, H, W], [H, W] for one band or class ids, scores of the
-            classes [classes, H, W], or positions [2] or [N, 2] as (longitude, latitude). It may also come first.
+        data: Array, tensor or xarray's DataArray [bands, H, W] or [1, bands, H, W], [H, W] for one band or class ids,
+            scores of the classes [classes, H, W], or positions [2] or [N, 2] as (longitude, latitude). It may also
+            come first.
         ax: Where to draw; by default a new figure of pyplot.
 
     Raises:
@@ -391,8 +392,9 @@ def value_range(values: np.ndarray) -> tuple[float, float]:
 
 
 def as_array(values: Any) -> np.ndarray:
-    """Return a tensor, of whatever device and precision, or something else as an array."""
+    """Return a tensor of any device and precision, or something else, as an array; NaN where xarray has no data."""
     if not hasattr(values, "detach"):
-        return np.asarray(values)
+        array, fill = np.asarray(values), getattr(values, "attrs", {}).get("_FillValue")
+        return array if fill is None or array.dtype.kind != "f" else np.where(array == fill, np.nan, array)
     values = values.detach().cpu()
     return np.asarray(values.float() if values.is_floating_point() else values)

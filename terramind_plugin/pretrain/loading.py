@@ -77,7 +77,7 @@ def apply_symmetry(image: NDArray[Any], number: int) -> NDArray[Any]:
     return rotated[..., ::-1] if number >= 4 else rotated
 
 
-def to_tensor(chip: NDArray[Any], modality: Modality) -> Tensor:
+def to_image_tensor(chip: NDArray[Any], modality: Modality) -> Tensor:
     """Return a chip of `ChipReader` as a tokenizer takes it: float32 [bands, H, W], or class ids [H, W] int64."""
     if modality.kind == "classes":
         return torch.from_numpy(chip[0].astype(np.int64))

@@ -14,7 +14,7 @@ from terramind_plugin.data.guard import guard
 from terramind_plugin.errors import ConfigError, DataError, one_line, suggest
 from terramind_plugin.model.modalities import resolve
 from terramind_plugin.model.variants import VARIANTS
-from terramind_plugin.pretrain.loading import ChipReader, Draw, PretrainingDataModule, apply_symmetry, to_tensor
+from terramind_plugin.pretrain.loading import ChipReader, Draw, PretrainingDataModule, apply_symmetry, to_image_tensor
 from terramind_plugin.pretrain.masked_loss import MaskedBatch
 from terramind_plugin.pretrain.token_store import TokenFile
 from terramind_plugin.raster.reader import Expected, Source
@@ -82,7 +82,7 @@ class Tiles(Dataset[MaskedBatch]):
                     f"{self.tokens[0].path.name} of that chip. Modalities must lie on one grid."
                 )
             tile = np.ascontiguousarray(apply_symmetry(tile, symmetry))
-            pixels[folder.modality.name] = to_tensor(tile, folder.modality)
+            pixels[folder.modality.name] = to_image_tensor(tile, folder.modality)
         tokens = {file.modality.name: torch.from_numpy(file.read(name, row, column, symmetry)) for file in self.tokens}
         return {"pixels": pixels, "tokens": tokens, "sequences": self._sequences(name)}
 

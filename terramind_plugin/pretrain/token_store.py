@@ -25,7 +25,7 @@ from terramind_plugin.files import write_bytes
 from terramind_plugin.model.checkpoints import hash_weights
 from terramind_plugin.model.modalities import Modality
 from terramind_plugin.model.variants import VARIANTS
-from terramind_plugin.pretrain.loading import SYMMETRIES, ChipReader, apply_symmetry, to_tensor
+from terramind_plugin.pretrain.loading import SYMMETRIES, ChipReader, apply_symmetry, to_image_tensor
 from terramind_plugin.samples.layout import ChipFolder
 from terramind_plugin.system import refuse_inputs
 from terramind_plugin.tokenizers.image import ImageTokenizer
@@ -312,5 +312,5 @@ def _cut_tiles(chip: NDArray[Any], side: int) -> Iterator[NDArray[Any]]:
 
 @torch.inference_mode()
 def _encode(tokenizer: ImageTokenizer, folder: ChipFolder, tiles: list[NDArray[Any]]) -> NDArray[Any]:
-    images = torch.stack([to_tensor(np.ascontiguousarray(tile), folder.modality) for tile in tiles])
+    images = torch.stack([to_image_tensor(np.ascontiguousarray(tile), folder.modality) for tile in tiles])
     return tokenizer.tokenize(images).numpy().astype(np.uint16)

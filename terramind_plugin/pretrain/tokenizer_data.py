@@ -16,7 +16,7 @@ from terramind_plugin.pretrain.loading import (
     Draw,
     PretrainingDataModule,
     apply_symmetry,
-    to_tensor,
+    to_image_tensor,
 )
 from terramind_plugin.samples.layout import ChipFolder, make_folders
 
@@ -53,7 +53,7 @@ class Crops(Dataset[dict[str, Tensor]]):
         name = self.names[number]
         chip = self.reader.read(self.folder, name)
         image = chip[:, *draw_window(random, chip.shape[1:], self.crop, self.folder.path(name))]
-        return {"image": to_tensor(apply_symmetry(image, int(random.integers(symmetries))), self.folder.modality)}
+        return {"image": to_image_tensor(apply_symmetry(image, int(random.integers(symmetries))), self.folder.modality)}
 
 
 def draw_window(random: np.random.Generator, shape: tuple[int, int], size: int, path: Path) -> tuple[slice, slice]:
