@@ -126,7 +126,9 @@ def _band_names(array: xr.DataArray, count: int) -> list[str | None]:
 
     Selecting bands leaves `long_name` as it was, so the numbers of the coordinate say which of its names are meant.
     """
-    listed = np.atleast_1d(array.coords["band"].values).tolist() if "band" in array.coords else list(range(1, count + 1))
+    listed = (
+        np.atleast_1d(array.coords["band"].values).tolist() if "band" in array.coords else list(range(1, count + 1))
+    )
     described = array.attrs.get("long_name") or ()
     described = (described,) if isinstance(described, str) else tuple(described)
     if len(listed) == count and all(isinstance(name, str) for name in listed):
