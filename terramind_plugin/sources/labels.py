@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,6 +219,13 @@ def read_label(place: Place) -> tuple[NDArray[Any], float | None]:
             return file.read(1, window=window), file.nodata
     except GDAL_ERRORS as error:
         raise DataError(f"{place.label} cannot be read: {one_line(error)}.") from error
+
+
+def read_class_names(path: str) -> dict[int, str]:
+    """Return the names of classes in a raster's tag `class_names`, e.g. '0 = land, 1 = water', by id."""
+    with rasterio.open(path) as file:
+        pairs = re.findall(r"(-?\d+) = ([^,=]+)", str(file.tags().get("class_names") or ""))
+    return {int(number): name.strip() for number, name in pairs}
 
 
 def classes_of(values: NDArray[Any], nodata: float | None) -> frozenset[int]:

@@ -25,6 +25,7 @@ from terramind_plugin.sources.labels import (
     burn,
     classes_of,
     find_near,
+    read_class_names,
     read_label,
     read_vectors,
     write_label,
@@ -92,7 +93,9 @@ def _write_labels(request: ChipRequest, places: Mapping[str, Place], written: Se
         path = out / "label" / f"{record.id}.tif"
         if not (path.is_file() and is_complete(path) and _same_label(path, values_of(record)[0], ids)):
             write_label(path, places[record.place], values_of(record)[0], ids)
-    return [_class_name(request, vectors, value) for value in ids]
+    file = next((place.label for place in places.values() if place.label), None)
+    named = {} if file is None else read_class_names(file)
+    return [_class_name(request, vectors, value, named) for value in ids]
 
 
 def _same_label(path: Path, values: Any, ids: Mapping[int, int]) -> bool:
@@ -106,14 +109,15 @@ def _same_label(path: Path, values: Any, ids: Mapping[int, int]) -> bool:
     return bool(np.array_equal(there, wanted))
 
 
-def _class_name(request: ChipRequest, vectors: Burnable | None, value: int) -> str:
+def _class_name(request: ChipRequest, vectors: Burnable | None, value: int, named: Mapping[int, str]) -> str:
+    """Return the name of a class; `named` are names in the tags of label rasters."""
     if request.labels is None:
         return MODALITIES["LULC"].class_names[value]
     if vectors is not None and value < len(vectors.class_names):
         return vectors.class_names[value]
     if vectors is not None and value == vectors.background:
         return "background"
-    return f"class {value}"
+    return named.get(value, f"class {value}")
 
 
 def summarise_chips(request: ChipRequest, records: Iterable[ChipRecord]) -> list[str]:

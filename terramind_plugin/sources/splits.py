@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,10 @@ SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 """Share of the groups of each split."""
 OVERLAP = 0.005
 """Share of a chip that may lie on ground of another split: half of what `terramind check` allows."""
+MANY = 40
+"""Number of groups from which each one's hash alone decides; of fewer, splits would be far from their shares."""
+LARGE = 0.35
+"""Largest share of the chips that a group of validation or test has, where there is a choice."""
 SALTS = 200
 """Number of assignments to try until all classes are in training and validation."""
 
@@ -26,19 +31,18 @@ def hash_share(text: str, salt: int = 0) -> float:
 def assign_splits(groups: Sequence[str], classes: Sequence[frozenset[int]] | None = None) -> dict[str, str]:
     """Return the split of each group.
 
-    A group keeps its split when others are added, except where a split would be empty: then the group whose number is
-    nearest to it moves.
+    Of many groups, each keeps its split when others are added. Of fewer, the shares of the splits count more.
 
     Args:
         groups: Group of each chip.
         classes: Classes of each chip's label; the first assignment is taken that has all of them in training and in
             validation, or as many as possible.
     """
-    names = sorted(set(groups))
+    sizes = Counter(sorted(groups))
     best: dict[str, str] = {}
     most = -1
     for salt in range(1 if classes is None else SALTS):
-        found = _assign(names, salt)
+        found = _assign(sizes, salt)
         if classes is None:
             return found
         seen: dict[str, set[int]] = {"train": set(), "val": set(), "test": set()}
@@ -52,32 +56,33 @@ def assign_splits(groups: Sequence[str], classes: Sequence[frozenset[int]] | Non
     return best
 
 
-def _assign(names: Sequence[str], salt: int) -> dict[str, str]:
-    numbers = {name: hash_share(name, salt) for name in names}
+def _assign(sizes: Mapping[str, int], salt: int) -> dict[str, str]:
+    """Return the split of each group, given the number of its chips."""
+    numbers = {name: hash_share(name, salt) for name in sizes}
+    order = sorted(sizes, key=lambda name: numbers[name])
+    if len(order) < MANY:
+        return _fill(sizes, order)
     edges = np.cumsum(list(SHARES.values()))
     splits = list(SHARES)
-    found = {
-        name: splits[min(int(np.searchsorted(edges, number, side="right")), 2)] for name, number in numbers.items()
-    }
-    order = sorted(names, key=lambda name: numbers[name])
-    if len(names) >= len(splits):
-        fill_splits(found, order)
-    return found
+    return {name: splits[min(int(np.searchsorted(edges, numbers[name], side="right")), 2)] for name in sizes}
 
 
-def fill_splits(found: dict[str, str], order: Sequence[str]) -> None:
-    """Move groups so that no split is empty; those in the middle of `order` stay in place first.
-
-    Args:
-        found: Split of each group, which is changed.
-        order: All groups by their number.
-    """
-    for split in reversed(SHARES):
-        if split in found.values():
-            continue
-        sizes = {one: [name for name in order if found[name] == one] for one in SHARES}
-        largest = max(sizes, key=lambda one: len(sizes[one]))
-        found[sizes[largest][-1 if split != "train" else 0]] = split
+def _fill(sizes: Mapping[str, int], order: Sequence[str]) -> dict[str, str]:
+    """Return the split of each of a few groups: test and validation take groups from the end up to their shares."""
+    total = sum(sizes.values())
+    found: dict[str, str] = {}
+    rest = list(order)
+    for split in ("test", "val"):
+        taken = 0
+        while len(rest) > 1 and (taken == 0 or taken < (SHARES[split] - 0.05) * total):
+            fitting = [name for name in rest if sizes[name] <= LARGE * total] or rest
+            name = fitting[-1]
+            if taken and taken + sizes[name] > (SHARES[split] + 0.1) * total:
+                break
+            rest.remove(name)
+            found[name] = split
+            taken += sizes[name]
+    return found | dict.fromkeys(rest, "train")
 
 
 def group_places(places: Sequence[Place], side: int) -> list[str]:

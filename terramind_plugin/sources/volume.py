@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import rasterio
 from rasterio.windows import Window
 from shapely import from_wkb, union_all
 from shapely.geometry import MultiPoint
 
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.raster.georeference import Grid, apply_affine
+from terramind_plugin.sources import engine
 from terramind_plugin.sources.choice import (
     BlockTask,
     ChipRecord,
@@ -67,18 +69,24 @@ def estimate(tasks: Sequence[BlockTask]) -> Volume:
     volume = Volume(exact=len(chosen) == len(tasks))
     files: dict[str, dict[tuple[int, int], int]] = {}
     for task in chosen:
-        chips, reads = plan_reads(task)
-        volume.chips += chips
-        for scene, bands, grid in reads:
-            for band in bands:
-                try:
-                    _count(scene, band, grid, files.setdefault(scene.assets[band], {}))
-                except SceneError as error:
-                    volume.unreadable[error.scene] = error.reason
+        with rasterio.Env(**engine.GDAL):
+            volume.chips += _add_block(task, files, volume.unreadable)
     scale = len(tasks) / max(1, len(chosen))
     volume.chips *= scale
     volume.bytes = scale * sum(HEADER + sum(blocks.values()) for blocks in files.values())
     return volume
+
+
+def _add_block(task: BlockTask, files: dict[str, dict[tuple[int, int], int]], unreadable: dict[str, str]) -> int:
+    """Add the file blocks that a block of chips needs, and return the number of its chips that have a date."""
+    chips, reads = plan_reads(task)
+    for scene, bands, grid in reads:
+        for band in bands:
+            try:
+                _count(scene, band, grid, files.setdefault(scene.assets[band], {}))
+            except SceneError as error:
+                unreadable[error.scene] = error.reason
+    return chips
 
 
 def _count(scene: Scene, band: str, grid: Grid, blocks: dict[tuple[int, int], int]) -> None:

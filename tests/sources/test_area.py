@@ -136,13 +136,17 @@ def test_majortom_makes_terrameshs_grid():
 
 
 def test_splits_keep_groups_and_none_is_empty():
-    groups = [f"g{number % 40}" for number in range(400)]
+    groups = [f"g{number % 60}" for number in range(600)]
     found = assign_splits(groups)
     assert set(found.values()) == set(SHARES)
     assert assign_splits(groups[::-1]) == found
-    assert set(assign_splits(["a", "b", "c"]).values()) == set(SHARES)
+    for count in range(3, 40):
+        few = assign_splits([f"f{number}" for number in range(count) for _ in range(16)])
+        shares = [list(few.values()).count(split) / count for split in SHARES]
+        assert 0 < shares[1] <= max(0.25, 1 / count)
+        assert 0 < shares[2] <= max(0.25, 1 / count)
     more = assign_splits([*groups, *(f"h{number}" for number in range(60))])
-    assert sum(more[name] != split for name, split in found.items()) <= 1
+    assert all(more[name] == split for name, split in found.items())
     shares = [list(more.values()).count(split) / len(more) for split in SHARES]
     np.testing.assert_allclose(shares, list(SHARES.values()), atol=0.12)
 
