@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from terramind_plugin.backbones.encoder import TerraMindBackbone
 from terramind_plugin.backbones.tim import TerraMindTiM
+from terramind_plugin.backbones.tokenizer_files import COORDS_IDS, load_tokenizers
 from terramind_plugin.backbones.wrap import wrap_backbone
-from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundError, one_line, suggest
+from terramind_plugin.errors import ConfigError, WeightsNotFoundError, one_line, suggest
 from terramind_plugin.generation.decoding import SENTINELS
 from terramind_plugin.generation.generator import TerraMindGenerator
 from terramind_plugin.generation.schedules import Decoding
 from terramind_plugin.generation.token_generator import TokenGenerator, plan_targets
 from terramind_plugin.model.checkpoints import read_file
-from terramind_plugin.model.inputs import InputSpec, Modalities, check_size, plan_inputs
+from terramind_plugin.model.inputs import InputSpec, Modalities, check_size
 from terramind_plugin.model.modalities import Modality, resolve, token_key
+from terramind_plugin.model.planning import plan_inputs, say_sources
 from terramind_plugin.model.variants import VARIANTS, Variant
 from terramind_plugin.model.weights import fetch_file, load_encoder_decoder, load_weights
 from terramind_plugin.tokenizers.coordinates import COORDS_VOCABULARIES, CoordsTokenizer, build_coords_vocabulary
@@ -83,13 +85,15 @@ def read_texts(*kept: str) -> Callable[[Callable[..., Model]], Callable[..., Mod
     return decorate
 
 
-@read_texts("ckpt_path", "merge_method", "padding")
+@read_texts("ckpt_path", "merge_method", "padding", "tokenizer_file")
 def build_backbone(
     variant: str,
     modalities: Modalities = None,
     *,
     pretrained: bool = False,
     ckpt_path: str | Path | None = None,
+    tokenizer_ckpt_paths: Paths | None = None,
+    tokenizer_file: str | Path | None = None,
     **arguments: Any,
 ) -> TerraMindBackbone:
     """Return a backbone with the weights asked for.
@@ -99,6 +103,9 @@ def build_backbone(
         modalities: See `TerraMindBackbone`.
         pretrained: Load the published weights.
         ckpt_path: Load a local .pt, .safetensors or Lightning .ckpt file instead.
+        tokenizer_ckpt_paths: New. Weights files of the tokenizers of LULC and NDVI as inputs, by modality. Other
+            tokenizers come from `ckpt_path` if it holds them, else from the published weights with `pretrained`.
+        tokenizer_file: New. Vocabulary of the coordinates; by default that of `ckpt_path` or the published one.
         arguments: Those of `wrap_backbone`, and further ones of `TerraMindBackbone`. `patch_size` must be that of the
             variant. `padding` is for TerraTorch's EncoderDecoderFactory and not used here.
 
@@ -106,11 +113,14 @@ def build_backbone(
         ConfigError: An argument is unknown or not possible.
         WeightsError: The weights are not there or do not fit.
     """
-    model, wrapping = _make_backbone(TerraMindBackbone, variant, modalities, arguments)
-    return wrap_backbone(model, loaded=_load(model, pretrained, ckpt_path), **wrapping)
+    coords = _coords_maker(variant, tokenizer_file, pretrained, ckpt_path)
+    model, wrapping = _make_backbone(TerraMindBackbone, variant, modalities, arguments, coords)
+    loaded = _load(model, pretrained, ckpt_path)
+    load_tokenizers(model.tokenizer, pretrained, ckpt_path, tokenizer_ckpt_paths or {}, "modalities")
+    return wrap_backbone(model, loaded=loaded, **wrapping)
 
 
-@read_texts("ckpt_path", "merge_method", "padding")
+@read_texts("ckpt_path", "merge_method", "padding", "tokenizer_file")
 def build_tim(
     variant: str,
     modalities: Modalities = None,
@@ -118,6 +128,8 @@ def build_tim(
     pretrained: bool = False,
     ckpt_path: str | Path | None = None,
     tim_tokenizer_ckpt_paths: Paths | None = None,
+    tokenizer_ckpt_paths: Paths | None = None,
+    tokenizer_file: str | Path | None = None,
     **arguments: Any,
 ) -> TerraMindTiM:
     """Return a Thinking-in-Modalities backbone with the weights asked for, the generator's included.
@@ -129,19 +141,24 @@ def build_tim(
         ckpt_path: Load encoder and generator from this published file, or from one that a TiM model was saved to.
         tim_tokenizer_ckpt_paths: Weights files of the tokenizers of `tim_observed`, by modality. Other tokenizers come
             from `ckpt_path` if it holds them, else from the published weights with `pretrained`.
+        tokenizer_ckpt_paths: As in `build_backbone`.
+        tokenizer_file: As in `build_backbone`.
         arguments: As in `build_backbone`, and those of `TerraMindTiM`.
 
     Raises:
         ConfigError: An argument is unknown or not possible.
         WeightsError: The weights are not there or do not fit.
     """
-    model, wrapping = _make_backbone(TerraMindTiM, variant, modalities, arguments)
+    coords = _coords_maker(variant, tokenizer_file, pretrained, ckpt_path)
+    model, wrapping = _make_backbone(TerraMindTiM, variant, modalities, arguments, coords)
     loaded = _load(model, pretrained, ckpt_path)
     if not loaded:
         logger.warning("%s_tim has random weights: what it generates means nothing until weights are loaded.", variant)
     elif model.sampler is not None:
         logger.info("Generator. %s", load_encoder_decoder(model.sampler.model, ckpt_path))
-    _load_tokenizers(model, pretrained, ckpt_path, tim_tokenizer_ckpt_paths or {})
+    paths = tim_tokenizer_ckpt_paths or {}
+    load_tokenizers(model.given_tokens, pretrained, ckpt_path, paths, "tim_observed", "tim_")
+    load_tokenizers(model.tokenizer, pretrained, ckpt_path, tokenizer_ckpt_paths or {}, "modalities")
     return wrap_backbone(model, loaded=loaded, **wrapping)
 
 
@@ -165,12 +182,16 @@ def backbone_arguments(kind: type[TerraMindBackbone]) -> list[str]:
     takers: list[Callable[..., Any]] = [build, wrap_backbone]
     takers += [parent for parent in kind.__mro__ if issubclass(parent, TerraMindBackbone)]
     names = {name for taker in takers for name in inspect.signature(taker).parameters}
-    others = {"variant", "generated", "kwargs", "arguments", "model", "loaded"}
+    others = {"variant", "generated", "coords", "kwargs", "arguments", "model", "loaded"}
     return sorted((names | {"patch_size", "padding"}) - others)
 
 
 def _make_backbone(
-    kind: type[Backbone], variant: str, modalities: Modalities, arguments: dict[str, Any]
+    kind: type[Backbone],
+    variant: str,
+    modalities: Modalities,
+    arguments: dict[str, Any],
+    coords: Callable[[], CoordsTokenizer],
 ) -> tuple[Backbone, dict[str, Any]]:
     """Return a backbone with its initial weights, and those of its arguments that `wrap_backbone` takes."""
     known = backbone_arguments(kind)
@@ -184,7 +205,9 @@ def _make_backbone(
     arguments.pop("padding", None)
     wrapping = inspect.signature(wrap_backbone).parameters
     architecture = {name: value for name, value in arguments.items() if name not in wrapping}
-    model = kind(numbers, modalities, **architecture)
+    model = kind(numbers, modalities, coords=coords, **architecture)
+    for line in say_sources(model.observed):
+        logger.info("%s", line)
     return model, {name: value for name, value in arguments.items() if name in wrapping}
 
 
@@ -205,25 +228,17 @@ def _load(model: TerraMindBackbone, pretrained: bool, ckpt_path: str | Path | No
     return report is not None
 
 
-def _load_tokenizers(model: TerraMindTiM, pretrained: bool, ckpt_path: str | Path | None, paths: Paths) -> None:
-    """Load weights into the tokenizers of observed modalities."""
-    tokenizers = {} if model.given_tokens is None else model.given_tokens.tokenizers()
-    files = {token_key(resolve(name)): path for name, path in paths.items()}
-    names = [tokenizer.variant.modality.name for tokenizer in tokenizers.values()]
-    if not set(files) <= set(tokenizers):
-        raise ConfigError(f"tim_tokenizer_ckpt_paths names {list(paths)}; tim_observed has {names}.")
-    stored = read_file(ckpt_path)[1] if tokenizers and ckpt_path is not None else {}
-    for (key, tokenizer), name in zip(tokenizers.items(), names, strict=True):
-        advice = f"set backbone_tim_tokenizer_ckpt_paths: {{{name}: /path/to/{tokenizer.variant.hub_file}}}."
-        path = files.get(key)
-        if path is None and any(f"{key}.quant_proj.weight" in stored_name for stored_name in stored):
-            path = ckpt_path
-        if path is None and pretrained:
-            path = fetch_file(tokenizer.variant.name, tokenizer.variant.hub_repo, tokenizer.variant.hub_file, advice)
-        if path is not None:
-            logger.info("Tokenizer of %s. %s", name, load_tokenizer(tokenizer, path))
-        elif ckpt_path is not None:
-            raise WeightsError(f"{ckpt_path} holds no tokenizer of {name}, which tim_observed needs: {advice}")
+def _coords_maker(
+    variant: str, file: str | Path | None, pretrained: bool, ckpt_path: str | Path | None
+) -> Callable[[], CoordsTokenizer]:
+    """Return a function that returns the tokenizer of coordinates, which only some backbones need."""
+
+    def make() -> CoordsTokenizer:
+        held = ckpt_path is not None and any(COORDS_IDS in name for name in read_file(ckpt_path)[1])
+        loads = (pretrained or ckpt_path is not None) and not held
+        return build_coords_tokenizer(file, VARIANTS[variant].family, needed=loads)
+
+    return make
 
 
 @read_texts("ckpt_path", "tokenizer_file")
@@ -245,6 +260,7 @@ def build_generator(
     top_k: int | float | Sequence[float] = 0,
     img_size: int | Sequence[int] | None = None,
     patch_size: int | None = None,
+    bands: Mapping[str, Sequence[object]] | None = None,
     **unknown: Any,
 ) -> TerraMindGenerator:
     """Return a generator with the weights asked for, in evaluation mode.
@@ -268,6 +284,7 @@ def build_generator(
         img_size: Height and width in pixels of position embeddings, and of outputs where no input is an image; by
             default those of the variant, 224 for the published ones.
         patch_size: Must be that of the variant, 16 for the published models.
+        bands: New. Bands of an input in the order of its channels, for inputs that have not all of them.
         unknown: Arguments that do not exist; an error names the first.
 
     Raises:
@@ -275,7 +292,9 @@ def build_generator(
         WeightsError: The weights are not there or do not fit.
     """
     _check_generator_arguments(variant, pretrained, patch_size, unknown)
-    inputs, targets = plan_inputs(modalities, tokens=True), plan_targets(output_modalities or ())
+    inputs, targets = plan_inputs(modalities, bands, tokens=True), plan_targets(output_modalities or ())
+    if len({spec.key for spec in inputs}) < len(inputs):
+        raise ConfigError(f"{variant}_generate takes one image a modality, got {[spec.name for spec in inputs]}.")
     decoding = _plan_decoding(
         list(targets), steps=decoding_steps, temperature=temps, top_p=top_p, top_k=top_k, max_tokens=3
     )
@@ -432,6 +451,6 @@ def build_coords_tokenizer(
             raise
         logger.warning(
             "The published vocabulary of coordinates is not here; token ids are numbered anew, which only suits "
-            "random weights. Set tokenizer_file before weights are loaded."
+            "random weights and checkpoints of backbones, which hold theirs. For other weights set tokenizer_file."
         )
         return CoordsTokenizer(build_coords_vocabulary())

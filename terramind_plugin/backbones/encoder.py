@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from terramind_plugin.backbones import fuse
 from terramind_plugin.backbones.layer_list import LayerList
 from terramind_plugin.backbones.lora import refuse_adapters, trained_parameters
 from terramind_plugin.backbones.presence import choose_used, find_present, mask_tokens
+from terramind_plugin.backbones.tokenized import InputTokens
 from terramind_plugin.cache.cache import Cache
 from terramind_plugin.cache.keys import describe_specs
 from terramind_plugin.errors import ConfigError, suggest
@@ -25,23 +26,31 @@ from terramind_plugin.model.inputs import (
     check_shapes,
     check_size,
     collect_inputs,
-    plan_inputs,
 )
 from terramind_plugin.model.layers import LayerNorm
+from terramind_plugin.model.planning import plan_inputs
 from terramind_plugin.model.variants import Variant
+from terramind_plugin.tokenizers.coordinates import CoordsTokenizer
 
 REGISTERS = "register_tokens"
 """Name of the register tokens among the features of merge_method 'dict'."""
+TOKENIZER = "tokenizer."
+"""Prefix of the names of the weights of frozen tokenizers, as in TerraTorch's checkpoints."""
 
 
 class TerraMindBackbone(nn.Module):
     """Tokens of selected encoder layers for images of one or several modalities.
 
+    Images of LULC and NDVI, and positions, become token ids by frozen tokenizers, as in TerraTorch. LULC and NDVI may
+    come as token ids, too.
+
     Source: TerraMind (arXiv:2504.11171); arguments are those of TerraTorch's implementation, plus the ones marked new.
 
     Args:
         variant: Architecture.
-        modalities: Names of the modality table; a mapping {name: channels} adds a modality without pre-trained weights.
+        modalities: Names of the modality table, or longer names that hold one, such as S2L2A_before. New: a mapping
+            {name: modality} adds an input that starts from the weights of a modality. A mapping {name: channels} adds
+            one without pre-trained weights.
         bands: Bands of a modality in the order of the input's channels, e.g. {'S2L2A': ['BLUE', 'GREEN', 'RED']}.
         new_bands: New. Entries of `bands` that the pre-training data did not have; they start from random weights.
         merge_method: How modalities become one feature map: 'mean', 'max', 'concat' (side by side, in the order of
@@ -55,6 +64,10 @@ class TerraMindBackbone(nn.Module):
         modality_drop_rate: Probability with which a sample loses a modality during training; never its last.
         num_register_tokens: Learnt tokens in front of the sequence that no feature map holds.
         activation_checkpointing: New. Recompute activations in the backward pass: less memory, about a third slower.
+        share_embeddings: New. Whether inputs given as {name: modality} use the embedding of the modality instead of
+            one of their own. Names such as S2L2A_before and S2L2A_after share it in any case, as in TerraTorch.
+        in_chans: Channels of an input 'image' without pre-trained weights, for empty `modalities`.
+        coords: New. Function that returns the tokenizer of coordinates, needed if they are an input.
         generated: New. Modalities that come as token ids, which a subclass makes itself.
 
     Raises:
@@ -79,11 +92,16 @@ class TerraMindBackbone(nn.Module):
         modality_drop_rate: float = 0.0,
         num_register_tokens: int = 0,
         activation_checkpointing: bool = False,
+        share_embeddings: bool = False,
+        in_chans: int | None = None,
+        coords: Callable[[], CoordsTokenizer] | None = None,
         generated: Sequence[InputSpec] = (),
     ) -> None:
         super().__init__()
         self.variant = variant
-        self.observed = plan_inputs(modalities, bands, new_bands)
+        self.observed = plan_inputs(
+            modalities, bands, new_bands, tokens=True, share_embeddings=share_embeddings, in_chans=in_chans
+        )
         """Modalities that `forward` takes."""
         self.inputs = (*self.observed, *generated)
         """Inputs of the encoder."""
@@ -98,7 +116,7 @@ class TerraMindBackbone(nn.Module):
         self.activation_checkpointing = activation_checkpointing
 
         dim = variant.dim
-        embeddings = {spec.key: build_embedding(spec, variant, self.img_size) for spec in self.inputs}
+        embeddings = {key: build_embedding(spec, variant, self.img_size) for key, spec in by_key(self.inputs).items()}
         self.encoder_embeddings = nn.ModuleDict(embeddings)
         self.encoder = build_blocks(variant, **rates)
         self.encoder_norm = LayerNorm(dim)
@@ -108,8 +126,15 @@ class TerraMindBackbone(nn.Module):
             self.missing_mod_token = nn.Parameter(torch.zeros(dim))
         initialise(self)
 
+        tokenized = [spec for spec in self.observed if spec.is_tokens]
+        self.tokenizer = InputTokens(tokenized, variant.family, coords) if tokenized else None
+        """Frozen tokenizers of inputs; None if all enter as pixels."""
         self.mapped = tuple(spec.name for spec in self.inputs if not spec.is_sequence)
         """Modalities that the feature maps hold: all but sequences."""
+        if not self.mapped:
+            raise ConfigError(
+                f"{self.modalities} has no image: coords go beside one, e.g. modalities: [S2L2A, coords]."
+            )
         width = dim * len(self.mapped) if self.merge_method == "concat" else dim
         widths = [width] * len(self.layers)
         self.out_channels = widths if out_indices is None else LayerList(widths, self.layers, positions=True)
@@ -133,7 +158,9 @@ class TerraMindBackbone(nn.Module):
 
         Args:
             x: Images [B, bands, H, W] by modality, standardised, in any order; or the image of the first modality.
-                Modalities of the model that are not given are missing for the whole batch.
+                LULC is class ids [B, 1, H, W] or [B, H, W]; LULC and NDVI may be token ids [B, rows, columns]; coords
+                are positions [B, 2] as (longitude, latitude) in degrees. Modalities of the model that are not given
+                are missing for the whole batch.
             modality_mask: For some modalities a boolean [B]; False where a sample lacks that modality. While a mask is
                 given, a sample whose pixels are all NaN lacks the modality, too, and single NaN pixels count as the
                 mean. The NaN mark survives tiling into batches that mix samples; the mask does so only if the tiles of
@@ -146,13 +173,20 @@ class TerraMindBackbone(nn.Module):
             with 'dict'; [B, all tokens, D] with 'none'.
 
         Raises:
-            ConfigError: An input is unknown or has a wrong shape, or a mask does not fit the batch.
+            ConfigError: An input is unknown or has a wrong shape, there is no image, or a mask does not fit the batch.
+            DataError: A class id, token id or position is not possible.
         """
         inputs = collect_inputs(self.observed, x, named)
         check_shapes(self.observed, inputs, self.patch_size, same_size=self._one_size, advice=self._advice)
+        if not any(name in self.mapped for name in inputs):
+            raise ConfigError(f"The model got {list(inputs)} and no image. It takes {self.modalities}.")
         present = None
         if modality_mask:
             present = find_present(inputs, collect_inputs(self.observed, modality_mask, {}))
+            if len(self.mapped) < len(self.inputs):
+                # A sample without an image uses all inputs: positions alone make no feature map.
+                empty = ~torch.stack([there for name, there in present.items() if name in self.mapped]).any(dim=0)
+                present = {name: there | empty for name, there in present.items()}
             inputs = {name: zero_nan(image) for name, image in inputs.items()}
         features = self.compute(inputs, present)
         return LayerList(features, self.layers) if self._selects_layers else features
@@ -161,10 +195,27 @@ class TerraMindBackbone(nn.Module):
         """Return the merged features of the selected layers.
 
         Args:
-            inputs: Images, and token ids of generated modalities, by modality and in the model's order.
+            inputs: Tensors as in `forward`, by modality and in the model's order.
             present: For each input a boolean [B], False where a sample lacks it; None if all samples have all.
         """
-        used = choose_used(inputs, present, self.modality_drop_rate if self.training else 0.0)
+        return self.encode({**inputs, **self.tokenize(inputs)}, present)
+
+    def tokenize(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the token ids of the inputs that enter the encoder as such; arguments as in `compute`."""
+        if self.tokenizer is None:
+            return {}
+        ids: dict[str, Tensor] = self.tokenizer(inputs, self.patch_size, wait=not self.training)
+        return ids
+
+    def encode(self, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None) -> list[Any]:
+        """Return the merged features of the selected layers.
+
+        Args:
+            inputs: Images, and token ids of other modalities, by modality and in the model's order.
+            present: As in `compute`.
+        """
+        kept = self.mapped if self.merge_method in ("mean", "max", "concat") else None
+        used = choose_used(inputs, present, self.modality_drop_rate if self.training else 0.0, kept)
         tokens: dict[str, Tensor] = {}
         valid: dict[str, Tensor] = {}
         for spec in self.inputs:
@@ -223,13 +274,21 @@ class TerraMindBackbone(nn.Module):
         """Let all parameters train again, or with adapters those that belong to them, and switch to training mode."""
         trained = trained_parameters(self)
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(trained is None or name in trained)
+            parameter.requires_grad_((trained is None or name in trained) and not name.startswith(TOKENIZER))
         self.train()
 
     def train(self, mode: bool = True) -> TerraMindBackbone:
         """Set training mode; a backbone without trainable parameters stays in evaluation mode."""
         super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
         return self
+
+
+def by_key(specs: Sequence[InputSpec]) -> dict[str, InputSpec]:
+    """Return for each embedding the first input that has it."""
+    found: dict[str, InputSpec] = {}
+    for spec in specs:
+        found.setdefault(spec.key, spec)
+    return found
 
 
 def find_backbone(model: nn.Module) -> TerraMindBackbone | None:

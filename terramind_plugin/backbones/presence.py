@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -46,7 +46,10 @@ def _fit_mask(name: str, mask: Tensor | None, marked: Tensor) -> Tensor:
 
 
 def choose_used(
-    inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None, drop_rate: float
+    inputs: Mapping[str, Tensor],
+    present: Mapping[str, Tensor] | None,
+    drop_rate: float,
+    kept: Collection[str] | None = None,
 ) -> dict[str, Tensor] | None:
     """Return for each input a boolean [B], True where the encoder uses it; None if it uses all of them.
 
@@ -54,6 +57,7 @@ def choose_used(
         inputs: Tensors [B, ...] by modality.
         present: For each input a boolean [B], True where a sample has it; None if all samples have all.
         drop_rate: Probability with which a sample loses a modality; never its last.
+        kept: Modalities of which each sample keeps one; None for any.
     """
     dropping = drop_rate > 0 and len(inputs) > 1
     if present is None and not dropping:
@@ -63,14 +67,15 @@ def choose_used(
         used = torch.ones(len(inputs), first.shape[0], dtype=torch.bool, device=first.device)
     else:
         used = torch.stack([present[name] for name in inputs])
+    needed = torch.tensor([kept is None or name in kept for name in inputs])[:, None].to(first.device)
     if dropping:
         keep = torch.rand(used.shape, device=first.device) >= drop_rate
         # The present modality with the highest draw survives, so that no sample ends up with none.
-        draw = torch.rand(used.shape, device=first.device).masked_fill(~used, -1.0)
+        draw = torch.rand(used.shape, device=first.device).masked_fill(~(used & needed), -1.0)
         keep |= torch.zeros_like(keep).scatter(0, draw.argmax(dim=0, keepdim=True), True)
         used = used & keep
     # A sample without any modality attends to all of its inputs: an empty softmax is NaN.
-    used = used | ~used.any(dim=0)
+    used = used | ~(used & needed).any(dim=0)
     return dict(zip(inputs, used.unbind(0), strict=True))
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from terramind_plugin.backbones.encoder import TerraMindBackbone
+from terramind_plugin.backbones.encoder import TOKENIZER, TerraMindBackbone
 from terramind_plugin.backbones.tokenized import ObservedTokens, plan_observed
 from terramind_plugin.cache.cache import Cache
 from terramind_plugin.cache.keys import describe_specs, seed_of
@@ -21,11 +21,13 @@ from terramind_plugin.generation.schedules import Decoding
 from terramind_plugin.generation.token_generator import TokenGenerator, plan_targets
 from terramind_plugin.model.checkpoints import check_stored, hash_weights
 from terramind_plugin.model.finite import FiniteGuard
-from terramind_plugin.model.inputs import TIM, InputSpec, Modalities, plan_inputs
+from terramind_plugin.model.inputs import TIM, InputSpec, Modalities
+from terramind_plugin.model.modalities import token_key
+from terramind_plugin.model.planning import plan_inputs
 from terramind_plugin.model.variants import Variant
 
-FROZEN = ("sampler.", "given_tokens.")
-"""Prefixes of the names of frozen weights: the generator, as in TerraTorch's checkpoints, and tokenizers."""
+FROZEN = ("sampler.", "given_tokens.", TOKENIZER)
+"""Prefixes of the names of frozen weights: the generator, as in TerraTorch's checkpoints, and the tokenizers."""
 STEP_KEY = "tim_step"
 GENERATOR_KEY = "generator_sha256"
 
@@ -45,7 +47,9 @@ class TerraMindTiM(TerraMindBackbone):
 
     Args:
         variant: Architecture.
-        modalities: As in `TerraMindBackbone`. The generator sees those that are pre-trained, with their known bands.
+        modalities: As in `TerraMindBackbone`. The generator sees those that are pre-trained, with their known bands; of
+            several images of one modality the last, as in TerraTorch. LULC, NDVI and coords may be in `tim_modalities`
+            as well: they are generated for batches that lack them.
         tim_modalities: Modalities to generate, in this order.
         tim_chained_generations: Whether a generated modality conditions the next one.
         tim_decoding_steps: Number of steps in which the tokens of an image modality are drawn.
@@ -89,17 +93,28 @@ class TerraMindTiM(TerraMindBackbone):
         tim_store_generator: bool = True,
         bands: Mapping[str, Sequence[object]] | None = None,
         new_bands: Sequence[object] = (),
+        share_embeddings: bool = False,
+        in_chans: int | None = None,
         **kwargs: Any,
     ) -> None:
         targets = plan_targets(tim_modalities)
-        images = plan_inputs(modalities, bands, new_bands)
+        planned: dict[str, Any] = {"share_embeddings": share_embeddings, "in_chans": in_chans}
+        images = plan_inputs(modalities, bands, new_bands, tokens=True, **planned)
         tokenized = plan_observed(tim_observed, targets, images, variant.family)
         taken = {spec.name for spec in images}
         names = {target: f"tim_{target}" if target in taken else target for target in targets}
-        generated = [InputSpec.of_tokens(names[target], modality) for target, modality in targets.items()]
-        super().__init__(variant, modalities, bands=bands, new_bands=new_bands, generated=generated, **kwargs)
-        known = [_known_bands(spec) for spec in images if spec.pretrained is not None]
-        if not known:
+        # A target that may also be given as an input has one name for both.
+        names |= {target: spec.name for target in targets for spec in images if spec.key == token_key(targets[target])}
+        generated = [
+            InputSpec.of_tokens(names[target], modality)
+            for target, modality in targets.items()
+            if token_key(modality) not in {spec.key for spec in images}
+        ]
+        super().__init__(
+            variant, modalities, bands=bands, new_bands=new_bands, generated=generated, **planned, **kwargs
+        )
+        known = [_known_bands(spec) for spec in {spec.source_key: spec for spec in images if spec.pretrained}.values()]
+        if not any(not spec.is_sequence for spec, _ in known):
             raise ConfigError(
                 "Thinking needs a pre-trained modality to think about, got only new ones: "
                 f"{[spec.name for spec in images]}. Add one, e.g. S2L2A, or use the backbone without _tim."
@@ -142,21 +157,24 @@ class TerraMindTiM(TerraMindBackbone):
 
     def compute(self, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None) -> list[Any]:
         """Return the merged features of the selected layers, after generating tokens; see `TerraMindBackbone`."""
-        tokens = self.think(inputs, present)
+        given = self.tokenize(inputs)
+        tokens = self.think({**inputs, **given}, present)
         observed = () if self.given_tokens is None else [spec.name for spec in self.given_tokens.specs]
         if self.feature_cache is None:  # with it, only a part of the batch is computed
-            self.thoughts = {name: ids.detach() for name, ids in tokens.items() if name not in observed}
-        read = {name: x for name, x in inputs.items() if name not in observed} | tokens
+            self.thoughts = {name: ids.detach() for name, ids in tokens.items() if name not in (*observed, *given)}
+        read = {name: x for name, x in inputs.items() if name not in observed} | given | tokens
+        read = {spec.name: read[spec.name] for spec in self.inputs if spec.name in read}
         if present is not None:
             everyone = torch.ones_like(next(iter(present.values())))
             present = {name: present.get(name, everyone) for name in read}
-        return super().compute(read, present)
+        return self.encode(read, present)
 
     def think(self, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Return the token ids of `tim_modalities`, generated or observed, by name.
 
         Args:
-            inputs: Standardised images [B, bands, H, W] by the model's names.
+            inputs: Standardised images [B, bands, H, W], and token ids of inputs that enter as such, by the model's
+                names.
             present: For some of them a boolean [B], False where a sample lacks it.
 
         Returns:
@@ -171,14 +189,15 @@ class TerraMindTiM(TerraMindBackbone):
         seen = {name: x[:, self._channels[name]] for name, x in inputs.items() if name in self._channels}
         if not seen:
             raise ConfigError(f"Thinking needs one of {list(self._channels)}, got {list(inputs)}.")
-        self._guard(seen, wait=not self.training)
+        self._guard({name: x for name, x in seen.items() if x.ndim == 4}, wait=not self.training)
         if self.sampler is None:
             return observed
         read = {spec.name for spec in self.sampler.inputs}
         seen |= {name: ids for name, ids in observed.items() if name in read}
+        kept = {name: x for name, x in seen.items() if name in self.thought_names.values()}
         held = None if present is None else {name: present[name] for name in seen}
         generated = self._generate(self.sampler, seen, held)
-        tokens = {self.thought_names[name]: ids for name, ids in generated.items()} | observed
+        tokens = {self.thought_names[name]: ids for name, ids in generated.items()} | kept | observed
         return {name: tokens[name] for name in self.thought_names.values()}
 
     def _generate(
@@ -241,12 +260,13 @@ class TerraMindTiM(TerraMindBackbone):
 
     def _frozen_parts(self) -> dict[str, nn.Module]:
         """Return the generator and the tokenizers of observed modalities that there are, by their prefix."""
-        parts = zip(FROZEN, (self.sampler, self.given_tokens), strict=True)
+        parts = zip(FROZEN, (self.sampler, self.given_tokens, self.tokenizer), strict=True)
         return {prefix: part for prefix, part in parts if part is not None}
 
 
 def _known_bands(spec: InputSpec) -> tuple[InputSpec, slice | list[int]]:
-    """Return the known bands of a modality, which the generator sees, and their channels."""
+    """Return the known bands of a modality, which the generator sees by its published name, and their channels."""
+    spec = replace(spec, key=str(spec.source_key), new_bands=())
     if spec.band_sources is None or None not in spec.band_sources:
         return spec, slice(None)
     channels = [channel for channel, source in enumerate(spec.band_sources) if source is not None]
@@ -282,10 +302,16 @@ def _store(module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -
 
 
 def _restore(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Take from a checkpoint what is no weight, and drop the image tokenizers that TerraTorch's checkpoints hold."""
+    """Take from a checkpoint what is no weight, and drop tokenizers that TerraTorch's checkpoints hold for no use."""
     assert isinstance(module, TerraMindTiM)
-    for name in [name for name in state_dict if name.startswith(f"{prefix}tokenizer.")]:
-        del state_dict[name]
+    used = (
+        []
+        if module.tokenizer is None
+        else [f"{prefix}{TOKENIZER}{key}." for key, _ in module.tokenizer.named_children()]
+    )
+    for name in [name for name in state_dict if name.startswith(f"{prefix}{TOKENIZER}")]:
+        if not name.startswith(tuple(used)):
+            del state_dict[name]
     step = state_dict.pop(f"{prefix}{STEP_KEY}", None)
     if step is not None:
         check_stored(step, torch.int64, (), STEP_KEY)

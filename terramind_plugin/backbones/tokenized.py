@@ -1,44 +1,127 @@
-"""Observed modalities that a TiM model takes instead of generating them: images become token ids."""
+"""Modalities that enter a backbone as token ids: frozen tokenizers make them of images and positions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from terramind_plugin.errors import ConfigError, DataError, suggest
-from terramind_plugin.model.inputs import InputSpec
-from terramind_plugin.model.modalities import Modality, resolve
-from terramind_plugin.tokenizers.image import ImageTokenizer
+from terramind_plugin.model.inputs import InputSpec, is_token_ids
+from terramind_plugin.model.modalities import Modality, resolve, token_key
+from terramind_plugin.tokenizers.coordinates import CoordsIds, CoordsTokenizer
+from terramind_plugin.tokenizers.image import ImageTokenizer, drop_unbuilt
 from terramind_plugin.tokenizers.variants import tokenizers_of
 
 
-class ObservedTokens(nn.Module):
-    """The encoding halves of frozen image tokenizers, always in evaluation mode.
+class FrozenTokenizers(nn.Module):
+    """The encoding halves of frozen tokenizers, always in evaluation mode.
 
     Args:
-        specs: Observed modalities, from `plan_observed`.
+        specs: Modalities that enter as token ids; those with one tokenizer share it.
         family: Models that the tokenizers belong to.
+        coords: Function that returns the tokenizer of coordinates; needed if they are among `specs`.
+
+    Raises:
+        ConfigError: There is no tokenizer of coordinates.
     """
 
-    def __init__(self, specs: Sequence[InputSpec], family: str) -> None:
+    def __init__(
+        self, specs: Sequence[InputSpec], family: str, coords: Callable[[], CoordsTokenizer] | None = None
+    ) -> None:
         super().__init__()
         self.specs = tuple(specs)
         variants = tokenizers_of(family)
         for spec in self.specs:
             assert spec.pretrained is not None
-            self.add_module(spec.key, ImageTokenizer(variants[spec.pretrained.name], decoder=False))
+            key = token_key(spec.pretrained)
+            if key in self._modules:
+                continue
+            if not spec.is_sequence:
+                self.add_module(key, ImageTokenizer(variants[spec.pretrained.name], decoder=False))
+            elif coords is not None:
+                self.add_module(key, CoordsIds(coords()))
+            else:
+                raise ConfigError(f"{spec.name} needs a tokenizer of coordinates: build the model by its builder.")
         self.requires_grad_(False)
         self.train(False)
+        self.register_load_state_dict_pre_hook(_drop_decoders)  # type: ignore[no-untyped-call]
 
-    def train(self, mode: bool = True) -> ObservedTokens:
+    def train(self, mode: bool = True) -> FrozenTokenizers:
         """Return itself, in evaluation mode."""
         return super().train(False)
 
     def tokenizers(self) -> dict[str, ImageTokenizer]:
-        """Return the tokenizers by checkpoint key."""
-        return {spec.key: self.get_submodule(spec.key) for spec in self.specs}  # type: ignore[misc]
+        """Return the image tokenizers by checkpoint key."""
+        return {name: module for name, module in self.named_children() if isinstance(module, ImageTokenizer)}
+
+    @torch.no_grad()
+    def tokenize(self, spec: InputSpec, x: Tensor, *, wait: bool) -> Tensor:
+        """Return the token ids of a modality, computed in full precision: [B, rows, columns], or [B, N] of positions.
+
+        Args:
+            spec: One of the modalities.
+            x: Standardised images [B, bands, H, W], class ids [B, 1, H, W] or [B, H, W], or positions [B, 2].
+            wait: Whether the caller may wait for a GPU to see that images are finite.
+
+        Raises:
+            DataError: A value is no class id, NaN or infinite, or a position is out of range.
+        """
+        assert spec.pretrained is not None
+        tokenizer: Any = self.get_submodule(token_key(spec.pretrained))
+        if isinstance(tokenizer, ImageTokenizer):
+            tokenizer.quantize.may_wait = wait
+        with torch.autocast(x.device.type, enabled=False):
+            ids: Tensor = tokenizer.tokenize(x)
+        return ids
+
+
+class InputTokens(FrozenTokenizers):
+    """Tokenizers of the inputs of a backbone that enter it as token ids; checkpoints call them as TerraTorch does."""
+
+    def forward(self, inputs: Mapping[str, Tensor], patch_size: int, *, wait: bool = True) -> dict[str, Tensor]:
+        """Return the token ids by name, [B, rows, columns] or [B, N], of the inputs that are there.
+
+        Args:
+            inputs: Tensors as `check_shapes` allows; those that hold token ids are returned as they are.
+            patch_size: Of the model.
+            wait: As in `tokenize`.
+
+        Raises:
+            DataError: As in `tokenize`, or a token id is not in the vocabulary.
+        """
+        ids = {}
+        for spec in self.specs:
+            x = inputs.get(spec.name)
+            if x is None:
+                continue
+            if spec.is_sequence or not is_token_ids(spec, inputs, patch_size):
+                try:
+                    ids[spec.name] = self.tokenize(spec, x, wait=wait)
+                except DataError as error:
+                    raise DataError(f"{spec.name}: {error}") from None
+            else:
+                ids[spec.name] = self._check_ids(spec, x)
+        return ids
+
+    def _check_ids(self, spec: InputSpec, x: Tensor) -> Tensor:
+        """Return token ids as whole numbers, which a GPU checks itself."""
+        ids = x.long()
+        count = self.tokenizers()[token_key(spec.pretrained)].quantize.codebook_size if spec.pretrained else 0
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            wrong = (x != ids) | (ids < 0) | (ids >= count)
+            if wrong.any():
+                raise DataError(
+                    f"{spec.name}: token ids are whole numbers from 0 to {count - 1}, got {x[wrong][0].item():g}. "
+                    "Class ids of pixels need the height and width of the images."
+                )
+        return ids
+
+
+class ObservedTokens(FrozenTokenizers):
+    """Tokenizers of the modalities that a TiM model observes instead of generating them."""
 
     @torch.no_grad()
     def forward(self, inputs: Mapping[str, Tensor], *, wait: bool = True) -> dict[str, Tensor]:
@@ -60,13 +143,10 @@ class ObservedTokens(nn.Module):
                     f"tim_observed names {spec.name}, but the model got {list(inputs)}. Add {spec.name} to the data "
                     "module's modalities, or leave it out of backbone_tim_observed: then it is generated."
                 )
-            x = inputs[spec.name]
-            self.get_submodule(spec.key).quantize.may_wait = wait  # type: ignore[union-attr]
-            with torch.autocast(x.device.type, enabled=False):
-                try:
-                    ids[spec.name] = self.get_submodule(spec.key).tokenize(x)  # type: ignore[operator]
-                except DataError as error:
-                    raise DataError(f"{spec.name}, named in tim_observed: {error}") from None
+            try:
+                ids[spec.name] = self.tokenize(spec, inputs[spec.name], wait=wait)
+            except DataError as error:
+                raise DataError(f"{spec.name}, named in tim_observed: {error}") from None
         return ids
 
 
@@ -110,3 +190,9 @@ def plan_observed(
             )
         specs.append(InputSpec.of_tokens(name, modality))
     return tuple(specs)
+
+
+def _drop_decoders(module: FrozenTokenizers, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Remove the decoding halves of tokenizers, which TerraTorch's checkpoints hold."""
+    for key in module.tokenizers():
+        drop_unbuilt(module.get_submodule(key), state_dict, f"{prefix}{key}.")

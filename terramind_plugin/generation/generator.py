@@ -16,10 +16,8 @@ from terramind_plugin.model.inputs import GENERATOR, InputSpec, check_shapes, ch
 from terramind_plugin.model.modalities import Modality, token_key
 from terramind_plugin.model.standardisation import Standardisation
 from terramind_plugin.tokenizers.coordinates import CoordsTokenizer
-from terramind_plugin.tokenizers.image import ImageTokenizer
+from terramind_plugin.tokenizers.image import ImageTokenizer, drop_unbuilt
 from terramind_plugin.tokenizers.noise import Noise
-
-TOKENIZER_PARTS = ("encoder", "quant_proj", "decoder", "post_quant_proj")
 
 
 class TerraMindGenerator(nn.Module):
@@ -62,9 +60,7 @@ class TerraMindGenerator(nn.Module):
         self.modalities = [spec.name for spec in sampler.inputs]
         self.output_modalities = list(sampler.targets)
         self._check_tokenizers()
-        known = {spec.name: spec.pretrained for spec in sampler.inputs if spec.pretrained is not None}
-        known |= sampler.targets
-        self.standardisation = _standardisation(known, offset or {})
+        self.standardisation = _standardisation(sampler.inputs, sampler.targets, offset or {})
         self.register_load_state_dict_pre_hook(_drop_unbuilt_parts)  # type: ignore[no-untyped-call]
         self.eval()
 
@@ -236,28 +232,39 @@ class TerraMindGenerator(nn.Module):
         return inputs
 
 
-def _standardisation(known: Mapping[str, Modality], offset: Mapping[str, float]) -> nn.ModuleDict:
-    """Return the standardisation of each image modality, by name."""
+def _standardisation(
+    inputs: Sequence[InputSpec], targets: Mapping[str, Modality], offset: Mapping[str, float]
+) -> nn.ModuleDict:
+    """Return the standardisation of each image modality, by name; of an input with some of its bands, of these."""
+    numbers = {
+        spec.name: _numbers(spec) for spec in inputs if spec.pretrained is not None and _is_image(spec.pretrained)
+    }
+    # A name that is an input and an output has all bands as an output.
+    numbers |= {name: (entry.mean, entry.std) for name, entry in targets.items() if _is_image(entry)}
     for name in offset:
-        if name not in known or known[name].kind != "image":
+        if name not in numbers:
             raise ConfigError(
-                f"offset names '{name}', which is no image modality of this model. It has "
-                f"{[name for name, modality in known.items() if modality.kind == 'image']}."
+                f"offset names '{name}', which is no image modality of this model. It has {list(numbers)}."
             )
     return nn.ModuleDict(
-        {
-            name: Standardisation(modality.mean, modality.std, offset.get(name, 0.0))
-            for name, modality in known.items()
-            if modality.kind == "image"
-        }
+        {name: Standardisation(mean, std, offset.get(name, 0.0)) for name, (mean, std) in numbers.items()}
     )
+
+
+def _is_image(modality: Modality) -> bool:
+    return modality.kind == "image"
+
+
+def _numbers(spec: InputSpec) -> tuple[list[float], list[float]]:
+    """Return the mean and standard deviation of each channel of an input; 0 and 1 of a new band."""
+    entry = spec.pretrained
+    assert entry is not None
+    sources = range(len(entry.bands)) if spec.band_sources is None else spec.band_sources
+    bands = [None if source is None else entry.bands[source] for source in sources]
+    return [band.mean if band else 0.0 for band in bands], [band.std if band else 1.0 for band in bands]
 
 
 def _drop_unbuilt_parts(module: TerraMindGenerator, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Remove weights of tokenizer parts that this model does not build. TerraTorch's model has both parts of each."""
     for key, tokenizer in module.tokenizer.items():
-        for part in TOKENIZER_PARTS:
-            if getattr(tokenizer, part, None) is None:
-                start = f"{prefix}tokenizer.{key}.{part}."
-                for name in [name for name in state_dict if name.startswith(start)]:
-                    del state_dict[name]
+        drop_unbuilt(tokenizer, state_dict, f"{prefix}tokenizer.{key}.")

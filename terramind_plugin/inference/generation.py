@@ -21,8 +21,8 @@ from terramind_plugin.inference.outputs import count_channels, finish_modality, 
 from terramind_plugin.inference.runner import run_jobs
 from terramind_plugin.inference.settings import Settings, loading_weights
 from terramind_plugin.model.checkpoints import hash_weights
-from terramind_plugin.model.inputs import plan_inputs
 from terramind_plugin.model.modalities import Modality, find, resolve
+from terramind_plugin.model.planning import plan_inputs
 from terramind_plugin.model.standardisation import Standardisation
 from terramind_plugin.model.variants import Variant
 from terramind_plugin.raster.paths import raster_path

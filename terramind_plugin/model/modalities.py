@@ -7,7 +7,7 @@ Source of bands, statistics, vocabulary sizes and checkpoint keys: the registrat
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -299,7 +299,13 @@ _FAMILIES = {
 }
 
 
-def find(name: str) -> Modality | None:
+_PRODUCTS = {key: modality for key, modality in _BY_KEY.items() if re.match(r"(s|sen)[12]", key) and "@" not in key}
+"""Satellite products by spelling, whose names may be a part of longer names."""
+_LAYERS = {key: modality for key, modality in _BY_KEY.items() if "@" not in key and key not in (*_PRODUCTS, "location")}
+"""Other modalities by spelling, which may be a word of longer names."""
+
+
+def find_exact(name: str) -> Modality | None:
     """Return the modality that a spelling stands for, or None if there is none or more than one.
 
     Args:
@@ -308,16 +314,51 @@ def find(name: str) -> Modality | None:
     return _BY_KEY.get(_name_key(name))
 
 
-def resolve(name: str) -> Modality:
-    """Return the modality that a spelling stands for.
+def find(name: str) -> Modality | None:
+    """Return the modality that a name stands for, or None if there is none or more than one.
 
     Args:
-        name: As in `find`.
+        name: As in `find_exact`, or a name that holds a satellite product, such as S2L2A_before or S2L1C_L8. A name
+            with another modality as well, such as S2L2A_NDVI, stands for none.
+    """
+    exact = find_exact(name)
+    if exact is not None:
+        return exact
+    found = _held(name, _PRODUCTS, whole_words=False)
+    return found[0] if len(found) == 1 and not _held(name, _LAYERS, whole_words=True) else None
+
+
+def find_layer(name: str) -> Modality | None:
+    """Return the modality that a name of pre-trained data stands for, as TerraTorch reads such names, or None.
+
+    Args:
+        name: As in `find`, or a name with DEM, RGB, LULC, NDVI or coords as one of its words, such as LULC_2020.
+    """
+    known = find(name)
+    if known is not None:
+        return known
+    found = _held(name, _PRODUCTS, whole_words=False) + _held(name, _LAYERS, whole_words=True)
+    return found[0] if len(found) == 1 else None
+
+
+def _held(name: str, spellings: Mapping[str, Modality], *, whole_words: bool) -> list[Modality]:
+    """Return the modalities whose spelling is a part of a name, or one of its words."""
+    words = {_name_key(word) for word in re.split(r"[^A-Za-z0-9]+", name)}
+    key = _name_key(name)
+    held = [modality for spelling, modality in spellings.items() if spelling in (words if whole_words else key)]
+    return list({modality.name: modality for modality in held}.values())
+
+
+def resolve(name: str) -> Modality:
+    """Return the modality that a name stands for.
+
+    Args:
+        name: As in `find_layer`.
 
     Raises:
         ConfigError: The name is ambiguous ('S1'), unknown, or 'caption'; the message lists what it could be.
     """
-    modality = find(name)
+    modality = find_layer(name)
     if modality is not None:
         return modality
     if _name_key(name) in ("caption", "captions"):

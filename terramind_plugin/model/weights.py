@@ -229,17 +229,17 @@ def load_backbone(model: Loadable, checkpoint: Checkpoint) -> LoadReport:
         WeightsError: A weight that the model needs is missing or has another shape.
     """
     # A TiM model's generator and tokenizers are loaded on their own.
-    frozen = ("sampler.", "given_tokens.")
+    frozen = ("sampler.", "given_tokens.", "tokenizer.")
     own = {name: value for name, value in model.state_dict().items() if not name.startswith(frozen)}
     specs: dict[str, InputSpec] = {spec.key: spec for spec in model.inputs}
     report = LoadReport(source=checkpoint.source)
     chosen: dict[str, Tensor] = {}
     for name, target in own.items():
-        value = _find(checkpoint.tensors, name)
-        if name == "missing_mod_token" and value is not None and not value.isfinite().all():
-            value = None  # TerraTorch leaves it uninitialised where no modality was missing.
         key = name.split(".")[1] if name.startswith(ANCHOR) else None
         spec = specs.get(key) if key else None
+        value = _find(checkpoint.tensors, name, spec)
+        if name == "missing_mod_token" and value is not None and not value.isfinite().all():
+            value = None  # TerraTorch leaves it uninitialised where no modality was missing.
         if value is None:
             if name.endswith(".pos_emb"):
                 report.fresh.append(name)  # a fixed table, which the model makes for itself
@@ -292,9 +292,15 @@ def load_encoder_decoder(model: Loadable, path: str | Path | None = None) -> Loa
     return load_backbone(model, Checkpoint(tensors=own, source=str(path)))
 
 
-def _find(tensors: Mapping[str, Tensor], name: str) -> Tensor | None:
-    """Return a stored weight. Scores of token ids have the weights of their embedding, which a file may hold once."""
+def _find(tensors: Mapping[str, Tensor], name: str, spec: InputSpec | None) -> Tensor | None:
+    """Return a stored weight.
+
+    An embedding of an input's own starts from that of its modality. Scores of token ids have the weights of their
+    embedding, which a file may hold once.
+    """
     value = tensors.get(name)
+    if value is None and spec is not None and spec.source_key not in (None, spec.key):
+        value = tensors.get(f"{ANCHOR}{spec.source_key}{name.removeprefix(f'{ANCHOR}{spec.key}')}")
     return tensors.get(name.replace(".to_logits.", ".token_emb.")) if value is None else value
 
 
@@ -311,8 +317,8 @@ def _select_bands(
     stored_bands: list[int | None] = list(range(len(spec.pretrained.bands)))
     sources = list(stored_bands) if spec.band_sources is None else list(spec.band_sources)
     stored_names: list[str] = list(spec.pretrained.band_names)
-    for name, bands in (checkpoint.bands or {}).items():
-        if _same_modality(name, spec):
+    for name, bands in sorted((checkpoint.bands or {}).items(), key=lambda item: item[0] == spec.name):
+        if name == spec.name or _same_modality(name, spec):
             stored_bands = [spec.pretrained.find_band(band) for band in bands]
             stored_names = [str(band) for band in bands]
     if stored_bands == sources or stored.shape != (target.shape[0], pixels * len(stored_bands)):

@@ -13,8 +13,9 @@ from torch import Tensor
 from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.generation.token_generator import plan_targets
 from terramind_plugin.model.encoder_decoder import EncoderDecoder
-from terramind_plugin.model.inputs import check_size, plan_inputs
+from terramind_plugin.model.inputs import check_size
 from terramind_plugin.model.modalities import resolve
+from terramind_plugin.model.planning import plan_inputs
 from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.model.weights import load_encoder_decoder
 from terramind_plugin.pretrain.masked_loss import MaskedBatch, MaskedLoss, masked_loss

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from terramind_plugin.errors import ConfigError, DataError, WeightsError, WeightsNotFoundError
 
@@ -149,17 +149,78 @@ class CoordsTokenizer:
         words = []
         for axis, value, on_grid in (("lat", position[1], nearest[1]), ("lon", position[0], nearest[0])):
             if not abs(value) <= _LIMITS[axis]:
-                swapped = axis == "lat" and abs(position[0]) <= 90 < abs(value) <= 180
-                raise DataError(
-                    f"{axis} {value:g} is outside -{_LIMITS[axis]:g} to {_LIMITS[axis]:g} degrees in "
-                    f"{tuple(position)}."
-                    + (" Positions are (longitude, latitude): are they swapped?" if swapped else "")
-                )
+                _refuse_position(position[0], position[1])
             word = f"{axis}={on_grid:.2f}"
             if word.endswith("=-0.00") and self.tokenizer.token_to_id(word) is None:
                 word = f"{axis}=0.00"
             words.append(word)
         return f"{' '.join(words)} {EOS}"
+
+
+class CoordsIds(nn.Module):
+    """Token ids of positions as a table that checkpoints hold, so that a model needs its vocabulary file only once.
+
+    Args:
+        tokenizer: Tokenizer with the vocabulary.
+    """
+
+    latitudes: Tensor
+    longitudes: Tensor
+    end: Tensor
+
+    def __init__(self, tokenizer: CoordsTokenizer) -> None:
+        super().__init__()
+        steps = round(90 * tokenizer.steps_per_degree)
+        degrees = torch.arange(-2 * steps, 2 * steps + 1, dtype=torch.float64) / tokenizer.steps_per_degree
+        negative_zero = torch.tensor([-0.0], dtype=torch.float64)  # a word of its own in some vocabularies
+        inner = torch.cat([degrees[steps : 3 * steps + 1], negative_zero])
+        outer = torch.cat([degrees, negative_zero])
+        by_latitude = tokenizer.encode(torch.stack([torch.zeros_like(inner), inner], dim=1)).ids
+        by_longitude = tokenizer.encode(torch.stack([outer, torch.zeros_like(outer)], dim=1)).ids
+        self.register_buffer("latitudes", by_latitude[:, 0])
+        self.register_buffer("longitudes", by_longitude[:, 1])
+        self.register_buffer("end", by_latitude[0, 2:])
+
+    def tokenize(self, coords: Tensor) -> Tensor:
+        """Return token ids [B, N].
+
+        Args:
+            coords: Positions [B, 2] as (longitude, latitude) in degrees.
+
+        Raises:
+            DataError: A position is out of range or NaN.
+        """
+        positions = coords.double()
+        limits = positions.new_tensor([_LIMITS["lon"], _LIMITS["lat"]])
+        if not (positions.abs() <= limits).all():
+            wrong = ~(positions.abs() <= limits).all(dim=1)
+            _refuse_position(*positions[wrong][0].tolist())
+        steps = (len(self.latitudes) - 2) / 180
+        grid = (positions * steps).round()
+        index = grid.long() + torch.tensor([180, 90], device=grid.device).mul(steps).round().long()
+        at_zero = (grid == 0) & grid.signbit()
+        longitudes = torch.where(at_zero[:, 0], len(self.longitudes) - 1, index[:, 0])
+        latitudes = torch.where(at_zero[:, 1], len(self.latitudes) - 1, index[:, 1])
+        words = [self.latitudes[latitudes][:, None], self.longitudes[longitudes][:, None]]
+        return torch.cat([*words, self.end.expand(len(coords), -1)], dim=1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take over the vocabulary of a checkpoint; TerraTorch's checkpoints have none."""
+        for name, buffer in self.named_buffers():
+            stored = state_dict.setdefault(f"{prefix}{name}", buffer)
+            if stored.shape != buffer.shape and stored.ndim == 1:
+                setattr(self, name, torch.empty_like(stored, device=buffer.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _refuse_position(longitude: float, latitude: float) -> None:
+    """Raise a DataError that says why a position is not possible."""
+    axis, value = ("lon", longitude) if abs(latitude) <= _LIMITS["lat"] else ("lat", latitude)
+    swapped = axis == "lat" and abs(longitude) <= 90 < abs(latitude) <= 180
+    raise DataError(
+        f"{axis} {value:g} is outside -{_LIMITS[axis]:g} to {_LIMITS[axis]:g} degrees in {(longitude, latitude)}."
+        + (" Positions are (longitude, latitude): are they swapped?" if swapped else "")
+    )
 
 
 def build_coords_vocabulary(degrees: float = PUBLISHED_DEGREES, sentinels: int = PUBLISHED_SENTINELS) -> Tokenizer:

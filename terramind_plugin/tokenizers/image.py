@@ -20,6 +20,9 @@ from terramind_plugin.tokenizers.unet import PatchedUNet
 from terramind_plugin.tokenizers.variants import TokenizerVariant
 from terramind_plugin.tokenizers.vit import ClassDecoder, ImageEncoder
 
+PARTS = ("encoder", "quant_proj", "decoder", "post_quant_proj")
+"""Parts of a tokenizer, of which one may have only the encoding or the decoding ones."""
+
 
 class Encoding(NamedTuple):
     """Codes and token ids of an image; unpacks as TerraTorch's (quant, code_loss, tokens)."""
@@ -217,6 +220,20 @@ class ImageTokenizer(nn.Module):
                 f"{self.variant.name} takes heights and widths that are multiples of {size}, got {shape}."
             )
         return _one_hot(x, self.channels).to(dtype) if is_ids else x.to(dtype)
+
+
+def drop_unbuilt(tokenizer: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+    """Remove from a checkpoint the weights of tokenizer parts that are not built.
+
+    Args:
+        tokenizer: An `ImageTokenizer`.
+        state_dict: Weights by name, changed in place.
+        prefix: Beginning of the names of the tokenizer's weights.
+    """
+    for part in PARTS:
+        if getattr(tokenizer, part, None) is None:
+            for name in [name for name in state_dict if name.startswith(f"{prefix}{part}.")]:
+                del state_dict[name]
 
 
 def _one_hot(ids: Tensor, classes: int) -> Tensor:

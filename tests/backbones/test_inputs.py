@@ -5,7 +5,7 @@ import torch
 
 from terramind_plugin.builders import build_backbone, build_tim
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.model.inputs import plan_inputs
+from terramind_plugin.model.planning import plan_inputs
 
 TINY = "terramind_v1_tiny"
 
@@ -30,11 +30,6 @@ def test_unknown_modality():
 
 def test_ambiguous_modality():
     refused("'S1' is ambiguous: write S1GRD or S1RTC", ["S2L2A", "S1"])
-
-
-@pytest.mark.parametrize("name", ["LULC", "NDVI", "coords", "location"])
-def test_token_modality(name):
-    refused(r"enters TerraMind as tokens.*S2L2A.*DEM", ["S2L2A", name])
 
 
 def test_modality_named_twice():

@@ -13,8 +13,8 @@ from terramind_plugin.check.verify import Agreement
 from terramind_plugin.cli import main
 from terramind_plugin.generation.token_generator import plan_targets
 from terramind_plugin.model.encoder_decoder import EncoderDecoder
-from terramind_plugin.model.inputs import plan_inputs
 from terramind_plugin.model.modalities import MODALITIES
+from terramind_plugin.model.planning import plan_inputs
 from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.tokenizers.coordinates import COORDS_VOCABULARIES
 from terramind_plugin.tokenizers.variants import TOKENIZERS
