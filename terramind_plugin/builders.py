@@ -103,8 +103,8 @@ def build_backbone(
         modalities: See `TerraMindBackbone`.
         pretrained: Load the published weights.
         ckpt_path: Load a local .pt, .safetensors or Lightning .ckpt file instead.
-        tokenizer_ckpt_paths: New. Weights files of the tokenizers of LULC and NDVI as inputs, by modality. Other
-            tokenizers come from `ckpt_path` if it holds them, else from the published weights with `pretrained`.
+        tokenizer_ckpt_paths: New. Weights files of tokenizers of inputs, by modality. Others come from `ckpt_path` if
+            it holds them, else from the published weights with `pretrained`.
         tokenizer_file: New. Vocabulary of the coordinates; by default that of `ckpt_path` or the published one.
         arguments: Those of `wrap_backbone`, and further ones of `TerraMindBackbone`. `patch_size` must be that of the
             variant. `padding` is for TerraTorch's EncoderDecoderFactory and not used here.
@@ -113,10 +113,10 @@ def build_backbone(
         ConfigError: An argument is unknown or not possible.
         WeightsError: The weights are not there or do not fit.
     """
-    coords = _coords_maker(variant, tokenizer_file, pretrained, ckpt_path)
+    coords = functools.partial(_make_coords, variant, tokenizer_file, pretrained, ckpt_path)
     model, wrapping = _make_backbone(TerraMindBackbone, variant, modalities, arguments, coords)
     loaded = _load(model, pretrained, ckpt_path)
-    load_tokenizers(model.tokenizer, pretrained, ckpt_path, tokenizer_ckpt_paths or {}, "modalities")
+    load_tokenizers(model.tokenizer, pretrained, ckpt_path, tokenizer_ckpt_paths, "modalities")
     return wrap_backbone(model, loaded=loaded, **wrapping)
 
 
@@ -149,16 +149,15 @@ def build_tim(
         ConfigError: An argument is unknown or not possible.
         WeightsError: The weights are not there or do not fit.
     """
-    coords = _coords_maker(variant, tokenizer_file, pretrained, ckpt_path)
+    coords = functools.partial(_make_coords, variant, tokenizer_file, pretrained, ckpt_path)
     model, wrapping = _make_backbone(TerraMindTiM, variant, modalities, arguments, coords)
     loaded = _load(model, pretrained, ckpt_path)
     if not loaded:
         logger.warning("%s_tim has random weights: what it generates means nothing until weights are loaded.", variant)
     elif model.sampler is not None:
         logger.info("Generator. %s", load_encoder_decoder(model.sampler.model, ckpt_path))
-    paths = tim_tokenizer_ckpt_paths or {}
-    load_tokenizers(model.given_tokens, pretrained, ckpt_path, paths, "tim_observed", "tim_")
-    load_tokenizers(model.tokenizer, pretrained, ckpt_path, tokenizer_ckpt_paths or {}, "modalities")
+    load_tokenizers(model.given_tokens, pretrained, ckpt_path, tim_tokenizer_ckpt_paths, "tim_observed", "tim_")
+    load_tokenizers(model.tokenizer, pretrained, ckpt_path, tokenizer_ckpt_paths, "modalities")
     return wrap_backbone(model, loaded=loaded, **wrapping)
 
 
@@ -204,8 +203,8 @@ def _make_backbone(
     _check_patch_size(variant, numbers, arguments.pop("patch_size", None))
     arguments.pop("padding", None)
     wrapping = inspect.signature(wrap_backbone).parameters
-    architecture = {name: value for name, value in arguments.items() if name not in wrapping}
-    model = kind(numbers, modalities, coords=coords, **architecture)
+    architecture = {"coords": coords, **{name: arguments[name] for name in arguments if name not in wrapping}}
+    model = kind(numbers, modalities, **architecture)
     for line in say_sources(model.observed):
         logger.info("%s", line)
     return model, {name: value for name, value in arguments.items() if name in wrapping}
@@ -228,17 +227,12 @@ def _load(model: TerraMindBackbone, pretrained: bool, ckpt_path: str | Path | No
     return report is not None
 
 
-def _coords_maker(
+def _make_coords(
     variant: str, file: str | Path | None, pretrained: bool, ckpt_path: str | Path | None
-) -> Callable[[], CoordsTokenizer]:
-    """Return a function that returns the tokenizer of coordinates, which only some backbones need."""
-
-    def make() -> CoordsTokenizer:
-        held = ckpt_path is not None and any(COORDS_IDS in name for name in read_file(ckpt_path)[1])
-        loads = (pretrained or ckpt_path is not None) and not held
-        return build_coords_tokenizer(file, VARIANTS[variant].family, needed=loads)
-
-    return make
+) -> CoordsTokenizer:
+    """Return the tokenizer of coordinates for a backbone, whose checkpoints hold its vocabulary."""
+    needed = pretrained if ckpt_path is None else not any(COORDS_IDS in name for name in read_file(ckpt_path)[1])
+    return build_coords_tokenizer(file, VARIANTS[variant].family, needed=needed)
 
 
 @read_texts("ckpt_path", "tokenizer_file")
@@ -293,7 +287,7 @@ def build_generator(
     """
     _check_generator_arguments(variant, pretrained, patch_size, unknown)
     inputs, targets = plan_inputs(modalities, bands, tokens=True), plan_targets(output_modalities or ())
-    if len({spec.key for spec in inputs}) < len(inputs):
+    if len(inputs) > len({spec.key for spec in inputs}):
         raise ConfigError(f"{variant}_generate takes one image a modality, got {[spec.name for spec in inputs]}.")
     decoding = _plan_decoding(
         list(targets), steps=decoding_steps, temperature=temps, top_p=top_p, top_k=top_k, max_tokens=3

@@ -24,7 +24,7 @@ def load_tokenizers(
     part: FrozenTokenizers | None,
     pretrained: bool,
     ckpt_path: str | Path | None,
-    paths: Mapping[str, str | Path],
+    paths: Mapping[str, str | Path] | None,
     argument: str,
     prefix: str = "",
 ) -> None:
@@ -43,11 +43,11 @@ def load_tokenizers(
         WeightsError: The weights are not there or do not fit.
     """
     tokenizers = {} if part is None else part.tokenizers()
-    files = {token_key(resolve(name)): path for name, path in paths.items()}
+    files = {token_key(resolve(name)): path for name, path in (paths or {}).items()}
     names = [tokenizer.variant.modality.name for tokenizer in tokenizers.values()]
     if not set(files) <= set(tokenizers):
         raise ConfigError(
-            f"{prefix}tokenizer_ckpt_paths names {list(paths)}; {argument} has {names} with an image tokenizer."
+            f"{prefix}tokenizer_ckpt_paths names {list(paths or ())}; {argument} has {names} with an image tokenizer."
         )
     stored = read_file(ckpt_path)[1] if part is not None and ckpt_path is not None else {}
     for module in part.children() if part is not None else ():

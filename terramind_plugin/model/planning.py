@@ -12,13 +12,13 @@ from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.model.inputs import InputSpec, Modalities
 from terramind_plugin.model.modalities import MODALITIES, Modality, find_exact, resolve
 
-Bands = Mapping[str, Sequence[object]]
-"""Bands by modality, in the order of the tensor's channels."""
+ChosenBands = Mapping[str, Sequence[object]]
+"""ChosenBands by modality, in the order of the tensor's channels."""
 
 
 def plan_inputs(
     modalities: Modalities,
-    bands: Bands | None = None,
+    bands: ChosenBands | None = None,
     new_bands: Sequence[object] = (),
     *,
     tokens: bool = False,
@@ -31,8 +31,8 @@ def plan_inputs(
         modalities: Names of the modality table, or longer names that hold one, such as S2L2A_before, which all use
             its embedding. {name: modality} adds an input that starts from the weights of a modality, {name: channels}
             one that is new.
-        bands: Bands of an input in the order of the tensor's channels, for inputs that have not all of them.
-        new_bands: Bands named in `bands`, by name or number, that the pre-training data did not have.
+        bands: ChosenBands of an input in the order of the tensor's channels, for inputs that have not all of them.
+        new_bands: ChosenBands named in `bands`, by name or number, that the pre-training data did not have.
         tokens: Whether the model also takes token ids: of modalities without pixels in the published models (LULC,
             NDVI, coords), and of those named by the checkpoint key of their tokens.
         share_embeddings: Whether inputs given as {name: modality} use the modality's embedding, not a copy.
@@ -157,7 +157,7 @@ def _refuse_repeated(specs: Sequence[InputSpec]) -> None:
             )
 
 
-def _bands_by_input(bands: Bands, specs: Sequence[InputSpec]) -> dict[str, Sequence[object]]:
+def _bands_by_input(bands: ChosenBands, specs: Sequence[InputSpec]) -> dict[str, Sequence[object]]:
     """Return the bands by the names of inputs: an entry for a modality counts for all inputs that have it."""
     named: dict[str, Sequence[object]] = {}
     own = {spec.name for spec in specs}
@@ -219,7 +219,7 @@ def _text(band: object) -> str:
     return str(getattr(band, "value", band))
 
 
-def _check_new_bands(bands: Bands, new_bands: Sequence[object]) -> None:
+def _check_new_bands(bands: ChosenBands, new_bands: Sequence[object]) -> None:
     named = [str(band) for names in bands.values() for band in names]
     for band in map(str, new_bands):
         if band not in named:

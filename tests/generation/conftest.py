@@ -45,7 +45,7 @@ def specs(names):
         modality = resolve(name)
         is_tokens = modality.patch_key is None or name == modality.token_key
         key = modality.token_key if is_tokens else modality.patch_key
-        found.append(InputSpec(name, key, len(modality.bands), modality, None))
+        found.append(InputSpec(name, key, len(modality.bands), modality, None, is_tokens=is_tokens))
     return tuple(found)
 
 
