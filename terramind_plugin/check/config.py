@@ -138,7 +138,7 @@ def check_agreement(data: Mapping[str, Any], model: Mapping[str, Any]) -> Iterat
     if isinstance(taken, list) and isinstance(given, list):
         names = [str(name) for entry in taken for name in (entry if isinstance(entry, Mapping) else [entry])]
         names += map(str, arguments.get("backbone_tim_observed") or [])
-        given = list(map(str, given))
+        given = [str(name) for entry in given for name in (entry if isinstance(entry, Mapping) else [entry])]
         if set(names) != set(given):
             yield Finding(
                 "yaml: modalities",
@@ -156,8 +156,9 @@ def as_mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _check_bands(data: Mapping[str, Any], bands: Mapping[str, Any], taken: list[Any]) -> Iterator[Finding]:
-    for name in (entry for entry in taken if isinstance(entry, str)):
-        modality = find(name)
+    entries = [item for entry in taken for item in (entry.items() if isinstance(entry, Mapping) else [(entry, entry)])]
+    for name, source in ((name, source) for name, source in entries if isinstance(source, str)):
+        modality = find(source)
         wanted = bands.get(name) or (modality and modality.band_names)
         read = as_mapping(data.get("output_bands")).get(name) or as_mapping(data.get("dataset_bands")).get(name)
         read = read or (modality and modality.band_names)

@@ -11,7 +11,7 @@ from terramind_plugin.data.dates import ROOTS, count_listed, spread_entries, spr
 from terramind_plugin.data.terratorch_internals import generate_bands_intervals
 from terramind_plugin.data.transforms import build_transforms
 from terramind_plugin.errors import ConfigError, suggest
-from terramind_plugin.model.modalities import MODALITIES, Modality, find, resolve, statistics
+from terramind_plugin.model.modalities import MODALITIES, Modality, find, find_exact, resolve, statistics
 
 STAGES = ("train", "val", "test", "predict")
 BY_MODALITY = (
@@ -37,10 +37,16 @@ class Settled:
     """Number of dates with files of their own, by modality."""
     stand_ins: tuple[str, ...]
     """Names of the arguments that TerraTorch requires although nobody gave them."""
+    modalities: list[str]
+    """Names of the modalities that come from files."""
+    sources: dict[str, str]
+    """Modality of the table that an input of another name has, from entries {name: modality}."""
+    positions: str | None
+    """Name of the input that is the position of a chip, from its georeference; None if there is none."""
 
 
 def settle(
-    modalities: Sequence[str],
+    modalities: Sequence[str | Mapping[str, str | int]],
     means: Mapping[str, list[float]] | None,
     stds: Mapping[str, list[float]] | None,
     offsets: Mapping[str, float] | None,
@@ -50,7 +56,7 @@ def settle(
     """Return the arguments of TerraTorch's data module, checked and completed.
 
     Args:
-        modalities: Modalities in use.
+        modalities: See `TerraMindDataModule`.
         means: See `TerraMindDataModule`.
         stds: See `TerraMindDataModule`.
         offsets: See `TerraMindDataModule`.
@@ -62,27 +68,32 @@ def settle(
     """
     if isinstance(modalities, str) or not modalities:
         raise ConfigError(f"modalities must be a list such as [S2L1C, S1GRD], got {modalities!r}.")
+    every, sources = name_sources(modalities)
+    names, positions = _without_positions(every, kwargs)
     for key in BY_MODALITY:
-        check_names(key, kwargs.get(key), modalities)
+        check_names(key, kwargs.get(key), every)
     for key, mapping in (("means", means), ("stds", stds), ("offsets", offsets)):
-        check_names(key, mapping, modalities)
-    arguments = {**kwargs, **match_bands(kwargs)}
+        check_names(key, mapping, every)
+    arguments = {**kwargs, **match_bands(kwargs, sources)}
     temporal = bool(kwargs.get("expand_temporal_dimension"))
     for stage in STAGES[:3]:
         given = kwargs.get(f"{stage}_transform")
-        arguments[f"{stage}_transform"] = build_transforms(given, modalities, temporal=temporal)
-    images = kwargs.get("image_modalities") or modalities
+        arguments[f"{stage}_transform"] = build_transforms(given, names, temporal=temporal)
+    images = [name for name in kwargs.get("image_modalities") or names if not is_position(name)]
+    if len(images) < len(names):
+        arguments["image_modalities"] = images
     bands = {name: bands_read(name, arguments) for name in images}
-    band_means, band_stds = settle_statistics(images, bands, means, stds)
+    band_means, band_stds = settle_statistics(images, bands, means, stds, sources)
     if kwargs.get("rgb_indices") is None and kwargs.get("rgb_modality") is None:
-        arguments["rgb_indices"] = {images[0]: find_rgb(images[0], bands[images[0]])}
+        arguments["rgb_indices"] = {images[0]: find_rgb(sources.get(images[0], images[0]), bands[images[0]])}
     check_missing_options(arguments, allow_missing)
     for key in ROOTS:
-        arguments[key] = read_roots(key, kwargs.get(key), modalities, allow_missing)
-    counts = count_listed(kwargs, modalities, temporal)
+        arguments[key] = read_roots(key, kwargs.get(key), names, allow_missing)
+    counts = count_listed(kwargs, names, temporal)
     arguments |= _spread(arguments, counts)
-    stand_ins = make_stand_ins(arguments, spread_names(modalities, counts))
-    return Settled({**arguments, **stand_ins}, bands, band_means, band_stds, counts, tuple(stand_ins))
+    stand_ins = make_stand_ins(arguments, spread_names(names, counts))
+    settled = {**arguments, **stand_ins}
+    return Settled(settled, bands, band_means, band_stds, counts, tuple(stand_ins), names, sources, positions)
 
 
 def _spread(arguments: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, Any]:
@@ -94,6 +105,57 @@ def _spread(arguments: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str
     if arguments.get("image_modalities"):
         found["image_modalities"] = spread_names(arguments["image_modalities"], counts)
     return found
+
+
+def name_sources(modalities: Sequence[str | Mapping[str, str | int]]) -> tuple[list[str], dict[str, str]]:
+    """Return the names of inputs, and the modality of the table of those given as {name: modality}.
+
+    Args:
+        modalities: Names, {name: modality}, and {name: channels} for a modality of the user's own.
+
+    Raises:
+        ConfigError: A modality is unknown, or a name comes twice.
+    """
+    names: list[str] = []
+    sources: dict[str, str] = {}
+    for entry in modalities:
+        for name, given in entry.items() if isinstance(entry, Mapping) else [(entry, None)]:
+            names.append(str(name))
+            if isinstance(given, str):
+                try:
+                    sources[str(name)] = resolve(given).name
+                except ConfigError as error:
+                    raise ConfigError(f"modalities: {{{name}: {given}}}: {error}") from None
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"modalities names '{name}' twice: {', '.join(names)}.")
+    return names, sources
+
+
+def is_position(name: str) -> bool:
+    """Return whether an input is a position: coords, or another name of it."""
+    modality = find_exact(name)
+    return modality is not None and modality.kind == "sequence"
+
+
+def _without_positions(names: Sequence[str], kwargs: Mapping[str, Any]) -> tuple[list[str], str | None]:
+    """Return the modalities that come from files, and the name of positions that come from the georeference.
+
+    Raises:
+        ConfigError: There is no image, or concat_bands makes one tensor of all inputs.
+    """
+    roots = [kwargs.get(key) for key in ROOTS]
+    given = {str(name) for root in roots if isinstance(root, Mapping) for name in root}
+    found = next((name for name in names if is_position(name)), None)
+    if found is None:
+        return list(names), None
+    if all(is_position(name) for name in names):
+        raise ConfigError(f"modalities has no image: {found} goes beside one, e.g. modalities: [S2L2A, {found}].")
+    if kwargs.get("concat_bands"):
+        raise ConfigError(f"concat_bands makes one tensor of images, so {found} has no place. Remove one of them.")
+    if found in given:  # a table with longitude and latitude of each sample
+        return list(names), None
+    return [name for name in names if name != found], found
 
 
 def check_names(argument: str, mapping: Any, modalities: Sequence[str]) -> None:
@@ -113,6 +175,8 @@ def check_names(argument: str, mapping: Any, modalities: Sequence[str]) -> None:
         return
     lacking = [name for name in modalities if name not in mapping]
     for key in map(str, mapping):
+        if key in modalities:
+            continue
         known = find(key)
         same = [name for name in lacking if (find(name) is known if known else name.startswith(key.upper()))]
         hint = suggest(key, same or lacking) if key not in modalities and (same or key not in MODALITIES) else ""
@@ -123,11 +187,12 @@ def check_names(argument: str, mapping: Any, modalities: Sequence[str]) -> None:
             )
 
 
-def match_bands(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def match_bands(kwargs: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, Any]:
     """Return output_bands and predict_output_bands in the spelling of the dataset_bands: B04 is RED.
 
     Args:
         kwargs: Arguments of the data module.
+        sources: See `Settled`.
 
     Raises:
         ConfigError: A modality has output_bands without dataset_bands, or some that are not among them.
@@ -138,13 +203,15 @@ def match_bands(kwargs: Mapping[str, Any]) -> dict[str, Any]:
         stored = kwargs.get(f"{stage}dataset_bands") or kwargs.get("dataset_bands") or {}
         if isinstance(wanted, Mapping) and isinstance(stored, Mapping):
             matched[f"{stage}output_bands"] = {
-                name: _match_bands(f"{stage}output_bands", str(name), bands, stored.get(name))
+                name: _match_bands(
+                    f"{stage}output_bands", str(name), bands, stored.get(name), find(sources.get(str(name), str(name)))
+                )
                 for name, bands in wanted.items()
             }
     return matched
 
 
-def _match_bands(argument: str, name: str, wanted: Any, stored: Any) -> Any:
+def _match_bands(argument: str, name: str, wanted: Any, stored: Any, modality: Modality | None) -> Any:
     """Return the bands of a modality as dataset_bands calls them."""
     if not wanted:
         return wanted
@@ -153,7 +220,6 @@ def _match_bands(argument: str, name: str, wanted: Any, stored: Any) -> Any:
             f"{argument} names bands of {name}, but dataset_bands does not: which bands the files have is not known. "
             f"Name all bands of the files, in their order, in dataset_bands: {{{name}: [...]}}."
         )
-    modality = find(name)
     known = list(generate_bands_intervals(list(stored)))
     places = [None if modality is None else modality.find_band(band) for band in known]
     result = []
@@ -224,6 +290,7 @@ def settle_statistics(
     bands: Mapping[str, list[Any] | None],
     means: Mapping[str, Sequence[float]] | None,
     stds: Mapping[str, Sequence[float]] | None,
+    sources: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Return mean and standard deviation of every band that is read: the given ones, or else those of the table.
 
@@ -234,7 +301,7 @@ def settle_statistics(
     for name in names:
         given = ((means or {}).get(name), (stds or {}).get(name))
         if None in given:
-            table = _table_statistics(_known(name, given), bands[name])
+            table = _table_statistics(_known((sources or {}).get(name, name)), bands[name])
             given = (given[0] if given[0] is not None else table[0], given[1] if given[1] is not None else table[1])
         for target, values in zip(result, given, strict=True):
             target[name] = [float(value) for value in values or ()]
@@ -251,11 +318,14 @@ def settle_statistics(
     return result
 
 
-def _known(name: str, given: tuple[Any, Any]) -> Modality:
+def _known(name: str) -> Modality:
     try:
         return resolve(name)
     except ConfigError as error:
-        raise ConfigError(f"{error} For a modality of your own give its means and stds.") from None
+        raise ConfigError(
+            f"{error} For a modality of your own give its means and stds, or name the one "
+            f"whose bands it has: modalities: [{{{name}: S2L2A}}]."
+        ) from None
 
 
 def _table_statistics(modality: Modality, bands: list[Any] | None) -> tuple[list[float], list[float]]:

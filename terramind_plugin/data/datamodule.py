@@ -50,7 +50,9 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
 
     Args:
         batch_size: Samples in a batch, per process.
-        modalities: Names of the modality table, or others whose means and stds are given.
+        modalities: Names of the modality table, longer names that hold one, such as S2L2A_before, or others whose
+            means and stds are given. {name: modality} has the bands and statistics of a modality. coords without a
+            folder is the middle of each chip, from its georeference.
         means: Mean of each band by modality; by default that of the table.
         stds: Standard deviation of each band by modality; by default that of the table.
         offsets: Number that is added to all values of a modality while reading, before constant_scale, e.g.
@@ -85,7 +87,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
     def __init__(
         self,
         batch_size: int,
-        modalities: list[str],
+        modalities: list[str | dict[str, str | int]],
         means: dict[str, list[float]] | None = None,
         stds: dict[str, list[float]] | None = None,
         offsets: dict[str, float] | None = None,
@@ -112,13 +114,14 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
         settled = settle(modalities, means, stds, offsets, allow_missing_modalities, kwargs)
         self.counts = settled.counts
         self.temporal = bool(kwargs.get("expand_temporal_dimension"))
-        self.by_band = find_by_band(temporal_channel_major, modalities, self.temporal)
+        self.by_band = find_by_band(temporal_channel_major, settled.modalities, self.temporal)
         kwargs.update(settled.arguments)  # jsonargparse finds the arguments of the parent by **kwargs below
         self.offsets = {name: float(value) for name, value in (offsets or {}).items()}
+        self.sources, self.positions = settled.sources, settled.positions
         self.bands_read, self.band_means, self.band_stds = settled.bands, settled.means, settled.stds
         super().__init__(
             batch_size=batch_size,
-            modalities=spread_names(modalities, self.counts),
+            modalities=spread_names(settled.modalities, self.counts),
             means=spread_entries({**(means or {}), **self.band_means}, self.counts),
             stds=spread_entries({**(stds or {}), **self.band_stds}, self.counts),
             no_data_replace=no_data_replace,
@@ -194,6 +197,8 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
             empty_label=self._empty_label() if self.ignore_empty_pixels and stage != "predict" else None,
             constant_scale=self.constant_scale or {},
             offsets=spread_entries(self.offsets, self.counts),
+            sources=self.sources,
+            positions=self.positions,
         )
         make = partial(self.samples_class, plan=plan)
         self.dataset_class = partial(make, split=self.predict_split) if stage == "predict" else make

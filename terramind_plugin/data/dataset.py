@@ -30,6 +30,7 @@ from terramind_plugin.model.modalities import find
 from terramind_plugin.raster.bands import check_one_band
 from terramind_plugin.raster.chips import read_image
 from terramind_plugin.raster.complete import GDAL_ERRORS
+from terramind_plugin.raster.georeference import read_centre
 from terramind_plugin.raster.missing import FAR
 from terramind_plugin.raster.netcdf import raster_name
 from terramind_plugin.raster.paths import is_raster
@@ -66,6 +67,7 @@ class CheckedSamples(GenericMultimodalDataset):  # type: ignore[misc]
         self.plan = plan
         self.allow_missing = kwargs.get("allow_missing_modalities", False)
         self._warned: set[str] = set()
+        self._places: dict[Any, tuple[float, float] | None] = {}
         self._empty: list[NDArray[np.bool_]] = []
         roots = {name: str(root) for name, root in data_root.items()}
         labels = kwargs.get("label_data_root")
@@ -158,7 +160,32 @@ class CheckedSamples(GenericMultimodalDataset):  # type: ignore[misc]
             sample["modality_mask"] = {name: has_data(image, dated=self.plan.temporal) for name, image in named.items()}
         if self.plan.temporal and self.plan.concat_bands:
             sample["image"] = torch.cat(list(sample["image"].values()))
+        if self.plan.positions is not None:
+            self._add_position(sample, self.plan.positions)
         return sample
+
+    def _add_position(self, sample: dict[str, Any], name: str) -> None:
+        """Add longitude and latitude of a sample's middle, float32 [2] in degrees, from its first file that has them.
+
+        Raises:
+            DataError: No file has a georeference, and none may be missing.
+        """
+        files = [path for key, path in sample["filename"].items() if key in self.image_modalities]
+        found = next((place for path in dict.fromkeys(files) if (place := self._locate(path)) is not None), None)
+        if found is None and not self.allow_missing:
+            raise DataError(
+                f"{files[0]} has no georeference, so {name} of the sample is unknown. Leave {name} out of modalities, "
+                f"or give a table of longitude and latitude by sample: data_root: {{{name}: FILE.csv}}."
+            )
+        sample["image"][name] = torch.tensor(found or (torch.nan, torch.nan))
+        if self.allow_missing:
+            sample["modality_mask"][name] = torch.tensor(found is not None)
+
+    def _locate(self, path: Any) -> tuple[float, float] | None:
+        """Return the position of a file's middle, which is read once, or None if the file does not say it."""
+        if path not in self._places:
+            self._places[path] = read_centre(path)
+        return self._places[path]
 
     def _with_label(self, pick: Pick) -> Pick:
         """Return the number of a sample, with those of the drawn modalities that it has and with its label."""
@@ -244,7 +271,7 @@ class CheckedSamples(GenericMultimodalDataset):  # type: ignore[misc]
                 path,
                 data,
                 names,
-                name,
+                self.plan.sources.get(modality_of(name), name),
                 bands,
                 len(self.plan.means.get(name, ())),
                 dates=self.plan.temporal,

@@ -47,6 +47,10 @@ class ReadingPlan:
     constant_scale: Mapping[str, float] = field(default_factory=dict)
     offsets: Mapping[str, float] = field(default_factory=dict)
     """Number that is added to the values of files before `constant_scale`, by modality."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Modality of the table that an input of another name has."""
+    positions: str | None = None
+    """Name of the input that is the position of a chip, from its georeference."""
 
 
 FAR_VALUES = (

@@ -213,6 +213,9 @@ class SceneRun:
                 expected = source.expected
                 shown = bands_shown(expected.name, expected.bands, len(expected.bands))
                 source.keep_rows(job.plan.window[0], size_shown(job.grid), shown)
+            begin = getattr(model, "begin", None)
+            if begin is not None:  # a model that reads where it is
+                begin(job.grid)
             streamer = Streamer(
                 model,
                 sources,

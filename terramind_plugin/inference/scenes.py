@@ -85,4 +85,5 @@ def _match(given: str, names: Sequence[str]) -> str | None:
         return given
     if find(given) is None:
         return None
-    return next((name for name in names if find(name) is resolve(given)), None)
+    same = [name for name in names if find(name) is resolve(given)]
+    return same[0] if len(same) == 1 else None

@@ -29,6 +29,7 @@ from terramind_plugin.model.checkpoints import hash_weights, load_into
 from terramind_plugin.model.modalities import find
 from terramind_plugin.model.standardisation import Standardisation
 from terramind_plugin.plotting import LABEL_COLORS
+from terramind_plugin.raster.georeference import Grid
 from terramind_plugin.raster.reader import Expected
 from terramind_plugin.raster.writer import Layer
 from terramind_plugin.samples.classes import class_names_of
@@ -48,6 +49,7 @@ class SceneTask(nn.Module):
         probabilities: Also make a file with the probabilities of all classes.
         window: Height and width of a window in pixels.
         class_names: Names of the classes; none for their numbers.
+        positions: Name of the input that is the position of a window; None if there is none.
 
     Raises:
         ConfigError: The task makes no maps.
@@ -63,8 +65,12 @@ class SceneTask(nn.Module):
         *,
         dates: Mapping[str, int] | None = None,
         joined: bool = False,
+        positions: str | None = None,
     ) -> None:
         super().__init__()
+        self.positions = positions
+        self.grid: Grid | None = None
+        """Grid of the scene, set by `begin`."""
         if not isinstance(task, SemanticSegmentationTask | PixelwiseRegressionTask):
             raise ConfigError(
                 f"{type(task).__name__} makes no maps. `terramind map` runs SemanticSegmentationTask and "
@@ -90,10 +96,24 @@ class SceneTask(nn.Module):
             count = max(image.shape[2] for image in x.values())
             x = {name: image.expand(-1, -1, count, -1, -1) for name, image in x.items()}
         x = torch.cat(list(x.values()), dim=1) if self.joined else x
+        if self.positions is not None:
+            first = next(iter(x.values()))
+            x[self.positions] = self._locate(corners, first.shape[-2:]).to(first.device)
         output: Tensor = self.task(x["image"] if self.single and not self.joined else x).output.float()
         if self.classes:
             return output.softmax(dim=1)
         return output[:, None] if output.ndim == 3 else output
+
+    def begin(self, grid: Grid) -> None:
+        """Set the grid of the scene whose windows come next."""
+        self.grid = grid
+
+    def _locate(self, corners: Sequence[tuple[int, int]], window: Sequence[int]) -> Tensor:
+        """Return longitude and latitude [B, 2] of the middles of windows, float32; zeros before the first scene."""
+        if self.grid is None:
+            return torch.zeros(len(corners), 2)
+        middles = [(row + window[0] / 2, column + window[1] / 2) for row, column in corners]
+        return torch.tensor(self.grid.positions(middles))
 
     def finish(self, blended: Tensor) -> list[Tensor]:
         """Return for each layer [bands, rows, W]: the class map and maybe probabilities, or values."""
@@ -190,6 +210,10 @@ def map_scenes(
     joined = bool(getattr(cli.datamodule, "concat_bands", False))
     if joined or dated:
         described["series"] = _describe_series(cli.model, cli.datamodule, joined)
+    positions = getattr(cli.datamodule, "positions", None)
+    for job in jobs:
+        if positions is not None and job.grid.centre() is None:
+            raise DataError(f"{job.path} has no georeference, which the model's input {positions} comes from.")
     model = SceneTask(
         for_inference(cli.model),
         scales,
@@ -198,6 +222,7 @@ def map_scenes(
         names,
         dates=jobs[0].dates,
         joined=joined,
+        positions=positions,
     )
     for job in jobs:
         job.decide("map", model.layers, described, options)
@@ -251,7 +276,7 @@ def read_data_module(datamodule: Any, task: LightningModule) -> tuple[dict[str, 
         fill = getattr(datamodule, "no_data_replace", None)
         # In the numbers of the files: the data module scales its fill value but does not shift it.
         filled = tuple((value / scale if fill is None else float(fill)) - shift for value in mean)
-        known = find(_modality(name, task))
+        known = find((getattr(datamodule, "sources", None) or {}).get(name) or _modality(name, task))
         stored, read = (_names(_of(datamodule, what, name)) for what in ("dataset_bands", "output_bands"))
         bands = read or stored or (known.band_names if known is not None else ())
         if len(bands) != len(mean):

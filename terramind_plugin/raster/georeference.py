@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import rasterio
 from rasterio.crs import CRS
+from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.transform import Affine
 from rasterio.warp import transform as transform_positions
 
@@ -29,17 +33,41 @@ class Grid:
 
     def centre(self) -> tuple[float, float] | None:
         """Return longitude and latitude of the middle in degrees, or None if there is no CRS."""
-        if not self.crs:
-            return None
-        x, y = apply_affine(self.transform, self.width / 2, self.height / 2)
-        (longitude,), (latitude,) = transform_positions(self.crs, "EPSG:4326", [x], [y])[:2]
-        return longitude, latitude
+        return self.positions([(self.height / 2, self.width / 2)])[0] if self.crs else None
+
+    def positions(self, pixels: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+        """Return longitude and latitude in degrees of places given by row and column, counted from the first corner.
+
+        Args:
+            pixels: Rows and columns; the grid has a CRS.
+        """
+        rows, columns = np.array(pixels, dtype=float).T
+        x, y = apply_affine(self.transform, columns, rows)
+        longitudes, latitudes = transform_positions(self.crs, "EPSG:4326", x.tolist(), y.tolist())[:2]
+        return list(zip(longitudes, latitudes, strict=True))
 
     def distance(self, other: Grid) -> float:
         """Return the largest distance between the corners of two grids of one CRS, in pixels of this one."""
         x, y = np.array([(0, 0), (self.width, 0), (0, self.height)]).T
         columns, rows = apply_affine(~self.transform, *apply_affine(other.transform, x, y))
         return float(np.hypot(columns - x, rows - y).max())
+
+
+def read_centre(path: Any) -> tuple[float, float] | None:
+    """Return longitude and latitude of the middle of a raster in degrees, or None if the raster does not say them.
+
+    Args:
+        path: File that GDAL can read; another file has no position.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(path) as raster:
+                if lies_nowhere(raster.transform):
+                    return None
+                return Grid(raster.height, raster.width, raster.crs, raster.transform).centre()
+    except (RasterioIOError, TypeError):  # an array of a table, or a format without georeference
+        return None
 
 
 def apply_affine(transform: Affine, x: Any, y: Any) -> tuple[Any, Any]:

@@ -225,7 +225,8 @@ def _task(module: Any) -> str:
 
 
 def _image(module: Any, name: str, own: bool) -> ImagePlan:
-    modality = find(modality_of(name))
+    source = modality_of(name)
+    modality = find((getattr(module, "sources", None) or {}).get(source, source))
     stored = _names((module.dataset_bands or {}).get(name))
     wanted = _names((module.output_bands or {}).get(name))
     file_bands = stored or (modality.band_names if modality is not None and not wanted else ())
