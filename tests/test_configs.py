@@ -49,9 +49,9 @@ def test_configuration_builds(path, monkeypatch, tmp_path):
     backbone = getattr(backbone, "encoder", backbone) if type(backbone).__name__ == "TemporalWrapper" else backbone
     assert type(backbone).__module__.startswith("terramind_plugin")
     assert type(cli.datamodule).__module__.startswith("terramind_plugin")
-    assert set(backbone.modalities) == set(cli.datamodule.modalities)
+    assert set(backbone.modalities) == {*cli.datamodule.modalities, cli.datamodule.positions} - {None}
     for spec in backbone.observed:
-        assert len(cli.datamodule.band_means[spec.name]) == spec.channels
+        assert spec.is_sequence or len(cli.datamodule.band_means[spec.name]) == spec.channels
 
 
 def test_detection_configuration_builds():

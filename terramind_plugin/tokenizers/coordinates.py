@@ -171,8 +171,12 @@ class CoordsIds(nn.Module):
     def __init__(self, tokenizer: CoordsTokenizer) -> None:
         super().__init__()
         steps = round(90 * tokenizer.steps_per_degree)
-        degrees = torch.arange(-2 * steps, 2 * steps + 1, dtype=torch.float64) / tokenizer.steps_per_degree
-        negative_zero = torch.tensor([-0.0], dtype=torch.float64)  # a word of its own in some vocabularies
+        degrees = (
+            torch.arange(-2 * steps, 2 * steps + 1, dtype=torch.float64, device="cpu") / tokenizer.steps_per_degree
+        )
+        negative_zero = torch.tensor(
+            [-0.0], dtype=torch.float64, device="cpu"
+        )  # a word of its own in some vocabularies
         inner = torch.cat([degrees[steps : 3 * steps + 1], negative_zero])
         outer = torch.cat([degrees, negative_zero])
         by_latitude = tokenizer.encode(torch.stack([torch.zeros_like(inner), inner], dim=1)).ids
