@@ -133,7 +133,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
             setattr(self, f"{split}_root", {name: root for name, root in roots.items() if root is not None} or None)
         for name in settled.stand_ins:
             setattr(self, name if "label" in name else name.replace("_data_root", "_root"), None)
-        self.modalities = list(modalities)
+        self.modalities = settled.modalities
         if self.concat_bands and max(self.counts.values()) > 1:
             numbers = [list(chain(*named.values())) for named in (self.band_means, self.band_stds)]
             self.aug = type(self.aug)(*numbers)
