@@ -235,7 +235,8 @@ class CheckedSamples(GenericMultimodalDataset):  # type: ignore[misc]
         sample["filename"] = {name: files.get(name, a_file) for name in [*self.expected, *files]}
 
     def _load_file(self, path: Any, nan_replace: float | None = None, modality: str | None = None) -> NDArray[Any]:
-        is_image, entry = modality in self.image_modalities, modality_of(str(modality))
+        is_image, own = modality in self.image_modalities, modality_of(str(modality))
+        entry = self.plan.sources.get(own, own)
         names: Sequence[str | None] = ()
         try:
             if is_raster(path):
@@ -271,7 +272,7 @@ class CheckedSamples(GenericMultimodalDataset):  # type: ignore[misc]
                 path,
                 data,
                 names,
-                self.plan.sources.get(modality_of(name), name),
+                self.plan.sources.get(own, name),
                 bands,
                 len(self.plan.means.get(name, ())),
                 dates=self.plan.temporal,

@@ -49,6 +49,7 @@ def run_generate(
     source: ModelArguments,
     options: Options,
     input: dict[str, str] | None = None,
+    bands: list[str] | None = None,
     samples: int = 1,
     steps: int = 10,
     seed: int = 0,
@@ -67,6 +68,8 @@ def run_generate(
         source: Model.
         options: Windows, machines and files.
         input: Further input of one scene, warped to its grid; coords=LONGITUDE,LATITUDE for its location; repeatable.
+        bands: Bands of the scenes where they have not all of the modality, e.g. BLUE,GREEN,RED,NIR_NARROW, in the
+            order of the files or by the names that the files give them.
         samples: Number of samples, from consecutive seeds; several also give their spread.
         steps: Denoising steps of an image.
         seed: Same seed, same files.
@@ -89,6 +92,7 @@ def run_generate(
         variant,
         samples=samples,
         further=input,
+        bands=bands,
         probabilities=probabilities,
     )
     for path in written:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,7 @@ def generate(
     *,
     samples: int = 1,
     further: Mapping[str, str] | None = None,
+    bands: Sequence[str] | None = None,
     probabilities: bool = False,
 ) -> list[Path]:
     """Write other modalities of scenes, generated window by window, and return the files written.
@@ -259,6 +261,7 @@ def generate(
         variant: Model.
         samples: Number of samples, from seeds one after the other.
         further: Other inputs of one scene: rasters by modality, and 'longitude,latitude' for coords.
+        bands: Bands of `files`, where they have not all of the modality; None for all.
         probabilities: Also write the probability of each pixel's class.
 
     Raises:
@@ -273,8 +276,14 @@ def generate(
     further = further or {}
     scenes, positions = sort_inputs(files, modality, further)
     given = [*scenes[0], *positions]
-    check_modalities(given, targets)
+    chosen = {next(iter(scenes[0])): list(bands)} if bands else None
+    check_modalities(given, targets, chosen)
     expected = {name: Expected.of(resolve(name)) for name in scenes[0]}
+    for name, some in (chosen or {}).items():
+        entry = resolve(name)
+        positions_of = [entry.band_index(band) for band in some]
+        names = tuple(entry.bands[position].name for position in positions_of)
+        expected[name] = replace(expected[name], bands=names, fill=tuple(entry.mean[n] for n in positions_of))
     options = options.settle(variant.img_size, variant.patch_size)
     jobs = plan_jobs(scenes, expected, options, variant.patch_size, align=True)
     sequences = [name for name, target in targets.items() if target.kind == "sequence"]
@@ -297,12 +306,14 @@ def generate(
             tokenizer_file=settings.tokenizer_file,
             standardize=True,
             timesteps=settings.steps,
+            bands=chosen,
         )
     model = SceneGenerator(
         generator, positions=positions, seed=settings.seed, samples=samples, probabilities=probabilities
     )
     described = settings.describe(f"{variant.name}_generate", variant)
     described |= {"to": ", ".join(targets), "samples": str(samples)}
+    described |= {"bands": ", ".join(bands)} if bands else {}
     described |= {name: further[name] for name in further if resolve(name).name in positions}
     return _run(model, jobs, "generated", described, options, sequences)
 
@@ -363,17 +374,20 @@ def read_position(entry: Modality, text: str) -> Tensor:
     return torch.tensor([[longitude, latitude]], dtype=torch.float64)
 
 
-def check_modalities(given: Sequence[str], targets: Mapping[str, Modality]) -> None:
+def check_modalities(
+    given: Sequence[str], targets: Mapping[str, Modality], bands: Mapping[str, Sequence[str]] | None = None
+) -> None:
     """Check names before weights are loaded.
 
     Args:
         given: Names of the inputs.
         targets: Outputs by name.
+        bands: Bands of an input that has not all of its modality.
 
     Raises:
         ConfigError: One is no input, or input and output.
     """
-    plan_inputs(given, tokens=True)
+    plan_inputs(given, bands, tokens=True)
     both = [name for name in targets if name in given]
     if both:
         raise ConfigError(

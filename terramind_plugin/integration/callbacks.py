@@ -173,7 +173,8 @@ class SegmentationImages(Callback):
             self._say(f"no pictures: {reason}.")
             return
         images = _by_modality(pl_module, batch["image"])
-        for name in images.keys() - _drawable(images).keys():
+        positions = {spec.name for spec in _inputs_of(pl_module) if spec.is_sequence}
+        for name in images.keys() - _drawable(images).keys() - positions:
             self._say(f"{name} is not drawn: it is no image.")
         self._batch = {**batch, "image": copy(batch["image"])}
 

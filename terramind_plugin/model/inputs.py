@@ -74,7 +74,7 @@ BACKBONE = Advice(
 TIM = replace(BACKBONE, sizes="Resample the modalities to one grid.")
 GENERATOR = Advice(
     unknown="Give it what its argument modalities names.",
-    selection="a generator takes all of them, in this order.",
+    selection="for a selection name them, e.g. bands: {{{name}: [...]}}, or --bands of terramind generate.",
     sizes="Resample the modalities to one grid.",
     series="A generator takes one date at a time.",
 )

@@ -69,9 +69,9 @@ def make_module() -> Callable[..., Any]:
             "batch_size": 2,
             "num_classes": 2,
             "modalities": modalities,
-            "data_root": {name: str(root / name) for name in modalities if name in BANDS},
+            "data_root": {name: str(root / name) for name in modalities if str(name) in BANDS},
             "label_data_root": str(root / "mask"),
-            "image_grep": {name: f"*{SUFFIXES[name]}" for name in modalities if name in BANDS},
+            "image_grep": {name: f"*{SUFFIXES[name]}" for name in modalities if str(name) in BANDS},
             "label_grep": f"*{SUFFIXES['mask']}",
             **changes,
         }

@@ -317,7 +317,7 @@ def test_registered_name(size):
 def test_advice_that_a_generator_can_follow(build):
     model = build()
     for name, shape, message in [
-        ("S2L2A", (6, 64, 64), r"a generator takes all of them, in this order\.$"),
+        ("S2L2A", (6, 64, 64), r"for a selection name them, e\.g\. bands: \{S2L2A: \[\.\.\.\]\}"),
         ("S2L2A", (12, 3, 64, 64), r"A generator takes one date at a time\.$"),
         ("DEM", (1, 64, 64), r"It takes \['S2L2A'\]\. Give it what its argument modalities names\.$"),
     ]:
