@@ -138,7 +138,7 @@ def test_a_sample_without_a_position_or_an_image(model, chips):
     [
         ({"coords": torch.zeros(2, 3)}, ConfigError, r"coords: expected positions \[batch, 2\]"),
         ({"coords": torch.tensor([[48.0, 120.0], [0.0, 0.0]])}, DataError, "are they swapped"),
-        ({"coords": torch.full((2, 2), torch.nan)}, DataError, "coords: lon nan"),
+        ({"coords": torch.full((2, 2), torch.nan)}, DataError, "coords: lat nan is outside"),
         ({"LULC": torch.full((2, 1, 64, 64), 12)}, DataError, "LULC: Class ids must be whole numbers from 0 to 9"),
         ({"LULC": torch.full((2, 8, 8), 5000)}, DataError, "LULC: token ids are whole numbers from 0 to"),
         ({"LULC": torch.zeros(2, 3, 64, 64)}, ConfigError, "LULC: expected 1 channels, got 3"),
@@ -159,7 +159,7 @@ def test_positions_alone_make_no_map(model, places):
 
 def test_dropped_modalities_leave_an_image(chips):
     model = build_backbone(NANO, ["S2L2A", "coords"], pretrained=True, modality_drop_rate=0.9).train()
-    for _ in range(20):
+    for _ in range(8):
         assert model({name: chips[name] for name in ("S2L2A", "coords")})[-1].isfinite().all()
 
 
@@ -216,7 +216,7 @@ def test_a_cache_knows_positions(chips, tmp_path):
     x = {name: chips[name] for name in ("S2L2A", "coords")}
     first = model(x)[-1]
     assert torch.equal(model(x)[-1], first)
-    assert model.feature_cache.evaluation.hits == 2
+    assert model.feature_cache.training.hits + model.feature_cache.evaluation.hits == 2
     assert not torch.equal(model({**x, "coords": x["coords"].flip(0)})[-1], first)
 
 
