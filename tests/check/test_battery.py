@@ -253,7 +253,7 @@ LABELS: dict[str, Broken] = {
                                    every(LABEL, lambda v: np.minimum(v, 0))),
     "a class too many": Broken("labels: val classes", "warning", "class 2",
                                changes={"data.num_classes": 3, "data.class_names": ["Land", "Water", "Ice"]}),
-    "a rare class": Broken("labels: balance", "note", "0.*% of the pixels are class 1 .*dice",
+    "a rare class": Broken("labels: balance", "note", r"0\.\d+% class 1 .*dice",
                            every(LABEL, lambda v: scattered(np.zeros_like(v), 1, 1000))),
     "labels as pictures": Broken("labels: ids", "error", "255", every(LABEL, lambda v: np.uint8(255) * (v == 1))),
     "three bands": Broken("labels: readable", "error", "12 files, e.g. .*it has 3 bands, .*gdal_translate -b 1",
