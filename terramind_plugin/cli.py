@@ -41,6 +41,7 @@ COMMANDS = {
     "check": "check",
     "verify": "check",
     "map": "inference",
+    "embed": "inference",
     "generate": "inference",
     "reconstruct": "inference",
     "chips": "sources",
@@ -220,7 +221,8 @@ class Command:
                 count = int(bool(rest) and rest[0].lower() in ("true", "false"))
                 value = "" if count else "true"
             else:
-                count = following if _is_plural(kind) and self.positional is None else min(1, following)
+                takes_all = _is_plural(kind) and (self.positional is None or _has_lists(kind))
+                count = following if takes_all else min(1, following)
             found = [value] if value else rest[:count]
             if kind is None:
                 self._check_foreign(option, found)
@@ -313,7 +315,8 @@ class Command:
                 action.option_strings, action.metavar = ["-c", "--config"], "YAML"
             if action.dest == self.positional:
                 action.option_strings, action.metavar = [], action.dest.upper()
-                usage.append(action.metavar + " ..." * _is_plural(kind))
+                shown = action.metavar + " ..." * _is_plural(kind)
+                usage.append(shown if action.required or action.default is not None else f"[{shown}]")
             elif action.required:
                 usage.append(f"{action.option_strings[0]} {action.metavar}")
             if kind is bool and not action.default:
@@ -362,6 +365,11 @@ def _without_none(kind: Any) -> Any:
 
 def _is_plural(kind: Any) -> bool:
     return get_origin(kind) in (list, dict)
+
+
+def _has_lists(kind: Any) -> bool:
+    """Return whether each use of an option takes several paths."""
+    return any(get_origin(item) is list and item != list[str] for item in get_args(kind))
 
 
 def _placeholder(kind: Any) -> str:

@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -72,7 +73,32 @@ def temporary(path: Path) -> Iterator[Path]:
     try:
         yield partial
     finally:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
+
+
+@contextmanager
+def completing_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder to write to; it is renamed when the block ends, and removed if the block raises.
+
+    Args:
+        path: Final name of the folder, in an existing folder. An existing folder is replaced.
+
+    Raises:
+        OSError: As in `completing`.
+    """
+    with completing(path) as partial, temporary(path) as former:
+        partial.mkdir()
+        yield partial
+        if os.path.lexists(path):
+            os.replace(path, former)  # a folder that holds something cannot be replaced at once
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, or a folder with all that it holds, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @cache
@@ -93,7 +119,7 @@ def _remove_abandoned(folder: Path) -> None:
         for name in os.listdir(folder):
             found = _TEMPORARY.fullmatch(name) if name.endswith(".tmp") else None
             if found is not None and _is_abandoned(folder / name, *found.groups()):
-                (folder / name).unlink(missing_ok=True)
+                _remove(folder / name)
     end = time.monotonic()
     _next_look[folder] = end + (end - start) / _SHARE
 

@@ -1,12 +1,14 @@
-"""The commands `reconstruct`, `generate` and `map`; heavy imports wait until one of them runs."""
+"""The commands `reconstruct`, `generate`, `map` and `embed`; heavy imports wait until one of them runs."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-from terramind_plugin.inference.options import ModelArguments, Options
+from terramind_plugin.errors import ConfigError
+from terramind_plugin.inference.options import EmbeddingOptions, ModelArguments, Options
 from terramind_plugin.raster.paths import RemotePath
 
 
@@ -125,6 +127,53 @@ def run_map(
 
     files = [[str(one) for one in files] for files in scene]
     for path in segmentation.map_scenes(config, ckpt_path, files, options, overrides, probabilities=probabilities):
+        print(path)
+
+
+def run_embed(
+    scenes: list[RemotePath | Path] | None = None,
+    *,
+    source: ModelArguments,
+    options: EmbeddingOptions,
+    modality: str | None = None,
+    scene: list[list[RemotePath | Path]] | None = None,
+    bands: dict[str, str] | None = None,
+    layer: int = -1,
+    pool: Literal["none", "mean"] = "none",
+    dtype: Literal["float32", "float16", "int8"] = "float32",
+    format: Literal["cog", "zarr", "parquet"] = "cog",
+    preview: bool = False,
+) -> None:
+    """Write embeddings of chips and whole scenes, a vector for each patch or window.
+
+    The same command goes on with an interrupted run.
+
+    Args:
+        scenes: Rasters of any size, in the units of the modality; nodata and NaN are filled.
+        source: Model.
+        options: Windows, machines and files.
+        modality: Modality of the scenes, e.g. S2L2A.
+        scene: Rasters of a modality, NAME=FILE ..., instead of scenes; repeatable.
+        bands: Bands that the model gets of a modality, e.g. S2L2A=BLUE,GREEN,RED; repeatable.
+        layer: Layer of the encoder, from 0 on, or from -1 backwards.
+        pool: A vector for each patch, or the mean of each window.
+        dtype: Precision of stored vectors; int8 has a scale for each dimension.
+        format: Cloud-Optimized GeoTIFF with a band for each dimension, Zarr, or GeoParquet.
+        preview: Also draw the principal components as colours.
+    """
+    from terramind_plugin.inference.embedding import Storage, embed
+    from terramind_plugin.inference.scenes import name_scenes
+    from terramind_plugin.inference.settings import Settings
+
+    if options.cog and format != "cog":
+        raise ConfigError(f"--cog and --format {format} contradict each other: give one of them.")
+    typed = name_scenes(scenes or [], modality, scene or [])
+    variant, ckpt_path = source.look_up()
+    if not source.pretrained and ckpt_path is None:
+        print("terramind: the weights are random, so the vectors mean nothing.", file=sys.stderr)
+    names = {name: [band.strip() for band in text.split(",")] for name, text in (bands or {}).items()}
+    settings, storage = Settings(source.pretrained, ckpt_path), Storage(format, dtype, pool, preview)
+    for path in embed(typed, variant, settings, options, storage, layer=layer, bands=names):
         print(path)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import parent_process
@@ -31,6 +32,8 @@ from terramind_plugin.system import refuse_inputs, today
 
 logger = logging.getLogger("terramind_plugin")
 
+Planner = Callable[[tuple[int, int], Options, int], Plan]
+"""Function that plans windows from the shape of a scene, settled options and the model's patch size."""
 RUN_TAG = "terramind_run"
 """Tag that holds the fingerprint of everything that decides on a file."""
 
@@ -93,15 +96,25 @@ class Job:
         return self.folder / f"{self.stem}_{self.record['command']}.png"
 
     @property
+    def draws(self) -> bool:
+        """Whether there is a picture."""
+        return True
+
+    @property
     def written(self) -> list[Path]:
         """Paths of all files of the result."""
-        return [*map(self.target, self.layers), *map(self.text, self.found), self.picture]
+        return [*map(self.target, self.layers), *map(self.text, self.found), *[self.picture] * self.draws]
 
     @property
     def partial(self) -> Partial:
         """Finished rows of the scene."""
         folder = self.folder / f"{self.stem}_{self.record['command']}.partial"
-        return Partial(folder, self.layers, self.grid.shape)
+        return Partial(folder, self.layers, self.cells.shape)
+
+    @property
+    def cells(self) -> Grid:
+        """Grid of the result: that of the scene unless the result is coarser."""
+        return self.plan.cells(self.grid)
 
     @contextmanager
     def open(self, *, warn: bool = True) -> Iterator[dict[str, Source | Series]]:
@@ -159,13 +172,11 @@ class Job:
 
     def is_done(self) -> bool:
         """Return whether all files of the result are there and say that the same run has made them."""
-        if not all(path.is_file() for path in self.written):
+        if not all(path.exists() for path in self.written):
             return False
         runs = set()
         try:
-            for layer in self.layers:
-                with rasterio.open(self.target(layer)) as file:
-                    runs.add(file.tags().get(RUN_TAG))
+            runs |= {self.read_run(self.target(layer)) for layer in self.layers}
             for ending in self.found:
                 content = json.loads(self.text(ending).read_text())
                 runs.add(content.get(RUN_TAG) if isinstance(content, dict) else None)
@@ -177,10 +188,63 @@ class Job:
         """Return whether all files of the result can be read to their end."""
         try:
             for layer in self.layers:
-                check_complete(self.target(layer), overviews=len(overview_factors(self.grid)))
-        except GDAL_ERRORS:
+                self.check(self.target(layer))
+        except (*GDAL_ERRORS, ValueError):
             return False
-        return is_whole_picture(self.picture)
+        return not self.draws or is_whole_picture(self.picture)
+
+    def read_run(self, path: Path) -> str | None:
+        """Return the fingerprint in a file of the result.
+
+        Raises:
+            RasterioError: The file cannot be read; another error of `GDAL_ERRORS` or a ValueError means the same.
+        """
+        with rasterio.open(path) as file:
+            run: str | None = file.tags().get(RUN_TAG)
+            return run
+
+    def check(self, path: Path) -> None:
+        """Read a file of the result to its end.
+
+        Raises:
+            OSError: It is damaged or incomplete; another error of `GDAL_ERRORS` or a ValueError means the same.
+        """
+        check_complete(path, overviews=len(overview_factors(self.cells)))
+
+    def write(self, layer: Layer, partial: Partial, tags: Mapping[str, str]) -> None:
+        """Write a file of the result.
+
+        Args:
+            layer: Content of the file.
+            partial: The finished rows.
+            tags: What made the result.
+
+        Raises:
+            DataError: The file cannot be written.
+        """
+        cog = bool(self.record["cog"])
+        write_layer(
+            self.target(layer), lambda first, last: partial.read(layer, first, last), layer, self.cells, tags, cog=cog
+        )
+
+    def draw(self, sources: Mapping[str, Source], partial: Partial, tags: Mapping[str, str]) -> None:
+        """Write the picture.
+
+        Args:
+            sources: The opened inputs.
+            partial: The finished rows.
+            tags: What made the result.
+
+        Raises:
+            DataError: The picture cannot be written.
+        """
+        found = {}
+        for ending in self.found:
+            likely = json.loads(self.text(ending).read_text())["positions"]
+            found[ending] = np.array([[one["longitude"], one["latitude"]] for one in likely])
+        given = {name: np.array(position) for name, position in self.positions.items()}
+        layers = [(self.target(layer), layer) for layer in self.layers]
+        write_figure(self.picture, draw_scene(sources, layers, tags, given, found))
 
     def write_found(self, found: Mapping[str, Mapping[str, Any]], record: Mapping[str, Any]) -> None:
         """Write the results that are no rasters, with the position of the scene.
@@ -208,21 +272,9 @@ class Job:
         """
         tags = self._tags(record)
         for layer in self.layers:
-            write_layer(
-                self.target(layer),
-                lambda first, last, layer=layer: partial.read(layer, first, last),  # type: ignore[misc]
-                layer,
-                self.grid,
-                tags,
-                cog=bool(record["cog"]),
-            )
-        found = {}
-        for ending in self.found:
-            likely = json.loads(self.text(ending).read_text())["positions"]
-            found[ending] = np.array([[one["longitude"], one["latitude"]] for one in likely])
-        given = {name: np.array(position) for name, position in self.positions.items()}
-        layers = [(self.target(layer), layer) for layer in self.layers]
-        write_figure(self.picture, draw_scene(sources, layers, tags, given, found))
+            self.write(layer, partial, tags)
+        if self.draws:
+            self.draw(sources, partial, tags)
         partial.remove()
 
     def _tags(self, record: Mapping[str, Any]) -> dict[str, str]:
@@ -245,6 +297,8 @@ def plan_jobs(
     patch: int,
     *,
     align: bool = False,
+    planner: Planner | None = None,
+    kind: Callable[..., Job] | None = None,
 ) -> list[Job]:
     """Return scenes with their plans, after a look at the headers of their files.
 
@@ -255,13 +309,16 @@ def plan_jobs(
         options: How to go through the scenes; settled.
         patch: Patch size of the model in pixels: heights and widths of windows are multiples of it.
         align: Whether windows also start at multiples of it.
+        planner: Plans the windows of results that are coarser than the scene.
+        kind: Kind of the jobs, for results that are no GeoTIFFs.
 
     Raises:
         ConfigError: The windows are not possible.
         DataError: A file cannot be used, or results of two scenes would have one name.
     """
     options.check()
-    jobs = [_plan(inputs, expected, options, patch, align) for inputs in scenes]
+    planner = planner or functools.partial(_plan_pixels, align=patch if align else 1)
+    jobs = [_plan(inputs, expected, options, patch, planner, kind or Job) for inputs in scenes]
     seen: dict[str, Path] = {}
     for job in jobs:
         if job.stem in seen:
@@ -277,16 +334,21 @@ def plan_jobs(
     return jobs
 
 
+def _plan_pixels(shape: tuple[int, int], options: Options, patch: int, *, align: int) -> Plan:
+    crop, stride = options.crop, options.stride
+    if crop is None or stride is None:
+        raise ConfigError("crop and stride must be numbers. Call Options.settle first.")
+    return plan_windows(*shape, crop, stride, options.margin, multiple=patch, align=align)
+
+
 def _plan(
     inputs: Mapping[str, Path | tuple[Path, ...]],
     expected: Mapping[str, Expected],
     options: Options,
     patch: int,
-    align: bool,
+    planner: Planner,
+    kind: Callable[..., Job],
 ) -> Job:
-    crop, stride = options.crop, options.stride
-    if crop is None or stride is None:
-        raise ConfigError("crop and stride must be numbers. Call Options.settle first.")
     grid: Grid | None = None
     warped, dates = [], {}
     files = {name: paths if isinstance(paths, tuple) else (paths,) for name, paths in inputs.items()}
@@ -299,11 +361,10 @@ def _plan(
         source.close()
     _check_dates(files, dates)
     assert grid is not None  # there is at least one input
-    step = patch if align else 1
-    plan = plan_windows(*grid.shape, crop, stride, options.margin, multiple=patch, align=step)
+    plan = planner(grid.shape, options, patch)
     first = {name: paths[0] for name, paths in files.items()}
     later = {name: paths[1:] for name, paths in files.items() if len(paths) > 1}
-    return Job(first, dict(expected), grid, plan, options.out, warped=tuple(warped), later=later, dates=dates)
+    return kind(first, dict(expected), grid, plan, options.out, warped=tuple(warped), later=later, dates=dates)
 
 
 def _check_dates(files: Mapping[str, tuple[Path, ...]], dates: Mapping[str, int]) -> None:

@@ -127,3 +127,30 @@ class Options:
         """Return what decides on the results."""
         names = ("crop", "stride", "margin", "batch_size", "cog")
         return {**{name: getattr(self, name) for name in names}, "precision": PRECISIONS[self.precision]}
+
+
+@dataclass(frozen=True)
+class EmbeddingOptions(Options):
+    """Windows, machines and files.
+
+    Args:
+        out: Folder to write to.
+        crop: Height and width of a window in pixels (default: as the images of the training).
+        stride: Pixels from one window to the next (default: no overlap); where windows overlap, vectors are blended.
+        margin: Pixels at the edge of a window that do not count, a multiple of the patch.
+        batch_size: Windows at once.
+        precision: Precision of the model's numbers; bf16 takes half the time.
+        cog: Write Cloud-Optimized GeoTIFFs, as --format cog does.
+        restart: Do not go on with an unfinished run.
+        accelerator: Kind of device; auto takes a GPU if there is one.
+        devices: Processes on a machine.
+        nodes: Machines.
+    """
+
+    margin: int = 0
+
+    def settle(self, crop: int, patch: int) -> Options:
+        """Return options with numbers for the windows, see `Options.settle`; by default windows do not overlap."""
+        crop = crop if self.crop is None else self.crop
+        stride = max(1, crop - 2 * self.margin) if self.stride is None else self.stride
+        return Options.settle(replace(self, stride=stride), crop, patch)

@@ -31,6 +31,7 @@ def draw_scene(
     tags: Mapping[str, str],
     given: Mapping[str, NDArray[Any]] | None = None,
     found: Mapping[str, NDArray[Any]] | None = None,
+    pictures: Mapping[str, NDArray[np.uint8]] | None = None,
 ) -> Figure:
     """Return a figure of the inputs and all files that were made of them, at reduced size.
 
@@ -40,13 +41,14 @@ def draw_scene(
         tags: What made the result.
         given: Positions [2] that are inputs, by modality.
         found: Likely positions [N, 2] that are results, by modality.
+        pictures: Results that are drawn already, [h, w, 3], by title.
     """
-    given, found = given or {}, found or {}
+    given, found, pictures = given or {}, found or {}, pictures or {}
     layers = [(path, layer) for path, layer in layers if _sample_of(layer) <= MOST_SAMPLES]
     first = next(iter(sources.values()))
     grid, size = first.grid, size_shown(first.grid)
     inputs = [panel for name, source in sources.items() for panel in _panels(name, source, size)]
-    count = len(inputs) + len(given) + len(layers) + len(found)
+    count = len(inputs) + len(given) + len(layers) + len(found) + len(pictures)
     columns = min(MOST_COLUMNS, count)
     rows = -(-count // columns)
     side = 4.2
@@ -68,6 +70,10 @@ def draw_scene(
         _draw_layer(next(axes), values, layer)
     for name, positions in found.items():
         plot_modality(name, positions, next(axes)).set_title(f"{name} (model)", fontsize=10)
+    for title, picture in pictures.items():
+        axis = next(axes)
+        axis.imshow(picture, interpolation="nearest")
+        axis.set_title(f"{title} (model)", fontsize=10)
     return figure
 
 

@@ -79,6 +79,41 @@ def _split(text: str, dated: bool) -> tuple[Path, ...]:
     return tuple(map(raster_path, parts))
 
 
+def name_scenes(
+    scenes: Sequence[Path], modality: str | None, typed: Sequence[Sequence[Path | str]]
+) -> list[dict[str, Path]]:
+    """Return the files of each scene by modality, where no configuration says which modalities there are.
+
+    Args:
+        scenes: Rasters of one modality.
+        modality: Its name.
+        typed: Instead of `scenes`: for each modality NAME=FILE and the files of further scenes, in one order. A
+            modality may come several times.
+
+    Raises:
+        ConfigError: A name is missing or unknown, or the numbers of files differ.
+    """
+    if scenes and typed:
+        raise ConfigError(f"{scenes[0]} has no name. Give scenes either as FILE ... --modality NAME, or with --scene.")
+    if not scenes and not typed:
+        raise ConfigError("There is no scene: give FILE ... --modality NAME, or --scene NAME=FILE for each modality.")
+    if scenes:
+        if modality is None:
+            raise ConfigError("--modality NAME is missing: the modality of the scenes, e.g. S2L2A.")
+        return [{resolve(modality).name: raster_path(path)} for path in scenes]
+    files: dict[str, list[str]] = {}
+    for first, *others in typed:
+        given, equals, path = str(first).partition("=")
+        if is_remote(given):
+            given, equals, path = "", "", str(first)
+        if not equals and modality is not None:
+            given, path = modality, str(first)
+        elif not equals:
+            raise ConfigError(f"--scene needs the name of a modality: --scene S2L2A={first}.")
+        files.setdefault(resolve(given).name, []).extend([path, *map(str, others)])
+    return pair_scenes([[f"{name}={paths[0]}", *paths[1:]] for name, paths in files.items()], list(files))
+
+
 def _match(given: str, names: Sequence[str]) -> str | None:
     """Return the configuration's spelling of a modality's name."""
     if given in names:

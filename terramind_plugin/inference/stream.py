@@ -65,7 +65,9 @@ class Batch(NamedTuple):
     windows: list[tuple[int, int]]
     """Row and column number of each window."""
     marks: list[tuple[int, int, NDArray[np.bool_]]]
-    """Pixels with data of each window, those without any data included."""
+    """Cells with data of each window, those without any data included."""
+    valid: list[NDArray[np.bool_]]
+    """Pixels with data of each of `windows`."""
     block: RowBlock
     ends: bool
     """Whether the row block ends here."""
@@ -155,10 +157,9 @@ class Streamer:
             stream.wait_event(batch.ready)
             for image in batch.images.values():
                 image.record_stream(stream)
-        rows, columns = self.plan.rows.starts, self.plan.columns.starts
-        results = self.model(batch.images, [(rows[row], columns[column]) for row, column in batch.windows])
-        for (row, column), result in zip(batch.windows, results, strict=True):
-            blend.add(row, column, result)
+        results = self.model(batch.images, [self.plan.corner(row, column) for row, column in batch.windows])
+        for (row, column), valid, result in zip(batch.windows, batch.valid, results, strict=True):
+            blend.add(row, column, self.plan.gather(result, valid))
 
     def _read(self, blocks: Sequence[RowBlock]) -> Iterator[Batch]:
         """Yield the batches of some row blocks; windows without data are left out of them."""
@@ -166,11 +167,12 @@ class Streamer:
         # Buffers are used in turn: one is filled, some wait, one is worked on. New memory costs as much as reading.
         buffers: Iterator[dict[str, Tensor]] = cycle([{} for _ in range(READ_AHEAD + 2)])
         for block in blocks:
-            batch, buffer = Batch({}, [], [], block, False), next(buffers)
+            batch, buffer = Batch({}, [], [], [], block, False), next(buffers)
             for row, column in self.plan.windows(block):
                 values, valid = self._read_window(row, column)
-                batch.marks.append((row, column, valid))
+                batch.marks.append((row, column, self.plan.shrink(valid)))
                 if valid.any():
+                    batch.valid.append(valid)
                     for name, image in values.items():
                         if name not in buffer:
                             buffer[name] = torch.empty(self.batch_size, *image.shape)
@@ -179,11 +181,11 @@ class Streamer:
                     batch.windows.append((row, column))
                 if len(batch.windows) == self.batch_size:
                     yield self._send(batch, buffer, stream)
-                    batch, buffer = Batch({}, [], [], block, False), next(buffers)
+                    batch, buffer = Batch({}, [], [], [], block, False), next(buffers)
             yield self._send(batch._replace(ends=True), buffer, stream)
 
     def _read_window(self, row: int, column: int) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.bool_]]:
-        window = self.plan.rows.starts[row], self.plan.columns.starts[column], *self.plan.window
+        window = *self.plan.corner(row, column), *self.plan.window
         parts = {name: source.read(*window) for name, source in self.sources.items()}
         valid = np.logical_or.reduce([part.valid for part in parts.values()])
         return {name: part.values for name, part in parts.items()}, valid

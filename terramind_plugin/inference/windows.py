@@ -10,10 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import rasterio
+import torch
 from numpy.typing import NDArray
+from rasterio.transform import Affine
+from torch import Tensor
 
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.raster.complete import GDAL_ERRORS
+from terramind_plugin.raster.georeference import Grid, apply_affine
 
 UNFILLED = 0.1
 """Largest share of a row block's windows that its last batch may lack, if up to two more rows can avoid that."""
@@ -37,10 +41,33 @@ class Axis:
     """Pixels at the edges of a window that do not count, except at the edges of the image."""
     ramp: int
     """Pixels over which the weight of a window rises."""
+    cell: int = 1
+    """Pixels of a cell. All other numbers count cells: those of the result, which are pixels unless it is coarser."""
+    exclusive: bool = False
+    """True if a window does not count for what an earlier one counts for."""
+
+    @property
+    def pixels(self) -> int:
+        """Return the pixels of a window."""
+        return self.size * self.cell
+
+    def pixel(self, index: int) -> int:
+        """Return the first pixel of a window."""
+        return self.starts[index] * self.cell
+
+    def placement(self) -> tuple[float, float]:
+        """Return where the first cell of the result begins, and the distance to the next one, in pixels."""
+        return 0.0, float(self.cell)
+
+    def extent(self, index: int) -> tuple[int, int]:
+        """Return the first pixel that a cell of the result describes, and the one after the last."""
+        return index * self.cell, (index + 1) * self.cell
 
     def used(self, index: int) -> tuple[int, int]:
         """Return the first image pixel that a window counts for, and the one after the last."""
         first = 0 if index == 0 else self.starts[index] + self.margin
+        if self.exclusive and index > 0:
+            first = max(first, self.starts[index - 1] + self.size - self.margin)
         last = self.starts[index] + self.size - self.margin
         return first, self.length if index == len(self.starts) - 1 else min(last, self.length)
 
@@ -94,7 +121,51 @@ class Plan:
     @property
     def window(self) -> tuple[int, int]:
         """Height and width of a window in pixels."""
-        return self.rows.size, self.columns.size
+        return self.rows.pixels, self.columns.pixels
+
+    def corner(self, row: int, column: int) -> tuple[int, int]:
+        """Return the row and column of the first pixel of a window."""
+        return self.rows.pixel(row), self.columns.pixel(column)
+
+    def shrink(self, valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return which cells of a window have data in some pixel.
+
+        Args:
+            valid: Boolean [h, w], the pixels of the window that have data.
+        """
+        height, width = valid.shape
+        rows, columns = self.rows.size, self.columns.size
+        if (height, width) == (rows, columns):
+            return valid
+        cells = valid.reshape(rows, height // rows, columns, width // columns)
+        return np.asarray(cells.any(axis=(1, 3)))
+
+    def gather(self, result: Tensor, valid: NDArray[np.bool_]) -> Tensor:
+        """Return the result of a window by cells, [channels, rows, columns].
+
+        Args:
+            result: [channels, h, w]. Where the window is one cell, this is the mean of the parts that have data.
+            valid: Boolean, the pixels of the window that have data.
+        """
+        if result.shape[1:] == (self.rows.size, self.columns.size):
+            return result
+        _, height, width = result.shape
+        known = valid.reshape(height, valid.shape[0] // height, width, valid.shape[1] // width).any(axis=(1, 3))
+        return result[:, torch.from_numpy(known).to(result.device)].float().mean(dim=1)[:, None, None]
+
+    def cells(self, grid: Grid) -> Grid:
+        """Return the grid of the result.
+
+        Args:
+            grid: Grid of the image.
+        """
+        (top, tall), (left, wide) = self.rows.placement(), self.columns.placement()
+        shape = self.rows.length, self.columns.length
+        if (top, left, tall, wide) == (0, 0, 1, 1) and shape == grid.shape:
+            return grid
+        a, b, _, d, e, _ = grid.transform[:6]
+        x, y = apply_affine(grid.transform, left, top)
+        return Grid(*shape, grid.crs, Affine(a * wide, b * tall, x, d * wide, e * tall, y))
 
     def blocks(self, batch_size: int = 1) -> list[RowBlock]:
         """Return row blocks from top to bottom, each with enough rows of windows to nearly fill its batches.

@@ -20,7 +20,9 @@ from terramind_plugin.errors import one_line
 GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError)
 """Errors that rasterio raises where a raster cannot be read or written."""
 ROWS = 256
-"""Smallest number of rows that are read at once."""
+"""Number of rows that are read at once, about, unless they are long or have many bands."""
+MOST_BYTES = 128 * 2**20
+"""Target size in bytes of rows that are read at once."""
 Rows = Callable[[int, int], NDArray[Any]]
 """Function that returns the rows of an image from a first one to before a last one, [bands, rows, width]."""
 
@@ -94,7 +96,8 @@ def _check_blocks(path: Path, file: Any, rows: Rows | None = None) -> None:
         check_checksums(path, file)
         return
     tall = max(1, *(shape[0] for shape in file.block_shapes))
-    step = -(-ROWS // tall) * tall  # whole blocks, so that none is decoded twice
+    row = file.width * sum(np.dtype(name).itemsize for name in file.dtypes)
+    step = max(1, -(-min(ROWS, MOST_BYTES // row) // tall)) * tall  # whole blocks, so that none is decoded twice
     for first in range(0, file.height, step):
         last = min(first + step, file.height)
         written = file.read(window=Window(0, first, file.width, last - first))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,12 @@ class Layer:
     class_names: tuple[str, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
     """Further tags."""
+    scales: tuple[float, ...] = ()
+    """Factor of each band from stored to true values; none for 1."""
+    half: bool = False
+    """Whether to store values of float32 that float16 can hold in 16 bits."""
+    tile: int | None = None
+    """Height and width of a tile in pixels, small where there are many bands; None for 256, of a COG 512."""
 
     @property
     def bytes_per_pixel(self) -> int:
@@ -160,9 +168,10 @@ def write_layer(
                     file.build_overviews(factors, Resampling.average if layer.colormap is None else Resampling.mode)
                 check_overviews(target, len(factors))
             if cog:
-                options = {"blocksize": TILE * 2, "bigtiff": "if_safer", "overviews": "force_use_existing"}
-                compression = {"compress": "deflate", "predictor": _predictor(layer)}
-                rasterio.shutil.copy(tiles, partial, driver="COG", **options, **compression)
+                options: dict[str, Any] = {"bigtiff": "if_safer", "overviews": "force_use_existing"}
+                options |= {"blocksize": layer.tile or 2 * TILE, "compress": "deflate", "predictor": _predictor(layer)}
+                with _small_blocks():
+                    rasterio.shutil.copy(tiles, partial, driver="COG", **options)
                 check_complete(partial, rows, len(factors))
             with open(partial, "rb") as file:
                 flush_to_disk(file.fileno())  # GDAL hides what network file systems say when it closes a file
@@ -171,6 +180,21 @@ def write_layer(
             f"{path} cannot be written: {reason_of(error)}. Is the disk full? Make room in {path.parent} and run the "
             "same command again; what is finished is kept."
         ) from error
+
+
+@contextmanager
+def _small_blocks() -> Iterator[None]:
+    """Hide GDAL's advice that blocks of a COG should have 128 pixels or more: with many bands they would be huge."""
+    log = logging.getLogger("rasterio._env")
+
+    def other(record: logging.LogRecord) -> bool:
+        return "BLOCKSIZE" not in record.getMessage()
+
+    log.addFilter(other)
+    try:
+        yield
+    finally:
+        log.removeFilter(other)
 
 
 def overview_factors(grid: Grid) -> list[int]:
@@ -196,19 +220,24 @@ def _write_rows(target: str | Path, rows: Rows, layer: Layer, grid: Grid, count:
         "crs": grid.crs, "transform": grid.transform, "nodata": layer.nodata,
         "compress": "deflate", "predictor": _predictor(layer), "bigtiff": "if_safer",
     }  # fmt: skip
-    if min(grid.shape) >= TILE:
-        profile |= {"tiled": True, "blockxsize": TILE, "blockysize": TILE}
+    if layer.half:
+        profile["nbits"] = 16
+    tile = layer.tile or TILE
+    if min(grid.shape) >= tile:
+        profile |= {"tiled": True, "blockxsize": tile, "blockysize": tile}
     with rasterio.open(target, "w", **profile) as file:
         # Before the values, so that a file that was cut off lacks values: GDAL reads one that lacks tags.
         if layer.descriptions:
             file.descriptions = layer.descriptions
         if units:
             file.units = tuple(units)
+        if layer.scales:
+            file.scales = layer.scales
         if layer.colormap is not None:
             file.write_colormap(1, dict(layer.colormap))
         file.update_tags(**layer.tags)
-        for first in range(0, grid.height, TILE):
-            last = min(first + TILE, grid.height)
+        for first in range(0, grid.height, tile):
+            last = min(first + tile, grid.height)
             file.write(np.ascontiguousarray(rows(first, last)), window=Window(0, first, grid.width, last - first))
 
 
