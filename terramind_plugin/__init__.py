@@ -28,6 +28,7 @@ _LAZY = {
     "CoordsTokenizer": "terramind_plugin.tokenizers.coordinates",
     "ImageTokenizer": "terramind_plugin.tokenizers.image",
     "TerraMindGenerator": "terramind_plugin.generation.generator",
+    "EmbeddingTask": "terramind_plugin.integration.embedding",
     "BackboneUnfreeze": "terramind_plugin.integration.callbacks",
     "FiniteLoss": "terramind_plugin.integration.callbacks",
     "GeoTiffWriter": "terramind_plugin.data.writer",

@@ -263,8 +263,14 @@ def _files_of(datamodule: Any) -> set[tuple[int, int] | None]:
 
 
 def take_over(trainer: Any) -> None:
-    """Add this package's writer, which takes over, if TerraTorch's writer is among the callbacks of a trainer."""
+    """Add this package's writer, which takes over, if TerraTorch's writer is among the callbacks of a trainer.
+
+    A task that writes its results itself gets neither.
+    """
     callbacks = getattr(trainer, "callbacks", None) or []
+    if getattr(getattr(trainer, "lightning_module", None), "writes_itself", False):
+        trainer.callbacks = [one for one in callbacks if not isinstance(one, CustomWriter | GeoTiffWriter)]
+        return
     if any(isinstance(callback, GeoTiffWriter) for callback in callbacks):
         return
     if any(isinstance(callback, CustomWriter) for callback in callbacks):
