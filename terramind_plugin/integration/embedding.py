@@ -76,6 +76,7 @@ class EmbeddingTask(EmbeddingGenerationTask):  # type: ignore[misc]  # TerraTorc
             drop_writers(self.trainer)
         self._sources: dict[str, str] = {}
         self._crs: Any = None
+        self._summarised = False
 
     @torch.no_grad()
     def predict_step(self, batch: dict[str, Any], batch_idx: int = 0, dataloader_idx: int = 0) -> None:
@@ -200,7 +201,7 @@ class EmbeddingTask(EmbeddingGenerationTask):  # type: ignore[misc]  # TerraTorc
 
     def _summarise(self, embeddings: Sequence[Tensor]) -> None:
         """Write TerraTorch's summary of the run, once."""
-        if self._config_saved or not self.trainer.is_global_zero:
+        if self._summarised or not self.trainer.is_global_zero:
             return
         depth = getattr(find_backbone(self.model), "variant", None)
         shapes = [list(one.shape[1:]) for one in embeddings]
@@ -220,7 +221,7 @@ class EmbeddingTask(EmbeddingGenerationTask):  # type: ignore[misc]  # TerraTorc
             ],
         }
         write_text(self.output_path / "configuration_summary.json", json.dumps(summary, indent=2) + "\n")
-        self._config_saved = True
+        self._summarised = True
 
 
 class _Place:
