@@ -31,7 +31,7 @@ from terramind_plugin.inference.vector_files import (
     write_parquet,
     write_zarr,
 )
-from terramind_plugin.inference.vectors import Precision, date_of, outline, principal_components, tile_side
+from terramind_plugin.inference.vectors import Precision, taken_on, outline, principal_components, tile_side
 from terramind_plugin.model.checkpoints import hash_weights
 from terramind_plugin.model.variants import Variant
 from terramind_plugin.raster.reader import Source
@@ -110,7 +110,7 @@ class EmbeddingJob(Job):
         if self.storage.format == "zarr":
             write_zarr(path, vectors, tags)
         elif self.storage.format == "parquet":
-            write_parquet(path, vectors, tags, self.outlines, self.path.name, date_of(self.path))
+            write_parquet(path, vectors, tags, self.outlines, self.path.name, taken_on(self.path))
         else:
             half = precision.dtype == "float16"
             stored = replace(

@@ -116,7 +116,7 @@ def outline(grid: Grid, rows: Sequence[tuple[int, int]], columns: Sequence[tuple
     return np.stack([np.stack([np.broadcast_to(one, shape) for one in place], -1) for place in placed], -2)
 
 
-def date_of(path: Path) -> date | None:
+def taken_on(path: Path) -> date | None:
     """Return when an image was taken, by its tags or else its name; None if neither says so.
 
     Args:

@@ -25,7 +25,7 @@ from terramind_plugin.builders import build_backbone
 from terramind_plugin.cli import main
 from terramind_plugin.inference.cells import plan_patches, plan_whole_windows
 from terramind_plugin.inference.options import EmbeddingOptions
-from terramind_plugin.inference.vectors import date_of
+from terramind_plugin.inference.vectors import taken_on
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.model.standardisation import Standardisation
 from tests.inference.conftest import write_modality
@@ -368,8 +368,8 @@ def test_dates(tmp_path: Path) -> None:
     }  # fmt: skip
     names["S2_20160112T101112_x"] = "2016-01-12"
     for name, expected in names.items():
-        assert str(date_of(tmp_path / f"{name}.tif")) == str(expected), name
+        assert str(taken_on(tmp_path / f"{name}.tif")) == str(expected), name
     path = write_modality(tmp_path / "x_20200101.tif", "S2L2A", (8, 8))
     with rasterio.open(path, "r+") as file:
         file.update_tags(datetime="2022-03-04T10:00:00Z")
-    assert str(date_of(path)) == "2022-03-04"
+    assert str(taken_on(path)) == "2022-03-04"
