@@ -31,7 +31,7 @@ from terramind_plugin.inference.vector_files import (
     write_parquet,
     write_zarr,
 )
-from terramind_plugin.inference.vectors import Precision, taken_on, outline, principal_components, tile_side
+from terramind_plugin.inference.vectors import Precision, outline, principal_components, taken_on, tile_side
 from terramind_plugin.model.checkpoints import hash_weights
 from terramind_plugin.model.variants import Variant
 from terramind_plugin.raster.reader import Source
