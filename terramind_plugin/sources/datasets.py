@@ -101,8 +101,9 @@ def _get(address: str) -> Any:
     target = sign(address)
     failed = _open.attempts.get(address, 0)
     if failed and target.startswith(("http://", "https://")):
-        # GDAL remembers what failed by its address; a fragment, which is not sent, makes it another one.
-        target += f"#{failed}"
+        # GDAL remembers what failed by its address; a fragment, which is not sent, makes it another one. rasterio
+        # would drop the fragment of a plain URL.
+        target = f"/vsicurl/{target}#{failed}"
     dataset = rasterio.open(target)
     _open.files[address] = dataset, time.monotonic()
     while len(_open.files) > KEPT_OPEN:
