@@ -21,6 +21,7 @@ def run_check(
     timed: bool = False,
     sheet: Path | None = None,
     strict: bool = False,
+    terramesh: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> None:
     """Find mistakes in a configuration and its data before training.
@@ -34,6 +35,7 @@ def run_check(
         timed: Try several steps as they are configured and measure the seconds of an epoch and the peak memory.
         sheet: PNG to write with samples, and with each band beside the pre-training data.
         strict: Exit with 1 on a warning.
+        terramesh: Metadata of TerraMesh; test chips on ground that TerraMind was pre-trained on are named.
         overrides: Options of TerraTorch.
     """
     fresh = "torch" not in sys.modules
@@ -46,7 +48,15 @@ def run_check(
     from terramind_plugin.samples.checks.findings import Finding, worst
 
     findings = check(
-        config, list(overrides), samples, timed=timed, sheet=sheet, step=not no_step, fresh=fresh, say=_say
+        config,
+        list(overrides),
+        samples,
+        timed=timed,
+        sheet=sheet,
+        terramesh=terramesh,
+        step=not no_step,
+        fresh=fresh,
+        say=_say,
     )
     if not timed:
         findings.append(Finding("run: time", "note", "seconds an epoch and memory were not measured.", "Add --timed."))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from terramind_plugin.check.build import Built, build, check_disk, check_monitors, grid_of
 from terramind_plugin.check.config import check_interval
+from terramind_plugin.check.pretraining_ground import MeshCentres, check_pretraining_ground, read_centres
 from terramind_plugin.check.process import Attempt
 from terramind_plugin.check.sheet import draw_sheet
 from terramind_plugin.check.step import STEP_CHECK, not_tried
@@ -33,6 +34,7 @@ def check(
     *,
     step: bool = False,
     fresh: bool = False,
+    terramesh: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Finding]:
     """Return all findings, good and bad.
@@ -45,13 +47,15 @@ def check(
         sheet: Picture of the data to write.
         step: Take a training and a validation step with two samples.
         fresh: Whether this process has imported torch for this check alone and not computed yet.
+        terramesh: Metadata of TerraMesh; test chips on ground of its samples are named.
         say: Called with a text when a part of the check begins.
 
     Raises:
-        ConfigError: The picture cannot be written, or another file has its name.
+        ConfigError: The picture cannot be written, or another file has its name, or the metadata cannot be used.
         DataError: There is nothing to draw on it.
     """
     check_picture(sheet)
+    centres = None if terramesh is None else read_centres(terramesh)
     attempt, refused = None, []
     if step or timed:
         try:
@@ -61,7 +65,7 @@ def check(
     try:
         say("reading the configuration, building data module and model")
         built = build(config, words)
-        findings = [*built.findings, *_look(built, samples, sheet, say), *refused]
+        findings = [*built.findings, *_look(built, samples, sheet, say, centres), *refused]
         if attempt is not None and built.cli is not None:
             say(f"trying training and validation steps, for at most {attempt.seconds:.0f} s")
             findings = _combine(findings, attempt.finish())
@@ -73,7 +77,9 @@ def check(
     return findings
 
 
-def _look(built: Built, samples: int, sheet: Path | None, say: Callable[[str], None]) -> Iterator[Finding]:
+def _look(
+    built: Built, samples: int, sheet: Path | None, say: Callable[[str], None], centres: MeshCentres | None
+) -> Iterator[Finding]:
     """Yield findings on a built configuration and its data that need no training."""
     if built.model is not None:
         yield from check_monitors(built.config, built.model)
@@ -87,6 +93,9 @@ def _look(built: Built, samples: int, sheet: Path | None, say: Callable[[str], N
         samples_shown = train * int(getattr(built.datamodule, "train_repeats", 1))
         yield from check_interval(built.config.get("trainer") or {}, samples_shown, plan.batch_size, plan.drop_last)
     yield from _data(built, plan, samples, say)
+    if plan is not None and centres is not None:
+        say("comparing the test chips with TerraMesh")
+        yield from check_pretraining_ground(plan, centres)
     if hasattr(built.datamodule, "check_tokens"):
         say("comparing the stored tokens with the chips")
         yield from built.datamodule.check_tokens()
