@@ -6,11 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.evaluate.options import ChipOptions
 from terramind_plugin.model.modalities import Modality, resolve
-from terramind_plugin.model.variants import VARIANTS
+from terramind_plugin.model.variants import VARIANTS, Variant
 from terramind_plugin.raster.chips import Chip, read_chip
 from terramind_plugin.raster.missing import warn_of_undeclared
 from terramind_plugin.raster.reader import Expected, Source
@@ -27,7 +26,7 @@ class ChipFiles:
     side: int
     """Largest height and width that is read, in pixels."""
     patch: int
-    """Number whose multiples heights and widths become, by mirrored pixels."""
+    """Number of which heights and widths become multiples, by mirrored pixels."""
     bands: Sequence[str] = ()
     """Names of the files' bands, if their order is another one and the files do not name them."""
 
@@ -65,13 +64,7 @@ class ChipFiles:
 
 
 def batches(chips: Iterable[Chip], batch_size: int) -> Iterator[list[Chip]]:
-    """Yield at most `batch_size` chips at a time, in their order; chips of a batch have one shape.
-
-    Raises:
-        ConfigError: batch_size is less than 1.
-    """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, got {batch_size}.")
+    """Yield at most `batch_size` chips at a time, in their order; chips of a batch have one shape."""
     batch: list[Chip] = []
     for chip in chips:
         if batch and (len(batch) == batch_size or chip.values.shape != batch[0].values.shape):
@@ -99,25 +92,31 @@ def find_rasters(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def size_of(variant: str, modality: str) -> tuple[Modality, int, int]:
-    """Return an image modality, and image and patch size of a model in pixels.
+def open_chips(paths: Sequence[Path], options: ChipOptions, variant: Variant) -> ChipFiles:
+    """Return rasters as a model reads them.
 
     Raises:
-        ConfigError: The model is unknown, or the modality is no image.
+        ConfigError: The modality is no image, or a number is not possible.
     """
-    check_variant(variant)
-    entry = resolve(modality)
+    if options.batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, got {options.batch_size}.")
+    modality = image_modality(options.modality)
+    return ChipFiles(paths, modality, variant.img_size, variant.patch_size, options.bands or [])
+
+
+def image_modality(name: str) -> Modality:
+    """Return a modality.
+
+    Raises:
+        ConfigError: There is no such modality, or it is no image.
+    """
+    entry = resolve(name)
     if entry.kind != "image":
         raise ConfigError(f"{entry.name} is no image. Give one of the image modalities, e.g. S2L2A.")
-    return entry, VARIANTS[variant].img_size, VARIANTS[variant].patch_size
+    return entry
 
 
 def check_variant(name: str) -> None:
     """Raise a ConfigError if there is no such model."""
     if name not in VARIANTS:
         raise ConfigError(f"Unknown model '{name}'. Known: {', '.join(VARIANTS)}.")
-
-
-def best_device() -> torch.device:
-    """Return the GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from terramind_plugin.errors import ConfigError, DataError, check_seed, counted
 from terramind_plugin.evaluate.arms import DEFAULT_ARMS, read_budgets
+from terramind_plugin.evaluate.options import ChipOptions, ZeroShotOptions
 from terramind_plugin.evaluate.output import markdown, progress, show, weights_of, write_json
 from terramind_plugin.files import write_figure, write_text
-from terramind_plugin.inference.options import ModelArguments
+from terramind_plugin.inference.options import ModelArguments, device_type
 from terramind_plugin.raster.paths import RemotePath
 from terramind_plugin.system import refuse_inputs
 
@@ -80,15 +81,13 @@ def run_zero_shot(
     *,
     config: Path,
     target: str,
+    options: ZeroShotOptions,
     positive: str = "1",
     inputs: list[list[str]] | None = None,
-    out: Path = Path("zero_shot"),
     model: str | None = None,
     temperature: float = 0.0,
     seed: int = 0,
     tokenizer_ckpt_path: dict[str, Path] | None = None,
-    batch_size: int = 8,
-    restart: bool = False,
     overrides: Sequence[str] = (),
 ) -> None:
     """Map a land cover class without training and compare with labels.
@@ -98,18 +97,15 @@ def run_zero_shot(
     Args:
         config: Configuration, as for terramind fit.
         target: Land cover classes, e.g. water or 'water,flooded vegetation'.
+        options: Windows, machines and files.
         positive: Ids in the labels that mean the same.
         inputs: Set of modalities such as S2L1C,S1GRD; repeatable (default: all sets).
-        out: Folder to write to.
         model: Registry name, path of a checkpoint, or hub:ORG/NAME (default: the configuration's backbone).
         temperature: 0 takes the likeliest tokens, 1 samples.
         seed: Same seed, same maps.
         tokenizer_ckpt_path: Weights of the tokenizer of a modality; repeatable.
-        batch_size: Windows at once.
-        restart: Do not go on with an unfinished run.
         overrides: Options of TerraTorch.
     """
-    from terramind_plugin._version import __version__
     from terramind_plugin.evaluate import zero_shot as work
     from terramind_plugin.evaluate import zero_shot_report as report
     from terramind_plugin.evaluate.testset import read_experiment
@@ -122,46 +118,24 @@ def run_zero_shot(
         variant, path = look_up_model(model)
         experiment = replace(experiment, variant=variant.name, ckpt_path=path, pretrained=True)
     sets = work.choose_inputs(list(experiment.test.expected), inputs or [])
-    described = {
-        "model": f"{experiment.variant}_generate",
-        "weights": weights_of(experiment.variant, experiment.pretrained, experiment.ckpt_path),
-        "temperature": f"{temperature:g}",
-        "seed": str(seed),
-        "terramind_plugin_version": __version__,
-    }
-    generator = work.build_land_cover_generator(
-        experiment.variant,
-        list(experiment.test.expected),
-        pretrained=experiment.pretrained,
-        ckpt_path=experiment.ckpt_path,
-        tokenizer_ckpt_paths=tokenizer_ckpt_path,
-        temperature=temperature,
-    )
-    generating = work.TargetGenerator(generator, wanted, experiment.test.scales, seed)
-    window = work.window_options(experiment.variant, out, batch_size=batch_size, restart=restart)
-    done = work.map_target(generating, experiment, sets, window, described)
+    windows = work.settle_windows(options, experiment.variant)
+    described = work.describe(experiment, temperature, seed)
+    generator = work.build_target_generator(experiment, wanted, tokenizer_ckpt_path, temperature, seed)
+    done = work.map_target(generator, experiment, sets, windows, described)
     rows = [work.score(experiment.test, wanted, names, pairs) for names, pairs in done.items()]
     show(report.table(rows), f"{wanted.name}, zero-shot, {described['model']}, weights: {described['weights']}")
     if report.is_sen1floods11(experiment.test, wanted):
         print(report.PAPER)
-    write_json(out / "zero_shot.json", report.record(rows, wanted, described))
-    best = max(rows, key=lambda row: len(row.inputs))
-    title = f"{wanted.name} from {' and '.join(best.inputs)}, zero-shot: {described['model']}, {described['weights']}"
-    write_figure(out / "zero_shot.png", report.draw(experiment.test, wanted, best, done[best.inputs], title))
-    for path in (out / "zero_shot.json", out / "zero_shot.png"):
-        print(path)
-    for names in done:
-        print(out / "+".join(names))
+    report.write(options.out, experiment.test, wanted, rows, done, described)
+    for name in ("zero_shot.json", "zero_shot.png", *("+".join(names) for names in done)):
+        print(options.out / name)
 
 
 def run_localise(
     chips: list[RemotePath | Path],
     *,
-    modality: str,
-    out: Path,
+    options: ChipOptions,
     source: ModelArguments,
-    bands: list[str] | None = None,
-    batch_size: int = 16,
     tokenizer_file: Path | None = None,
     top: int = 5,
     labelled: bool = False,
@@ -174,67 +148,45 @@ def run_localise(
 
     Args:
         chips: Rasters, or folders with rasters.
-        modality: Modality of the chips, e.g. S2L2A.
-        out: Folder to write to.
+        options: Chips and results.
         source: Model.
-        bands: Order of the files' bands, if it is another, e.g. B04,B03,B02.
-        batch_size: Chips at once.
         tokenizer_file: Vocabulary of coords.
         top: Number of likeliest locations to print.
         labelled: Compare with the locations in the files' georeferences, without maps.
         mass: Leave out latitudes that together are less likely than 1 - mass.
     """
-    import numpy as np
-
     from terramind_plugin.evaluate import locate as work
     from terramind_plugin.evaluate import locate_report as report
-    from terramind_plugin.evaluate.chips import ChipFiles, find_rasters, size_of
+    from terramind_plugin.evaluate.chips import find_rasters, open_chips
 
     variant, ckpt_path = source.look_up()
-    entry, side, patch = size_of(variant.name, modality)
     if top < 1:
         raise ConfigError(f"top must be at least 1, got {top}.")
-    files = ChipFiles(find_rasters(chips), entry, side, patch, bands or [])
-    maps = {} if labelled else _name_maps(out, files.paths)
-    true = files.positions(required=labelled)
+    files = open_chips(find_rasters(chips), options, variant)
+    maps = {} if labelled else _name_maps(options.out, files.paths)
+    files.positions(required=labelled)
+    name, device = files.modality.name, device_type(options.accelerator)
     model = work.build_locator(
-        variant.name,
-        entry.name,
-        pretrained=source.pretrained,
-        ckpt_path=ckpt_path,
-        tokenizer_file=tokenizer_file,
-    )
-    count = counted(len(files), "chip")
+        variant.name, name, pretrained=source.pretrained, ckpt_path=ckpt_path, tokenizer_file=tokenizer_file
+    ).to(device)
     weights = weights_of(variant.name, source.pretrained, ckpt_path)
-    described = {"model": f"{variant.name}_generate", "weights": weights, "modality": entry.name}
-    out.mkdir(parents=True, exist_ok=True)
-    rows, likeliest, middles = [], [], []
+    described = {"model": f"{variant.name}_generate", "weights": weights, "modality": name}
+    options.out.mkdir(parents=True, exist_ok=True)
+    places = []
     with progress("Places", len(files)) as advance:
-        located = work.locate(model, entry.name, files, mass=mass, batch_size=batch_size)
-        for chip, belief in located:
-            best, shares = belief.likeliest(top)
-            likeliest.append(best[0])
-            middles.append(belief.middle())
-            rows.append(report.describe(chip, best, shares, middles[-1]))
+        for chip, belief in work.locate(model, name, files, mass=mass, batch_size=options.batch_size):
+            places.append(report.LocatedChip.of(chip, belief, top))
             if not labelled:
-                tif, png = maps[chip.path]
-                report.write_belief(tif, belief, {**described, "input": chip.path.name})
-                title = f"{chip.path.name}: {described['model']}, weights: {weights}"
-                write_figure(png, report.draw_chip(chip, entry.name, belief, top, title))
+                report.write_chip(maps[chip.path], chip, belief, top, described)
             advance(1)
-    report.write_places(out / "places.csv", rows)
-    if not labelled:
-        for row in rows:
-            print(report.sentence(row))
-        print(out)
+    report.write_places(options.out / "places.csv", places)
+    if labelled:
+        for path in report.report_errors(options.out, places, described):
+            print(path)
         return
-    errors = work.compare_errors(np.array(true), np.stack(likeliest), np.stack(middles))
-    show(report.table(errors), f"{count}, {described['model']}, weights: {weights}")
-    write_json(out / "places.json", {**described, "chips": len(files), "errors": report.record(errors)})
-    title = f"{count}, {entry.name}: {described['model']}, weights: {weights}"
-    write_figure(out / "places.png", report.draw_errors(np.array(true), np.stack(middles), errors, title))
-    for name in ("places.csv", "places.json", "places.png"):
-        print(out / name)
+    for place in places:
+        print(place)
+    print(options.out)
 
 
 def _name_maps(out: Path, paths: Sequence[Path]) -> dict[Path, tuple[Path, Path]]:
@@ -261,11 +213,8 @@ def _name_maps(out: Path, paths: Sequence[Path]) -> dict[Path, tuple[Path, Path]
 def run_few_shot(
     patches: Path,
     *,
-    modality: str,
-    out: Path,
+    options: ChipOptions,
     source: ModelArguments,
-    bands: list[str] | None = None,
-    batch_size: int = 16,
     ways: int = 5,
     shots: int = 1,
     queries: int = 15,
@@ -280,11 +229,8 @@ def run_few_shot(
 
     Args:
         patches: Folder with a folder for each class, or a CSV with columns path and label.
-        modality: Modality of the patches, e.g. S2L2A.
-        out: Folder to write to.
+        options: Chips and results.
         source: Model.
-        bands: Order of the files' bands, if it is another, e.g. B04,B03,B02.
-        batch_size: Patches at once.
         ways: Classes in an episode.
         shots: Labelled patches of each class.
         queries: Further patches of each class, whose class is predicted.
@@ -293,44 +239,34 @@ def run_few_shot(
         resize: Height and width in pixels that patches are resampled to (default: as they are).
     """
     from terramind_plugin.evaluate import few_shot as work
-    from terramind_plugin.evaluate.chips import ChipFiles, size_of
+    from terramind_plugin.evaluate.chips import open_chips
 
     variant, ckpt_path = source.look_up()
-    entry, side, patch = size_of(variant.name, modality)
+    patch = variant.patch_size
     if resize is not None and (resize < patch or resize % patch):
         raise ConfigError(f"resize must be a multiple of {patch}, got {resize}.")
     task = work.Task(ways, shots, queries, episodes, seed)
     labelled = work.list_patches(patches)
     labels = [one.label for one in labelled]
     drawn = work.draw_episodes(labels, task)
-    chips = ChipFiles([one.path for one in labelled], entry, side, patch, bands or [])
+    chips = open_chips([one.path for one in labelled], options, variant)
     chips.positions()
-    weights = weights_of(variant.name, source.pretrained, ckpt_path)
-    settings = [(weights, source.pretrained, ckpt_path), ("random", False, None)]
+    device, weights = device_type(options.accelerator), weights_of(variant.name, source.pretrained, ckpt_path)
     encoders = {
         f"{variant.name}, {name} weights": work.build_encoder(
-            variant.name, entry.name, pretrained=published, ckpt_path=path
-        )
-        for name, published, path in settings[: 1 if weights == "random" else 2]
+            variant.name, chips.modality.name, pretrained=pretrained, ckpt_path=path
+        ).to(device)
+        for name, (pretrained, path) in {weights: (source.pretrained, ckpt_path), "random": (False, None)}.items()
     }
     with progress("Features", len(chips)) as advance:
-        features = work.measure_features(encoders, entry, chips, resize=resize, batch_size=batch_size, on_batch=advance)
+        features = work.measure_features(
+            encoders, chips.modality, chips, resize=resize, batch_size=options.batch_size, on_batch=advance
+        )
     arms = {name: work.evaluate(one, drawn) for name, one in features.items()}
-    rows = [
-        [name, f"{100 * one.value:.2f}", f"{100 * one.interval[0]:.2f} to {100 * one.interval[1]:.2f}"]
-        for name, one in arms.items()
-    ]
-    rows.append(["chance", f"{100 / ways:.2f}", "-"])
-    head = ["features", "accuracy, %", "95 % interval"]
-    show([head, *rows], f"{ways}-way {shots}-shot, {counted(episodes, 'episode')}, {len(labelled)} patches")
+    show(work.table(arms, task), f"{task}, {len(labelled)} patches")
     if set(labels) == EUROSAT and (ways, shots) == (5, 1):
         print(PAPER)
-    content = {
-        "modality": entry.name,
-        "patches": len(labelled),
-        "classes": sorted(set(labels)),
-        **vars(task),
-        "accuracy": {name: one.record() for name, one in arms.items()},
-    }
-    write_json(out / "few_shot.json", content)
-    print(out / "few_shot.json")
+    described = {"modality": chips.modality.name, "patches": len(labelled), "classes": sorted(set(labels))}
+    accuracy = {name: one.record() for name, one in arms.items()}
+    write_json(options.out / "few_shot.json", {**described, **vars(task), "accuracy": accuracy})
+    print(options.out / "few_shot.json")

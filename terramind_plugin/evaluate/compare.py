@@ -24,7 +24,7 @@ RESULT, LOG, CONFIG, LOCK = "result.json", "log.txt", "config.yaml", "lock"
 SPLIT = "train.txt"
 """Split file of a run with some of the labels."""
 LAST_LINES = 15
-"""Lines of a log in the message of a run that failed."""
+"""Number of lines of its log in the message of a run that failed."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def compare(plan: Comparison, on_run: Callable[[Run, bool], None] = lambda run, 
         raise ConfigError(f"seeds must be at least 1, got {plan.seeds}.")
     config = read_config(plan.config)
     first = config.get("seed_everything")
-    # true asks Lightning for any seed.
+    # The value true lets Lightning draw a seed.
     first = 0 if first is None or isinstance(first, bool) else check_seed(first, f"seed_everything of {plan.config}")
     check_seed(first + plan.seeds - 1, "The last seed")
     # One seed after the other: a machine that slows down slows all arms.

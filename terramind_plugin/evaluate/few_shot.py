@@ -15,8 +15,8 @@ from torch import Tensor
 
 from terramind_plugin.backbones.encoder import TerraMindBackbone
 from terramind_plugin.builders import build_backbone
-from terramind_plugin.errors import ConfigError, DataError, check_seed, one_line
-from terramind_plugin.evaluate.chips import CHIP_ENDINGS, batches, best_device, check_variant
+from terramind_plugin.errors import ConfigError, DataError, check_seed, counted, one_line
+from terramind_plugin.evaluate.chips import CHIP_ENDINGS, batches, check_variant
 from terramind_plugin.evaluate.scores import Score, score_mean
 from terramind_plugin.inference.settings import fixed_random_weights
 from terramind_plugin.model.modalities import Modality
@@ -47,6 +47,10 @@ class Task:
     """Number of patches of each class to classify."""
     episodes: int = 600
     seed: int = 0
+
+    def __str__(self) -> str:
+        """Return the numbers in words, e.g. '5-way 1-shot, 600 episodes'."""
+        return f"{self.ways}-way {self.shots}-shot, {counted(self.episodes, 'episode')}"
 
     def check(self, labels: Sequence[str]) -> None:
         """Raise a ConfigError if a number is invalid, a DataError if there are too few patches.
@@ -132,7 +136,7 @@ def build_encoder(
     check_variant(variant)
     with fixed_random_weights():
         model = build_backbone(variant, [modality], pretrained=pretrained and ckpt_path is None, ckpt_path=ckpt_path)
-    return model.eval().to(best_device())
+    return model.eval()
 
 
 BAND_MEANS = "band means"
@@ -246,3 +250,17 @@ def nearest_mean_accuracy(features: NDArray[Any], episodes: Episodes) -> NDArray
 def evaluate(features: NDArray[Any], episodes: Episodes) -> Score:
     """Return the mean accuracy with its interval over episodes; arguments as in `nearest_mean_accuracy`."""
     return score_mean(nearest_mean_accuracy(features, episodes))
+
+
+def table(arms: Mapping[str, Score], task: Task) -> list[list[str]]:
+    """Return head and rows: the accuracy of each kind of features, and that of chance.
+
+    Args:
+        arms: Accuracy by kind of features.
+        task: Numbers of an episode.
+    """
+    rows = [
+        [name, f"{100 * one.value:.2f}", f"{100 * one.interval[0]:.2f} to {100 * one.interval[1]:.2f}"]
+        for name, one in arms.items()
+    ]
+    return [["features", "accuracy, %", "95 % interval"], *rows, ["chance", f"{100 / task.ways:.2f}", "-"]]

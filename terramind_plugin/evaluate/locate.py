@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from terramind_plugin.builders import build_generator
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.evaluate.chips import batches, best_device, check_variant
+from terramind_plugin.evaluate.chips import batches, check_variant
 from terramind_plugin.evaluate.scores import EARTH_RADIUS, Score, great_circle, score_median
 from terramind_plugin.generation.generator import TerraMindGenerator
 from terramind_plugin.inference.settings import fixed_random_weights
@@ -86,7 +86,7 @@ def build_locator(
             ckpt_path=ckpt_path,
             tokenizer_file=tokenizer_file,
             standardize=True,
-        ).to(best_device())
+        )
 
 
 def locate(

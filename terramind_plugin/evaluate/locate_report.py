@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rasterio.transform import Affine
 
-from terramind_plugin.evaluate.locate import ANYWHERE, NEAR, Belief, Errors
+from terramind_plugin.errors import counted
+from terramind_plugin.evaluate.locate import ANYWHERE, NEAR, Belief, Errors, compare_errors
+from terramind_plugin.evaluate.output import show, write_json
 from terramind_plugin.evaluate.scores import great_circle
-from terramind_plugin.files import write_rows
+from terramind_plugin.files import write_figure, write_rows
 from terramind_plugin.plotting import LABEL_COLORS, frame_globe, plot_modality
 from terramind_plugin.raster.chips import Chip
 from terramind_plugin.raster.writer import write_geotiff
@@ -43,51 +46,93 @@ def write_belief(path: Path, belief: Belief, tags: Mapping[str, str]) -> None:
     )
 
 
-def write_places(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a CSV with one row for each chip; it appears when it is complete."""
-    write_rows(path, [rows[0].keys(), *(row.values() for row in rows)])
+@dataclass(frozen=True)
+class LocatedChip:
+    """Location of a chip: what is printed and written of it."""
+
+    chip: str
+    """Name of the file."""
+    likeliest: NDArray[np.float64]
+    """Likeliest locations [N, 2], as (longitude, latitude)."""
+    shares: NDArray[np.float64]
+    """Probabilities of these locations [N]."""
+    middle: NDArray[np.float64]
+    """Location of least expected distance [2]."""
+    true: tuple[float, float] | None
+    """True location; None without a georeference."""
+
+    @classmethod
+    def of(cls, chip: Chip, belief: Belief, count: int) -> LocatedChip:
+        """Return the location of a chip with its `count` likeliest places."""
+        return cls(chip.path.name, *belief.likeliest(count), belief.middle(), chip.grid.centre())
+
+    def row(self) -> dict[str, Any]:
+        """Return one row of the CSV."""
+        row: dict[str, Any] = {"chip": self.chip}
+        for number, ((longitude, latitude), share) in enumerate(zip(self.likeliest, self.shares, strict=True), start=1):
+            row |= {f"longitude_{number}": longitude, f"latitude_{number}": latitude}
+            row[f"probability_{number}"] = f"{share:.4g}"
+        true = ("", "") if self.true is None else (f"{self.true[0]:.5f}", f"{self.true[1]:.5f}")
+        row |= {"longitude_middle": self.middle[0], "latitude_middle": self.middle[1]}
+        row |= {"longitude_true": true[0], "latitude_true": true[1]}
+        return row | {"error_likeliest_km": self._error(self.likeliest[0]), "error_middle_km": self._error(self.middle)}
+
+    def _error(self, place: NDArray[Any]) -> str:
+        return "" if self.true is None else f"{great_circle(place, np.array(self.true)):.1f}"
+
+    def __str__(self) -> str:
+        """Return the location in words."""
+        places = [f"{_words(place)} ({share:.4g})" for place, share in zip(self.likeliest, self.shares, strict=True)]
+        true = "" if self.true is None else f"; true place {self._error(self.middle)} km from there"
+        return f"{self.chip}: {', '.join(places)}; least expected distance at {_words(self.middle)}{true}"
 
 
-def describe(chip: Chip, places: NDArray[Any], shares: NDArray[Any], middle: NDArray[Any]) -> dict[str, Any]:
-    """Return one row of the CSV.
-
-    Args:
-        chip: Chip.
-        places: Likeliest locations [N, 2], as (longitude, latitude).
-        shares: Probabilities of these locations [N].
-        middle: Location of least expected distance [2].
-    """
-    row: dict[str, Any] = {"chip": chip.path.name}
-    for number, ((longitude, latitude), share) in enumerate(zip(places, shares, strict=True), start=1):
-        row |= {
-            f"longitude_{number}": longitude,
-            f"latitude_{number}": latitude,
-            f"probability_{number}": f"{share:.4g}",
-        }
-    row |= {"longitude_middle": middle[0], "latitude_middle": middle[1], "longitude_true": "", "latitude_true": ""}
-    row |= {"error_likeliest_km": "", "error_middle_km": ""}
-    true = chip.grid.centre()
-    if true is not None:
-        row |= {"longitude_true": f"{true[0]:.5f}", "latitude_true": f"{true[1]:.5f}"}
-        row["error_likeliest_km"] = f"{great_circle(places[0], true):.1f}"
-        row["error_middle_km"] = f"{great_circle(middle, true):.1f}"
-    return row
-
-
-def sentence(row: Mapping[str, Any]) -> str:
-    """Return a row of the CSV in words."""
-    count = sum(key.startswith("probability_") for key in row)
-    places = [
-        f"{_degrees(row[f'latitude_{n}'], 'NS')} {_degrees(row[f'longitude_{n}'], 'EW')} ({row[f'probability_{n}']})"
-        for n in range(1, count + 1)
-    ]
-    middle = f"{_degrees(row['latitude_middle'], 'NS')} {_degrees(row['longitude_middle'], 'EW')}"
-    true = f"; true place {row['error_middle_km']} km from there" if row["error_middle_km"] else ""
-    return f"{row['chip']}: {', '.join(places)}; least expected distance at {middle}{true}"
+def _words(place: NDArray[Any]) -> str:
+    return f"{_degrees(place[1], 'NS')} {_degrees(place[0], 'EW')}"
 
 
 def _degrees(value: float, signs: str) -> str:
     return f"{abs(value):.2f}{signs[0] if value >= 0 else signs[1]}"
+
+
+def write_places(path: Path, places: Sequence[LocatedChip]) -> None:
+    """Write a CSV with one row for each chip; it appears when it is complete."""
+    rows = [place.row() for place in places]
+    write_rows(path, [rows[0].keys(), *(row.values() for row in rows)])
+
+
+def write_chip(files: tuple[Path, Path], chip: Chip, belief: Belief, count: int, described: Mapping[str, str]) -> None:
+    """Write the map and the picture of a chip.
+
+    Args:
+        files: Paths of both.
+        chip: Chip.
+        belief: Probabilities of its locations.
+        count: Number of marks in the picture.
+        described: Model, weights and modality.
+    """
+    write_belief(files[0], belief, {**described, "input": chip.path.name})
+    title = f"{chip.path.name}: {described['model']}, weights: {described['weights']}"
+    write_figure(files[1], draw_chip(chip, described["modality"], belief, count, title))
+
+
+def report_errors(out: Path, places: Sequence[LocatedChip], described: Mapping[str, str]) -> list[Path]:
+    """Show, write and draw the errors of locations, and return the files of a labelled folder.
+
+    Args:
+        out: Folder.
+        places: Locations of all chips, with true ones.
+        described: Model, weights and modality.
+    """
+    true = np.array([place.true for place in places])
+    middles = np.stack([place.middle for place in places])
+    errors = compare_errors(true, np.stack([place.likeliest[0] for place in places]), middles)
+    count, model = counted(len(places), "chip"), f"{described['model']}, weights: {described['weights']}"
+    show(table(errors), f"{count}, {model}")
+    write_json(out / "places.json", {**described, "chips": len(places), "errors": record(errors)})
+    figure = draw_errors(true, middles, errors, f"{count}, {described['modality']}: {model}")
+    write_figure(out / "places.png", figure)
+    return [out / name for name in ("places.csv", "places.json", "places.png")]
 
 
 def record(errors: Sequence[Errors]) -> dict[str, Any]:

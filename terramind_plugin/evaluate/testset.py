@@ -138,7 +138,7 @@ class _DataCLI(ParsingCLI):
     """The command line that builds the data module alone."""
 
     def instantiate_classes(self) -> None:
-        """Build the data module. The model would need its decoder and weights."""
+        """Build the data module alone: the model would need its decoder and weights."""
         self.datamodule = make_part(self, "data")
 
 

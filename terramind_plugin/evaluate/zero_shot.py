@@ -14,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from terramind_plugin._version import __version__
 from terramind_plugin.builders import build_generator
 from terramind_plugin.errors import ConfigError, DataError, suggest
+from terramind_plugin.evaluate.output import weights_of
 from terramind_plugin.evaluate.scores import Overlap, Score, count_overlap, precision, recall, score_overlaps
 from terramind_plugin.evaluate.testset import Experiment, LabelledChip, LabelledSet
 from terramind_plugin.generation.generator import TerraMindGenerator
@@ -146,16 +148,44 @@ def choose_inputs(given: Sequence[str], wanted: Sequence[Sequence[str]]) -> list
     return list(dict.fromkeys(sets))
 
 
-def window_options(variant: str, out: Path, **more: Any) -> Options:
-    """Return the windows of a model over chips that are larger than its image.
+def settle_windows(options: Options, variant: str) -> Options:
+    """Return options with numbers for the windows of a model.
 
-    Args:
-        variant: Name of the model.
-        out: Folder to write to.
-        more: Further fields of `Options`.
+    Raises:
+        ConfigError: A number is not possible, or this machine lacks what is asked for.
     """
-    numbers = VARIANTS[variant]
-    return Options(out, **more).settle(numbers.img_size, numbers.patch_size)
+    options.check()
+    return options.settle(VARIANTS[variant].img_size, VARIANTS[variant].patch_size)
+
+
+def describe(experiment: Experiment, temperature: float, seed: int) -> dict[str, str]:
+    """Return the tags of maps that an experiment's model generates."""
+    return {
+        "model": f"{experiment.variant}_generate",
+        "weights": weights_of(experiment.variant, experiment.pretrained, experiment.ckpt_path),
+        "temperature": f"{temperature:g}",
+        "seed": str(seed),
+        "terramind_plugin_version": __version__,
+    }
+
+
+def build_target_generator(
+    experiment: Experiment,
+    target: Target,
+    tokenizer_ckpt_paths: Mapping[str, Path] | None,
+    temperature: float,
+    seed: int,
+) -> TargetGenerator:
+    """Return the scene model of an experiment; arguments as in `build_land_cover_generator` and `TargetGenerator`."""
+    generator = build_land_cover_generator(
+        experiment.variant,
+        list(experiment.test.expected),
+        pretrained=experiment.pretrained,
+        ckpt_path=experiment.ckpt_path,
+        tokenizer_ckpt_paths=tokenizer_ckpt_paths,
+        temperature=temperature,
+    )
+    return TargetGenerator(generator, target, experiment.test.scales, seed)
 
 
 def build_land_cover_generator(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from terramind_plugin.evaluate.output import write_json
 from terramind_plugin.evaluate.scores import intersection_over_union
 from terramind_plugin.evaluate.testset import LabelledChip, LabelledSet
 from terramind_plugin.evaluate.zero_shot import LAND_COVER, TARGET, SetScore, Target, read_map
+from terramind_plugin.files import write_figure
 from terramind_plugin.inference.job import Job
 from terramind_plugin.inference.outputs import NO_DATA
 from terramind_plugin.model.modalities import MODALITIES
@@ -72,6 +75,31 @@ def record(rows: Sequence[SetScore], target: Target, described: Mapping[str, Any
             for row in rows
         ],
     }
+
+
+def write(
+    out: Path,
+    test: LabelledSet,
+    target: Target,
+    rows: Sequence[SetScore],
+    done: Mapping[tuple[str, ...], Sequence[tuple[LabelledChip, Job]]],
+    described: Mapping[str, str],
+) -> None:
+    """Write all numbers, and the figure of the largest set of inputs.
+
+    Args:
+        out: Folder.
+        test: Test set.
+        target: Target of the maps.
+        rows: Results.
+        done: Chips and their maps, by set of inputs.
+        described: Model and settings that made the maps.
+    """
+    write_json(out / "zero_shot.json", record(rows, target, described))
+    best = max(rows, key=lambda row: len(row.inputs))
+    made_by = f"{described['model']}, {described['weights']}"
+    title = f"{target.name} from {' and '.join(best.inputs)}, zero-shot: {made_by}"
+    write_figure(out / "zero_shot.png", draw(test, target, best, done[best.inputs], title))
 
 
 def draw(

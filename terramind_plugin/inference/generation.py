@@ -42,7 +42,7 @@ class SceneImages(nn.Module):
     Args:
         targets: Modalities that the model makes; those without pixels get no layer.
         patch: Patch size of the model in pixels.
-        names: Beginning of each layer's ending, by modality.
+        names: First part of the endings of a modality's files.
         seed: Seed of the first sample.
         samples: Number of samples, from seeds one after the other.
         probabilities: Also make layers with the probability of the class.
@@ -99,7 +99,7 @@ class SceneImages(nn.Module):
         return torch.cat(made, dim=1) if made else first.new_empty(count, 0, height, width)
 
     def finish(self, blended: Tensor) -> list[Tensor]:
-        """Return for each layer [bands, rows, W]."""
+        """Return the values of each layer, [bands, rows, W]."""
         if not self.targets:
             return []
         all_samples = blended.reshape(self.samples, -1, *blended.shape[1:])
@@ -120,7 +120,7 @@ class SceneGenerator(SceneImages):
     """A generator as the model of a scene.
 
     Args:
-        generator: With standardize.
+        generator: Generator with `standardize`.
         positions: Inputs that are the same for all windows, [1, 2] as (longitude, latitude).
         sampling: As in `SceneImages`: seed, samples, probabilities.
     """
@@ -176,7 +176,7 @@ class SceneTokenizer(SceneImages):
     Args:
         tokenizer: Tokenizer of one modality.
         steps: Denoising steps of an image.
-        seed: Where random numbers start.
+        seed: Seed of the random numbers.
         probabilities: As in `SceneImages`.
     """
 
@@ -295,19 +295,7 @@ def generate(
             )
         job.positions = {name: position[0].tolist() for name, position in positions.items()}
     refuse_empty(jobs)
-    with loading_weights():
-        generator = build_generator(
-            variant.name,
-            given,
-            list(targets),
-            pretrained=settings.pretrained,
-            ckpt_path=settings.ckpt_path,
-            tokenizer_ckpt_paths=settings.tokenizer_ckpt_paths,
-            tokenizer_file=settings.tokenizer_file,
-            standardize=True,
-            timesteps=settings.steps,
-            bands=chosen,
-        )
+    generator = _build_generator(variant, given, list(targets), settings, chosen)
     model = SceneGenerator(
         generator, positions=positions, seed=settings.seed, samples=samples, probabilities=probabilities
     )
@@ -316,6 +304,28 @@ def generate(
     described |= {"bands": ", ".join(bands)} if bands else {}
     described |= {name: further[name] for name in further if resolve(name).name in positions}
     return _run(model, jobs, "generated", described, options, sequences)
+
+
+def _build_generator(
+    variant: Variant,
+    given: Sequence[str],
+    targets: Sequence[str],
+    settings: Settings,
+    bands: Mapping[str, Sequence[str]] | None,
+) -> TerraMindGenerator:
+    with loading_weights():
+        return build_generator(
+            variant.name,
+            list(given),
+            targets,
+            pretrained=settings.pretrained,
+            ckpt_path=settings.ckpt_path,
+            tokenizer_ckpt_paths=settings.tokenizer_ckpt_paths,
+            tokenizer_file=settings.tokenizer_file,
+            standardize=True,
+            timesteps=settings.steps,
+            bands=bands,
+        )
 
 
 def _run(

@@ -106,22 +106,8 @@ class Options:
             raise ConfigError("precision 16 needs a GPU. On a CPU use precision bf16.")
 
     def device_type(self) -> str:
-        """Return PyTorch's name of the kind of device, e.g. 'cuda'.
-
-        Raises:
-            ConfigError: This machine has no such device.
-        """
-        import torch
-
-        there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-        if self.accelerator == "auto":
-            return next(name for name in there if there[name])
-        kind: str = self.accelerator
-        if kind == "gpu":
-            kind = "mps" if there["mps"] and not there["cuda"] else "cuda"
-        if not there.get(kind):
-            raise ConfigError(f"accelerator {self.accelerator} is not possible: this machine has no such device.")
-        return kind
+        """Return `device_type` of the accelerator."""
+        return device_type(self.accelerator)
 
     def describe(self) -> dict[str, Any]:
         """Return what decides on the results."""
@@ -154,3 +140,25 @@ class EmbeddingOptions(Options):
         crop = crop if self.crop is None else self.crop
         stride = max(1, crop - 2 * self.margin) if self.stride is None else self.stride
         return Options.settle(replace(self, stride=stride), crop, patch)
+
+
+def device_type(accelerator: str) -> str:
+    """Return PyTorch's name of a kind of device, e.g. 'cuda'.
+
+    Args:
+        accelerator: 'auto', 'cpu', 'gpu', 'cuda' or 'mps'.
+
+    Raises:
+        ConfigError: This machine has no such device.
+    """
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if accelerator == "auto":
+        return next(name for name in there if there[name])
+    kind = accelerator
+    if kind == "gpu":
+        kind = "mps" if there["mps"] and not there["cuda"] else "cuda"
+    if not there.get(kind):
+        raise ConfigError(f"accelerator {accelerator} is not possible: this machine has no such device.")
+    return kind

@@ -108,6 +108,21 @@ def test_command(folders, tmp_path, capsys):
     assert json.loads((tmp_path / "b" / "few_shot.json").read_text())["accuracy"] == made["accuracy"]
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--batch_size", "0"), "batch_size must be at least 1"),
+        (("--accelerator", "mps"), "this machine has no such device"),
+        (("--resize", "12"), "resize must be a multiple of 8"),
+    ],
+)
+def test_words_that_are_not_possible(folders, tmp_path, capsys, words, message):
+    count = ("--ways", "3", "--queries", "2")
+    assert main(["few-shot", str(folders), *MODEL, *count, "--out", str(tmp_path / "out"), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_features_are_the_mean_of_the_last_layer(folders):
     import torch
 

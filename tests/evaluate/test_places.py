@@ -13,7 +13,7 @@ import torch
 from terramind_plugin.cli import main
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.evaluate import locate as places
-from terramind_plugin.evaluate.chips import ChipFiles, find_rasters, size_of
+from terramind_plugin.evaluate.chips import ChipFiles, find_rasters, image_modality
 from terramind_plugin.evaluate.locate import Belief
 from terramind_plugin.model.modalities import resolve
 from terramind_plugin.raster.chips import read_chip
@@ -137,9 +137,9 @@ def test_mistakes(world, tmp_path):
     folder, known = world
     path = folder / next(iter(known))
     with pytest.raises(ConfigError, match=r"Unknown model 'base'.*terramind_v1_base"):
-        size_of("base", "S2L2A")
+        places.build_locator("base", "S2L2A")
     with pytest.raises(ConfigError, match="LULC is no image"):
-        size_of("terramind_sim_nano", "LULC")
+        image_modality("LULC")
     with pytest.raises(DataError, match="No raster"):
         find_rasters([tmp_path])
     with rasterio.open(path) as file:

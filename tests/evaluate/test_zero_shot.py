@@ -97,6 +97,21 @@ def test_a_second_call_keeps_what_is_there(runner, made, capsys):
     assert "the weights are random" in printed.err
 
 
+def test_windows_are_those_of_generate(runner, scenes, tmp_path):
+    words = ("--target", "water", "--inputs", "S1GRD", "--crop", "48", "--margin", "4", "--batch_size", "3", "--cog")
+    assert call(runner.write(), tmp_path / "out", *words) == 0
+    path = next((tmp_path / "out" / "S1GRD").glob("*_LULC.tif"))
+    with rasterio.open(path) as file:
+        assert file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        assert file.tags()["windows"] == "crop 48, stride 32, margin 4, batch_size 3, precision 32-true"
+    source = scenes.root / "data" / "S1GRDHand" / f"{path.stem.removesuffix('_LULC')}.tif"
+    generate = ["generate", str(source), "--modality", "S1GRD", "--to", "LULC", "--out", str(tmp_path / "same")]
+    model = ["--model", "terramind_sim_nano", "--pretrained", "false"]
+    assert main([*generate, *model, *words[4:]]) == 0
+    same = next((tmp_path / "same").rglob("*_LULC.tif"))
+    assert read(same).shape == read(path).shape
+
+
 def test_a_chip_that_lacks_a_modality(scenes, runner, tmp_path):
     files = tmp_path / "S1GRDHand"
     files.mkdir()
@@ -129,6 +144,8 @@ def test_units_of_files(runner):
         (("--target", "water", "--positive", "wet"), "--positive takes class ids"),
         (("--target", "water", "--inputs", "DEM"), "'DEM', the configuration has S2L1C, S1GRD"),
         (("--target", "water", "--inputs", ","), "--inputs names nothing"),
+        (("--target", "water", "--batch_size", "0"), "batch_size must be at least 1"),
+        (("--target", "water", "--devices", "4", "--accelerator", "cuda"), "this machine has no such device"),
         (("--target", "water", "--temperature", "-1"), "temperature must be a number of at least 0"),
         (("--target", "water", "--tokenizer_ckpt_path", "LULC"), "takes NAME=FILE"),
         (("--target", "water", "--model", "terramind_sim_nan"), "Did you mean 'terramind_sim_nano'?"),
