@@ -37,6 +37,20 @@ TERRATORCH_COMMANDS = {
     "predict": "Write predictions as GeoTIFFs.",
     "compute_statistics": "Print mean and standard deviation of the training data, by modality and band.",
 }
+TERRATORCH_HELP = """usage: terramind {name} -c YAML [options]
+
+{text} This is TerraTorch's command with this package loaded.
+
+options:
+  -h, --help                  show this help message and exit
+  --help_all                  show every option; loads TerraTorch, which takes some seconds
+  -c YAML, --config YAML      configuration; of several, a later one replaces values of an earlier one
+  --KEY=VALUE                 value for a key, e.g. --trainer.max_epochs=5 or --data.init_args.batch_size=4
+  --ckpt_path PATH            checkpoint; fit resumes it, validate, test and predict load it
+  --predict_output_dir PATH   folder that predict writes to
+  --print_config              print the whole configuration with defaults, and exit
+  --data.help CLASS           show the arguments of a class, e.g. terramind_plugin.TerraMindDataModule"""
+"""Short help of TerraTorch's commands."""
 COMMANDS = {
     "check": "check",
     "verify": "check",
@@ -87,10 +101,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dispatch(words: list[str]) -> None:
     name, *rest = words or ["--help"]
-    if name in TERRATORCH_COMMANDS or name in ("-c", "--config", "--print_config"):
+    if name in TERRATORCH_COMMANDS and {"-h", "--help"} & set(rest):
+        print(TERRATORCH_HELP.format(name=name, text=TERRATORCH_COMMANDS[name]))
+    elif name in TERRATORCH_COMMANDS or name in ("-c", "--config", "--print_config"):
         from terramind_plugin.integration.lightning_cli import run
 
-        run(words)
+        run(["--help" if word == "--help_all" else word for word in words])
     elif name in COMMANDS:
         command = Command(name)
         if {"-h", "--help"} & set(rest):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import pytest
 
 from terramind_plugin import __version__
-from terramind_plugin.cli import COMMANDS, TERRATORCH_COMMANDS, Command, main
+from terramind_plugin.cli import COMMANDS, TERRATORCH_COMMANDS, TERRATORCH_HELP, Command, main
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.evaluate.arms import ARMS
 from terramind_plugin.raster.paths import RemotePath
@@ -37,7 +38,9 @@ def test_help_is_quick_and_names_the_commands() -> None:
         assert f"\n    {name} " in result.stdout
 
 
-@pytest.mark.parametrize("words", [["--help"], ["version"], *([name, "--help"] for name in COMMANDS)])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["version"], *([name, "--help"] for name in (*COMMANDS, *TERRATORCH_COMMANDS))]
+)
 def test_help_loads_neither_torch_nor_terratorch(words: list[str]) -> None:
     code = (
         "import sys\nfrom terramind_plugin.cli import main\n"
@@ -48,6 +51,14 @@ def test_help_loads_neither_torch_nor_terratorch(words: list[str]) -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
     assert os.times().children_user - before < 1  # seconds of a processor, whatever else runs here
+
+
+@pytest.mark.slow
+def test_the_short_help_names_options_that_there_are() -> None:
+    result = _run("predict", "--help_all")
+    assert result.returncode == 0
+    for option in re.findall(r"^  .*?(--[a-z_.]+)[ ,]", TERRATORCH_HELP, re.MULTILINE):
+        assert option == "--help_all" or option in result.stdout, option
 
 
 @pytest.mark.parametrize("name", COMMANDS)
