@@ -12,17 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants, try_to_load_from_cache
 from torchmetrics.wrappers import ClasswiseWrapper
 
 from terramind_plugin.backbones.encoder import find_backbone
-from terramind_plugin.check.config import check_agreement, check_model_args, check_training
+from terramind_plugin.check.config import as_mapping, check_agreement, check_model_args, check_training
 from terramind_plugin.check.harmless import drop_weights
 from terramind_plugin.data.terratorch_internals import TerraTorchTask
 from terramind_plugin.errors import ConfigError, one_line, suggest
 from terramind_plugin.files import read_yaml
 from terramind_plugin.integration import causes, lightning_cli
+from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.samples.checks.files import PatchGrid
 from terramind_plugin.samples.checks.findings import Finding
+from terramind_plugin.tokenizers.coordinates import COORDS_VOCABULARIES
 
 WEIGHT_BYTES = 4
 """Bytes of a weight in a checkpoint."""
@@ -274,3 +277,37 @@ def _copies(options: Mapping[str, Any], trainer: Mapping[str, Any]) -> int:
             epochs = trainer.get("max_epochs")
             count = max(1, int(1000 if epochs is None else epochs) // int(options.get("every_n_epochs") or 1))
     return count + bool(options.get("save_last"))
+
+
+def check_vocabulary(config: Mapping[str, Any], datamodule: Any) -> Iterator[Finding]:
+    """Yield a finding if coordinates become token ids and the vocabulary of the weights is not on this machine.
+
+    Args:
+        config: The configuration.
+        datamodule: Data module of the configuration; None if it cannot be built.
+    """
+    family = _family_of_coords(config, datamodule)
+    vocabulary = COORDS_VOCABULARIES.get(family or "")
+    if vocabulary is None or vocabulary.hub_repo is None:
+        return
+    if isinstance(try_to_load_from_cache(vocabulary.hub_repo, vocabulary.hub_file), str):
+        return
+    seen = f"{vocabulary.hub_file} of https://huggingface.co/{vocabulary.hub_repo}, which has the token ids of coords"
+    if constants.HF_HUB_OFFLINE:
+        advice = "Download it once without HF_HUB_OFFLINE, or leave coords out."
+        yield Finding("yaml: coords", "error", f"{seen}, is not in {constants.HF_HUB_CACHE}.", advice)
+    else:
+        yield Finding("yaml: coords", "note", f"{seen}, is not on this machine yet: fit downloads it.")
+
+
+def _family_of_coords(config: Mapping[str, Any], datamodule: Any) -> str | None:
+    """Return the family of the model whose token ids of coordinates are needed; None if none are."""
+    if getattr(datamodule, "has_coords", False):  # pre-training
+        return str(datamodule.variant.family)
+    arguments = as_mapping(as_mapping(as_mapping(config.get("model")).get("init_args")).get("model_args"))
+    variant = VARIANTS.get(str(arguments.get("backbone")).removesuffix("_tim"))
+    loads = arguments.get("backbone_pretrained") or arguments.get("backbone_ckpt_path")
+    names = [*(arguments.get("backbone_modalities") or ()), *(arguments.get("backbone_tim_observed") or ())]
+    if variant is None or not loads or "coords" not in map(str, names):
+        return None
+    return variant.family

@@ -145,7 +145,7 @@ def _change_trainer(trainer: Namespace, folder: Path) -> None:
              "check_val_every_n_epoch": 1, "val_check_interval": None, "devices": 1, "num_nodes": 1}  # fmt: skip
     for key, value in fixed.items():
         trainer[key] = value
-    # A run that is configured to do nothing does nothing here, too.
+    # A run that is configured to do nothing does nothing here either.
     _change(trainer, "max_epochs", lambda count: count if count == 0 else 1)
     # More steps than are tried, for schedules that end at max_steps.
     _change(trainer, "max_steps", lambda count: max(count, TIMED_STEPS + 1) if count and count > 0 else count)

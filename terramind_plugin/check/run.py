@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from terramind_plugin.check.build import Built, build, check_disk, check_monitors, grid_of
+from terramind_plugin.check.build import Built, build, check_disk, check_monitors, check_vocabulary, grid_of
 from terramind_plugin.check.config import check_interval
 from terramind_plugin.check.pretraining_ground import MeshCentres, check_pretraining_ground, read_centres
 from terramind_plugin.check.process import Attempt
@@ -84,6 +84,7 @@ def _look(
     if built.model is not None:
         yield from check_monitors(built.config, built.model)
         yield from check_disk(built.config, built.model)
+    yield from check_vocabulary(built.config, built.datamodule)
     if built.datamodule is None:
         return
     say("listing the samples")

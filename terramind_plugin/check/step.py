@@ -135,7 +135,7 @@ def _save_nothing(trainer: Trainer) -> None:
 def try_steps(
     config: Path, words: Sequence[str], folder: Path, *, timed: bool, say: Callable[[str], None]
 ) -> list[Finding]:
-    """Return findings on the time and memory of an epoch, or on why fit would fail.
+    """Return findings on the time and memory of an epoch, or on the reason why fit would fail.
 
     From this call on the process can write to the scratch folder only.
 

@@ -256,7 +256,7 @@ LABELS: dict[str, Broken] = {
     "a rare class": Broken("labels: balance", "note", r"0\.\d+% class 1 .*dice",
                            every(LABEL, lambda v: scattered(np.zeros_like(v), 1, 1000))),
     "labels as pictures": Broken("labels: ids", "error", "255", every(LABEL, lambda v: np.uint8(255) * (v == 1))),
-    "three bands": Broken("labels: readable", "error", "12 files, e.g. .*it has 3 bands, .*gdal_translate -b 1",
+    "three bands": Broken("labels: readable", "error", "12 files, e.g. .* has 3 bands, expected .*gdal_translate -b 1",
                           every(LABEL, lambda v: np.repeat(v, 3, axis=0))),
     "complex labels": Broken("labels: readable", "error", "holds complex numbers",
                              one(LABEL, lambda v: v.astype(np.complex64))),

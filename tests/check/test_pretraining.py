@@ -6,18 +6,23 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from huggingface_hub import constants
 
+from terramind_plugin.check.build import check_vocabulary
 from terramind_plugin.check.run import check
 from terramind_plugin.model.modalities import MODALITIES
+from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.pretrain.token_store import Recipe, StoredChip, write_tokens
 from terramind_plugin.samples.checks.findings import Finding
 from terramind_plugin.samples.layout import ChipFolder
 from tests.check.spoiling import rewrite
+from tests.hub import cached_file
 from tests.runs.running import REPOSITORY
 
 NANO = "terramind_sim_nano"
@@ -125,3 +130,26 @@ def test_mistakes_in_stored_tokens_are_named(look: Look, store: Callable[..., di
     Path("nano/tokens/DEM.safetensors").unlink()
     (error,) = wrong(look("masked_nano.yaml", **given))
     assert error.startswith("tokens: DEM: nano/tokens/DEM.safetensors is not there. Make it: terramind tokenize")
+
+
+@pytest.mark.parametrize(("offline", "verdict"), [(True, "error"), (False, "note")])
+def test_the_vocabulary_of_coordinates(
+    offline: bool, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vocabulary: Path
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    masked = SimpleNamespace(has_coords=True, variant=VARIANTS["terramind_v1_tiny"])
+    arguments = {"backbone": "terramind_v1_tiny", "backbone_pretrained": True, "backbone_modalities": ["S2L2A"]}
+
+    def found(datamodule: object = None, **changes: object) -> list[str]:
+        config = {"model": {"init_args": {"model_args": {**arguments, **changes}}}}
+        return [f"{finding.verdict}: {finding.seen}" for finding in check_vocabulary(config, datamodule)]
+
+    (said,) = found(masked)
+    assert said.startswith(f"{verdict}: config.json of https://huggingface.co/ibm-esa-geospatial/")
+    assert found(backbone_modalities=["S2L2A", "coords"]) == [said]
+    assert found(backbone_modalities=["S2L2A", "coords"], backbone_pretrained=False) == []
+    assert found() == found(SimpleNamespace(has_coords=True, variant=VARIANTS[NANO])) == []
+    repository = "ibm-esa-geospatial/TerraMind-1.0-Tokenizer-Coords"
+    shutil.copy(vocabulary, cached_file(tmp_path, repository, "config.json"))
+    assert found(masked) == []

@@ -22,7 +22,7 @@ from terramind_plugin.raster.paths import RASTERS
 from terramind_plugin.samples.dates import modality_of
 from terramind_plugin.samples.plan import DataPlan
 
-Job = TypeVar("Job")
+Item = TypeVar("Item")
 Made = TypeVar("Made")
 NOWHERE = Affine.identity()
 UNREADABLE = (*GDAL_ERRORS, ValueError, MemoryError)
@@ -31,7 +31,7 @@ OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_NUM_THREADS": "1"}
 """Options of GDAL for many small files; setting them takes as long as reading one."""
 
 
-def map_files(read: Callable[[Job], Made], jobs: Sequence[Job]) -> list[Made]:
+def map_files(read: Callable[[Item], Made], jobs: Sequence[Item]) -> list[Made]:
     """Return what a function reads for each job, in their order; threads or processes share the files.
 
     Args:
@@ -41,7 +41,7 @@ def map_files(read: Callable[[Job], Made], jobs: Sequence[Job]) -> list[Made]:
     return map_chunks(partial(_read_some, read), jobs)
 
 
-def _read_some(read: Callable[[Job], Made], jobs: Sequence[Job]) -> list[Made]:
+def _read_some(read: Callable[[Item], Made], jobs: Sequence[Item]) -> list[Made]:
     with rasterio.Env(**OPTIONS):
         return [read(job) for job in jobs]
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import rasterio
 
-from terramind_plugin.errors import counted, one_line
+from terramind_plugin.errors import DataError, counted, one_line
+from terramind_plugin.raster.bands import check_one_band
 from terramind_plugin.raster.paths import RASTERS
 from terramind_plugin.samples.checks.findings import Finding, some
 from terramind_plugin.samples.checks.headers import UNREADABLE, map_files
@@ -36,6 +37,7 @@ class Mask:
     counts: dict[float, int] = field(default_factory=dict)
     nodata: float | None = None
     problem: str = ""
+    """Sentence that says why the file cannot be used; empty if it can."""
 
 
 def read_labels(plan: DataPlan, most: int = MOST) -> list[Mask]:
@@ -56,15 +58,15 @@ def _read(job: tuple[tuple[str, ...], Path]) -> Mask:
     splits, path = job
     try:
         with rasterio.open(path) as raster:
-            if raster.count != 1:
-                problem = f"it has {raster.count} bands, expected one of class ids, e.g. by gdal_translate -b 1"
-                return Mask(path, splits, problem=problem)
+            check_one_band(path, raster.count)
             if raster.dtypes[0].startswith("complex"):
-                return Mask(path, splits, problem="it holds complex numbers")
+                return Mask(path, splits, problem=f"{path} holds complex numbers.")
             values, counts = np.unique(read_middle(raster, [1], LARGEST).values, return_counts=True)
             return Mask(path, splits, dict(zip(values.tolist(), counts.tolist(), strict=True)), raster.nodata)
-    except UNREADABLE as error:
+    except DataError as error:
         return Mask(path, splits, problem=one_line(error))
+    except UNREADABLE as error:
+        return Mask(path, splits, problem=f"{path}: {one_line(error)}.")
 
 
 def check_labels(
@@ -81,9 +83,7 @@ def check_labels(
     """
     broken = [mask for mask in masks if mask.problem]
     if broken:
-        yield Finding(
-            "labels: readable", "error", f"{counted(len(broken), 'file')}, e.g. {broken[0].path}: {broken[0].problem}."
-        )
+        yield Finding("labels: readable", "error", f"{counted(len(broken), 'file')}, e.g. {broken[0].problem}")
     if plan.task != "segmentation" or not plan.num_classes:
         return
     if not 0 < plan.num_classes <= MOST_CLASSES:
