@@ -16,9 +16,9 @@ from torch import Tensor
 from terramind_plugin.backbones.encoder import find_backbone
 from terramind_plugin.errors import ConfigError, DataError, one_line
 from terramind_plugin.integration.drawing import (
-    ThoughtPainter,
+    GeneratedPainter,
     draw_sample,
-    find_thinker,
+    find_tim,
     keys_of,
     labels_of,
     predict,
@@ -150,7 +150,7 @@ class SegmentationImages(Callback):
         self.samples = samples
         self.every_n_epochs = every_n_epochs
         self.unit = unit or ""
-        self._painter = ThoughtPainter(tokenizer_ckpt_paths)
+        self._painter = GeneratedPainter(tokenizer_ckpt_paths)
         self._drawn = 0
         self._files: dict[str, Path] = {}
         self._batch: dict[str, Any] | None = None
@@ -208,7 +208,7 @@ class SegmentationImages(Callback):
         bands = getattr(datamodule, "bands_read", None) or _bands_of(pl_module)
         # A model that sees tiles or dates one by one generates several modalities for a sample.
         parts = getattr(pl_module, "tiled_inference_on_validation", False) or any(x.ndim == 5 for x in images.values())
-        thinker = None if parts else find_thinker(pl_module)
+        tim = None if parts else find_tim(pl_module)
         names = kept.get("filename", {})
         names = next(iter(names.values())) if isinstance(names, Mapping) and names else names
         for index in range(min(len(next(iter(images.values()))), self.samples - self._drawn)):
@@ -222,7 +222,7 @@ class SegmentationImages(Callback):
                 name,
                 self.unit,
                 bands=bands,
-                pictures=None if thinker is None else self._painter.paint(thinker, index),
+                pictures=None if tim is None else self._painter.paint(tim, index),
             )
             figure.draw_without_rendering()  # TensorBoard draws once; the first layout has no room for long texts
             writer.add_figure(f"validation/{name}", figure, global_step=trainer.global_step)

@@ -219,12 +219,12 @@ def describe_answers(task: Any, label: Tensor, output: Tensor, class_names: Sequ
     return "label: {}\nprediction: {}".format(*texts)
 
 
-def find_thinker(model: nn.Module) -> TerraMindTiM | None:
+def find_tim(model: nn.Module) -> TerraMindTiM | None:
     """Return the backbone of a model that generates modalities, if there is one."""
     return next((module for module in model.modules() if isinstance(module, TerraMindTiM)), None)
 
 
-class ThoughtPainter:
+class GeneratedPainter:
     """Draws generated token ids: land cover as a map where its tokenizer is on this machine, all else by its codes.
 
     Similar codes have similar colours: the first three numbers of a code are red, green and blue.
@@ -254,10 +254,10 @@ class ThoughtPainter:
             variant = tokenizers_of(backbone.variant.family)[modality.name]
             tokenizer = self._tokenizer(variant) if modality.kind == "classes" else None
             if tokenizer is None:
-                pictures[f"{modality.name} (thought, tokens)"] = paint_codes(ids, variant)
+                pictures[f"{modality.name} (generated, tokens)"] = paint_codes(ids, variant)
             else:
                 scores = tokenizer.to(ids.device).decode_tokens(ids[None])[0]
-                pictures[f"{modality.name} (thought)"] = modality_picture(scores.argmax(dim=0), modality.name)
+                pictures[f"{modality.name} (generated)"] = modality_picture(scores.argmax(dim=0), modality.name)
         return pictures
 
     def _tokenizer(self, variant: TokenizerVariant) -> ImageTokenizer | None:

@@ -1,4 +1,4 @@
-"""What a thinking model imagines, in TensorBoard."""
+"""Pictures of generated modalities in TensorBoard."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from terramind_plugin.integration.drawing import ThoughtPainter, find_thinker, paint_codes
+from terramind_plugin.integration.drawing import GeneratedPainter, find_tim, paint_codes
 from terramind_plugin.model.modalities import resolve
 from terramind_plugin.plotting import class_picture
 from terramind_plugin.tokenizers.variants import tokenizers_of
@@ -53,15 +53,15 @@ def test_a_panel_for_the_thought(runner: Any, tmp_path: Path, tokenizer_file: Pa
         cli = runner.terratorch("fit", changes)
         widths.append(_width(tmp_path / name / "version_0"))
     assert widths[1] > widths[0]
-    thinker = find_thinker(cli.model)
-    assert thinker is not None
-    pictures = ThoughtPainter({"LULC": tokenizer_file}).paint(thinker, 0)
-    assert list(pictures) == ["LULC (thought)"]
-    picture = pictures["LULC (thought)"]
+    tim = find_tim(cli.model)
+    assert tim is not None
+    pictures = GeneratedPainter({"LULC": tokenizer_file}).paint(tim, 0)
+    assert list(pictures) == ["LULC (generated)"]
+    picture = pictures["LULC (generated)"]
     assert picture.shape == (64, 64, 3)  # the map has the size of the chip
     colors = class_picture(np.arange(10)[None], resolve("LULC").class_colors)[0]
     assert all(any(np.allclose(pixel, color) for color in colors) for pixel in picture.reshape(-1, 3)[::97])
-    assert list(ThoughtPainter().paint(thinker, 0)) == ["LULC (thought, tokens)"]
+    assert list(GeneratedPainter().paint(tim, 0)) == ["LULC (generated, tokens)"]
 
 
 def test_codes_as_colours() -> None:
