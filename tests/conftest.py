@@ -61,6 +61,15 @@ def _reproducible():
     full_precision()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _working_folder():
+    """Refuse tests that leave a file in the repository; they belong in `tmp_path`."""
+    before = set(os.listdir())
+    yield
+    left = {name for name in set(os.listdir()) - before if not name.startswith(".")}
+    assert not left, f"left in {os.getcwd()}: {', '.join(sorted(left))}"
+
+
 @pytest.fixture(scope="session")
 def image():
     """Return standardised images [batch, bands, height, width] of a modality, different for each seed."""

@@ -15,6 +15,7 @@ import yaml
 from rasterio.transform import Affine
 
 from terramind_plugin.builders import build_generator
+from terramind_plugin.cli import main
 from terramind_plugin.model.modalities import MODALITIES
 from tests.generation.conftest import scatter_weights
 from tests.runs.running import change, segmentation_config
@@ -39,6 +40,23 @@ def write_modality(path: Path, name: str, size: tuple[int, int], gap: Any = None
         file.write(values)
         file.descriptions = entry.band_names
     return path
+
+
+def read_raster(path: Path) -> np.ndarray:
+    """Return all bands of a file."""
+    with rasterio.open(path) as file:
+        return file.read()
+
+
+def refused(capsys: Any, words: Sequence[object]) -> str:
+    """Run a command that fails, and return its one line."""
+    capsys.readouterr()
+    assert main([str(word) for word in words]) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("terramind: ") and "noise" not in line]
+    assert len(lines) == 1
+    assert not captured.out
+    return lines[0]
 
 
 def make_task(folder: Path, changes: dict[str, Any]) -> tuple[Path, Path]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,6 @@ import torch
 from matplotlib.colors import to_rgb
 from rasterio.transform import Affine
 from rasterio.windows import Window
-from tokenizers import AddedToken, Tokenizer
-from tokenizers.models import WordPiece
-from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from terramind_plugin import __version__
 from terramind_plugin.builders import build_generator, build_image_tokenizer
@@ -28,22 +24,13 @@ from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.raster.chips import read_chip
 from terramind_plugin.raster.reader import Expected, Source
 from terramind_plugin.simulation.dataset import chip_files, simulate
-from terramind_plugin.tokenizers import variants
 from tests.generation.conftest import scatter_weights
+from tests.inference.conftest import refused
 
 TERRAMESH = Path(__file__).parents[3] / "shared" / "data" / "terramesh"
 SAMPLE = "433D_629L_3_1.tif"
 STEPS = ("--steps", "2")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _small_tokenizers() -> Iterator[None]:
-    """Tokenizers of the right kind, with few weights."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, variant in list(variants.TOKENIZERS.items()):
-            unet = variant.unet and variants.UNetSize(width=32, multipliers=(1, 1), blocks=1, attention_at=(2,))
-            patch.setitem(variants.TOKENIZERS, name, replace(variant, dim=48, depth=1, num_heads=3, unet=unet))
-        yield
+pytestmark = pytest.mark.usefixtures("small_tokenizers")
 
 
 @pytest.fixture(scope="module")
@@ -54,21 +41,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A vocabulary as the published one: special tokens, then each latitude and longitude of the grid."""
-    words = ["[PAD]", "[UNK]", "[SOS]", "[EOS]", *(f"[S_{number}]" for number in range(200))]
-    words += [f"lat={step / 4:.2f}" for step in range(-360, 361)]
-    words += [f"lon={step / 4:.2f}" for step in range(-720, 721)]
-    tokenizer = Tokenizer(WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    tokenizer.add_special_tokens([AddedToken(word, normalized=False, special=True) for word in words[:204]])
-    path = tmp_path_factory.mktemp("vocabulary") / "config.json"
-    tokenizer.save(str(path))
-    return path
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory, _small_tokenizers: None, vocabulary: Path) -> dict[str, Path]:
+def weights(tmp_path_factory: pytest.TempPathFactory, small_tokenizers: None, vocabulary: Path) -> dict[str, Path]:
     """Files with weights that give no constant images, as untrained decoders do."""
     folder = tmp_path_factory.mktemp("weights")
     with torch.random.fork_rng():
@@ -322,7 +295,7 @@ def test_places_belong_to_one_window(files: dict[str, Path], vocabulary: Path, t
     assert again["terramind_run"] == found["terramind_run"]
     for first, second in zip(found["positions"], again["positions"], strict=True):
         assert first == pytest.approx(second, rel=1e-4)
-    message = _refused([*words, "--out", tmp_path / "none", "--crop", "48"], capsys)
+    message = refused(capsys, [*words, "--out", tmp_path / "none", "--crop", "48"])
     assert "coords says where one chip is, not a scene" in message
     assert not (tmp_path / "none").exists()
 
@@ -361,12 +334,12 @@ def test_what_this_machine_cannot_do(files: dict[str, Path], tmp_path: Path, cap
         out,
     ]
     words += ["--to", "LULC"] if command == "generate" else []
-    assert "batch_size must be at least 1, got 0" in _refused([*words, "--batch_size", "0"], capsys)
-    assert "devices must be at least 1, got -1" in _refused([*words, "--devices", "-1"], capsys)
+    assert "batch_size must be at least 1, got 0" in refused(capsys, [*words, "--batch_size", "0"])
+    assert "devices must be at least 1, got -1" in refused(capsys, [*words, "--devices", "-1"])
     half = [*words, "--accelerator", "cpu", "--precision", "16"]
-    assert "precision 16 needs a GPU" in _refused(half, capsys)
+    assert "precision 16 needs a GPU" in refused(capsys, half)
     count = torch.cuda.device_count()
-    message = _refused([*words, "--accelerator", "cuda", "--devices", str(count + 1)], capsys)
+    message = refused(capsys, [*words, "--accelerator", "cuda", "--devices", str(count + 1)])
     assert f"devices must be at most {count}" in message if count else "this machine has no such device" in message
     assert not out.exists()
 
@@ -456,24 +429,12 @@ def test_odd_units_are_said(
     assert bool(caplog.text) == bool(guess)
 
 
-def _refused(words: list[Any], capsys: Any) -> str:
-    """Run a command that fails, and return its one line."""
-    capsys.readouterr()
-    assert main(list(map(str, words))) == 2
-    captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if "noise" not in line]
-    assert len(lines) == 1
-    assert lines[0].startswith("terramind: ")
-    assert not captured.out
-    return lines[0]
-
-
 def test_reconstruct_refuses(files: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
 
     def refused(chip: Path, modality: str, *words: Any) -> str:
         common = ["--out", out, "--pretrained", "false"]
-        return _refused(["reconstruct", chip, "--modality", modality, *common, *words], capsys)
+        return refused(capsys, ["reconstruct", chip, "--modality", modality, *common, *words])
 
     assert "has 13 bands, DEM has 1: DEM" in refused(files["S2L1C"], "DEM")
     assert "has 1 band, S2L2A has 12: B01, B02" in refused(files["DEM"], "S2L2A")
@@ -500,7 +461,7 @@ def test_generate_refuses(files: dict[str, Path], tmp_path: Path, capsys: Any) -
 
     def refused(to: str, *words: Any) -> str:
         common = ["--modality", "S2L2A", "--out", out, "--pretrained", "false", "--model", "terramind_v1_tiny"]
-        return _refused(["generate", files["S2L2A"], *common, "--to", to, *words], capsys)
+        return refused(capsys, ["generate", files["S2L2A"], *common, "--to", to, *words])
 
     assert "RGB has no tokens" in refused("RGB")
     assert "must be a list of names" in refused(",")
@@ -536,7 +497,7 @@ def test_an_input_is_not_overwritten(files: dict[str, Path], run: Any, tmp_path:
         "false",
     ]
     before = radar.read_bytes()
-    assert "would be overwritten" in _refused([*words, "--out", tmp_path, "--input", f"S1RTC={radar}"], capsys)
+    assert "would be overwritten" in refused(capsys, [*words, "--out", tmp_path, "--input", f"S1RTC={radar}"])
     assert radar.read_bytes() == before
 
 

@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import rasterio
 
 from bench.seams import measure_seams
 from terramind_plugin.cli import main
 from terramind_plugin.inference.windows import plan_windows
-from tests.inference.conftest import save_generator, write_modality
+from tests.inference.conftest import read_raster, save_generator, write_modality
 from tests.runs.running import REPOSITORY
 
 SIZE = (100, 150)
@@ -54,8 +53,7 @@ def _words(scene: Path, weights: Path, out: Path, *words: Any) -> list[str]:
 
 
 def _read(folder: Path, name: str) -> np.ndarray:
-    with rasterio.open(folder / f"scene_{name}.tif") as file:
-        return file.read()
+    return read_raster(folder / f"scene_{name}.tif")
 
 
 def _assert_same(one: Path, other: Path) -> None:

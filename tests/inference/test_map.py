@@ -19,22 +19,21 @@ from terramind_plugin import __version__
 from terramind_plugin.cli import main
 from terramind_plugin.inference.segmentation import patch_size
 from terramind_plugin.inference.windows import training_size
-from tests.inference.conftest import PLACE, make_task, write_modality
+from tests.inference.conftest import PLACE, make_task, read_raster, refused, write_modality
 from tests.runs.running import REPOSITORY
 
 WINDOWS = ("--crop", "64", "--stride", "48", "--margin", "4", "--batch_size", "2")  # a band for each row of windows
 
 
-def _map(task: tuple[Path, Path], scene: Any, out: Path, *words: Any) -> int:
+def _words(task: tuple[Path, Path], scene: Any, out: Path, *words: Any) -> list[str]:
     config, checkpoint = task
     scenes = [word for one in (scene if isinstance(scene, list) else [scene]) for word in ("--scene", one)]
     common = ["map", "-c", config, "--ckpt_path", checkpoint, *scenes, "--out", out, "--accelerator", "cpu", *WINDOWS]
-    return main([str(word) for word in [*common, *words]])
+    return [str(word) for word in [*common, *words]]
 
 
-def _read(path: Path) -> np.ndarray:
-    with rasterio.open(path) as file:
-        return file.read()
+def _map(*arguments: Any) -> int:
+    return main(_words(*arguments))
 
 
 def test_a_scene(radar_task: tuple[Path, Path], tmp_path: Path, capsys: Any) -> None:
@@ -60,7 +59,7 @@ def test_a_scene(radar_task: tuple[Path, Path], tmp_path: Path, capsys: Any) -> 
     empty = np.zeros((150, 330), bool)
     empty[20:40, 100:200] = True
     assert ((classes == 255) == empty).all()
-    probabilities = _read(tmp_path / "out" / "scene_probabilities.tif")
+    probabilities = read_raster(tmp_path / "out" / "scene_probabilities.tif")
     assert (np.isnan(probabilities) == empty).all()
     np.testing.assert_allclose(probabilities.sum(axis=0)[~empty], 1, atol=1e-5)
     assert (probabilities.argmax(axis=0) == classes)[~empty].all()
@@ -73,7 +72,7 @@ def test_a_scene(radar_task: tuple[Path, Path], tmp_path: Path, capsys: Any) -> 
     # Another setting is another map.
     assert _map(radar_task, scene, tmp_path / "out", "--probabilities", "--precision", "bf16", "--cog") == 0
     assert all(path.stat().st_mtime_ns > before[path] for path in printed)
-    bf16 = _read(tmp_path / "out" / "scene_probabilities.tif")
+    bf16 = read_raster(tmp_path / "out" / "scene_probabilities.tif")
     assert 0 < np.nanmax(np.abs(bf16 - probabilities)) < 0.2
 
 
@@ -87,10 +86,10 @@ def test_one_window_is_what_the_task_predicts(radar_task: tuple[Path, Path], tmp
     task.load_state_dict(torch.load(radar_task[1])["state_dict"])
     entry = MODALITIES["S1GRD"]
     mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (entry.mean, entry.std))
-    x = (torch.from_numpy(_read(scene)) - mean) / std
+    x = (torch.from_numpy(read_raster(scene)) - mean) / std
     with torch.no_grad():
         expected = task({"S1GRD": x[None]}).output.softmax(dim=1)[0]
-    np.testing.assert_allclose(_read(tmp_path / "out" / "scene_probabilities.tif"), expected.numpy(), atol=1e-5)
+    np.testing.assert_allclose(read_raster(tmp_path / "out" / "scene_probabilities.tif"), expected.numpy(), atol=1e-5)
 
 
 def test_several_modalities_on_other_grids(both_task: tuple[Path, Path], tmp_path: Path) -> None:
@@ -103,7 +102,7 @@ def test_several_modalities_on_other_grids(both_task: tuple[Path, Path], tmp_pat
     assert _map(both_task, scenes, tmp_path / "same", "--probabilities") == 0
     assert _map(both_task, [f"s2l1c={optical}", f"S1GRD={fine}"], tmp_path / "fine", "--probabilities") == 0
     name = "a_probabilities.tif"
-    first, second = _read(tmp_path / "same" / name), _read(tmp_path / "fine" / name)
+    first, second = read_raster(tmp_path / "same" / name), read_raster(tmp_path / "fine" / name)
     assert first.shape == second.shape == (2, 130, 100)
     assert np.isfinite(second).all()
     assert np.abs(first - second).max() > 1e-3
@@ -136,34 +135,28 @@ def test_windows_are_as_large_as_the_images_of_the_training(radar_task: tuple[Pa
     assert main([*call, str(tmp_path / "out"), "--data.init_args.batchsize=3"]) == 2
 
 
-def _refused(capsys: Any, *arguments: Any) -> str:
-    capsys.readouterr()
-    assert _map(*arguments) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("terramind: ")]
-    assert len(lines) == 1
-    return lines[0]
-
-
 def test_what_is_refused(
     radar_task: tuple[Path, Path], both_task: tuple[Path, Path], tmp_path: Path, capsys: Any
 ) -> None:
     scene = write_modality(tmp_path / "scene.tif", "S1GRD", (40, 40))
     out = tmp_path / "out"
-    assert "write --scene S2L1C=FILE --scene S1GRD=FILE, got" in _refused(capsys, both_task, scene, out)
-    assert "No file for S2L1C" in _refused(capsys, both_task, f"S1GRD={scene}", out)
-    assert "S1GRD is given twice" in _refused(capsys, radar_task, [scene, scene], out)
-    assert "There is no file" in _refused(capsys, radar_task, tmp_path / "none.tif", out)
-    assert "stride must be from 1 to 56" in _refused(capsys, radar_task, scene, out, "--stride", "60")
-    assert "crop must be a positive multiple of 16" in _refused(capsys, radar_task, scene, out, "--crop", "60")
-    assert "batch_size must be at least 1" in _refused(capsys, radar_task, scene, out, "--batch_size", "0")
+    assert "write --scene S2L1C=FILE --scene S1GRD=FILE, got" in refused(capsys, _words(both_task, scene, out))
+    assert "No file for S2L1C" in refused(capsys, _words(both_task, f"S1GRD={scene}", out))
+    assert "S1GRD is given twice" in refused(capsys, _words(radar_task, [scene, scene], out))
+    assert "There is no file" in refused(capsys, _words(radar_task, tmp_path / "none.tif", out))
+    assert "stride must be from 1 to 56" in refused(capsys, _words(radar_task, scene, out, "--stride", "60"))
+    assert "crop must be a positive multiple of 16" in refused(capsys, _words(radar_task, scene, out, "--crop", "60"))
+    assert "batch_size must be at least 1" in refused(capsys, _words(radar_task, scene, out, "--batch_size", "0"))
     optical = write_modality(tmp_path / "optical.tif", "S2L1C", (40, 40))
-    assert "has 13 bands, S1GRD has 2: VV, VH" in _refused(capsys, radar_task, optical, out)
+    assert "has 13 bands, S1GRD has 2: VV, VH" in refused(capsys, _words(radar_task, optical, out))
     far = write_modality(tmp_path / "far.tif", "S2L1C", (40, 40), crs="EPSG:32652")
-    assert "does not overlap" in _refused(capsys, both_task, [f"S1GRD={scene}", f"S2L1C={far}"], out)
+    assert "does not overlap" in refused(capsys, _words(both_task, [f"S1GRD={scene}", f"S2L1C={far}"], out))
     other = (radar_task[0], tmp_path / "none.ckpt")
-    assert "Checkpoint not found" in _refused(capsys, other, scene, out)
-    assert "no configuration" in _refused(capsys, (tmp_path / "none.yaml", radar_task[1]), scene, out)
-    assert "does not fit the configured task" in _refused(capsys, (both_task[0], radar_task[1]), _both(tmp_path), out)
+    assert "Checkpoint not found" in refused(capsys, _words(other, scene, out))
+    assert "no configuration" in refused(capsys, _words((tmp_path / "none.yaml", radar_task[1]), scene, out))
+    assert "does not fit the configured task" in refused(
+        capsys, _words((both_task[0], radar_task[1]), _both(tmp_path), out)
+    )
     (tmp_path / "copy").mkdir()
     twin = write_modality(tmp_path / "copy" / "scene.tif", "S1GRD", (40, 40))
     config, checkpoint = radar_task
@@ -173,7 +166,7 @@ def test_what_is_refused(
     assert not out.exists()
     write_modality(tmp_path / "scene_pred.tif", "S1GRD", (40, 40))
     out.write_text("a file")
-    assert "it is a file" in _refused(capsys, radar_task, scene, out)
+    assert "it is a file" in refused(capsys, _words(radar_task, scene, out))
 
 
 def _both(folder: Path) -> list[str]:
@@ -185,7 +178,7 @@ def test_an_unfinished_run_with_other_settings(radar_task: tuple[Path, Path], tm
     partial = tmp_path / "out" / "scene_map.partial"
     partial.mkdir(parents=True)
     (partial / "run.json").write_text('{"crop": 32}')
-    assert "crop: 32 there, 64 now" in _refused(capsys, radar_task, scene, tmp_path / "out")
+    assert "crop: 32 there, 64 now" in refused(capsys, _words(radar_task, scene, tmp_path / "out"))
     assert _map(radar_task, scene, tmp_path / "out", "--restart") == 0
     assert not partial.exists()
 
@@ -199,7 +192,7 @@ def test_a_damaged_block_and_going_on(radar_task: tuple[Path, Path], tmp_path: P
     start, end = len(content) * 6 // 10, len(content) * 7 // 10
     scene.write_bytes(content[:start] + bytes(end - start) + content[end:])
     os.utime(scene, ns=(when.st_atime_ns, when.st_mtime_ns))
-    assert "cannot be read" in _refused(capsys, radar_task, scene, tmp_path / "out")
+    assert "cannot be read" in refused(capsys, _words(radar_task, scene, tmp_path / "out"))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["scene_map.partial"]
     finished = (tmp_path / "out" / "scene_map.partial").glob("rows-*.txt")
     assert sum(len(path.read_text().splitlines()) for path in finished) >= 2
@@ -252,7 +245,7 @@ def test_two_processes_share_scenes_and_rows(radar_task: tuple[Path, Path], tmp_
     assert main(list(map(str, [*words, "--scene", *scenes, "--out", tmp_path / "one"]))) == 0
     for folder in ("two1", "two3"):
         for path in (tmp_path / folder).glob("*.tif"):
-            same = _read(path) == _read(tmp_path / "one" / path.name)
+            same = read_raster(path) == read_raster(tmp_path / "one" / path.name)
             assert same.mean() > 0.999  # the number of threads changes roundings
     assert len(list((tmp_path / "two3").iterdir())) == 6
 
@@ -296,4 +289,4 @@ def test_windows_of_the_small_model_follow_its_patch(tmp_path: Path) -> None:
     words = ["--crop", "40", "--stride", "24", "--margin", "4", "--batch_size", "2", "--accelerator", "cpu"]
     common = ["map", "-c", config, "--ckpt_path", checkpoint, "--scene", scene, "--out", tmp_path / "out"]
     assert main([str(word) for word in [*common, *words]]) == 0
-    assert _read(tmp_path / "out" / "scene_pred.tif").shape == (1, 72, 88)
+    assert read_raster(tmp_path / "out" / "scene_pred.tif").shape == (1, 72, 88)
