@@ -51,7 +51,7 @@ class Job:
     folder: Path
     layers: tuple[Layer, ...] = ()
     record: dict[str, Any] = field(default_factory=dict)
-    """What decides on the results, and the date."""
+    """Everything that decides the results, and the date."""
     warped: tuple[str, ...] = ()
     """Inputs that lie on another grid."""
     positions: dict[str, Sequence[float]] = field(default_factory=dict)
@@ -74,12 +74,12 @@ class Job:
 
     @property
     def path(self) -> Path:
-        """File that gives the grid and the name."""
+        """Return the file that gives the grid and the name."""
         return next(iter(self.inputs.values()))
 
     @property
     def stem(self) -> str:
-        """Beginning of the names of all files."""
+        """Return the beginning of the names of all files."""
         return self.path.stem
 
     def target(self, layer: Layer) -> Path:
@@ -92,36 +92,36 @@ class Job:
 
     @property
     def picture(self) -> Path:
-        """Path of the picture."""
+        """Return the path of the picture."""
         return self.folder / f"{self.stem}_{self.record['command']}.png"
 
     @property
     def draws(self) -> bool:
-        """Whether there is a picture."""
+        """Return whether there is a picture."""
         return True
 
     @property
     def written(self) -> list[Path]:
-        """Paths of all files of the result."""
+        """Return the paths of all files of the result."""
         return [*map(self.target, self.layers), *map(self.text, self.found), *[self.picture] * self.draws]
 
     @property
     def partial(self) -> Partial:
-        """Finished rows of the scene."""
+        """Return the finished rows of the scene."""
         folder = self.folder / f"{self.stem}_{self.record['command']}.partial"
         return Partial(folder, self.layers, self.cells.shape)
 
     @property
     def cells(self) -> Grid:
-        """Grid of the result: that of the scene unless the result is coarser."""
+        """Return the grid of the result: that of the scene unless the result is coarser."""
         return self.plan.cells(self.grid)
 
     @contextmanager
     def open(self, *, warn: bool = True) -> Iterator[dict[str, Source | Series]]:
-        """Give the opened inputs.
+        """Yield the opened inputs.
 
         Args:
-            warn: Whether to say so where values look like those of another unit.
+            warn: Whether to warn of values that look like those of another unit.
         """
         threads = THREADS if parent_process() is None else 1  # a forked process cannot use its parent's
         with ExitStack() as stack:
@@ -140,7 +140,7 @@ class Job:
         options: Options,
         found: Sequence[str] = (),
     ) -> None:
-        """Set what becomes of the scene.
+        """Set the results of the scene, and everything that decides them.
 
         Args:
             command: Name of what is done.
@@ -394,7 +394,7 @@ def _identities(paths: Sequence[Path]) -> Any:
 
 
 def _identity(path: Path) -> dict[str, Any]:
-    """Return what changes when a file does."""
+    """Return a value that changes when the file changes."""
     if not path.is_file():
         return {"path": str(path)}  # remote
     status = path.stat()

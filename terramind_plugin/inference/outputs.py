@@ -1,4 +1,4 @@
-"""Files that a model's results become: class maps and images, with one rule for missing values."""
+"""Files of a model's results: class maps and images, with one rule for missing values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from terramind_plugin.raster.writer import Layer, parse_color
 NO_DATA = 255
 """Value of a class map where no input has data, or the model's result is not finite."""
 NO_LAND_COVER = 0
-"""Class id of land cover with the same meaning: the modality has a class for it."""
+"""Class id of land cover that means the same."""
 
 
 def class_layer(
@@ -61,7 +61,7 @@ def modality_layers(
         name: Beginning of the endings.
         seed: Seed of the first sample.
         samples: Number of samples.
-        probabilities: Add a layer with the probability of the class; for classes.
+        probabilities: Add a layer with the probability of the class, for a modality of classes.
     """
     layers = []
     for number in range(samples):
@@ -92,7 +92,7 @@ def _derived(modality: Modality, ending: str, what: str, units: str, tags: Mappi
 
 
 def count_channels(modality: Modality) -> int:
-    """Return how many numbers per pixel a model makes of a modality: a probability for each class, or the bands."""
+    """Return the count of numbers per pixel that a model makes: a probability for each class, or the bands."""
     return len(modality.class_names) or len(modality.bands)
 
 

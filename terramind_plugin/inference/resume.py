@@ -50,7 +50,7 @@ class Partial:
 
     Args:
         folder: Path of the folder; made if it does not exist.
-        layers: Files that the rows will become.
+        layers: Files that will hold the rows.
         shape: Height and width of the scene in pixels.
     """
 
@@ -106,7 +106,7 @@ class Partial:
 
     @property
     def _needed(self) -> int:
-        """Size of all layers in bytes."""
+        """Return the size of all layers in bytes."""
         return sum(map(self._size, self.layers))
 
     def _size(self, layer: Layer) -> int:

@@ -99,7 +99,7 @@ class Processes:
         return nullcontext() if self._dtype is None else torch.autocast(self.device.type, self._dtype)
 
     def meet(self, signals: StopSignals) -> None:
-        """Wait for all processes, and stop if one of them was asked to.
+        """Wait for all processes, and stop if one of them was asked to stop.
 
         Raises:
             DataError: One has ended.
@@ -281,7 +281,7 @@ def run_jobs(model: nn.Module, jobs: Sequence[Job], options: Options) -> list[Pa
         DataError: A file cannot be read or written.
         Stopped: A signal has stopped the run, which goes on when it is started again.
     """
-    # What one scene becomes may be another scene.
+    # The result of one scene may be the file of another scene.
     refuse_inputs((path for job in jobs for path in job.written), (path for job in jobs for path in job.files))
     options.out.mkdir(parents=True, exist_ok=True)
     open_ = [job for job in jobs if options.restart or not _is_complete(job)]

@@ -116,7 +116,7 @@ class SceneTask(nn.Module):
         return torch.tensor(self.grid.positions(middles))
 
     def finish(self, blended: Tensor) -> list[Tensor]:
-        """Return for each layer [bands, rows, W]: the class map and maybe probabilities, or values."""
+        """Return the values of each layer, [bands, rows, W]: class map and maybe probabilities, or regressed values."""
         if not self.classes:
             return [blended]
         return [choose_classes(blended, NO_DATA)[0]] + ([blended] if len(self.layers) > 1 else [])
@@ -274,7 +274,7 @@ def read_data_module(datamodule: Any, task: LightningModule) -> tuple[dict[str, 
         scale = _of(datamodule, "constant_scale", name) or 1.0
         shift = _of(datamodule, "offsets", name) or 0.0
         fill = getattr(datamodule, "no_data_replace", None)
-        # In the numbers of the files: the data module scales its fill value but does not shift it.
+        # In the numbers of the files: the data module scales its fill value without shifting it.
         filled = tuple((value / scale if fill is None else float(fill)) - shift for value in mean)
         known = find((getattr(datamodule, "sources", None) or {}).get(name) or _modality(name, task))
         stored, read = (_names(_of(datamodule, what, name)) for what in ("dataset_bands", "output_bands"))

@@ -27,18 +27,18 @@ Read = TypeVar("Read")
 READ_AHEAD = 2
 """Batches that are read while the model works on another."""
 TIDY = 40
-"""Windows after which freed memory is given back."""
+"""Number of windows after which freed memory is returned to the system."""
 FINISH_ROWS = 32
-"""Blended rows that become layers at once."""
+"""Number of blended rows that are turned into layers at once."""
 
 
 class SceneModel(Protocol):
-    """A model that makes something of windows."""
+    """A model of windows of a scene."""
 
     channels: int
     """Numbers per pixel that are blended."""
     layers: tuple[Layer, ...]
-    """Files that the blended numbers become."""
+    """Files that hold the results."""
 
     def __call__(self, images: Mapping[str, Tensor], corners: Sequence[tuple[int, int]]) -> Tensor:
         """Return [B, channels, h, w].
@@ -50,7 +50,7 @@ class SceneModel(Protocol):
         ...
 
     def finish(self, blended: Tensor) -> Sequence[Tensor]:
-        """Return for each layer [bands, rows, W].
+        """Return the values of each layer, [bands, rows, W].
 
         Args:
             blended: [channels, rows, W].
@@ -191,7 +191,7 @@ class Streamer:
         return {name: part.values for name, part in parts.items()}, valid
 
     def _send(self, batch: Batch, buffer: Mapping[str, Tensor], stream: torch.cuda.Stream | None) -> Batch:
-        """Add the images, copied to the device on a stream of their own, so that the model's does not wait."""
+        """Add the images, copied to the device on a stream of their own, so that the model's stream does not wait."""
         images = {name: image[: len(batch.windows)] for name, image in buffer.items()} if batch.windows else {}
         if stream is None:
             return batch._replace(images={name: image.to(self.device) for name, image in images.items()})

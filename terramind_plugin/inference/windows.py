@@ -120,7 +120,7 @@ class Plan:
 
     @property
     def window(self) -> tuple[int, int]:
-        """Height and width of a window in pixels."""
+        """Return the height and width of a window in pixels."""
         return self.rows.pixels, self.columns.pixels
 
     def corner(self, row: int, column: int) -> tuple[int, int]:

@@ -16,28 +16,28 @@ from terramind_plugin.errors import ConfigError, DataError, WeightsError, one_li
 PARTS = ("trainer", "model", "data", "optimizer", "lr_scheduler", "seed_everything")
 """Keys of a configuration."""
 SHORT_NAMES = ("lightning.pytorch.callbacks", "lightning.pytorch.loggers", "torch.optim", "torch.optim.lr_scheduler")
-"""Modules whose classes may be named without them."""
+"""Modules that the name of a class may leave out."""
 OWN = (ConfigError, DataError, WeightsError)
-"""Errors of this package, which say all themselves."""
+"""Errors of this package, whose messages need no addition."""
 UNION = re.compile(
     r"Does not validate against any of the Union subtypes\s+Subtypes: [^\n]*\s+Errors:\s*\n"
     r"((?:(?!Does not validate against any).)*?)\n\s*Given value type: [^\n]*\n\s*Given value: ([^\n]*)",
     flags=re.DOTALL,
 )
-"""What jsonargparse says of a value for which several types are possible: why it is none of them, and the value."""
+"""Message of jsonargparse about a value that may have several types: a reason for each type, and the value."""
 EXPECTED = re.compile(r"Expected a (?:<class '([\w.]+)'>|typing\.Literal\[([^\]]+)\])(\. Got)?")
-"""What jsonargparse says of a value of another type."""
+"""Message of jsonargparse about a value that has another type."""
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "list": "a list",
          "tuple": "a list", "Iterable": "a list", "dict": "a mapping", "NoneType": ""}  # fmt: skip
-"""How users call types."""
+"""Users' names of types."""
 UNINTERESTING = ("Not a valid subclass of", "a ", "Multiple subclasses")
-"""Beginnings of what jsonargparse says of the kinds that a value is not meant to be."""
+"""Beginnings of reasons of jsonargparse that do not help: the value is not meant to have that type."""
 LONG = 60
-"""Characters from which on a value is not repeated."""
+"""Length in characters from which a message does not repeat a value."""
 GENERAL = ("torch.", "lightning.", "jsonargparse.", "torchmetrics.", "importlib.", "contextlib.", "yaml.",
            "terratorch.cli_tools.", "terramind_plugin.integration.lightning_cli.",
            "terramind_plugin.check.")  # fmt: skip
-"""Modules in which an error is seldom made: what called them, or what they called, says more."""
+"""Modules that seldom cause an error themselves: their caller, or the function that they called, says more."""
 
 
 def describe_error(error: BaseException) -> str:
@@ -101,7 +101,7 @@ def readable(message: str) -> str:
 
 
 def _summary(causes: str, value: str) -> str:
-    """Return what was expected of a value, without the kinds that it is not meant to be.
+    """Return what was expected of a value, without types that it is not meant to have.
 
     Args:
         causes: For each type that is possible, why the value is not of it.
@@ -121,7 +121,7 @@ def _summary(causes: str, value: str) -> str:
 
 
 def _kind(found: re.Match[str]) -> str:
-    """Return how a user calls a type that jsonargparse expected; an empty string for none."""
+    """Return the user's name of a type that jsonargparse expected; an empty string for none."""
     name = found.group(1).split(".")[-1] if found.group(1) else f"one of {found.group(2)}"
     return KINDS.get(name, name)
 

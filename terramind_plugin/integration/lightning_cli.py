@@ -61,7 +61,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     """Writes checkpoints that have their name only when they are complete; Lightning copies them to it."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint to a local path; Lightning writes those to other places."""
+        """Write a checkpoint to a local path; leave other places to Lightning."""
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -98,7 +98,7 @@ class TerraMindCLI(MyLightningCLI):  # type: ignore[misc]
             self._checkpoint = check_checkpoint(self.config, self.ckpt_path)
 
     def take_checkpoint(self) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
-        """Return what `ckpt_path` holds, and its weights by name; they are given once."""
+        """Return the content of `ckpt_path` and its weights by name, at the first call only."""
         found, self._checkpoint = self._checkpoint, ({}, {})
         return found
 
@@ -146,7 +146,7 @@ class TerraMindCLI(MyLightningCLI):  # type: ignore[misc]
 
 
 def _while_restoring(error: Exception) -> bool:
-    """Whether an error was raised while Lightning took over the state in a checkpoint."""
+    """Return whether an error was raised while Lightning took over the state in a checkpoint."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return any(
         frame.f_code.co_name.lstrip("_").startswith(("restore", "resume"))
@@ -231,7 +231,7 @@ def _compare(configured: Mapping[str, Any], stored: Mapping[str, Any], path: str
 
 
 def _renamed(key: str) -> str:
-    """Return the name of today of an argument that a checkpoint holds."""
+    """Return the present name of an argument that a checkpoint holds."""
     name = key.removeprefix("backbone_")
     return f"backbone_{FORMER_ARGUMENTS[name]}" if key.startswith("backbone_") and name in FORMER_ARGUMENTS else key
 
@@ -244,7 +244,7 @@ def _plain(value: Any) -> Any:
 
 
 def _same_backbone(key: str, stored: Any, configured: Any) -> bool:
-    """Whether both name one architecture: TerraTorch's own TerraMind has the same weights."""
+    """Return whether both name one architecture: TerraTorch's own TerraMind has the same weights."""
     if key != "backbone":
         return False
     return str(stored).removeprefix("terratorch_") == str(configured).removeprefix("terratorch_")

@@ -16,7 +16,7 @@ STRIDES = (4, 8, 16, 32)
 
 _CPU = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
 TRAINS_ON_PLANES = bool(_CPU.get("avx2", False) and not _CPU.get("avx512_f", False))
-"""True if convolutions on this CPU train faster on maps whose channels are not last in memory.
+"""Whether convolutions on this CPU train faster on maps whose channels are not last in memory.
 
 Tokens have their channels last. With such maps convolutions copy their weights four times a step, and the backward pass
 is slow without AVX-512."""

@@ -26,7 +26,7 @@ MAY_BE_UNSET = "missing_mod_token"
 """End of the name of the one weight that may be NaN: TerraTorch leaves it unset where no modality was missing."""
 AGAIN = "Copy or download it again."
 LONGEST = 200
-"""Most characters of a foreign name or message that are shown."""
+"""Largest number of characters of a foreign name or message that are shown."""
 CHUNK = 2**20
 """Bytes that are read at once to verify checksums."""
 

@@ -61,7 +61,7 @@ def resize_positions(positions: Tensor, grid: tuple[int, int], size: tuple[int, 
 
 
 class GridEmbedding(nn.Module):
-    """Where a token is and of which modality: a position and a modality embedding for a grid of tokens.
+    """Position and modality embeddings of a grid of tokens.
 
     Args:
         dim: Width of a token.
@@ -236,7 +236,7 @@ def positions_of(ids: Tensor) -> Tensor:
 
 
 def _share(logits: nn.Linear, embedding: nn.Embedding) -> nn.Linear:
-    """Return the layer with the embedding's weights as its own, as in the published models."""
+    """Return the layer, which now shares the embedding's weights, as in the published models."""
     logits.weight = embedding.weight
     return logits
 

@@ -63,11 +63,11 @@ class LoadReport:
     source: str
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    """Needed, but not in the checkpoint."""
+    """Weights that the model needs and the checkpoint lacks."""
     mismatched: list[str] = field(default_factory=list)
     """Weights of another shape in the checkpoint."""
     fresh: list[str] = field(default_factory=list)
-    """New in this model by configuration; they keep their initial values."""
+    """Weights that are new in this model by configuration and keep their initial values."""
     unexpected: list[str] = field(default_factory=list)
     """Weights of the checkpoint's encoder that the model lacks."""
     unused: int = 0
@@ -99,7 +99,7 @@ def fetch_published(variant: Variant) -> Path:
     """Return the local path of a variant's published weights, downloading them if needed.
 
     Args:
-        variant: Which model.
+        variant: Model.
 
     Raises:
         WeightsNotFoundError: They are not in the local cache and the hub cannot be reached.
@@ -148,7 +148,7 @@ def fetch_file(name: str, repo: str | None, file: str, otherwise: str) -> Path:
 
 
 def _disk_reason(error: BaseException) -> str | None:
-    """Return what the disk says in an error of a download or in its causes; None if it is not about the disk."""
+    """Return the disk's reason in an error of a download or in its causes; None where the disk is not the cause."""
     seen: BaseException | None = error
     while seen is not None:
         named = isinstance(seen, OSError) and seen.filename is not None and not isinstance(seen, FileNotFoundError)

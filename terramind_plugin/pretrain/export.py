@@ -24,7 +24,7 @@ def export_weights(checkpoint: Path, out: Path, dtype: str = "float32") -> int:
     Position tables, which a model makes for itself, and the second name of shared weights are left out.
 
     Args:
-        checkpoint: Checkpoint of `TokenizerTask` or `MaskedModellingTask`; of averaged weights if the run averaged.
+        checkpoint: Checkpoint of `TokenizerTask` or `MaskedModellingTask`, of averaged weights if the run has them.
         out: File to write.
         dtype: Name in `DTYPES`. Rounding changes weights by at most 1 part in 2048 for float16, in 256 for bfloat16.
 

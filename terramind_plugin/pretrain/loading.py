@@ -1,4 +1,4 @@
-"""Loading for both stages: chips, dihedral symmetries, and an order of samples that a resumed run goes on with."""
+"""Loading for both stages: chips, dihedral symmetries, and an order of samples that survives resuming."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ class Draw(NamedTuple):
 class ResumableOrder(DistributedSampler[Any]):
     """Shuffled samples, another order in each epoch, that can start in the middle of an epoch.
 
-    Order and draws are a function of seed, epoch and step alone. Lightning leaves a DistributedSampler as it is; it
-    would replace another sampler and lose the start.
+    Order and draws are a function of seed, epoch and step alone. The class is a DistributedSampler because Lightning
+    would replace another sampler, and so lose the start.
 
     Args:
         count: Number of samples.

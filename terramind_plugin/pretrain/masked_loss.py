@@ -25,7 +25,7 @@ PADDING = -1
 
 
 class MaskedBatch(TypedDict):
-    """Tensors of a batch, or of one sample without the first axis, by the names of the modalities."""
+    """Tensors of a batch by modality; those of one sample lack the first axis."""
 
     pixels: dict[str, Tensor]
     """Standardised images [B, bands, H, W]."""
@@ -52,7 +52,7 @@ class Packing:
     rows: dict[str, Tensor]
     """Numbers of the chosen tokens by entry, sample by sample [K]: sample x N + position, with N tokens a sample."""
     positions: dict[str, Tensor]
-    """Their numbers in the packed batch by entry [K]: sample x M + position."""
+    """Numbers of the same tokens in the packed batch, by entry [K]: sample x M + position."""
     slots: Tensor
     """Number of each packed token in the concatenated rows of all entries [B, M]."""
     entry: Tensor
@@ -64,7 +64,7 @@ class Packing:
 
     @property
     def valid(self) -> Tensor | None:
-        """Boolean [B, M], True where there is a token; None if there is no padding."""
+        """Return a boolean [B, M], True where there is a token; None if there is no padding."""
         return None if self.slots.numel() == sum(map(len, self.rows.values())) else self.entry != PADDING
 
     def to(self, device: torch.device) -> Packing:
@@ -178,7 +178,7 @@ def _predict(
         head = model.decoder_embeddings[key_of(entry)]
         logits = head.to_logits(y[packing.positions[entry]])
         exact = torch.promote_types(logits.dtype, torch.float32)
-        # The sum: the mean over no token would be NaN, and so would its gradient.
+        # The sum: the mean over no token, and its gradient, would be NaN.
         sums[entry] = F.cross_entropy(logits.to(exact), ids, reduction="sum")
     counts = {entry: len(ids) for entry, ids in answers.items()}
     means = {entry: value / max(counts[entry], 1) for entry, value in sums.items()}

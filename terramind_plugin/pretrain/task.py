@@ -76,7 +76,7 @@ def rewind(loop: dict[str, Any], pending: int) -> None:
 
     Args:
         loop: State of the loop in a checkpoint.
-        pending: Number of finished batches since that step. A batch that was broken off does not count.
+        pending: Number of finished batches since that step, without a batch that was broken off.
     """
     batches = loop["epoch_loop.batch_progress"]
     if not pending and batches["current"]["ready"] == batches["current"]["processed"]:
@@ -86,7 +86,7 @@ def rewind(loop: dict[str, Any], pending: int) -> None:
         # As in a checkpoint that is written at the end of the batch that stepped.
         counts |= {"ready": done, "started": done, "processed": done, "completed": max(done - 1, 0)}
     if not batches["current"]["processed"]:
-        # No batch of this epoch has stepped, so Lightning must not take it for one that has just been validated.
+        # No batch of this epoch has stepped: Lightning must not regard the epoch as just validated.
         batches["total"]["started"] -= 1
     batches["is_last_batch"] = False
     loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1

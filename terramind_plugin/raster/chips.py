@@ -31,7 +31,7 @@ class Chip:
     grid: Grid
     """Grid of the whole raster."""
     undeclared: int = 0
-    """Number of pixels that are missing though the file does not say so."""
+    """Number of missing pixels that the file does not declare."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -91,7 +91,7 @@ class Image(NamedTuple):
     descriptions: tuple[str | None, ...]
     """Names of the bands in the file."""
     undeclared: int
-    """Number of pixels that are missing though the file does not say so."""
+    """Number of missing pixels that the file does not declare."""
     far: bool
     """True if some undeclared missing pixels are infinite or far from 0."""
 

@@ -24,7 +24,7 @@ ROWS = 256
 MOST_BYTES = 128 * 2**20
 """Target size in bytes of rows that are read at once."""
 Rows = Callable[[int, int], NDArray[Any]]
-"""Function that returns the rows of an image from a first one to before a last one, [bands, rows, width]."""
+"""Function of two row numbers: the rows from the first number to before the second, [bands, rows, width]."""
 
 
 def check_complete(path: Path, rows: Rows | None = None, overviews: int | None = None) -> None:

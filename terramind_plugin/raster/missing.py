@@ -45,16 +45,16 @@ def is_odd(values: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def has_odd(values: NDArray[Any]) -> bool:
-    """Return whether `is_odd` is True anywhere; quicker."""
+    """Return whether any number is odd, faster than by `is_odd`."""
     if values.dtype.kind != "f" or not values.size:
         return False
-    # NaN is neither above nor below anything, and minimum and maximum return it.
+    # Minimum and maximum are NaN if any number is, and no comparison with NaN is true.
     bound = _bound(values)
     return not (values.min() >= -bound and values.max() <= bound)
 
 
 def _bound(values: NDArray[Any]) -> Any:
-    """Return `FAR` in the type of some numbers, or the largest number of a type that ends before."""
+    """Return `FAR`, or the largest number of the type where that is smaller."""
     kind = values.dtype.type
     return kind(min(FAR, float(np.finfo(kind).max)))
 
@@ -65,7 +65,7 @@ def read_pixels(raster: Any, bands: Sequence[int] | None = None, *, declared: bo
     Args:
         raster: An open raster of rasterio.
         bands: Numbers of the bands, from 1 on; None for all.
-        declared: Whether what the file says about missing values counts; if not, they are values like others.
+        declared: Whether to use the file's nodata values and masks. If not, pixels that they mark are ordinary values.
         window: `window` and `out_shape` of rasterio.
 
     Raises:

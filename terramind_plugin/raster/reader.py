@@ -33,7 +33,7 @@ TOLERANCE = 0.01
 THREADS = min(4, usable())
 """Number of threads that decode blocks of a file."""
 MOST_CACHE = 2**30
-"""Largest number of bytes of decoded blocks that are kept, so that the next row of windows decodes none again."""
+"""Largest size in bytes of the cache of decoded blocks, which the next row of windows uses again."""
 PREVIEW_TILE = 1024
 """Largest height and width of a window that is read for a preview."""
 
@@ -45,7 +45,7 @@ class Expected:
     name: str
     """Name of the modality, for messages."""
     bands: tuple[str, ...]
-    """Names of the bands to read, in order; only their number counts where the file does not name its own."""
+    """Names of the bands to read, in order. Of a file that does not name its bands, only their number is checked."""
     fill: tuple[float, ...]
     """Number for pixels without data, by band."""
     file_bands: tuple[str, ...] = ()

@@ -51,7 +51,7 @@ class WarpedRaster:
         self.nodatavals = (float("nan"),) * raster.count
         self.mask_flag_enums = ([MaskFlags.nodata],) * raster.count
         self.undeclared = 0
-        """Number of pixels of the blocks read so far that are missing though the file does not say so."""
+        """Number of missing pixels, in the blocks read so far, that the file does not declare."""
         self._block = lru_cache(KEPT)(self._warp_block)
 
     def read(self, bands: Sequence[int], window: Window | None = None) -> NDArray[np.float32]:

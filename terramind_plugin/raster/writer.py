@@ -145,7 +145,7 @@ def write_layer(
 
     Args:
         path: Where to write; its folder must exist. An existing file is replaced.
-        rows: Returns the rows of the image from a first one to before a last one, [bands, rows, width].
+        rows: Function of two row numbers: the rows from the first number to before the second, [bands, rows, width].
         layer: What the file holds.
         grid: Size and position of the image.
         tags: Further metadata.
@@ -226,7 +226,7 @@ def _write_rows(target: str | Path, rows: Rows, layer: Layer, grid: Grid, count:
     if min(grid.shape) >= tile:
         profile |= {"tiled": True, "blockxsize": tile, "blockysize": tile}
     with rasterio.open(target, "w", **profile) as file:
-        # Before the values, so that a file that was cut off lacks values: GDAL reads one that lacks tags.
+        # Tags first: of a file that was cut off GDAL notices missing values, but not missing tags.
         if layer.descriptions:
             file.descriptions = layer.descriptions
         if units:

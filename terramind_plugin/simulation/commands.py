@@ -77,7 +77,7 @@ def run_figure(
     """Draw inputs, labels and predictions of some chips as a PNG.
 
     Args:
-        data: folder with S2L1CHand, LabelHand, ...
+        data: Folder with S2L1CHand, LabelHand, ...
         predictions: Folder that predict wrote.
         out: Picture to write.
         chips: Number of chips.

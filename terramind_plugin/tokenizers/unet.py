@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from terramind_plugin.model.layers import attend
 
-Layer = TypeVar("Layer", bound=nn.Module)
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def sinusoids(times: Tensor, dim: int) -> Tensor:
@@ -37,7 +37,7 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, channels)
 
 
-def _zero(layer: Layer) -> Layer:
+def _zero(layer: Module) -> Module:
     """Return a layer with its parameters set to zero, so that its branch starts as the identity."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
