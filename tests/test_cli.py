@@ -69,7 +69,7 @@ def test_each_command_explains_each_option(name: str) -> None:
     for action in command.parser._actions:
         if action.dest in command.types:
             assert action.help is not None, f"{name}: {action.dest} is not in the docstring"
-            assert action.help.split(" (")[0] in " ".join(text.split()), action.dest
+            assert " ".join(action.help.split(" (")[0].split()) in " ".join(text.split()), action.dest
     assert ("Options of terramind fit may follow" in text) == (command.takes_overrides)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from terramind_plugin.cli import main
+from terramind_plugin.inference import job
 
 TIMEOUT = 300
 
@@ -75,6 +76,7 @@ def _be_the_child(work: Callable[[], Any], folder: Path, printed: Path) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         os.chdir(folder)
+        job.THREADS = 1  # GDAL's threads, which an earlier test may have started, do not survive a fork
         file = os.open(printed, os.O_WRONLY | os.O_CREAT)
         os.dup2(file, 1)
         os.dup2(file, 2)

@@ -432,52 +432,52 @@ def test_odd_units_are_said(
 def test_reconstruct_refuses(files: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
 
-    def refused(chip: Path, modality: str, *words: Any) -> str:
+    def told(chip: Path, modality: str, *words: Any) -> str:
         common = ["--out", out, "--pretrained", "false"]
         return refused(capsys, ["reconstruct", chip, "--modality", modality, *common, *words])
 
-    assert "has 13 bands, DEM has 1: DEM" in refused(files["S2L1C"], "DEM")
-    assert "has 1 band, S2L2A has 12: B01, B02" in refused(files["DEM"], "S2L2A")
-    assert "S2L1C has no image tokenizer. These have one: S2L2A" in refused(files["S2L1C"], "S2L1C")
-    assert "Did you mean 'S2L2A'" in refused(files["S2L2A"], "S2L2B")
-    assert "ambiguous" in refused(files["S2L2A"], "S2")
-    assert "There is no file" in refused(tmp_path / "none.tif", "S2L2A")
+    assert "has 13 bands, DEM has 1: DEM" in told(files["S2L1C"], "DEM")
+    assert "has 1 band, S2L2A has 12: B01, B02" in told(files["DEM"], "S2L2A")
+    assert "S2L1C has no image tokenizer. These have one: S2L2A" in told(files["S2L1C"], "S2L1C")
+    assert "Did you mean 'S2L2A'" in told(files["S2L2A"], "S2L2B")
+    assert "ambiguous" in told(files["S2L2A"], "S2")
+    assert "There is no file" in told(tmp_path / "none.tif", "S2L2A")
     (tmp_path / "text.tif").write_text("no raster")
-    assert "cannot be read as a raster" in refused(tmp_path / "text.tif", "S2L2A")
-    assert "from 1 to 1000" in refused(files["S2L2A"], "S2L2A", "--steps", "0")
-    assert "seed must be a whole number" in refused(files["S2L2A"], "S2L2A", "--seed", "-1")
-    assert "Checkpoint not found" in refused(files["S2L2A"], "S2L2A", "--ckpt_path", tmp_path / "none.pt")
+    assert "cannot be read as a raster" in told(tmp_path / "text.tif", "S2L2A")
+    assert "from 1 to 1000" in told(files["S2L2A"], "S2L2A", "--steps", "0")
+    assert "seed must be a whole number" in told(files["S2L2A"], "S2L2A", "--seed", "-1")
+    assert "Checkpoint not found" in told(files["S2L2A"], "S2L2A", "--ckpt_path", tmp_path / "none.pt")
     ids = _write(tmp_path / "ids.tif", np.full((1, 64, 64), 12, np.uint8), files["LULC"])
-    assert "whole numbers from 0 to 9, found 12" in refused(ids, "LULC")
+    assert "whole numbers from 0 to 9, found 12" in told(ids, "LULC")
     empty = _write(tmp_path / "empty.tif", np.full((2, 64, 64), np.nan, np.float32), files["S1GRD"])
-    assert "holds no data" in refused(empty, "S1GRD")
+    assert "holds no data" in told(empty, "S1GRD")
     assert not out.exists()
     out.write_text("a file")
-    assert "it is a file" in refused(files["S2L2A"], "S2L2A")
+    assert "it is a file" in told(files["S2L2A"], "S2L2A")
 
 
 def test_generate_refuses(files: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
 
-    def refused(to: str, *words: Any) -> str:
+    def told(to: str, *words: Any) -> str:
         common = ["--modality", "S2L2A", "--out", out, "--pretrained", "false", "--model", "terramind_v1_tiny"]
         return refused(capsys, ["generate", files["S2L2A"], *common, "--to", to, *words])
 
-    assert "RGB has no tokens" in refused("RGB")
-    assert "must be a list of names" in refused(",")
-    assert "named twice" in refused("LULC,landcover")
-    assert "S2L2A is input and output" in refused("S2L2A")
-    assert "no captions" in refused("caption")
-    assert "samples must be at least 1" in refused("LULC", "--samples", "0")
-    assert "takes NAME=FILE" in refused("LULC", "--input", "S1GRD")
-    assert "S2L2A is given twice" in refused("LULC", "--input", f"S2L2A={files['S2L2A']}")
-    assert "longitude,latitude" in refused("LULC", "--input", "coords=here")
-    assert "no tokenizer of" in refused("LULC", "--tokenizer_ckpt_path", "DEM=x.pt")
+    assert "RGB has no tokens" in told("RGB")
+    assert "must be a list of names" in told(",")
+    assert "named twice" in told("LULC,landcover")
+    assert "S2L2A is input and output" in told("S2L2A")
+    assert "no captions" in told("caption")
+    assert "samples must be at least 1" in told("LULC", "--samples", "0")
+    assert "takes NAME=FILE" in told("LULC", "--input", "S1GRD")
+    assert "S2L2A is given twice" in told("LULC", "--input", f"S2L2A={files['S2L2A']}")
+    assert "longitude,latitude" in told("LULC", "--input", "coords=here")
+    assert "no tokenizer of" in told("LULC", "--tokenizer_ckpt_path", "DEM=x.pt")
     radar = _open(files["S1GRD"])[0]
     nowhere = _write(tmp_path / "nowhere.tif", radar[:, :32], files["S1GRD"], crs=None)
-    assert "has CRS none, the first input has EPSG" in refused("LULC", "--input", f"S1GRD={nowhere}")
+    assert "has CRS none, the first input has EPSG" in told("LULC", "--input", f"S1GRD={nowhere}")
     elsewhere = _write(tmp_path / "elsewhere.tif", radar, files["S1GRD"], crs="EPSG:3857")
-    assert "does not overlap the first input" in refused("LULC", "--input", f"S1GRD={elsewhere}")
+    assert "does not overlap the first input" in told("LULC", "--input", f"S1GRD={elsewhere}")
     assert not out.exists()
 
 
