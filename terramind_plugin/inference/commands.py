@@ -137,7 +137,7 @@ def run_embed(
     options: EmbeddingOptions,
     modality: str | None = None,
     scene: list[list[RemotePath | Path]] | None = None,
-    bands: dict[str, str] | None = None,
+    bands: list[str] | None = None,
     layer: int = -1,
     pool: Literal["none", "mean"] = "none",
     dtype: Literal["float32", "float16", "int8"] = "float32",
@@ -154,7 +154,8 @@ def run_embed(
         options: Windows, machines and files.
         modality: Modality of the scenes, e.g. S2L2A.
         scene: Rasters of a modality, NAME=FILE ..., instead of scenes; repeatable.
-        bands: Bands that the model gets of a modality, e.g. S2L2A=BLUE,GREEN,RED; repeatable.
+        bands: Bands of the scenes where they have not all of the modality, e.g. BLUE,GREEN,RED, or of another one,
+            NAME=BLUE,GREEN,RED; repeatable.
         layer: Layer of the encoder, from 0 on, or from -1 backwards.
         pool: A vector for each patch, or the mean of each window.
         dtype: Precision of stored vectors; int8 has a scale for each dimension.
@@ -162,7 +163,7 @@ def run_embed(
         preview: Also draw the principal components as colours.
     """
     from terramind_plugin.inference.embedding import Storage, embed
-    from terramind_plugin.inference.scenes import name_scenes
+    from terramind_plugin.inference.scenes import name_bands, name_scenes
     from terramind_plugin.inference.settings import Settings
 
     if options.cog and format != "cog":
@@ -171,7 +172,7 @@ def run_embed(
     variant, ckpt_path = source.look_up()
     if not source.pretrained and ckpt_path is None:
         print("terramind: the weights are random, so the vectors mean nothing.", file=sys.stderr)
-    names = {name: [band.strip() for band in text.split(",")] for name, text in (bands or {}).items()}
+    names = name_bands(bands or [], typed[0])
     settings, storage = Settings(source.pretrained, ckpt_path), Storage(format, dtype, pool, preview)
     for path in embed(typed, variant, settings, options, storage, layer=layer, bands=names):
         print(path)

@@ -260,7 +260,12 @@ class Partial:
 
     def read(self, layer: Layer, first: int, last: int) -> NDArray[Any]:
         """Return finished rows of a layer, [bands, rows, width]."""
-        return np.stack([self._read_band(layer, band, first, last) for band in range(len(layer.descriptions))])
+        bands = len(layer.descriptions)
+        if (first, last) == (0, self.height):  # at once: layers of small scenes may have hundreds of bands
+            values = np.fromfile(self._raw(layer), layer.dtype)
+            if values.size == bands * self.height * self.width:
+                return values.reshape(bands, self.height, self.width)
+        return np.stack([self._read_band(layer, band, first, last) for band in range(bands)])
 
     def _read_band(self, layer: Layer, band: int, first: int, last: int) -> NDArray[Any]:
         values = np.fromfile(

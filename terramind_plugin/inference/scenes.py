@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from terramind_plugin.errors import ConfigError
@@ -112,6 +112,28 @@ def name_scenes(
             raise ConfigError(f"--scene needs the name of a modality: --scene S2L2A={first}.")
         files.setdefault(resolve(given).name, []).extend([path, *map(str, others)])
     return pair_scenes([[f"{name}={paths[0]}", *paths[1:]] for name, paths in files.items()], list(files))
+
+
+def name_bands(words: Sequence[str], modalities: Iterable[str]) -> dict[str, list[str]]:
+    """Return the bands of each modality from names of bands, in which NAME=BAND begins another modality.
+
+    Args:
+        words: Names as in ['BLUE', 'RED', 'S1GRD=VV']; those in front belong to the first modality.
+        modalities: Names of the modalities.
+
+    Raises:
+        ConfigError: There is no such modality.
+    """
+    known = list(modalities)
+    name, bands = known[0], dict[str, list[str]]()
+    for word in words:
+        given, equals, band = word.rpartition("=")
+        found = _match(given, known) if equals else name
+        if found is None:
+            raise ConfigError(f"--bands names {given}, but the scenes are of {', '.join(known)}.")
+        name = found
+        bands.setdefault(name, []).append(band)
+    return bands
 
 
 def _match(given: str, names: Sequence[str]) -> str | None:

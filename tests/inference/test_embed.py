@@ -41,8 +41,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_modality(tmp_path_factory.mktemp("scene") / "scene_20240506.tif", "S2L2A", (200, 330), GAP)
 
 
-def _embed(*words: Any, model: str = NANO) -> int:
-    return main(["embed", "--model", model, "--accelerator", "cpu", *map(str, words)])
+def _embed(*words: Any, model: Any = NANO) -> int:
+    return main(["embed", "--model", str(model), "--accelerator", "cpu", *map(str, words)])
 
 
 def _one(scene: Path, out: Path, *words: Any) -> Path:
@@ -257,10 +257,37 @@ def test_several_modalities_and_scenes(tmp_path: Path) -> None:
 def test_selected_bands(tmp_path: Path) -> None:
     names = ["B02", "B03", "B04"]
     path = write_modality(tmp_path / "a.tif", "S2L2A", (64, 64))
-    found = _read(_one(path, tmp_path / "out", "--bands", "S2L2A=BLUE,GREEN,RED"))
     backbone = build_backbone(NANO, ["S2L2A"], bands={"S2L2A": names}, pretrained=True).eval()
     with torch.no_grad():
         tokens = backbone(_window(path, 0, 0)[:, 1:4])[-1][0]
+    for number, words in enumerate(["BLUE,GREEN,RED", "S2L2A=B02,B03,B04"]):
+        found = _read(_one(path, tmp_path / f"out{number}", "--bands", words))
+        np.testing.assert_allclose(found, tokens.T.reshape(found.shape), atol=2e-5)
+
+
+def test_a_checkpoint_of_a_task(tmp_path: Path) -> None:
+    """It says its bands and statistics itself, and its weights are those of the backbone in it."""
+    bands = {"S2L2A": ["BLUE", "GREEN", "RED"]}
+    backbone = build_backbone(NANO, ["S2L2A", "S1GRD"], bands=bands, merge_method="concat").eval()
+    weights = {f"model.encoder.{name}": value for name, value in backbone.state_dict().items()}
+    model_args = {"backbone": NANO, "backbone_modalities": ["S2L2A", "S1GRD"], "backbone_bands": bands,
+                  "backbone_merge_method": "concat", "backbone_pretrained": True, "decoder": "UNetDecoder"}  # fmt: skip
+    statistics = {"means": {"S2L2A": [1.0, 2, 3]}, "stds": {"S2L2A": [100.0, 200, 300]}}
+    content = {"state_dict": {**weights, "model.head.weight": torch.zeros(3)}, "TerraMindDataModule": statistics,
+               "hyper_parameters": {"model_args": model_args}, "pytorch-lightning_version": "2.6.0"}  # fmt: skip
+    torch.save(content, tmp_path / "best.ckpt")
+    path = write_modality(tmp_path / "a.tif", "S2L2A", (64, 64))
+    radar = write_modality(tmp_path / "b.tif", "S1GRD", (64, 64))
+    words = ["--scene", f"S2L2A={path}", "--scene", f"S1GRD={radar}", "--out", tmp_path / "out"]
+    assert _embed(*words, model=tmp_path / "best.ckpt") == 0
+    found = _read(tmp_path / "out" / "a_embedding.tif")
+    assert found.shape == (2 * DIM, 8, 8)
+    entry = MODALITIES["S1GRD"]
+    x = {"S2L2A": Standardisation(*statistics["means"].values(), *statistics["stds"].values())(
+             torch.from_numpy(_read(path)[None, 1:4])),
+         "S1GRD": Standardisation(entry.mean, entry.std)(torch.from_numpy(_read(radar)[None]))}  # fmt: skip
+    with torch.no_grad():
+        tokens = backbone(x)[-1][0]
     np.testing.assert_allclose(found, tokens.T.reshape(found.shape), atol=2e-5)
 
 
