@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.inference.options import EmbeddingOptions, ModelArguments, Options
+from terramind_plugin.inference.options import EmbeddingOptions, ModelArguments, Options, SatelliteArguments
 from terramind_plugin.raster.paths import RemotePath
 
 
@@ -105,12 +105,13 @@ def run_map(
     *,
     config: Path,
     ckpt_path: Path,
-    scene: list[list[RemotePath | Path]],
     options: Options,
+    satellites: SatelliteArguments,
+    scene: list[list[RemotePath | Path]] | None = None,
     probabilities: bool = False,
     overrides: Sequence[str] = (),
 ) -> None:
-    """Run a fine-tuned task over whole scenes.
+    """Run a fine-tuned task over whole scenes, or over an area that satellite catalogues show.
 
     The same command goes on with an interrupted run.
 
@@ -120,13 +121,26 @@ def run_map(
         scene: Rasters of any size; one --scene NAME=FILE for each modality if there are several. The dates of a series
             are in one file, or in files between commas in the order of time: NAME=A,B,C.
         options: Windows, machines and files.
+        satellites: Satellite catalogues in place of --scene.
         probabilities: Also write the probabilities of all classes, as float32.
         overrides: Options of TerraTorch.
     """
     from terramind_plugin.inference import segmentation
 
-    files = [[str(one) for one in files] for files in scene]
-    for path in segmentation.map_scenes(config, ckpt_path, files, options, overrides, probabilities=probabilities):
+    if (scene is None) == (satellites.stac is None):
+        raise ConfigError("Give --scene FILE, or --stac CATALOGUE --aoi AREA.geojson --date RANGE: one of both.")
+    if satellites.stac is not None:
+        satellites.where_and_when()
+    files = [[str(one) for one in files] for files in scene or ()]
+    for path in segmentation.map_scenes(
+        config,
+        ckpt_path,
+        files,
+        options,
+        overrides,
+        probabilities=probabilities,
+        satellites=None if satellites.stac is None else satellites,
+    ):
         print(path)
 
 

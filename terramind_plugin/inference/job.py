@@ -62,6 +62,10 @@ class Job:
     """Files of a series after the first, in the order of time, by modality."""
     dates: dict[str, int] = field(default_factory=dict)
     """Number of dates of each series, by modality."""
+    before: Callable[[int, int], object] = lambda first, last: None
+    """Called before rows of the inputs are read, see `Source.before`."""
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """What changes when the inputs do, in place of what their files say."""
 
     def files_of(self, name: str) -> tuple[Path, ...]:
         """Return the files of a modality, in the order of time."""
@@ -125,12 +129,16 @@ class Job:
         """
         threads = THREADS if parent_process() is None else 1  # a forked process cannot use its parent's
         with ExitStack() as stack:
-            yield {
+            sources = {
                 name: stack.enter_context(
                     closing(open_input(self.files_of(name), self.expected[name], self.grid, threads, warn=warn))
                 )
                 for name in self.inputs
             }
+            for source in sources.values():
+                if isinstance(source, Source):
+                    source.before = self.before
+            yield sources
 
     def decide(
         self,
@@ -160,7 +168,7 @@ class Job:
             **options.describe(),
             "terramind_plugin_version": __version__,
             "numerics": NUMERICS,
-            "input": {name: _identities(self.files_of(name)) for name in self.inputs},
+            "input": self.identity or {name: _identities(self.files_of(name)) for name in self.inputs},
             "date": today(),
         }
         refuse_inputs(self.written, self.files)

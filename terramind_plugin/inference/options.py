@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.model.variants import Variant
+from terramind_plugin.raster.paths import RemotePath
 
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 """Lightning's name of each precision, which is written into the tags of results."""
@@ -39,6 +40,32 @@ class ModelArguments:
         from terramind_plugin.model.lookup import look_up_model
 
         return look_up_model(self.model, self.ckpt_path)
+
+
+@dataclass(frozen=True)
+class SatelliteArguments:
+    """Satellite catalogues in place of --scene.
+
+    Args:
+        stac: STAC API, catalog.json, items.json or items.parquet; MODALITY=ADDRESS for one modality alone.
+        aoi: GeoJSON of the area, in longitude and latitude; one map for each of its UTM zones.
+        date: Day or range of days, e.g. 2023-06-01/2023-06-30.
+        catalogue: Names of assets and offsets: planetary_computer, earth_search, cdse, or a YAML of rules; by default
+            the address decides.
+        collection: Collection of a modality, where it is not the usual one; repeatable.
+        skip_scenes: Ids of scenes that are not used.
+        workers: Processes that read scenes ahead of the model.
+        scheduler: Address or file of a running dask scheduler.
+    """
+
+    stac: list[RemotePath | Path] | None = None
+    aoi: Path | None = None
+    date: str | None = None
+    catalogue: list[str] | None = None
+    collection: dict[str, str] | None = None
+    skip_scenes: list[str] | None = None
+    workers: int = 1
+    scheduler: str | None = None
 
 
 @dataclass(frozen=True)

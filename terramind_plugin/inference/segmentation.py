@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,9 +19,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from terramind_plugin.data.dates import dates_taken
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.inference.job import Job, plan_jobs
-from terramind_plugin.inference.options import Options
+from terramind_plugin.inference.options import Options, SatelliteArguments
 from terramind_plugin.inference.outputs import NO_DATA, choose_classes, class_layer, value_layer
 from terramind_plugin.inference.runner import quiet, run_jobs
+from terramind_plugin.inference.satellites import open_satellites
 from terramind_plugin.inference.scenes import pair_series
 from terramind_plugin.inference.windows import training_size
 from terramind_plugin.integration.decoders import upsample_at_once
@@ -166,6 +168,7 @@ def map_scenes(
     overrides: Sequence[str] = (),
     *,
     probabilities: bool = False,
+    satellites: SatelliteArguments | None = None,
 ) -> list[Path]:
     """Write a fine-tuned task's maps of scenes, and return the files written.
 
@@ -177,6 +180,7 @@ def map_scenes(
         options: How to go through the scenes.
         overrides: Further options, as for `terramind fit`.
         probabilities: Also write the probabilities of all classes.
+        satellites: Catalogues that give the scenes in place of `files`.
 
     Raises:
         ConfigError: The configuration, the windows or the names are not possible, or the checkpoint is of another
@@ -191,7 +195,12 @@ def map_scenes(
     patch = patch_size(cli.model)
     expected, scales = read_data_module(cli.datamodule, cli.model)
     dated = any(one.dated for one in expected.values())
-    scenes = pair_series(files, list(expected), dated=dated)
+    if satellites is not None and dated:
+        raise ConfigError(
+            "--stac makes maps of one date; the configuration has several. Make the scenes of each date first, and give "
+            "them with --scene NAME=A,B,C."
+        )
+    scenes = [] if satellites is not None else pair_series(files, list(expected), dated=dated)
     crop = training_size(cli.config, cli.datamodule, cli.model, patch) if options.crop is None else options.crop
     options = options.settle(crop, patch)
     jobs = plan_jobs(scenes, expected, options, patch)
@@ -210,23 +219,32 @@ def map_scenes(
     joined = bool(getattr(cli.datamodule, "concat_bands", False))
     if joined or dated:
         described["series"] = _describe_series(cli.model, cli.datamodule, joined)
-    positions = getattr(cli.datamodule, "positions", None)
-    for job in jobs:
-        if positions is not None and job.grid.centre() is None:
-            raise DataError(f"{job.path} has no georeference, which the model's input {positions} comes from.")
-    model = SceneTask(
-        for_inference(cli.model),
-        scales,
-        probabilities,
-        jobs[0].plan.window,
-        names,
-        dates=jobs[0].dates,
-        joined=joined,
-        positions=positions,
-    )
-    for job in jobs:
-        job.decide("map", model.layers, described, options)
-    return run_jobs(model, jobs, options)
+    with ExitStack() as stack:
+        regions = None if satellites is None else stack.enter_context(open_satellites(satellites, expected, options))
+        if regions is not None:
+            jobs = plan_jobs(regions.inputs, expected, options, patch)
+            regions.attach(jobs)
+        positions = getattr(cli.datamodule, "positions", None)
+        for job in jobs:
+            if positions is not None and job.grid.centre() is None:
+                raise DataError(f"{job.path} has no georeference, which the model's input {positions} comes from.")
+        model = SceneTask(
+            for_inference(cli.model),
+            scales,
+            probabilities,
+            jobs[0].plan.window,
+            names,
+            dates=jobs[0].dates,
+            joined=joined,
+            positions=positions,
+        )
+        for number, job in enumerate(jobs):
+            origin = {} if regions is None else regions.describe(number)
+            job.decide("map", model.layers, described | origin, options)
+        written = run_jobs(model, jobs, options)
+        if regions is not None:
+            regions.finish()
+    return written
 
 
 def patch_size(task: LightningModule) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,6 +130,8 @@ class Source:
         self._raster: Any = self._warp() if self.warped else self._file
         self._fill = np.array(expected.fill * self.dates, dtype=np.float32)[:, None, None]
         self._warned = not warn
+        self.before: Callable[[int, int], object] = lambda first, last: None
+        """Called with the first row and the row after the last one before rows of the grid are read, to wait for them."""
         self._thumbnail: Thumbnail | None = None
         self._undeclared = 0
         self._counted = _Counted()
@@ -232,6 +234,7 @@ class Source:
     ) -> FilledPixels:
         """Return some bands of a window that lies inside the image, at some size."""
         indexes = self.indexes if bands is None else [self.indexes[band] for band in bands]
+        self.before(row, row + inside[0])
         try:
             window = Window(column, row, inside[1], inside[0])
             reduced: dict[str, Any] = {} if size == inside else {"out_shape": (len(indexes), *size)}

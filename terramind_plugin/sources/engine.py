@@ -11,7 +11,7 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
@@ -61,7 +61,7 @@ def run(
     workers: int = 1,
     scheduler: str | None = None,
     retries: int = 3,
-) -> Iterator[tuple[Task, Result | Exception]]:
+) -> Generator[tuple[Task, Result | Exception], None, None]:
     """Yield each task with its result, or with the error of its last attempt, in the order in which they finish.
 
     Tasks are taken from the iterable only as results are taken from this one, so memory does not grow with their
@@ -91,7 +91,7 @@ def run(
 
 def _run_here(
     tasks: Iterable[Task], work: Callable[[Task], Result], retries: int
-) -> Iterator[tuple[Task, Result | Exception]]:
+) -> Generator[tuple[Task, Result | Exception], None, None]:
     for task in tasks:
         yield task, _checked(_attempt(work, task, retries))
 
@@ -135,7 +135,7 @@ def _checked(result: Result | Exception) -> Result | Exception:
 
 def _run_on_cluster(
     tasks: Iterable[Task], work: Callable[[Task], Result], workers: int, scheduler: str | None, retries: int
-) -> Iterator[tuple[Task, Result | Exception]]:
+) -> Generator[tuple[Task, Result | Exception], None, None]:
     name = scheduler or "this machine"
     with _connect(workers, scheduler) as client:
         import distributed

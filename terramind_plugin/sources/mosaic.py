@@ -1,0 +1,352 @@
+"""Blocks of a region on a local disk, made ahead of whoever reads them, and a VRT that joins them.
+
+The files are the queue: workers write a block as soon as few enough wait to be read.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.sax.saxutils import escape
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terramind_plugin.errors import DataError, counted
+from terramind_plugin.files import write_text
+from terramind_plugin.model.modalities import MODALITIES
+from terramind_plugin.raster.georeference import Grid
+from terramind_plugin.raster.writer import TILE, write_geotiff
+from terramind_plugin.sources import engine
+from terramind_plugin.sources.block import CLEAR
+from terramind_plugin.sources.datasets import SceneError
+from terramind_plugin.sources.grids import BLOCK
+from terramind_plugin.sources.reading import NO_DEM, ScenePixels, read_mask, read_modality
+from terramind_plugin.sources.regions import Region, RegionBlock
+from terramind_plugin.sources.scenes import Scene
+
+DTYPES = {"S2L2A": "UInt16", "S2L1C": "UInt16", "S1RTC": "Float32", "DEM": "Int16", "LULC": "Byte"}
+"""GDAL's name of the type of each modality's blocks."""
+NODATA: dict[str, float] = {"S2L2A": 0, "S2L1C": 0, "S1RTC": float("nan"), "DEM": NO_DEM, "LULC": 0}
+"""Value without data of each modality's blocks."""
+SAME_PASS = 3600.0
+"""Seconds by which times of products of one pass may differ."""
+SHOWN = 5
+"""Maximum number of scenes that a message lists."""
+
+
+@dataclass(frozen=True)
+class MosaicTask:
+    """A block to write; can be pickled."""
+
+    block: RegionBlock
+    scenes: Mapping[str, Scene]
+    """Scenes of the block by their key."""
+    folder: str
+    """Folder of the region's blocks."""
+    fingerprint: str
+    """Hash of all that decides on the pixels of the region."""
+
+
+@dataclass
+class MosaicRecord:
+    """What became of a block; it is written last."""
+
+    block: str
+    fingerprint: str
+    failed: dict[str, str] = field(default_factory=dict)
+    """Reason why each scene that could not be read was left out."""
+
+
+def record_path(folder: Path, block: str) -> Path:
+    """Return the file that records a finished block."""
+    return folder / "done" / f"{block}.json"
+
+
+def block_path(folder: Path, modality: str, block: str) -> Path:
+    """Return the file of a modality of a block."""
+    return folder / modality / f"{block}.tif"
+
+
+def read_block_record(folder: Path, block: str, fingerprint: str) -> MosaicRecord | None:
+    """Return the record of a finished block; None if there is none, or one of another plan or without some scenes."""
+    try:
+        found = MosaicRecord(**json.loads(record_path(folder, block).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    return found if found.fingerprint == fingerprint and not found.failed else None
+
+
+def make_mosaic_block(task: MosaicTask) -> MosaicRecord:
+    """Write the files of a block, and return what became of it; a finished block is not written again.
+
+    Raises:
+        DataError: A file cannot be written.
+    """
+    folder, name = Path(task.folder), task.block.place.id
+    known = read_block_record(folder, name, task.fingerprint)
+    if known is not None:
+        return known
+    record = MosaicRecord(name, task.fingerprint)
+    grid = task.block.place.grid
+    choice: _Choice | None = None
+    for modality in sorted(task.block.passes, key=lambda one: one != "S2L2A"):  # its clouds decide for S2L1C, too
+        passes = [[task.scenes[key] for key in keys] for keys in task.block.passes[modality]]
+        fusion = _Fusion(grid, modality, passes, record.failed)
+        if modality == "S2L2A":
+            choice = fusion.choose()
+        write_geotiff(
+            block_path(folder, modality, name),
+            fusion.fuse(choice if modality in ("S2L2A", "S2L1C") else None),
+            crs=grid.crs,
+            transform=grid.transform,
+            descriptions=MODALITIES[modality].band_names,
+            nodata=NODATA[modality],
+        )
+    write_text(record_path(folder, name), json.dumps(asdict(record), indent=1) + "\n")
+    return record
+
+
+class _Choice(NamedTuple):
+    """The pass of Sentinel-2 that is preferred at each pixel."""
+
+    times: list[datetime]
+    """Time of each pass."""
+    passes: NDArray[np.int16]
+    """Number of the pass at each pixel, [H, W]; -1 where none has data."""
+
+
+class _Fusion:
+    """Passes over a block, read where they are needed.
+
+    Args:
+        grid: Grid of the block.
+        modality: Name of the modality.
+        passes: Scenes of each pass, in the order in which passes are taken.
+        failed: Gets the reason for each scene that cannot be read; such scenes are left out.
+    """
+
+    def __init__(
+        self, grid: Grid, modality: str, passes: Sequence[Sequence[Scene]], failed: dict[str, str]
+    ) -> None:
+        self.grid = grid
+        self.modality = modality
+        self.passes = passes
+        self.failed = failed
+
+    def choose(self) -> _Choice:
+        """Return which pass each pixel is taken from: the first that is clear there, else the first that has data."""
+        chosen = np.full(self.grid.shape, -1, np.int16)
+        cloudy = chosen.copy()
+        for number, scenes in enumerate(self.passes):
+            found = self._attempt(scenes, partial(read_mask, self.grid))
+            if found is not None:
+                mask = found.values[0]
+                chosen[np.isin(mask, CLEAR) & (chosen < 0)] = number
+                cloudy[(mask > 0) & (cloudy < 0)] = number
+            if (chosen >= 0).all():
+                break
+        return _Choice([scenes[0].start for scenes in self.passes], np.where(chosen < 0, cloudy, chosen))
+
+    def fuse(self, choice: _Choice | None) -> NDArray[Any]:
+        """Return the pixels [bands, H, W], each from the chosen pass, or from the first that has data there."""
+        shape = (len(MODALITIES[self.modality].bands), *self.grid.shape)
+        values = np.full(shape, NODATA[self.modality], DTYPES[self.modality].lower().replace("byte", "uint8"))
+        if self.modality == "DEM":
+            found = self._attempt(self.passes[0] if self.passes else [], self._read)
+            return values if found is None else found.values
+        left = np.ones(self.grid.shape, bool)
+        for only_chosen in (True, False) if choice is not None else (False,):
+            for number, scenes in enumerate(self.passes):
+                where = left & self._wanted(choice, number, only_chosen=only_chosen)
+                pixels = self._attempt(scenes, self._read) if where.any() else None
+                if pixels is not None:
+                    here = where & pixels.valid
+                    np.copyto(values, pixels.values, where=here)
+                    left &= ~here
+        return values
+
+    def _wanted(self, choice: _Choice | None, number: int, *, only_chosen: bool) -> NDArray[np.bool_]:
+        """Return where a pass may be taken, [H, W]."""
+        if choice is None:
+            return np.ones(self.grid.shape, bool)
+        if not only_chosen:  # a pixel at the edge of a swath, where a band of the chosen pass has no data
+            return choice.passes >= 0
+        start = self.passes[number][0].start
+        same = [k for k, time in enumerate(choice.times) if abs((time - start).total_seconds()) < SAME_PASS]
+        return np.isin(choice.passes, same)
+
+    def _read(self, scenes: Sequence[Scene]) -> ScenePixels:
+        return read_modality(self.grid, self.modality, scenes)
+
+    def _attempt(
+        self, scenes: Sequence[Scene], read: Callable[[Sequence[Scene]], ScenePixels]
+    ) -> ScenePixels | None:
+        """Return what can be read of scenes without those that fail; None if nothing can."""
+        while True:
+            whole = [scene for scene in scenes if scene.key not in self.failed]
+            if not whole and self.modality != "DEM":  # without tiles, the DEM is the sea
+                return None
+            try:
+                return read(whole)
+            except SceneError as error:
+                self.failed[error.scene] = error.reason
+
+
+def write_vrt(path: Path, region: Region, modality: str) -> None:
+    """Write the raster that joins a region's blocks of a modality; blocks need not be there yet.
+
+    Args:
+        path: Where to write, in the folder of the region.
+        region: The region.
+        modality: Name of the modality.
+    """
+    t = region.grid.transform
+    nodata = str(NODATA[modality])
+    bands = []
+    for number, name in enumerate(MODALITIES[modality].band_names, start=1):
+        sources = "".join(_source(block, modality, number) for block in region.blocks)
+        bands.append(
+            f'  <VRTRasterBand dataType="{DTYPES[modality]}" band="{number}" blockXSize="{TILE}" blockYSize="{TILE}">\n'
+            f"    <Description>{escape(name)}</Description>\n    <NoDataValue>{nodata}</NoDataValue>\n{sources}"
+            "  </VRTRasterBand>\n"
+        )
+    text = (
+        f'<VRTDataset rasterXSize="{region.grid.width}" rasterYSize="{region.grid.height}">\n'
+        f"  <SRS>{escape(region.grid.crs.to_wkt())}</SRS>\n"
+        f"  <GeoTransform>{t.c!r}, {t.a!r}, {t.b!r}, {t.f!r}, {t.d!r}, {t.e!r}</GeoTransform>\n"
+        f"{''.join(bands)}</VRTDataset>\n"
+    )
+    write_text(path, text)
+
+
+def _source(block: RegionBlock, modality: str, band: int) -> str:
+    place = block.place
+    side = (TILE, TILE) if min(place.height, place.width) >= TILE else (place.width, 1)
+    size = f'xSize="{place.width}" ySize="{place.height}"'
+    return (
+        "    <SimpleSource>\n"
+        f'      <SourceFilename relativeToVRT="1">{escape(f"{place.id}.tif")}</SourceFilename>\n'
+        f"      <SourceBand>{band}</SourceBand>\n"
+        f'      <SourceProperties RasterXSize="{place.width}" RasterYSize="{place.height}" '
+        f'DataType="{DTYPES[modality]}" BlockXSize="{side[0]}" BlockYSize="{side[1]}"/>\n'
+        f'      <SrcRect xOff="0" yOff="0" {size}/>\n'
+        f'      <DstRect xOff="{block.column}" yOff="{block.row}" {size}/>\n'
+        "    </SimpleSource>\n"
+    )
+
+
+class Feed:
+    """Makes the blocks of a region in the order in which rows are read, a bounded number ahead.
+
+    Args:
+        region: The region.
+        folder: Folder of its blocks.
+        workers: Number of processes that read scenes.
+        scheduler: Address of a dask scheduler.
+    """
+
+    def __init__(self, region: Region, folder: Path, workers: int = 1, scheduler: str | None = None) -> None:
+        self.region = region
+        self.folder = folder
+        self.failed: dict[str, str] = {}
+        """Reason why each scene that could not be read was left out."""
+        self._workers = workers
+        self._scheduler = scheduler
+        self._ready: set[str] = set()
+        self._start = 0
+        self._results: Generator[tuple[MosaicTask, MosaicRecord | Exception], None, None] | None = None
+
+    def prepare(self) -> dict[str, Path]:
+        """Write the rasters that join the blocks, and return them by modality."""
+        paths = {}
+        for modality in self.region.blocks[0].passes:
+            (self.folder / modality).mkdir(parents=True, exist_ok=True)
+            paths[modality] = self.folder / modality / f"{self.region.name}.vrt"
+            write_vrt(paths[modality], self.region, modality)
+        (self.folder / "done").mkdir(exist_ok=True)
+        return paths
+
+    def need(self, first: int, last: int) -> None:
+        """Wait until the blocks of some rows of the region are there.
+
+        Args:
+            first: First row.
+            last: Row after the last one.
+
+        Raises:
+            DataError: A block cannot be made.
+        """
+        wanted = {
+            block.place.id
+            for block in self.region.blocks
+            if block.row < last and block.row + block.place.height > first
+        }
+        if first < self._start:  # rows above those that are being made
+            self.close()
+        for _ in range(2):  # what is being made may end without them: the second time they come first
+            while wanted - self._ready and self._advance(first):
+                pass
+        if wanted - self._ready:
+            raise DataError(f"Blocks {', '.join(sorted(wanted - self._ready)[:SHOWN])} were not made.")
+
+    def _advance(self, first: int) -> bool:
+        """Wait for one more block, and return whether there is any; blocks from some row on are begun if none are."""
+        if self._results is None:
+            self._start = first
+            self._results = engine.run(
+                self._tasks(first), make_mosaic_block, workers=self._workers, scheduler=self._scheduler
+            )
+        answer = next(self._results, None)
+        if answer is None:
+            self._results = None
+            return False
+        task, record = answer
+        if isinstance(record, Exception):
+            raise record
+        self.failed |= record.failed
+        self._ready.add(task.block.place.id)
+        return True
+
+    def _tasks(self, first: int) -> Iterator[MosaicTask]:
+        """Yield the blocks that are not finished, from some row to the end."""
+        mark = self.region.fingerprint
+        for block in self.region.blocks:
+            name = block.place.id
+            if block.row + block.place.height <= first or name in self._ready:
+                continue
+            if read_block_record(self.folder, name, mark) is not None:
+                self._ready.add(name)
+                continue
+            used = {key for passes in block.passes.values() for keys in passes for key in keys}
+            yield MosaicTask(block, {key: self.region.scenes[key] for key in used}, str(self.folder.resolve()), mark)
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._results is not None:
+            self._results.close()
+            self._results = None
+
+    def remove(self) -> None:
+        """Delete the blocks of a region whose map is finished."""
+        self.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def refuse_failures(failed: Mapping[str, str]) -> None:
+    """Raise a DataError that lists scenes which could not be read, if there are any."""
+    if not failed:
+        return
+    shown = "; ".join(f"{scene}: {reason}" for scene, reason in list(failed.items())[:SHOWN])
+    more = f"; and {len(failed) - SHOWN} more" if len(failed) > SHOWN else ""
+    raise DataError(
+        f"The maps are written, but without {counted(len(failed), 'scene')} that cannot be read: other dates stand "
+        f"there, or no data. {shown}{more}. Run the command with --restart to try again, or leave them out with "
+        "--skip_scenes ID."
+    )

@@ -1,0 +1,370 @@
+"""The plan of a map: one grid for each UTM zone of an area, its blocks, and the order in which passes are taken.
+
+All blocks of a zone take passes in one order, so that a map has no seam where blocks meet: the pass that shows most of
+the area without clouds comes first, and others fill what it does not show.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rasterio.crs import CRS
+from rasterio.transform import Affine
+
+from terramind_plugin.errors import ConfigError
+from terramind_plugin.files import write_text
+from terramind_plugin.raster.georeference import Grid
+from terramind_plugin.sources import engine
+from terramind_plugin.sources.area import clean_id, read_area
+from terramind_plugin.sources.block import CLEAR
+from terramind_plugin.sources.datasets import SceneError
+from terramind_plugin.sources.grids import BLOCK, PIXEL, Place, from_degrees, outlines, utm_epsg
+from terramind_plugin.sources.plan import NUMERICS, Plan, SourceRequest, make_plan, read_plan, write_plan
+from terramind_plugin.sources.reading import read_mask
+from terramind_plugin.sources.scenes import Scene
+
+SNAP = 60.0
+"""Distance in m of which the corners of a map are multiples: pixels of 10, 20 and 60 m begin there."""
+LATITUDES = (-80, 0, 56, 64, 72, 84)
+"""Latitudes in degrees between which the limits of UTM zones are meridians."""
+STRIP = 3
+"""Distance in degrees of which the limits of UTM zones are multiples."""
+COVERED = 0.99
+"""Share of a region that a radar pass must show to count as showing all of it."""
+REQUEST, ORDERS = "request.json", "orders.json"
+"""Names of the files of a plan."""
+
+Passes = tuple[tuple[str, ...], ...]
+"""Keys of the scenes of each pass, in the order in which passes are taken."""
+
+
+@dataclass(frozen=True)
+class RegionBlock:
+    """A part of a region that is read at once."""
+
+    place: Place
+    row: int
+    """First row of the region."""
+    column: int
+    passes: Mapping[str, Passes]
+    """Passes by modality."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """The part of an area in one UTM zone."""
+
+    name: str
+    grid: Grid
+    blocks: tuple[RegionBlock, ...]
+    """Blocks that touch the area, row by row."""
+    scenes: Mapping[str, Scene]
+    """Scenes by their key."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all that decides on the pixels."""
+        content = [
+            NUMERICS, self.name, list(self.grid.transform)[:6], list(self.grid.shape),
+            [[block.row, block.column, dict(block.passes)] for block in self.blocks],
+            [describe_scene(scene) for scene in self.scenes.values()],
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def describe_scene(scene: Scene) -> dict[str, Any]:
+    """Return what decides on the pixels of a scene: addresses without signatures."""
+    assets = {band: url.split("?")[0] for band, url in scene.assets.items()}
+    return {"key": scene.key, "assets": assets, "offset": scene.offset, "nodata": scene.nodata}
+
+
+def plan_regions(
+    request: SourceRequest,
+    aoi: Path,
+    folder: Path,
+    *,
+    workers: int = 1,
+    scheduler: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Region]:
+    """Return the regions of an area, one a UTM zone, and write the plan; the same plan that is there is taken.
+
+    Args:
+        request: Modalities, dates and catalogues.
+        aoi: GeoJSON of the area.
+        folder: Folder of the plan.
+        workers: Number of processes that look at clouds.
+        scheduler: Address of a dask scheduler.
+        say: Called with a text before each part of the work.
+
+    Raises:
+        ConfigError: The area or the request is not possible, or the folder holds the plan of another request.
+        DataError: A catalogue does not answer.
+    """
+    area = read_area(aoi)
+    wanted = {"version": NUMERICS, "modalities": list(request.modalities), "date": str(request.dates),
+              "stac": dict(request.sources), "catalogue": dict(request.catalogues),
+              "collection": dict(request.collections), "skip_scenes": sorted(request.skipped),
+              "aoi": hashlib.sha256(area.wkb).hexdigest()[:16]}  # fmt: skip
+    zones = list(_zones(area))
+    places = [place for epsg, part in zones for place in _cut(f"{clean_id(aoi.stem)}_{epsg}", epsg, part)]
+    if _is_there(folder, wanted):
+        say(f"taking the plan in {folder}")
+        plan = read_plan(folder)
+    else:
+        plan = make_plan(request, places, prefer_whole=False, say=say)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_plan(folder, plan)
+        write_text(folder / REQUEST, json.dumps(wanted, indent=1) + "\n")
+    for note in plan.notes:
+        say(note.replace("chip", "block"))
+    orders = _read_orders(folder, plan, request, workers, scheduler, say)
+    kept = {chip.place.id: chip for chip in plan.chips}
+    regions = []
+    for epsg, part in zones:
+        name = f"{clean_id(aoi.stem)}_{epsg}"
+        own = [place for place in places if place.group == name and place.id in kept]
+        if own:
+            grid = _snapped(epsg, part)
+            blocks = tuple(_make_block(place, grid, kept[place.id].scenes, orders[name], plan) for place in own)
+            used = {key for block in blocks for passes in block.passes.values() for keys in passes for key in keys}
+            regions.append(Region(name, grid, blocks, {key: plan.scenes[key] for key in sorted(used)}))
+    return regions
+
+
+def _is_there(folder: Path, wanted: Mapping[str, Any]) -> bool:
+    """Return whether a folder holds the plan of a request."""
+    if not (folder / REQUEST).is_file():
+        return False
+    try:
+        found = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
+    except ValueError:
+        found = {}
+    if found != wanted:
+        other = sorted(key for key in wanted if found.get(key) != wanted[key])
+        raise ConfigError(
+            f"{folder} holds the plan of another request ({other[0]} {found.get(other[0])}, now {wanted[other[0]]}). "
+            "Choose another folder with --out, or delete this one."
+        )
+    return (folder / "plan.parquet").is_file()
+
+
+def _zones(area: Any) -> Iterator[tuple[int, Any]]:
+    """Yield the EPSG code of each UTM zone of an area, with the part of the area inside its limits."""
+    from shapely import box, union_all
+
+    left, bottom, right, top = area.bounds
+    strips: dict[int, list[Any]] = {}
+    for south, north in zip(LATITUDES, LATITUDES[1:], strict=False):
+        for west in range(math.floor(left / STRIP) * STRIP, math.ceil(right), STRIP):
+            if south < top and north > bottom:
+                epsg = utm_epsg(west + STRIP / 2, (south + north) / 2)
+                strips.setdefault(epsg, []).append(box(west, south, west + STRIP, north))
+    for epsg, boxes in sorted(strips.items()):
+        part = area.intersection(union_all(boxes))
+        if not part.is_empty and part.area > 0:
+            yield epsg, part
+
+
+def _project(part: Any, epsg: int) -> Any:
+    """Return a part of an area in its zone, with points along its sides so that they bend as in the zone."""
+    from shapely import segmentize, transform
+
+    return transform(
+        segmentize(part, 0.02), lambda points: np.column_stack(from_degrees(f"EPSG:{epsg}", points[:, 0], points[:, 1]))
+    )
+
+
+def _snapped(epsg: int, part: Any) -> Grid:
+    """Return the grid of a map: 10 m, around a part of an area."""
+    left, bottom, right, top = _project(part, epsg).bounds
+    left, bottom = math.floor(left / SNAP) * SNAP, math.floor(bottom / SNAP) * SNAP
+    width, height = (round(math.ceil(x / SNAP) * SNAP / PIXEL) for x in (right - left, top - bottom))
+    return Grid(height, width, CRS.from_epsg(epsg), Affine(PIXEL, 0, left, 0, -PIXEL, bottom + height * PIXEL))
+
+
+def _cut(name: str, epsg: int, part: Any) -> list[Place]:
+    """Return the blocks of a region that touch the area, row by row."""
+    from shapely import box, intersects, prepare
+
+    grid, projected = _snapped(epsg, part), _project(part, epsg)
+    prepare(projected)
+    found = []
+    for row in range(0, grid.height, BLOCK):
+        for column in range(0, grid.width, BLOCK):
+            height, width = min(BLOCK, grid.height - row), min(BLOCK, grid.width - column)
+            left, top = grid.transform.c + column * PIXEL, grid.transform.f - row * PIXEL
+            if intersects(projected, box(left, top - height * PIXEL, left + width * PIXEL, top)):
+                own = f"{name}_{row // BLOCK}_{column // BLOCK}"
+                found.append(Place(own, f"EPSG:{epsg}", left, top, width, height, PIXEL, PIXEL, own, name))
+    return found
+
+
+def _make_block(
+    place: Place, grid: Grid, scenes: Sequence[str], orders: Mapping[str, Passes], plan: Plan
+) -> RegionBlock:
+    """Return a block with the passes of its own scenes, in the order of the region."""
+    row = round((grid.transform.f - place.top) / PIXEL)
+    column = round((place.left - grid.transform.c) / PIXEL)
+    rank = {key: number for number, key in enumerate(scenes)}
+    passes = {
+        modality: tuple(
+            own for keys in order if (own := tuple(sorted((key for key in keys if key in rank), key=rank.__getitem__)))
+        )
+        for modality, order in orders.items()
+    }
+    return RegionBlock(place, row, column, passes)
+
+
+def _read_orders(
+    folder: Path,
+    plan: Plan,
+    request: SourceRequest,
+    workers: int,
+    scheduler: str | None,
+    say: Callable[[str], None],
+) -> dict[str, dict[str, Passes]]:
+    """Return the order of passes by region and modality, from the folder or from a look at the clouds."""
+    path = folder / ORDERS
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            return {
+                name: {modality: tuple(map(tuple, passes)) for modality, passes in own.items()}
+                for name, own in found.items()
+            }
+        except ValueError:
+            say(f"{path} is damaged and made again")
+    shares = _measure(plan, workers, scheduler, say) if "S2L2A" in request.modalities else {}
+    orders = {}
+    for name in dict.fromkeys(chip.place.group for chip in plan.chips):
+        orders[name] = _order_region(name, plan, request, shares)
+    write_text(path, json.dumps(orders, indent=1) + "\n")
+    return orders
+
+
+def _passes(scenes: Sequence[Scene], meridian: float) -> dict[tuple[Any, ...], list[Scene]]:
+    """Return the scenes of each pass: one date by the sun, one relative orbit, one platform."""
+    found: dict[tuple[Any, ...], list[Scene]] = {}
+    for scene in scenes:
+        found.setdefault((scene.day(meridian), scene.orbit, scene.platform), []).append(scene)
+    return found
+
+
+def _order_region(
+    name: str, plan: Plan, request: SourceRequest, clear: Mapping[tuple[str, tuple[Any, ...]], int]
+) -> dict[str, Passes]:
+    """Return the passes of a region by modality, in the order in which they are taken."""
+    chips = [chip for chip in plan.chips if chip.place.group == name]
+    meridian = chips[0].place.meridian
+    scenes = [plan.scenes[key] for key in dict.fromkeys(key for chip in chips for key in chip.scenes)]
+    wanted = request.dates.middle
+    orders: dict[str, Passes] = {}
+    for modality in sorted(request.modalities, key=lambda one: not one.startswith("S2L2A")):
+        own = [scene for scene in scenes if scene.modality == modality]
+        passes = _passes(own, meridian)
+        if modality == "DEM":
+            ranked = [own]
+        elif modality == "LULC":
+            ranked = _nearest_years(own, wanted)
+        elif modality == "S1RTC":
+            ranked = _rank_radar(list(passes.values()), chips, wanted)
+        else:
+            key = {one: (-clear.get((name, one), 0), _cloud(found), abs(found[0].start - wanted), one[0])
+                   for one, found in passes.items()}  # fmt: skip
+            ranked = [passes[one] for one in sorted(passes, key=lambda one: key[one])]
+            if modality == "S2L2A":
+                wanted = ranked[0][0].start
+        orders[modality] = tuple(tuple(scene.key for scene in found) for found in ranked if found)
+    return orders
+
+
+def _cloud(scenes: Sequence[Scene]) -> float:
+    """Return the share of clouds that the items of a pass name."""
+    return float(np.mean([1.0 if scene.cloud is None else scene.cloud for scene in scenes]))
+
+
+def _nearest_years(scenes: Sequence[Scene], wanted: datetime) -> list[list[Scene]]:
+    years: dict[tuple[datetime, datetime], list[Scene]] = {}
+    for scene in scenes:
+        years.setdefault((scene.start, scene.end), []).append(scene)
+    order = sorted(years, key=lambda year: (max(year[0] - wanted, wanted - year[1]), year))
+    return [years[year] for year in order]
+
+
+def _rank_radar(passes: Sequence[list[Scene]], chips: Sequence[Any], wanted: datetime) -> list[list[Scene]]:
+    """Return radar passes: the nearest in time that shows the whole region, then those of its direction and orbit."""
+    from shapely import from_wkb, union_all
+
+    ground = union_all(outlines([chip.place for chip in chips]))
+
+    def leaves_gaps(found: Sequence[Scene]) -> bool:
+        shown = union_all(from_wkb(np.array([scene.outline for scene in found], object)))
+        return bool(ground.intersection(shown).area < COVERED * ground.area)
+
+    order = sorted(passes, key=lambda found: (leaves_gaps(found), abs(found[0].start - wanted), found[0].key))
+    best = order[0][0]
+    return sorted(
+        order,
+        key=lambda found: (
+            found is not order[0], found[0].orbit_state != best.orbit_state, found[0].orbit != best.orbit,
+            abs(found[0].start - wanted), found[0].key,
+        ),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Look:
+    """A look at the clouds over a block; can be pickled."""
+
+    region: str
+    grid: Grid
+    passes: tuple[tuple[tuple[Any, ...], tuple[Scene, ...]], ...]
+
+
+def _measure(
+    plan: Plan, workers: int, scheduler: str | None, say: Callable[[str], None]
+) -> dict[tuple[str, tuple[Any, ...]], int]:
+    """Return the number of clear pixels of 20 m of each region and pass of Sentinel-2."""
+    looks = []
+    for chip in plan.chips:
+        own = [plan.scenes[key] for key in chip.scenes if plan.scenes[key].modality == "S2L2A"]
+        passes = _passes(own, chip.place.meridian)
+        grid = chip.place.grid
+        t = grid.transform
+        coarse = Grid(grid.height // 2, grid.width // 2, grid.crs, Affine(2 * t.a, 0, t.c, 0, 2 * t.e, t.f))
+        looks.append(_Look(chip.place.group, coarse, tuple((key, tuple(found)) for key, found in passes.items())))
+    found: dict[tuple[str, tuple[Any, ...]], int] = {}
+    choices: dict[str, set[tuple[Any, ...]]] = {}
+    for look in looks:
+        choices.setdefault(look.region, set()).update(key for key, _ in look.passes)
+    looks = [look for look in looks if len(choices[look.region]) > 1]
+    if not looks:
+        return found
+    say(f"looking at the clouds over {len(looks)} blocks")
+    for look, counts in engine.run(looks, _count_clear, workers=workers, scheduler=scheduler):
+        if isinstance(counts, Exception):
+            raise counts
+        for key, count in counts.items():
+            found[look.region, key] = found.get((look.region, key), 0) + count
+    return found
+
+
+def _count_clear(look: _Look) -> dict[tuple[Any, ...], int]:
+    """Return the number of clear pixels of each pass; one that cannot be read has none, and is named when it is used."""
+    counts = {}
+    for key, scenes in look.passes:
+        try:
+            counts[key] = int(np.isin(read_mask(look.grid, scenes).values, CLEAR).sum())
+        except SceneError:
+            counts[key] = 0
+    return counts
