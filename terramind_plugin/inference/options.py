@@ -67,6 +67,17 @@ class SatelliteArguments:
     workers: int = 1
     scheduler: str | None = None
 
+    def where_and_when(self) -> tuple[Path, str]:
+        """Return the area and the dates.
+
+        Raises:
+            ConfigError: One of them is missing.
+        """
+        if self.aoi is None or self.date is None:
+            missing = "--aoi AREA.geojson" if self.aoi is None else "--date 2023-06-01/2023-06-30"
+            raise ConfigError(f"--stac needs {missing}.")
+        return self.aoi, self.date
+
 
 @dataclass(frozen=True)
 class Options:

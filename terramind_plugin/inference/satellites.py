@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.inference.job import Job
 from terramind_plugin.inference.options import Options, SatelliteArguments
 from terramind_plugin.raster.reader import Expected
+from terramind_plugin.sources import engine
 from terramind_plugin.sources.area import clean_id
 from terramind_plugin.sources.mosaic import Feed, refuse_failures
 from terramind_plugin.sources.plan import make_request
 from terramind_plugin.sources.regions import plan_regions
+
+
+@contextmanager
+def open_satellites(
+    arguments: SatelliteArguments, expected: Mapping[str, Expected], options: Options
+) -> Iterator[SatelliteScenes]:
+    """Give the scenes of an area; the end of the block ends the workers. Arguments as in `SatelliteScenes`."""
+    with engine.kept(arguments.workers, arguments.scheduler):
+        scenes = SatelliteScenes(arguments, expected, options)
+        try:
+            yield scenes
+        finally:
+            for feed in scenes.feeds:
+                feed.close()
 
 
 class SatelliteScenes:
@@ -31,26 +46,24 @@ class SatelliteScenes:
     """
 
     def __init__(self, arguments: SatelliteArguments, expected: Mapping[str, Expected], options: Options) -> None:
-        if arguments.aoi is None or arguments.date is None:
-            missing = "--aoi AREA.geojson" if arguments.aoi is None else "--date 2023-06-01/2023-06-30"
-            raise ConfigError(f"--stac needs {missing}.")
+        aoi, date = arguments.where_and_when()
         if options.out.exists() and not options.out.is_dir():
             raise ConfigError(f"Cannot write into {options.out}: it is a file. Give a folder.")
         options.check()
         names = {name: one.name for name, one in expected.items()}
         request = make_request(
             names.values(),
-            arguments.date,
+            date,
             [str(one) for one in arguments.stac or ()],
             arguments.catalogue or (),
             arguments.collection,
             arguments.skip_scenes or (),
         )
-        self.folder = options.out / f"{clean_id(arguments.aoi.stem)}_sources"
+        self.folder = options.out / f"{clean_id(aoi.stem)}_sources"
         """Folder of the plan and of the blocks that are not needed any more when the maps are finished."""
         regions = plan_regions(
             request,
-            arguments.aoi,
+            aoi,
             self.folder,
             workers=arguments.workers,
             scheduler=arguments.scheduler,
@@ -80,18 +93,9 @@ class SatelliteScenes:
             "offsets_removed": " ".join(f"{scene.id}={scene.offset}" for scene in scenes if scene.offset),
         }
 
-    def __enter__(self) -> SatelliteScenes:
-        """Return the scenes; the end of the block ends the workers."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the workers."""
-        for feed in self.feeds:
-            feed.close()
-
     def finish(self) -> None:
         """Delete the blocks, and raise a DataError that lists scenes which could not be read, if there are any."""
-        failed = {}
+        failed: dict[str, str] = {}
         for feed in self.feeds:
             failed |= feed.failed
             feed.remove()

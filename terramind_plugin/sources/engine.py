@@ -89,6 +89,27 @@ def run(
     return _run_on_cluster(tasks, work, workers, scheduler, retries)
 
 
+@contextmanager
+def kept(workers: int = 1, scheduler: str | None = None) -> Iterator[None]:
+    """Keep the cluster of the first `run` with these arguments for further ones until the block ends.
+
+    Args:
+        workers: As in `run`.
+        scheduler: As in `run`.
+    """
+    with ExitStack() as stack:
+        _kept[workers, scheduler] = stack
+        try:
+            yield
+        finally:
+            del _kept[workers, scheduler]
+            _clients.pop((workers, scheduler), None)
+
+
+_kept: dict[tuple[int, str | None], ExitStack] = {}
+_clients: dict[tuple[int, str | None], Any] = {}
+
+
 def _run_here(
     tasks: Iterable[Task], work: Callable[[Task], Result], retries: int
 ) -> Generator[tuple[Task, Result | Exception], None, None]:
@@ -220,6 +241,20 @@ def _result_of(future: Any, scheduler: str) -> Any:
 @contextmanager
 def _connect(workers: int, scheduler: str | None) -> Iterator[Any]:
     """Give a client of a scheduler, or of a cluster of worker processes that lasts as long as the block."""
+    key = workers, scheduler
+    stack = _kept.get(key)
+    if stack is None:
+        with _start(workers, scheduler) as client:
+            yield client
+        return
+    if key not in _clients or _clients[key].status != "running":
+        _clients[key] = stack.enter_context(_start(workers, scheduler))
+    yield _clients[key]
+
+
+@contextmanager
+def _start(workers: int, scheduler: str | None) -> Iterator[Any]:
+    """Give a new client."""
     try:
         import dask
         from distributed import Client, LocalCluster

@@ -24,9 +24,8 @@ from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.raster.georeference import Grid
 from terramind_plugin.raster.writer import TILE, write_geotiff
 from terramind_plugin.sources import engine
-from terramind_plugin.sources.block import CLEAR
+from terramind_plugin.sources.choice import CLEAR
 from terramind_plugin.sources.datasets import SceneError
-from terramind_plugin.sources.grids import BLOCK
 from terramind_plugin.sources.reading import NO_DEM, ScenePixels, read_mask, read_modality
 from terramind_plugin.sources.regions import Region, RegionBlock
 from terramind_plugin.sources.scenes import Scene
@@ -132,9 +131,7 @@ class _Fusion:
         failed: Gets the reason for each scene that cannot be read; such scenes are left out.
     """
 
-    def __init__(
-        self, grid: Grid, modality: str, passes: Sequence[Sequence[Scene]], failed: dict[str, str]
-    ) -> None:
+    def __init__(self, grid: Grid, modality: str, passes: Sequence[Sequence[Scene]], failed: dict[str, str]) -> None:
         self.grid = grid
         self.modality = modality
         self.passes = passes
@@ -185,9 +182,7 @@ class _Fusion:
     def _read(self, scenes: Sequence[Scene]) -> ScenePixels:
         return read_modality(self.grid, self.modality, scenes)
 
-    def _attempt(
-        self, scenes: Sequence[Scene], read: Callable[[Sequence[Scene]], ScenePixels]
-    ) -> ScenePixels | None:
+    def _attempt(self, scenes: Sequence[Scene], read: Callable[[Sequence[Scene]], ScenePixels]) -> ScenePixels | None:
         """Return what can be read of scenes without those that fail; None if nothing can."""
         while True:
             whole = [scene for scene in scenes if scene.key not in self.failed]

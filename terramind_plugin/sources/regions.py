@@ -11,8 +11,9 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from datetime import datetime
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ from terramind_plugin.files import write_text
 from terramind_plugin.raster.georeference import Grid
 from terramind_plugin.sources import engine
 from terramind_plugin.sources.area import clean_id, read_area
-from terramind_plugin.sources.block import CLEAR
+from terramind_plugin.sources.choice import CLEAR
 from terramind_plugin.sources.datasets import SceneError
-from terramind_plugin.sources.grids import BLOCK, PIXEL, Place, from_degrees, outlines, utm_epsg
-from terramind_plugin.sources.plan import NUMERICS, Plan, SourceRequest, make_plan, read_plan, write_plan
+from terramind_plugin.sources.grids import PIXEL_METRES, Place, from_degrees, outlines, utm_epsg
+from terramind_plugin.sources.plan import SourcePlan, SourceRequest, plan_scenes, read_plan, write_plan
 from terramind_plugin.sources.reading import read_mask
 from terramind_plugin.sources.scenes import Scene
 
@@ -40,6 +41,10 @@ STRIP = 3
 """Distance in degrees of which the limits of UTM zones are multiples."""
 COVERED = 0.99
 """Share of a region that a radar pass must show to count as showing all of it."""
+BLOCK_SIDE = 1024
+"""Pixels per side of a block: few enough for a worker's memory, enough to read each file block of a scene once."""
+MOSAIC_NUMERICS = 1
+"""Version of what is written for a region: raise it when the same plan gives other pixels."""
 REQUEST, ORDERS = "request.json", "orders.json"
 """Names of the files of a plan."""
 
@@ -74,7 +79,7 @@ class Region:
     def fingerprint(self) -> str:
         """Hash of all that decides on the pixels."""
         content = [
-            NUMERICS, self.name, list(self.grid.transform)[:6], list(self.grid.shape),
+            MOSAIC_NUMERICS, self.name, list(self.grid.transform)[:6], list(self.grid.shape),
             [[block.row, block.column, dict(block.passes)] for block in self.blocks],
             [describe_scene(scene) for scene in self.scenes.values()],
         ]  # fmt: skip
@@ -111,7 +116,7 @@ def plan_regions(
         DataError: A catalogue does not answer.
     """
     area = read_area(aoi)
-    wanted = {"version": NUMERICS, "modalities": list(request.modalities), "date": str(request.dates),
+    wanted = {"version": MOSAIC_NUMERICS, "modalities": list(request.modalities), "date": str(request.dates),
               "stac": dict(request.sources), "catalogue": dict(request.catalogues),
               "collection": dict(request.collections), "skip_scenes": sorted(request.skipped),
               "aoi": hashlib.sha256(area.wkb).hexdigest()[:16]}  # fmt: skip
@@ -121,7 +126,7 @@ def plan_regions(
         say(f"taking the plan in {folder}")
         plan = read_plan(folder)
     else:
-        plan = make_plan(request, places, prefer_whole=False, say=say)
+        plan = plan_scenes(request, places, prefer_whole=False, say=say)
         folder.mkdir(parents=True, exist_ok=True)
         write_plan(folder, plan)
         write_text(folder / REQUEST, json.dumps(wanted, indent=1) + "\n")
@@ -164,7 +169,7 @@ def _zones(area: Any) -> Iterator[tuple[int, Any]]:
 
     left, bottom, right, top = area.bounds
     strips: dict[int, list[Any]] = {}
-    for south, north in zip(LATITUDES, LATITUDES[1:], strict=False):
+    for south, north in pairwise(LATITUDES):
         for west in range(math.floor(left / STRIP) * STRIP, math.ceil(right), STRIP):
             if south < top and north > bottom:
                 epsg = utm_epsg(west + STRIP / 2, (south + north) / 2)
@@ -188,8 +193,13 @@ def _snapped(epsg: int, part: Any) -> Grid:
     """Return the grid of a map: 10 m, around a part of an area."""
     left, bottom, right, top = _project(part, epsg).bounds
     left, bottom = math.floor(left / SNAP) * SNAP, math.floor(bottom / SNAP) * SNAP
-    width, height = (round(math.ceil(x / SNAP) * SNAP / PIXEL) for x in (right - left, top - bottom))
-    return Grid(height, width, CRS.from_epsg(epsg), Affine(PIXEL, 0, left, 0, -PIXEL, bottom + height * PIXEL))
+    width, height = (round(math.ceil(x / SNAP) * SNAP / PIXEL_METRES) for x in (right - left, top - bottom))
+    return Grid(
+        height,
+        width,
+        CRS.from_epsg(epsg),
+        Affine(PIXEL_METRES, 0, left, 0, -PIXEL_METRES, bottom + height * PIXEL_METRES),
+    )
 
 
 def _cut(name: str, epsg: int, part: Any) -> list[Place]:
@@ -199,22 +209,24 @@ def _cut(name: str, epsg: int, part: Any) -> list[Place]:
     grid, projected = _snapped(epsg, part), _project(part, epsg)
     prepare(projected)
     found = []
-    for row in range(0, grid.height, BLOCK):
-        for column in range(0, grid.width, BLOCK):
-            height, width = min(BLOCK, grid.height - row), min(BLOCK, grid.width - column)
-            left, top = grid.transform.c + column * PIXEL, grid.transform.f - row * PIXEL
-            if intersects(projected, box(left, top - height * PIXEL, left + width * PIXEL, top)):
-                own = f"{name}_{row // BLOCK}_{column // BLOCK}"
-                found.append(Place(own, f"EPSG:{epsg}", left, top, width, height, PIXEL, PIXEL, own, name))
+    for row in range(0, grid.height, BLOCK_SIDE):
+        for column in range(0, grid.width, BLOCK_SIDE):
+            height, width = min(BLOCK_SIDE, grid.height - row), min(BLOCK_SIDE, grid.width - column)
+            left, top = grid.transform.c + column * PIXEL_METRES, grid.transform.f - row * PIXEL_METRES
+            if intersects(projected, box(left, top - height * PIXEL_METRES, left + width * PIXEL_METRES, top)):
+                own = f"{name}_{row // BLOCK_SIDE}_{column // BLOCK_SIDE}"
+                found.append(
+                    Place(own, f"EPSG:{epsg}", left, top, width, height, PIXEL_METRES, PIXEL_METRES, own, name)
+                )
     return found
 
 
 def _make_block(
-    place: Place, grid: Grid, scenes: Sequence[str], orders: Mapping[str, Passes], plan: Plan
+    place: Place, grid: Grid, scenes: Sequence[str], orders: Mapping[str, Passes], plan: SourcePlan
 ) -> RegionBlock:
     """Return a block with the passes of its own scenes, in the order of the region."""
-    row = round((grid.transform.f - place.top) / PIXEL)
-    column = round((place.left - grid.transform.c) / PIXEL)
+    row = round((grid.transform.f - place.top) / PIXEL_METRES)
+    column = round((place.left - grid.transform.c) / PIXEL_METRES)
     rank = {key: number for number, key in enumerate(scenes)}
     passes = {
         modality: tuple(
@@ -227,7 +239,7 @@ def _make_block(
 
 def _read_orders(
     folder: Path,
-    plan: Plan,
+    plan: SourcePlan,
     request: SourceRequest,
     workers: int,
     scheduler: str | None,
@@ -261,7 +273,7 @@ def _passes(scenes: Sequence[Scene], meridian: float) -> dict[tuple[Any, ...], l
 
 
 def _order_region(
-    name: str, plan: Plan, request: SourceRequest, clear: Mapping[tuple[str, tuple[Any, ...]], int]
+    name: str, plan: SourcePlan, request: SourceRequest, clear: Mapping[tuple[str, tuple[Any, ...]], int]
 ) -> dict[str, Passes]:
     """Return the passes of a region by modality, in the order in which they are taken."""
     chips = [chip for chip in plan.chips if chip.place.group == name]
@@ -332,7 +344,7 @@ class _Look:
 
 
 def _measure(
-    plan: Plan, workers: int, scheduler: str | None, say: Callable[[str], None]
+    plan: SourcePlan, workers: int, scheduler: str | None, say: Callable[[str], None]
 ) -> dict[tuple[str, tuple[Any, ...]], int]:
     """Return the number of clear pixels of 20 m of each region and pass of Sentinel-2."""
     looks = []
@@ -360,7 +372,7 @@ def _measure(
 
 
 def _count_clear(look: _Look) -> dict[tuple[Any, ...], int]:
-    """Return the number of clear pixels of each pass; one that cannot be read has none, and is named when it is used."""
+    """Return the number of clear pixels of each pass; one that cannot be read has none, and is named when read."""
     counts = {}
     for key, scenes in look.passes:
         try:
