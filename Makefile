@@ -7,11 +7,12 @@ CONFIG := configs/demo_flood.yaml
 export HF_HUB_OFFLINE ?= 1
 export NO_ALBUMENTATIONS_UPDATE ?= 1
 
-.PHONY: help setup demo demo-series test test-all bench nano results docs lint clean
+.PHONY: help setup demo demo-series demo-region test test-all bench nano results docs lint clean
 
 help:
 	@echo "make demo      set up, simulate data, fit, test, predict, draw a figure"
 	@echo "make demo-series  the same on four dates with one elevation model, with a map"
+	@echo "make demo-region  simulate a satellite catalogue, make chips of it, fine-tune, map the region, draw a figure"
 	@echo "make test      set up and run the tests (under ten minutes on two cores)"
 	@echo "make test-all  the slow tests, too"
 	@echo "make bench     compare speed and memory with TerraTorch's own TerraMind"
@@ -76,6 +77,33 @@ demo-series: $(STAMP)
 	@echo "  map          $(SERIES)/maps"
 	@echo "  predictions  $(SERIES)/predictions/*.tif"
 	@echo "  figure       $(SERIES)/figure.png"
+
+REGION := $(OUT)/region
+CATALOGUE := --stac $(REGION)/world/catalog.json --catalogue planetary_computer --date 2021-06-01/2022-08-31
+
+# Every command goes on where an interrupted one has stopped.
+demo-region: $(STAMP)
+	@echo "1/6 Simulate a catalogue of satellite scenes in two UTM zones"
+	@$(BIN)/terramind simulate --world stac --out $(REGION)/world --size 528
+	@echo "2/6 Make chips: terramind chips"
+	@$(BIN)/terramind chips $(CATALOGUE) --modalities S2L2A,S1RTC,DEM --labels $(REGION)/world/labels --out $(REGION)/chips
+	@echo "3/6 Check: terramind check"
+	@$(BIN)/terramind check -c $(REGION)/chips/config.yaml
+	@echo "4/6 Fine-tune: terramind fit"
+	@$(BIN)/terramind fit -c $(REGION)/chips/config.yaml
+	@echo "5/6 Map the region: terramind map --stac"
+	@$(BIN)/terramind map -c $(REGION)/chips/config.yaml \
+		--ckpt_path $(REGION)/chips/training/checkpoints/best.ckpt \
+		$(CATALOGUE) --aoi $(REGION)/world/aoi.geojson --out $(REGION)/maps --workers 2
+	@echo "6/6 Draw"
+	@$(BIN)/terramind figure --data $(REGION)/world --predictions $(REGION)/maps --out $(REGION)/figure.png
+	@echo
+	@echo "Made:"
+	@echo "  catalogue    $(REGION)/world/catalog.json"
+	@echo "  chips        $(REGION)/chips"
+	@echo "  checkpoint   $(REGION)/chips/training/checkpoints/best.ckpt"
+	@echo "  maps         $(REGION)/maps/*_pred.tif, one a UTM zone"
+	@echo "  figure       $(REGION)/figure.png"
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile

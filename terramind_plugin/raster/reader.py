@@ -131,7 +131,7 @@ class Source:
         self._fill = np.array(expected.fill * self.dates, dtype=np.float32)[:, None, None]
         self._warned = not warn
         self.before: Callable[[int, int], object] = lambda first, last: None
-        """Called with the first row and the row after the last one before rows of the grid are read, to wait for them."""
+        """Called with the first row and the row after the last one before rows are read, e.g. to wait for them."""
         self._thumbnail: Thumbnail | None = None
         self._undeclared = 0
         self._counted = _Counted()

@@ -74,16 +74,22 @@ def _simulate_catalogue(out: Path, size: int | None, seed: int) -> None:
 def run_figure(
     *, data: Path, predictions: Path, out: Path, chips: int = 4, class_names: list[str] | None = None
 ) -> None:
-    """Draw inputs, labels and predictions of some chips as a PNG.
+    """Draw inputs, labels and predictions of some chips, or of a simulated region, as a PNG.
 
     Args:
-        data: Folder with S2L1CHand, LabelHand, ...
-        predictions: Folder that predict wrote.
+        data: Folder with S2L1CHand, LabelHand, ..., or with a catalogue that simulate --world stac wrote.
+        predictions: Folder that predict wrote, or map --stac.
         out: Picture to write.
         chips: Number of chips.
         class_names: Names of the classes in their order (default: Land,Water).
     """
-    from terramind_plugin.simulation.figure import draw_predictions
+    names = class_names or ["Land", "Water"]
+    if (data / "catalog.json").is_file():
+        from terramind_plugin.simulation.region_figure import draw_region
 
-    draw_predictions(data, predictions, out, chips=chips, class_names=class_names or ["Land", "Water"])
+        draw_region(data, predictions, out, names)
+    else:
+        from terramind_plugin.simulation.figure import draw_predictions
+
+        draw_predictions(data, predictions, out, chips=chips, class_names=names)
     print(out)

@@ -27,7 +27,7 @@ from terramind_plugin.sources import engine
 from terramind_plugin.sources.choice import CLEAR
 from terramind_plugin.sources.datasets import SceneError
 from terramind_plugin.sources.reading import NO_DEM, ScenePixels, read_mask, read_modality
-from terramind_plugin.sources.regions import Region, RegionBlock
+from terramind_plugin.sources.regions import MapRegion, RegionBlock
 from terramind_plugin.sources.scenes import Scene
 
 DTYPES = {"S2L2A": "UInt16", "S2L1C": "UInt16", "S1RTC": "Float32", "DEM": "Int16", "LULC": "Byte"}
@@ -194,7 +194,7 @@ class _Fusion:
                 self.failed[error.scene] = error.reason
 
 
-def write_vrt(path: Path, region: Region, modality: str) -> None:
+def write_vrt(path: Path, region: MapRegion, modality: str) -> None:
     """Write the raster that joins a region's blocks of a modality; blocks need not be there yet.
 
     Args:
@@ -247,7 +247,7 @@ class Feed:
         scheduler: Address of a dask scheduler.
     """
 
-    def __init__(self, region: Region, folder: Path, workers: int = 1, scheduler: str | None = None) -> None:
+    def __init__(self, region: MapRegion, folder: Path, workers: int = 1, scheduler: str | None = None) -> None:
         self.region = region
         self.folder = folder
         self.failed: dict[str, str] = {}

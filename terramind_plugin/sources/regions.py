@@ -65,7 +65,7 @@ class RegionBlock:
 
 
 @dataclass(frozen=True)
-class Region:
+class MapRegion:
     """The part of an area in one UTM zone."""
 
     name: str
@@ -100,7 +100,7 @@ def plan_regions(
     workers: int = 1,
     scheduler: str | None = None,
     say: Callable[[str], None] = lambda text: None,
-) -> list[Region]:
+) -> list[MapRegion]:
     """Return the regions of an area, one a UTM zone, and write the plan; the same plan that is there is taken.
 
     Args:
@@ -142,7 +142,7 @@ def plan_regions(
             grid = _snapped(epsg, part)
             blocks = tuple(_make_block(place, grid, kept[place.id].scenes, orders[name], plan) for place in own)
             used = {key for block in blocks for passes in block.passes.values() for keys in passes for key in keys}
-            regions.append(Region(name, grid, blocks, {key: plan.scenes[key] for key in sorted(used)}))
+            regions.append(MapRegion(name, grid, blocks, {key: plan.scenes[key] for key in sorted(used)}))
     return regions
 
 

@@ -54,7 +54,7 @@ def content(folder):
 def area(ground, tmp_path_factory):
     """Return a file with an area of 4 x 3 small blocks."""
     return aoi(tmp_path_factory.mktemp("area") / "my area.geojson", HOME,
-               (LEFT + 2000, TOP - 5000, LEFT + 6000, TOP - 1500))  # fmt: skip
+               (LEFT + 500, TOP - 4500, LEFT + 4800, TOP - 700))  # fmt: skip
 
 
 def test_blocks_join_without_a_seam(ground, area, tmp_path):
