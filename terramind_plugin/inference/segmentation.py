@@ -197,8 +197,8 @@ def map_scenes(
     dated = any(one.dated for one in expected.values())
     if satellites is not None and dated:
         raise ConfigError(
-            "--stac makes maps of one date; the configuration has several. Make the scenes of each date first, and give "
-            "them with --scene NAME=A,B,C."
+            "--stac makes maps of one date; the configuration has several. Make the scenes of each date first, and "
+            "give them with --scene NAME=A,B,C."
         )
     scenes = [] if satellites is not None else pair_series(files, list(expected), dated=dated)
     crop = training_size(cli.config, cli.datamodule, cli.model, patch) if options.crop is None else options.crop

@@ -118,6 +118,7 @@ def test_map_of_an_area_is_that_of_a_scene_with_the_same_pixels(task, world, tmp
     assert sorted(left) == ["orders.json", "plan.parquet", "request.json", "scenes.parquet"]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_was_and_reads_nothing_twice(task, world, tmp_path, monkeypatch):
     monkeypatch.setattr(regions, "BLOCK_SIDE", 60)
     assert run(task, *words(world, tmp_path / "whole")) == 0
