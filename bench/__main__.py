@@ -25,6 +25,7 @@ from bench.measure import measure_peaks, measure_size, say
 from bench.report import describe_machine, load_line, render, write_report
 from bench.scenes import measure_agreement, measure_times, memory_table, verdict_lines
 from bench.scenes import measure_peaks as measure_scene_peaks
+from bench.sources import measure_sources, source_table
 from bench.timing import CLOCKS
 
 HERE = Path(__file__).parent
@@ -149,12 +150,22 @@ def run_scenes(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     return "\n".join(lines), results | {"agreement": agreement}
 
 
+def run_sources(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Return report and results of chips from a catalogue."""
+    machine = describe() | {"clock": "cpu"}
+    with tempfile.TemporaryDirectory() as name:
+        rows = measure_sources(Path(name), arguments.repeats or REPEATS["base"])
+    lines = [describe_machine(machine), "", *source_table(rows)]
+    return "\n".join(lines), {"machine": machine, "rows": [asdict(x) for x in rows]}
+
+
 PARTS = {
     "backbone": run_backbone,
     "generation": run_generation,
     "cache": run_cache,
     "decoder": run_decoder,
     "scenes": run_scenes,
+    "sources": run_sources,
 }
 
 

@@ -94,12 +94,12 @@ def _count(scene: Scene, band: str, grid: Grid, blocks: dict[tuple[int, int], in
 
     def measure(dataset: Any) -> Mapping[tuple[int, int], int]:
         window = window_in(dataset, grid)
-        return {} if window is None else _blocks(dataset, window)
+        return {} if window is None else block_sizes(dataset, window)
 
     blocks.update(with_dataset(scene, band, measure))
 
 
-def _blocks(dataset: Any, window: Window) -> dict[tuple[int, int], int]:
+def block_sizes(dataset: Any, window: Window) -> dict[tuple[int, int], int]:
     """Return the compressed bytes of each file block that a window touches, by row and column."""
     tall, wide = dataset.block_shapes[0]
     rows = range(int(window.row_off) // tall, -(-int(window.row_off + window.height) // tall))

@@ -1,18 +1,28 @@
-"""A small HTTP server of a folder: byte ranges, counts of requests and bytes, and every way in which servers fail."""
+"""A small HTTP server of a folder: byte ranges, counts of requests and bytes, and every way in which servers fail.
+
+It runs in a process of its own: GDAL may hold Python's lock while it waits for an answer.
+"""
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 REASONS = {403: "Forbidden", 404: "Not Found", 429: "Too Many Requests", 500: "Internal Server Error"}
+CONTROL = "/__control"
+FOREVER = 10**9
 
 
 @dataclass
@@ -23,7 +33,7 @@ class Fault:
     """Regular expression that the path of a request has to hold."""
     action: int | str
     """HTTP status, 'timeout' (no answer before `hold` seconds) or 'truncate' (half of an answer)."""
-    times: int = 10**9
+    times: int = FOREVER
     """Number of requests that it happens to."""
     hold: float = 30.0
     happened: int = 0
@@ -41,44 +51,67 @@ class Request:
     """First byte of the file that was asked for."""
 
 
-@dataclass
+class _Clearable(list):
+    """A list whose `clear` also clears the server's."""
+
+    def __init__(self, items, clear: Callable[[], object]) -> None:
+        super().__init__(items)
+        self._clear = clear
+
+    def clear(self) -> None:
+        super().clear()
+        self._clear()
+
+
+@dataclass(frozen=True)
 class Server:
-    """A running server."""
+    """A running server, seen from the test."""
 
-    folder: Path
-    port: int = 0
-    signed: bool = False
-    """Whether files need a signature that has not expired; STAC documents never do."""
-    faults: list[Fault] = field(default_factory=list)
-    requests: list[Request] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    closing: threading.Event = field(default_factory=threading.Event)
+    url: str
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def fail(self, pattern: str, action: int | str, times: int = 10**9, hold: float = 30.0) -> Fault:
+    def fail(self, pattern: str, action: int | str, times: int = FOREVER, hold: float = 30.0) -> None:
         """Let requests fail from now on."""
-        fault = Fault(pattern, action, times, hold)
-        self.faults.append(fault)
-        return fault
+        self._ask(fault=asdict(Fault(pattern, action, times, hold)))
 
     def sign(self, url: str, lifetime: float = 3600.0) -> str:
         """Return an address with a signature that expires after some seconds."""
         return f"{url.split('?')[0]}?se={time.time() + lifetime:.3f}&sig=valid"
 
+    @property
+    def requests(self) -> list[Request]:
+        """Return the requests that were answered."""
+        return _Clearable([Request(**one) for one in self._ask()["requests"]], lambda: self._ask(forget=["requests"]))
+
+    @property
+    def faults(self) -> list[Fault]:
+        """Return what happens to requests."""
+        return _Clearable([Fault(**one) for one in self._ask()["faults"]], lambda: self._ask(forget=["faults"]))
+
     def count(self, pattern: str = r"\.tif$") -> tuple[int, int]:
         """Return the number of requests, and of bytes served, for paths that hold a regular expression."""
-        with self.lock:
-            own = [one for one in self.requests if re.search(pattern, one.path)]
+        own = [one for one in self.requests if re.search(pattern, one.path)]
         return len(own), sum(one.bytes for one in own)
 
     def reset(self) -> None:
         """Forget requests and faults."""
-        with self.lock:
-            self.requests.clear()
-            self.faults.clear()
+        self._ask(forget=["requests", "faults"])
+
+    def _ask(self, **order: object) -> dict[str, list[dict]]:
+        request = urllib.request.Request(self.url + CONTROL, data=json.dumps(order).encode())
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+
+class State:
+    """What the server knows."""
+
+    def __init__(self, folder: Path, *, signed: bool) -> None:
+        self.folder = folder.resolve()
+        self.signed = signed
+        """Whether GeoTIFFs need a signature that has not expired; STAC documents never do."""
+        self.faults: list[Fault] = []
+        self.requests: list[Request] = []
+        self.lock = threading.Lock()
 
     def fault(self, path: str) -> Fault | None:
         """Return what happens to a request, and count it."""
@@ -89,14 +122,33 @@ class Server:
                     return one
         return None
 
+    def note(self, *request: object) -> None:
+        with self.lock:
+            self.requests.append(Request(*request))
+
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    server: HTTPServer
+    state: State
 
     def log_message(self, *args: object) -> None:
         """Be quiet."""
+
+    def do_POST(self) -> None:
+        order = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        state = self.state
+        with state.lock:
+            for name in order.get("forget", ()):
+                getattr(state, name).clear()
+            if "fault" in order:
+                state.faults.append(Fault(**order["fault"]))
+            known = {name: [asdict(one) for one in getattr(state, name)] for name in ("requests", "faults")}
+        body = json.dumps(known).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def do_HEAD(self) -> None:
         self.answer(with_body=False)
@@ -105,22 +157,21 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(with_body=True)
 
     def answer(self, *, with_body: bool) -> None:
-        state = self.server.state
         parts = urlsplit(self.path)
         name = unquote(parts.path)
-        fault = state.fault(name)
+        fault = self.state.fault(name)
         if fault is not None and fault.action == "timeout":
-            state.closing.wait(fault.hold)
+            time.sleep(fault.hold)
             self.close_connection = True
             return
         if fault is not None and isinstance(fault.action, int):
             self.refuse(name, fault.action)
             return
-        path = (state.folder / name.lstrip("/")).resolve()
-        if not path.is_file() or not path.is_relative_to(state.folder.resolve()):
+        path = (self.state.folder / name.lstrip("/")).resolve()
+        if not path.is_file() or not path.is_relative_to(self.state.folder):
             self.refuse(name, 404)
             return
-        if state.signed and path.suffix == ".tif" and not self.is_signed(parse_qs(parts.query)):
+        if self.state.signed and path.suffix == ".tif" and not self.is_signed(parse_qs(parts.query)):
             self.refuse(name, 403)
             return
         size = path.stat().st_size
@@ -138,8 +189,7 @@ class Handler(BaseHTTPRequestHandler):
             body = file.read(last - first + 1)
         sent = body[: len(body) // 2] if fault is not None else body
         status = 206 if asked is not None else 200
-        with state.lock:
-            state.requests.append(Request(name, status, len(sent) if with_body else 0, first))
+        self.state.note(name, status, len(sent) if with_body else 0, first)
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Accept-Ranges", "bytes")
@@ -155,8 +205,7 @@ class Handler(BaseHTTPRequestHandler):
         return query.get("sig") == ["valid"] and float(query.get("se", ["0"])[0]) > time.time()
 
     def refuse(self, name: str, status: int) -> None:
-        with self.server.state.lock:
-            self.server.state.requests.append(Request(name, status, 0))
+        self.state.note(name, status, 0)
         self.send_response(status, REASONS.get(status))
         self.send_header("Content-Length", "0")
         if status == 429:
@@ -166,23 +215,31 @@ class Handler(BaseHTTPRequestHandler):
 
 class HTTPServer(ThreadingHTTPServer):
     daemon_threads = True
-    state: Server
+    request_queue_size = 128
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that has gone is no fault of the server."""
 
 
 @contextmanager
-def serve(folder: Path, *, signed: bool = False):
-    """Give a server of a folder that runs in a thread until the block ends."""
-    state = Server(folder, signed=signed)
-    with HTTPServer(("127.0.0.1", 0), Handler) as http:
-        http.state, state.port = state, http.server_address[1]
-        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        thread.start()
+def serve(folder: Path, *, signed: bool = False) -> Iterator[Server]:
+    """Give a server of a folder that runs in a process of its own until the block ends."""
+    command = [sys.executable, __file__, str(folder), str(int(signed))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
-            yield state
+            yield Server(f"http://127.0.0.1:{int(process.stdout.readline())}")
         finally:
-            state.closing.set()
-            http.shutdown()
-            thread.join()
+            process.kill()
+
+
+def main() -> None:
+    """Serve a folder until the parent ends."""
+    handler = type("Own", (Handler,), {"state": State(Path(sys.argv[1]), signed=sys.argv[2] == "1")})
+    with HTTPServer(("127.0.0.1", 0), handler) as http:
+        print(http.server_address[1], flush=True)
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        sys.stdin.read()  # ends when the parent does
+
+
+if __name__ == "__main__":
+    main()
