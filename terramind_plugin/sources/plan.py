@@ -23,6 +23,8 @@ from terramind_plugin.sources.search import Catalogue, find_scenes
 
 READING_VERSION = 1
 """Version of what is written for a plan: raise it when the same plan gives other pixels."""
+BESIDE = 0.005
+"""Degrees around a chip in which tiles of heights are looked for: some of their pixels, also where these are wide."""
 DATED = ("S2L2A", "S2L1C", "S1RTC")
 """Modalities whose scenes have a date, in the order in which they decide on it."""
 
@@ -195,7 +197,8 @@ def plan_scenes(
         say(f"searching {modality} in {address}")
         if address not in known:
             known[address] = Catalogue(address)
-        found = find_scenes(known[address], request.rules(modality), modality, area, request.dates)
+        wide = area.buffer(BESIDE) if modality == "DEM" else area
+        found = find_scenes(known[address], request.rules(modality), modality, wide, request.dates)
         scenes[modality] = [one for one in found.scenes if one.id not in request.skipped]
         notes += [f"scene {name} of {modality} is left out: {reason}." for name, reason in found.left_out.items()]
         if not scenes[modality]:
@@ -218,7 +221,7 @@ def _assign_scenes(
     prefer_whole: bool,
 ) -> tuple[list[ChipPlan], dict[str, Scene], list[str]]:
     """Return the chips that have scenes of every modality, the scenes, and what the others lack."""
-    from shapely import STRtree, contains_properly, from_wkb, prepare
+    from shapely import STRtree, buffer, contains_properly, from_wkb, prepare
 
     own: list[list[Scene]] = [[] for _ in places]
     lacking: dict[str, int] = {}
@@ -226,7 +229,9 @@ def _assign_scenes(
     for modality in request.modalities:
         footprints = from_wkb(np.array([one.outline for one in scenes[modality]], object))
         prepare(footprints)
-        rows, columns = STRtree(footprints).query(shapes, predicate="intersects")
+        # Heights at a chip's edge are interpolated with those beyond it, which may lie in the next tile.
+        ground = buffer(shapes, BESIDE) if modality == "DEM" else shapes
+        rows, columns = STRtree(footprints).query(ground, predicate="intersects")
         whole = contains_properly(footprints[columns], shapes[rows])
         near: dict[int, list[tuple[Any, Scene]]] = {}
         for row, column, all_of_it in zip(rows.tolist(), columns.tolist(), whole.tolist(), strict=True):
