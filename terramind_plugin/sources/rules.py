@@ -48,7 +48,7 @@ class CollectionRule:
     gdal: Mapping[str, str] = field(default_factory=dict)
     """Options of GDAL for reading the files."""
     checked: bool = True
-    """Whether the row rests on items or documentation that were seen, see docs/sources.md."""
+    """Whether the row rests on items or documentation that were seen, see docs/satellites.md."""
 
 
 _S2_BANDS = MODALITIES["S2L2A"].band_names
