@@ -35,6 +35,7 @@ _LAZY = {
     "RunGuard": "terramind_plugin.data.guard",
     "CacheLog": "terramind_plugin.cache.callback",
     "SegmentationImages": "terramind_plugin.integration.callbacks",
+    "TerraMeshDataModule": "terramind_plugin.pretrain.mesh_module",
     "TerraMeshDataset": "terramind_plugin.shards.dataset",
     "plot_modality": "terramind_plugin.plotting",
     "to_dataarray": "terramind_plugin.inference.dataarray",

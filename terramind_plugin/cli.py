@@ -364,7 +364,8 @@ def _split(text: str) -> list[str]:
 def _read_pairs(option: str, words: Sequence[str], form: str) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for word in words:
-        name, _, text = word.partition("=")
+        # 'terramesh:ROOT' names a data set as a whole.
+        name, _, text = word.partition(":" if word.startswith("terramesh:") else "=")
         if not (name and text):
             raise ConfigError(f"{option} takes {form}, got '{word}'.")
         if name in pairs:

@@ -93,6 +93,10 @@ def _look(
         train = sum(len(split.samples) for split in plan.splits if split.name == "train")
         samples_shown = train * int(getattr(built.datamodule, "train_repeats", 1))
         yield from check_interval(built.config.get("trainer") or {}, samples_shown, plan.batch_size, plan.drop_last)
+    if hasattr(built.datamodule, "check_shards"):
+        say("reading samples of the shards")
+        yield from built.datamodule.check_shards(samples)
+        return
     yield from _data(built, plan, samples, say)
     if plan is not None and centres is not None:
         say("comparing the test chips with TerraMesh")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,6 +109,7 @@ class ResumableOrder(DistributedSampler[Any]):
         first_step: Step in that epoch to begin with; later epochs are whole.
         replicas: Number of processes.
         rank: Number of this process.
+        draw: Returns the numbers of an epoch's samples in their order; None for a permutation.
 
     Raises:
         DataError: There are fewer samples than a step takes.
@@ -124,6 +125,7 @@ class ResumableOrder(DistributedSampler[Any]):
         *,
         replicas: int = 1,
         rank: int = 0,
+        draw: Callable[[int], NDArray[np.int64]] | None = None,
     ) -> None:
         super().__init__(range(count), num_replicas=replicas, rank=rank, seed=seed, drop_last=True)  # type: ignore[arg-type]
         self.count = count
@@ -135,6 +137,7 @@ class ResumableOrder(DistributedSampler[Any]):
                 "batch_size or add samples."
             )
         self.first_epoch, self.first_step = first_epoch, first_step
+        self.draw = draw
         self.set_epoch(self.first_epoch)
 
     def __len__(self) -> int:
@@ -143,54 +146,37 @@ class ResumableOrder(DistributedSampler[Any]):
 
     def __iter__(self) -> Iterator[Draw]:
         epoch = self.epoch
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
+        order = self.draw(epoch) if self.draw is not None else self._permutation(epoch)
         first = self.first_step if epoch == self.first_epoch else 0
         for step in range(first, self.steps):
             begin = (step * self.num_replicas + self.rank) * self.batch_size
             for position in range(begin, begin + self.batch_size):
                 yield Draw(int(order[position]), (self.seed, epoch, position))
 
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self.seed, epoch]).permutation(self.count)
 
-class PretrainingDataModule(LightningDataModule):
+
+class ResumableDataModule(LightningDataModule):
     """Loaders over `train_data` and `val_data`, which take a `Draw` in training and a number in validation.
 
+    A data set may have `draw_order`, which returns the numbers of an epoch's samples in their order, and `collate`,
+    which makes a batch of samples.
+
     Args:
-        train_split: List of ids.
-        val_split: List of ids.
         batch_size: Samples a step and process.
         num_workers: Processes that read.
         seed: Start of order, crops and symmetries.
-
-    Raises:
-        ConfigError: Only one split is given.
     """
 
     train_data: Dataset[Any]
     val_data: Dataset[Any]
-    folders: Mapping[str, ChipFolder]
-    """Folders of the chips by modality."""
-    side: int
-    """Side in pixels of a crop or tile."""
-    chips_are_samples = True
-    """Whether a chip is one sample; otherwise each tile of a chip is one."""
 
-    def __init__(
-        self, train_split: str | None, val_split: str | None, batch_size: int, num_workers: int, seed: int
-    ) -> None:
+    def __init__(self, batch_size: int, num_workers: int, seed: int) -> None:
         super().__init__()
-        if (train_split is None) != (val_split is None):
-            raise ConfigError("Give both train_split and val_split, or none of them.")
-        self.train_split = train_split
-        self.val_split = val_split
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
-
-    def choose(self) -> tuple[list[str], list[str]]:
-        """Return the ids of the chips for training and for validation; errors as in `choose_chips`."""
-        folders = list(self.folders.values())
-        train = choose_chips(folders, self.train_split, validation=False)
-        return train, choose_chips(folders, self.val_split, validation=True)
 
     def train_dataloader(self) -> Any:
         """Return training batches, beginning with the one that the trainer needs next."""
@@ -203,6 +189,7 @@ class PretrainingDataModule(LightningDataModule):
             *(next_batch(trainer) if trainer else (0, 0)),
             replicas=trainer.world_size if trainer else 1,
             rank=trainer.global_rank if trainer else 0,
+            draw=getattr(data, "draw_order", None),
         )
         return self._loader(data, sampler=order, drop_last=True)
 
@@ -212,4 +199,42 @@ class PretrainingDataModule(LightningDataModule):
 
     def _loader(self, data: Dataset[Any], **options: Any) -> DataLoader[Any]:
         workers = self.num_workers
+        options["collate_fn"] = getattr(data, "collate", None)
         return DataLoader(data, self.batch_size, num_workers=workers, persistent_workers=workers > 0, **options)
+
+
+class PretrainingDataModule(ResumableDataModule):
+    """Loaders over chips in folders.
+
+    Args:
+        train_split: List of ids.
+        val_split: List of ids.
+        batch_size: Samples a step and process.
+        num_workers: Processes that read.
+        seed: Start of order, crops and symmetries.
+
+    Raises:
+        ConfigError: Only one split is given.
+    """
+
+    folders: Mapping[str, ChipFolder]
+    """Folders of the chips by modality."""
+    side: int
+    """Side in pixels of a crop or tile."""
+    chips_are_samples = True
+    """Whether a chip is one sample; otherwise each tile of a chip is one."""
+
+    def __init__(
+        self, train_split: str | None, val_split: str | None, batch_size: int, num_workers: int, seed: int
+    ) -> None:
+        super().__init__(batch_size, num_workers, seed)
+        if (train_split is None) != (val_split is None):
+            raise ConfigError("Give both train_split and val_split, or none of them.")
+        self.train_split = train_split
+        self.val_split = val_split
+
+    def choose(self) -> tuple[list[str], list[str]]:
+        """Return the ids of the chips for training and for validation; errors as in `choose_chips`."""
+        folders = list(self.folders.values())
+        train = choose_chips(folders, self.train_split, validation=False)
+        return train, choose_chips(folders, self.val_split, validation=True)

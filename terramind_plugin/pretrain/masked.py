@@ -149,7 +149,8 @@ class MaskedModellingTask(PretrainingTask):
 
     def _loss(self, batch: MaskedBatch, number: int, plan: MaskPlan) -> MaskedLoss:
         ids = batch["tokens"][self.plan.tokens[0]]
-        masks = draw_masks(plan, len(ids), ids.shape[-2] * ids.shape[-1], self.make_generator(number))
+        count = ids.shape[-2] * ids.shape[-1]
+        masks = draw_masks(plan, len(ids), count, self.make_generator(number), batch.get("present"))
         return masked_loss(self.model, batch, masks, average=self.hparams["average"])
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,8 @@ class MaskedBatch(TypedDict):
     """Token ids [B, rows, columns]."""
     sequences: dict[str, Tensor]
     """Token ids [B, length] without a start and without padding, e.g. latitude, longitude and '[EOS]'."""
+    present: NotRequired[dict[str, Tensor]]
+    """Boolean [B] of image modalities, False where a sample lacks one; its pixels and tokens are then any numbers."""
 
 
 class MaskedLoss(NamedTuple):

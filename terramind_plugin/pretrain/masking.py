@@ -86,7 +86,13 @@ class MaskPlan:
             raise ConfigError(f"{argument} is 0 for all of {', '.join(entries)}; leave one above 0.")
 
 
-def draw_masks(plan: MaskPlan, batch: int, count: int, generator: torch.Generator) -> Masks:
+def draw_masks(
+    plan: MaskPlan,
+    batch: int,
+    count: int,
+    generator: torch.Generator,
+    present: Mapping[str, Tensor] | None = None,
+) -> Masks:
     """Return the tokens to read and the tokens to predict of each sample.
 
     A position of a modality is read as pixels, read as a token, predicted or not used. Predicting the token of a patch
@@ -99,11 +105,16 @@ def draw_masks(plan: MaskPlan, batch: int, count: int, generator: torch.Generato
         batch: Number of samples.
         count: Number of tokens of an image modality.
         generator: On the CPU.
+        present: By image modality, boolean [B], False where a sample lacks it, so that nothing of it is chosen;
+            modalities that are not named are there.
     """
     families = {name: number for number, name in enumerate(dict.fromkeys([*plan.pixels, *plan.tokens]))}
     of_pixels = [families[name] for name in plan.pixels]
     of_tokens = [families[name] for name in plan.tokens]
     room = torch.full((batch, len(families)), count)
+    for name, number in families.items():
+        if present is not None and name in present:
+            room[:, number] *= present[name].cpu()
     is_read, counts = _draw_inputs(plan, room[:, of_pixels + of_tokens], generator)
     seen, named = torch.zeros_like(room), torch.zeros_like(room)
     seen[:, of_pixels] = counts[:, : len(of_pixels)]

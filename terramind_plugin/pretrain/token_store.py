@@ -98,18 +98,18 @@ class TokenFile:
     Args:
         folder: Folder of the store.
         modality: Modality of the tokens.
+        shard: Path of a shard below the store, without the ending; None for a store of chips in folders.
 
     Raises:
         DataError: There is no such file, or it is no file of a token store.
     """
 
-    def __init__(self, folder: str | Path, modality: Modality) -> None:
-        self.path = Path(folder) / f"{modality.name}{ENDING}"
+    def __init__(self, folder: str | Path, modality: Modality, shard: str | None = None) -> None:
+        self.path = Path(folder) / f"{shard or modality.name}{ENDING}"
         self.modality = modality
         if not self.path.is_file():
-            raise DataError(
-                f"{self.path} is not there. Make it: terramind tokenize --data {modality.name}=FOLDER --out {folder}."
-            )
+            source = f"{modality.name}=FOLDER" if shard is None else "terramesh:ROOT"
+            raise DataError(f"{self.path} is not there. Make it: terramind tokenize --data {source} --out {folder}.")
         try:
             with safe_open(self.path, "pt") as file:
                 meta = file.metadata() or {}
@@ -175,7 +175,9 @@ class TokenFile:
             )
 
 
-def write_tokens(path: Path, ids: NDArray[Any], recipe: Recipe, chips: list[StoredChip]) -> None:
+def write_tokens(
+    path: Path, ids: NDArray[Any], recipe: Recipe, chips: list[StoredChip], source: Mapping[str, str] | None = None
+) -> None:
     """Write the tokens of one modality; the file appears when it is complete.
 
     Args:
@@ -183,12 +185,14 @@ def write_tokens(path: Path, ids: NDArray[Any], recipe: Recipe, chips: list[Stor
         ids: Token ids [tiles, symmetries, rows, columns], uint16.
         recipe: Tokenizer and tiling.
         chips: Files of the chips, in order.
+        source: Further texts for the header, e.g. the revision of a data set.
     """
     ids = np.ascontiguousarray(ids)
     meta = {
         "recipe": json.dumps(asdict(recipe)),
         "chips": json.dumps([list(asdict(chip).values()) for chip in chips]),
         SHA256: hashlib.sha256(ids.data).hexdigest(),
+        **(source or {}),
     }
     write_bytes(path, save({"ids": ids}, meta))
 
@@ -225,7 +229,7 @@ def tokenize_folders(
     """
     if symmetries not in (1, SYMMETRIES):
         raise ConfigError(f"symmetries must be 1 or {SYMMETRIES}, got {symmetries}.")
-    tile = _tile_size(family)
+    tile = tile_size(family)
     known = tokenizers_of(family)
     for name in [*folders, *ckpt_paths]:
         if name not in known or name not in folders:
@@ -246,7 +250,7 @@ def tokenize_folders(
     return written
 
 
-def _tile_size(family: str) -> int:
+def tile_size(family: str) -> int:
     """Return the side in pixels of a family's images."""
     sizes = {variant.family: variant.img_size for variant in VARIANTS.values()}
     if family not in sizes:
@@ -293,17 +297,17 @@ def _write(
                 f"{recipe.tile} x {recipe.tile}. Remove it."
             )
         chips.append(StoredChip.describe(folder.path(name), name, rows, columns))
-        for tile in _cut_tiles(chip, recipe.tile):
+        for tile in cut_tiles(chip, recipe.tile):
             waiting += [apply_symmetry(tile, number) for number in range(recipe.symmetries)]
         while len(waiting) >= batch_size or (waiting and done == len(names)):
-            made.append(_encode(tokenizer, folder, waiting[:batch_size]))
+            made.append(encode_tiles(tokenizer, folder.modality, waiting[:batch_size]))
             del waiting[:batch_size]
         on_chip(folder.modality.name, done, len(names))
     ids = np.concatenate(made)
     write_tokens(path, ids.reshape(-1, recipe.symmetries, *ids.shape[1:]), recipe, chips)
 
 
-def _cut_tiles(chip: NDArray[Any], side: int) -> Iterator[NDArray[Any]]:
+def cut_tiles(chip: NDArray[Any], side: int) -> Iterator[NDArray[Any]]:
     """Yield the whole tiles [bands, side, side] of a chip [bands, H, W], row by row from the upper left."""
     for row in range(0, chip.shape[1] - side + 1, side):
         for column in range(0, chip.shape[2] - side + 1, side):
@@ -311,6 +315,13 @@ def _cut_tiles(chip: NDArray[Any], side: int) -> Iterator[NDArray[Any]]:
 
 
 @torch.inference_mode()
-def _encode(tokenizer: ImageTokenizer, folder: ChipFolder, tiles: list[NDArray[Any]]) -> NDArray[Any]:
-    images = torch.stack([to_image_tensor(np.ascontiguousarray(tile), folder.modality) for tile in tiles])
+def encode_tiles(tokenizer: ImageTokenizer, modality: Modality, tiles: list[NDArray[Any]]) -> NDArray[Any]:
+    """Return token ids [tiles, rows, columns], uint16.
+
+    Args:
+        tokenizer: Tokenizer of the modality.
+        modality: Modality of the tiles.
+        tiles: Tiles [bands, side, side] as `ChipReader` gives them.
+    """
+    images = torch.stack([to_image_tensor(np.ascontiguousarray(tile), modality) for tile in tiles])
     return tokenizer.tokenize(images).numpy().astype(np.uint16)

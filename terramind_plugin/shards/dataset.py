@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,8 @@ BUFFER = 4096
 """Default number of places by which shuffling moves a sample."""
 CACHE = "~/.cache/terramind_plugin/shards"
 """Folder for indices of remote shards, and for copies where a server sends whole files only."""
+VALIDATION_SHARE = 20
+"""Without a split for validation, every 20th sample is for validation."""
 MISSING_SIZE = 264
 """Height and width in pixels of the NaN that stand for a missing modality of a sample without any image."""
 
@@ -131,6 +134,22 @@ class TerraMeshSamples:
         if not len(order):
             raise DataError(f"{self.catalogue.store.shown(self.catalogue.split)} has no sample to read.")
         return order
+
+    def held_out(self, *, validation: bool) -> TerraMeshSamples:
+        """Return every twentieth sample, for validation, or all others.
+
+        Args:
+            validation: Whether to return the samples for validation.
+        """
+        made = copy(self)
+        shards = range(len(self.catalogue.shards))
+        masks = self._masks or [np.ones(len(self.catalogue.numbers(shard)), bool) for shard in shards]
+        made._masks = [
+            mask & ((self.catalogue.numbers(shard) % VALIDATION_SHARE == 0) == validation)
+            for shard, mask in zip(shards, masks, strict=True)
+        ]
+        made.shuffle = self.shuffle and not validation
+        return made
 
     @property
     def skipped(self) -> dict[str, int]:

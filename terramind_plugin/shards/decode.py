@@ -44,7 +44,7 @@ def read_pixels_of(group: ZarrGroup) -> tuple[NDArray[Any], list[str]]:
     Raises:
         DataError: There is no such array, or it has other dimensions.
     """
-    name = ARRAY if ARRAY in group else _only_image(group)
+    name = ARRAY if ARRAY in group else only_image(group)
     values = group.read(name)
     named = [str(axis) for axis in group.attributes(name).get(DIMENSIONS, ())]
     if len(named) != values.ndim:
@@ -65,7 +65,12 @@ def read_pixels_of(group: ZarrGroup) -> tuple[NDArray[Any], list[str]]:
     return values, names
 
 
-def _only_image(group: ZarrGroup) -> str:
+def only_image(group: ZarrGroup) -> str:
+    """Return the name of the one array with three or four dimensions.
+
+    Raises:
+        DataError: There is none, or there are several.
+    """
     found = [name for name in group.arrays if len(group.header(name).shape) in (3, 4)]
     if len(found) != 1:
         raise DataError(f"{group.name} has no array '{ARRAY}'. It has: {', '.join(group.arrays) or 'none'}.")

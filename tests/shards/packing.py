@@ -42,9 +42,9 @@ def bands_of(folder: str) -> list[str]:
     return [name.lower() for name in names] if folder.startswith("S1") else list(names)
 
 
-def member(number: int, folder: str, values: np.ndarray | None = None, **more) -> bytes:
+def member(number: int, folder: str, values: np.ndarray | None = None, side: int = SIDE, **more) -> bytes:
     """Return one member of a shard."""
-    values = values_of(number, folder) if values is None else values
+    values = values_of(number, folder, side) if values is None else values
     place = {"left": 500000.0 + 2640 * number, "top": 5000000.0, "epsg": 32632, "centre": centre_of(number)}
     given = {"sample": f"{number}U_1R_0_0", "times": [number * 86400 * 10**9], **place, **more}
     return write_sample(values, given.pop("bands", bands_of(folder)), **given)
@@ -58,7 +58,7 @@ def key_of(shard: str, split: str, number: int) -> str:
     return f"{shard.partition('_')[0]}_{split}_{number + 1:07d}"
 
 
-def pack(root: Path, split: str = "val", layout=LAYOUT, folders=None) -> dict[str, int]:
+def pack(root: Path, split: str = "val", layout=LAYOUT, folders=None, side: int = SIDE) -> dict[str, int]:
     """Write a made-up data set and return the number of each sample by its key."""
     keys, number = {}, 0
     for shard, count in layout.items():
@@ -66,7 +66,7 @@ def pack(root: Path, split: str = "val", layout=LAYOUT, folders=None) -> dict[st
         with write_shard(root, split, shard, names) as writer:
             for _ in range(count):
                 key = key_of(shard, split, number)
-                writer.add(key, {folder: member(number, folder) for folder in names})
+                writer.add(key, {folder: member(number, folder, side=side) for folder in names})
                 keys[key] = number
                 number += 1
     return keys

@@ -207,11 +207,20 @@ def has_offset(image: ImagePlan, summary: Summary) -> bool | None:
     """
     if summary.harmonised:
         return False
-    in_file = summary.low - (image.offset or 0.0) * image.scale
+    return holds_offset(summary.low - (image.offset or 0.0) * image.scale, image.file_bands)
+
+
+def holds_offset(in_file: NDArray[Any], bands: Sequence[str]) -> bool | None:
+    """Return whether digital numbers of Sentinel-2 hold the offset; None if that cannot be seen.
+
+    Args:
+        in_file: First percentile of each band; NaN where a band has no pixel.
+        bands: Names of the bands.
+    """
     low = in_file[np.isfinite(in_file)]
     if not low.size or low.min() < 0.85 * OFFSET:
         return False if low.size else None
-    cirrus = [index for index, band in enumerate(image.file_bands) if band.upper() in ("B10", "CIRRUS")]
+    cirrus = [index for index, band in enumerate(bands) if band.upper() in ("B10", "CIRRUS")]
     if cirrus:
         return True if in_file[cirrus[0]] < 1.2 * OFFSET else None
     near = (low < 1.5 * OFFSET).sum()

@@ -1,0 +1,268 @@
+"""Token ids of TerraMesh's samples: one file for each shard and modality, so that a run that was stopped goes on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terramind_plugin.builders import build_image_tokenizer
+from terramind_plugin.errors import ConfigError, DataError, counted
+from terramind_plugin.model.checkpoints import hash_weights
+from terramind_plugin.model.modalities import Modality, find
+from terramind_plugin.pretrain.loading import SYMMETRIES, apply_symmetry
+from terramind_plugin.pretrain.token_store import (
+    Recipe,
+    StoredChip,
+    TokenFile,
+    cut_tiles,
+    encode_tiles,
+    tile_size,
+    write_tokens,
+)
+from terramind_plugin.shards.catalogue import Catalogue, Place
+from terramind_plugin.shards.decode import read_image_of
+from terramind_plugin.shards.stores import ShardStore
+from terramind_plugin.shards.zarr_zip import ZarrGroup
+from terramind_plugin.tokenizers.image import ImageTokenizer
+from terramind_plugin.tokenizers.variants import tokenizers_of
+
+SCHEME = "terramesh:"
+"""Prefix of a TerraMesh's root, where others name the folder of a modality."""
+SPLITS = ("train", "val")
+
+
+def standardise(image: NDArray[np.float32], modality: Modality, name: str) -> NDArray[Any] | None:
+    """Return an image as tokenizers and patch embeddings take it: gaps are the mean. None if it holds no data at all.
+
+    Offsets are left as they are: the published data have both, even within a sample.
+
+    Args:
+        image: Image as published [bands, H, W].
+        modality: Modality of the image.
+        name: Shard and key for messages.
+
+    Returns:
+        Standardised [bands, H, W] float32, or class ids [1, H, W] int64.
+
+    Raises:
+        DataError: The image has several dates, or holds numbers that are no class ids.
+    """
+    if image.ndim != 3:
+        raise DataError(f"{name} has {image.shape[1]} dates; pre-training takes samples of one date.")
+    if modality.kind == "classes":
+        count = len(modality.class_names)
+        if not ((image >= 0) & (image < count)).all():
+            wrong = image[~((image >= 0) & (image < count))][0]
+            raise DataError(f"{name} holds {wrong:g}, expected class ids 0 to {count - 1} of {modality.name}.")
+        return image.astype(np.int64)
+    mean, std = (np.asarray(x, np.float32)[:, None, None] for x in (modality.mean, modality.std))
+    standard = (image - mean) / std
+    finite = np.isfinite(standard)
+    if not finite.any():
+        return None
+    return standard if finite.all() else np.where(finite, standard, np.float32(0.0))
+
+
+def find_splits(store: ShardStore, splits: Sequence[str] | None) -> list[str]:
+    """Return the splits to tokenise: those named, or those of `SPLITS` that are there.
+
+    Raises:
+        DataError: There is none.
+    """
+    found = list(splits) if splits else [name for name in SPLITS if store.list(name)]
+    if not found:
+        there = ", ".join(entry.name for entry in store.list("")) or "nothing that can be listed"
+        raise DataError(f"{store.root} has neither train nor val; it has: {there}. Name the splits with --splits.")
+    return found
+
+
+def find_modalities(store: ShardStore, split: str, known: Mapping[str, Any], names: Sequence[str] | None) -> list[str]:
+    """Return the modalities of a split to tokenise: those named, or all that have a tokenizer.
+
+    Args:
+        store: Place of the data set.
+        split: Folder of the split.
+        known: Tokenizers by modality.
+        names: Names given by the user.
+
+    Raises:
+        ConfigError: A modality has no tokenizer, or none is left.
+        DataError: The split has no folder of a modality.
+    """
+    folders = [modality.name for entry in store.list(split) if (modality := find(entry.name)) is not None]
+    if not folders:
+        raise DataError(f"{store.shown(split)} holds no folder of a modality. Check --data and --splits.")
+    chosen = list(names) if names else [name for name in folders if name in known]
+    without = [name for name in chosen if (modality := find(name)) is None or modality.name not in known]
+    if without or not chosen:
+        raise ConfigError(
+            f"{', '.join(without) or store.shown(split)} has no tokenizer. Tokenizers are there for {', '.join(known)}."
+        )
+    return chosen
+
+
+def tokenize_shards(
+    family: str,
+    store: ShardStore,
+    out: Path,
+    *,
+    ckpt_paths: Mapping[str, Path],
+    splits: Sequence[str] | None = None,
+    modalities: Sequence[str] | None = None,
+    symmetries: int = SYMMETRIES,
+    replace_files: bool = False,
+    batch_size: int = 64,
+    on_sample: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> list[Path]:
+    """Write the token ids of all samples to out/SPLIT/MODALITY/SHARD.safetensors and return the files written.
+
+    Files that are up to date stay, so that a run that was stopped goes on with the next shard. A sample without any
+    data in a modality, such as radar that is NaN all over, is kept as a sample without tiles.
+
+    Args:
+        family: Family of the tokenizers. A tile is as large as an image of its models.
+        store: Place of the data set.
+        out: Folder to write to.
+        ckpt_paths: Weights of tokenizers by modality; the family's own for the others.
+        splits: Folders of splits; those of `SPLITS` that are there by default.
+        modalities: Modalities; all that have a tokenizer by default.
+        symmetries: 1, or 8 for all symmetries of a square.
+        replace_files: Write files that are out of date anew, instead of refusing them.
+        batch_size: Tiles that are encoded at once.
+        on_sample: Called with the split and modality, the number of samples done and the number of all samples.
+
+    Raises:
+        ConfigError: A name is unknown, or a number is not possible.
+        DataError: Shards are damaged, or a file is there and out of date.
+        WeightsError: The weights are not there or do not fit.
+    """
+    if symmetries not in (1, SYMMETRIES):
+        raise ConfigError(f"symmetries must be 1 or {SYMMETRIES}, got {symmetries}.")
+    tile, known = tile_size(family), tokenizers_of(family)
+    written = []
+    work = [
+        (split, name)
+        for split in find_splits(store, splits)
+        for name in find_modalities(store, split, known, modalities)
+    ]
+    unused = set(ckpt_paths) - {find(name).name for _, name in work}  # type: ignore[union-attr]
+    if unused:
+        raise ConfigError(f"tokenizer_ckpt_path names {', '.join(sorted(unused))}, which is not tokenised here.")
+    for split, name in work:
+        catalogue = Catalogue(store, split, [name])
+        modality = catalogue.modalities[name]
+        tokenizer = build_image_tokenizer(
+            known[modality.name].name,
+            pretrained=modality.name not in ckpt_paths,
+            ckpt_path=ckpt_paths.get(modality.name),
+            decoder=False,
+        )
+        recipe = Recipe(known[modality.name].name, hash_weights(tokenizer.state_dict()), tile, symmetries)
+        total, done = len(catalogue), 0
+        for shard, shard_name in enumerate(catalogue.shards):
+            label = f"{split} {modality.name}"
+            target = f"{split}/{modality.name}/{shard_name}"
+            if _is_needed(out, target, modality, catalogue, shard, recipe, replace_files):
+                steps = _encode_shard(catalogue, name, shard, tokenizer, recipe, batch_size)
+                chips, ids = _collect(steps, recipe, lambda count: on_sample(label, done + count, total))  # noqa: B023
+                source = {"source": store.root, "revision": str(store.revision or "")}
+                written.append(out / f"{target}.safetensors")
+                write_tokens(written[-1], ids, recipe, chips, source)
+            done += len(catalogue.keys(shard))
+            on_sample(label, done, total)
+    return written
+
+
+def _is_needed(
+    out: Path, target: str, modality: Modality, catalogue: Catalogue, shard: int, recipe: Recipe, replace_files: bool
+) -> bool:
+    """Return whether to write a file; raise a DataError where another one is there that should not be replaced."""
+    if not (out / f"{target}.safetensors").is_file():
+        return True
+    try:
+        stored = TokenFile(out, modality, target)
+        difference = stored.recipe.difference(recipe)
+        if difference is not None:
+            raise DataError(f"{stored.path} was made with {difference}; now it is {recipe.difference(stored.recipe)}.")
+        stored.check_content()
+        (name,) = catalogue.modalities
+        check_keys(stored, catalogue.keys(shard), catalogue.index(name, shard).sizes)
+    except DataError as error:
+        if replace_files:
+            return True
+        raise DataError(f"{error}\nReplace it with --replace, or choose another --out.") from error
+    return False
+
+
+def check_keys(file: TokenFile, keys: Sequence[str], sizes: NDArray[np.int64] | None) -> None:
+    """Raise a DataError unless tokens are those of a shard's samples.
+
+    Args:
+        file: Stored tokens of the shard.
+        keys: Keys of the shard.
+        sizes: Bytes of its members; None to leave them out.
+    """
+    if list(file.chips) != list(keys):
+        other = next((key for key in keys if key not in file.chips), None)
+        reason = f"it has no tokens of {other}" if other else f"it has {counted(len(file.chips), 'sample')}"
+        raise DataError(f"{file.path} does not belong to this shard of {counted(len(keys), 'sample')}: {reason}.")
+    if sizes is not None:
+        changed = [key for key, size in zip(keys, sizes, strict=True) if file.chips[key].size != size]
+        if changed:
+            raise DataError(f"{file.path} is out of date: {changed[0]} is not as when the tokens were made.")
+
+
+Step = tuple[StoredChip, list[NDArray[Any]]]
+
+
+def _encode_shard(
+    catalogue: Catalogue, name: str, shard: int, tokenizer: ImageTokenizer, recipe: Recipe, batch_size: int
+) -> Iterator[Step]:
+    """Yield each sample's entry, with the token ids that have become ready: in order, but later than their sample."""
+    modality = catalogue.modalities[name]
+    waiting: list[NDArray[Any]] = []
+    keys = catalogue.keys(shard)
+    for row, key in enumerate(keys):
+        place = Place(shard, row)
+        content = catalogue.read(name, place)
+        assert content is not None  # every shard of this catalogue has its one modality
+        shown = catalogue.shown(name, place)
+        image = standardise(read_image_of(ZarrGroup(content, shown), modality), modality, shown)
+        chip = StoredChip(key, len(content), 0, hashlib.sha256(content).hexdigest(), 0, 0)
+        if image is not None:
+            rows, columns = (length // recipe.tile for length in image.shape[1:])
+            if not rows * columns:
+                raise DataError(
+                    f"{shown} has {image.shape[1]} x {image.shape[2]} pixels, smaller than a tile of {recipe.tile} x "
+                    f"{recipe.tile}. Use a model of smaller images."
+                )
+            chip = replace(chip, rows=rows, columns=columns)
+            for tile in cut_tiles(image, recipe.tile):
+                waiting += [apply_symmetry(tile, number) for number in range(recipe.symmetries)]
+        made = []
+        while len(waiting) >= batch_size or (waiting and row == len(keys) - 1):
+            made.append(encode_tiles(tokenizer, modality, waiting[:batch_size]))
+            del waiting[:batch_size]
+        yield chip, made
+
+
+def _collect(
+    steps: Iterator[Step], recipe: Recipe, on_count: Callable[[int], None]
+) -> tuple[list[StoredChip], NDArray[Any]]:
+    """Return entries and token ids [tiles, symmetries, rows, columns] of a shard."""
+    chips: list[StoredChip] = []
+    made: list[NDArray[Any]] = []
+    for chip, ready in steps:
+        chips.append(chip)
+        made += ready
+        on_count(len(chips))
+    if not made:
+        return chips, np.zeros((0, recipe.symmetries, 1, 1), np.uint16)
+    ids = np.concatenate(made)
+    return chips, ids.reshape(-1, recipe.symmetries, *ids.shape[1:])
