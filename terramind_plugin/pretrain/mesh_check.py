@@ -9,7 +9,7 @@ import numpy as np
 
 from terramind_plugin.errors import DataError, counted
 from terramind_plugin.samples.checks.findings import Finding
-from terramind_plugin.samples.checks.values import OFFSET, holds_offset
+from terramind_plugin.samples.checks.values import DN_OFFSET, holds_offset
 from terramind_plugin.shards.dataset import TerraMeshSamples
 
 OPTICAL_LEVELS = ("S2L1C", "S2L2A")
@@ -84,7 +84,7 @@ def _offsets(offsets: dict[str, list[bool | None]], mixed: list[str], split: str
     """Yield a finding on the offset of each optical modality."""
     for name, found in offsets.items():
         yes, no = found.count(True), found.count(False)
-        text = f"{name}: {yes} of {len(found)} samples read have the offset of +{OFFSET}, {no} have not."
+        text = f"{name}: {yes} of {len(found)} samples read have the offset of +{DN_OFFSET}, {no} have not."
         if mixed:
             text += f" S2L1C and S2L2A differ in {len(mixed)}, e.g. {mixed[0]}."
         advice = "Read as published: the date does not tell, so nothing is taken away."

@@ -17,9 +17,9 @@ from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.model.modalities import Modality
 from terramind_plugin.pretrain.loading import SYMMETRIES, Draw, apply_symmetry, to_tensor
 from terramind_plugin.pretrain.masked_loss import MaskedBatch
-from terramind_plugin.pretrain.mesh_tokens import check_keys, standardise
+from terramind_plugin.pretrain.mesh_tokens import check_sample_keys, standardise
 from terramind_plugin.pretrain.token_store import TokenFile
-from terramind_plugin.shards.catalogue import Place
+from terramind_plugin.shards.catalogue import SamplePlace
 from terramind_plugin.shards.dataset import Read, TerraMeshSamples
 from terramind_plugin.tokenizers.coordinates import CoordsTokenizer
 from terramind_plugin.tokenizers.variants import tokenizers_of
@@ -239,10 +239,10 @@ class MeshTokens:
         read_as = next((key for key, one in self.catalogue.modalities.items() if one.name == name), None)
         is_read = read_as is not None and self.catalogue.path(read_as, shard) is not None
         sizes = self.catalogue.index(str(read_as), shard).sizes if is_read else None
-        check_keys(file, self.catalogue.keys(shard), sizes)
+        check_sample_keys(file, self.catalogue.keys(shard), sizes)
         return file
 
-    def read(self, name: str, place: Place, tile: tuple[int, int], symmetry: int) -> NDArray[Any] | None:
+    def read(self, name: str, place: SamplePlace, tile: tuple[int, int], symmetry: int) -> NDArray[Any] | None:
         """Return the token ids of a tile [rows, columns]; None if the sample lacks the modality."""
         if not self.there[name][place.shard]:
             return None

@@ -25,7 +25,7 @@ from terramind_plugin.pretrain.token_store import (
     tile_size,
     write_tokens,
 )
-from terramind_plugin.shards.catalogue import Catalogue, Place
+from terramind_plugin.shards.catalogue import SamplePlace, ShardCatalogue
 from terramind_plugin.shards.decode import read_image_of
 from terramind_plugin.shards.stores import ShardStore
 from terramind_plugin.shards.zarr_zip import ZarrGroup
@@ -86,7 +86,7 @@ def find_modalities(store: ShardStore, split: str, known: Mapping[str, Any], nam
     """Return the modalities of a split to tokenise: those named, or all that have a tokenizer.
 
     Args:
-        store: Place of the data set.
+        store: SamplePlace of the data set.
         split: Folder of the split.
         known: Tokenizers by modality.
         names: Names given by the user.
@@ -127,7 +127,7 @@ def tokenize_shards(
 
     Args:
         family: Family of the tokenizers. A tile is as large as an image of its models.
-        store: Place of the data set.
+        store: SamplePlace of the data set.
         out: Folder to write to.
         ckpt_paths: Weights of tokenizers by modality; the family's own for the others.
         splits: Folders of splits; those of `SPLITS` that are there by default.
@@ -155,7 +155,7 @@ def tokenize_shards(
     if unused:
         raise ConfigError(f"tokenizer_ckpt_path names {', '.join(sorted(unused))}, which is not tokenised here.")
     for split, name in work:
-        catalogue = Catalogue(store, split, [name])
+        catalogue = ShardCatalogue(store, split, [name])
         modality = catalogue.modalities[name]
         tokenizer = build_image_tokenizer(
             known[modality.name].name,
@@ -180,7 +180,13 @@ def tokenize_shards(
 
 
 def _is_needed(
-    out: Path, target: str, modality: Modality, catalogue: Catalogue, shard: int, recipe: Recipe, replace_files: bool
+    out: Path,
+    target: str,
+    modality: Modality,
+    catalogue: ShardCatalogue,
+    shard: int,
+    recipe: Recipe,
+    replace_files: bool,
 ) -> bool:
     """Return whether to write a file; raise a DataError where another one is there that should not be replaced."""
     if not (out / f"{target}.safetensors").is_file():
@@ -192,7 +198,7 @@ def _is_needed(
             raise DataError(f"{stored.path} was made with {difference}; now it is {recipe.difference(stored.recipe)}.")
         stored.check_content()
         (name,) = catalogue.modalities
-        check_keys(stored, catalogue.keys(shard), catalogue.index(name, shard).sizes)
+        check_sample_keys(stored, catalogue.keys(shard), catalogue.index(name, shard).sizes)
     except DataError as error:
         if replace_files:
             return True
@@ -200,7 +206,7 @@ def _is_needed(
     return False
 
 
-def check_keys(file: TokenFile, keys: Sequence[str], sizes: NDArray[np.int64] | None) -> None:
+def check_sample_keys(file: TokenFile, keys: Sequence[str], sizes: NDArray[np.int64] | None) -> None:
     """Raise a DataError unless tokens are those of a shard's samples.
 
     Args:
@@ -218,18 +224,18 @@ def check_keys(file: TokenFile, keys: Sequence[str], sizes: NDArray[np.int64] | 
             raise DataError(f"{file.path} is out of date: {changed[0]} is not as when the tokens were made.")
 
 
-Step = tuple[StoredChip, list[NDArray[Any]]]
+EncodedSample = tuple[StoredChip, list[NDArray[Any]]]
 
 
 def _encode_shard(
-    catalogue: Catalogue, name: str, shard: int, tokenizer: ImageTokenizer, recipe: Recipe, batch_size: int
-) -> Iterator[Step]:
+    catalogue: ShardCatalogue, name: str, shard: int, tokenizer: ImageTokenizer, recipe: Recipe, batch_size: int
+) -> Iterator[EncodedSample]:
     """Yield each sample's entry, with the token ids that have become ready: in order, but later than their sample."""
     modality = catalogue.modalities[name]
     waiting: list[NDArray[Any]] = []
     keys = catalogue.keys(shard)
     for row, key in enumerate(keys):
-        place = Place(shard, row)
+        place = SamplePlace(shard, row)
         content = catalogue.read(name, place)
         assert content is not None  # every shard of this catalogue has its one modality
         shown = catalogue.shown(name, place)
@@ -253,7 +259,7 @@ def _encode_shard(
 
 
 def _collect(
-    steps: Iterator[Step], recipe: Recipe, on_count: Callable[[int], None]
+    steps: Iterator[EncodedSample], recipe: Recipe, on_count: Callable[[int], None]
 ) -> tuple[list[StoredChip], NDArray[Any]]:
     """Return entries and token ids [tiles, symmetries, rows, columns] of a shard."""
     chips: list[StoredChip] = []

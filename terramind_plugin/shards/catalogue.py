@@ -29,7 +29,7 @@ SUBSET = re.compile(r"(.*?)(?:_(?:train|val|test))?(?:_(?:shard|seasonal_data))?
 """Name of a shard: subset, number, e.g. 'majortom_shard_000001'."""
 
 
-class Place(NamedTuple):
+class SamplePlace(NamedTuple):
     """Where a sample lies."""
 
     shard: int
@@ -38,7 +38,7 @@ class Place(NamedTuple):
     """Number of the sample in its shard."""
 
 
-class Catalogue:
+class ShardCatalogue:
     """Shards and samples of one split.
 
     A shard is several tars of one name, one in each modality's folder, with the same keys in the same order. Shards are
@@ -46,7 +46,7 @@ class Catalogue:
     a whole, as S1RTC; a subset that has it has it in all its shards.
 
     Args:
-        store: Place of the data set.
+        store: SamplePlace of the data set.
         split: Folder of the split, e.g. 'train' or 'val'.
         modalities: Modalities to read, in any spelling.
         on_error: 'raise' to stop at damage, 'skip' to leave out and count the samples concerned.
@@ -239,16 +239,16 @@ class Catalogue:
         """Return the number of samples, including those that will be skipped."""
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def place(self, number: int) -> Place:
+    def place(self, number: int) -> SamplePlace:
         """Return where a sample lies.
 
         Args:
             number: Number of the sample, from 0 on: shard by shard.
         """
         shard = int(np.searchsorted(self._ends, number, side="right"))
-        return Place(shard, number - int(self._ends[shard - 1] if shard else 0))
+        return SamplePlace(shard, number - int(self._ends[shard - 1] if shard else 0))
 
-    def key(self, place: Place) -> str:
+    def key(self, place: SamplePlace) -> str:
         """Return the key of a sample, e.g. 'majortom_val_0000001'."""
         return self._first[place.shard].keys[place.row]
 
@@ -282,7 +282,7 @@ class Catalogue:
                 )
         return self._wrong[shard]
 
-    def read(self, name: str, place: Place) -> bytes | None:
+    def read(self, name: str, place: SamplePlace) -> bytes | None:
         """Return the content of a sample in one modality; None if its shard lacks the modality.
 
         Raises:
@@ -301,7 +301,7 @@ class Catalogue:
             raise DataError(f"{self.shown(name, place)} ends too early. Download this shard again.")
         return content
 
-    def shown(self, name: str, place: Place) -> str:
+    def shown(self, name: str, place: SamplePlace) -> str:
         """Return the shard and key of a sample for messages."""
         path = self.path(name, place.shard)
         return f"{self.store.shown(str(path))}: {self.key(place)}"

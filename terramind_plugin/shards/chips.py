@@ -12,7 +12,7 @@ from terramind_plugin.errors import DataError
 from terramind_plugin.shards.decode import ARRAY, only_image, read_pixels_of
 from terramind_plugin.shards.zarr_zip import ZarrGroup
 
-NO_DATA = -9999
+UNDECLARED_NO_DATA = -9999
 """Number that means no data in zarr chips that declare none. Source: ImpactMesh's reader (no_data_value)."""
 
 
@@ -55,9 +55,9 @@ def read_zarr_chip(path: str | Path) -> ZarrChip:
     numbers = [number for text in declared if (number := _number(text)) is not None and number == number]
     values = values.reshape(-1, *values.shape[2:])
     scale, offset = (float(attributes.get(key, default)) for key, default in (("scale_factor", 1), ("add_offset", 0)))
-    nodata = numbers[0] if numbers else float(NO_DATA)
+    nodata = numbers[0] if numbers else float(UNDECLARED_NO_DATA)
     if values.dtype.kind == "f" or (scale, offset) != (1, 0):
-        missing = np.isin(values, [*numbers, NO_DATA])
+        missing = np.isin(values, [*numbers, UNDECLARED_NO_DATA])
         values = values.astype(np.float64 if values.dtype.itemsize > 4 else np.float32)
         values = values * scale + offset if (scale, offset) != (1, 0) else values
         values[missing] = np.nan

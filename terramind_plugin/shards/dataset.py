@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from terramind_plugin.errors import ConfigError, DataError, check_seed
-from terramind_plugin.shards.catalogue import Catalogue, OnError, Place
+from terramind_plugin.shards.catalogue import OnError, SamplePlace, ShardCatalogue
 from terramind_plugin.shards.decode import read_centre, read_details, read_image_of
 from terramind_plugin.shards.filters import choose_samples
 from terramind_plugin.shards.order import Numbers, check_weights, draw_order, part_of
@@ -96,7 +96,9 @@ class TerraMeshSamples:
         copies = Path(cache_dir or CACHE).expanduser()
         store = open_store(root, revision, copies)
         self.revision = store.revision
-        self.catalogue = Catalogue(store, split, modalities, on_error, cache_dir or (copies if store.remote else None))
+        self.catalogue = ShardCatalogue(
+            store, split, modalities, on_error, cache_dir or (copies if store.remote else None)
+        )
         self.details = details
         self.weights = dict(weights) if weights is not None else None
         if self.weights is not None:
@@ -175,7 +177,7 @@ class TerraMeshSamples:
             self.damaged += 1
             return None
 
-    def _read(self, place: Place) -> Read:
+    def _read(self, place: SamplePlace) -> Read:
         catalogue = self.catalogue
         images: dict[str, NDArray[np.float32]] = {}
         details: dict[str, dict[str, Any]] = {}

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terramind_plugin.errors import ConfigError, DataError, counted, one_line, suggest
-from terramind_plugin.shards.catalogue import Catalogue
+from terramind_plugin.shards.catalogue import ShardCatalogue
 from terramind_plugin.shards.zarr_zip import ZARR_ZIP
 
 logger = logging.getLogger("terramind_plugin")
@@ -23,7 +23,7 @@ MEMBER = "zarr"
 
 
 def choose_samples(
-    catalogue: Catalogue,
+    catalogue: ShardCatalogue,
     *,
     max_cloud_cover: float | None = None,
     area: Sequence[float] | None = None,
@@ -82,7 +82,7 @@ def _inside(area: Sequence[float], longitude: NDArray[Any], latitude: NDArray[An
     return np.asarray(within & (latitude >= south) & (latitude <= north))
 
 
-def _read_table(catalogue: Catalogue, columns: Sequence[str]) -> Any:
+def _read_table(catalogue: ShardCatalogue, columns: Sequence[str]) -> Any:
     """Return columns of the metadata table as a DataFrame."""
     store, path = catalogue.store, f"{catalogue.split}_metadata.parquet"
     try:

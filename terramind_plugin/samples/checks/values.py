@@ -19,7 +19,7 @@ from terramind_plugin.samples.checks.sample import Sample, Summary, pooled
 from terramind_plugin.samples.checks.statistics import check_statistics
 from terramind_plugin.samples.plan import DataPlan, ImagePlan
 
-OFFSET = 1000
+DN_OFFSET = 1000
 """Offset of Sentinel-2's digital numbers since processing baseline 4."""
 FOOT = 0.3048
 """A foot in metres."""
@@ -169,21 +169,22 @@ def check_offset(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Fin
     shifted = [summary for summary in summaries if has_offset(image, summary) is True]
     plain = [summary for summary in summaries if has_offset(image, summary) is False]
     added = (image.offset or 0.0) * image.scale
-    where, declared = f"values: {image.name} offset", f"offsets: {{{image.name}: {-OFFSET / image.scale:g}}}"
+    where, declared = f"values: {image.name} offset", f"offsets: {{{image.name}: {-DN_OFFSET / image.scale:g}}}"
     if shifted and plain:
         few, what = (shifted, "have") if len(shifted) <= len(plain) else (plain, "have not")
         yield Finding(
             where,
             "warning",
-            f"mixed: {len(few)} of {len(summaries)} files {what} the offset of +{OFFSET}: "
+            f"mixed: {len(few)} of {len(summaries)} files {what} the offset of +{DN_OFFSET}: "
             f"{some([s.path.name for s in few])}.",
-            f"Subtract {OFFSET} from files of processing baseline 4 and later.",
+            f"Subtract {DN_OFFSET} from files of processing baseline 4 and later.",
         )
     elif shifted and image.offset is None:
         yield Finding(
             where,
             "warning",
-            f"{len(shifted)} of {len(summaries)} files have the offset of +{OFFSET}, none not; offsets says nothing.",
+            f"{len(shifted)} of {len(summaries)} files have the offset of +{DN_OFFSET}, none not; "
+            "offsets says nothing.",
             f"Set {declared} to take it away while reading, or {{{image.name}: 0}} to keep it; the same for all data "
             "that the model will see.",
         )
@@ -192,7 +193,7 @@ def check_offset(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Fin
         yield Finding(
             where,
             "error",
-            f"{len(wrong)} of {len(summaries)} files {what} the offset of +{OFFSET}, but offsets adds "
+            f"{len(wrong)} of {len(summaries)} files {what} the offset of +{DN_OFFSET}, but offsets adds "
             f"{image.offset:g}, e.g. {wrong[0].path.name}: its lowest values become {np.nanmin(wrong[0].low):g}.",
             f"Remove {image.name} from offsets.",
         )
@@ -218,12 +219,12 @@ def holds_offset(in_file: NDArray[Any], bands: Sequence[str]) -> bool | None:
         bands: Names of the bands.
     """
     low = in_file[np.isfinite(in_file)]
-    if not low.size or low.min() < 0.85 * OFFSET:
+    if not low.size or low.min() < 0.85 * DN_OFFSET:
         return False if low.size else None
     cirrus = [index for index, band in enumerate(bands) if band.upper() in ("B10", "CIRRUS")]
     if cirrus:
-        return True if in_file[cirrus[0]] < 1.2 * OFFSET else None
-    near = (low < 1.5 * OFFSET).sum()
+        return True if in_file[cirrus[0]] < 1.2 * DN_OFFSET else None
+    near = (low < 1.5 * DN_OFFSET).sum()
     return True if near >= max(2, len(low) // 3) else None
 
 
