@@ -26,6 +26,7 @@ from bench.report import describe_machine, load_line, render, write_report
 from bench.scenes import measure_agreement, measure_times, memory_table, verdict_lines
 from bench.scenes import measure_peaks as measure_scene_peaks
 from bench.sources import measure_sources, source_table
+from bench.shards import SAMPLES, measure_shards, shard_lines
 from bench.timing import CLOCKS
 
 HERE = Path(__file__).parent
@@ -159,6 +160,14 @@ def run_sources(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     return "\n".join(lines), {"machine": machine, "rows": [asdict(x) for x in rows]}
 
 
+def run_shards(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Return report and results of tar shards, measured in CPU time of one thread."""
+    machine = describe() | {"clock": "cpu"}
+    seconds = measure_shards(arguments.repeats or REPEATS["tiny"], CLOCKS["cpu"])
+    lines = [describe_machine(machine), "", *shard_lines(seconds)]
+    return "\n".join(lines), {"machine": machine, "seconds": seconds, "samples": SAMPLES}
+
+
 PARTS = {
     "backbone": run_backbone,
     "generation": run_generation,
@@ -166,6 +175,7 @@ PARTS = {
     "decoder": run_decoder,
     "scenes": run_scenes,
     "sources": run_sources,
+    "shards": run_shards,
 }
 
 
