@@ -25,8 +25,8 @@ from bench.measure import measure_peaks, measure_size, say
 from bench.report import describe_machine, load_line, render, write_report
 from bench.scenes import measure_agreement, measure_times, memory_table, verdict_lines
 from bench.scenes import measure_peaks as measure_scene_peaks
-from bench.sources import measure_sources, source_table
 from bench.shards import SAMPLES, measure_shards, shard_lines
+from bench.sources import measure_sources, source_table
 from bench.timing import CLOCKS
 
 HERE = Path(__file__).parent

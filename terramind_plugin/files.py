@@ -25,6 +25,8 @@ from terramind_plugin.errors import ConfigError, DataError, one_line
 
 MOST_ENTRIES = 100_000
 """Maximum number of values of a YAML file: far more than a configuration has, few enough to be copied."""
+ZARR_ZIP = ".zarr.zip"
+"""Ending of zipped zarr groups: samples of TerraMesh, chips of ImpactMesh."""
 SOFTWARE = "terramind_plugin"
 """Name of this program in the metadata of its pictures."""
 

@@ -19,7 +19,7 @@ from terramind_plugin.plotting import LABEL_COLORS, plot_samples
 from terramind_plugin.raster.bands import bands_of_date
 from terramind_plugin.raster.complete import GDAL_ERRORS
 from terramind_plugin.raster.netcdf import raster_name
-from terramind_plugin.raster.paths import RASTERS
+from terramind_plugin.raster.paths import is_raster
 from terramind_plugin.samples.checks.headers import OPTIONS
 from terramind_plugin.samples.checks.labels import read_labels
 from terramind_plugin.samples.checks.sample import Sample, draw_samples, read_middle, read_sample
@@ -107,7 +107,7 @@ def _read(path: Path | None, name: str = "", bands: Sequence[str] = ()) -> NDArr
         name: Modality; '' for a label.
         bands: Names of the bands of one date in the file.
     """
-    if path is None or path.suffix.lower() not in RASTERS:
+    if path is None or not is_raster(path):
         return None
     try:
         with rasterio.Env(**OPTIONS), rasterio.open(raster_name(path, name, bands)) as raster:

@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from terramind_plugin.data.terratorch_internals import collate_samples
 from terramind_plugin.errors import DataError
-from terramind_plugin.raster.paths import RASTERS
+from terramind_plugin.raster.paths import is_raster
 from terramind_plugin.samples.checks.headers import map_files, read_header
 
 Pick = tuple[int, Sequence[str]]
@@ -88,7 +88,7 @@ def check_sizes(samples: Sequence[Mapping[str, Any]]) -> None:
         (name, Path(path))
         for sample in samples
         for name, path in sample.items()
-        if isinstance(path, str) and path.lower().endswith(RASTERS)
+        if isinstance(path, str) and is_raster(path)
     ]
     first: dict[str, tuple[Path, tuple[int, int]]] = {}
     for (name, path), header in zip(files, map_files(read_header, [path for _, path in files]), strict=True):

@@ -207,7 +207,8 @@ class GeoTiffWriter(BasePredictionWriter):
                 folder = Path(source).resolve().relative_to(Path(root).resolve()).parent
                 break
         prefix = getattr(trainer, "output_file_prefix", None)
-        stem = f"{prefix}_{Path(source).stem}" if prefix else Path(source).stem
+        stem = Path(source).stem.removesuffix(".zarr")
+        stem = f"{prefix}_{stem}" if prefix else stem
         target = Path(str(self.output_dir)) / folder / f"{stem}_{suffix}.tif"
         before = self._written.setdefault(target, source)
         if before != source:

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from rasterio.transform import Affine
 from torch import Tensor
 
-from terramind_plugin.errors import ConfigError
+from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.raster.complete import GDAL_ERRORS
 from terramind_plugin.raster.georeference import Grid, apply_affine
+from terramind_plugin.raster.netcdf import raster_name
 
 UNFILLED = 0.1
 """Largest share of a row block's windows that its last batch may lack, if up to two more rows can avoid that."""
@@ -293,9 +294,9 @@ def _first_file(datamodule: Any) -> int | None:
         pattern = patterns.get(name) if isinstance(patterns, Mapping) else None
         for path in Path(str(root)).glob(str(pattern or "*.tif")):
             try:
-                with rasterio.open(path) as raster:
+                with rasterio.open(raster_name(path)) as raster:
                     return int(min(raster.shape))
-            except GDAL_ERRORS:
+            except (*GDAL_ERRORS, DataError):
                 break  # no raster: the next modality may be one
     return None
 

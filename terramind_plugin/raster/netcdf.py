@@ -9,9 +9,11 @@ from xml.sax.saxutils import escape
 import rasterio
 
 from terramind_plugin.errors import DataError
+from terramind_plugin.files import ZARR_ZIP
 from terramind_plugin.model.modalities import find
 from terramind_plugin.raster.bands import band_key
 from terramind_plugin.raster.paths import is_remote
+from terramind_plugin.raster.zarr import zarr_name
 
 NETCDF = (".nc", ".nc4")
 """Endings of NetCDF files."""
@@ -30,8 +32,9 @@ TYPES = {
 def raster_name(path: str | Path, modality: str = "", bands: Sequence[object] = ()) -> str:
     """Return the name by which GDAL opens a file as the raster of a modality.
 
-    A file of another kind, or with one variable, has its own name. Of several variables the one with the modality's
-    name counts, or those with the names of its bands, one band each (or one series of dates each).
+    A file of another kind, or with one variable, has its own name; a zarr.zip chip that of a raster in memory. Of
+    several variables the one with the modality's name counts, or those with the names of its bands, one band each (or
+    one series of dates each).
 
     Args:
         path: The file.
@@ -42,6 +45,8 @@ def raster_name(path: str | Path, modality: str = "", bands: Sequence[object] = 
         DataError: No variable has one of these names.
         RasterioError: The file cannot be read.
     """
+    if not is_remote(path) and str(path).lower().endswith(ZARR_ZIP):
+        return zarr_name(path)
     if is_remote(path) or not str(path).lower().endswith(NETCDF):
         return str(path)
     with rasterio.open(path) as file:

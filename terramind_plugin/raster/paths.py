@@ -6,6 +6,8 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from terramind_plugin.files import ZARR_ZIP
+
 
 class RemotePath(type(Path())):  # type: ignore[misc]
     """Name of a raster outside the file system: a URL, or a path below /vsizip/, /vsicurl/, /vsis3/...
@@ -83,10 +85,10 @@ def raster_path(text: str | Path) -> Path:
     return RemotePath(str(text)) if is_remote(text) else Path(text)
 
 
-RASTERS = (".tif", ".tiff", ".nc", ".nc4")
-"""Endings of rasters in data sets: GeoTIFF and NetCDF."""
+RASTERS = (".tif", ".tiff", ".nc", ".nc4", ZARR_ZIP)
+"""Endings of rasters in data sets: GeoTIFF, NetCDF and zipped zarr."""
 
 
 def is_raster(path: Any) -> bool:
-    """Return whether a path, which may be something else, names a raster that GDAL reads."""
+    """Return whether a path, which may be something else, names a raster of a data set."""
     return isinstance(path, str | Path) and str(path).lower().endswith(RASTERS)

@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 
 from terramind_plugin.errors import ConfigError, DataError, one_line
 
-ZARR_ZIP = ".zarr.zip"
-"""Ending of files that hold a zipped zarr group."""
 CONSOLIDATED = ".zmetadata"
 """Member with the metadata of all arrays of a group."""
 MOST_BYTES = 2**31

@@ -18,7 +18,7 @@ from terramind_plugin.parallel import map_chunks
 from terramind_plugin.raster.complete import GDAL_ERRORS
 from terramind_plugin.raster.georeference import Grid, is_indirect, lies_nowhere
 from terramind_plugin.raster.netcdf import raster_name
-from terramind_plugin.raster.paths import RASTERS
+from terramind_plugin.raster.paths import is_raster
 from terramind_plugin.samples.dates import modality_of
 from terramind_plugin.samples.plan import DataPlan
 
@@ -112,7 +112,7 @@ def _system(wkt: str) -> CRS:
 
 def _missing_end(path: Path, raster: rasterio.DatasetReader) -> str:
     """Return a text if the last block of a GeoTIFF lies behind the end of the file, or is not there without reason."""
-    if raster.driver != "GTiff":
+    if raster.driver != "GTiff" or raster.name != str(path):  # another format, or made of one in memory
         return ""
     rows, columns = raster.block_shapes[0]
     last = f"{(raster.width - 1) // columns}_{(raster.height - 1) // rows}"
@@ -130,7 +130,7 @@ def read_headers(plan: DataPlan) -> dict[Path, Header]:
     """Return the headers of all rasters of a plan; they are read several at a time."""
     everything = (item for split in plan.splits for files in split.samples.values() for item in files.items())
     known = {image.name: (modality_of(image.name), image.file_bands) for image in plan.images}
-    jobs = {path: known.get(key, ("", ())) for key, path in everything if path.suffix.lower() in RASTERS}
+    jobs = {path: known.get(key, ("", ())) for key, path in everything if is_raster(path)}
     return {header.path: header for header in map_files(_read_job, [(path, *jobs[path]) for path in sorted(jobs)])}
 
 

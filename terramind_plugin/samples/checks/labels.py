@@ -12,7 +12,8 @@ import rasterio
 
 from terramind_plugin.errors import DataError, counted, one_line
 from terramind_plugin.raster.bands import check_one_band
-from terramind_plugin.raster.paths import RASTERS
+from terramind_plugin.raster.netcdf import raster_name
+from terramind_plugin.raster.paths import is_raster
 from terramind_plugin.samples.checks.findings import Finding, some
 from terramind_plugin.samples.checks.headers import UNREADABLE, map_files
 from terramind_plugin.samples.checks.sample import read_middle
@@ -45,7 +46,7 @@ def read_labels(plan: DataPlan, most: int = MOST) -> list[Mask]:
     splits: dict[Path, list[str]] = {}
     for split in plan.splits:
         for path in (files[LABEL] for files in split.samples.values() if LABEL in files):
-            if path.suffix.lower() in RASTERS:
+            if is_raster(path):
                 splits.setdefault(path, []).append(split.name)
     jobs = [(tuple(names), path) for path, names in splits.items()]
     if len(jobs) > most:
@@ -57,7 +58,7 @@ def read_labels(plan: DataPlan, most: int = MOST) -> list[Mask]:
 def _read(job: tuple[tuple[str, ...], Path]) -> Mask:
     splits, path = job
     try:
-        with rasterio.open(path) as raster:
+        with rasterio.open(raster_name(path)) as raster:
             check_one_band(path, raster.count)
             if raster.dtypes[0].startswith("complex"):
                 return Mask(path, splits, problem=f"{path} holds complex numbers.")

@@ -17,7 +17,7 @@ from terramind_plugin.raster.bands import check_dated_names, find_bands
 from terramind_plugin.raster.complete import check_checksums
 from terramind_plugin.raster.missing import Pixels, is_odd, read_pixels
 from terramind_plugin.raster.netcdf import raster_name
-from terramind_plugin.raster.paths import RASTERS
+from terramind_plugin.raster.paths import is_raster
 from terramind_plugin.samples.checks.headers import UNREADABLE, map_files
 from terramind_plugin.samples.dates import modality_of
 from terramind_plugin.samples.layout import LABEL
@@ -95,7 +95,7 @@ def read_sample(plan: DataPlan, count: int) -> Sample:
         (image, files[image.name])
         for _, _, files in drawn
         for image in plan.images
-        if image.name in files and image.name != LABEL and files[image.name].suffix.lower() in RASTERS
+        if image.name in files and image.name != LABEL and is_raster(files[image.name])
     ]
     result = Sample(of=len(_with_images(plan)), read=len(drawn))
     for (image, path), got in zip(jobs, map_files(_summary, jobs), strict=True):
