@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, default_collate
 
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.model.modalities import Modality
-from terramind_plugin.pretrain.loading import SYMMETRIES, Draw, apply_symmetry, to_tensor
+from terramind_plugin.pretrain.loading import SYMMETRIES, Draw, apply_symmetry, to_image_tensor
 from terramind_plugin.pretrain.masked_loss import MaskedBatch
 from terramind_plugin.pretrain.mesh_tokens import check_sample_keys, standardise
 from terramind_plugin.pretrain.token_store import TokenFile
@@ -101,7 +101,7 @@ class MeshCrops(MeshDataset):
             return None
         window = draw_square(random, image.shape[1:], self.crop, self.shown(read, self.name))
         turned = apply_symmetry(image[:, *window], int(random.integers(symmetries)))
-        return {"image": to_tensor(np.ascontiguousarray(turned), self.modality)}
+        return {"image": to_image_tensor(np.ascontiguousarray(turned), self.modality)}
 
 
 def draw_square(random: np.random.Generator, shape: Sequence[int], side: int, name: str) -> tuple[slice, slice]:
@@ -315,7 +315,7 @@ class MeshTiles(MeshDataset):
             part = np.zeros((len(modality.bands), side, side)) if image is None else image[:, *window]
             if part.shape[1:] != (side, side):
                 raise DataError(f"{self.shown(read, key)} is smaller than its tokens. Run terramind tokenize again.")
-            pixels[modality.name] = to_tensor(np.ascontiguousarray(apply_symmetry(part, symmetry)), modality)
+            pixels[modality.name] = to_image_tensor(np.ascontiguousarray(apply_symmetry(part, symmetry)), modality)
             present[modality.name] = image is not None
         tokens: dict[str, Tensor] = {}
         sides: tuple[int, ...] = ()
