@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from terramind_plugin.builders import build_image_tokenizer
 from terramind_plugin.errors import ConfigError, DataError, counted
 from terramind_plugin.model.checkpoints import hash_weights
-from terramind_plugin.model.modalities import Modality, find
+from terramind_plugin.model.modalities import Modality, find_exact
 from terramind_plugin.pretrain.loading import SYMMETRIES, apply_symmetry
 from terramind_plugin.pretrain.token_store import (
     Recipe,
@@ -95,11 +95,11 @@ def find_modalities(store: ShardStore, split: str, known: Mapping[str, Any], nam
         ConfigError: A modality has no tokenizer, or none is left.
         DataError: The split has no folder of a modality.
     """
-    folders = [modality.name for entry in store.list(split) if (modality := find(entry.name)) is not None]
+    folders = [modality.name for entry in store.list(split) if (modality := find_exact(entry.name)) is not None]
     if not folders:
         raise DataError(f"{store.shown(split)} holds no folder of a modality. Check --data and --splits.")
     chosen = list(names) if names else [name for name in folders if name in known]
-    without = [name for name in chosen if (modality := find(name)) is None or modality.name not in known]
+    without = [name for name in chosen if (modality := find_exact(name)) is None or modality.name not in known]
     if without or not chosen:
         raise ConfigError(
             f"{', '.join(without) or store.shown(split)} has no tokenizer. Tokenizers are there for {', '.join(known)}."
@@ -151,7 +151,7 @@ def tokenize_shards(
         for split in find_splits(store, splits)
         for name in find_modalities(store, split, known, modalities)
     ]
-    unused = set(ckpt_paths) - {find(name).name for _, name in work}  # type: ignore[union-attr]
+    unused = set(ckpt_paths) - {find_exact(name).name for _, name in work}  # type: ignore[union-attr]
     if unused:
         raise ConfigError(f"tokenizer_ckpt_path names {', '.join(sorted(unused))}, which is not tokenised here.")
     for split, name in work:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terramind_plugin.errors import ConfigError, DataError, counted
-from terramind_plugin.model.modalities import Modality, find, resolve
+from terramind_plugin.model.modalities import Modality, find_exact, resolve
 from terramind_plugin.shards.stores import Entry, ShardStore
 from terramind_plugin.shards.tar import IndexCache, TarIndex, check_index, index_tar
 
@@ -113,7 +113,7 @@ class ShardCatalogue:
                 f"{self.store.shown(self.split)} holds no folder of a modality. Found beside it: {there}. root is the "
                 "folder that holds train/ and val/, split one of them."
             )
-        by_modality = {modality.name: name for name in listed if (modality := find(name)) is not None}
+        by_modality = {modality.name: name for name in listed if (modality := find_exact(name)) is not None}
         missing = [name for name, modality in self.modalities.items() if modality.name not in by_modality]
         if missing and (self.on_error == "raise" or len(missing) == len(self.modalities)):
             raise DataError(
