@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from terramind_plugin.errors import ConfigError, DataError, check_seed
 from terramind_plugin.shards.catalogue import OnError, SamplePlace, ShardCatalogue
-from terramind_plugin.shards.decode import read_centre, read_details, read_image_of
+from terramind_plugin.shards.decode import read_details, read_image_of, read_sample_centre
 from terramind_plugin.shards.filters import choose_samples
 from terramind_plugin.shards.order import Numbers, check_weights, draw_order, part_of
 from terramind_plugin.shards.stores import open_store
@@ -195,7 +195,7 @@ class TerraMeshSamples:
                 )
             size = images[name].shape[-2:]
             if np.isnan(centre).any():
-                centre = read_centre(group)
+                centre = read_sample_centre(group)
             if self.details:
                 details[name] = read_details(group)
         return Read(catalogue.key(place), images, centre, details)

@@ -117,7 +117,7 @@ def _order(name: str, modality: Modality, names: Sequence[str], count: int) -> l
     raise DataError(f"{name} has the bands {shown}; {modality.name} has {', '.join(modality.band_names)}.")
 
 
-def read_centre(group: ZarrGroup) -> tuple[float, float]:
+def read_sample_centre(group: ZarrGroup) -> tuple[float, float]:
     """Return longitude and latitude of a sample's centre in degrees; NaN if the sample does not tell.
 
     Raises:
