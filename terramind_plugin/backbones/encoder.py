@@ -159,8 +159,8 @@ class TerraMindBackbone(nn.Module):
         Args:
             x: Images [B, bands, H, W] by modality, standardised, in any order; or the image of the first modality.
                 LULC is class ids [B, 1, H, W] or [B, H, W]; LULC and NDVI may be token ids [B, rows, columns]; coords
-                are positions [B, 2] as (longitude, latitude) in degrees. Modalities of the model that are not given
-                are missing for the whole batch.
+                are positions [B, 2] as (longitude, latitude) in degrees, or [B, 2, H, W], of which the middle counts.
+                Modalities of the model that are not given are missing for the whole batch.
             modality_mask: For some modalities a boolean [B]; False where a sample lacks that modality. While a mask is
                 given, a sample whose pixels are all NaN lacks the modality, too, and single NaN pixels count as the
                 mean. The NaN mark survives tiling into batches that mix samples; the mask does so only if the tiles of

@@ -97,6 +97,8 @@ class InputTokens(FrozenTokenizers):
             x = inputs.get(spec.name)
             if x is None:
                 continue
+            if spec.is_sequence and x.ndim == 4:  # a tile's position is that of its middle
+                x = x[:, :, x.shape[2] // 2, x.shape[3] // 2]
             if spec.is_sequence or not is_token_ids(spec, inputs, patch_size):
                 try:
                     ids[spec.name] = self.tokenize(spec, x, wait=wait)

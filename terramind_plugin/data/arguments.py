@@ -11,7 +11,7 @@ from terramind_plugin.data.dates import ROOTS, count_listed, spread_entries, spr
 from terramind_plugin.data.terratorch_internals import generate_bands_intervals
 from terramind_plugin.data.transforms import build_transforms
 from terramind_plugin.errors import ConfigError, suggest
-from terramind_plugin.model.modalities import MODALITIES, Modality, find, find_exact, resolve, statistics
+from terramind_plugin.model.modalities import MODALITIES, Modality, find, is_position, resolve, statistics
 
 STAGES = ("train", "val", "test", "predict")
 BY_MODALITY = (
@@ -130,12 +130,6 @@ def name_sources(modalities: Sequence[str | Mapping[str, str | int]]) -> tuple[l
         if names.count(name) > 1:
             raise ConfigError(f"modalities names '{name}' twice: {', '.join(names)}.")
     return names, sources
-
-
-def is_position(name: str) -> bool:
-    """Return whether an input is a position: coords, or another name of it."""
-    modality = find_exact(name)
-    return modality is not None and modality.kind == "sequence"
 
 
 def _without_positions(names: Sequence[str], kwargs: Mapping[str, Any]) -> tuple[list[str], str | None]:

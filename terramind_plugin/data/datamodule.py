@@ -199,6 +199,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
             offsets=spread_entries(self.offsets, self.counts),
             sources=self.sources,
             positions=self.positions,
+            position_images=getattr(self._task(), "tiled_inference_parameters", None) is not None,
         )
         make = partial(self.samples_class, plan=plan)
         self.dataset_class = partial(make, split=self.predict_split) if stage == "predict" else make

@@ -51,6 +51,8 @@ class ReadingPlan:
     """Modality of the table that an input of another name has."""
     positions: str | None = None
     """Name of the input that is the position of a chip, from its georeference."""
+    position_images: bool = False
+    """True if positions are images [2, H, W] of one value, for tiled inference, which cuts all inputs alike."""
 
 
 FAR_VALUES = (

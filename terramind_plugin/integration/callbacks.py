@@ -24,6 +24,7 @@ from terramind_plugin.integration.drawing import (
     predict,
 )
 from terramind_plugin.model.inputs import InputSpec
+from terramind_plugin.model.modalities import is_position
 from terramind_plugin.samples.classes import class_names_of
 from terramind_plugin.system import settle_status
 
@@ -173,8 +174,9 @@ class SegmentationImages(Callback):
             self._say(f"no pictures: {reason}.")
             return
         images = _by_modality(pl_module, batch["image"])
-        positions = {spec.name for spec in _inputs_of(pl_module) if spec.is_sequence}
-        for name in images.keys() - _drawable(images).keys() - positions:
+        for name in images.keys() - _drawable(images).keys():
+            if is_position(name):
+                continue
             self._say(f"{name} is not drawn: it is no image.")
         self._batch = {**batch, "image": copy(batch["image"])}
 
@@ -284,7 +286,11 @@ def _bands_of(task: LightningModule) -> dict[str, list[str]]:
 
 def _drawable(images: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the images [batch, bands, H, W] or [batch, bands, dates, H, W], without positions and texts."""
-    return {name: image for name, image in images.items() if isinstance(image, Tensor) and image.ndim in (4, 5)}
+    return {
+        name: image
+        for name, image in images.items()
+        if isinstance(image, Tensor) and image.ndim in (4, 5) and not is_position(name)
+    }
 
 
 def _as_measured(images: Mapping[str, Tensor], datamodule: Any) -> Mapping[str, Tensor]:

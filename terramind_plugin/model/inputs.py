@@ -164,7 +164,7 @@ def check_shapes(
     Args:
         specs: What the model takes.
         inputs: Tensors by the model's names: images [B, channels, H, W], of class maps also class ids [B, H, W],
-            token ids [B, rows, columns] and positions [B, 2].
+            token ids [B, rows, columns] and positions [B, 2] or [B, 2, H, W].
         patch_size: Height and width must be multiples of it.
         same_size: Whether all modalities must have the same height and width.
         advice: What messages tell to do.
@@ -226,9 +226,10 @@ def is_token_ids(spec: InputSpec, inputs: Mapping[str, Tensor], patch_size: int)
 
 
 def _check_positions(spec: InputSpec, x: Tensor) -> None:
-    if x.ndim != 2 or x.shape[1] != 2:
+    if x.ndim not in (2, 4) or x.shape[1] != 2:
         raise ConfigError(
-            f"{spec.name}: expected positions [batch, 2] as (longitude, latitude) in degrees, got {list(x.shape)}."
+            f"{spec.name}: expected positions [batch, 2] as (longitude, latitude) in degrees, or an image of them "
+            f"[batch, 2, height, width], got {list(x.shape)}."
         )
 
 

@@ -349,6 +349,12 @@ def _held(name: str, spellings: Mapping[str, Modality], *, whole_words: bool) ->
     return list({modality.name: modality for modality in held}.values())
 
 
+def is_position(name: str) -> bool:
+    """Return whether an input is a position: coords, or another name of it."""
+    modality = find_exact(name)
+    return modality is not None and modality.kind == "sequence"
+
+
 def resolve(name: str) -> Modality:
     """Return the modality that a name stands for.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -146,3 +147,12 @@ def test_scenes_are_not_mixed_up():
         pair_scenes([["S2L2A=a.tif"], ["S2L2A_after=b.tif"]], names)
     (scene,) = pair_scenes([["S2L2A_after=b.tif"], ["S2L2A_before=a.tif"]], names)
     assert {name: str(path) for name, path in scene.items()} == {"S2L2A_after": "b.tif", "S2L2A_before": "a.tif"}
+
+
+def test_positions_are_images_where_the_task_tiles(make_chips, make_module):
+    module = make_module(make_chips(), modalities=["S1GRD", "coords"])
+    task = SimpleNamespace(tiled_inference_parameters={"crop": 32}, hparams={})
+    module.trainer = SimpleNamespace(lightning_module=task, is_global_zero=False, callbacks=[], ckpt_path=None)
+    batch = only(module)
+    assert batch["image"]["coords"].shape == (2, 2, 32, 32)
+    assert torch.allclose(batch["image"]["coords"][..., 5, 7], torch.tensor([CENTRE, CENTRE]), atol=1e-4)

@@ -94,3 +94,14 @@ def test_two_images_of_one_modality(tmp_path):
     assert run(task, tmp_path / "turned", f"before={second}", f"after={first}") == 0
     maps = [read(tmp_path / "out" / "first_probabilities.tif"), read(tmp_path / "turned" / "second_probabilities.tif")]
     assert not np.allclose(*maps)
+
+
+def test_positions_of_tiles(images):
+    from terramind_plugin.builders import build_backbone
+
+    model = build_backbone("terramind_sim_nano", ["S1GRD", "coords"], pretrained=True).eval()
+    place = torch.tensor([[11.5, 48.1], [-120.2, -33.9]])
+    x = images(["S1GRD"], 2)
+    with torch.no_grad():
+        whole = model({**x, "coords": place})[-1]
+        assert torch.equal(model({**x, "coords": place[:, :, None, None].expand(-1, -1, 64, 64)})[-1], whole)
