@@ -236,7 +236,7 @@ def _standardisation(
     inputs: Sequence[InputSpec], targets: Mapping[str, Modality], offset: Mapping[str, float]
 ) -> nn.ModuleDict:
     """Return the standardisation of each image modality, by name; of an input with some of its bands, of these."""
-    numbers = {
+    numbers: dict[str, tuple[Sequence[float], Sequence[float]]] = {
         spec.name: _numbers(spec) for spec in inputs if spec.pretrained is not None and _is_image(spec.pretrained)
     }
     # A name that is an input and an output has all bands as an output.
