@@ -30,7 +30,7 @@ from terramind_plugin.model.modalities import find
 from terramind_plugin.raster.bands import check_one_band
 from terramind_plugin.raster.chips import read_image
 from terramind_plugin.raster.complete import GDAL_ERRORS
-from terramind_plugin.raster.georeference import read_centre
+from terramind_plugin.raster.georeference import find_centre
 from terramind_plugin.raster.missing import FAR
 from terramind_plugin.raster.netcdf import raster_name
 from terramind_plugin.raster.paths import is_raster
@@ -188,7 +188,7 @@ class CheckedSamples(GenericMultimodalDataset):  # type: ignore[misc]
     def _locate(self, path: Any) -> tuple[float, float] | None:
         """Return the position of a file's middle, which is read once, or None if the file does not say it."""
         if path not in self._places:
-            self._places[path] = read_centre(path)
+            self._places[path] = find_centre(path)
         return self._places[path]
 
     def _with_label(self, pick: Pick) -> Pick:

@@ -53,7 +53,7 @@ class Grid:
         return float(np.hypot(columns - x, rows - y).max())
 
 
-def read_centre(path: Any) -> tuple[float, float] | None:
+def find_centre(path: Any) -> tuple[float, float] | None:
     """Return longitude and latitude of the middle of a raster in degrees, or None if the raster does not say them.
 
     Args:

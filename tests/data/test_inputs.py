@@ -14,7 +14,7 @@ from terramind_plugin.check.config import check_agreement
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.inference.scenes import pair_scenes
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.raster.georeference import read_centre
+from terramind_plugin.raster.georeference import find_centre
 from terramind_plugin.samples.plan import describe
 
 CENTRE = (-2.99808, 41.54743)
@@ -56,7 +56,7 @@ def test_a_chip_without_a_georeference(make_chips, make_module):
     arguments = {"modalities": ["S2L1C", "S1GRD", "coords"], "batch_size": 1}
     assert torch.allclose(only(make_module(root, **arguments))["image"]["coords"], torch.tensor([CENTRE]), atol=1e-4)
     without_place(root / "S1GRD" / "a_S1.tif")
-    assert read_centre(root / "S1GRD" / "a_S1.tif") is None
+    assert find_centre(root / "S1GRD" / "a_S1.tif") is None
     with pytest.raises(DataError, match=r"a_S2\.tif has no georeference, so coords of the sample is unknown"):
         only(make_module(root, **arguments))
     batch = only(make_module(root, **arguments, allow_missing_modalities=True))

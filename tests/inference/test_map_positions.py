@@ -11,7 +11,7 @@ import torch
 from rasterio.transform import Affine
 
 from terramind_plugin.cli import main
-from terramind_plugin.raster.georeference import read_centre
+from terramind_plugin.raster.georeference import find_centre
 from tests.inference.conftest import make_task, write_modality
 
 NANO = {"model_args.backbone": "terramind_sim_nano", "model_args.backbone_out_indices": [1, 2, 4, 5]}
@@ -64,7 +64,7 @@ def test_each_window_has_its_own_location(placed, tmp_path):
     for column in (0, 64):
         part = tmp_path / f"part_{column}.tif"
         write_modality(part, "S1GRD", (64, 64), transform=place * Affine.translation(column, 0))
-        centres.append(read_centre(part))
+        centres.append(find_centre(part))
         x = {"S1GRD": image[..., column : column + 64], "coords": torch.tensor([centres[-1]])}
         with torch.no_grad():
             want = model(x).output.softmax(dim=1)[0].numpy()
