@@ -170,20 +170,11 @@ class CoordsIds(nn.Module):
 
     def __init__(self, tokenizer: CoordsTokenizer) -> None:
         super().__init__()
-        steps = round(90 * tokenizer.steps_per_degree)
-        degrees = (
-            torch.arange(-2 * steps, 2 * steps + 1, dtype=torch.float64, device="cpu") / tokenizer.steps_per_degree
-        )
-        negative_zero = torch.tensor(
-            [-0.0], dtype=torch.float64, device="cpu"
-        )  # a word of its own in some vocabularies
-        inner = torch.cat([degrees[steps : 3 * steps + 1], negative_zero])
-        outer = torch.cat([degrees, negative_zero])
-        by_latitude = tokenizer.encode(torch.stack([torch.zeros_like(inner), inner], dim=1)).ids
-        by_longitude = tokenizer.encode(torch.stack([outer, torch.zeros_like(outer)], dim=1)).ids
-        self.register_buffer("latitudes", by_latitude[:, 0])
-        self.register_buffer("longitudes", by_longitude[:, 1])
-        self.register_buffer("end", by_latitude[0, 2:])
+        with torch.device("cpu"):  # ids come from texts, also where a model is built without numbers
+            latitudes, longitudes, end = _list_ids(tokenizer)
+        self.register_buffer("latitudes", latitudes)
+        self.register_buffer("longitudes", longitudes)
+        self.register_buffer("end", end)
 
     def tokenize(self, coords: Tensor) -> Tensor:
         """Return token ids [B, N].
@@ -215,6 +206,18 @@ class CoordsIds(nn.Module):
             if stored.shape != buffer.shape and stored.ndim == 1:
                 setattr(self, name, torch.empty_like(stored, device=buffer.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _list_ids(tokenizer: CoordsTokenizer) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the ids of all latitudes, of all longitudes and of the end; -0.0, a word in some vocabularies, is last."""
+    steps = round(90 * tokenizer.steps_per_degree)
+    degrees = torch.arange(-2 * steps, 2 * steps + 1, dtype=torch.float64) / tokenizer.steps_per_degree
+    negative_zero = torch.tensor([-0.0], dtype=torch.float64)
+    inner = torch.cat([degrees[steps : 3 * steps + 1], negative_zero])
+    outer = torch.cat([degrees, negative_zero])
+    by_latitude = tokenizer.encode(torch.stack([torch.zeros_like(inner), inner], dim=1)).ids
+    by_longitude = tokenizer.encode(torch.stack([outer, torch.zeros_like(outer)], dim=1)).ids
+    return by_latitude[:, 0], by_longitude[:, 1], by_latitude[0, 2:]
 
 
 def _refuse_position(longitude: float, latitude: float) -> None:

@@ -17,7 +17,7 @@ from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.raster.georeference import find_centre
 from terramind_plugin.samples.plan import describe
 
-CENTRE = (-2.99808, 41.54743)
+CENTRE = (-2.99808, 41.55022)
 """Longitude and latitude of the middle of the chips: EPSG:32630, 160 m from (500000, 4600000)."""
 
 
@@ -151,7 +151,8 @@ def test_scenes_are_not_mixed_up():
 
 def test_positions_are_images_where_the_task_tiles(make_chips, make_module):
     module = make_module(make_chips(), modalities=["S1GRD", "coords"])
-    task = SimpleNamespace(tiled_inference_parameters={"crop": 32}, hparams={})
+    task = torch.nn.Module()
+    task.tiled_inference_parameters, task.hparams = {"crop": 32}, {}
     module.trainer = SimpleNamespace(lightning_module=task, is_global_zero=False, callbacks=[], ckpt_path=None)
     batch = only(module)
     assert batch["image"]["coords"].shape == (2, 2, 32, 32)
