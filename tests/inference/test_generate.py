@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 
 from bench.seams import measure_seams
 from terramind_plugin.cli import main

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-import rasterio
 import torch
 from rasterio.transform import Affine
 
 from terramind_plugin.cli import main
 from terramind_plugin.raster.georeference import find_centre
-from tests.inference.conftest import make_task, write_modality
+from tests.inference.conftest import make_task, read_raster, write_modality
 
 NANO = {"model_args.backbone": "terramind_sim_nano", "model_args.backbone_out_indices": [1, 2, 4, 5]}
 
@@ -41,11 +38,6 @@ def run(task, out, *scenes, crop=64):
     return main([str(word) for word in [*common, "--probabilities"]])
 
 
-def read(path: Path) -> np.ndarray:
-    with rasterio.open(path) as file:
-        return file.read()
-
-
 def test_each_window_has_its_own_location(placed, tmp_path):
     """A scene of two windows with pixels of 10 km: the windows are several degrees from each other."""
     from terramind_plugin.integration.lightning_cli import make_cli
@@ -58,8 +50,8 @@ def test_each_window_has_its_own_location(placed, tmp_path):
     load_into(cli.model, read_file(placed[1])[1], placed[1], "the task")
     model = cli.model.eval()
     means, stds = (np.array(x["S1GRD"])[:, None, None] for x in (cli.datamodule.band_means, cli.datamodule.band_stds))
-    image = torch.from_numpy(((read(scene) - means) / stds).astype(np.float32))[None]
-    got = read(tmp_path / "out" / "scene_probabilities.tif")
+    image = torch.from_numpy(((read_raster(scene) - means) / stds).astype(np.float32))[None]
+    got = read_raster(tmp_path / "out" / "scene_probabilities.tif")
     centres = []
     for column in (0, 64):
         part = tmp_path / f"part_{column}.tif"
@@ -92,7 +84,10 @@ def test_two_images_of_one_modality(tmp_path):
     second = write_modality(tmp_path / "second.tif", "S1GRD", (64, 96), (slice(0, 32), slice(0, 96)))
     assert run(task, tmp_path / "out", f"before={first}", f"after={second}") == 0
     assert run(task, tmp_path / "turned", f"before={second}", f"after={first}") == 0
-    maps = [read(tmp_path / "out" / "first_probabilities.tif"), read(tmp_path / "turned" / "second_probabilities.tif")]
+    maps = [
+        read_raster(tmp_path / "out" / "first_probabilities.tif"),
+        read_raster(tmp_path / "turned" / "second_probabilities.tif"),
+    ]
     assert not np.allclose(*maps)
 
 
