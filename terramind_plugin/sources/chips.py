@@ -22,6 +22,7 @@ from terramind_plugin.sources.outcome import complete_folder
 from terramind_plugin.sources.plan import (
     SourcePlan,
     hash_chip,
+    hash_scene,
     plan_scenes,
     read_plan,
     write_plan,
@@ -114,11 +115,12 @@ def make_tasks(request: ChipRequest, plan: SourcePlan) -> list[BlockTask]:
     )
     decisive = {"max_cloud": request.max_cloud, "per_place": request.per_place, "modalities": settings.modalities,
                 "wanted": settings.wanted.isoformat()}  # fmt: skip
+    hashes = {key: hash_scene(scene) for key, scene in plan.scenes.items()}
     return [
         BlockTask(
             name,
             tuple(chips),
-            tuple(hash_chip(chip, plan.scenes, decisive) for chip in chips),
+            tuple(hash_chip(chip, hashes, decisive) for chip in chips),
             {key: plan.scenes[key] for chip in chips for key in chip.scenes},
             settings,
         )

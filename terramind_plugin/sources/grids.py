@@ -69,9 +69,14 @@ class Place:
         return Grid(self.height, self.width, read_crs(self.crs), transform)
 
     @property
+    def epsg(self) -> int | None:
+        """Return the EPSG code of the CRS, or None if it has none."""
+        return _epsg_of(self.crs)
+
+    @property
     def meridian(self) -> float:
         """Return the longitude of the UTM zone's middle, which decides on dates by the sun; 0 in any other CRS."""
-        epsg = read_crs(self.crs).to_epsg() or 0
+        epsg = self.epsg or 0
         return 6.0 * (epsg % 100) - 183 if epsg // 100 in (326, 327) else 0.0
 
     @property
@@ -85,6 +90,12 @@ class Place:
 def read_crs(text: str) -> CRS:
     """Return a CRS by its name; the same object for the same name."""
     return CRS.from_user_input(text)
+
+
+@cache
+def _epsg_of(text: str) -> int | None:
+    code: int | None = read_crs(text).to_epsg()
+    return code
 
 
 @cache

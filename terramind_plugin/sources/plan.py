@@ -16,7 +16,7 @@ from terramind_plugin.errors import ConfigError, DataError, counted, one_line
 from terramind_plugin.files import write_bytes
 from terramind_plugin.sources.area import DateRange
 from terramind_plugin.sources.credentials import check_keys
-from terramind_plugin.sources.grids import Place, outlines, read_crs
+from terramind_plugin.sources.grids import Place, outlines
 from terramind_plugin.sources.rules import CollectionRule, catalogue_of, choose_rules, read_modalities, read_rules
 from terramind_plugin.sources.scenes import Scene, read_time
 from terramind_plugin.sources.search import Catalogue, find_scenes
@@ -265,21 +265,29 @@ def _assign_scenes(
 
 def _rank(place: Place, scene: Scene, whole: bool) -> tuple[Any, ...]:
     """Return a key that sorts the scenes of a chip: by time; of one pass, those of the chip's zone first."""
-    other_zone = scene.epsg is not None and read_crs(place.crs).to_epsg() != scene.epsg
+    other_zone = scene.epsg is not None and place.epsg != scene.epsg
     day = scene.day(place.meridian)
     newest = tuple(-int(part) for part in scene.baseline.split(".")) if scene.baseline else (0, 0)
     return day, scene.orbit or 0, scene.platform, other_zone, not whole, newest, scene.key
 
 
-def hash_chip(chip: ChipPlan, scenes: Mapping[str, Scene], settings: Mapping[str, Any]) -> str:
-    """Return a hash of all that decides on the pixels of a chip."""
-    used = [_describe_scene(scenes[key]) for key in chip.scenes]
-    content = [READING_VERSION, asdict(chip.place), used, dict(settings)]
+def hash_scene(scene: Scene) -> str:
+    """Return a hash of all that decides on the pixels of a scene; signatures of addresses do not."""
+    assets = {band: address.split("?")[0] for band, address in scene.assets.items()}
+    content = asdict(replace(scene, outline=b"", assets=assets))
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _describe_scene(scene: Scene) -> dict[str, Any]:
-    return asdict(replace(scene, outline=b"", assets={band: url.split("?")[0] for band, url in scene.assets.items()}))
+def hash_chip(chip: ChipPlan, scenes: Mapping[str, str], settings: Mapping[str, Any]) -> str:
+    """Return a hash of all that decides on the pixels of a chip.
+
+    Args:
+        chip: The chip.
+        scenes: Hash of each scene by its key.
+        settings: Settings that decide on pixels.
+    """
+    content = [READING_VERSION, asdict(chip.place), [scenes[key] for key in chip.scenes], dict(settings)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def write_plan(folder: Path, plan: SourcePlan) -> None:
