@@ -19,6 +19,7 @@ from terramind_plugin._version import __version__
 _LAZY = {
     "TerraMindBackbone": "terramind_plugin.backbones.encoder",
     "TerraMindDataModule": "terramind_plugin.data.datamodule",
+    "ServedDataModule": "terramind_plugin.data.served",
     "TokenizerTask": "terramind_plugin.pretrain.tokenizer",
     "TokenizerDataModule": "terramind_plugin.pretrain.tokenizer_data",
     "MaskedModellingTask": "terramind_plugin.pretrain.masked",

@@ -67,7 +67,7 @@ COMMANDS = {
     "localise": "evaluate",
     "few-shot": "evaluate",
     "merge": "pretrain",
-    "export": "pretrain",
+    "export": "export",
     "tokenize": "pretrain",
 }
 """Folder of each command's function in the order of the help: of 'few-shot' `run_few_shot` in its commands.py."""
@@ -285,6 +285,8 @@ class Command:
         (item,) = get_args(kind)
         if get_origin(item) is list:
             return json.dumps([_split(word) for word in words] if item == list[str] else list(uses))
+        if item is int:
+            return f"[{','.join(part for word in words for part in _split(word))}]"
         return json.dumps([part for word in words for part in _split(word)] if item is str else words)
 
     def _read_config(self, path: Path) -> dict[str, str]:
@@ -396,7 +398,7 @@ def _placeholder(kind: Any) -> str:
     if get_origin(kind) is dict:
         return "NAME=FILE"
     if get_origin(kind) is list:
-        return "NAMES" if "str" in str(kind) else "PATH ..."
+        return "N,N" if get_args(kind) == (int,) else "NAMES" if "str" in str(kind) else "PATH ..."
     return {int: "N", float: "X", str: "NAME", bool: "true|false"}.get(kind, "PATH")
 
 

@@ -19,6 +19,11 @@ BY_MODALITY = (
     *(f"{stage}_data_root" for stage in STAGES), *(f"{stage}_transform" for stage in STAGES[:3]),
 )  # fmt: skip
 """Arguments that may have an entry for each modality."""
+KEPT = (
+    "task", "num_classes", "dataset_bands", "output_bands", "constant_scale", "no_data_replace", "no_label_replace",
+    "expand_temporal_dimension", "temporal_channel_major", "image_grep",
+)  # fmt: skip
+"""Arguments of the data module that checkpoints keep."""
 
 
 @dataclass(frozen=True)
@@ -255,6 +260,24 @@ def read_roots(key: str, roots: Any, modalities: Sequence[str], allow_missing: b
     if without and not (allow_missing and len(without) < len(modalities)):
         raise ConfigError(f"{key} has no folder for {', '.join(without)}; it has: {', '.join(map(str, roots))}.")
     return {name: roots.get(name) for name in modalities}
+
+
+def kept_settings(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that say how files are read, apart from their places, as plain values for a checkpoint.
+
+    Args:
+        kwargs: Arguments of the data module; bands may be members of TerraTorch's enums.
+    """
+    return {name: _plain(kwargs[name]) for name in KEPT if kwargs.get(name) is not None}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    value = getattr(value, "value", value)
+    return value if isinstance(value, bool | int | float) else str(value)
 
 
 def make_stand_ins(kwargs: Mapping[str, Any], modalities: Sequence[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from tqdm import tqdm
 
 from terramind_plugin.cache.callback import CacheLog, find_caches
-from terramind_plugin.data.arguments import settle
+from terramind_plugin.data.arguments import kept_settings, settle
 from terramind_plugin.data.dataset import CHECKED, UnlabelledSamples
 from terramind_plugin.data.dates import ROOTS, dates_taken, find_by_band, spread_entries, spread_names
 from terramind_plugin.data.guard import guard
@@ -147,6 +147,8 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
         self.keep_missing_pixels = False
         self.predict_split = predict_split
         self.samples_class = CHECKED[self.dataset_class]
+        self.kept = kept_settings({**kwargs, "no_data_replace": no_data_replace})
+        """Settings that files of the same kind are read with, as plain values."""
         if self.class_names and self.num_classes and len(self.class_names) != self.num_classes:
             raise ConfigError(f"class_names has {len(self.class_names)} names, num_classes is {self.num_classes}.")
         if self.collate_fn is collate_samples:
@@ -220,6 +222,12 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
             "class_names": class_names_of(self._task(), self),
             "means": {name: list(values) for name, values in self.band_means.items()},
             "stds": {name: list(values) for name, values in self.band_stds.items()},
+            "modalities": [
+                {name: self.sources[name]} if self.sources.get(name, name) != name else name for name in self.modalities
+            ]
+            + [self.positions] * (self.positions is not None),
+            "offsets": dict(self.offsets),
+            **self.kept,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -103,11 +103,12 @@ def run_generate(
 
 def run_map(
     *,
-    config: Path,
-    ckpt_path: Path,
     options: Options,
     satellites: SatelliteArguments,
     scene: list[list[RemotePath | Path]] | None = None,
+    model: str | None = None,
+    config: Path | None = None,
+    ckpt_path: Path | None = None,
     probabilities: bool = False,
     overrides: Sequence[str] = (),
 ) -> None:
@@ -116,12 +117,13 @@ def run_map(
     The same command goes on with an interrupted run.
 
     Args:
-        config: Configuration of the fine-tuning, as for terramind fit.
-        ckpt_path: Checkpoint of the task.
         scene: Rasters of any size; one --scene NAME=FILE for each modality if there are several. The dates of a series
             are in one file, or in files between commas in the order of time: NAME=A,B,C.
         options: Windows, machines and files.
         satellites: Satellite catalogues in place of --scene.
+        model: Fine-tuned model that describes itself: a checkpoint of fit, an exported folder, or hub:ORG/NAME.
+        config: Configuration of the fine-tuning, as for terramind fit, in place of that description.
+        ckpt_path: Checkpoint of the configuration's task, in place of --model.
         probabilities: Also write the probabilities of all classes, as float32.
         overrides: Options of TerraTorch.
     """
@@ -140,6 +142,7 @@ def run_map(
         overrides,
         probabilities=probabilities,
         satellites=None if satellites.stac is None else satellites,
+        model=model,
     ):
         print(path)
 

@@ -26,8 +26,9 @@ from terramind_plugin.inference.satellites import open_satellites
 from terramind_plugin.inference.scenes import pair_series
 from terramind_plugin.inference.windows import training_size
 from terramind_plugin.integration.decoders import upsample_at_once
+from terramind_plugin.integration.fine_tuned import load_task, task_files
 from terramind_plugin.integration.lightning_cli import make_cli
-from terramind_plugin.model.checkpoints import hash_weights, load_into
+from terramind_plugin.model.checkpoints import hash_weights
 from terramind_plugin.model.modalities import find
 from terramind_plugin.model.standardisation import Standardisation
 from terramind_plugin.plotting import LABEL_COLORS
@@ -161,26 +162,28 @@ def _dates_of(name: str, dates: Mapping[str, int] | None) -> tuple[int, ...]:
 
 
 def map_scenes(
-    config: Path,
-    ckpt_path: Path,
+    config: Path | None,
+    ckpt_path: Path | None,
     files: Sequence[Sequence[str]],
     options: Options,
     overrides: Sequence[str] = (),
     *,
     probabilities: bool = False,
     satellites: SatelliteArguments | None = None,
+    model: str | None = None,
 ) -> list[Path]:
     """Write a fine-tuned task's maps of scenes, and return the files written.
 
     Args:
-        config: YAML of TerraTorch that the task was trained with.
-        ckpt_path: Weights of the task: a Lightning checkpoint.
+        config: YAML of TerraTorch that the task was trained with; None where the model describes its task.
+        ckpt_path: Weights of the task: a Lightning checkpoint; None with `model`.
         files: For each modality the files of all scenes, in one order; the first may be written NAME=FILE. The files of
             a series are separated by commas, in the order of time.
         options: How to go through the scenes.
         overrides: Further options, as for `terramind fit`.
         probabilities: Also write the probabilities of all classes.
         satellites: Catalogues that give the scenes in place of `files`.
+        model: Weights that describe their task: 'hub:ORG/NAME', an exported folder or a checkpoint.
 
     Raises:
         ConfigError: The configuration, the windows or the names are not possible, or the checkpoint is of another
@@ -188,10 +191,8 @@ def map_scenes(
         DataError: A file cannot be used.
         WeightsError: The checkpoint cannot be read or does not fit.
     """
-    if not config.is_file():
-        raise ConfigError(f"There is no configuration {config}. Check -c.")
-    with quiet():
-        cli = make_cli(["--config", str(config), *overrides], ckpt_path)
+    with task_files(model, config, ckpt_path) as found, quiet():
+        cli = make_cli(["--config", str(found.config), *overrides], found.weights)
     patch = patch_size(cli.model)
     expected, scales = read_data_module(cli.datamodule, cli.model)
     dated = any(one.dated for one in expected.values())
@@ -201,17 +202,15 @@ def map_scenes(
             "give them with --scene NAME=A,B,C."
         )
     scenes = [] if satellites is not None else pair_series(files, list(expected), dated=dated)
-    crop = training_size(cli.config, cli.datamodule, cli.model, patch) if options.crop is None else options.crop
+    crop = found.size if options.crop is None else options.crop
+    crop = training_size(cli.config, cli.datamodule, cli.model, patch) if crop is None else crop
     options = options.settle(crop, patch)
     jobs = plan_jobs(scenes, expected, options, patch)
     refuse_dates(jobs, dates_taken(cli.model))
-    content, tensors = cli.take_checkpoint()
-    cli.model.on_load_checkpoint(dict(content))
-    load_into(cli.model, tensors, ckpt_path, "the configured task", strict=cli.model.strict_loading)
-    del content, tensors
+    load_task(cli, found.weights)
     described = {
         "model": _name(cli.model),
-        "weights": ckpt_path.name,
+        "weights": found.name,
         "weights_sha256": hash_weights(cli.model.model.state_dict())[:16],
         "inputs_sha256": _hash_inputs(scales),
     }
@@ -228,7 +227,7 @@ def map_scenes(
         for job in jobs:
             if positions is not None and job.grid.centre() is None:
                 raise DataError(f"{job.path} has no georeference, which the model's input {positions} comes from.")
-        model = SceneTask(
+        network = SceneTask(
             for_inference(cli.model),
             scales,
             probabilities,
@@ -240,8 +239,8 @@ def map_scenes(
         )
         for number, job in enumerate(jobs):
             origin = {} if regions is None else regions.describe(number)
-            job.decide("map", model.layers, described | origin, options)
-        written = run_jobs(model, jobs, options)
+            job.decide("map", network.layers, described | origin, options)
+        written = run_jobs(network, jobs, options)
         if regions is not None:
             regions.finish()
     return written

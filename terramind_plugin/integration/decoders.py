@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import torch
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
 from terratorch.models.decoders import UNetDecoder
 from torch import Tensor, nn
@@ -54,7 +55,8 @@ class UpsamplingBlock(UnetDecoderBlock):  # type: ignore[misc]  # a library with
     def _upsampling(self, deep: int) -> Tensor:
         """Return the kernel for the first channels; it is kept if the weights do not train."""
         weight = self.conv1[0].weight
-        if weight.requires_grad:  # in validation as well: averages of weights are swapped in unseen
+        # In validation as well: averages of weights are swapped in unseen. A traced graph keeps no tensor beside it.
+        if weight.requires_grad or torch.compiler.is_compiling():
             return upsampling_kernel(weight[:, :deep])
         made_of = (weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype, deep)
         if self._kernel is None or made_of != self._made_of:

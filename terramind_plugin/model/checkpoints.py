@@ -19,11 +19,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from terramind_plugin.errors import WeightsError, WeightsNotFoundError, one_line
+from terramind_plugin.model.repository import settings_beside
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """Types of stored weights."""
 MAY_BE_UNSET = "missing_mod_token"
 """End of the name of the one weight that may be NaN: TerraTorch leaves it unset where no modality was missing."""
+SETTINGS = "hyper_parameters"
+"""Entry of a Lightning checkpoint with the settings of its task."""
 AGAIN = "Copy or download it again."
 LONGEST = 200
 """Largest number of characters of a foreign name or message that are shown."""
@@ -33,6 +36,8 @@ CHUNK = 2**20
 
 def read_file(path: str | Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
     """Return everything that a checkpoint holds, and its weights by name.
+
+    A file without settings takes those of the config.json that lies beside it, as in a repository on the hub.
 
     Args:
         path: A .pt, .ckpt or .safetensors file; '~' stands for the home folder. Weights are the tensors in its
@@ -46,6 +51,9 @@ def read_file(path: str | Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
     path = Path(path).expanduser()
     content = _load(path)
     tensors = _find_weights(content, path)
+    if SETTINGS not in content:
+        settings = settings_beside(path)
+        content = {**content, SETTINGS: settings} if settings else content
     for name, value in tensors.items():
         _check_tensor(name, value, path)
     _check_finite(tensors, path)
@@ -53,12 +61,12 @@ def read_file(path: str | Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
 
 
 def settings_of(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:
-    """Return the settings that a Lightning checkpoint holds of its task; empty if it holds none.
+    """Return the settings of its task that a checkpoint or the config.json beside it holds; empty if there are none.
 
     Raises:
         WeightsError: They are no mapping from names to values.
     """
-    return _mapping(content.get("hyper_parameters"), "hyper_parameters", path)
+    return _mapping(content.get(SETTINGS), SETTINGS, path)
 
 
 def model_args_of(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:

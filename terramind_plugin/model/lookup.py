@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundError, suggest
+from terramind_plugin.errors import ConfigError, WeightsError, suggest
+from terramind_plugin.model.repository import HUB, fetch_weights, is_location
 from terramind_plugin.model.variants import SIZES, VARIANTS, Variant
-
-ENDINGS = (".safetensors", ".pt", ".ckpt")
-"""Endings of files with weights, the preferred one first."""
-HUB = "hub:"
-"""Prefix of a repository on the Hugging Face hub."""
 
 
 def look_up_model(model: str, ckpt_path: Path | None = None) -> tuple[Variant, Path | None]:
     """Return the architecture that a user names, and the file with its weights; None for the published ones.
 
     Args:
-        model: A registry name such as 'terramind_v1_base', the path of a checkpoint, or 'hub:ORG/NAME'.
+        model: A registry name such as 'terramind_v1_base', the path of a checkpoint or of an exported folder, or
+            'hub:ORG/NAME'.
         ckpt_path: Weights beside a registry name.
 
     Raises:
@@ -27,16 +24,13 @@ def look_up_model(model: str, ckpt_path: Path | None = None) -> tuple[Variant, P
     """
     if model in VARIANTS:
         return VARIANTS[model], ckpt_path
-    if model.startswith(HUB):
-        path = _fetch_repository(model.removeprefix(HUB))
-    elif "/" in model or model.endswith(ENDINGS):
-        path = Path(model).expanduser()
-    else:
+    if not is_location(model):
         near = f" Did you mean '{SIZES[model]}'?" if model in SIZES else suggest(model, VARIANTS)
         raise ConfigError(
             f"There is no model '{model}'.{near} --model takes one of {', '.join(VARIANTS)}, the "
-            f"path of a checkpoint, or {HUB}ORG/NAME."
+            f"path of a checkpoint or of an exported folder, or {HUB}ORG/NAME."
         )
+    path = fetch_weights(model)
     if ckpt_path is not None:
         raise ConfigError(f"Both --model {model} and --ckpt_path {ckpt_path} name weights. Give one of them.")
     return read_variant(path), path
@@ -45,7 +39,8 @@ def look_up_model(model: str, ckpt_path: Path | None = None) -> tuple[Variant, P
 def read_variant(path: Path) -> Variant:
     """Return the architecture of the weights in a file.
 
-    The settings of a Lightning checkpoint name it. Without settings the shapes of the encoder's weights tell it.
+    The settings of a Lightning checkpoint, or of a config.json beside the file, name it. Without settings the shapes
+    of the encoder's weights tell it.
 
     Args:
         path: As for `terramind_plugin.model.weights.read_checkpoint`.
@@ -73,41 +68,3 @@ def read_variant(path: Path) -> Variant:
         + ", ".join(f"{one.name} has {one.depth} and {one.dim}" for one in VARIANTS.values())
         + "."
     )
-
-
-def _fetch_repository(repo: str) -> Path:
-    """Return the file with the weights of a repository on the hub, downloading it if needed."""
-    from terramind_plugin.model.weights import fetch_file
-
-    if repo.count("/") != 1 or not all(repo.split("/")):
-        raise ConfigError(f"--model {HUB}{repo} names no repository: write {HUB}ORG/NAME.")
-    published = {one.hub_repo: one.hub_file for one in VARIANTS.values()}
-    file = published.get(repo) or _weights_file(repo)
-    return fetch_file(f"{HUB}{repo}", repo, file, "give its path as --model.")
-
-
-def _weights_file(repo: str) -> str:
-    """Return the name of the one file with weights in a repository, as the hub or the local cache lists it."""
-    from huggingface_hub import list_repo_files, snapshot_download
-
-    try:
-        names = list_repo_files(repo)
-    except Exception as error:  # from the network and its libraries
-        try:
-            folder = Path(snapshot_download(repo, local_files_only=True))
-        except Exception:
-            raise WeightsNotFoundError(
-                f"The repository {repo} is not on this machine and could not be listed ({type(error).__name__}). Check "
-                f"the name, or download the file on a machine with network and give its path as --model."
-            ) from error
-        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
-    for ending in ENDINGS:
-        found = [name for name in names if name.endswith(ending)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise ConfigError(
-                f"https://huggingface.co/{repo} holds {len(found)} files of weights: {', '.join(sorted(found))}. "
-                f"Download one of them, hf download {repo} {found[0]}, and give its path as --model."
-            )
-    raise WeightsNotFoundError(f"https://huggingface.co/{repo} holds no file of weights ({', '.join(ENDINGS)}).")

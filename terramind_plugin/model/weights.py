@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,6 +38,10 @@ class Loadable(Protocol):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the model's weights."""
+        ...
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tables that the model makes for itself."""
         ...
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
@@ -231,6 +235,7 @@ def load_backbone(model: Loadable, checkpoint: Checkpoint) -> LoadReport:
     # A TiM model's generator and tokenizers are loaded on their own.
     frozen = ("sampler.", "given_tokens.", "tokenizer.")
     own = {name: value for name, value in model.state_dict().items() if not name.startswith(frozen)}
+    tables = {name for name, _ in model.named_buffers()}
     specs: dict[str, InputSpec] = {spec.key: spec for spec in model.inputs}
     report = LoadReport(source=checkpoint.source)
     chosen: dict[str, Tensor] = {}
@@ -241,8 +246,8 @@ def load_backbone(model: Loadable, checkpoint: Checkpoint) -> LoadReport:
         if name == "missing_mod_token" and value is not None and not value.isfinite().all():
             value = None  # TerraTorch leaves it uninitialised where no modality was missing.
         if value is None:
-            if name.endswith(".pos_emb"):
-                report.fresh.append(name)  # a fixed table, which the model makes for itself
+            if name in tables:
+                report.fresh.append(name)  # fixed, e.g. positions, which the model makes for itself
                 continue
             is_new = name in ("register_tokens", "missing_mod_token") or (spec is not None and spec.pretrained is None)
             (report.fresh if is_new else report.missing).append(name)

@@ -8,20 +8,6 @@ from typing import Any, Literal
 from terramind_plugin.errors import ConfigError, counted
 
 
-def run_export(*, model: Path, out: Path, dtype: Literal["float32", "bfloat16", "float16"] = "float32") -> None:
-    """Write the weights of a pre-training checkpoint as .safetensors, for ckpt_path.
-
-    Args:
-        model: Checkpoint that fit wrote.
-        out: File to write, .safetensors.
-        dtype: Type of the weights.
-    """
-    from terramind_plugin.pretrain.export import export_weights
-
-    size = export_weights(model, out, dtype)
-    print(f"{out} ({size / 1e6:.2f} MB)")
-
-
 def run_merge(*, model: Path, out: Path, base: Path | None = None, config: Path | None = None) -> None:
     """Make a plain checkpoint of one that holds LoRA adapters.
 

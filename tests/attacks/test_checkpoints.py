@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from terramind_plugin.backbones.merge import merge_checkpoint
 from terramind_plugin.builders import build_backbone, build_by_name, build_generator, build_image_tokenizer, build_tim
 from terramind_plugin.errors import ConfigError, WeightsError
-from terramind_plugin.pretrain.export import export_weights
+from terramind_plugin.export.weights import export_weights
 from tests.attacks.malformed import KINDS, WHOLE
 from tests.conftest import one_thread
 

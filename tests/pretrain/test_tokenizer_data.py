@@ -14,8 +14,8 @@ from terramind_plugin import TokenizerDataModule, TokenizerTask
 from terramind_plugin.builders import build_image_tokenizer
 from terramind_plugin.cli import main
 from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.export.weights import export_weights
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.pretrain.export import export_weights
 from terramind_plugin.pretrain.loading import ChipReader, apply_symmetry
 from terramind_plugin.pretrain.tokenizer_data import draw_window
 from terramind_plugin.samples.layout import ChipFolder, choose_chips, make_folders

@@ -1,0 +1,144 @@
+"""The model to export, with everything that a reader of its file has to know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from terramind_plugin._version import __version__
+
+PROBABILITIES = {
+    "segmentation": "softmax over the classes",
+    "classification": "softmax over the classes",
+    "multilabel classification": "sigmoid",
+}
+"""Function that makes probabilities of the scores, by kind of task."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of an exported model."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Bands, dates if there are several, height and width."""
+    bands: tuple[str, ...]
+    units: str
+    """Units of the values before they are standardised."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    offset: float = 0.0
+    """Number that is added to the values of a file first."""
+    scale: float = 1.0
+    """Factor of the shifted values."""
+
+
+@dataclass
+class Subject:
+    """A model to export."""
+
+    name: str
+    network: nn.Module
+    """Model that takes images by modality; a backbone, or what a task calls `model`."""
+    kind: str
+    """'features', or what the task makes."""
+    inputs: tuple[Input, ...]
+    outputs: tuple[str, ...]
+    weights: str
+    """Name and hash of the weights."""
+    class_names: tuple[str, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Parts 'model' and 'data' of a configuration that builds it."""
+    positions: str | None = None
+    """Name of an input that the data module makes of the scene's place; None without."""
+    base: str | None = None
+    """Repository of the published weights that the backbone has the architecture of."""
+
+    def describe(self, standardize: bool = False) -> dict[str, Any]:
+        """Return everything that a reader of the file has to know, as plain values.
+
+        Args:
+            standardize: Whether the file standardises its inputs itself.
+        """
+        return {
+            "model": self.name,
+            "task": self.kind,
+            "inputs": [
+                {
+                    "name": one.name,
+                    "shape": ["batch", *one.shape],
+                    "axes": "batch, bands, dates, height, width"
+                    if len(one.shape) == 4
+                    else "batch, bands, height, width",
+                    "dtype": "float32",
+                    "expects": _expects(one, standardize),
+                    "bands": list(one.bands),
+                    "units": one.units,
+                    "mean": list(one.mean),
+                    "std": list(one.std),
+                    "offset": one.offset,
+                    "scale": one.scale,
+                }
+                for one in self.inputs
+            ],
+            "outputs": [{"name": name, "meaning": self._meaning(name)} for name in self.outputs],
+            "class_names": list(self.class_names),
+            "weights": self.weights,
+            "made_by": f"terramind_plugin {__version__}",
+        }
+
+    def _meaning(self, output: str) -> str:
+        if self.kind == "features":
+            merged = "" if len(self.inputs) == 1 else ", modalities merged as merge_method says"
+            return f"tokens [batch, patches in row order, width] of encoder layer {output.rpartition('_')[2]}{merged}"
+        if self.kind in PROBABILITIES:
+            return f"scores of the classes; {PROBABILITIES[self.kind]} makes probabilities"
+        return "values in the units of the labels"
+
+    def example(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
+        """Return standardised images of random numbers, one tensor [batch, *shape] an input."""
+        generator = torch.Generator().manual_seed(seed)
+        return tuple(torch.randn(batch, *one.shape, generator=generator) for one in self.inputs)
+
+
+class Positional(nn.Module):
+    """A model whose images come by position and whose outputs are tensors.
+
+    Args:
+        subject: Model and its inputs.
+        standardize: Take images in the units of their files, and standardise them.
+    """
+
+    def __init__(self, subject: Subject, standardize: bool = False) -> None:
+        super().__init__()
+        self.network = subject.network
+        self.names = [one.name for one in subject.inputs]
+        self.scales = [(one.offset, one.scale) for one in subject.inputs]
+        self.standardize = standardize
+        for number, one in enumerate(subject.inputs):
+            shape = (-1, *[1] * (len(one.shape) - 1))
+            for what in ("mean", "std"):
+                self.register_buffer(
+                    f"{what}_{number}", torch.tensor(getattr(one, what)).reshape(shape), persistent=False
+                )
+
+    def forward(self, *images: Tensor) -> Any:
+        """Return the features of each layer, or the output of the task's model."""
+        if self.standardize:
+            images = tuple(
+                ((image + offset) * scale - self.get_buffer(f"mean_{number}")) / self.get_buffer(f"std_{number}")
+                for number, (image, (offset, scale)) in enumerate(zip(images, self.scales, strict=True))
+            )
+        output = self.network(dict(zip(self.names, images, strict=True)))
+        return tuple(output) if isinstance(output, list) else output.output
+
+
+def _expects(one: Input, standardize: bool) -> str:
+    steps = "x" if not one.offset else f"(x {one.offset:+g})"
+    steps = steps if one.scale == 1 else f"{steps} * {one.scale:g}"
+    if standardize:
+        return "values as in the files; pixels without data as the mean"
+    return f"standardised: ({steps} - mean) / std for each band; pixels without data as 0"
