@@ -16,6 +16,7 @@ from terramind_plugin.export.card import write_card
 from terramind_plugin.export.subject import Subject
 from terramind_plugin.files import write_bytes, write_text
 from terramind_plugin.inference.options import ModelArguments
+from terramind_plugin.model.checkpoints import BATCH_STATISTICS
 from terramind_plugin.model.repository import CONFIG_FILE, HUB, KEY, is_location
 from terramind_plugin.system import refuse_inputs
 
@@ -23,8 +24,6 @@ WEIGHTS = "model.safetensors"
 CARD = "README.md"
 ARCHITECTURE = "Terratorch"
 """Name of vLLM's class for models of TerraTorch."""
-BATCH_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-"""Ends of the names of buffers that vLLM's loader takes; it refuses all others."""
 SERVED_DATA = "terramind_plugin.ServedDataModule"
 """Data module that reads the files of one request to a server."""
 
@@ -103,7 +102,7 @@ def make_settings(subject: Subject) -> dict[str, Any]:
 
 def _weights(network: nn.Module, dtype: str) -> dict[str, Tensor]:
     """Return the weights without tables that each model makes for itself, and shared ones once."""
-    parameters = dict(network.named_parameters())
+    parameters = dict(network.named_parameters())  # vLLM's loader takes these and statistics of batch norms alone
     tensors: dict[str, Tensor] = {}
     for name, value in network.state_dict().items():
         constant = name not in parameters and not name.endswith(BATCH_STATISTICS)

@@ -16,7 +16,7 @@ from terramind_plugin.backbones.merge import OF_CACHES, OF_TERRATORCH
 from terramind_plugin.builders import build_backbone, build_by_name
 from terramind_plugin.errors import ConfigError, WeightsError
 from terramind_plugin.inference.settings import loading_weights
-from terramind_plugin.model.checkpoints import load_into, model_args_of, read_file
+from terramind_plugin.model.checkpoints import load_into, model_args_of, read_file, with_tables
 from terramind_plugin.model.modalities import find, statistics
 from terramind_plugin.model.standardisation import Standardisation
 from terramind_plugin.model.variants import Variant
@@ -163,7 +163,7 @@ def _build_trained(
     if prefix is None:
         raise WeightsError(f"{path} holds no weights of the backbone that its settings describe.")
     own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    load_into(backbone, own, path, "the backbone that its settings describe")
+    load_into(backbone, with_tables(backbone, own), path, "the backbone that its settings describe")
     return backbone, layer if has_adapters else -1
 
 

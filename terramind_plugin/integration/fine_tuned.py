@@ -20,7 +20,7 @@ from terramind_plugin.data.datamodule import TerraMindDataModule
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.files import write_text
 from terramind_plugin.integration.lightning_cli import TerraMindCLI
-from terramind_plugin.model.checkpoints import load_into, read_file, settings_of
+from terramind_plugin.model.checkpoints import load_into, read_file, settings_of, with_tables
 from terramind_plugin.model.repository import (
     CONFIG_FILE,
     HUB,
@@ -36,8 +36,6 @@ logger = logging.getLogger("terramind_plugin")
 PREFIX = "model."
 """Begin of the names of a task's weights in Lightning's checkpoints; repositories on the hub have none."""
 OWN_DATA = "terramind_plugin.TerraMindDataModule"
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-"""Ends of the names of buffers that training has learnt, unlike tables of positions."""
 QUIET = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False}
 """Settings of a trainer that trains nothing."""
 
@@ -151,12 +149,9 @@ def load_task(cli: TerraMindCLI, weights: Path) -> None:
 
 def name_as_task(task: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return weights by the names of a task, with the tables that a repository leaves out as the task has made them."""
-    tables = {name: value for name, value in task.named_buffers() if not name.endswith(STATISTICS)}
-    if not any(name.startswith(PREFIX) for name in tensors):
-        own = {f"{PREFIX}{name}": value for name, value in tensors.items()}
-        stored = set(task.state_dict())
-        return {**{name: value for name, value in tables.items() if name in stored}, **own}
-    return dict(tensors)
+    if any(name.startswith(PREFIX) for name in tensors):
+        return dict(tensors)
+    return with_tables(task, {f"{PREFIX}{name}": value for name, value in tensors.items()})
 
 
 def _own_data(model_args: Mapping[str, Any], known: Mapping[str, Any], weights: Path) -> dict[str, Any]:

@@ -25,6 +25,8 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """Types of stored weights."""
 MAY_BE_UNSET = "missing_mod_token"
 """End of the name of the one weight that may be NaN: TerraTorch leaves it unset where no modality was missing."""
+BATCH_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""Ends of the names of buffers that training has learnt."""
 SETTINGS = "hyper_parameters"
 """Entry of a Lightning checkpoint with the settings of its task."""
 AGAIN = "Copy or download it again."
@@ -52,8 +54,8 @@ def read_file(path: str | Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
     content = _load(path)
     tensors = _find_weights(content, path)
     if SETTINGS not in content:
-        settings = settings_beside(path)
-        content = {**content, SETTINGS: settings} if settings else content
+        settings, data = settings_beside(path)
+        content = {**content, SETTINGS: settings, **data} if settings else content
     for name, value in tensors.items():
         _check_tensor(name, value, path)
     _check_finite(tensors, path)
@@ -101,6 +103,18 @@ def load_into(module: Any, tensors: Mapping[str, Tensor], path: str | Path, what
         raise
     except (RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
         raise WeightsError(f"{path} does not fit {what}: {shorten(error, 10 * LONGEST)}") from error
+
+
+def with_tables(module: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights with the tables that a module makes for itself, e.g. of positions, where the weights lack them.
+
+    Args:
+        module: Module that the weights are for.
+        tensors: Weights by the module's names. Statistics of batch norms are learnt, so they are no tables.
+    """
+    stored = set(module.state_dict())
+    tables = {name: x for name, x in module.named_buffers() if name in stored and not name.endswith(BATCH_STATISTICS)}
+    return {**tables, **tensors}
 
 
 def check_types(module: Any, tensors: Mapping[str, Tensor], path: str | Path) -> None:

@@ -92,14 +92,21 @@ def settings_part(settings: Mapping[str, Any], name: str, where: Path) -> dict[s
     return {"class_path": part["class_path"], "init_args": dict(init_args)}
 
 
-def settings_beside(weights: Path) -> dict[str, Any]:
-    """Return the settings of a task that the config.json beside its weights holds, as a Lightning checkpoint has them.
+def settings_beside(weights: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings of task and data that the config.json beside weights holds, as Lightning's checkpoints do.
+
+    Returns:
+        The arguments of the task, and those of the data module by the name of its class; empty without.
 
     Raises:
         WeightsError: The config.json cannot be read.
     """
-    task = settings_part(read_pretrained_cfg(weights.parent), "model", weights.parent)
-    return {"_class_path": task["class_path"], **task["init_args"]} if task else {}
+    settings = read_pretrained_cfg(weights.parent)
+    task, data = (settings_part(settings, name, weights.parent) for name in ("model", "data"))
+    if not task:
+        return {}, {}
+    kept = {data["class_path"].rpartition(".")[2]: data["init_args"]} if data else {}
+    return {"_class_path": task["class_path"], **task["init_args"]}, kept
 
 
 def _fetch_repository(repo: str) -> Path:

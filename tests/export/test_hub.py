@@ -118,6 +118,18 @@ def test_a_repository_as_others_publish_it(
     np.testing.assert_array_equal(*(_read(tmp_path / name / "a_S2Hand_probabilities.tif") for name in ("hub", "own")))
 
 
+def test_embeddings_are_those_of_the_checkpoint(
+    on_hub: Path, tuned: SimpleNamespace, scene: dict[str, Path], tmp_path: Path
+) -> None:
+    words = [word for name, path in scene.items() for word in ("--scene", f"{name}={path}")]
+    for name, model in (("hub", "hub:somebody/floods"), ("own", tuned.checkpoint)):
+        run = ["embed", *words, "--model", model, "--accelerator", "cpu", "--out", tmp_path / name]
+        assert main(list(map(str, run))) == 0
+    made, wanted = (_read(next((tmp_path / name).glob("*.tif"))) for name in ("hub", "own"))
+    assert np.isfinite(wanted).any()
+    np.testing.assert_array_equal(made, wanted)
+
+
 def test_repositories_that_are_no_task(on_hub: Path, map_with: Any, tmp_path: Path, capsys: Any) -> None:
     def refused(*words: Any) -> str:
         capsys.readouterr()
