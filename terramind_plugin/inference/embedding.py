@@ -35,6 +35,7 @@ from terramind_plugin.inference.vectors import CHUNK, Precision, outline, princi
 from terramind_plugin.model.checkpoints import hash_weights
 from terramind_plugin.model.variants import Variant
 from terramind_plugin.raster.reader import Source
+from terramind_plugin.raster.series import Series
 from terramind_plugin.raster.writer import Layer, write_layer
 
 ENDINGS = {"cog": ".tif", "zarr": ".zarr", "parquet": ".parquet"}
@@ -129,7 +130,7 @@ class EmbeddingJob(Job):
         columns = [self.plan.columns.extent(number) for number in range(self.plan.columns.length)]
         return outline(self.grid, rows, columns)
 
-    def draw(self, sources: Mapping[str, Source], partial: Partial, tags: Mapping[str, str]) -> None:
+    def draw(self, sources: Mapping[str, Source | Series], partial: Partial, tags: Mapping[str, str]) -> None:
         """Write a picture of the inputs and of the principal components, see `Job.draw`."""
         (layer,) = self.layers
         colors = principal_components(partial, layer)

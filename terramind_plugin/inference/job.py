@@ -235,7 +235,7 @@ class Job:
             self.target(layer), lambda first, last: partial.read(layer, first, last), layer, self.cells, tags, cog=cog
         )
 
-    def draw(self, sources: Mapping[str, Source], partial: Partial, tags: Mapping[str, str]) -> None:
+    def draw(self, sources: Mapping[str, Source | Series], partial: Partial, tags: Mapping[str, str]) -> None:
         """Write the picture.
 
         Args:
