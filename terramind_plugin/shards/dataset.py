@@ -295,6 +295,11 @@ class TerraMeshDataset(IterableDataset[dict[str, Any]]):
             return torch.distributed.get_rank(), torch.distributed.get_world_size()
         return 0, 1
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker that is spawned knows nothing of torch.distributed.
+        rank, ranks = self._process()
+        return {**self.__dict__, "_rank": rank, "_world_size": ranks}
+
     def __len__(self) -> int:
         """Return the number of samples that this process gets in a whole epoch, including those to be skipped."""
         rank, ranks = self._process()

@@ -1,6 +1,7 @@
 """Samples as published, each once, in orders that repeat, from local shards."""
 
 import multiprocessing
+import pickle
 import shutil
 import subprocess
 import sys
@@ -126,6 +127,27 @@ def test_loaders_with_workers(mesh):
             found += [key for batch in batches[workers, rank] for key in batch] if workers else []
     assert sorted(found) == KEYS
     assert all(batches[0, rank] == batches[2, rank] for rank in range(2))
+
+
+def distributed(root, rank, meeting, queue):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    data = TerraMeshDataset(root, modalities=["DEM"], shuffle=True, seed=5)
+    queue.put([key for batch in DataLoader(data, batch_size=2, num_workers=2) for key in batch["key"]])
+    queue.put([pickle.loads(pickle.dumps(data))._rank == rank] * (1 - rank))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_distributed_processes(mesh, tmp_path):
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    started = [context.Process(target=distributed, args=(mesh, rank, tmp_path / "meeting", queue)) for rank in range(2)]
+    for process in started:
+        process.start()
+    found = [item for _ in range(4) for item in queue.get(timeout=60)]
+    for process in started:
+        process.join()
+    assert sorted(item for item in found if item is not True) == KEYS
+    assert found.count(True) == 1  # for workers that are spawned
 
 
 def test_persistent_workers_hear_of_the_next_epoch(mesh):
