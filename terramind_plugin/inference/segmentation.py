@@ -98,11 +98,14 @@ class SceneTask(nn.Module):
         if self.dated:
             count = max(image.shape[2] for image in x.values())
             x = {name: image.expand(-1, -1, count, -1, -1) for name, image in x.items()}
+        known = {name: ~image.isnan().flatten(3).all(dim=3).all(dim=1) for name, image in x.items() if self.dated}
+        lacking: dict[str, Any] = {} if all(one.all() for one in known.values()) else {"modality_mask": known}
         x = torch.cat(list(x.values()), dim=1) if self.joined else x
         if self.positions is not None:
             first = next(iter(x.values()))
             x[self.positions] = self._locate(corners, first.shape[-2:]).to(first.device)
-        output: Tensor = self.task(x["image"] if self.single and not self.joined else x).output.float()
+        given = x["image"] if self.single and not self.joined else x
+        output: Tensor = self.task(given, **lacking).output.float()
         if self.classes:
             return output.softmax(dim=1)
         return output[:, None] if output.ndim == 3 else output
@@ -307,6 +310,7 @@ def read_data_module(datamodule: Any, task: LightningModule) -> tuple[dict[str, 
             offset=shift,
             dated=dated,
             by_band=name in by_band(datamodule),
+            keep_missing=bool(dated and getattr(datamodule, "allow_missing_modalities", False)),
         )
         scales[name] = Standardised(mean, std, scale, shift)
     return expected, scales

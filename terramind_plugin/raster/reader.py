@@ -60,6 +60,8 @@ class Expected:
     """True if the file may hold several dates, each with these bands."""
     by_band: bool = False
     """True if such a file holds all dates of a band together, not all bands of a date."""
+    keep_missing: bool = False
+    """True if a date without data in a window is NaN there, not filled."""
 
     @classmethod
     def of(cls, modality: Modality, file_bands: Sequence[str] = ()) -> Expected:
@@ -135,6 +137,8 @@ class Source:
         self._thumbnail: Thumbnail | None = None
         self._undeclared = 0
         self._counted = _Counted()
+        self.measured: NDArray[np.bool_] = np.ones(self.dates, bool)
+        """For each date whether it had data in the window that was read last."""
 
     def _matches(self, grid: Grid) -> bool:
         own = self.native
@@ -261,9 +265,12 @@ class Source:
             in_units = (measured + np.float32(expected.offset)) * np.float32(expected.scale)
             whole = size == inside == self.grid.shape or self._file.dtypes[0] in ("uint8", "int8")
             warn_of_units(self.path, modality, in_units, all_values=whole)
+        self.measured = np.ones(self.dates, bool)
         if known is None:
             return FilledPixels(values, np.ones(values.shape[1:], bool))
         fill = self._fill if bands is None else self._fill[list(bands)]
+        if bands is None:
+            self.measured = np.asarray(known.reshape(self.dates, -1).any(axis=1))
         return FilledPixels(np.where(known, values, fill), np.asarray(known.any(axis=0)))
 
     def keep_rows(self, height: int, size: tuple[int, int] | None = None, bands: Sequence[int] = ()) -> None:

@@ -59,11 +59,18 @@ class Series:
     def read(self, row: int, column: int, height: int, width: int) -> FilledPixels:
         """Return a window as `Source.read` does, with values [bands, dates, height, width].
 
-        A pixel is valid where some band was measured at some date.
+        A pixel is valid where some band was measured at some date. Dates without data are NaN where the series is
+        expected to keep them missing.
         """
         parts = [source.read(row, column, height, width) for source in self.sources]
+        measured = [source.measured for source in self.sources]
         bands = len(self.expected.bands)
         values = [part.values.reshape(-1, bands, *part.values.shape[1:]).swapaxes(0, 1) for part in parts]
+        if self.expected.keep_missing:
+            values = [
+                np.where(known[:, None, None], image, np.float32(np.nan))
+                for image, known in zip(values, measured, strict=True)
+            ]
         valid = np.logical_or.reduce([part.valid for part in parts])
         return FilledPixels(values[0] if len(values) == 1 else np.concatenate(values, axis=1), valid)
 

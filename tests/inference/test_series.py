@@ -162,6 +162,24 @@ def test_an_unfinished_series_goes_on(tasks: Any, files: dict[str, Path], tmp_pa
     assert np.abs(_map(tasks["mean"], tmp_path / "x", changed) - whole).max() > 1e-3
 
 
+def test_missing_dates_are_those_of_the_data_module(tasks: Any, tmp_path: Path) -> None:
+    size = (32, 64)
+    shots, dem = _shots("S2L2A", 3, size), _shots("DEM", 1, size)
+    shots[1, :, :, :32] = np.nan
+    shots[0, 0, 5, 5] = np.nan
+    scenes = {name: _write(tmp_path / f"{name}.tif", image.reshape(-1, *size)) for name, image in
+              (("S2L2A", shots), ("DEM", dem))}  # fmt: skip
+    words = ("--crop", "32", "--stride", "28", "--margin", "2")
+    got = _map(tasks["mean"], tmp_path / "x", scenes, *words, "--data.init_args.allow_missing_modalities=true")
+    x = {"S2L2A": _standardised("S2L2A", shots)[..., :32], "DEM": _standardised("DEM", dem)[..., :32]}
+    x["S2L2A"][:, 0, 0, 5, 5] = 0
+    two = {"S2L2A": x["S2L2A"][:, :, [0, 2]], "DEM": x["DEM"].expand(-1, -1, 2, -1, -1)}
+    np.testing.assert_allclose(got[..., :28], _expected(tasks["mean"], two)[..., :28], atol=1e-5)
+    filled = _map(tasks["mean"], tmp_path / "y", scenes, *words)
+    assert np.abs(filled - got)[..., :28].max() > 1e-4
+    assert np.isfinite(got).all()
+
+
 def test_joined_bands(tasks: Any, tmp_path: Path) -> None:
     size = (32, 48)
     shots = {name: _shots(name, 1, size) for name in NAMES}
