@@ -57,17 +57,22 @@ def _threads(process: int, count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix=f"terramind-{process}")
 
 
-def map_chunks(function: Callable[[Sequence[Item]], list[Answer]], items: Sequence[Item]) -> list[Answer]:
+def map_chunks(
+    function: Callable[[Sequence[Item]], list[Answer]], items: Sequence[Item], *, threads: bool = True
+) -> list[Answer]:
     """Return the answers of a function that reads files, in their order; threads or processes share the work.
 
     Args:
         function: Function of a module that takes some of the items and returns an answer for each.
         items: One for each file.
+        threads: Whether several threads of one process may read such files.
     """
     length = max(1, min(CHUNK, len(items) // READ_THREADS))
     chunks = [items[first : first + length] for first in range(0, len(items), length)]
     cores = usable()
-    if len(items) < MANY_FILES or cores < 2:
+    if not threads and (len(items) < MANY_FILES or cores < 2):
+        answers = [function(chunk) for chunk in chunks]
+    elif len(items) < MANY_FILES or cores < 2:
         answers = list(_threads(os.getpid(), READ_THREADS).map(function, chunks))
     else:
         with make_processes(min(cores, READ_PROCESSES)) as pool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -29,6 +30,21 @@ TYPES = {
 """GDAL's names of number types; others become `LARGEST_TYPE`."""
 
 
+class _WithoutDimensions(logging.Filter):
+    """Drops GDAL's warning at each opening of a file whose dimensions have no coordinates: none are needed."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "No 1D variable is indexed by dimension" not in record.getMessage()
+
+
+logging.getLogger("rasterio._env").addFilter(_WithoutDimensions())
+
+
+def is_netcdf(path: object) -> bool:
+    """Return whether a path, which may be something else, names a NetCDF file."""
+    return isinstance(path, str | Path) and str(path).lower().endswith(NETCDF)
+
+
 def raster_name(path: str | Path, modality: str = "", bands: Sequence[object] = ()) -> str:
     """Return the name by which GDAL opens a file as the raster of a modality.
 
@@ -47,7 +63,7 @@ def raster_name(path: str | Path, modality: str = "", bands: Sequence[object] = 
     """
     if not is_remote(path) and str(path).lower().endswith(ZARR_ZIP):
         return zarr_name(path)
-    if is_remote(path) or not str(path).lower().endswith(NETCDF):
+    if is_remote(path) or not is_netcdf(path):
         return str(path)
     with rasterio.open(path) as file:
         if file.count or not file.subdatasets:

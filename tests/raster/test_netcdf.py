@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,19 @@ def test_other_files_keep_their_names(tmp_path: Path) -> None:
         assert raster_name(name, "S2L2A", BANDS) == name
     with pytest.raises(DataError, match=r"no\.nc"):
         Source(tmp_path / "no.nc", EXPECTED)
+
+
+def test_many_files_are_read_by_one_thread(values: np.ndarray, tmp_path: Path) -> None:
+    from terramind_plugin.samples.checks.headers import map_files, read_header
+
+    paths = [tmp_path / f"{number}.nc" for number in range(24)]
+    for path in paths:
+        _array(values, "time", "band").to_dataset(name="values").to_netcdf(path, engine="scipy")
+    used: set[int] = set()
+
+    def read(path: Path) -> int:
+        used.add(threading.get_ident())
+        return read_header(path).bands
+
+    assert map_files(read, paths) == [6] * 24
+    assert used == {threading.get_ident()}

@@ -17,7 +17,7 @@ from terramind_plugin.errors import one_line
 from terramind_plugin.parallel import map_chunks
 from terramind_plugin.raster.complete import GDAL_ERRORS
 from terramind_plugin.raster.georeference import Grid, is_indirect, lies_nowhere
-from terramind_plugin.raster.netcdf import raster_name
+from terramind_plugin.raster.netcdf import is_netcdf, raster_name
 from terramind_plugin.raster.paths import is_raster
 from terramind_plugin.samples.dates import modality_of
 from terramind_plugin.samples.plan import DataPlan
@@ -38,7 +38,9 @@ def map_files(read: Callable[[Item], Made], jobs: Sequence[Item]) -> list[Made]:
         read: Function of a module that reads one file. GDAL is set up for it.
         jobs: Arguments of the calls.
     """
-    return map_chunks(partial(_read_some, read), jobs)
+    # Threads that read NetCDF wait for each other: one holds its library's lock and warns, which needs Python's lock.
+    alone = any(is_netcdf(part) for job in jobs for part in (job if isinstance(job, tuple) else (job,)))
+    return map_chunks(partial(_read_some, read), jobs, threads=not alone)
 
 
 def _read_some(read: Callable[[Item], Made], jobs: Sequence[Item]) -> list[Made]:
