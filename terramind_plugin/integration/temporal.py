@@ -7,7 +7,7 @@ repeated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,31 @@ from terramind_plugin.errors import ConfigError
 _init, _forward = TemporalWrapper.__init__, TemporalWrapper.forward
 
 
+class UnknownWidths(Sequence[int]):
+    """Stands for the widths of features that are concatenated over an unknown number of dates.
+
+    TerraTorch has None there, and fails at it without a reason when it builds necks and decoder.
+    """
+
+    def __getitem__(self, index: Any) -> Any:
+        raise ConfigError(
+            "temporal_pooling: concat needs the number of dates to build the decoder. Add "
+            "backbone_temporal_n_timestamps: NUMBER to model_args."
+        )
+
+    def __len__(self) -> int:
+        return 0
+
+    def copy(self) -> UnknownWidths:
+        """Refuse what TerraTorch does first with widths.
+
+        Raises:
+            ConfigError: Always.
+        """
+        self[0]
+        return self
+
+
 def install() -> None:
     """Give TerraTorch's TemporalWrapper the methods of this module; a second call changes nothing."""
     TemporalWrapper.__init__ = _init_with_layers
@@ -33,6 +58,8 @@ def _init_with_layers(self: Any, encoder: Any, *args: Any, **kwargs: Any) -> Non
     _init(self, encoder, *args, **kwargs)
     widths, own = getattr(self, "out_channels", None), getattr(encoder, "out_channels", None)
     if widths is None or own is None:
+        if self.pooling == "concat" and isinstance(encoder, TerraMindBackbone):
+            self.out_channels = UnknownWidths()
         return
     if self.pooling == "concat" and self.subset_lengths is not None:
         widths = [width * len(self.subset_lengths) for width in list(own)]  # one mean for each part of the series

@@ -61,7 +61,7 @@ def chips(folder: Path, names: list[str], bands: int, scale: float, classes: int
 
 def series(root: Path) -> None:
     """Write the data of the configurations with several dates."""
-    made = simulate(root / "demo_output" / "series" / "data", chips=14, size=64, dates=4)
+    made = simulate(root / "demo_output" / "series" / "data", chips=8, size=64, dates=4)
     for key, folder in (("S2L2A", "S2L2A"), ("S1GRD", "S1GRD"), ("DEM", "DEM"), ("label", "label")):
         (root / "series" / folder).mkdir(parents=True)
         for name in made.chip_ids:

@@ -90,6 +90,17 @@ def test_difference_without_one_of_two_dates_is_none(tiny, series):
     assert torch.allclose(got[1:], model({name: image[1:] for name, image in pair.items()})[-1], atol=1e-5)
 
 
+def test_concat_without_a_number_of_dates(tiny, series):
+    from terratorch.models.necks import build_neck_list
+
+    model = _wrap(tiny, "concat")
+    with torch.inference_mode():
+        assert model(series)[-1].shape[-1] == 3 * 192
+    for necks in ([{"name": "SelectIndices", "indices": [1, 3]}], [{"name": "terramind_pyramid"}]):
+        with pytest.raises(ConfigError, match="Add backbone_temporal_n_timestamps: NUMBER"):
+            build_neck_list(necks, model.out_channels)
+
+
 @torch.inference_mode()
 def test_messages(tiny, series):
     model = _wrap(tiny)
