@@ -154,13 +154,16 @@ def _flatten_mask(mask: Tensor, batch: int, dates: int) -> Tensor:
 
 
 def _known_dates(series: Mapping[str, Tensor], masks: Mapping[str, Tensor], batch: int, dates: int) -> Tensor | None:
-    """Return a boolean [B, dates], True where some series has data; None if that is so at every date."""
+    """Return a boolean [B, dates], True where some series that changes has data; None if that is so at every date."""
     seen = []
     for name, image in series.items():
         if image.ndim == 5 and image.shape[2] == dates:
             has_data = ~image.isnan().flatten(3).all(dim=3).all(dim=1)
             mask = masks.get(name)
-            seen.append(has_data if mask is None else has_data & mask.to(image.device).view(batch, dates))
+            has_data = has_data if mask is None else has_data & mask.to(image.device).view(batch, dates)
+            first = image[:, :, :1]
+            changes = ((image != first) & ~(image.isnan() & first.isnan())).flatten(1).any(dim=1)
+            seen.append(has_data & changes[:, None])  # one date that was repeated says nothing about the others
     known = torch.stack(seen).any(dim=0)
     known = known | ~known.any(dim=1, keepdim=True)  # without any date all count: there is nothing to take instead
     return None if bool(known.all()) else known

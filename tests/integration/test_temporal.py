@@ -73,6 +73,8 @@ def test_a_date_that_no_series_has_does_not_count(tiny, series, pooling):
     dem = torch.randn(2, 1, 32, 32)
     mask = torch.tensor([[True, False, True], [True, True, True]])
     got = model({**series, "DEM": dem}, modality_mask=dict.fromkeys(PAIR, mask))[-1]
+    repeated = {**series, "DEM": dem[:, :, None].expand(-1, -1, 3, -1, -1)}
+    assert torch.allclose(model(repeated, modality_mask=dict.fromkeys(PAIR, mask))[-1], got, atol=1e-5)
     two = {name: image[:1, :, [0, 2]] for name, image in series.items()}
     assert torch.allclose(got[:1], model({**two, "DEM": dem[:1]})[-1], atol=1e-5)
     three = {name: image[1:] for name, image in series.items()}
