@@ -279,11 +279,7 @@ def generate(
     chosen = {next(iter(scenes[0])): list(bands)} if bands else None
     check_modalities(given, targets, chosen)
     expected = {name: Expected.of(resolve(name)) for name in scenes[0]}
-    for name, some in (chosen or {}).items():
-        entry = resolve(name)
-        positions_of = [entry.band_index(band) for band in some]
-        names = tuple(entry.bands[position].name for position in positions_of)
-        expected[name] = replace(expected[name], bands=names, fill=tuple(entry.mean[n] for n in positions_of))
+    expected |= {name: _expect_some(name, some) for name, some in (chosen or {}).items()}
     options = options.settle(variant.img_size, variant.patch_size)
     jobs = plan_jobs(scenes, expected, options, variant.patch_size, align=True)
     sequences = [name for name, target in targets.items() if target.kind == "sequence"]
@@ -369,6 +365,13 @@ def sort_inputs(
     if others and len(files) > 1:
         raise ConfigError(f"--input {next(iter(others))} belongs to one scene, got {len(files)}. Run one command each.")
     return [{first: path, **others} for path in files], positions
+
+
+def _expect_some(name: str, bands: Sequence[str]) -> Expected:
+    """Return what a raster with some of a modality's bands holds."""
+    entry = resolve(name)
+    some = [entry.bands[entry.band_index(band)] for band in bands]
+    return replace(Expected.of(entry), bands=tuple(band.name for band in some), fill=tuple(band.mean for band in some))
 
 
 def read_position(entry: Modality, text: str) -> Tensor:

@@ -154,6 +154,7 @@ def test_positions_are_images_where_the_task_tiles(make_chips, make_module):
     task = torch.nn.Module()
     task.tiled_inference_parameters, task.hparams = {"crop": 32}, {}
     module.trainer = SimpleNamespace(lightning_module=task, is_global_zero=False, callbacks=[], ckpt_path=None)
-    batch = only(module)
-    assert batch["image"]["coords"].shape == (2, 2, 32, 32)
-    assert torch.allclose(batch["image"]["coords"][..., 5, 7], torch.tensor([CENTRE, CENTRE]), atol=1e-4)
+    module.setup("fit")
+    place = module.train_dataset[0]["image"]["coords"]
+    assert place.shape == (2, 32, 32)
+    assert torch.allclose(place[:, 5, 7], torch.tensor(CENTRE), atol=1e-4)
