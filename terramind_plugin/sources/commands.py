@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from terramind_plugin.errors import counted
 from terramind_plugin.raster.paths import RemotePath
+
+if TYPE_CHECKING:
+    from terramind_plugin.sources.volume import Volume
 
 
 def run_chips(
@@ -73,11 +76,7 @@ def run_chips(
     total = len(plan.chips) * per_place
     print(f"{counted(total, 'chip')} ({splits}) from {counted(len(plan.scenes), 'scene')} in {out / 'plan.parquet'}")
     if plan_only:
-        volume = chips.estimate_volume(request, plan)
-        about = "" if volume.exact else "about "
-        print(f"{about}{volume.chips:.0f} of them have a clear date; {about}{volume.bytes / 2**20:.1f} MiB to read")
-        for scene, reason in volume.unreadable.items():
-            _say(f"{scene} cannot be read: {reason}.")
+        _print_volume(chips.estimate_volume(request, plan))
         return
     with Progress() as progress:
         bar = progress.add_task("Reading blocks", total=None)
@@ -100,3 +99,11 @@ def run_chips(
 
 def _say(text: str) -> None:
     print(f"terramind chips: {text}", file=sys.stderr, flush=True)
+
+
+def _print_volume(volume: Volume) -> None:
+    """Print how many chips have a clear date, and how many bytes are read."""
+    about = "" if volume.exact else "about "
+    print(f"{about}{volume.chips:.0f} of them have a clear date; {about}{volume.bytes / 2**20:.1f} MiB to read")
+    for scene, reason in volume.unreadable.items():
+        _say(f"{scene} cannot be read: {reason}.")

@@ -46,37 +46,15 @@ def write_recipe(
     """
     variant = find_model(model)
     root = out.resolve()
-    data: dict[str, Any] = {
-        "task": "segmentation",
-        "batch_size": 8,
-        "num_workers": 1,
-        "num_classes": len(class_names),
-        "class_names": list(class_names),
-        "modalities": list(modalities),
-        "data_root": {name: str(root / name) for name in modalities},
-        "label_data_root": str(root / "label"),
-        "image_grep": dict.fromkeys(modalities, "*.tif"),
-        "label_grep": "*.tif",
-        **{f"{split}_split": str(root / "splits" / f"{split}.txt") for split in ("train", "val", "test")},
-        "predict_split": str(root / "splits" / "test.txt"),
-    }
-    if any(MODALITIES[name].name in ("S2L2A", "S2L1C") for name in modalities):
-        # The offset of newer products is removed already.
-        data["offsets"] = {name: 0 for name in modalities if name in ("S2L2A", "S2L1C")}
-    crop = _crop(sizes, variant.patch_size)
-    training: list[Any] = [{"class_path": "albumentations.D4"}, {"class_path": "ToTensorV2"}]
-    if crop is not None:
-        shape = {"height": crop, "width": crop}
-        training.insert(0, {"class_path": "albumentations.RandomCrop", "init_args": shape})
-        middle = [{"class_path": "albumentations.CenterCrop", "init_args": shape}, {"class_path": "ToTensorV2"}]
-        data |= {"val_transform": middle, "test_transform": middle}
-    data["train_transform"] = training
     step = variant.depth // 4 if variant.depth % 4 == 0 else None
     layers = [step * (one + 1) - 1 for one in range(4)] if step else [1, 2, 4, 5]
     content = {
         "seed_everything": 0,
         "trainer": _trainer(root),
-        "data": {"class_path": "terramind_plugin.TerraMindDataModule", "init_args": data},
+        "data": {
+            "class_path": "terramind_plugin.TerraMindDataModule",
+            "init_args": _data(root, modalities, class_names, sizes, variant),
+        },
         "model": {
             "class_path": "terratorch.tasks.SemanticSegmentationTask",
             "init_args": {
@@ -115,6 +93,38 @@ def write_recipe(
             "#            anew: the same terramind chips with --model terramind_v1_base.\n"
         )
     write_text(path, head + yaml.safe_dump(content, sort_keys=False, width=110))
+
+
+def _data(
+    root: Path, modalities: Sequence[str], class_names: Sequence[str], sizes: Sequence[int], variant: Variant
+) -> dict[str, Any]:
+    """Return the arguments of the data module; arguments as in `write_recipe`, `root` is the folder of the chips."""
+    data: dict[str, Any] = {
+        "task": "segmentation",
+        "batch_size": 8,
+        "num_workers": 1,
+        "num_classes": len(class_names),
+        "class_names": list(class_names),
+        "modalities": list(modalities),
+        "data_root": {name: str(root / name) for name in modalities},
+        "label_data_root": str(root / "label"),
+        "image_grep": dict.fromkeys(modalities, "*.tif"),
+        "label_grep": "*.tif",
+        **{f"{split}_split": str(root / "splits" / f"{split}.txt") for split in ("train", "val", "test")},
+        "predict_split": str(root / "splits" / "test.txt"),
+    }
+    if any(MODALITIES[name].name in ("S2L2A", "S2L1C") for name in modalities):
+        # The offset of newer products is removed already.
+        data["offsets"] = {name: 0 for name in modalities if name in ("S2L2A", "S2L1C")}
+    crop = _crop(sizes, variant.patch_size)
+    training: list[Any] = [{"class_path": "albumentations.D4"}, {"class_path": "ToTensorV2"}]
+    if crop is not None:
+        shape = {"height": crop, "width": crop}
+        training.insert(0, {"class_path": "albumentations.RandomCrop", "init_args": shape})
+        middle = [{"class_path": "albumentations.CenterCrop", "init_args": shape}, {"class_path": "ToTensorV2"}]
+        data |= {"val_transform": middle, "test_transform": middle}
+    data["train_transform"] = training
+    return data
 
 
 def _trainer(root: Path) -> dict[str, Any]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 from terramind_plugin.errors import ConfigError, DataError, counted, one_line
 from terramind_plugin.raster.paths import is_remote
@@ -392,12 +392,3 @@ def _explain_nothing(
     if catalogue.collections is None and others:
         advice += f" Other collections: --collection {modality}={others[0].collection}."
     return f"{catalogue.address} has no scene of {modality} ({names}) in the area{when}.{advice}"
-
-
-def host_of(address: str) -> str:
-    """Return the host of a URL, or an empty text."""
-    return (urlsplit(address).hostname or "").lower()
-
-
-Progress = Callable[[str], None]
-"""Function that is called with a text before each part of the work."""
