@@ -31,7 +31,14 @@ from terramind_plugin.inference.vector_files import (
     write_parquet,
     write_zarr,
 )
-from terramind_plugin.inference.vectors import CHUNK, Precision, outline, principal_components, taken_on, tile_side
+from terramind_plugin.inference.vectors import (
+    MOST_AT_ONCE,
+    Precision,
+    outline,
+    principal_components,
+    taken_on,
+    tile_side,
+)
 from terramind_plugin.model.checkpoints import hash_weights
 from terramind_plugin.model.variants import Variant
 from terramind_plugin.raster.reader import Source
@@ -104,7 +111,7 @@ class EmbeddingJob(Job):
         path, grid = self.target(layer), self.cells
         precision = Precision.fit(self.storage.dtype, partial, layer)
 
-        small = grid.height * grid.width * layer.bytes_per_pixel <= CHUNK
+        small = grid.height * grid.width * layer.bytes_per_pixel <= MOST_AT_ONCE
         whole = precision.store(partial.read(layer, 0, grid.height)) if small else None
 
         def read(first: int, last: int) -> NDArray[Any]:

@@ -25,7 +25,7 @@ NO_VECTOR = -128
 STEPS = 127
 """Largest value of int8 that stands for a number."""
 LARGEST_HALF = float(np.finfo(np.float16).max)
-CHUNK = 8 * 2**20
+MOST_AT_ONCE = 8 * 2**20
 """Target size in bytes of vectors that are worked on at once."""
 FIRST_YEAR = 1972
 """Year of the first Landsat images: earlier numbers in names of files are no dates."""
@@ -82,7 +82,7 @@ def chunks(length: int, row_bytes: int, multiple: int = 1) -> list[tuple[int, in
         row_bytes: Size of a row in bytes.
         multiple: Number that lengths are multiples of, except the last one.
     """
-    step = max(1, CHUNK // row_bytes // multiple) * multiple
+    step = max(1, MOST_AT_ONCE // row_bytes // multiple) * multiple
     return [(first, min(first + step, length)) for first in range(0, length, step)]
 
 
@@ -94,7 +94,7 @@ def tile_side(shape: tuple[int, int], bytes_per_pixel: int) -> int:
         bytes_per_pixel: Size of a vector in bytes.
     """
     most, longest = 16, max(shape)
-    while most < 512 and (2 * most) ** 2 * bytes_per_pixel <= CHUNK:
+    while most < 512 and (2 * most) ** 2 * bytes_per_pixel <= MOST_AT_ONCE:
         most *= 2
     tiles = -(-longest // most)
     return -(-longest // tiles // 16) * 16
