@@ -13,7 +13,8 @@ from terramind_plugin.backbones.encoder import TerraMindBackbone
 from terramind_plugin.backbones.tim import TerraMindTiM
 from terramind_plugin.backbones.tokenizer_files import COORDS_IDS, load_tokenizers
 from terramind_plugin.backbones.wrap import wrap_backbone
-from terramind_plugin.errors import ConfigError, WeightsNotFoundError, one_line, suggest
+from terramind_plugin.errors import ConfigError, WeightsNotFoundError, suggest
+from terramind_plugin.files import read_texts
 from terramind_plugin.generation.decoding import SENTINELS
 from terramind_plugin.generation.generator import TerraMindGenerator
 from terramind_plugin.generation.schedules import Decoding
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from terramind_plugin.tokenizers.image import ImageTokenizer
 
 logger = logging.getLogger("terramind_plugin")
-Model = TypeVar("Model")
 Backbone = TypeVar("Backbone", bound=TerraMindBackbone)
 Paths = Mapping[str, str | Path]
 
@@ -47,42 +47,6 @@ FORMER_ARGUMENTS = {
 """Former arguments of backbones and their names of today."""
 USER_NAMES = {"steps": "decoding_steps", "temperature": "temps"}
 """Arguments of `Decoding` whose names in configurations differ."""
-
-
-def read_text(name: str, value: Any) -> Any:
-    """Return what a text says in YAML, and anything else as it is.
-
-    Args:
-        name: Argument that has the value, for the message.
-        value: TerraTorch hands on `--model...backbone_pretrained false` as the text 'false'.
-
-    Raises:
-        ConfigError: The text is not YAML.
-    """
-    if not isinstance(value, str):
-        return value
-    from jsonargparse import get_loader
-
-    try:
-        return get_loader("yaml")(value)
-    except Exception as error:  # of the YAML library that jsonargparse uses
-        raise ConfigError(
-            f"{name}: cannot read {value!r}. Write it as in a YAML file, e.g. '[S2L2A]'. {one_line(error)}"
-        ) from error
-
-
-def read_texts(*kept: str) -> Callable[[Callable[..., Model]], Callable[..., Model]]:
-    """Return a decorator of builders that reads texts as YAML, except for the named arguments, such as paths."""
-
-    def decorate(build: Callable[..., Model]) -> Callable[..., Model]:
-        @functools.wraps(build)
-        def typed(*args: Any, **kwargs: Any) -> Model:
-            named = {name: value if name in kept else read_text(name, value) for name, value in kwargs.items()}
-            return build(*[read_text("an argument", value) for value in args], **named)
-
-        return typed
-
-    return decorate
 
 
 @read_texts("ckpt_path", "merge_method", "padding", "tokenizer_file")
@@ -287,8 +251,7 @@ def build_generator(
     """
     _check_generator_arguments(variant, pretrained, patch_size, unknown)
     inputs, targets = plan_inputs(modalities, bands, tokens=True), plan_targets(output_modalities or ())
-    if len(inputs) > len({spec.key for spec in inputs}):
-        raise ConfigError(f"{variant}_generate takes one image a modality, got {[spec.name for spec in inputs]}.")
+    _check_one_image(variant, inputs)
     decoding = _plan_decoding(
         list(targets), steps=decoding_steps, temperature=temps, top_p=top_p, top_k=top_k, max_tokens=3
     )
@@ -305,6 +268,11 @@ def build_generator(
     if pretrained or ckpt_path is not None:
         logger.info("%s", load_encoder_decoder(sampler.model, ckpt_path))
     return model
+
+
+def _check_one_image(variant: str, inputs: Sequence[InputSpec]) -> None:
+    if len(inputs) > len({spec.key for spec in inputs}):
+        raise ConfigError(f"{variant}_generate takes one image a modality, got {[spec.name for spec in inputs]}.")
 
 
 def _check_generator_arguments(

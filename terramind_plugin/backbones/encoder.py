@@ -129,23 +129,27 @@ class TerraMindBackbone(nn.Module):
         tokenized = [spec for spec in self.observed if spec.is_tokens]
         self.tokenizer = InputTokens(tokenized, variant.family, coords) if tokenized else None
         """Frozen tokenizers of inputs; None if all enter as pixels."""
-        self.mapped = tuple(spec.name for spec in self.inputs if not spec.is_sequence)
-        """Modalities that the feature maps hold: all but sequences."""
-        if not self.mapped:
-            raise ConfigError(
-                f"{self.modalities} has no image: coords go beside one, e.g. modalities: [S2L2A, coords]."
-            )
-        width = dim * len(self.mapped) if self.merge_method == "concat" else dim
-        widths = [width] * len(self.layers)
-        self.out_channels = widths if out_indices is None else LayerList(widths, self.layers, positions=True)
-        """Channels of each returned layer, as TerraTorch's necks read them."""
-        self._selects_layers = out_indices is not None
+        self._describe_features(out_indices)
         self.trained: frozenset[str] | None = None
         """Names of the parameters that train where the backbone has adapters; None for all."""
         refuse_adapters(self)
         self.feature_cache: Cache | None = None
         """Cache around `compute`, for its log; None without."""
         self._one_size = self.merge_method in ("mean", "max", "concat")
+
+    def _describe_features(self, out_indices: Sequence[int] | None) -> None:
+        """Set which modalities the feature maps hold, and their channels, which TerraTorch's necks read."""
+        self.mapped = tuple(spec.name for spec in self.inputs if not spec.is_sequence)
+        """Modalities that the feature maps hold: all but sequences."""
+        if not self.mapped:
+            raise ConfigError(
+                f"{self.modalities} has no image: coords go beside one, e.g. modalities: [S2L2A, coords]."
+            )
+        width = self.variant.dim * (len(self.mapped) if self.merge_method == "concat" else 1)
+        widths = [width] * len(self.layers)
+        self.out_channels = widths if out_indices is None else LayerList(widths, self.layers, positions=True)
+        """Channels of each returned layer."""
+        self._selects_layers = out_indices is not None
 
     def forward(
         self,

@@ -22,7 +22,7 @@ from terramind_plugin.generation.token_generator import TokenGenerator, plan_tar
 from terramind_plugin.model.checkpoints import check_stored, hash_weights
 from terramind_plugin.model.finite import FiniteGuard
 from terramind_plugin.model.inputs import TIM, InputSpec, Modalities
-from terramind_plugin.model.modalities import token_key
+from terramind_plugin.model.modalities import Modality, token_key
 from terramind_plugin.model.planning import plan_inputs
 from terramind_plugin.model.variants import Variant
 
@@ -98,25 +98,16 @@ class TerraMindTiM(TerraMindBackbone):
         **kwargs: Any,
     ) -> None:
         targets = plan_targets(tim_modalities)
-        planned: dict[str, Any] = {"share_embeddings": share_embeddings, "in_chans": in_chans}
-        images = plan_inputs(modalities, bands, new_bands, tokens=True, **planned)
+        planned: dict[str, Any] = {"bands": bands, "new_bands": new_bands, "in_chans": in_chans}
+        planned["share_embeddings"] = share_embeddings
+        images = plan_inputs(modalities, tokens=True, **planned)
         tokenized = plan_observed(tim_observed, targets, images, variant.family)
-        taken = {spec.name for spec in images}
-        names = {target: f"tim_{target}" if target in taken else target for target in targets}
-        # A target that may also be given as an input has one name for both.
-        names |= {target: spec.name for target in targets for spec in images if spec.key == token_key(targets[target])}
-        generated = [
-            InputSpec.of_tokens(names[target], modality)
-            for target, modality in targets.items()
-            if token_key(modality) not in {spec.key for spec in images}
-        ]
-        super().__init__(
-            variant, modalities, bands=bands, new_bands=new_bands, generated=generated, **planned, **kwargs
-        )
+        names, generated = _plan_generated(targets, images)
+        super().__init__(variant, modalities, generated=generated, **planned, **kwargs)
         known = [_known_bands(spec) for spec in {spec.source_key: spec for spec in images if spec.pretrained}.values()]
         if not any(not spec.is_sequence for spec, _ in known):
             raise ConfigError(
-                "Thinking needs a pre-trained modality to think about, got only new ones: "
+                "Generation needs a pre-trained modality as input, got only new ones: "
                 f"{[spec.name for spec in images]}. Add one, e.g. S2L2A, or use the backbone without _tim."
             )
         self.observed = (*images, *tokenized)
@@ -264,6 +255,19 @@ class TerraMindTiM(TerraMindBackbone):
         return {prefix: part for prefix, part in parts if part is not None}
 
 
+def _plan_generated(
+    targets: Mapping[str, Modality], images: Sequence[InputSpec]
+) -> tuple[dict[str, str], list[InputSpec]]:
+    """Return the name of each target among the encoder's inputs, and the inputs that are generated."""
+    taken = {spec.name for spec in images}
+    names = {target: f"tim_{target}" if target in taken else target for target in targets}
+    # A target that may also be given as an input has one name for both.
+    names |= {target: spec.name for target in targets for spec in images if spec.key == token_key(targets[target])}
+    keys = {spec.key for spec in images}
+    new = {target: modality for target, modality in targets.items() if token_key(modality) not in keys}
+    return names, [InputSpec.of_tokens(names[target], modality) for target, modality in new.items()]
+
+
 def _known_bands(spec: InputSpec) -> tuple[InputSpec, slice | list[int]]:
     """Return the known bands of a modality, which the generator sees by its published name, and their channels."""
     spec = replace(spec, key=str(spec.source_key), new_bands=())
@@ -272,7 +276,7 @@ def _known_bands(spec: InputSpec) -> tuple[InputSpec, slice | list[int]]:
     channels = [channel for channel, source in enumerate(spec.band_sources) if source is not None]
     if not channels:
         raise ConfigError(
-            f"bands of {spec.name} are all new, so there is nothing to think about. Declare a new modality."
+            f"bands of {spec.name} are all new, so nothing can be generated from them. Declare a new modality."
         )
     sources = tuple(spec.band_sources[channel] for channel in channels)
     return replace(spec, channels=len(channels), band_sources=sources), channels

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from terramind_plugin.errors import CheckError, counted
 
@@ -40,10 +41,6 @@ def run_check(
     """
     fresh = "torch" not in sys.modules
     _say("loading TerraTorch")
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     from terramind_plugin.check.run import check
     from terramind_plugin.samples.checks.findings import Finding, worst
 
@@ -60,13 +57,7 @@ def run_check(
     )
     if not timed:
         findings.append(Finding("run: time", "note", "seconds an epoch and memory were not measured.", "Add --timed."))
-    table = Table(title=str(config), show_lines=True)
-    for heading in ("check", "verdict", "what was seen", "what to do"):
-        table.add_column(heading, overflow="fold")  # whole paths
-    for finding in findings:
-        row = (finding.check, finding.verdict, finding.seen, finding.advice)
-        table.add_row(*(escape(text) for text in row), style=COLORS[finding.verdict])
-    Console(width=max(Console().width, WIDTH)).print(table)
+    _print_table(config, findings)
     verdict = worst(findings)
     counts = {kind: sum(f.verdict == kind for f in findings) for kind in ("error", "warning", "note")}
     print(f"{config}: {', '.join(counted(count, kind) for kind, count in counts.items())}")
@@ -74,6 +65,20 @@ def run_check(
         raise CheckError("the configuration or its data are not sound, see the table.", status=2)
     if verdict == "warning" and strict:
         raise CheckError("there are warnings, see the table.", status=1)
+
+
+def _print_table(config: Path, findings: Iterable[Any]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=str(config), show_lines=True)
+    for heading in ("check", "verdict", "what was seen", "what to do"):
+        table.add_column(heading, overflow="fold")  # whole paths
+    for finding in findings:
+        row = (finding.check, finding.verdict, finding.seen, finding.advice)
+        table.add_row(*(escape(text) for text in row), style=COLORS[finding.verdict])
+    Console(width=max(Console().width, WIDTH)).print(table)
 
 
 def _say(text: str) -> None:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from tqdm import tqdm
 
 from terramind_plugin.cache.callback import CacheLog, find_caches
-from terramind_plugin.data.arguments import kept_settings, settle
+from terramind_plugin.data.arguments import Settled, kept_settings, settle
 from terramind_plugin.data.dataset import CHECKED, UnlabelledSamples
 from terramind_plugin.data.dates import ROOTS, dates_taken, find_by_band, spread_entries, spread_names
 from terramind_plugin.data.guard import guard
@@ -128,15 +128,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
             check_stackability=False,
             **kwargs,
         )
-        for split in ("train", "val", "test", "predict"):
-            roots = getattr(self, f"{split}_root") or {}
-            setattr(self, f"{split}_root", {name: root for name, root in roots.items() if root is not None} or None)
-        for name in settled.stand_ins:
-            setattr(self, name if "label" in name else name.replace("_data_root", "_root"), None)
-        self.modalities = settled.modalities
-        if self.concat_bands and max(self.counts.values()) > 1:
-            numbers = [list(chain(*named.values())) for named in (self.band_means, self.band_stds)]
-            self.aug = type(self.aug)(*numbers)
+        self._undo_stand_ins(settled)
         # Kept from the parent, which would set the batch size to 1.
         self.allow_missing_modalities = allow_missing_modalities
         self.ignore_empty_pixels = ignore_empty_pixels
@@ -154,6 +146,18 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
         if self.collate_fn is collate_samples:
             self.collate_fn = collate
         self._warn_of_fill_value()
+
+    def _undo_stand_ins(self, settled: Settled) -> None:
+        """Take back what the parent required of folders, names and numbers of bands."""
+        for split in ("train", "val", "test", "predict"):
+            roots = getattr(self, f"{split}_root") or {}
+            setattr(self, f"{split}_root", {name: root for name, root in roots.items() if root is not None} or None)
+        for name in settled.stand_ins:
+            setattr(self, name if "label" in name else name.replace("_data_root", "_root"), None)
+        self.modalities = settled.modalities
+        if self.concat_bands and max(self.counts.values()) > 1:
+            numbers = [list(chain(*named.values())) for named in (self.band_means, self.band_stds)]
+            self.aug = type(self.aug)(*numbers)
 
     def _warn_of_fill_value(self) -> None:
         value = self.no_data_replace
