@@ -177,11 +177,11 @@ class CheckedSamples(GenericMultimodalDataset):  # type: ignore[misc]
                 f"{files[0]} has no georeference, so {name} of the sample is unknown. Leave {name} out of modalities, "
                 f"or give a table of longitude and latitude by sample: data_root: {{{name}: FILE.csv}}."
             )
-        place = torch.tensor(found or (torch.nan, torch.nan))
+        position = torch.tensor(found or (torch.nan, torch.nan))
         if self.plan.position_images:
             size = next(iter(sample["image"].values())).shape[1:]  # with dates, if there are any
-            place = place.view(2, *[1] * len(size)).expand(2, *size).clone()
-        sample["image"][name] = place
+            position = position.view(2, *[1] * len(size)).expand(2, *size).clone()
+        sample["image"][name] = position
         if self.allow_missing:
             sample["modality_mask"][name] = torch.tensor(found is not None)
 
