@@ -171,7 +171,7 @@ class CheckedSamples(GenericMultimodalDataset):  # type: ignore[misc]
             DataError: No file has a georeference, and none may be missing.
         """
         files = [path for key, path in sample["filename"].items() if key in self.image_modalities]
-        found = next((place for path in dict.fromkeys(files) if (place := self._locate(path)) is not None), None)
+        found = next((here for path in dict.fromkeys(files) if (here := self._locate(path)) is not None), None)
         if found is None and not self.allow_missing:
             raise DataError(
                 f"{files[0]} has no georeference, so {name} of the sample is unknown. Leave {name} out of modalities, "
