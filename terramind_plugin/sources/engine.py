@@ -46,6 +46,8 @@ DELAY = 0.5
 """Seconds before a failed task is tried again; twice as many before each further attempt."""
 FRESH = 5.0
 """Seconds for which the number of workers is not asked again."""
+STARTS = 3
+"""Number of attempts to start workers."""
 PATIENCE = 30.0
 """Seconds in which a scheduler has to answer."""
 EXTRA = "pip install 'terramind-plugin[sources]'"
@@ -211,6 +213,8 @@ class _Room:
 
 
 def _lost(scheduler: str) -> DataError:
+    # What dask was about to send fails in the background, after all that is said here.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     return DataError(
         f"The dask scheduler of {scheduler} has ended. Start one, and run the same command again; what is finished is "
         "kept."
@@ -272,7 +276,22 @@ def _start(workers: int, scheduler: str | None) -> Iterator[Any]:
         stack.enter_context(dask.config.set(settings))
         stack.enter_context(_silent("distributed"))
         if scheduler is None:
-            cluster: Any = LocalCluster(  # type: ignore[no-untyped-call]
+            cluster = stack.enter_context(_start_workers(LocalCluster, workers))
+            client: Any = Client(cluster, timeout=PATIENCE)  # type: ignore[no-untyped-call]
+        else:
+            client = _join(Client, scheduler)
+        yield stack.enter_context(client)
+
+
+def _start_workers(local_cluster: Any, workers: int) -> Any:
+    """Return a cluster on this machine; where a worker ends while it starts, all of it is started anew.
+
+    Raises:
+        DataError: Workers end at every attempt.
+    """
+    for attempt in range(STARTS):
+        try:
+            return local_cluster(
                 n_workers=workers,
                 threads_per_worker=1,
                 processes=True,
@@ -280,11 +299,13 @@ def _start(workers: int, scheduler: str | None) -> Iterator[Any]:
                 memory_limit=0,  # a block has a fixed size; dask pauses a worker for good where freed memory is kept
                 silence_logs=logging.CRITICAL,
             )
-            stack.enter_context(cluster)
-            client: Any = Client(cluster, timeout=PATIENCE)  # type: ignore[no-untyped-call]
-        else:
-            client = _join(Client, scheduler)
-        yield stack.enter_context(client)
+        except (RuntimeError, OSError) as error:
+            last = error
+        time.sleep(DELAY * attempt)
+    raise DataError(
+        f"The {workers} workers ended while they started: {one_line(last)}. Is the memory full? Run the same command "
+        "again, or with fewer --workers; what is finished is kept."
+    ) from last
 
 
 @contextmanager

@@ -204,7 +204,7 @@ class cluster:
 def test_a_server_that_fails_costs_its_chips_only_and_they_are_listed(world, tmp_path, action):
     """A file fails at every attempt: the other chips are written, and the next run is complete."""
     with serve(world) as server:
-        scene = "2021-07-09_168/vv.tif"
+        scene = "2021-07-11_117/vv.tif"
         server.fail(scene, action, hold=60)
         command = [
             word.replace(str(world) + "/catalog.json", f"{server.url}/catalog.json")
@@ -224,7 +224,7 @@ def test_a_server_that_fails_costs_its_chips_only_and_they_are_listed(world, tmp
         records = [json.loads(p.read_text()) for p in (tmp_path / "o" / "done").glob("*.json")]
         assert "Traceback" not in errors
         assert status == 2, errors
-        assert "20210709" in last
+        assert "20210711" in last
         assert "--skip_scenes" in last
         server.faults.clear()
         status, errors = finish(start(command))
