@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from terramind_plugin.errors import counted
 from terramind_plugin.raster.paths import RemotePath
-
-if TYPE_CHECKING:
-    from terramind_plugin.sources.volume import Volume
 
 
 def run_chips(
@@ -101,7 +98,7 @@ def _say(text: str) -> None:
     print(f"terramind chips: {text}", file=sys.stderr, flush=True)
 
 
-def _print_volume(volume: Volume) -> None:
+def _print_volume(volume: Any) -> None:  # a Volume; jsonargparse would import its module for --help
     """Print how many chips have a clear date, and how many bytes are read."""
     about = "" if volume.exact else "about "
     print(f"{about}{volume.chips:.0f} of them have a clear date; {about}{volume.bytes / 2**20:.1f} MiB to read")
