@@ -209,7 +209,7 @@ def choose_rules(rules: Sequence[CollectionRule], modality: str, there: set[str]
         where = names.pop() if len(names) == 1 else "No catalogue"
         others = ", ".join(sorted({rule.catalogue for rule in RULES if rule.modality == modality}))
         raise ConfigError(
-            f"{where} has no {modality}. {others} has it: give its address with --stac {modality}=URL."
+            f"{where} has no {modality}. It is in {others}: give the address with --stac {modality}=URL."
             if others
             else f"{where} has no {modality}."
         )
