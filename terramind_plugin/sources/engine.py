@@ -311,13 +311,16 @@ def _start_workers(local_cluster: Any, workers: int) -> Any:
 @contextmanager
 def _silent(name: str) -> Iterator[None]:
     """Hide what a library logs: whatever matters comes back as an error."""
-    log = logging.getLogger(name)
-    before = log.level
-    log.setLevel(logging.CRITICAL)
+    # Each by itself: distributed gives its loggers levels of their own.
+    names = [name, *(one for one in logging.root.manager.loggerDict if one.startswith(f"{name}."))]
+    before = {one: logging.getLogger(one).level for one in names}
+    for one in names:
+        logging.getLogger(one).setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        log.setLevel(before)
+        for one, level in before.items():
+            logging.getLogger(one).setLevel(level)
 
 
 def _join(client: Any, scheduler: str) -> Any:
