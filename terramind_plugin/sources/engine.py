@@ -296,6 +296,7 @@ def _start_workers(local_cluster: Any, workers: int) -> Any:
                 threads_per_worker=1,
                 processes=True,
                 dashboard_address=None,
+                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # its HTTP server would ask for port 8787
                 memory_limit=0,  # a block has a fixed size; dask pauses a worker for good where freed memory is kept
                 silence_logs=logging.CRITICAL,
             )
