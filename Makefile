@@ -90,7 +90,7 @@ demo-region: $(STAMP)
 	@echo "3/6 Check: terramind check"
 	@$(BIN)/terramind check -c $(REGION)/chips/config.yaml
 	@echo "4/6 Fine-tune: terramind fit"
-	@$(BIN)/terramind fit -c $(REGION)/chips/config.yaml
+	@$(BIN)/terramind fit -c $(REGION)/chips/config.yaml --trainer.max_epochs 30 --data.init_args.batch_size 4
 	@echo "5/6 Map the region: terramind map --stac"
 	@$(BIN)/terramind map -c $(REGION)/chips/config.yaml \
 		--ckpt_path $(REGION)/chips/training/checkpoints/best.ckpt \
