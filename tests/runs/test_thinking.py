@@ -37,7 +37,7 @@ def _read(name: str) -> dict[str, Any]:
 def _fit_test_predict(name: str, changes: dict[str, Any], folder: Path) -> list[Path]:
     """Return the predictions of a configuration after one epoch."""
     base = _read(name)
-    changes = FAST | changes
+    changes = FAST | {"trainer.default_root_dir": str(folder)} | changes
     fitted = fit_once(base, folder, changes)
     metrics = fitted.cli.trainer.callback_metrics
     assert metrics["train/loss"].isfinite()

@@ -65,9 +65,11 @@ def test_real_images_as_dates(name: str, tmp_path: Path) -> None:
         with rasterio.open(path) as file:
             shots.append(file.read())
     for stored in (False, True):
-        for dates in (shots, shots[:2]):
-            assert _look(tmp_path, name, dates, stored=stored, read=stored).verdict == "ok"
-            assert _look(tmp_path, name, dates, stored=stored, read=not stored).verdict == "error"
+        assert _look(tmp_path, name, shots, stored=stored, read=stored).verdict == "ok"
+        assert _look(tmp_path, name, shots, stored=stored, read=not stored).verdict == "error"
+        # Two dates, one of them with the offset of +1000, may not show their order; they never show the wrong one.
+        assert _look(tmp_path, name, shots[:2], stored=stored, read=stored).verdict in ("ok", "note")
+        assert _look(tmp_path, name, shots[:2], stored=stored, read=not stored).verdict in ("error", "note")
 
 
 def test_values_that_show_nothing(tmp_path: Path) -> None:

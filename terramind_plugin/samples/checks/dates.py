@@ -123,8 +123,8 @@ def check_date_order(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator
         yield Finding(
             where,
             "error",
-            f"{len(known)} files of {shown} dates, e.g. {known[0].path.name}, look like {texts[not image.by_band]}, "
-            f"but are read as {texts[image.by_band]}.",
+            f"{counted(len(known), 'file')} of {shown} dates, e.g. {known[0].path.name}: the values show "
+            f"{texts[not image.by_band]}, but the configuration says {texts[image.by_band]}.",
             f"Set temporal_channel_major: {key}.",
         )
     elif chosen < CLEARLY * other:
