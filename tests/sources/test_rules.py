@@ -166,7 +166,7 @@ def test_rules_of_a_user(tmp_path: Path):
         ((["S2L2A", "DEM"], "2023-06-12", ["DEM=x.json"]), "No source for S2L2A"),
         ((["S2L2A"], "2023-06-12", ["x.json", "y.json"]), "two values"),
         ((["S2L2A"], "2023-06-12", ["x.json"], ["planetary"]), "Did you mean 'planetary_computer'"),
-        ((["S1RTC"], "2023-06-12", [ADDRESSES["earth_search"]]), "planetary_computer has it"),
+        ((["S1RTC"], "2023-06-12", [ADDRESSES["earth_search"]]), "It is in planetary_computer"),
         ((["S2L1C"], "2023-06-12", [ADDRESSES["planetary_computer"]]), "cdse, earth_search"),
         ((["S2L2A"], "2023-06-12", ["x.json"], [], {"S2L2A": "landsat"}), "landsat is not known"),
     ],
