@@ -7,6 +7,7 @@ import errno
 import functools
 import hashlib
 import io
+import json
 import math
 import os
 import platform
@@ -95,6 +96,11 @@ def completing_folder(path: Path) -> Iterator[Path]:
         yield partial
         if os.path.lexists(path):
             os.replace(path, former)  # a folder that holds something cannot be replaced at once
+
+
+def hash_content(content: Any) -> str:
+    """Return 16 hex digits that identify plain values, whatever the order of keys; other objects count as text."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _remove(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ import rasterio
 
 from terramind_plugin._version import NUMERICS, __version__
 from terramind_plugin.errors import ConfigError, DataError, counted
-from terramind_plugin.files import is_whole_picture, write_figure, write_text
+from terramind_plugin.files import hash_content, is_whole_picture, write_figure, write_text
 from terramind_plugin.inference.options import Options
 from terramind_plugin.inference.preview import draw_scene
 from terramind_plugin.inference.resume import NOT_DECISIVE, Partial
@@ -176,7 +175,7 @@ class Job:
     def fingerprint(self) -> str:
         """Return a hash of everything that decides on the results."""
         settled = {key: value for key, value in self.record.items() if key not in NOT_DECISIVE}
-        return hashlib.sha256(json.dumps(settled, sort_keys=True).encode()).hexdigest()[:16]
+        return hash_content(settled)
 
     def is_done(self) -> bool:
         """Return whether all files of the result are there and say that the same run has made them."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
@@ -18,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from terramind_plugin.data.dates import dates_taken
 from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.files import hash_content
 from terramind_plugin.inference.job import Job, plan_jobs
 from terramind_plugin.inference.options import Options, SatelliteArguments
 from terramind_plugin.inference.outputs import NO_DATA, choose_classes, class_layer, value_layer
@@ -258,7 +257,7 @@ def patch_size(task: LightningModule) -> int:
 def _hash_inputs(inputs: Mapping[str, Standardised]) -> str:
     """Return a hash of the numbers that standardise inputs: other numbers make another map."""
     numbers = {name: [x.shift, x.scale, x.mean.tolist(), x.std.tolist()] for name, x in inputs.items()}
-    return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:16]
+    return hash_content(numbers)
 
 
 def _name(task: LightningModule) -> str:

@@ -19,6 +19,7 @@ from terramind_plugin.pretrain.loading import SYMMETRIES, Draw, apply_symmetry, 
 from terramind_plugin.pretrain.masked_loss import MaskedBatch
 from terramind_plugin.pretrain.mesh_tokens import check_sample_keys, standardise
 from terramind_plugin.pretrain.token_store import TokenFile
+from terramind_plugin.pretrain.tokenizer_data import VALIDATION_SEED, draw_window
 from terramind_plugin.shards.catalogue import SamplePlace
 from terramind_plugin.shards.dataset import Read, TerraMeshSamples
 from terramind_plugin.tokenizers.coordinates import CoordsTokenizer
@@ -26,8 +27,6 @@ from terramind_plugin.tokenizers.variants import tokenizers_of
 
 OPEN_FILES = 64
 """Maximum number of files of tokens that stay open."""
-VALIDATION_SEED = 0
-"""Seed of the crops that validation sees."""
 
 
 class MeshDataset(Dataset[Any]):
@@ -99,27 +98,9 @@ class MeshCrops(MeshDataset):
         if image is None:
             self.samples.damaged += 1
             return None
-        window = draw_square(random, image.shape[1:], self.crop, self.shown(read, self.name))
+        window = draw_window(random, image.shape[1:], self.crop, self.shown(read, self.name))
         turned = apply_symmetry(image[:, *window], int(random.integers(symmetries)))
         return {"image": to_image_tensor(np.ascontiguousarray(turned), self.modality)}
-
-
-def draw_square(random: np.random.Generator, shape: Sequence[int], side: int, name: str) -> tuple[slice, slice]:
-    """Return rows and columns of a square at a random position.
-
-    Args:
-        random: Source of randomness.
-        shape: Height and width of the image.
-        side: Side of the square in pixels.
-        name: Name of the image for the message.
-
-    Raises:
-        DataError: The image is smaller than the square.
-    """
-    if min(shape) < side:
-        raise DataError(f"{name} has {shape[0]} x {shape[1]} pixels; crops of {side} x {side} do not fit. Lower crop.")
-    row, column = (int(random.integers(length - side + 1)) for length in shape)
-    return slice(row, row + side), slice(column, column + side)
 
 
 class MeshImages(MeshDataset):

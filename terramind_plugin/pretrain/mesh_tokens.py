@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from terramind_plugin.model.checkpoints import hash_weights
 from terramind_plugin.model.modalities import Modality, find_exact
 from terramind_plugin.pretrain.loading import SYMMETRIES, apply_symmetry
 from terramind_plugin.pretrain.token_store import (
+    ENDING,
     Recipe,
     StoredChip,
     TokenFile,
     cut_tiles,
     encode_tiles,
+    is_out_of_date,
     tile_size,
     write_tokens,
 )
@@ -168,42 +171,21 @@ def tokenize_shards(
         for shard, shard_name in enumerate(catalogue.shards):
             label = f"{split} {modality.name}"
             target = f"{split}/{modality.name}/{shard_name}"
-            if _is_needed(out, target, modality, catalogue, shard, recipe, replace_files):
+            check = partial(_check_shard, catalogue=catalogue, name=name, shard=shard)
+            there = (out / f"{target}{ENDING}").is_file()
+            if not there or is_out_of_date(out, modality, recipe, check, replace_files, target):
                 steps = _encode_shard(catalogue, name, shard, tokenizer, recipe, batch_size)
                 chips, ids = _collect(steps, recipe, lambda count: on_sample(label, done + count, total))  # noqa: B023
                 source = {"source": store.root, "revision": str(store.revision or "")}
-                written.append(out / f"{target}.safetensors")
+                written.append(out / f"{target}{ENDING}")
                 write_tokens(written[-1], ids, recipe, chips, source)
             done += len(catalogue.keys(shard))
             on_sample(label, done, total)
     return written
 
 
-def _is_needed(
-    out: Path,
-    target: str,
-    modality: Modality,
-    catalogue: ShardCatalogue,
-    shard: int,
-    recipe: Recipe,
-    replace_files: bool,
-) -> bool:
-    """Return whether to write a file; raise a DataError where another one is there that should not be replaced."""
-    if not (out / f"{target}.safetensors").is_file():
-        return True
-    try:
-        stored = TokenFile(out, modality, target)
-        difference = stored.recipe.difference(recipe)
-        if difference is not None:
-            raise DataError(f"{stored.path} was made with {difference}; now it is {recipe.difference(stored.recipe)}.")
-        stored.check_content()
-        (name,) = catalogue.modalities
-        check_sample_keys(stored, catalogue.keys(shard), catalogue.index(name, shard).sizes)
-    except DataError as error:
-        if replace_files:
-            return True
-        raise DataError(f"{error}\nReplace it with --replace, or choose another --out.") from error
-    return False
+def _check_shard(stored: TokenFile, catalogue: ShardCatalogue, name: str, shard: int) -> None:
+    check_sample_keys(stored, catalogue.keys(shard), catalogue.index(name, shard).sizes)
 
 
 def check_sample_keys(file: TokenFile, keys: Sequence[str], sizes: NDArray[np.int64] | None) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +244,8 @@ def tokenize_folders(
         )
         recipe = Recipe(known[name].name, hash_weights(tokenizer.state_dict()), tile, symmetries)
         names = folder.names()
-        if path.is_file() and not _is_out_of_date(out, folder, recipe, names, replace):
+        check = partial(_check_chips, names=names, folder=folder)
+        if path.is_file() and not is_out_of_date(out, folder.modality, recipe, check, replace):
             continue
         _write(path, folder, names, tokenizer, recipe, batch_size, on_chip)
         written.append(path)
@@ -258,15 +260,38 @@ def tile_size(family: str) -> int:
     return sizes[family]
 
 
-def _is_out_of_date(out: Path, folder: ChipFolder, recipe: Recipe, names: list[str], replace: bool) -> bool:
-    """Return whether to write a file anew; raise a DataError where that was not asked for."""
+def _check_chips(stored: TokenFile, names: list[str], folder: ChipFolder) -> None:
+    stored.check(names, folder)
+
+
+def is_out_of_date(
+    out: Path,
+    modality: Modality,
+    recipe: Recipe,
+    check: Callable[[TokenFile], None],
+    replace: bool,
+    shard: str | None = None,
+) -> bool:
+    """Return whether to write a file of tokens anew.
+
+    Args:
+        out: Folder of the store.
+        modality: Modality of the tokens.
+        recipe: Tokenizer and tiling of today.
+        check: Raises a DataError if the tokens are not those of the samples.
+        replace: Whether a file that is out of date may be written anew.
+        shard: As for `TokenFile`.
+
+    Raises:
+        DataError: The file is out of date, and `replace` is False.
+    """
     try:
-        stored = TokenFile(out, folder.modality)
+        stored = TokenFile(out, modality, shard)
         difference = stored.recipe.difference(recipe)
         if difference is not None:
             raise DataError(f"{stored.path} was made with {difference}; now it is {recipe.difference(stored.recipe)}.")
         stored.check_content()
-        stored.check(names, folder)
+        check(stored)
     except DataError as error:
         if replace:
             return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
@@ -56,14 +56,14 @@ class Crops(Dataset[dict[str, Tensor]]):
         return {"image": to_image_tensor(apply_symmetry(image, int(random.integers(symmetries))), self.folder.modality)}
 
 
-def draw_window(random: np.random.Generator, shape: tuple[int, int], size: int, path: Path) -> tuple[slice, slice]:
+def draw_window(random: np.random.Generator, shape: Sequence[int], size: int, path: object) -> tuple[slice, slice]:
     """Return the rows and columns of a square crop at a random position.
 
     Args:
         random: Source of randomness.
         shape: Height and width of the chip.
         size: Side of the crop.
-        path: File of the chip, for the message.
+        path: File or name of the chip, for the message.
 
     Raises:
         DataError: The chip is smaller than the crop.

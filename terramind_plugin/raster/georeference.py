@@ -31,6 +31,13 @@ class Grid:
         """Return the height and width in pixels."""
         return self.height, self.width
 
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """Return left, bottom, right and top in units of the CRS, of an image that is not rotated."""
+        left, bottom = apply_affine(self.transform, 0, self.height)
+        right, top = apply_affine(self.transform, self.width, 0)
+        return left, bottom, right, top
+
     def centre(self) -> tuple[float, float] | None:
         """Return longitude and latitude of the middle in degrees, or None if there is no CRS."""
         return self.positions([(self.height / 2, self.width / 2)])[0] if self.crs else None

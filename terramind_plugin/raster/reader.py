@@ -20,7 +20,7 @@ from terramind_plugin.model.modalities import Modality, find
 from terramind_plugin.parallel import usable
 from terramind_plugin.raster.bands import bands_of_date, check_dated_names, find_bands
 from terramind_plugin.raster.complete import GDAL_ERRORS, reason_of
-from terramind_plugin.raster.georeference import Grid, apply_affine, check_georeference
+from terramind_plugin.raster.georeference import Grid, check_georeference
 from terramind_plugin.raster.missing import read_pixels, refuse_complex
 from terramind_plugin.raster.netcdf import raster_name
 from terramind_plugin.raster.paths import is_remote, raster_path
@@ -158,8 +158,7 @@ class Source:
 
     def _warp(self) -> WarpedRaster:
         """Return the raster on the grid, NaN where it has no data."""
-        left, bottom = apply_affine(self.grid.transform, 0, self.grid.height)
-        right, top = apply_affine(self.grid.transform, self.grid.width, 0)
+        left, bottom, right, top = self.grid.bounds
         here = (min(left, right), min(bottom, top), max(left, right), max(bottom, top))
         try:
             there = transform_bounds(self.native.crs, self.grid.crs, *self._file.bounds)

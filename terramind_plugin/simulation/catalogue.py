@@ -187,9 +187,7 @@ def _plan(root: Path, ground: Ground, size: int) -> Iterator[_Scene]:
 def _plan_elevation(ground: Ground) -> Iterator[_Scene]:
     """Yield the tiles of the elevation model, cut to the ground: whole ones have 3600 x 3600 pixels."""
     grid = ground.grid
-    left, top = apply_affine(grid.transform, 0, 0)
-    right, bottom = apply_affine(grid.transform, grid.width, grid.height)
-    west, south, east, north = transform_bounds(grid.crs, "EPSG:4326", left, bottom, right, top)
+    west, south, east, north = transform_bounds(grid.crs, "EPSG:4326", *grid.bounds)
     margin = 8
     for latitude in (int(PARALLEL) - 1, int(PARALLEL)):
         for longitude in (int(MERIDIAN) - 1, int(MERIDIAN)):
@@ -340,20 +338,12 @@ def _around(grid: Grid, reach: float) -> tuple[float, float, float, float]:
 
 def _belongs(chip: Grid, tile: Tile, size: int) -> bool:
     """Return whether a chip's ground is in no other chip: it lies in its own zone, and not in an overlap of tiles."""
-    place = chip.centre()
-    assert place is not None
-    corners = transform_bounds(chip.crs, "EPSG:4326", *_corners(chip))
+    corners = transform_bounds(chip.crs, "EPSG:4326", *chip.bounds)
     west = tile.grid.crs.to_epsg() == ZONES[0]
     own_zone = corners[2] <= MERIDIAN if west else corners[0] >= MERIDIAN
     _, top = apply_affine(tile.grid.transform, 0, 0)
     _, y = apply_affine(chip.transform, 0, 0)
     return own_zone and (tile.name != "33TTN" or top - y >= 0.1 * size * PIXEL)
-
-
-def _corners(grid: Grid) -> tuple[float, float, float, float]:
-    left, top = apply_affine(grid.transform, 0, 0)
-    right, bottom = apply_affine(grid.transform, grid.width, grid.height)
-    return left, bottom, right, top
 
 
 def _write_catalogue(root: Path, items: Sequence[Item], up: str) -> None:

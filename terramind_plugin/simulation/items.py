@@ -88,9 +88,7 @@ def asset(href: str, grid: Grid, title: str, **properties: Any) -> Item:
 
 
 def _bounds(grid: Grid) -> list[float]:
-    left, top = apply_affine(grid.transform, 0, 0)
-    right, bottom = apply_affine(grid.transform, grid.width, grid.height)
-    return [left, bottom, right, top]
+    return list(grid.bounds)
 
 
 def _item(

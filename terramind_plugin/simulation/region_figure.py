@@ -19,9 +19,8 @@ from terramind_plugin.files import check_picture, write_figure
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.plotting import plot_samples
 from terramind_plugin.raster.georeference import Grid
+from terramind_plugin.simulation.catalogue import OFFSET, OFFSET_BASELINE
 
-OFFSET, FIRST = 1000, "04.00"
-"""Number that products hold from a processing baseline on."""
 MAP_NO_DATA = 255
 """Value without data of maps."""
 
@@ -68,7 +67,7 @@ def _colours(world: Path, items: list[dict[str, Any]], grid: Grid) -> NDArray[An
             if one["properties"]["datetime"] == first:
                 band = _read(world / one["assets"][modality.band_names[number]]["href"], grid, 0)
                 seen = (band > 0) & (image[number] == 0)
-                shift = OFFSET if one["properties"]["s2:processing_baseline"] >= FIRST else 0
+                shift = OFFSET if one["properties"]["s2:processing_baseline"] >= OFFSET_BASELINE else 0
                 image[number][seen] = np.maximum(band[seen] - shift, 1)
     return image
 

@@ -164,7 +164,7 @@ def make_utm_grid(area: Any, size: int) -> list[Place]:
     found: list[Place] = []
     for epsg, part in _by_zone(area):
         crs = f"EPSG:{epsg}"
-        projected = _project(part, crs)
+        projected = project_area(part, crs)
         left, bottom, right, top = projected.bounds
         columns = np.arange(math.floor(left / side), math.ceil(right / side))
         rows = np.arange(math.floor(bottom / side) + 1, math.ceil(top / side) + 1)
@@ -223,7 +223,7 @@ def _by_zone(area: Any) -> Iterator[tuple[int, Any]]:
             yield epsg, part
 
 
-def _project(area: Any, crs: str) -> Any:
+def project_area(area: Any, crs: str) -> Any:
     """Return an area in a CRS, with points along its sides so that they bend as in the CRS."""
     from shapely import segmentize, transform
 

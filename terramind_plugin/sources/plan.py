@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -13,7 +12,7 @@ import numpy as np
 
 from terramind_plugin._version import __version__
 from terramind_plugin.errors import ConfigError, DataError, counted, one_line
-from terramind_plugin.files import write_bytes
+from terramind_plugin.files import hash_content, write_bytes
 from terramind_plugin.sources.area import DateRange
 from terramind_plugin.sources.credentials import check_keys
 from terramind_plugin.sources.grids import Place, outlines
@@ -275,7 +274,7 @@ def hash_scene(scene: Scene) -> str:
     """Return a hash of all that decides on the pixels of a scene; signatures of addresses do not."""
     assets = {band: address.split("?")[0] for band, address in scene.assets.items()}
     content = asdict(replace(scene, outline=b"", assets=assets))
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hash_content(content)
 
 
 def hash_chip(chip: ChipPlan, scenes: Mapping[str, str], settings: Mapping[str, Any]) -> str:
@@ -287,7 +286,7 @@ def hash_chip(chip: ChipPlan, scenes: Mapping[str, str], settings: Mapping[str, 
         settings: Settings that decide on pixels.
     """
     content = [READING_VERSION, asdict(chip.place), [scenes[key] for key in chip.scenes], dict(settings)]
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hash_content(content)
 
 
 def write_plan(folder: Path, plan: SourcePlan) -> None:

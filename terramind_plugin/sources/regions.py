@@ -22,13 +22,13 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine
 
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.files import write_text
+from terramind_plugin.files import hash_content, write_text
 from terramind_plugin.raster.georeference import Grid
 from terramind_plugin.sources import engine
 from terramind_plugin.sources.area import clean_id, read_area
 from terramind_plugin.sources.choice import CLEAR
 from terramind_plugin.sources.datasets import SceneError
-from terramind_plugin.sources.grids import PIXEL_METRES, Place, from_degrees, outlines, utm_epsg
+from terramind_plugin.sources.grids import PIXEL_METRES, Place, outlines, project_area, utm_epsg
 from terramind_plugin.sources.plan import SourcePlan, SourceRequest, plan_scenes, read_plan, write_plan
 from terramind_plugin.sources.reading import read_mask
 from terramind_plugin.sources.scenes import Scene
@@ -83,7 +83,7 @@ class MapRegion:
             [[block.row, block.column, dict(block.passes)] for block in self.blocks],
             [describe_scene(scene) for scene in self.scenes.values()],
         ]  # fmt: skip
-        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        return hash_content(content)
 
 
 def describe_scene(scene: Scene) -> dict[str, Any]:
@@ -180,18 +180,9 @@ def _zones(area: Any) -> Iterator[tuple[int, Any]]:
             yield epsg, part
 
 
-def _project(part: Any, epsg: int) -> Any:
-    """Return a part of an area in its zone, with points along its sides so that they bend as in the zone."""
-    from shapely import segmentize, transform
-
-    return transform(
-        segmentize(part, 0.02), lambda points: np.column_stack(from_degrees(f"EPSG:{epsg}", points[:, 0], points[:, 1]))
-    )
-
-
 def _snapped(epsg: int, part: Any) -> Grid:
     """Return the grid of a map: 10 m, around a part of an area."""
-    left, bottom, right, top = _project(part, epsg).bounds
+    left, bottom, right, top = project_area(part, f"EPSG:{epsg}").bounds
     left, bottom = math.floor(left / SNAP) * SNAP, math.floor(bottom / SNAP) * SNAP
     width, height = (round(math.ceil(x / SNAP) * SNAP / PIXEL_METRES) for x in (right - left, top - bottom))
     return Grid(
@@ -206,7 +197,7 @@ def _cut(name: str, epsg: int, part: Any) -> list[Place]:
     """Return the blocks of a region that touch the area, row by row."""
     from shapely import box, intersects, prepare
 
-    grid, projected = _snapped(epsg, part), _project(part, epsg)
+    grid, projected = _snapped(epsg, part), project_area(part, f"EPSG:{epsg}")
     prepare(projected)
     found = []
     for row in range(0, grid.height, BLOCK_SIDE):
