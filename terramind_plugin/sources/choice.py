@@ -15,7 +15,7 @@ from terramind_plugin.sources.datasets import SceneError
 from terramind_plugin.sources.grids import Place
 from terramind_plugin.sources.plan import DATED, ChipPlan
 from terramind_plugin.sources.reading import ScenePixels, read_mask
-from terramind_plugin.sources.scenes import Scene
+from terramind_plugin.sources.scenes import Scene, group_passes, nearest_years
 
 CLEAR = (2, 4, 5, 6, 7, 11)
 """Clear values of the scene classification: dark areas, vegetation, bare soil, water, unclassified, snow."""
@@ -118,12 +118,8 @@ def passes_of(chip: ChipPlan, scenes: Mapping[str, Scene], modality: str) -> lis
 
     The scenes of a pass have one date by the sun, one platform and one relative orbit.
     """
-    found: dict[tuple[Any, ...], list[str]] = {}
-    for key in chip.scenes:
-        scene = scenes[key]
-        if scene.modality == modality:
-            found.setdefault((scene.day(chip.place.meridian), scene.orbit, scene.platform), []).append(key)
-    return [tuple(keys) for keys in found.values()]
+    own = [scene for key in chip.scenes if (scene := scenes[key]).modality == modality]
+    return [tuple(scene.key for scene in found) for found in group_passes(own, chip.place.meridian).values()]
 
 
 def choose_passes(task: BlockTask, chips: Sequence[WorkingChip]) -> None:
@@ -209,13 +205,8 @@ def reading_options(task: BlockTask, chip: WorkingChip, modality: str) -> list[t
     if modality == "DEM":
         return [tuple(key for key in chip.plan.scenes if task.scenes[key].modality == "DEM")]
     if modality == "LULC":
-        years: dict[tuple[datetime, datetime], list[str]] = {}
-        for key in chip.plan.scenes:
-            scene = task.scenes[key]
-            if scene.modality == "LULC":
-                years.setdefault((scene.start, scene.end), []).append(key)
-        order = sorted(years, key=lambda year: (max(year[0] - own, own - year[1]), year))
-        return [tuple(years[year]) for year in order[:1]]
+        classes = [scene for key in chip.plan.scenes if (scene := task.scenes[key]).modality == "LULC"]
+        return [tuple(scene.key for scene in year) for year in nearest_years(classes, own)[:1]]
     found = passes_of(chip.plan, task.scenes, modality)
     found.sort(key=lambda keys: (abs(_time(task, keys) - own), keys))
     if modality == "S2L1C":  # the same pass as that of S2L2A, or none

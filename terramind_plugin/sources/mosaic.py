@@ -24,6 +24,7 @@ from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.raster.georeference import Grid
 from terramind_plugin.raster.writer import TILE, write_geotiff
 from terramind_plugin.sources import engine
+from terramind_plugin.sources.block import DONE, chip_path, done_path
 from terramind_plugin.sources.choice import CLEAR
 from terramind_plugin.sources.datasets import SceneError
 from terramind_plugin.sources.reading import NO_DEM, ScenePixels, read_mask, read_modality
@@ -63,20 +64,10 @@ class MosaicRecord:
     """Reason why each scene that could not be read was left out."""
 
 
-def record_path(folder: Path, block: str) -> Path:
-    """Return the file that records a finished block."""
-    return folder / "done" / f"{block}.json"
-
-
-def block_path(folder: Path, modality: str, block: str) -> Path:
-    """Return the file of a modality of a block."""
-    return folder / modality / f"{block}.tif"
-
-
 def read_block_record(folder: Path, block: str, fingerprint: str) -> MosaicRecord | None:
     """Return the record of a finished block; None if there is none, or one of another plan or without some scenes."""
     try:
-        found = MosaicRecord(**json.loads(record_path(folder, block).read_text(encoding="utf-8")))
+        found = MosaicRecord(**json.loads(done_path(folder, block).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
     return found if found.fingerprint == fingerprint and not found.failed else None
@@ -101,14 +92,14 @@ def make_mosaic_block(task: MosaicTask) -> MosaicRecord:
         if modality == "S2L2A":
             choice = fusion.choose()
         write_geotiff(
-            block_path(folder, modality, name),
+            chip_path(folder, modality, name),
             fusion.fuse(choice if modality in ("S2L2A", "S2L1C") else None),
             crs=grid.crs,
             transform=grid.transform,
             descriptions=MODALITIES[modality].band_names,
             nodata=NODATA[modality],
         )
-    write_text(record_path(folder, name), json.dumps(asdict(record), indent=1) + "\n")
+    write_text(done_path(folder, name), json.dumps(asdict(record), indent=1) + "\n")
     return record
 
 
@@ -265,7 +256,7 @@ class Feed:
             (self.folder / modality).mkdir(parents=True, exist_ok=True)
             paths[modality] = self.folder / modality / f"{self.region.name}.vrt"
             write_vrt(paths[modality], self.region, modality)
-        (self.folder / "done").mkdir(exist_ok=True)
+        (self.folder / DONE).mkdir(exist_ok=True)
         return paths
 
     def need(self, first: int, last: int) -> None:

@@ -31,7 +31,7 @@ from terramind_plugin.sources.datasets import SceneError
 from terramind_plugin.sources.grids import PIXEL_METRES, Place, outlines, project_area, utm_epsg
 from terramind_plugin.sources.plan import SourcePlan, SourceRequest, plan_scenes, read_plan, write_plan
 from terramind_plugin.sources.reading import read_mask
-from terramind_plugin.sources.scenes import Scene
+from terramind_plugin.sources.scenes import Scene, group_passes, nearest_years
 
 SNAP = 60.0
 """Distance in m of which the corners of a map are multiples: pixels of 10, 20 and 60 m begin there."""
@@ -255,14 +255,6 @@ def _read_orders(
     return orders
 
 
-def _passes(scenes: Sequence[Scene], meridian: float) -> dict[tuple[Any, ...], list[Scene]]:
-    """Return the scenes of each pass: one date by the sun, one relative orbit, one platform."""
-    found: dict[tuple[Any, ...], list[Scene]] = {}
-    for scene in scenes:
-        found.setdefault((scene.day(meridian), scene.orbit, scene.platform), []).append(scene)
-    return found
-
-
 def _order_region(
     name: str, plan: SourcePlan, request: SourceRequest, clear: Mapping[tuple[str, tuple[Any, ...]], int]
 ) -> dict[str, Passes]:
@@ -274,11 +266,11 @@ def _order_region(
     orders: dict[str, Passes] = {}
     for modality in sorted(request.modalities, key=lambda one: not one.startswith("S2L2A")):
         own = [scene for scene in scenes if scene.modality == modality]
-        passes = _passes(own, meridian)
+        passes = group_passes(own, meridian)
         if modality == "DEM":
             ranked = [own]
         elif modality == "LULC":
-            ranked = _nearest_years(own, wanted)
+            ranked = nearest_years(own, wanted)
         elif modality == "S1RTC":
             ranked = _rank_radar(list(passes.values()), chips, wanted)
         else:
@@ -294,14 +286,6 @@ def _order_region(
 def _cloud(scenes: Sequence[Scene]) -> float:
     """Return the share of clouds that the items of a pass name."""
     return float(np.mean([1.0 if scene.cloud is None else scene.cloud for scene in scenes]))
-
-
-def _nearest_years(scenes: Sequence[Scene], wanted: datetime) -> list[list[Scene]]:
-    years: dict[tuple[datetime, datetime], list[Scene]] = {}
-    for scene in scenes:
-        years.setdefault((scene.start, scene.end), []).append(scene)
-    order = sorted(years, key=lambda year: (max(year[0] - wanted, wanted - year[1]), year))
-    return [years[year] for year in order]
 
 
 def _rank_radar(passes: Sequence[list[Scene]], chips: Sequence[Any], wanted: datetime) -> list[list[Scene]]:
@@ -341,7 +325,7 @@ def _measure(
     looks = []
     for chip in plan.chips:
         own = [plan.scenes[key] for key in chip.scenes if plan.scenes[key].modality == "S2L2A"]
-        passes = _passes(own, chip.place.meridian)
+        passes = group_passes(own, chip.place.meridian)
         grid = chip.place.grid
         t = grid.transform
         coarse = Grid(grid.height // 2, grid.width // 2, grid.crs, Affine(2 * t.a, 0, t.c, 0, 2 * t.e, t.f))

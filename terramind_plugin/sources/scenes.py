@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -65,6 +65,23 @@ class Scene:
     def day(self, longitude: float) -> str:
         """Return the date by the sun at some longitude, e.g. '2023-06-12'; a pass has one date everywhere."""
         return (self.start + timedelta(hours=longitude / 15)).strftime("%Y-%m-%d")
+
+
+def group_passes(scenes: Iterable[Scene], longitude: float) -> dict[tuple[Any, ...], list[Scene]]:
+    """Return the scenes of each pass: one date by the sun at some longitude, one relative orbit, one platform."""
+    found: dict[tuple[Any, ...], list[Scene]] = {}
+    for scene in scenes:
+        found.setdefault((scene.day(longitude), scene.orbit, scene.platform), []).append(scene)
+    return found
+
+
+def nearest_years(scenes: Iterable[Scene], wanted: datetime) -> list[list[Scene]]:
+    """Return products for a year in groups of one year, the nearest to a time first."""
+    years: dict[tuple[datetime, datetime], list[Scene]] = {}
+    for scene in scenes:
+        years.setdefault((scene.start, scene.end), []).append(scene)
+    order = sorted(years, key=lambda year: (max(year[0] - wanted, wanted - year[1]), year))
+    return [years[year] for year in order]
 
 
 def read_time(text: object) -> datetime:

@@ -16,6 +16,7 @@ from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.raster.georeference import apply_affine
 from terramind_plugin.sources import mosaic, regions
+from terramind_plugin.sources.block import chip_path, done_path
 from terramind_plugin.sources.mosaic import Feed, refuse_failures
 from terramind_plugin.sources.plan import make_request
 from terramind_plugin.sources.reading import read_mask, read_modality
@@ -146,9 +147,9 @@ def test_a_block_without_a_record_is_made_again_with_the_same_bytes(ground, area
     everything(Feed(region, tmp_path / "blocks"))
     before = content(tmp_path / "blocks")
     first = region.blocks[0].place.id
-    mosaic.record_path(tmp_path / "blocks", first).unlink()
-    mosaic.block_path(tmp_path / "blocks", "S2L2A", first).write_bytes(b"half a fi")
-    other = mosaic.record_path(tmp_path / "blocks", region.blocks[1].place.id)
+    done_path(tmp_path / "blocks", first).unlink()
+    chip_path(tmp_path / "blocks", "S2L2A", first).write_bytes(b"half a fi")
+    other = done_path(tmp_path / "blocks", region.blocks[1].place.id)
     other.write_text(json.dumps(json.loads(other.read_text()) | {"fingerprint": "of another plan"}))
     everything(Feed(region, tmp_path / "blocks"))
     assert content(tmp_path / "blocks") == before
