@@ -135,8 +135,8 @@ class Job:
                 for name in self.inputs
             }
             for source in sources.values():
-                if isinstance(source, Source):
-                    source.before = self.before
+                for one in source.sources if isinstance(source, Series) else (source,):
+                    one.before = self.before
             yield sources
 
     def decide(

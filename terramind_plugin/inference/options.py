@@ -49,7 +49,8 @@ class SatelliteArguments:
     Args:
         stac: STAC API, catalog.json, items.json or items.parquet; MODALITY=ADDRESS for one modality alone.
         aoi: GeoJSON of the area, in longitude and latitude; one map for each of its UTM zones.
-        date: Day or range of days, e.g. 2023-06-01/2023-06-30.
+        date: Day or range of days, e.g. 2023-06-01/2023-06-30. For a model of several dates a range for each, between
+            commas, or one that is cut into as many parts.
         catalogue: Names of assets and offsets: planetary_computer, earth_search, cdse, or a YAML of rules; by default
             the address decides.
         collection: Collection of a modality, where it is not the usual one; repeatable.

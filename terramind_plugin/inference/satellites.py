@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.inference.job import Job
 from terramind_plugin.inference.options import Options, SatelliteArguments
 from terramind_plugin.raster.reader import Expected
+from terramind_plugin.samples.dates import DatesTaken
 from terramind_plugin.sources import engine
-from terramind_plugin.sources.area import clean_id
+from terramind_plugin.sources.area import DateRange, clean_id, read_periods
 from terramind_plugin.sources.mosaic import Feed, refuse_failures
-from terramind_plugin.sources.plan import make_request
-from terramind_plugin.sources.regions import plan_regions
+from terramind_plugin.sources.plan import SourceRequest, make_request
+from terramind_plugin.sources.regions import MapRegion, plan_regions, search_regions
 
 
 @contextmanager
 def open_satellites(
-    arguments: SatelliteArguments, expected: Mapping[str, Expected], options: Options
+    arguments: SatelliteArguments,
+    expected: Mapping[str, Expected],
+    options: Options,
+    taken: DatesTaken | None = None,
 ) -> Iterator[SatelliteScenes]:
     """Give the scenes of an area; the end of the block ends the workers. Arguments as in `SatelliteScenes`."""
     with engine.kept(arguments.workers, arguments.scheduler):
-        scenes = SatelliteScenes(arguments, expected, options)
+        scenes = SatelliteScenes(arguments, expected, options, taken)
         try:
             yield scenes
         finally:
-            for feed in scenes.feeds:
+            for feed in chain(*scenes.feeds):
                 feed.close()
 
 
@@ -39,69 +45,161 @@ class SatelliteScenes:
         arguments: What is asked of catalogues.
         expected: What the inputs of the model have to hold, by modality.
         options: How to go through the regions.
+        taken: Number of dates that the model takes, where it takes a series of a fixed length.
 
     Raises:
         ConfigError: An argument is missing or not possible, or a modality is not read from catalogues.
         DataError: A catalogue does not answer.
     """
 
-    def __init__(self, arguments: SatelliteArguments, expected: Mapping[str, Expected], options: Options) -> None:
+    def __init__(
+        self,
+        arguments: SatelliteArguments,
+        expected: Mapping[str, Expected],
+        options: Options,
+        taken: DatesTaken | None = None,
+    ) -> None:
         aoi, date = arguments.where_and_when()
         if options.out.exists() and not options.out.is_dir():
             raise ConfigError(f"Cannot write into {options.out}: it is a file. Give a folder.")
         options.check()
+        self.periods = choose_periods(date, taken, dated=any(one.dated for one in expected.values()))
+        """Range of dates of each date of a series; one range where the model takes no series."""
         names = {name: one.name for name, one in expected.items()}
-        request = make_request(
-            names.values(),
-            date,
-            [str(one) for one in arguments.stac or ()],
-            arguments.catalogue or (),
-            arguments.collection,
-            arguments.skip_scenes or (),
-        )
         self.folder = options.out / f"{clean_id(aoi.stem)}_sources"
-        """Folder of the plan and of the blocks that are not needed any more when the maps are finished."""
-        regions = plan_regions(
-            request,
-            aoi,
-            self.folder,
-            workers=arguments.workers,
-            scheduler=arguments.scheduler,
-            say=_say,
-        )
+        """Folder of the plans and of the blocks that are not needed any more when the maps are finished."""
+        requests = [_ask(arguments, names.values(), period, first=not k) for k, period in enumerate(self.periods)]
+        for number, request in enumerate(requests, start=1):
+            if len(requests) > 1:  # all are searched before anything is read
+                _say(f"date {number} of {len(requests)}: {request.dates}")
+                search_regions(request, aoi, self._folder_of(number), _say)
+        regions = [self._plan(arguments, aoi, request, number) for number, request in enumerate(requests, start=1)]
         self.feeds = [
-            Feed(region, self.folder / region.name, arguments.workers, arguments.scheduler) for region in regions
+            [self._feed(own[zone], arguments, number) for number, own in enumerate(regions, start=1)]
+            for zone in _zones_of_all(regions, self.periods)
         ]
-        self.inputs = [self._prepare(feed, names) for feed in self.feeds]
-        """Files of each region by the name of the modality in the configuration."""
+        """Makers of the blocks of each region, one for each date."""
+        self.inputs = [_prepare(feeds, names) for feeds in self.feeds]
+        """Files of each region, in the order of time, by the name of the modality in the configuration."""
 
-    def _prepare(self, feed: Feed, names: Mapping[str, str]) -> dict[str, Path]:
-        paths = feed.prepare()
-        return {name: paths[modality] for name, modality in names.items()}
+    def _folder_of(self, number: int) -> Path:
+        """Return the folder of the plan of a date, counted from 1."""
+        return self.folder if len(self.periods) == 1 else self.folder / f"date_{number}"
+
+    def _plan(
+        self, arguments: SatelliteArguments, aoi: Path, request: SourceRequest, number: int
+    ) -> dict[str, MapRegion]:
+        """Return the regions of a date by their name."""
+        folder = self._folder_of(number)
+        regions = plan_regions(request, aoi, folder, workers=arguments.workers, scheduler=arguments.scheduler, say=_say)
+        return {region.name: region for region in regions}
+
+    def _feed(self, region: MapRegion, arguments: SatelliteArguments, number: int) -> Feed:
+        # The first file names the map.
+        name = region.name if number == 1 else f"{region.name}_date_{number}"
+        folder = self._folder_of(number) / region.name
+        return Feed(region, folder, arguments.workers, arguments.scheduler, name)
 
     def attach(self, jobs: Sequence[Job]) -> None:
         """Let jobs wait for the rows of their regions."""
-        for job, feed in zip(jobs, self.feeds, strict=True):
-            job.before = feed.need
-            job.identity = {name: {"plan": feed.region.fingerprint} for name in job.inputs}
+        for job, feeds in zip(jobs, self.feeds, strict=True):
+            job.before = partial(_need, feeds)
+            plans = [feed.region.fingerprint for feed in feeds]
+            job.identity = {name: {"plan": plans[0] if len(plans) == 1 else plans} for name in job.inputs}
 
     def describe(self, number: int) -> dict[str, str]:
-        """Return the tags of a region's maps that say where its pixels come from."""
-        scenes = self.feeds[number].region.scenes.values()
-        return {
-            "scenes": " ".join(scene.id for scene in scenes),
-            "offsets_removed": " ".join(f"{scene.id}={scene.offset}" for scene in scenes if scene.offset),
+        """Return the tags of a region's maps that say where its pixels come from, the dates of a series by '; '."""
+        regions = [feed.region for feed in self.feeds[number]]
+        scenes = {scene.key: scene for region in regions for scene in region.scenes.values()}
+        tags = {
+            "scenes": "; ".join(" ".join(scene.id for scene in region.scenes.values()) for region in regions),
+            "offsets_removed": " ".join(f"{one.id}={one.offset}" for one in scenes.values() if one.offset),
         }
+        return tags if len(regions) == 1 else {**tags, "periods": "; ".join(map(str, self.periods))}
 
     def finish(self) -> None:
         """Delete the blocks, and raise a DataError that lists scenes which could not be read, if there are any."""
         failed: dict[str, str] = {}
-        for feed in self.feeds:
+        for feed in chain(*self.feeds):
             failed |= feed.failed
             feed.remove()
         with suppress(OSError):  # what a user has put there stays
             self.folder.rmdir()
         refuse_failures(failed)
+
+
+def choose_periods(date: str, taken: DatesTaken | None, *, dated: bool) -> list[DateRange]:
+    """Return the range of dates of each image that a model takes.
+
+    Args:
+        date: A range for each date, between commas; a single range is cut into as many parts as the model takes dates.
+        taken: Number of dates that the model takes; None for any number.
+        dated: Whether the model takes a series.
+
+    Raises:
+        ConfigError: The number of ranges does not fit the model.
+    """
+    periods = read_periods(date)
+    if not dated:
+        if len(periods) > 1:
+            raise ConfigError(
+                f"--date lists {len(periods)} ranges, but the configuration has one date. Give one range, or set "
+                "expand_temporal_dimension: true in the configuration of a series."
+            )
+        return periods
+    if len(periods) > 1:
+        if taken is not None and taken.count != len(periods):
+            raise ConfigError(taken.refuse(f"--date {date}", len(periods)))
+        return periods
+    if taken is None:
+        first, second = periods[0].cut(2)
+        raise ConfigError(
+            "The model takes any number of dates: give a range for each, between commas and in the order of time, e.g. "
+            f"--date {first},{second}."
+        )
+    return periods[0].cut(taken.count)
+
+
+def _ask(arguments: SatelliteArguments, modalities: Iterable[str], period: DateRange, *, first: bool) -> SourceRequest:
+    """Return what is asked of catalogues for one date; heights belong to the first, since they do not change."""
+    names = list(modalities)
+    return make_request(
+        names if first else [name for name in names if name != "DEM"] or names,
+        period,
+        [str(one) for one in arguments.stac or ()],
+        arguments.catalogue or (),
+        arguments.collection,
+        arguments.skip_scenes or (),
+    )
+
+
+def _zones_of_all(regions: Sequence[Mapping[str, MapRegion]], periods: Sequence[DateRange]) -> list[str]:
+    """Return the names of the regions, which every date must show.
+
+    Raises:
+        ConfigError: A date has no scene of a region.
+    """
+    names = list(dict.fromkeys(name for own in regions for name in own))
+    for own, period in zip(regions, periods, strict=True):
+        lacking = [name for name in names if name not in own]
+        if lacking:
+            raise ConfigError(
+                f"There is no scene of {', '.join(lacking)} from {period.first} to {period.last}, but of other dates. "
+                "Widen that range of --date, or leave this part of the area out."
+            )
+    return names
+
+
+def _prepare(feeds: Sequence[Feed], names: Mapping[str, str]) -> dict[str, tuple[Path, ...]]:
+    """Write the rasters that join the blocks of a region, and return those of each modality in the order of time."""
+    made = [feed.prepare() for feed in feeds]
+    return {name: tuple(own[modality] for own in made if modality in own) for name, modality in names.items()}
+
+
+def _need(feeds: Sequence[Feed], first: int, last: int) -> None:
+    """Wait until some rows of a region are there, of all dates."""
+    for feed in feeds:
+        feed.need(first, last)
 
 
 def _say(text: str) -> None:

@@ -198,17 +198,13 @@ def map_scenes(
     patch = patch_size(cli.model)
     expected, scales = read_data_module(cli.datamodule, cli.model)
     dated = any(one.dated for one in expected.values())
-    if satellites is not None and dated:
-        raise ConfigError(
-            "--stac makes maps of one date; the configuration has several. Make the scenes of each date first, and "
-            "give them with --scene NAME=A,B,C."
-        )
     scenes = [] if satellites is not None else pair_series(files, list(expected), dated=dated)
     crop = found.size if options.crop is None else options.crop
     crop = training_size(cli.config, cli.datamodule, cli.model, patch) if crop is None else crop
     options = options.settle(crop, patch)
     jobs = plan_jobs(scenes, expected, options, patch)
-    refuse_dates(jobs, dates_taken(cli.model))
+    taken = dates_taken(cli.model)
+    refuse_dates(jobs, taken)
     load_task(cli, found.weights)
     described = {
         "model": _name(cli.model),
@@ -221,8 +217,9 @@ def map_scenes(
     if joined or dated:
         described["series"] = _describe_series(cli.model, cli.datamodule, joined)
     with ExitStack() as stack:
-        regions = None if satellites is None else stack.enter_context(open_satellites(satellites, expected, options))
-        if regions is not None:
+        regions = None
+        if satellites is not None:
+            regions = stack.enter_context(open_satellites(satellites, expected, options, taken))
             jobs = plan_jobs(regions.inputs, expected, options, patch)
             regions.attach(jobs)
         positions = getattr(cli.datamodule, "positions", None)

@@ -7,11 +7,12 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from terramind_plugin.errors import ConfigError, one_line
+from terramind_plugin.errors import ConfigError, counted, one_line
 from terramind_plugin.samples.layout import TABLES, read_table
 
 FARTHEST_NORTH, FARTHEST_SOUTH = 84.0, -80.0
@@ -64,8 +65,35 @@ class DateRange:
         """Return the moment in the middle."""
         return self.start + (self.end - self.start) / 2
 
+    def cut(self, count: int) -> list[DateRange]:
+        """Return parts of about equal length, in the order of time.
+
+        Raises:
+            ConfigError: The range has fewer days.
+        """
+        days = (self.last - self.first).days + 1
+        if days < count:
+            raise ConfigError(f"--date {self} has {counted(days, 'day')}, fewer than the {count} dates of the model.")
+        edges = [self.first + timedelta(days=days * number // count) for number in range(count + 1)]
+        return [DateRange(first, after - timedelta(days=1)) for first, after in pairwise(edges)]
+
     def __str__(self) -> str:
         return f"{self.first}/{self.last}"
+
+
+def read_periods(text: str) -> list[DateRange]:
+    """Return the ranges between the commas of a text, one for each date of a series.
+
+    Raises:
+        ConfigError: A date is wrong, or a range begins before the one in front of it has ended.
+    """
+    periods = [DateRange.read(part) for part in text.split(",")]
+    for earlier, later in pairwise(periods):
+        if later.first <= earlier.last:
+            raise ConfigError(
+                f"--date lists {later} after {earlier}: give ranges in the order of time that share no day."
+            )
+    return periods
 
 
 @dataclass(frozen=True)

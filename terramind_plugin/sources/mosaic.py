@@ -236,11 +236,20 @@ class Feed:
         folder: Folder of its blocks.
         workers: Number of processes that read scenes.
         scheduler: Address of a dask scheduler.
+        name: Name of the rasters that join the blocks, without ending; that of the region by default.
     """
 
-    def __init__(self, region: MapRegion, folder: Path, workers: int = 1, scheduler: str | None = None) -> None:
+    def __init__(
+        self,
+        region: MapRegion,
+        folder: Path,
+        workers: int = 1,
+        scheduler: str | None = None,
+        name: str | None = None,
+    ) -> None:
         self.region = region
         self.folder = folder
+        self._name = name or region.name
         self.failed: dict[str, str] = {}
         """Reason why each scene that could not be read was left out."""
         self._workers = workers
@@ -254,7 +263,7 @@ class Feed:
         paths = {}
         for modality in self.region.blocks[0].passes:
             (self.folder / modality).mkdir(parents=True, exist_ok=True)
-            paths[modality] = self.folder / modality / f"{self.region.name}.vrt"
+            paths[modality] = self.folder / modality / f"{self._name}.vrt"
             write_vrt(paths[modality], self.region, modality)
         (self.folder / DONE).mkdir(exist_ok=True)
         return paths

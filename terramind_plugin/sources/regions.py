@@ -115,21 +115,7 @@ def plan_regions(
         ConfigError: The area or the request is not possible, or the folder holds the plan of another request.
         DataError: A catalogue does not answer.
     """
-    area = read_area(aoi)
-    wanted = {"version": MOSAIC_NUMERICS, "modalities": list(request.modalities), "date": str(request.dates),
-              "stac": dict(request.sources), "catalogue": dict(request.catalogues),
-              "collection": dict(request.collections), "skip_scenes": sorted(request.skipped),
-              "aoi": hashlib.sha256(area.wkb).hexdigest()[:16]}  # fmt: skip
-    zones = list(_zones(area))
-    places = [place for epsg, part in zones for place in _cut(f"{clean_id(aoi.stem)}_{epsg}", epsg, part)]
-    if _is_there(folder, wanted):
-        say(f"taking the plan in {folder}")
-        plan = read_plan(folder)
-    else:
-        plan = plan_scenes(request, places, prefer_whole=False, say=say)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_plan(folder, plan)
-        write_text(folder / REQUEST, json.dumps(wanted, indent=1) + "\n")
+    plan, zones = _search(request, aoi, folder, say)
     for note in plan.notes:
         say(note.replace("chip", "block"))
     orders = _read_orders(folder, plan, request, workers, scheduler, say)
@@ -137,13 +123,39 @@ def plan_regions(
     regions = []
     for epsg, part in zones:
         name = f"{clean_id(aoi.stem)}_{epsg}"
-        own = [place for place in places if place.group == name and place.id in kept]
+        own = [place for place in _cut(name, epsg, part) if place.id in kept]
         if own:
             grid = _snapped(epsg, part)
             blocks = tuple(_make_block(place, grid, kept[place.id].scenes, orders[name], plan) for place in own)
             used = {key for block in blocks for passes in block.passes.values() for keys in passes for key in keys}
             regions.append(MapRegion(name, grid, blocks, {key: plan.scenes[key] for key in sorted(used)}))
     return regions
+
+
+def search_regions(request: SourceRequest, aoi: Path, folder: Path, say: Callable[[str], None]) -> None:
+    """Write the plan of the regions of an area before any file of a scene is opened; arguments as `plan_regions`."""
+    _search(request, aoi, folder, say)
+
+
+def _search(
+    request: SourceRequest, aoi: Path, folder: Path, say: Callable[[str], None]
+) -> tuple[SourcePlan, list[tuple[int, Any]]]:
+    """Return the plan of the blocks of an area, and the parts of the area by UTM zone."""
+    area = read_area(aoi)
+    wanted = {"version": MOSAIC_NUMERICS, "modalities": list(request.modalities), "date": str(request.dates),
+              "stac": dict(request.sources), "catalogue": dict(request.catalogues),
+              "collection": dict(request.collections), "skip_scenes": sorted(request.skipped),
+              "aoi": hashlib.sha256(area.wkb).hexdigest()[:16]}  # fmt: skip
+    zones = list(_zones(area))
+    if _is_there(folder, wanted):
+        say(f"taking the plan in {folder}")
+        return read_plan(folder), zones
+    places = [place for epsg, part in zones for place in _cut(f"{clean_id(aoi.stem)}_{epsg}", epsg, part)]
+    plan = plan_scenes(request, places, prefer_whole=False, say=say)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_plan(folder, plan)
+    write_text(folder / REQUEST, json.dumps(wanted, indent=1) + "\n")
+    return plan, zones
 
 
 def _is_there(folder: Path, wanted: Mapping[str, Any]) -> bool:

@@ -12,13 +12,18 @@ import rasterio
 from rasterio.transform import Affine
 
 from terramind_plugin.cli import main
+from terramind_plugin.errors import ConfigError
+from terramind_plugin.inference.satellites import choose_periods
 from terramind_plugin.model.modalities import MODALITIES
+from terramind_plugin.samples.dates import DatesTaken
 from terramind_plugin.sources import mosaic, regions
 from tests.inference.conftest import make_task
 from tests.sources.ground import HOME, Ground, aoi
 
 LEFT, TOP = 600_000, 5_300_040
 NAME = "S2B_MSIL2A_20230612T102609_R108_T32TPT_20230612T150000"
+LATER = "S2B_MSIL2A_20230712T102609_R108_T32TPT_20230712T150000"
+PERIODS = "2023-06-01/2023-06-30,2023-07-01/2023-07-31"
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +40,34 @@ def task(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Return the words for a task that takes two dates."""
+    names = ["S2L2A", "S1RTC", "DEM"]
+    changes = {
+        "data.modalities": names,
+        "data.data_root": dict.fromkeys(names, "nowhere"),
+        "data.image_grep": dict.fromkeys(names, "*"),
+        "data.expand_temporal_dimension": True,
+        "data.allow_missing_modalities": True,
+        "model_args.backbone_modalities": names,
+        "model_args.backbone_use_temporal": True,
+        "model_args.backbone_temporal_pooling": "diff",
+    }
+    config, checkpoint = make_task(tmp_path_factory.mktemp("pair"), changes)
+    return ["--config", str(config), "--ckpt_path", str(checkpoint), "--crop", "64", "--probabilities"]
+
+
+@pytest.fixture(scope="module")
 def world(tmp_path_factory):
     ground = Ground(tmp_path_factory.mktemp("world"))
     ground.s2(NAME, "2023-06-12T10:26:09Z", LEFT, TOP, 240, swath=180)
     ground.s1("S1A_rtc_15", "2023-06-11T05:26:09Z", LEFT, TOP, 240)
+    ground.s2(LATER, "2023-07-12T10:26:09Z", LEFT, TOP, 240, baseline="03.01", cloud=(60, 90, 60, 90))
+    ground.s1("S1A_rtc_16", "2023-07-11T05:26:09Z", LEFT, TOP, 240)
+    ground.dem(10.2, 47.8, 0.2)
     ground.save()
     aoi(ground.root / "field.geojson", HOME, (LEFT + 300, TOP - 1900, LEFT + 2000, TOP - 400))
+    aoi(ground.root / "plot.geojson", HOME, (LEFT + 1300, TOP - 1100, LEFT + 2000, TOP - 400))
     return ground.root
 
 
@@ -116,6 +143,59 @@ def test_map_of_an_area_is_that_of_a_scene_with_the_same_pixels(task, world, tmp
     assert run(task, *words(world, tmp_path / "a")) == 0
     left = [path.name for path in (tmp_path / "a" / "field_sources").iterdir()]
     assert sorted(left) == ["orders.json", "plan.parquet", "request.json", "scenes.parquet"]
+
+
+def test_map_of_several_dates_is_that_of_scenes_with_the_same_pixels(pair, world, tmp_path, monkeypatch):
+    monkeypatch.setattr(regions, "BLOCK_SIDE", 60)
+    monkeypatch.setattr(mosaic.Feed, "remove", lambda feed: None)
+    assert run(pair, *words(world, tmp_path / "a", date=PERIODS, aoi=world / "plot.geojson")) == 0
+    sources = tmp_path / "a" / "plot_sources"
+    assert not (sources / "date_2" / "plot_32632" / "DEM").exists()  # heights do not change
+    scenes = []
+    for name in ("S2L2A", "S1RTC", "DEM"):
+        files = []
+        for number in (1, 2) if name != "DEM" else (1,):
+            (path,) = (sources / f"date_{number}" / "plot_32632" / name).glob("*.vrt")
+            values, transform, _ = pixels(path)
+            (tmp_path / str(number)).mkdir(exist_ok=True)
+            gap = {"S1RTC": np.nan, "DEM": -32768}.get(name, 0)
+            files.append(write_scene(tmp_path / str(number), name, values, transform, gap))
+        scenes += ["--scene", f"{name}={','.join(map(str, files))}"]
+    with rasterio.open(tmp_path / "1" / "S2L2A.tif") as one, rasterio.open(tmp_path / "2" / "S2L2A.tif") as two:
+        first, second = one.read(2).astype(int), two.read(2).astype(int)
+    seen = first > 0  # the first date ends at a swath's edge
+    assert 0 < seen.mean() < 1
+    assert (second > 0).all()
+    clear = np.abs(second - first)[seen]
+    assert np.median(clear) == 0  # the same ground, each without its own offset
+    assert run(pair, *scenes, "--out", str(tmp_path / "b")) == 0
+    for ending in ("pred", "probabilities"):
+        ours, again = (pixels(tmp_path / f"{name}_{ending}.tif")[0] for name in ("a/plot_32632", "b/S2L2A"))
+        np.testing.assert_array_equal(ours, again)
+    assert len(np.unique(pixels(tmp_path / "a" / "plot_32632_pred.tif")[0])) > 1
+    with rasterio.open(tmp_path / "a" / "plot_32632_pred.tif") as file:
+        tags = file.tags()
+    assert tags["scenes"].split("; ")[1] == f"S1A_rtc_16 {LATER}"
+    assert tags["periods"] == PERIODS.replace(",", "; ")
+    assert tags["offsets_removed"] == f"{NAME}=1000"
+
+
+def test_ranges_follow_the_dates_of_the_model():
+    two = DatesTaken(2, "temporal_pooling: diff")
+    assert [str(one) for one in choose_periods("2023-06-01/2023-06-30", two, dated=True)] == [
+        "2023-06-01/2023-06-15", "2023-06-16/2023-06-30",
+    ]  # fmt: skip
+    assert len(choose_periods("2023-05-01,2023-06-12,2023-07-12", None, dated=True)) == 3
+    for date, taken, dated, message in (
+        ("2023-06-01/2023-06-30,2023-06-30/2023-07-31", two, True, "share no day"),
+        ("2023-05-01,2023-06-12,2023-07-12", two, True, "has 3 dates, expected 2 for temporal_pooling: diff"),
+        ("2023-06-12", two, True, "--date 2023-06-12/2023-06-12 has 1 day, fewer than the 2 dates of the model"),
+        ("2023-06-01/2023-06-30", None, True, "--date 2023-06-01/2023-06-15,2023-06-16/2023-06-30"),
+        (PERIODS, None, False, "--date lists 2 ranges, but the configuration has one date"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            choose_periods(date, taken, dated=dated)
+        assert message in str(caught.value)
 
 
 @pytest.mark.slow
