@@ -20,7 +20,7 @@ from terramind_plugin.sources.rules import CollectionRule, catalogue_of, choose_
 from terramind_plugin.sources.scenes import Scene, read_time
 from terramind_plugin.sources.search import Catalogue, find_scenes
 
-READING_VERSION = 1
+READING_VERSION = 2
 """Version of what is written for a plan: raise it when the same plan gives other pixels."""
 BESIDE = 0.005
 """Degrees around a chip in which tiles of heights are looked for: some of their pixels, also where these are wide."""

@@ -43,7 +43,7 @@ COVERED = 0.99
 """Share of a region that a radar pass must show to count as showing all of it."""
 BLOCK_SIDE = 1024
 """Pixels per side of a block: few enough for a worker's memory, enough to read each file block of a scene once."""
-MOSAIC_NUMERICS = 1
+MOSAIC_NUMERICS = 2
 """Version of what is written for a region: raise it when the same plan gives other pixels."""
 REQUEST, ORDERS = "request.json", "orders.json"
 """Names of the files of a plan."""

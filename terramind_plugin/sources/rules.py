@@ -47,8 +47,6 @@ class CollectionRule:
     """Value of a pixel without data, whatever the file declares; None: what the file declares."""
     gdal: Mapping[str, str] = field(default_factory=dict)
     """Options of GDAL for reading the files."""
-    checked: bool = True
-    """Whether the row rests on items or documentation that were seen, see docs/satellites.md."""
 
 
 _S2_BANDS = MODALITIES["S2L2A"].band_names
@@ -74,15 +72,15 @@ RULES = (
     CollectionRule("earth_search", "sentinel-2-l2a", "S2L2A", _NAMED, "reflectance", "earth_search_l2a", 0, _PUBLIC),
     CollectionRule(
         "earth_search", "sentinel-2-l1c", "S2L1C", {band: _EARTH_SEARCH_NAMES[band] for band in _L1C_BANDS},
-        "reflectance", "baseline", 0, {"AWS_REQUEST_PAYER": "requester", "AWS_REGION": "eu-central-1"}, checked=False,
+        "reflectance", "baseline", 0, {"AWS_REQUEST_PAYER": "requester", "AWS_REGION": "eu-central-1"},
     ),
     CollectionRule("earth_search", "cop-dem-glo-30", "DEM", {"DEM": "data"}, "metres", gdal=_PUBLIC),
     CollectionRule("cdse", "sentinel-2-l2a", "S2L2A", _SIZED, "reflectance", "baseline", 0, _CDSE_S3),
     CollectionRule(
         "cdse", "sentinel-2-l1c", "S2L1C", {band: band for band in _L1C_BANDS},
-        "reflectance", "baseline", 0, _CDSE_S3, checked=False,
+        "reflectance", "baseline", 0, _CDSE_S3,
     ),
-    CollectionRule("cdse", "cop-dem-glo-30-dged-cog", "DEM", {"DEM": "data"}, "metres", gdal=_CDSE_S3, checked=False),
+    CollectionRule("cdse", "cop-dem-glo-30-dged-cog", "DEM", {"DEM": "data"}, "metres", gdal=_CDSE_S3),
 )  # fmt: skip
 """A row for each collection and catalogue; of several rows of one modality in a catalogue, the first is the default."""
 
@@ -156,7 +154,7 @@ def _read_row(path: Path, number: int, row: Any) -> CollectionRule:
     where = f"{path}, collection {number}"
     if not isinstance(row, dict):
         raise ConfigError(f"{where} must be a mapping with {', '.join(_required())}.")
-    known = {one.name for one in fields(CollectionRule)} - {"catalogue", "checked"}
+    known = {one.name for one in fields(CollectionRule)} - {"catalogue"}
     for key in row:
         if key not in known:
             raise ConfigError(f"{where}: there is no key '{key}'.{suggest(str(key), known)}")

@@ -18,6 +18,8 @@ FIRST_WITH_OFFSET = (4, 0)
 """First processing baseline with the offset."""
 DOUBTFUL = (datetime(2022, 1, 25, tzinfo=UTC), datetime(2022, 4, 1, tzinfo=UTC))
 """Acquisitions of Earth Search's sentinel-2-l2a in which the offset was removed from some files only."""
+L2A_BUCKET = "sentinel-s2-l2a/"
+"""Part of the addresses of L2A files, which some items of Earth Search's sentinel-2-l1c name by mistake."""
 _BASELINE = re.compile(r"(\d{1,2})\.(\d{1,2})")
 _IN_ID = re.compile(r"_N(\d{2})(\d{2})_|_N(\d{2})\.(\d{2})")
 _TILE = re.compile(r"(?:^|_)T?(\d{2})([C-HJ-NP-X])[A-Z]{2}(?:_|$)")
@@ -110,6 +112,8 @@ def make_scene(item: Mapping[str, Any], rule: CollectionRule, outline: bytes) ->
     missing = [name for name in rule.assets.values() if not (assets.get(name) or {}).get("href")]
     if missing:
         raise DataError(f"it has no asset {', '.join(missing)}")
+    if rule.modality == "S2L1C" and any(L2A_BUCKET in str(assets[name]["href"]) for name in rule.assets.values()):
+        raise DataError("it stands for L1C, but its files are those of L2A")
     try:
         first = properties.get("start_datetime") or properties.get("datetime")
         start = read_time(properties.get("datetime") or first)

@@ -12,6 +12,7 @@ from rasterio.crs import CRS
 from rasterio.enums import Resampling
 from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
+from scipy.ndimage import map_coordinates
 from shapely.geometry import shape
 
 from terramind_plugin.raster.georeference import Grid
@@ -97,6 +98,25 @@ def test_the_own_zone_is_what_rasterio_gives(halves: list[Scene], band: str):
     ):  # fmt: skip
         plain = warped.read(1)
     np.testing.assert_array_equal(read_modality(GRID, "S2L2A", halves[1:]).values[truth.BANDS.index(band)], plain)
+
+
+def test_a_small_chip_in_another_zone_is_as_sharp_as_a_large_one(made: truth.Ground):
+    """GDAL by itself takes a turned chip for a coarser one, and blurs it."""
+    to_other = truth.Transformer.from_crs("EPSG:32632", "EPSG:32633", always_xy=True)
+    x, y = (float(np.round(value / 60) * 60) for value in to_other.transform(LEFT, TOP))
+    item = made.s2("rough", "2023-06-12T10:00:00Z", x - 600, y + 600, 240, crs="EPSG:32633")
+    rough = np.random.default_rng(0).integers(1001, 9000, (240, 240), dtype=np.uint16)
+    with rasterio.open(made.root / item["assets"]["B02"]["href"], "r+") as file:
+        file.write(rough, 1)
+    columns, rows = to_other.transform(*truth.centres(GRID.transform, 128, 128))
+    at = (y + 600 - rows) / 10 - 0.5, (columns - x + 600) / 10 - 0.5
+    exact = map_coordinates(rough.astype(float) - 1000, at, order=1)
+    for row in (0, 64):
+        for column in (0, 64):
+            corner = Affine(10, 0, LEFT + 10 * column, 0, -10, TOP - 10 * row)
+            found = read_modality(Grid(64, 64, GRID.crs, corner), "S2L2A", [scene(made, item)]).values[1]
+            # GDAL interpolates positions, too, by up to an eighth of a pixel.
+            assert np.abs(found - exact[row : row + 64, column : column + 64]).max() < 20
 
 
 def test_radar_is_interpolated_as_power_and_keeps_gaps(made: truth.Ground):

@@ -56,6 +56,9 @@ def test_each_row_names_all_bands(row: CollectionRule):
         ("cdse", "sentinel-2-l2a", "B05", "B05_20m"),
         ("cdse", "sentinel-2-l2a", "B09", "B09_60m"),
         ("cdse", "sentinel-2-l2a", "SCL", "SCL_20m"),
+        ("earth_search", "sentinel-2-l1c", "B10", "cirrus"),
+        ("cdse", "sentinel-2-l1c", "B8A", "B8A"),
+        ("cdse", "cop-dem-glo-30-dged-cog", "DEM", "data"),
     ],
 )
 def test_assets(catalogue: str, collection: str, band: str, asset: str):
@@ -114,6 +117,15 @@ def test_earth_search_l2a_has_no_offset_and_doubtful_scenes_are_refused(properti
     else:
         with pytest.raises(DataError, match="sentinel-2-c1-l2a"):
             make_scene(item(row, **properties), row, GROUND)
+
+
+def test_an_item_of_l1c_with_files_of_l2a_is_refused():
+    row = rule("earth_search", "sentinel-2-l1c")
+    wrong = item(row, "S2A_10UDV_20221109_0_L1C", **{"s2:processing_baseline": "04.00"})
+    assert make_scene(wrong, row, GROUND).offset == 1000
+    wrong["assets"]["blue"]["href"] = "s3://sentinel-s2-l2a/tiles/10/U/DV/2022/11/9/0/R10m/B02.jp2"
+    with pytest.raises(DataError, match="its files are those of L2A"):
+        make_scene(wrong, row, GROUND)
 
 
 def test_an_item_without_an_asset_is_told():
