@@ -52,6 +52,7 @@ options:
   --data.help CLASS           show the arguments of a class, e.g. terramind_plugin.TerraMindDataModule"""
 """Short help of TerraTorch's commands."""
 COMMANDS = {
+    "new": "configure",
     "check": "check",
     "verify": "check",
     "map": "inference",
@@ -229,6 +230,7 @@ class Command:
                 continue
             option, equals, value = word.partition("=")
             name = "config" if option == "-c" else option.removeprefix("--")
+            name = f"{name}_" if f"{name}_" in self.types else name  # a word of Python, such as from
             kind = self.types.get(name, Path if name == "config" else None)
             following = next((i for i, one in enumerate(rest) if one.startswith("--") or one == "-c"), len(rest))
             if equals:
@@ -326,7 +328,7 @@ class Command:
             kind = self.types.get(action.dest)
             if kind is None:
                 continue
-            action.option_strings = [f"--{action.dest}"]
+            action.option_strings = [f"--{action.dest.rstrip('_')}"]
             action.help = (action.help or "").removesuffix(".")
             action.metavar = _placeholder(kind)
             if action.dest == "config":

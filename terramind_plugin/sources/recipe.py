@@ -46,11 +46,9 @@ def write_recipe(
     """
     variant = find_model(model)
     root = out.resolve()
-    step = variant.depth // 4 if variant.depth % 4 == 0 else None
-    layers = [step * (one + 1) - 1 for one in range(4)] if step else [1, 2, 4, 5]
     content = {
         "seed_everything": 0,
-        "trainer": _trainer(root),
+        "trainer": describe_trainer(str(root / "training")),
         "data": {
             "class_path": "terramind_plugin.TerraMindDataModule",
             "init_args": _data(root, modalities, class_names, sizes, variant),
@@ -63,7 +61,7 @@ def write_recipe(
                     "backbone": model,
                     "backbone_pretrained": True,
                     "backbone_modalities": list(modalities),
-                    "backbone_out_indices": layers,
+                    "backbone_out_indices": choose_layers(variant),
                     "necks": [{"name": "terramind_pyramid", "patch_size": variant.patch_size}],
                     "decoder": "terramind_unet",
                     "decoder_channels": CHANNELS.get(variant.dim, WIDE_CHANNELS),
@@ -116,7 +114,7 @@ def _data(
     if any(MODALITIES[name].name in ("S2L2A", "S2L1C") for name in modalities):
         # The offset of newer products is removed already.
         data["offsets"] = {name: 0 for name in modalities if name in ("S2L2A", "S2L1C")}
-    crop = _crop(sizes, variant.patch_size)
+    crop = choose_crop(sizes, variant.patch_size)
     training: list[Any] = [{"class_path": "albumentations.D4"}, {"class_path": "ToTensorV2"}]
     if crop is not None:
         shape = {"height": crop, "width": crop}
@@ -127,8 +125,20 @@ def _data(
     return data
 
 
-def _trainer(root: Path) -> dict[str, Any]:
-    folder = str(root / "training")
+def choose_layers(variant: Variant) -> list[int]:
+    """Return four layers of a model at about equal steps, the last one included."""
+    step = variant.depth // 4 if variant.depth % 4 == 0 else None
+    return [step * (one + 1) - 1 for one in range(4)] if step else [1, 2, 4, 5]
+
+
+def describe_trainer(folder: str, monitor: str = "val/mIoU", mode: str = "max") -> dict[str, Any]:
+    """Return the trainer's part of a configuration.
+
+    Args:
+        folder: Folder of checkpoints and logs.
+        monitor: Metric that says which epoch is the best.
+        mode: 'max' if a larger metric is better, or 'min'.
+    """
     return {
         "accelerator": "auto",
         "devices": 1,
@@ -144,8 +154,8 @@ def _trainer(root: Path) -> dict[str, Any]:
                 "init_args": {
                     "dirpath": f"{folder}/checkpoints",
                     "filename": "best",
-                    "monitor": "val/mIoU",
-                    "mode": "max",
+                    "monitor": monitor,
+                    "mode": mode,
                     "enable_version_counter": False,
                 },
             },
@@ -156,7 +166,7 @@ def _trainer(root: Path) -> dict[str, Any]:
     }
 
 
-def _crop(sizes: Sequence[int], patch: int) -> int | None:
+def choose_crop(sizes: Sequence[int], patch: int) -> int | None:
     """Return the side of a crop that all chips have room for, or None if chips can be used whole.
 
     The decoder halves images five times, so sides are multiples of twice the patch size.

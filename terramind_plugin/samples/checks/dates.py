@@ -138,6 +138,16 @@ def check_date_order(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator
         )
 
 
+def is_other_date_order(image: ImagePlan, summaries: Sequence[Summary]) -> bool:
+    """Return whether values show another order of bands and dates than the plan.
+
+    Args:
+        image: How the files are read.
+        summaries: What they hold.
+    """
+    return any(finding.verdict == "error" for finding in check_date_order(image, summaries))
+
+
 def _distance(
     levels: NDArray[np.float64], means: NDArray[np.float64], stds: NDArray[np.float64], *, by_band: bool
 ) -> float:

@@ -58,7 +58,7 @@ def check_overlap(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Fi
         for sample, files in split.samples.items():
             header = next((headers[path] for path in files.values() if path in headers), None)
             if header is not None and header.placed and not header.problem:
-                footprints.setdefault(split.name, {})[sample] = _footprint(header)
+                footprints.setdefault(split.name, {})[sample] = footprint_of(header)
     for (one, here), (other, there) in combinations(footprints.items(), 2):
         pairs = find_same_ground(here, there)
         if pairs:
@@ -71,7 +71,8 @@ def check_overlap(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Fi
             )
 
 
-def _footprint(header: Header) -> Footprint:
+def footprint_of(header: Header) -> Footprint:
+    """Return the footprint of a raster that has a location."""
     rows, columns = header.shape
     xs, ys = apply_affine(header.transform, np.array([0, columns, 0, columns]), np.array([0, 0, rows, rows]))
     assert header.crs is not None

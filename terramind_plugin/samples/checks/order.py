@@ -23,33 +23,42 @@ SPECTRUM = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11"
 
 
 def check_order(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Finding]:
-    """Yield a finding if bands look like they are in another order.
+    """Yield a finding if bands look like they are in another order."""
+    found = find_order(image, summaries)
+    if found is not None:
+        yield Finding(
+            f"values: {image.name} band order",
+            "warning",
+            f"the bands look like {found[0]}, not {', '.join(image.file_bands)}.",
+            f"Name the bands of the files in their order in dataset_bands: {{{image.name}: [...]}} "
+            "and those of the model in output_bands.",
+        )
+
+
+def find_order(image: ImagePlan, summaries: Sequence[Summary]) -> tuple[str, list[str]] | None:
+    """Return the order that bands look like, as a text and as names, or None if it is the configured one.
 
     Neighbours in the spectrum are alike, and the cirrus band is the darkest.
     """
     modality = image.modality
     if modality is None:
-        return
+        return None
     places = [modality.find_band(band) for band in image.file_bands]
     if None in places or len(set(places)) < len(places) or len(places) < 4:
-        return
+        return None
     names = [modality.band_names[index] for index in places if index is not None]
     usable = [s.pixels for s in summaries if len(s.pixels) == len(names) and s.pixels.shape[1] > 50]
     if not usable:
-        return
+        return None
     with np.errstate(invalid="ignore", divide="ignore"):
         alike = np.nanmedian([np.nan_to_num(np.corrcoef(pixels)) for pixels in usable], axis=0)
     levels = np.median([np.median(pixels, axis=1) for pixels in usable], axis=0)
-    scores = {text: _fit(order, alike, levels) for text, order in _orders(names).items()}
+    orders = _orders(names)
+    scores = {text: _fit(order, alike, levels) for text, order in orders.items()}
     best = max(scores, key=lambda text: scores[text])
     if best and scores[best] - scores[""] > max(MARGIN * (1 - scores[""]), SMALLEST_GAIN):
-        yield Finding(
-            f"values: {image.name} band order",
-            "warning",
-            f"the bands look like {best}, not {', '.join(image.file_bands)}.",
-            f"Name the bands of the files in their order in dataset_bands: {{{image.name}: [...]}} "
-            "and those of the model in output_bands.",
-        )
+        return best, orders[best]
+    return None
 
 
 def _orders(names: list[str]) -> dict[str, list[str]]:
