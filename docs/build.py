@@ -1,9 +1,13 @@
-"""Adds what stands elsewhere in the repository to the documentation: pages, configurations, pictures, commands."""
+"""Adds what stands elsewhere in the repository to the documentation: pages, notebooks, configurations, commands."""
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import re
+import textwrap
+from html import escape
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,6 +28,18 @@ PAGES = {
 SITE = {**PAGES, "README.md": "index.md"}
 COPIED = ("configs/**/*.yaml", "results/*.png", "results/*.json", "LICENSE")
 """Files that pages show or link to."""
+STOREYS = {
+    "errors.py": "Foundations",
+    "model": "The published model",
+    "shards": "Files on disk",
+    "sources": "Where data come from",
+    "tokenizers": "Tokens",
+    "backbones": "Backbones",
+    "data": "What TerraTorch sees",
+    "inference": "Work",
+    "cli.py": "Command line",
+}
+"""Title of each storey of the house by its first room."""
 LINK = re.compile(r"(\]\()([^)#\s]+)([^)]*\))")
 
 
@@ -35,8 +51,38 @@ def on_files(files: Files, config: Any) -> Files:
     for source, target in PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         files.append(File.generated(config, target, content=relink(text, PurePosixPath(source).parent, copied)))
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        name = f"notebooks/{path.stem}"
+        text, pictures = notebook_page(json.loads(path.read_text(encoding="utf-8")), path.stem)
+        files.append(File.generated(config, f"{name}.md", content=text))
+        files.append(File.generated(config, f"{name}.ipynb", abs_src_path=str(path)))
+        for picture, content in pictures.items():
+            files.append(File.generated(config, f"notebooks/{picture}", content=content))
     files.append(File.generated(config, "commands.md", content=commands()))
+    files.append(File.generated(config, "house.svg", content=draw_house()))
     return files
+
+
+def notebook_page(notebook: dict[str, Any], stem: str) -> tuple[str, dict[str, bytes]]:
+    """Return a notebook as a page, and its pictures by file name."""
+    parts: list[str] = []
+    pictures: dict[str, bytes] = {}
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            if len(parts) == 1:
+                parts.append(f"[Download the notebook]({stem}.ipynb)")
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            if output["output_type"] == "stream":
+                parts.append(f"```text\n{''.join(output['text']).rstrip()}\n```")
+                continue
+            picture = f"{stem}_{len(pictures) + 1}.png"
+            pictures[picture] = base64.b64decode(output["data"]["image/png"])
+            parts.append(f"![picture {len(pictures)} of this notebook]({picture})")
+    return "\n\n".join(parts) + "\n", pictures
 
 
 def relink(text: str, folder: PurePosixPath, copied: Any) -> str:
@@ -64,3 +110,40 @@ def commands() -> str:
     for name in COMMANDS:
         parts.append(f"\n## terramind {name}\n\n```text\n{Command(name).help().rstrip()}\n```")
     return "\n".join(parts) + "\n"
+
+
+def draw_house() -> str:
+    """Return a drawing of the package as a house: the rooms in the table of CONTRIBUTING.md, from the ground up."""
+    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rooms = re.findall(r"^\| `terramind_plugin/([\w.]+)/?` \| (.+?) \|$", table, re.MULTILINE)
+    storeys: list[tuple[str, list[tuple[str, str]]]] = []
+    for name, text in rooms:
+        if name in STOREYS:
+            storeys.append((STOREYS[name], []))
+        storeys[-1][1].append((name, re.split("[:;]", text.replace("`", ""))[0]))
+    width, height, gap, left = 1000, 86, 8, 130
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {len(storeys) * (height + gap) + gap}" '
+        'font-family="sans-serif" font-size="12">',
+        '<rect width="100%" height="100%" fill="#ffffff"/>',
+    ]
+    for number, (title, names) in enumerate(reversed(storeys)):
+        top, room = gap + number * (height + gap), (width - left) / len(names)
+        for line, words in enumerate(textwrap.wrap(title, 17)):
+            parts.append(
+                f'<text x="8" y="{top + 20 + 15 * line}" font-weight="bold" fill="#2b7a6b">{escape(words)}</text>'
+            )
+        for column, (name, text) in enumerate(names):
+            x = left + column * room
+            parts.append(
+                f'<rect x="{x:.0f}" y="{top}" width="{room - gap:.0f}" height="{height}" rx="5" fill="#e7f2ef" '
+                'stroke="#2b7a6b"/>'
+            )
+            label = (
+                f'<text x="{x + 8:.0f}" y="{top + 19}" font-weight="bold" font-size="14" fill="#1d2a33">{escape(name)}'
+            )
+            parts.append(f"{label}</text>")
+            for line, words in enumerate(textwrap.wrap(text, int((room - 24) / 6), max_lines=4, placeholder=" ...")):
+                y = top + 36 + 14 * line
+                parts.append(f'<text x="{x + 8:.0f}" y="{y}" fill="#44525c">{escape(words)}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
