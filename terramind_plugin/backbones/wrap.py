@@ -1,4 +1,4 @@
-"""What can be put around a backbone: adapters and a cache."""
+"""What can be put around a backbone: adapters, a cache, and a warning of images that its weights do not understand."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
 
 from terramind_plugin.backbones.encoder import TerraMindBackbone
 from terramind_plugin.backbones.lora import add_lora, read_settings
@@ -47,6 +50,35 @@ def wrap_backbone(
                 model.variant.name,
             )
         add_lora(model, settings)
+    if loaded and model.variant.one_size:
+        # A module's attributes are typed as tensors.
+        hooked: Any = model
+        hooked.register_forward_pre_hook(_SizeWarning(), with_kwargs=True)
     if feature_cache:
         cache_features(model, feature_cache, feature_cache_dtype, feature_cache_gib)
     return model
+
+
+class _SizeWarning:
+    """Hook that says once that images are larger than those that the weights of a backbone were trained on."""
+
+    def __init__(self) -> None:
+        self.said = False
+
+    def __call__(self, model: TerraMindBackbone, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        """Look at the inputs of a forward pass."""
+        if self.said or torch.compiler.is_compiling():
+            return
+        known = model.variant.img_size
+        given = [*args[:1], *named.values()]
+        images = [x for one in given for x in (one.values() if isinstance(one, Mapping) else [one])]
+        sizes = [tuple(x.shape[-2:]) for x in images if isinstance(x, Tensor) and x.ndim >= 4]
+        largest = max(sizes, key=max, default=(0, 0))
+        if max(largest) <= known:
+            return
+        self.said = True
+        logger.warning(
+            "%s was trained on images of %d x %d pixels and gets %d x %d, which it understands less. Cut the chips of "
+            "training, validation and test to %d pixels. In commands leave out --crop and --resize, or set them to %d.",
+            *(model.variant.name, known, known, *largest, known, known),
+        )

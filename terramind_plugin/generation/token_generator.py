@@ -11,6 +11,7 @@ from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.generation.decoding import FILLERS, SENTINELS, START, continue_sequence, first_piece
 from terramind_plugin.generation.sampling import guide
 from terramind_plugin.generation.schedules import Decoding
+from terramind_plugin.generation.windows import PatchWindows
 from terramind_plugin.model.embeddings import SequenceHead
 from terramind_plugin.model.encoder_decoder import Context, EncoderDecoder, Tokens
 from terramind_plugin.model.finite import FiniteGuard, zero_nan
@@ -119,6 +120,8 @@ class TokenGenerator(nn.Module):
     ) -> dict[str, Tensor]:
         """Return token ids by name of the target: [B, rows, columns], or [B, L] for sequences, 0 where there is none.
 
+        A model that knows images of one size alone (`Variant.one_size`) generates larger ones in windows of its size.
+
         Args:
             inputs: Standardised images [B, bands, H, W] and token ids [B, rows, columns] or [B, L] by name.
             targets: Names of some of the model's targets, in any order; None for all that are no input.
@@ -135,8 +138,22 @@ class TokenGenerator(nn.Module):
             ConfigError: There is no input, a target is unknown or an input, or sizes, batches or seeds do not fit.
             DataError: An image is not finite.
         """
-        tokens = self.read(inputs, present=present, checked=checked)
         size = self._grid(inputs, image_size)
+        windows = self._plan_windows(size)
+        if windows is not None and inputs:
+            if noise is None:
+                noise = Noise.from_seed(seed, len(next(iter(inputs.values()))))
+            found: dict[str, Tensor] = self(
+                windows.cut(inputs),
+                targets=targets,
+                present=None if present is None else windows.cut(present),
+                image_size=None if image_size is None else windows.pixels,
+                noise=windows.share(noise),
+                decoding=decoding,
+                checked=checked,
+            )
+            return {name: windows.join(ids) for name, ids in found.items()}
+        tokens = self.read(inputs, present=present, checked=checked)
         noise = noise if noise is not None else Noise.from_seed(seed, tokens.batch)
         guided = set(tokens.parts)
         wanted = self._wanted(targets, tokens)
@@ -148,6 +165,12 @@ class TokenGenerator(nn.Module):
             ids[name] = self._predict(key, size, how, tokens, noise, guided)
             guided.add(key)
         return ids
+
+    def _plan_windows(self, size: Size) -> PatchWindows | None:
+        """Return windows over the targets' patches; None if the model can see them as a whole."""
+        variant = self.model.variant
+        largest = variant.img_size // variant.patch_size
+        return PatchWindows(size, largest, variant.patch_size) if variant.one_size and max(size) > largest else None
 
     def read(
         self, inputs: Mapping[str, Tensor], *, present: Mapping[str, Tensor] | None = None, checked: bool = False

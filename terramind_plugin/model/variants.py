@@ -38,6 +38,9 @@ class Variant:
     mlp_ratio: float = 4.0
     patch_size: int = 16
     img_size: int = 224
+    """Height and width in pixels of the images that the weights were trained on."""
+    one_size: bool = False
+    """True if the weights understand larger images less: they saw one size alone, and few patches."""
     waves: Waves = PUBLISHED_WAVES
     """Wavelengths of the position embeddings."""
     family: str = "terramind_v1"
@@ -86,6 +89,7 @@ VARIANTS: dict[str, Variant] = {
             hub_file="terramind_sim_nano.safetensors",
             patch_size=8,
             img_size=64,
+            one_size=True,
             waves=(1.5, 10.0),  # eight rows of patches, which the published waves hardly tell apart
             family="terramind_sim_nano",
             vocab_sizes={

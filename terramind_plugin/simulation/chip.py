@@ -11,6 +11,7 @@ from rasterio.transform import Affine
 
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.model.modalities import MODALITIES
+from terramind_plugin.simulation.labels import LABEL_TASKS, NOT_SEEN
 from terramind_plugin.simulation.landcover import Cover, make_covers
 from terramind_plugin.simulation.materials import ID
 from terramind_plugin.simulation.noise import FloatArray, fractal, smooth
@@ -44,7 +45,9 @@ class SimulatedChip:
 
     Of several dates the bands of one follow those of the date before; DEM and LULC have one date."""
     label: NDArray[np.int16]
-    """[H, W]: 1 water (permanent, flood, under plants), 0 land, -1 unknown."""
+    """Class of each pixel, [H, W], see `LABEL_TASKS`; of water: 1 water (permanent, flood, under plants), 0 land.
+
+    -1 is unknown."""
     transform: Affine
     """Transform from pixel corners to metres in `crs`."""
     crs: str
@@ -104,7 +107,9 @@ def _observe(
     }
 
 
-def simulate_chip(seed: int, index: int, size: int, world: World = flood_site, dates: int = 1) -> SimulatedChip:
+def simulate_chip(
+    seed: int, index: int, size: int, world: World = flood_site, dates: int = 1, task: str = "water"
+) -> SimulatedChip:
     """Return one chip of the simulated data set; the same arguments always give the same chip.
 
     A series shows the chip before its flood, at the peak, and while the water falls, see `flood_levels`. The label and
@@ -116,6 +121,7 @@ def simulate_chip(seed: int, index: int, size: int, world: World = flood_site, d
         size: Side in pixels of 10 m, at least 32.
         world: Where chips lie.
         dates: Number of dates.
+        task: What the label says, a key of `LABEL_TASKS`. The images do not depend on it.
 
     Raises:
         ConfigError: An argument is too small.
@@ -140,7 +146,8 @@ def simulate_chip(seed: int, index: int, size: int, world: World = flood_site, d
         optical, radar = streams[3:5] if date == highest else map(np.random.default_rng, more)
         shots.append(_observe((optical, radar), region, terrain, cover, flood))
     elevation = make_surface_model(streams[5], terrain, covers[highest])
-    label = np.where(np.isnan(shots[highest]["S1GRD"][0]), -1, covers[highest].water[INSIDE]).astype(np.int16)
+    classes = LABEL_TASKS[task].classify(covers[highest], terrain)[INSIDE].astype(np.int16)
+    label = np.where(np.isnan(shots[highest]["S1GRD"][0]), np.int16(NOT_SEEN), classes)
     images: dict[str, NDArray[Any]] = {name: np.concatenate([shot[name] for shot in shots]) for name in shots[0]}
     images |= {"DEM": elevation[None][INSIDE], "LULC": covers[highest].lulc[None][INSIDE]}
     return SimulatedChip(

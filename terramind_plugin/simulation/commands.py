@@ -17,6 +17,7 @@ def run_simulate(
     world: Literal["floods", "globe", "stac"] = "floods",
     processes: int = 1,
     dates: int = 1,
+    task: Literal["water", "flooded_cover"] = "water",
 ) -> None:
     """Make a data set of simulated scenes, or a STAC catalogue of them.
 
@@ -30,12 +31,15 @@ def run_simulate(
         world: Regions that flood, places anywhere on a globe for pre-training, or a catalogue for `chips` and `map`.
         processes: Number of processes that share the work.
         dates: Dates of each chip: before the flood, at its peak, and while the water falls.
+        task: What the labels say: where water is, or what it covers (river, open land or woods).
     """
     from rich.progress import Progress
 
     if world == "stac":
         if dates != 1:
             raise ConfigError("--dates is for chips; the catalogue of --world stac has dates of its own. Leave it out.")
+        if task != "water":
+            raise ConfigError("--task is for chips; the labels of --world stac say where water is. Leave it out.")
         _simulate_catalogue(out, size, seed)
         return
     from terramind_plugin.simulation import dataset
@@ -50,6 +54,7 @@ def run_simulate(
             world=world,
             processes=processes,
             dates=dates,
+            task=task,
             on_chip=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     sizes = ", ".join(f"{len(ids)} {name}" for name, ids in made.splits.items())

@@ -20,6 +20,7 @@ from terramind_plugin.parallel import make_processes
 from terramind_plugin.raster.complete import is_complete
 from terramind_plugin.raster.writer import parse_color, write_geotiff
 from terramind_plugin.simulation.chip import SMALLEST, SimulatedChip, simulate_chip
+from terramind_plugin.simulation.labels import LABEL_TASKS, LabelTask
 from terramind_plugin.simulation.worlds import WORLDS, World, flood_site
 
 __all__ = ["WORLDS", "SimulatedDataset", "chip_files", "make_splits", "simulate", "simulate_chip"]
@@ -31,7 +32,6 @@ _PARAMETERS_FILE = "simulation.json"
 _PRODUCTS = ("S2L1C", "S2L2A", "S1GRD", "S1RTC", "DEM", "LULC", "NDVI", "RGB", "Label")
 _SHORT = {"S2L1C": "S2", "S1GRD": "S1"}  # what Sen1Floods11 calls them in file names
 _SPLITS = {"train": "flood_train_data.txt", "valid": "flood_valid_data.txt", "test": "flood_test_data.txt"}
-_LABEL_VALUES = "-1 = unknown, 0 = land, 1 = water"
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _layer(modality: Modality, count: int) -> dict[str, Any]:
     return layer
 
 
-def _write_chip(files: dict[str, Path], chip: SimulatedChip) -> None:
+def _write_chip(files: dict[str, Path], chip: SimulatedChip, task: LabelTask) -> None:
     """Write all files of a chip."""
     grid: dict[str, Any] = {"crs": chip.crs, "transform": chip.transform}
     for name, image in chip.images.items():
@@ -101,9 +101,9 @@ def _write_chip(files: dict[str, Path], chip: SimulatedChip) -> None:
     write_geotiff(
         files["label"],
         chip.label[None],
-        descriptions=("water",),
+        descriptions=(task.quantity,),
         units=("class id",),
-        tags={"class_names": _LABEL_VALUES},  # no nodata value: readers that mask would lose the -1
+        tags={"class_names": task.describe()},  # no nodata value: readers that mask would lose the -1
         **grid,
     )
 
@@ -142,6 +142,7 @@ def simulate(
     world: str = "floods",
     processes: int = 1,
     dates: int = 1,
+    task: str = "water",
 ) -> SimulatedDataset:
     """Write simulated scenes as GeoTIFFs in the folder layout of Sen1Floods11 v1.1, and split lists.
 
@@ -159,6 +160,7 @@ def simulate(
         processes: Number of processes that share the work.
         dates: Number of dates of each chip: before the flood, at its peak, and while the water falls. A file holds all
             dates, one after the other; DEM, LULC and label have one.
+        task: What the labels say, a name in `LABEL_TASKS`. The images do not depend on it.
 
     Raises:
         ConfigError: An argument is out of range, or the folder holds something else.
@@ -167,6 +169,8 @@ def simulate(
     root = Path(out)
     if world not in WORLDS:
         raise ConfigError(f"There is no world '{world}'.{suggest(world, WORLDS)} Known: {', '.join(WORLDS)}.")
+    if task not in LABEL_TASKS:
+        raise ConfigError(f"There is no task '{task}'.{suggest(task, LABEL_TASKS)} Known: {', '.join(LABEL_TASKS)}.")
     if size < SMALLEST:
         raise ConfigError(f"Chips of {size} pixels are too small: write a size of at least {SMALLEST}.")
     check_seed(seed)
@@ -177,13 +181,14 @@ def simulate(
         raise ConfigError(f"dates must be 1 to {LONGEST_SERIES}, got {dates}.")
     parameters: dict[str, Any] = {"version": _VERSION, "chips": chips, "size": size, "seed": seed}
     parameters |= ({} if world == "floods" else {"world": world}) | ({} if dates == 1 else {"dates": dates})
+    parameters |= {} if task == "water" else {"task": task}
     claim_folder(root, parameters)
     (root / "splits").mkdir(exist_ok=True)
     for folder in {path.parent for path in chip_files(root, "").values()}:
         folder.mkdir(parents=True, exist_ok=True)
     sites = [WORLDS[world](seed, index) for index in range(chips)]
     names = tuple(site.name for site in sites)
-    make = partial(_make_chip, root=root, world=world, seed=seed, size=size, dates=dates)
+    make = partial(_make_chip, root=root, world=world, seed=seed, size=size, dates=dates, task=task)
     with _mapper(processes) as share:
         whole = list(share(partial(_is_whole, root=root), names))
         missing = [index for index in range(chips) if not whole[index]]
@@ -219,6 +224,6 @@ def _is_whole(name: str, *, root: Path) -> bool:
     return all(path.is_file() and is_complete(path) for path in chip_files(root, name).values())
 
 
-def _make_chip(index: int, *, root: Path, world: str, seed: int, size: int, dates: int) -> None:
-    chip = simulate_chip(seed, index, size, WORLDS[world], dates)
-    _write_chip(chip_files(root, chip.name), chip)
+def _make_chip(index: int, *, root: Path, world: str, seed: int, size: int, dates: int, task: str) -> None:
+    chip = simulate_chip(seed, index, size, WORLDS[world], dates, task)
+    _write_chip(chip_files(root, chip.name), chip, LABEL_TASKS[task])

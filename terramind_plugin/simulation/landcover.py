@@ -24,6 +24,8 @@ class Cover:
 
     material: MaterialArray
     """Indices into MATERIALS."""
+    dry: MaterialArray
+    """Indices into MATERIALS of the ground without water."""
     brightness: FloatArray
     """Factor on the reflectance that a whole field shares."""
     vigour: FloatArray
@@ -256,6 +258,7 @@ def make_covers(
         covers.append(
             Cover(
                 material=covered,
+                dry=material,
                 brightness=brightness.astype(np.float32),
                 vigour=smooth(np.clip(vigour, 0.02, 1), 0.5),
                 lulc=lulc,

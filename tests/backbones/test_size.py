@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from terramind_plugin.builders import build_backbone, build_tim
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.model.embeddings import resize_positions, sincos_positions
 
@@ -85,3 +86,16 @@ def test_several_sizes_in_turn(tiny, image):
 def test_impossible_size(tiny, size):
     with pytest.raises(ConfigError, match="img_size must be a multiple of 16"):
         tiny(["S2L2A"], img_size=size)
+
+
+@pytest.mark.parametrize("kind", [build_backbone, build_tim])
+def test_the_small_model_says_once_that_images_are_larger_than_its_own(kind, caplog):
+    model = kind("terramind_sim_nano", ["S1GRD"], pretrained=True).eval()
+    with torch.no_grad():
+        model(torch.zeros(1, 2, 64, 64))
+        assert not caplog.records
+        model({"S1GRD": torch.zeros(1, 2, 128, 64)})
+        model({"S1GRD": torch.zeros(1, 2, 128, 64)})
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith("terramind_sim_nano was trained on images of 64 x 64 pixels and gets 128 x 64")
+    assert "to 64 pixels. In commands leave out --crop" in message
