@@ -40,6 +40,7 @@ STOREYS = {
     "cli.py": "Command line",
 }
 """Title of each storey of the house by its first room."""
+NEEDS = "It needs `pip install 'terramind-plugin[notebooks]'`, and Jupyter or an editor that runs notebooks."
 LINK = re.compile(r"(\]\()([^)#\s]+)([^)]*\))")
 
 
@@ -72,7 +73,7 @@ def notebook_page(notebook: dict[str, Any], stem: str) -> tuple[str, dict[str, b
         if cell["cell_type"] == "markdown":
             parts.append(source)
             if len(parts) == 1:
-                parts.append(f"[Download the notebook]({stem}.ipynb)")
+                parts.append(f"[Download the notebook]({stem}.ipynb). {NEEDS}")
             continue
         parts.append(f"```python\n{source}\n```")
         for output in cell["outputs"]:

@@ -204,6 +204,7 @@ class Command:
             ConfigError: The words, or a value in the file that --config names, are wrong.
         """
         typed = self._split(words)
+        self._check_configs(typed.get("config", []))
         files = [] if "config" in self.types else typed.pop("config", [])
         values = self._read_config(Path(files[-1][-1])) if files else {}
         places = {name: f"{files[-1][-1]}: {name}" for name in values if name not in typed}
@@ -251,6 +252,15 @@ class Command:
                 raise ConfigError(f"{option} needs a value: {option} {_placeholder(kind)}.")
             del rest[:count]
         return uses
+
+    def _check_configs(self, uses: Sequence[Sequence[str]]) -> None:
+        """Refuse a second configuration."""
+        names = [name for use in uses for name in use]
+        if len(names) > 1:
+            raise ConfigError(
+                f"terramind {self.name} takes one --config, got {' and '.join(names)}. Where these configure terramind "
+                f"fit, join them: terramind fit {' '.join(f'-c {name}' for name in names)} --print_config > a.yaml"
+            )
 
     def _expect_positional(self, word: str) -> str:
         """Return the name of the argument that a word without an option stands for."""

@@ -105,6 +105,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         "simulate --out x --config no.yaml": "There is no configuration no.yaml.",
         "simulate -o x": "There is no option -o.",
         "simulate x": "Unexpected 'x'.",
+        "check -c x.yaml -c y.yaml": "check takes one --config, got x.yaml and y.yaml. Where these",
         "check -c x.yaml --sample 3": "There is no option --sample. Did you mean '--samples'?",
         "check -c x.yaml --strict=3": "--strict takes true or false, got '3'.",
         "tokenize --data S2L2A --out x": "--data takes NAME=FILE, got 'S2L2A'.",
