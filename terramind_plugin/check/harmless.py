@@ -96,6 +96,8 @@ def make_harmless(config: Namespace, folder: Path, timed: bool) -> None:
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     _change_trainer(config.trainer, folder)
     data = config.get("data.init_args")
+    if isinstance(data, Namespace):
+        _change(data, "cache", lambda cache: None)  # of decoded chips, as it would be filled
     if isinstance(data, Namespace) and not timed:
         _change(data, "batch_size", lambda size: min(size, FEW_SAMPLES) if isinstance(size, int) else size)
         _change(data, "num_workers", lambda count: 0 if isinstance(count, int) and count > 0 else count)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from terramind_plugin.data.dates import ROOTS, count_listed, spread_entries, spread_names
@@ -12,6 +13,7 @@ from terramind_plugin.data.terratorch_internals import generate_bands_intervals
 from terramind_plugin.data.transforms import build_transforms
 from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.model.modalities import MODALITIES, Modality, find, is_position, resolve, statistics
+from terramind_plugin.raster.decoded import DecodedChips
 
 STAGES = ("train", "val", "test", "predict")
 BY_MODALITY = (
@@ -269,6 +271,26 @@ def kept_settings(kwargs: Mapping[str, Any]) -> dict[str, Any]:
         kwargs: Arguments of the data module; bands may be members of TerraTorch's enums.
     """
     return {name: _plain(kwargs[name]) for name in KEPT if kwargs.get(name) is not None}
+
+
+def make_cache(folder: Path | str | None, gib: float) -> DecodedChips | None:
+    """Return the cache of decoded chips, None without a folder.
+
+    Args:
+        folder: Folder of the cache.
+        gib: Maximum size in GiB.
+
+    Raises:
+        ConfigError: The folder is a file, or the size is no size.
+    """
+    if not gib > 0:
+        raise ConfigError(f"cache_gib must be above 0, got {gib}.")
+    if folder is None:
+        return None
+    place = Path(folder).expanduser()
+    if place.exists() and not place.is_dir():
+        raise ConfigError(f"cache must be a folder, but {place} is a file. Name a folder; it is created if need be.")
+    return DecodedChips(place, int(min(gib * 2**30, 2.0**62)))
 
 
 def _plain(value: Any) -> Any:

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from terratorch.datamodules import GenericMultiModalDataModule
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from tqdm import tqdm
 
 from terramind_plugin.cache.callback import CacheLog, find_caches
-from terramind_plugin.data.arguments import Settled, kept_settings, settle
+from terramind_plugin.data.arguments import Settled, kept_settings, make_cache, settle
 from terramind_plugin.data.dataset import CHECKED, UnlabelledSamples
 from terramind_plugin.data.dates import ROOTS, dates_taken, find_by_band, spread_entries, spread_names
 from terramind_plugin.data.guard import guard
 from terramind_plugin.data.loading import ModalityBatches, Repeated, check_sizes, collate
 from terramind_plugin.data.reading import ReadingPlan
+from terramind_plugin.data.slots import Slots
 from terramind_plugin.data.terratorch_internals import collate_samples
 from terramind_plugin.data.writer import take_over
 from terramind_plugin.errors import ConfigError, DataError
@@ -73,6 +75,9 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
         test_data_root: As `data_root`, for the test.
         predict_data_root: As `data_root`, for prediction.
         image_grep: Pattern of the file names of each modality, or its patterns in the order of time.
+        cache: Folder for decoded chips, which training, validation and test read from the second epoch on; runs may
+            share it. A file that changes is decoded anew.
+        cache_gib: Maximum size of that folder in GiB. Files that nobody has used for a day make room for others.
         kwargs: Further arguments of GenericMultiModalDataModule.
 
     Raises:
@@ -105,10 +110,13 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
         test_data_root: dict[str, Any] | str | None = None,
         predict_data_root: dict[str, Any] | str | None = None,
         image_grep: dict[str, Any] | str | None = None,
+        cache: Path | str | None = None,
+        cache_gib: float = 50.0,
         **kwargs: Any,
     ) -> None:
         if train_repeats < 1:
             raise ConfigError(f"train_repeats must be at least 1, got {train_repeats}.")
+        self.cache = make_cache(cache, cache_gib)
         folders = (data_root, train_data_root, val_data_root, test_data_root, predict_data_root)
         kwargs |= {**dict(zip(ROOTS, folders, strict=True)), "image_grep": image_grep}
         settled = settle(modalities, means, stds, offsets, allow_missing_modalities, kwargs)
@@ -135,12 +143,17 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
         self.train_repeats = train_repeats
         self.compare_sizes = check_stackability
         self.check_values = check_values
-        self.task = kwargs.get("task")
-        self.keep_missing_pixels = False
         self.predict_split = predict_split
-        self.samples_class = CHECKED[self.dataset_class]
         self.kept = kept_settings({**kwargs, "no_data_replace": no_data_replace})
         """Settings that files of the same kind are read with, as plain values."""
+        self._prepare(kwargs.get("task"))
+
+    def _prepare(self, task: str | None) -> None:
+        """Set what follows from the arguments."""
+        self.task = task
+        self.keep_missing_pixels = False
+        self.samples_class = CHECKED[self.dataset_class]
+        self.slots = Slots()
         if self.class_names and self.num_classes and len(self.class_names) != self.num_classes:
             raise ConfigError(f"class_names has {len(self.class_names)} names, num_classes is {self.num_classes}.")
         if self.collate_fn is collate_samples:
@@ -206,6 +219,8 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
             sources=self.sources,
             positions=self.positions,
             position_images=getattr(self._task(), "tiled_inference_parameters", None) is not None,
+            cache=self.cache if stage != "predict" else None,
+            slots=self.slots,
         )
         make = partial(self.samples_class, plan=plan)
         self.dataset_class = partial(make, split=self.predict_split) if stage == "predict" else make
@@ -269,6 +284,10 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
         """Return the task in use, or None outside of a run."""
         return getattr(self.trainer, "lightning_module", None)
 
+    def _runs_on_cuda(self) -> bool:
+        strategy = getattr(self.trainer, "strategy", None)
+        return getattr(getattr(strategy, "root_device", None), "type", None) == "cuda"
+
     def _add_cache_log(self) -> None:
         """Let a cache's figures be logged without a line in the configuration."""
         module = self._task()
@@ -323,6 +342,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
     def _dataloader_factory(self, split: str) -> DataLoader[Any]:
         """Return the loader of a split; Lightning can shard it, so a batch has `batch_size` samples under DDP."""
         dataset = self._valid_attribute(f"{split}_dataset", "dataset")
+        self.slots.pinned = torch.cuda.is_available() and (self.pin_memory or self._runs_on_cuda())
         batch_size = self._valid_attribute(f"{split}_batch_size", "batch_size")
         train = split == "train"
         samples = Repeated(dataset, self.train_repeats) if train and self.train_repeats > 1 else dataset

@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +22,22 @@ from terratorch.datasets import (
 )
 from torch import Tensor
 
-from terramind_plugin.data.dates import by_date, has_data, join_dates, repeat_single, spread_names
+from terramind_plugin.data.dates import has_data, join_dates, repeat_single, spread_names
+from terramind_plugin.data.file_reader import FileReader, Raw
 from terramind_plugin.data.loading import Pick
-from terramind_plugin.data.reading import FAR_VALUES, ReadingPlan, by_name, without_odd
-from terramind_plugin.data.terratorch_internals import generate_bands_intervals
+from terramind_plugin.data.placing import Placing, list_costly
+from terramind_plugin.data.reading import ReadingPlan
+from terramind_plugin.data.slots import Batch, Slots
 from terramind_plugin.errors import DataError
-from terramind_plugin.model.modalities import find
-from terramind_plugin.raster.bands import check_one_band
-from terramind_plugin.raster.chips import read_image
-from terramind_plugin.raster.complete import GDAL_ERRORS
 from terramind_plugin.raster.georeference import find_centre
-from terramind_plugin.raster.missing import FAR
-from terramind_plugin.raster.netcdf import raster_name
 from terramind_plugin.raster.paths import is_raster
-from terramind_plugin.samples.dates import modality_of
 from terramind_plugin.samples.layout import LABEL, TABLES, Layout, read_split
 from terramind_plugin.samples.tables import LabelTable
 
 logger = logging.getLogger("terramind_plugin")
 
 
-class CheckedSamples(GenericMultimodalDataset):  # type: ignore[misc]
+class CheckedSamples(FileReader):
     """Mix-in for a TerraTorch data set: checks samples, fills gaps and adds a mask of missing modalities.
 
     Args:
@@ -54,7 +50,8 @@ class CheckedSamples(GenericMultimodalDataset):  # type: ignore[misc]
         DataError: A folder or file is missing or not what the configuration says.
     """
 
-    filter_indices: dict[str, list[int]]
+    label_type: torch.dtype | None = None
+    """Type of labels with a value for each pixel; None where there are none."""
 
     def __init__(
         self,
@@ -68,6 +65,7 @@ class CheckedSamples(GenericMultimodalDataset):  # type: ignore[misc]
         self.allow_missing = kwargs.get("allow_missing_modalities", False)
         self._warned: set[str] = set()
         self._places: dict[Any, tuple[float, float] | None] = {}
+        self._orders: dict[Any, list[int]] = {}
         self._empty: list[NDArray[np.bool_]] = []
         roots = {name: str(root) for name, root in data_root.items()}
         labels = kwargs.get("label_data_root")
@@ -84,6 +82,23 @@ class CheckedSamples(GenericMultimodalDataset):  # type: ignore[misc]
             substrings=kwargs.get("allow_substring_file_names", True),
             optional=list(roots) if self.allow_missing else (),
         )
+        self._list_samples(roots, split, layout, kwargs)
+        self._mend_transform(labelled=labels is not None)
+        self.split_file = split
+        first = self.modalities[0]
+        if split is None and not self.allow_missing and first in layout.folders:
+            _report_left_out(len(layout.found()), len(self.samples), roots[first])
+        self._selection = {}
+        if plan.temporal:
+            self._selection = {name: self._select(name) for name in self.image_modalities}
+            self.filter_indices = {}
+        self._choose_way(kwargs)
+
+    def _list_samples(
+        self, roots: dict[str, str], split: str | os.PathLike[str] | None, layout: Layout, kwargs: dict[str, Any]
+    ) -> None:
+        """Let TerraTorch list the samples, from checked files and a checked table of labels."""
+        labels = kwargs.get("label_data_root")
         ids = [] if split is None else read_split(split)
         samples = layout.listed(ids)
         if not kwargs.get("skip_file_checks"):
@@ -108,15 +123,24 @@ class CheckedSamples(GenericMultimodalDataset):  # type: ignore[misc]
         if table is not None:
             for sample in self.samples:
                 sample["mask"] = table.labels(int(sample["mask"][0]))
-        self._mend_transform(labelled=labels is not None)
-        self.split_file = split
-        first = self.modalities[0]
-        if split is None and not self.allow_missing and first in layout.folders:
-            _report_left_out(len(layout.found()), len(self.samples), roots[first])
-        self._selection = {}
-        if plan.temporal:
-            self._selection = {name: self._select(name) for name in self.image_modalities}
-            self.filter_indices = {}
+
+    def _choose_way(self, kwargs: Mapping[str, Any]) -> None:
+        """Find out whether files go straight into batches, or through Albumentations with a copy for each step."""
+        self._placing: Placing | None = None
+        pipeline = getattr(self.transform, "transforms", None)
+        shared = bool(getattr(self.transform, "shared", True))
+        costly = list_costly(pipeline) if pipeline is not None and shared else ["transforms for single modalities"]
+        plain = kwargs.get("channel_position", -3) == -3 and not kwargs.get("data_with_sample_dim")
+        self._straight = plain and (pipeline is None or not costly)
+        if pipeline is not None and self._straight:
+            self._placing = Placing(pipeline)
+        elif pipeline is not None and plain:
+            logger.info(
+                "Samples are loaded the slower way because of %s: pixels pass through Albumentations. Symmetries and "
+                "crops alone cost next to nothing: D4, flips, Transpose, RandomRotate90, RandomCrop, CenterCrop, Crop, "
+                "ToTensorV2.",
+                ", ".join(dict.fromkeys(costly)),
+            )
 
     def _mend_transform(self, *, labelled: bool) -> None:
         """Let transforms leave labels alone where TerraTorch's would fail at them."""
@@ -139,9 +163,89 @@ class CheckedSamples(GenericMultimodalDataset):  # type: ignore[misc]
         False in 'modality_mask', a series at the dates that it lacks; 'filename' then repeats another file of the
         sample.
         """
+        return self._sample(index, Batch(Slots(), 1), 0)
+
+    def __getitems__(self, indices: Sequence[Any]) -> list[dict[str, Any]]:
+        """Return samples, as `__getitem__` does, whose images lie in memory as in a batch where that is possible."""
+        batch = Batch(self.plan.slots, len(indices))
+        return [self._sample(index, batch, position) for position, index in enumerate(indices)]
+
+    def _sample(self, index: Any, batch: Batch, position: int) -> dict[str, Any]:
         self._seed_transforms()
         self._empty = []
-        sample: dict[str, Any] = super().__getitem__(self._with_label(index) if isinstance(index, tuple) else index)
+        pick = self._with_label(index) if isinstance(index, tuple) else index
+        sample = self._read_straight(pick, batch, position) if self._straight else None
+        if sample is None:
+            self._empty = []
+            sample = super().__getitem__(pick)
+        return self._complete_sample(sample)
+
+    def _read_straight(self, pick: Any, batch: Batch, position: int) -> dict[str, Any] | None:
+        """Return a sample whose pixels went from the files to their place in the batch, or None if that is impossible.
+
+        Args:
+            pick: Number of the sample, or that and the names of its files to read.
+            batch: Where the pixels go.
+            position: Number of the sample in the batch.
+        """
+        number, names = pick if isinstance(pick, tuple) else (pick, list(self.samples[pick]))
+        files = self.samples[number]
+        images = [name for name in names if name in self.image_modalities or (name == "mask" and not self.scalar_label)]
+        if not all(is_raster(files[name]) for name in images):
+            return None
+        found: dict[str, Any] = {}
+        with ExitStack() as stack:
+            opened = self._open_all(stack, files, images)
+            place = None
+            if self._placing is not None:
+                sizes = {image.shape[1:] for image in opened.values()}
+                if len(sizes) != 1:
+                    return None  # Albumentations cuts each by itself
+                place = self._placing.draw(*sizes.pop())
+            for name in names:
+                if name not in opened:
+                    found[name] = self._load_other(files[name], name)
+                elif name == "mask":
+                    found[name] = self._read_label(files[name], opened[name], place)
+                else:
+                    found[name] = self._read_image(files[name], name, opened[name], place)
+            for name, raw in found.items():
+                if name in opened:
+                    found[name] = self._write(name, raw, batch, position)
+        sample = {"mask": found.pop("mask")} if "mask" in opened else {}
+        if "mask" in found:
+            sample["label"] = found.pop("mask")
+        if self.concat_bands:
+            sample["image"] = torch.cat([found[name] for name in self.image_modalities if name in found])
+        else:
+            sample["image"] = {name: found[name] for name in self.modalities if name in found}
+        return {**sample, "filename": files}
+
+    def _write(self, name: str, raw: Raw, batch: Batch, position: int) -> Tensor:
+        """Return the pixels of a file as a tensor, in the batch or, where they are changed further, by themselves."""
+        is_label = name == "mask"
+        shape = raw.shape[1:] if is_label else raw.shape
+        dtype = self.label_type or torch.float32 if is_label else torch.float32
+        alone = not is_label and (self.concat_bands or self.plan.temporal)
+        out = torch.empty(*shape, dtype=dtype) if alone else batch.take(name, position, shape, dtype)
+        raw.write(out[None] if is_label else out)
+        return out
+
+    def _load_other(self, file: Any, name: str) -> Any:
+        """Return an input that is no image, or a label of a whole image, as TerraTorch does."""
+        data = self._load_file(file, self.no_label_replace if name == "mask" else self.no_data_replace, name)
+        if name in self.constant_scale:
+            data = data.astype(np.float32) * self.constant_scale[name]
+        if data.dtype == np.float64:
+            data = data.astype(np.float32)
+        if name == "mask":
+            name, data = "label", data - 1 if self.reduce_zero_label else data
+        if self._placing is None:
+            return self.transform({name: data})[name]
+        return self.transform.non_image_transform(data) if name in self.transform.non_image_modalities else data
+
+    def _complete_sample(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """Add what TerraTorch's samples lack: dates apart, missing modalities, positions."""
         if self.plan.table.task == "classification" and "label" in sample:
             sample["label"] = self._class_of(sample)
         if not isinstance(sample["image"], dict):
@@ -238,158 +342,12 @@ class CheckedSamples(GenericMultimodalDataset):  # type: ignore[misc]
         sample["image"] = {name: images[name] for name in order if name in images}
         sample["filename"] = {name: files.get(name, a_file) for name in [*self.expected, *files]}
 
-    def _load_file(self, path: Any, nan_replace: float | None = None, modality: str | None = None) -> NDArray[Any]:
-        is_image, own = modality in self.image_modalities, modality_of(str(modality))
-        entry = self.plan.sources.get(own, own)
-        names: Sequence[str | None] = ()
-        try:
-            if is_raster(path):
-                bands = (self.dataset_bands or {}).get(str(modality)) or _band_names(entry)
-                name = raster_name(path, entry if is_image else "", bands)
-                image = read_image(name, lambda nodata: modality == "mask" and self._is_a_class(path, nodata))
-                data, names = image.values, image.descriptions
-                if image.far:
-                    self._warn_once(FAR_VALUES % (path, FAR, modality), key=f"far {modality}")
-            else:
-                data = without_odd(path, super()._load_file(path, None, modality))
-        except DataError:
-            raise
-        except (*GDAL_ERRORS, ValueError) as error:
-            raise DataError(f"{path} cannot be read as {modality}: {error}") from error
-        if not is_image and nan_replace is not None:
-            data = np.nan_to_num(data, nan=nan_replace)
-        if modality == "mask":
-            if not self.scalar_label and data.ndim == 3:
-                check_one_band(path, len(data))
-            # Signed: TerraTorch subtracts 1 for reduce_zero_label, and an unsigned 0 would become the largest number.
-            label = self._check_label(path, data if self.scalar_label else data.astype(np.float32))
-            return label if self.plan.empty_label is None else self._ignore_empty(label, self.plan.empty_label)
-        if not is_image:
-            return data
-        name = str(modality)
-        data = data.astype(np.float32) + np.float32(self.plan.offsets.get(name, 0.0))
-        if data.ndim != 3:
-            return data
-        if any(names):
-            bands = (self.dataset_bands or {}).get(name)
-            data = by_name(
-                path,
-                data,
-                names,
-                self.plan.sources.get(own, name),
-                bands,
-                len(self.plan.means.get(name, ())),
-                dates=self.plan.temporal,
-                by_band=name in self.plan.by_band,
-            )
-        return self._fill(path, self._select_bands(path, data, name), name)
-
-    def _is_a_class(self, path: Any, nodata: float | None) -> bool:
-        """Return whether a label file's nodata value is a class id, so that masking it would remove the class."""
-        classes = self.plan.num_classes
-        if classes is None or self.scalar_label or nodata is None:
-            return False
-        first = 0 if not self.reduce_zero_label else -1
-        if not first <= nodata - self.reduce_zero_label < classes:
-            return False
-        if not self.reduce_zero_label:
-            self._warn_once(f"{path}: its nodata value {nodata:g} is also the id of a class and is taken as that class")
-        return True
-
-    def _select_bands(self, path: Any, data: NDArray[Any], modality: str) -> NDArray[Any]:
-        """Return the bands that are read, [bands, H, W] or, with dates, [dates * bands, H, W]."""
-        if modality in self._selection:
-            count, selected = self._selection[modality]
-            dated = by_date(path, data, count, modality, by_band=modality in self.plan.by_band)
-            return rearrange(dated[:, selected], "t c h w -> (t c) h w")
-        expected = len(self.plan.means.get(modality, ())) or data.shape[0]
-        if modality in self.filter_indices:
-            expected = len(self.dataset_bands[modality])
-        if data.shape[0] != expected:
-            raise DataError(
-                f"{path} has {data.shape[0]} bands, expected {expected} for {modality}. Name the bands of the files in "
-                f"dataset_bands: {{{modality}: [...]}} and those the model gets in output_bands, and see that means "
-                "and stds have one number a band."
-            )
-        return data
-
-    def _select(self, modality: str) -> tuple[int, list[int]]:
-        """Return the number of bands of one date in the files, and the positions among them of the model's bands."""
-        stored = (self.dataset_bands or {}).get(modality)
-        if stored is None:
-            count = len(self.plan.means[modality])
-            return count, list(range(count))
-        wanted = generate_bands_intervals(self.output_bands.get(modality, stored))
-        return len(stored), [stored.index(band) for band in wanted]
-
-    def _fill(self, path: Any, data: NDArray[Any], modality: str) -> NDArray[Any]:
-        """Return the image without NaN, except images or dates that are all NaN where modalities may be missing."""
-        empty = np.isnan(data)
-        if self.plan.empty_label is not None:
-            self._empty.append(empty.all(axis=0))
-        if self.plan.keep_missing_pixels or not empty.any():
-            return data
-        dates = len(data) // len(self._selection[modality][1]) if modality in self._selection else 1
-        lost = empty.reshape(dates, -1).all(axis=1)
-        if lost.all() and self.allow_missing:
-            return data
-        if lost.any() and self.allow_missing:
-            empty &= ~np.repeat(lost, len(data) // dates)[:, None, None]
-        elif lost.any():
-            which = "" if dates == 1 else f" of date {int(lost.argmax()) + 1}"
-            self._warn_once(f"{path}: no pixel{which} of {modality} has data; it takes the fill value")
-        if not self.plan.fill_with_mean:
-            if self.no_data_replace is not None:
-                data[empty] = self.no_data_replace
-            return data
-        means = np.asarray(self.plan.means[modality], dtype=np.float32) / self.plan.constant_scale.get(modality, 1.0)
-        if modality in self.filter_indices:
-            # Bands that are not selected are read and dropped; any number will do for them.
-            fill = np.zeros(data.shape[0], dtype=np.float32)
-            fill[self.filter_indices[modality]] = means
-        else:
-            fill = np.tile(means, data.shape[0] // len(means))
-        return np.where(empty, fill[:, None, None], data)
-
-    def _ignore_empty(self, label: NDArray[Any], value: int) -> NDArray[Any]:
-        """Return the label [1, H, W] with a value to ignore where no image has data; images have been read before."""
-        images = [] if self.scalar_label else [empty for empty in self._empty if empty.shape == label.shape[-2:]]
-        if images:
-            label[..., np.logical_and.reduce(images)] = value + bool(self.reduce_zero_label)
-        return label
-
-    def _warn_once(self, message: str, key: str | None = None) -> None:
-        if (key or message) not in self._warned:
-            self._warned.add(key or message)
-            logger.warning("%s", message)
-
-    def _check_label(self, path: Any, label: NDArray[Any]) -> NDArray[Any]:
-        allowed = self.plan.label_ids
-        if allowed is None or self.scalar_label:
-            return label
-        shift = 1 if self.reduce_zero_label else 0
-        wrong = ~np.isin(label, [value + shift for value in allowed])
-        if wrong.any():
-            values, counts = np.unique(label[wrong], return_counts=True)
-            shown = ", ".join(f"{v:g} ({c} pixels)" for v, c in zip(values[:5], counts[:5], strict=True))
-            raise DataError(
-                f"{path} holds label values {shown}; expected 0 to {len([v for v in allowed if v >= 0]) - 1} or "
-                "ignore_index. See num_classes, ignore_index, no_label_replace and reduce_zero_label."
-            )
-        return label
-
 
 def _report_left_out(listed: int, kept: int, root: str) -> None:
     """Warn of samples that TerraTorch leaves out without a word."""
     if listed > kept:
         counts = (listed - kept, listed, root)
         logger.warning("%d of %d files in %s are left out: they have no counterpart in the other folders.", *counts)
-
-
-def _band_names(modality: str) -> tuple[str, ...]:
-    """Return the names of all bands of a modality; none for one that is not in the table."""
-    entry = find(modality)
-    return () if entry is None else entry.band_names
 
 
 def _label_tensor(image: NDArray[Any]) -> dict[str, Tensor]:
@@ -406,9 +364,13 @@ def _check_roots(roots: Mapping[str, str], labels: Any) -> None:
 class SegmentationSamples(CheckedSamples, GenericMultimodalSegmentationDataset):  # type: ignore[misc]
     """Images and class masks."""
 
+    label_type = torch.long
+
 
 class RegressionSamples(CheckedSamples, GenericMultimodalPixelwiseRegressionDataset):  # type: ignore[misc]
     """Images and continuous masks."""
+
+    label_type = torch.float32
 
 
 class ScalarSamples(CheckedSamples, GenericMultimodalScalarDataset):  # type: ignore[misc]

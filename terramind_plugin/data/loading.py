@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
+from terramind_plugin.data.slots import join
 from terramind_plugin.data.terratorch_internals import collate_samples
 from terramind_plugin.errors import DataError
 from terramind_plugin.raster.paths import is_raster
@@ -37,9 +38,17 @@ class Repeated(Dataset[Any]):
 
     def __getitem__(self, index: int | Pick) -> Any:
         """Return a sample."""
+        return self.dataset[self._original(index)]
+
+    def __getitems__(self, indices: Sequence[int | Pick]) -> list[Any]:
+        """Return samples."""
+        samples: list[Any] = self.dataset.__getitems__([self._original(index) for index in indices])
+        return samples
+
+    def _original(self, index: int | Pick) -> int | Pick:
         if isinstance(index, tuple):
-            return self.dataset[index[0] % len(self.dataset), index[1]]
-        return self.dataset[index % len(self.dataset)]
+            return index[0] % len(self.dataset), index[1]
+        return index % len(self.dataset)
 
 
 class ModalityBatches(BatchSampler):
@@ -128,8 +137,16 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
                     f"Samples of a batch differ in size: {_file(first, name)} {shape}, {_file(sample, name)} {other}. "
                     f"{advice}"
                 )
-    batch: dict[str, Any] = collate_samples(samples)
+    batch: dict[str, Any] = _join(samples)
     return batch
+
+
+def _join(values: Sequence[Any]) -> Any:
+    """Return a value of all samples as a batch: tensors that lie in memory as a batch as they are, others stacked."""
+    if isinstance(values[0], dict):
+        return {key: _join([value[key] for value in values]) for key in values[0]}
+    joined = join(values) if isinstance(values[0], Tensor) else None
+    return collate_samples([{"value": value} for value in values])["value"] if joined is None else joined
 
 
 def _shapes(first: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, list[int], list[int]]]:

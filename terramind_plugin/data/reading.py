@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from terramind_plugin.data.slots import Slots
 from terramind_plugin.model.modalities import find
 from terramind_plugin.raster.bands import check_dated_names, find_bands
+from terramind_plugin.raster.decoded import DecodedChips
 from terramind_plugin.raster.missing import is_odd, refuse_complex
 from terramind_plugin.samples.dates import DatesTaken
 from terramind_plugin.samples.tables import LabelPlan
@@ -53,6 +55,10 @@ class ReadingPlan:
     """Name of the input that is the position of a chip, from its georeference."""
     position_images: bool = False
     """True if positions are images [2, H, W] of one value, for tiled inference, which cuts all inputs alike."""
+    cache: DecodedChips | None = None
+    """Decoded copies of rasters; None to decode each time."""
+    slots: Slots = field(default_factory=Slots)
+    """Memory of batches."""
 
 
 FAR_VALUES = (

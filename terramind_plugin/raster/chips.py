@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from terramind_plugin.errors import DataError
 from terramind_plugin.model.modalities import Modality
 from terramind_plugin.raster.georeference import Grid
-from terramind_plugin.raster.missing import FAR, read_pixels
+from terramind_plugin.raster.missing import FAR, Pixels, read_pixels
 from terramind_plugin.raster.reader import Expected, Source
 
 
@@ -108,10 +108,19 @@ def read_image(path: str | Path, is_value: Callable[[float | None], bool] = lamb
         RasterioError: The raster cannot be read.
     """
     with rasterio.open(path) as raster:
-        pixels = read_pixels(raster, declared=not is_value(raster.nodata))
-        descriptions = raster.descriptions
-    wide = pixels.values.astype(np.result_type(pixels.values.dtype, np.float32), copy=False)
+        return mark_gaps(read_pixels(raster, declared=not is_value(raster.nodata)), raster.descriptions)
+
+
+def mark_gaps(pixels: Pixels, descriptions: tuple[str | None, ...]) -> Image:
+    """Return pixels with NaN where values are missing.
+
+    Args:
+        pixels: Pixels of a raster, which stay as they are.
+        descriptions: Names of its bands.
+    """
+    marked = pixels.missing is not None
+    wide = pixels.values.astype(np.result_type(pixels.values.dtype, np.float32), copy=marked)
     far = bool(pixels.undeclared) and bool((np.abs(pixels.values) > FAR).any())
-    if pixels.missing is not None:
+    if marked:
         wide[pixels.missing] = np.nan
     return Image(wide, descriptions, pixels.undeclared, far)

@@ -44,15 +44,6 @@ def is_odd(values: NDArray[Any]) -> NDArray[np.bool_]:
         return np.asarray(~(np.abs(values) <= _bound(values)))
 
 
-def has_odd(values: NDArray[Any]) -> bool:
-    """Return whether any number is odd, faster than by `is_odd`."""
-    if values.dtype.kind != "f" or not values.size:
-        return False
-    # Minimum and maximum are NaN if any number is, and no comparison with NaN is true.
-    bound = _bound(values)
-    return not (values.min() >= -bound and values.max() <= bound)
-
-
 def _bound(values: NDArray[Any]) -> Any:
     """Return `FAR`, or the largest number of the type where that is smaller."""
     kind = values.dtype.type
@@ -75,12 +66,28 @@ def read_pixels(raster: Any, bands: Sequence[int] | None = None, *, declared: bo
     bands = list(raster.indexes) if bands is None else list(bands)
     refuse_complex(raster.name, raster.dtypes)
     values = raster.read(bands, **window)
-    missing = None
-    if declared:
-        asked = any(_has_mask(raster, band) for band in bands)
-        mask = raster.read_masks(bands, **window) > 0 if asked else None
-        missing = _find_declared(values, _nodata_of(raster, bands), mask)
-    if not has_odd(values):
+    if not declared:
+        return find_missing(values)
+    mask = raster.read_masks(bands, **window) > 0 if needs_mask(raster, bands) else None
+    return find_missing(values, nodata_of(raster.nodatavals, raster.dtypes, bands), mask)
+
+
+def find_missing(values: NDArray[Any], nodata: Sequence[Any] = (), mask: NDArray[np.bool_] | None = None) -> Pixels:
+    """Return values with the mask of missing values.
+
+    Least and greatest value come first: most images have no gaps, and then no mask is made.
+
+    Args:
+        values: Values [bands, H, W] in the type of the file.
+        nodata: Value of each band that means no data, from `nodata_of`; empty for none.
+        mask: Mask [bands, H, W] of the file, True where it has data; None for everywhere.
+    """
+    low, high = (values.min(), values.max()) if values.size else (0, 0)
+    # Both are NaN if any number is, and no comparison with NaN is true.
+    odd_there = values.dtype.kind == "f" and not (low >= -_bound(values) and high <= _bound(values))
+    possible = odd_there or any(value is not None and low <= value <= high for value in nodata)
+    missing = _find_declared(values, nodata if possible else (), mask)
+    if not odd_there:
         return Pixels(values, missing, 0)
     odd = is_odd(values)
     if missing is None:
@@ -88,11 +95,17 @@ def read_pixels(raster: Any, bands: Sequence[int] | None = None, *, declared: bo
     return Pixels(values, odd | missing, int((odd & ~missing).any(axis=0).sum()))
 
 
-def _nodata_of(raster: Any, bands: Sequence[int]) -> list[Any]:
-    """Return the nodata value of each band in its type, None where there is none that a pixel could have."""
+def nodata_of(nodatavals: Sequence[float | None], dtypes: Sequence[str], bands: Sequence[int]) -> list[Any]:
+    """Return the nodata value of each band in its type, None where there is none that a pixel could have.
+
+    Args:
+        nodatavals: Nodata value of each band of the file.
+        dtypes: Type of each band of the file.
+        bands: Numbers of the bands to answer for, from 1 on.
+    """
     found: list[Any] = []
     for band in bands:
-        value, dtype = raster.nodatavals[band - 1], np.dtype(raster.dtypes[band - 1])
+        value, dtype = nodatavals[band - 1], np.dtype(dtypes[band - 1])
         if value is None or dtype.name in WIDE_INTEGERS:
             found.append(None)
             continue
@@ -102,11 +115,15 @@ def _nodata_of(raster: Any, bands: Sequence[int]) -> list[Any]:
     return found
 
 
-def _has_mask(raster: Any, band: int) -> bool:
-    """Return whether only GDAL can tell where a band has data: by a mask, an alpha band, or a 64-bit nodata value."""
-    flags = raster.mask_flag_enums[band - 1]
-    wide = raster.dtypes[band - 1] in WIDE_INTEGERS and MaskFlags.nodata in flags
-    return MaskFlags.per_dataset in flags or MaskFlags.alpha in flags or wide
+def needs_mask(raster: Any, bands: Sequence[int]) -> bool:
+    """Return whether only GDAL can tell where some band has data: by a mask, an alpha band, a 64-bit nodata value."""
+    flags = raster.mask_flag_enums
+    return any(
+        MaskFlags.per_dataset in flags[band - 1]
+        or MaskFlags.alpha in flags[band - 1]
+        or (raster.dtypes[band - 1] in WIDE_INTEGERS and MaskFlags.nodata in flags[band - 1])
+        for band in bands
+    )
 
 
 def _find_declared(

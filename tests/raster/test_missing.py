@@ -19,7 +19,7 @@ from terramind_plugin.errors import DataError
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.raster.chips import read_image
 from terramind_plugin.raster.georeference import Grid
-from terramind_plugin.raster.missing import FAR, has_odd, is_odd
+from terramind_plugin.raster.missing import FAR, find_missing, is_odd
 from terramind_plugin.raster.reader import Expected, Source
 from terramind_plugin.samples.checks.sample import read_middle
 from tests.raster.odd import PLACE, cases, radar, write, write_case, write_twin
@@ -91,7 +91,7 @@ def test_the_quick_look_agrees_with_the_rule(values: np.ndarray) -> None:
     largest = float(np.array(largest, values.dtype if values.dtype.kind == "f" else None))
     expected = ~(np.abs(wide) <= largest)
     np.testing.assert_array_equal(is_odd(values), expected)
-    assert has_odd(values) == expected.any()
+    assert (find_missing(values).missing is not None) == expected.any()
 
 
 def test_what_is_not_declared_is_counted(tmp_path: Path) -> None:

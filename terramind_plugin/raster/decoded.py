@@ -1,0 +1,259 @@
+"""Decoded chips on disk: each raster of a data set once, in its own type, mapped into memory when it is read again.
+
+A file holds a header in JSON, the values [bands, H, W] and, where the raster has one, its mask. Files get their names
+when they are complete, so that processes and runs may share a folder. A file is checked when a process maps it for the
+first time: its size, and the sum of its words.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import zlib
+from collections import OrderedDict
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+
+from terramind_plugin.errors import one_line
+from terramind_plugin.files import completing, hash_content
+from terramind_plugin.raster.images import DecodedImage
+
+logger = logging.getLogger("terramind_plugin")
+
+MAGIC = b"TMchip1\n"
+"""First bytes of a file; another format gets another number."""
+FIXED = 24
+"""Bytes before the header: the first ones, the header's length and its checksum."""
+PAGE = 4096
+"""Values begin at a multiple of this number of bytes."""
+ENDING = ".chip"
+MAPPED = 2048
+"""Maximum number of files that a process keeps mapped: systems allow 65530."""
+UNUSED = 24 * 3600
+"""Seconds after which a file that nobody has used makes room for others."""
+REFRESH = 3600
+"""Minimum number of seconds between two updates of a file's time of use."""
+RECOUNT = 0.05
+"""Share of the limit after whose writing the folder is measured again: others write, too."""
+
+
+class _DamagedError(ValueError):
+    """A file is not as it was written."""
+
+
+class DecodedChips:
+    """Decoded rasters in a folder.
+
+    Args:
+        folder: The folder, which is created when it is needed.
+        limit: Maximum number of bytes of all files. Where it is reached, files that nobody has used for a day make
+            room; otherwise further rasters are not stored.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder = folder
+        self.limit = limit
+        self._mapped: OrderedDict[str, DecodedImage] = OrderedDict()
+        self._full = False
+        self._named_damage = False
+        self._used = -1
+        self._written = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "limit": self.limit}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]  # a copy maps files itself
+
+    def get(self, path: str, settings: Any) -> tuple[DecodedImage | None, str]:
+        """Return the decoded copy of a file, None if there is none, and the key to store it under.
+
+        Args:
+            path: The file; its size and time of change are part of the key.
+            settings: Plain values that decide what is read of the file.
+
+        Raises:
+            OSError: There is no such file.
+        """
+        stat = os.stat(path)
+        key = hash_content([os.path.abspath(path), stat.st_size, stat.st_mtime_ns, settings])
+        image = self._mapped.get(key)
+        if image is not None:
+            self._mapped.move_to_end(key)
+            return image, key
+        place = self._place(key)
+        try:
+            image = _map(place)
+        except FileNotFoundError:
+            return None, key
+        except (OSError, _DamagedError) as error:
+            self._drop(place, error)
+            return None, key
+        with suppress(OSError):  # of another user: its time of use stays
+            if time.time() - place.stat().st_mtime > REFRESH:
+                os.utime(place)
+        self._keep(key, image)
+        return image, key
+
+    def decode(self, name: str, path: str, key: str) -> DecodedImage:
+        """Return the content of a raster, and store it.
+
+        Args:
+            name: Name by which GDAL opens it.
+            path: The file, for those who look into the folder.
+            key: Key from `get`.
+
+        Raises:
+            DataError: The raster holds complex numbers.
+            RasterioError: The raster cannot be read.
+        """
+        with rasterio.open(name) as raster:
+            image = DecodedImage.of(raster)
+        self._store(key, os.path.abspath(path), image)
+        return image
+
+    def _place(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}{ENDING}"
+
+    def _keep(self, key: str, image: DecodedImage) -> None:
+        self._mapped[key] = image
+        if len(self._mapped) > MAPPED:
+            self._mapped.popitem(last=False)
+
+    def _drop(self, place: Path, error: Exception) -> None:
+        """Remove a damaged file, and say so once."""
+        if not self._named_damage:
+            self._named_damage = True
+            logger.warning(
+                "%s is damaged (%s); its chip is decoded and stored anew, as others that are damaged. If this comes "
+                "again, the disk of the cache may be failing.",
+                place,
+                one_line(error),
+            )
+        with suppress(OSError):  # a folder that cannot be written to: the file is replaced by none
+            place.unlink()
+
+    def _store(self, key: str, source: str, image: DecodedImage) -> None:
+        if self._full:
+            return
+        parts = _encode(source, image)
+        size = sum(len(part) for part in parts)
+        try:
+            if not self._make_room(size):
+                self._full = True
+                logger.warning(
+                    "cache: %s is full: it holds cache_gib: %.3g. Other chips are decoded anew in each epoch. A larger "
+                    "cache_gib keeps them, too.",
+                    self.folder,
+                    self.limit / 2**30,
+                )
+                return
+            place = self._place(key)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with completing(place) as partial, open(partial, "wb") as file:
+                for part in parts:
+                    file.write(part)
+        except OSError as error:
+            self._full = True
+            logger.warning(
+                "cache: %s. The run goes on without storing more decoded chips. Make room or name another folder, and "
+                "they are stored.",
+                one_line(error),
+            )
+            return
+        self._used += size
+        self._written += size
+
+    def _make_room(self, size: int) -> bool:
+        """Return whether the limit allows some bytes more, after dropping what nobody has used for long."""
+        if self._used < 0 or self._written > self.limit * RECOUNT:
+            self._used, self._written = sum(size for _, size, _ in self._list()), 0
+        if self._used + size <= self.limit:
+            return True
+        now = time.time()
+        for used, freed, path in sorted(self._list()):
+            if now - used < UNUSED or self._used + size <= self.limit:
+                break
+            path.unlink(missing_ok=True)
+            self._used -= freed
+        return self._used + size <= self.limit
+
+    def _list(self) -> list[tuple[float, int, Path]]:
+        """Return time of use, size and path of each file."""
+        found = []
+        for path in self.folder.glob(f"??/*{ENDING}"):
+            with suppress(FileNotFoundError):  # another process has dropped it
+                stat = path.stat()
+                found.append((stat.st_mtime, stat.st_size, path))
+        return found
+
+
+def _encode(source: str, image: DecodedImage) -> list[bytes | memoryview]:
+    """Return the parts of a file."""
+    arrays = [np.ascontiguousarray(image.values)] + ([] if image.mask is None else [np.ascontiguousarray(image.mask)])
+    content = b"".join(array.tobytes() for array in arrays)
+    content += bytes(-len(content) % 8)
+    header = json.dumps(
+        {
+            "source": source,
+            "dtype": image.values.dtype.name,
+            "shape": image.values.shape,
+            "masked": image.mask is not None,
+            "nodatavals": image.nodatavals,
+            "dtypes": image.dtypes,
+            "descriptions": image.descriptions,
+            "whole": image.whole,
+            "bytes": len(content),
+            "sum": _sum(np.frombuffer(content, np.uint64)),
+        }
+    ).encode()
+    begin = MAGIC + len(header).to_bytes(8, "little") + zlib.crc32(header).to_bytes(8, "little") + header
+    return [begin + bytes(-len(begin) % PAGE), memoryview(content)]
+
+
+def _sum(words: NDArray[np.uint64]) -> int:
+    return int(np.add.reduce(words, dtype=np.uint64))
+
+
+def _map(path: Path) -> DecodedImage:
+    """Return the image of a file, mapped into memory.
+
+    Raises:
+        OSError: The file cannot be read.
+        _DamagedError: The file is damaged.
+    """
+    with open(path, "rb") as file:
+        begin = file.read(PAGE)
+        length = int.from_bytes(begin[8:16], "little")
+        if begin[:8] != MAGIC or not 0 < length < 2**24:
+            raise _DamagedError("its first bytes are others than were written")
+        begin += file.read(max(0, FIXED + length - len(begin)))
+    text = begin[FIXED : FIXED + length]
+    if zlib.crc32(text) != int.from_bytes(begin[16:FIXED], "little"):
+        raise _DamagedError("its header is other than was written")
+    header = json.loads(text)
+    start = -(-(FIXED + length) // PAGE) * PAGE
+    expected = start + header["bytes"]
+    if path.stat().st_size != expected:
+        raise _DamagedError(f"it has {path.stat().st_size} bytes, expected {expected}")
+    content = np.memmap(path, np.uint8, "r", start, (header["bytes"],)).view(np.ndarray)
+    if _sum(content.view(np.uint64)) != header["sum"]:
+        raise _DamagedError("its content is other than was written")
+    shape, dtype = tuple(header["shape"]), np.dtype(header["dtype"])
+    size = int(np.prod(shape)) * dtype.itemsize
+    mask = content[size : size + int(np.prod(shape))].view(np.bool_).reshape(shape) if header["masked"] else None
+    return DecodedImage(
+        content[:size].view(dtype).reshape(shape),
+        mask,
+        tuple(header["nodatavals"]),
+        tuple(header["dtypes"]),
+        tuple(header["descriptions"]),
+        header["whole"],
+    )
