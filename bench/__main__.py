@@ -20,6 +20,8 @@ from bench.compare import speed_table
 from bench.decoding import measure_decoder
 from bench.footprint import footprint_table, measure_footprint
 from bench.generation import STEPS, measure_generator, measure_thinking, measure_thinking_step, measure_tokenizer
+from bench.loading import loading_table, measure_loading
+from bench.loading import verdict_lines as loading_verdicts
 from bench.machine import describe
 from bench.measure import measure_peaks, measure_size, say
 from bench.report import describe_machine, load_line, render, write_report
@@ -168,6 +170,16 @@ def run_shards(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     return "\n".join(lines), {"machine": machine, "seconds": seconds, "samples": SAMPLES}
 
 
+def run_loading(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Return report and results of the data module."""
+    machine = describe() | {"clock": arguments.clock}
+    with tempfile.TemporaryDirectory() as name:
+        times, what = measure_loading(Path(name), arguments.repeats or REPEATS["tiny"], CLOCKS[arguments.clock])
+    lines = [describe_machine(machine), "", f"Data: {what}.", "", *loading_verdicts(times), "", *loading_table(times)]
+    seconds = {name: {reader: one.seconds for reader, one in readers.items()} for name, readers in times.items()}
+    return "\n".join(lines), {"machine": machine, "data": what, "seconds": seconds}
+
+
 PARTS = {
     "backbone": run_backbone,
     "generation": run_generation,
@@ -176,6 +188,7 @@ PARTS = {
     "scenes": run_scenes,
     "sources": run_sources,
     "shards": run_shards,
+    "loading": run_loading,
 }
 
 

@@ -27,7 +27,7 @@ from terramind_plugin.data.file_reader import FileReader, Raw
 from terramind_plugin.data.loading import Pick
 from terramind_plugin.data.placing import Placing, list_costly
 from terramind_plugin.data.reading import ReadingPlan
-from terramind_plugin.data.slots import Batch, Slots
+from terramind_plugin.data.slots import BatchMemory, Slots
 from terramind_plugin.errors import DataError
 from terramind_plugin.raster.georeference import find_centre
 from terramind_plugin.raster.paths import is_raster
@@ -135,10 +135,10 @@ class CheckedSamples(FileReader):
         if pipeline is not None and self._straight:
             self._placing = Placing(pipeline)
         elif pipeline is not None and plain:
-            logger.info(
-                "Samples are loaded the slower way because of %s: pixels pass through Albumentations. Symmetries and "
-                "crops alone cost next to nothing: D4, flips, Transpose, RandomRotate90, RandomCrop, CenterCrop, Crop, "
-                "ToTensorV2.",
+            logger.warning(
+                "Samples are loaded the slower way because of %s: pixels pass through Albumentations. D4, flips, "
+                "Transpose, RandomRotate90 and crops without padding alone, with ToTensorV2 at the end, cost next to "
+                "nothing.",
                 ", ".join(dict.fromkeys(costly)),
             )
 
@@ -163,14 +163,14 @@ class CheckedSamples(FileReader):
         False in 'modality_mask', a series at the dates that it lacks; 'filename' then repeats another file of the
         sample.
         """
-        return self._sample(index, Batch(Slots(), 1), 0)
+        return self._sample(index, BatchMemory(Slots(), 1), 0)
 
     def __getitems__(self, indices: Sequence[Any]) -> list[dict[str, Any]]:
         """Return samples, as `__getitem__` does, whose images lie in memory as in a batch where that is possible."""
-        batch = Batch(self.plan.slots, len(indices))
+        batch = BatchMemory(self.plan.slots, len(indices))
         return [self._sample(index, batch, position) for position, index in enumerate(indices)]
 
-    def _sample(self, index: Any, batch: Batch, position: int) -> dict[str, Any]:
+    def _sample(self, index: Any, batch: BatchMemory, position: int) -> dict[str, Any]:
         self._seed_transforms()
         self._empty = []
         pick = self._with_label(index) if isinstance(index, tuple) else index
@@ -180,7 +180,7 @@ class CheckedSamples(FileReader):
             sample = super().__getitem__(pick)
         return self._complete_sample(sample)
 
-    def _read_straight(self, pick: Any, batch: Batch, position: int) -> dict[str, Any] | None:
+    def _read_straight(self, pick: Any, batch: BatchMemory, position: int) -> dict[str, Any] | None:
         """Return a sample whose pixels went from the files to their place in the batch, or None if that is impossible.
 
         Args:
@@ -221,7 +221,7 @@ class CheckedSamples(FileReader):
             sample["image"] = {name: found[name] for name in self.modalities if name in found}
         return {**sample, "filename": files}
 
-    def _write(self, name: str, raw: Raw, batch: Batch, position: int) -> Tensor:
+    def _write(self, name: str, raw: Raw, batch: BatchMemory, position: int) -> Tensor:
         """Return the pixels of a file as a tensor, in the batch or, where they are changed further, by themselves."""
         is_label = name == "mask"
         shape = raw.shape[1:] if is_label else raw.shape

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from terramind_plugin.raster.images import Rows
+from terramind_plugin.raster.images import Slices
 
 MOVING = (
     "NoOp", "D4", "SquareSymmetry", "HorizontalFlip", "VerticalFlip", "Transpose", "RandomRotate90", "ToTensorV2",
@@ -29,14 +29,14 @@ class Placement:
     """The pixels of a file that an image shows, and their order."""
 
     rows: range
-    """Rows of the file, in the order of the image's rows or, if transposed, of its columns."""
+    """Slices of the file, in the order of the image's rows or, if transposed, of its columns."""
     columns: range
     """Columns of the file, in the order of the image's columns or, if transposed, of its rows."""
     transposed: bool = False
     """True if the image's rows are columns of the file."""
 
     @property
-    def window(self) -> Rows:
+    def window(self) -> Slices:
         """Return the rows and columns to read."""
         return _extent(self.rows), _extent(self.columns)
 
@@ -94,7 +94,7 @@ class Placing:
         """Return the placement of an image.
 
         Args:
-            height: Rows of the file.
+            height: Slices of the file.
             width: Columns of the file.
         """
         # Without crops any size does, since only the order matters.

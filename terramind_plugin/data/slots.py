@@ -70,7 +70,7 @@ def _give_back(slots: weakref.ref[Slots], memory: NDArray[np.uint8]) -> None:
             owner._free.pop(key, None)
 
 
-class Batch:
+class BatchMemory:
     """Tensors of a batch, in which samples are written one after the other.
 
     Args:

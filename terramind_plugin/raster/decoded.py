@@ -33,7 +33,7 @@ FIXED = 24
 """Bytes before the header: the first ones, the header's length and its checksum."""
 PAGE = 4096
 """Values begin at a multiple of this number of bytes."""
-ENDING = ".chip"
+CHIP_FILE = ".chip"
 MAPPED = 2048
 """Maximum number of files that a process keeps mapped: systems allow 65530."""
 UNUSED = 24 * 3600
@@ -120,7 +120,7 @@ class DecodedChips:
         return image
 
     def _place(self, key: str) -> Path:
-        return self.folder / key[:2] / f"{key}{ENDING}"
+        return self.folder / key[:2] / f"{key}{CHIP_FILE}"
 
     def _keep(self, key: str, image: DecodedImage) -> None:
         self._mapped[key] = image
@@ -188,7 +188,7 @@ class DecodedChips:
     def _list(self) -> list[tuple[float, int, Path]]:
         """Return time of use, size and path of each file."""
         found = []
-        for path in self.folder.glob(f"??/*{ENDING}"):
+        for path in self.folder.glob(f"??/*{CHIP_FILE}"):
             with suppress(FileNotFoundError):  # another process has dropped it
                 stat = path.stat()
                 found.append((stat.st_mtime, stat.st_size, path))

@@ -12,10 +12,10 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from terramind_plugin.raster.missing import Pixels, find_missing, needs_mask, nodata_of, read_pixels
+from terramind_plugin.raster.missing import Pixels, find_missing, needs_mask, nodata_of, read_pixels, refuse_complex
 
-Rows = tuple[slice, slice]
-"""Rows and columns of a window."""
+Slices = tuple[slice, slice]
+"""Slices and columns of a window."""
 Buffer = Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
 """Returns an array of a shape and type whose content may be overwritten."""
 
@@ -35,11 +35,11 @@ class OpenImage(Protocol):
     def nodata(self) -> float | None:
         """Return the nodata value of the first band."""
 
-    def read(self, window: Rows | None = None, *, declared: bool = True, buffer: Buffer | None = None) -> Pixels:
+    def read(self, window: Slices | None = None, *, declared: bool = True, buffer: Buffer | None = None) -> Pixels:
         """Return values [bands, h, w] in the type of the file, with their gaps.
 
         Args:
-            window: Rows and columns; None for all.
+            window: Slices and columns; None for all.
             declared: Whether to use the file's nodata values and masks.
             buffer: Gives the array for the values; without it, values are the caller's own.
 
@@ -62,8 +62,9 @@ class RasterImage:
         self.descriptions: tuple[str | None, ...] = raster.descriptions
         self.nodata: float | None = raster.nodata
 
-    def read(self, window: Rows | None = None, *, declared: bool = True, buffer: Buffer | None = None) -> Pixels:
+    def read(self, window: Slices | None = None, *, declared: bool = True, buffer: Buffer | None = None) -> Pixels:
         """Return values and gaps, see `OpenImage`."""
+        refuse_complex(self._raster.name, self._raster.dtypes)
         options: dict[str, Any] = {}
         size = self.shape[1:]
         if window is not None:
@@ -116,7 +117,7 @@ class DecodedImage:
         """Return the nodata value of the first band."""
         return self.nodatavals[0]
 
-    def read(self, window: Rows | None = None, *, declared: bool = True, buffer: Buffer | None = None) -> Pixels:
+    def read(self, window: Slices | None = None, *, declared: bool = True, buffer: Buffer | None = None) -> Pixels:
         """Return values, which must not be changed, and gaps, see `OpenImage`."""
         part = (slice(None), *(window or ()))
         values = self.values[part]

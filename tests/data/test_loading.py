@@ -156,8 +156,7 @@ def test_batches_are_those_of_the_slower_way(make_chips: Any, make_module: Any, 
 def test_user_transforms_go_the_slower_way_and_a_line_says_so(make_chips: Any, make_module: Any, caplog: Any) -> None:
     blurred = [{"class_path": "D4"}, {"class_path": "albumentations.Blur"}, {"class_path": "ToTensorV2"}]
     module = make_module(make_chips(), train_transform=blurred, check_values=False)
-    with caplog.at_level("INFO", "terramind_plugin"):
-        module.setup("fit")
+    module.setup("fit")
     assert "loaded the slower way because of Blur:" in caplog.text
     assert next(iter(module.train_dataloader()))["image"]["S2L1C"].shape == (2, 13, 32, 32)
 

@@ -170,7 +170,7 @@ def test_processes_share_a_folder_and_a_killed_one_leaves_nothing_half_written(t
     chips = DecodedChips(tmp_path / "cache", LARGE)
     for path in paths:
         np.testing.assert_array_equal(_values(chips, path), _direct(path))
-    complete = [file for file in _stored(chips) if file.suffix == decoded.ENDING]
+    complete = [file for file in _stored(chips) if file.suffix == decoded.CHIP_FILE]
     assert len(complete) == len(paths)
     for file in complete:
         decoded._map(file)
