@@ -6,11 +6,15 @@ import logging
 import os
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import rasterio
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from torchmetrics.wrappers import ClasswiseWrapper
@@ -23,8 +27,12 @@ from terramind_plugin.errors import ConfigError, one_line, suggest
 from terramind_plugin.files import read_yaml
 from terramind_plugin.integration import causes, lightning_cli
 from terramind_plugin.model.variants import VARIANTS
+from terramind_plugin.raster.complete import GDAL_ERRORS
+from terramind_plugin.raster.decoded import DecodedChips
+from terramind_plugin.raster.paths import is_raster
 from terramind_plugin.samples.checks.files import PatchGrid
 from terramind_plugin.samples.checks.findings import Finding
+from terramind_plugin.samples.plan import DataPlan
 from terramind_plugin.tokenizers.coordinates import COORDS_VOCABULARIES
 
 WEIGHT_BYTES = 4
@@ -262,6 +270,39 @@ def check_disk(config: Mapping[str, Any], model: Any) -> Iterator[Finding]:
         yield Finding("run: disk", "error", f"{seen}, {free / 1e9:.2f} GB free in {folder}.", "Keep fewer checkpoints.")
     else:
         yield Finding("run: disk", "ok", f"{seen}, {free / 1e9:.0f} GB free.")
+
+
+def check_cache(datamodule: Any, plan: DataPlan) -> Iterator[Finding]:
+    """Yield the size of the decoded chips that `cache` keeps, as a warning if it or its disk has less room.
+
+    Args:
+        datamodule: The data module.
+        plan: Its description.
+    """
+    cache = getattr(datamodule, "cache", None)
+    if not isinstance(cache, DecodedChips):
+        return
+    chips = [files for split in plan.splits for files in split.samples.values()]
+    kinds = {path: kind for files in chips for kind, path in files.items() if is_raster(path)}
+    needed = 0
+    for kind, count in Counter(kinds.values()).items():
+        # One file stands for all: others check that their sizes agree, and name a damaged file.
+        with suppress(*GDAL_ERRORS), rasterio.open(next(path for path in kinds if kinds[path] == kind)) as file:
+            needed += count * file.height * file.width * sum(np.dtype(name).itemsize for name in file.dtypes)
+    seen = f"decoded, {len(kinds)} rasters take {needed / 2**30:.2f} GiB"
+    free = shutil.disk_usage(next(folder for folder in cache.folder.absolute().parents if folder.exists())).free
+    if needed > cache.limit:
+        yield Finding(
+            "run: cache", "warning", f"{seen}, cache_gib is {cache.limit / 2**30:.3g}: the rest is decoded each time.",
+            f"Set cache_gib: {needed * 1.05 / 2**30:.2f} or more.",
+        )  # fmt: skip
+    elif needed > free + cache.measure():
+        yield Finding(
+            "run: cache", "warning", f"{seen}, {free / 2**30:.2f} GiB free in {cache.folder}.",
+            "Name a folder on a larger disk; the rest would be decoded each time.",
+        )  # fmt: skip
+    else:
+        yield Finding("run: cache", "ok", f"{seen}, {free / 2**30:.0f} GiB free.")
 
 
 def _copies(options: Mapping[str, Any], trainer: Mapping[str, Any]) -> int:

@@ -6,7 +6,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from terramind_plugin.check.build import Built, build, check_disk, check_monitors, check_vocabulary, grid_of
+from terramind_plugin.check.build import (
+    Built,
+    build,
+    check_cache,
+    check_disk,
+    check_monitors,
+    check_vocabulary,
+    grid_of,
+)
 from terramind_plugin.check.config import check_interval
 from terramind_plugin.check.pretraining_ground import MeshCentres, check_pretraining_ground, read_centres
 from terramind_plugin.check.process import Attempt
@@ -97,6 +105,8 @@ def _look(
         say("reading samples of the shards")
         yield from built.datamodule.check_shards(samples)
         return
+    if plan is not None:
+        yield from check_cache(built.datamodule, plan)
     yield from _data(built, plan, samples, say)
     if plan is not None and centres is not None:
         say("comparing the test chips with TerraMesh")

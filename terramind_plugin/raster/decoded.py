@@ -119,6 +119,10 @@ class DecodedChips:
         self._store(key, os.path.abspath(path), image)
         return image
 
+    def measure(self) -> int:
+        """Return the bytes of all files."""
+        return sum(size for _, size, _ in self._list())
+
     def _place(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}{CHIP_FILE}"
 
@@ -174,7 +178,7 @@ class DecodedChips:
     def _make_room(self, size: int) -> bool:
         """Return whether the limit allows some bytes more, after dropping what nobody has used for long."""
         if self._used < 0 or self._written > self.limit * RECOUNT:
-            self._used, self._written = sum(size for _, size, _ in self._list()), 0
+            self._used, self._written = self.measure(), 0
         if self._used + size <= self.limit:
             return True
         now = time.time()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import namedtuple
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,3 +39,17 @@ def test_disk(
     (found,) = check_disk({"trainer": {"callbacks": [callback], **trainer}}, nn.Linear(100, 10, bias=False))
     assert found.verdict == ("ok" if enough else "error")
     assert f"; {copies} checkpoint{'' if copies == 1 else 's'} of " in found.seen
+
+
+def test_a_cache_that_is_too_small_is_named(check: Any, sound: Any, tmp_path: Path) -> None:
+    cache = tmp_path / "decoded"
+    (small,) = check(sound, {"data.cache": str(cache), "data.cache_gib": 0.001})
+    assert (small.check, small.verdict) == ("run: cache", "warning")
+    # Twelve chips of 13 bands in float32 or int16, 2 in float32 and a label.
+    assert "rasters take 0.00 GiB, cache_gib is 0.001: the rest is decoded each time" in small.seen
+    assert check(sound, {"data.cache": str(cache)}) == []
+    assert not cache.exists()
+    (wrong,) = check(sound, {"data.cache": str(next((sound.root / "splits").iterdir()))})
+    assert "cache must be a folder, but" in wrong.seen
+    (misspelt,) = check(sound, {"data.cache_gb": 3})
+    assert "Did you mean 'cache_gib'?" in misspelt.seen
