@@ -1,10 +1,14 @@
-"""Chips of Sentinel-2 from a catalogue, beside plain rasterio and odc-stac: CPU time, bytes, requests."""
+"""Chips of Sentinel-2 from a catalogue, beside plain rasterio and odc-stac: CPU time, bytes, requests; the engine."""
 
 from __future__ import annotations
 
+import multiprocessing
+import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,14 +31,25 @@ from terramind_plugin.sources.plan import make_request, plan_scenes
 from terramind_plugin.sources.reading import read_modality, window_in
 from terramind_plugin.sources.scenes import Scene
 from terramind_plugin.sources.volume import block_sizes
+from terramind_plugin.system import read_status
 from tests.sources.server import Server, serve
 
 BANDS = MODALITIES["S2L2A"].band_names
+TILE = 528
+"""Pixels per side of a simulated scene."""
 SIZE = 64
 """Pixels per side of a chip; the simulated scenes are small."""
 DATE = "2021-09-08"
 """A date whose scenes all have an offset."""
 MIB = 2**20
+PLAIN = "rasterio, a block at a time"
+"""The way that is the measure of the others."""
+AIM_CPU, AIM_ENGINE, AIM_MEMORY = 1.2, 0.1, 1.1
+"""Times rasterio's CPU time; CPU seconds a block; times the memory after 10 blocks that 1,000 may take."""
+FEW, MANY = 10, 1000
+"""Numbers of blocks between which memory is compared."""
+MEMORY_BLOCK = 128
+"""Pixels per side of a block whose memory is measured."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +60,23 @@ class SourceRow:
     cpu: float
     """Seconds of the processor a chip, median of the rounds."""
     ratio: float
-    """Median of the ratios to plain rasterio in the same round."""
+    """Median of the ratios to `PLAIN` in the same round."""
     bytes: int
     requests: int
     share: float
     """Bytes served over the compressed bytes of the file blocks that the chips touch."""
     apart: int
-    """Largest difference to plain rasterio in digital numbers."""
+    """Largest difference to `PLAIN` in digital numbers."""
+
+
+@dataclass(frozen=True)
+class EngineRow:
+    """What the engine adds to the work, and whether memory grows."""
+
+    cpu: dict[int, float]
+    """CPU seconds of all processes for a block without work, start-up included, by number of workers."""
+    memory: tuple[int, int]
+    """Resident bytes after `FEW` and after `MANY` blocks of one process that reads."""
 
 
 @dataclass(frozen=True)
@@ -63,63 +88,91 @@ class Work:
     block: Grid
     """Grid that holds all chips."""
 
+    def cut(self, values: NDArray[Any]) -> list[NDArray[Any]]:
+        """Return the chips of a block [bands, H, W]."""
+        t = self.block.transform
+        corners = [(round((t.f - one.top) / 10), round((one.left - t.c) / 10)) for one in self.places]
+        return [values[:, row : row + SIZE, column : column + SIZE] for row, column in corners]
+
 
 Reader = Callable[[Work], list[NDArray[Any]]]
 
 
 def read_ours(work: Work) -> list[NDArray[Any]]:
     """Return the chips by this package: the block is read at once."""
-    pixels = read_modality(work.block, "S2L2A", work.scenes)
-    t = work.block.transform
-    return [
-        pixels.crop(round((t.f - one.top) / 10), round((one.left - t.c) / 10), one.height, one.width).values
-        for one in work.places
-    ]
+    return work.cut(read_modality(work.block, "S2L2A", work.scenes).values)
 
 
-def read_plainly(work: Work) -> list[NDArray[Any]]:
-    """Return the chips by rasterio alone, one WarpedVRT a chip, band and scene; scenes are fused in order."""
-    chips = []
-    for place in work.places:
-        grid = place.grid
-        chip = np.zeros((len(BANDS), *grid.shape), np.uint16)
-        for scene in work.scenes:
-            if (chip > 0).all():
-                break
-            numbers = np.stack([_warp(scene.assets[band], grid) for band in BANDS])
-            values = np.where(numbers > 0, np.maximum(numbers.astype(np.int32) - scene.offset, 1), 0).astype(np.uint16)
-            np.copyto(chip, values, where=(chip == 0).all(axis=0) & (values > 0).all(axis=0))
-        chips.append(chip)
-    return chips
+def read_plainly(work: Work, *, by_block: bool) -> list[NDArray[Any]]:
+    """Return the chips by rasterio alone: each file is opened once, and read by a WarpedVRT for each grid and scene.
+
+    Args:
+        work: What to read.
+        by_block: Whether the grid is the block, not each chip.
+    """
+    grids = [work.block] if by_block else [place.grid for place in work.places]
+    found = [np.zeros((len(BANDS), *grid.shape), np.uint16) for grid in grids]
+    partly: list[tuple[int, NDArray[np.uint16]]] = []
+    for scene in work.scenes:
+        waiting = [number for number, image in enumerate(found) if (image == 0).all(axis=0).any()]
+        if not waiting:
+            break
+        with ExitStack() as stack:
+            files = [stack.enter_context(rasterio.open(scene.assets[band])) for band in BANDS]
+            for number in waiting:
+                values = np.stack([_warp(file, grids[number]) for file in files]).astype(np.int32)
+                values = np.where(values > 0, np.maximum(values - scene.offset, 1), 0).astype(np.uint16)
+                _fill(found[number], values, (values > 0).all(axis=0))
+                partly.append((number, values))
+    for number, values in partly:  # where bands end at different pixels
+        _fill(found[number], values, (values > 0).any(axis=0))
+    return work.cut(found[0]) if by_block else found
 
 
-def _warp(address: str, grid: Grid) -> NDArray[Any]:
-    with rasterio.open(address) as file, WarpedVRT(
+def _fill(image: NDArray[np.uint16], values: NDArray[np.uint16], where: NDArray[np.bool_]) -> None:
+    np.copyto(image, values, where=where & (image == 0).all(axis=0))
+
+
+def _warp(file: Any, grid: Grid) -> NDArray[Any]:
+    with WarpedVRT(
         file, crs=grid.crs, transform=grid.transform, width=grid.width, height=grid.height,
         resampling=Resampling.bilinear, src_nodata=0, nodata=0,
     ) as warped:  # fmt: skip
         return np.asarray(warped.read(1))
 
 
-def read_by_odc(items: Mapping[str, Any]) -> Reader:
-    """Return a reader by odc-stac, one load a chip."""
+def read_by_odc(work: Work, *, items: Mapping[str, Any], by_block: bool) -> list[NDArray[Any]]:
+    """Return the chips by odc-stac, one load for the block or for each chip.
+
+    Args:
+        work: What to read.
+        items: Items of pystac by id.
+        by_block: Whether a block is loaded at once.
+    """
     from affine import Affine
     from odc.geo.geobox import GeoBox
     from odc.stac import load
 
-    def read(work: Work) -> list[NDArray[Any]]:
-        chips = []
-        for place in work.places:
-            grid = place.grid
-            box = GeoBox(grid.shape, Affine(*grid.transform[:6]), str(grid.crs))
-            own = [items[scene.id] for scene in work.scenes]
-            found = load(own, bands=list(BANDS), geobox=box, resampling="bilinear", nodata=0, dtype="uint16",
-                         groupby="solar_day")  # fmt: skip
-            numbers = np.stack([found[band].values[0] for band in BANDS]).astype(np.int32)
-            chips.append(np.where(numbers > 0, np.maximum(numbers - work.scenes[0].offset, 1), 0))
-        return chips
+    own = [items[scene.id] for scene in work.scenes]
+    chips = []
+    for grid in [work.block] if by_block else [place.grid for place in work.places]:
+        box = GeoBox(grid.shape, Affine(*grid.transform[:6]), str(grid.crs))
+        found = load(own, bands=list(BANDS), geobox=box, resampling="bilinear", nodata=0, dtype="uint16",
+                     groupby="solar_day")  # fmt: skip
+        numbers = np.stack([found[band].values[0] for band in BANDS]).astype(np.int32)
+        chips.append(np.where(numbers > 0, np.maximum(numbers - work.scenes[0].offset, 1), 0))
+    return work.cut(chips[0]) if by_block else chips
 
-    return read
+
+def make_readers(items: Mapping[str, Any]) -> dict[str, Reader]:
+    """Return the ways of reading by name."""
+    return {
+        PLAIN: partial(read_plainly, by_block=True),
+        "this package": read_ours,
+        "odc-stac, a block at a time": partial(read_by_odc, items=items, by_block=True),
+        "rasterio, a chip at a time": partial(read_plainly, by_block=False),
+        "odc-stac, a chip at a time": partial(read_by_odc, items=items, by_block=False),
+    }
 
 
 def plan_work(catalogue: str, aoi: Path) -> list[Work]:
@@ -169,42 +222,38 @@ def measure_sources(folder: Path, rounds: int) -> list[SourceRow]:
     """
     import pystac
 
-    simulate_catalogue(folder, 528)
+    simulate_catalogue(folder, TILE)
     works = plan_work(f"{folder}/catalog.json", folder / "aoi.geojson")
     items = {item.id: item for item in pystac.Catalog.from_file(str(folder / "catalog.json")).get_items(recursive=True)}
     for item in items.values():
         item.make_asset_hrefs_absolute()
-    readers = {"rasterio alone": read_plainly, "this package": read_ours, "odc-stac": read_by_odc(items)}
+    readers = make_readers(items)
     count = sum(len(work.places) for work in works)
     times: dict[str, list[float]] = {name: [] for name in readers}
     chips: dict[str, list[NDArray[Any]]] = {}
-    for _ in range(rounds):
+    for turn in range(rounds + 1):  # the first round warms up
         for name, read in readers.items():
             with rasterio.Env(**engine.GDAL):
                 begun = time.process_time()
                 chips[name] = [chip for work in works for chip in read(work)]
                 close_datasets()
-                times[name].append((time.process_time() - begun) / count)
+                if turn:
+                    times[name].append((time.process_time() - begun) / count)
     whole = touched(works)
     rows = []
     with serve(folder) as server:
         remote = plan_work(f"{server.url}/catalog.json", folder / "aoi.geojson")
-        for name, read in readers.items():
-            served = _serve_once(
-                server, read_by_odc(_moved(items, folder, server)) if name == "odc-stac" else read, remote
-            )
-            ratios = [own / plain for own, plain in zip(times[name], times["rasterio alone"], strict=True)]
-            apart = max(
-                int(np.abs(a.astype(int) - b.astype(int)).max())
-                for a, b in zip(chips[name], chips["rasterio alone"], strict=True)
-            )
-            rows.append(
-                SourceRow(name, median(times[name]), median(ratios), served[1], served[0], served[1] / whole, apart)
-            )
+        for name, read in make_readers(_moved(items, folder, server)).items():
+            requests, size = _serve_once(server, read, remote)
+            ratios = [own / plain for own, plain in zip(times[name], times[PLAIN], strict=True)]
+            pairs = zip(chips[name], chips[PLAIN], strict=True)
+            apart = max(int(np.abs(a.astype(int) - b.astype(int)).max()) for a, b in pairs)
+            rows.append(SourceRow(name, median(times[name]), median(ratios), size, requests, size / whole, apart))
     return rows
 
 
 def _serve_once(server: Server, read: Reader, works: Sequence[Work]) -> tuple[int, int]:
+    """Return the numbers of requests and bytes that one pass over all chips asks for."""
     server.reset()
     with rasterio.Env(**engine.GDAL, CPL_VSIL_CURL_NON_CACHED=f"/vsicurl/{server.url}"):
         for work in works:
@@ -224,15 +273,82 @@ def _moved(items: Mapping[str, Any], folder: Path, server: Server) -> dict[str, 
     return moved
 
 
-def source_table(rows: Sequence[SourceRow]) -> list[str]:
-    """Return the lines of a Markdown table."""
+def measure_engine(folder: Path) -> EngineRow:
+    """Return what the engine costs; `folder` holds the catalogue of `measure_sources`."""
+    cpu = {workers: _in_process(_engine_seconds, workers) / MANY for workers in (1, 2)}
+    return EngineRow(cpu, _in_process(_memory, f"{folder}/catalog.json", folder / "aoi.geojson"))
+
+
+def _in_process(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what a function returns in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(work, arguments)
+
+
+def _nothing(number: int) -> int:
+    return number
+
+
+def _engine_seconds(workers: int) -> float:
+    """Return the CPU seconds of this process and its workers for `MANY` blocks without work."""
+    own = time.process_time()
+    for _ in engine.run(range(MANY), _nothing, workers=workers):
+        pass
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() - own + used.ru_utime + used.ru_stime
+
+
+def _memory(catalogue: str, aoi: Path) -> tuple[int, int]:
+    """Return the resident bytes after `FEW` and `MANY` blocks of `MEMORY_BLOCK` pixels over the same files."""
+    works = plan_work(catalogue, aoi)
+    sizes = {}
+    blocks = _shifted_blocks(works)
+    with rasterio.Env(**engine.GDAL):
+        for number in range(1, MANY + 1):
+            work = next(blocks)
+            read_ours(work)
+            if number in (FEW, MANY):
+                sizes[number] = read_status("VmRSS")
+    return sizes[FEW], sizes[MANY]
+
+
+def _shifted_blocks(works: Sequence[Work]) -> Iterator[Work]:
+    """Yield blocks without end, each a window of the largest one at another place."""
+    work = max(works, key=lambda one: one.block.height * one.block.width)
+    t, rows, columns = (work.block.transform, work.block.height - MEMORY_BLOCK, work.block.width - MEMORY_BLOCK)
+    rng = np.random.default_rng(0)
+    while True:
+        row, column = (int(rng.integers(0, most + 1)) for most in (rows, columns))
+        corner = rasterio.Affine(10, 0, t.c + 10 * column, 0, -10, t.f - 10 * row)
+        yield Work([], work.scenes, Grid(MEMORY_BLOCK, MEMORY_BLOCK, work.block.crs, corner))
+
+
+def source_lines(rows: Sequence[SourceRow], spent: EngineRow) -> list[str]:
+    """Return the lines of the report."""
+    ours = next(row for row in rows if row.who == "this package")
+    first, last = spent.memory
+    worst = max(spent.cpu.values())
+    aims = [
+        ["CPU time, times that of rasterio", f"{ours.ratio:.2f}", f"{AIM_CPU}", _verdict(ours.ratio <= AIM_CPU)],
+        ["engine, CPU s a block", f"{worst:.4f}", f"{AIM_ENGINE}", _verdict(worst <= AIM_ENGINE)],
+        [f"memory after {MANY} blocks, times that after {FEW}", f"{last / first:.3f}", f"{AIM_MEMORY}",
+         _verdict(last <= AIM_MEMORY * first)],
+        ["bytes served / bytes of the blocks touched", f"{ours.share:.2f}", "1.3", _verdict(ours.share <= 1.3)],
+    ]  # fmt: skip
     head = ["who", "times rasterio's CPU time", "CPU ms a chip", "MiB served", "requests", "bytes / blocks' bytes",
             "largest difference, DN"]  # fmt: skip
-    return table(
-        head,
-        [
-            [row.who, f"{row.ratio:.2f}", f"{row.cpu * 1e3:.1f}", f"{row.bytes / MIB:.2f}", str(row.requests),
-             f"{row.share:.2f}", str(row.apart)]
-            for row in rows
-        ],
-    )  # fmt: skip
+    listed = [
+        [row.who, f"{row.ratio:.2f}", f"{row.cpu * 1e3:.1f}", f"{row.bytes / MIB:.2f}", str(row.requests),
+         f"{row.share:.2f}", str(row.apart)]
+        for row in rows
+    ]  # fmt: skip
+    return [*table(["aim", "found", "at most", "verdict"], aims), "", *table(head, listed)]
+
+
+def _verdict(met: bool) -> str:
+    return "met" if met else "**missed**"
+
+
+def as_json(rows: Sequence[SourceRow], spent: EngineRow) -> dict[str, Any]:
+    """Return the results as JSON holds them."""
+    return {"rows": [asdict(row) for row in rows], "engine": asdict(spent)}

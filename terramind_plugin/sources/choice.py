@@ -15,7 +15,7 @@ from terramind_plugin.sources.datasets import SceneError
 from terramind_plugin.sources.grids import Place
 from terramind_plugin.sources.plan import DATED, ChipPlan
 from terramind_plugin.sources.reading import ScenePixels, read_mask
-from terramind_plugin.sources.scenes import Scene, group_passes, nearest_years
+from terramind_plugin.sources.scenes import Scene, group_passes, is_same_pass, nearest_years
 
 CLEAR = (2, 4, 5, 6, 7, 11)
 """Clear values of the scene classification: dark areas, vegetation, bare soil, water, unclassified, snow."""
@@ -210,7 +210,7 @@ def reading_options(task: BlockTask, chip: WorkingChip, modality: str) -> list[t
     found = passes_of(chip.plan, task.scenes, modality)
     found.sort(key=lambda keys: (abs(_time(task, keys) - own), keys))
     if modality == "S2L1C":  # the same pass as that of S2L2A, or none
-        found = [keys for keys in found if abs((_time(task, keys) - own).total_seconds()) < 3600][:1]
+        found = [keys for keys in found if is_same_pass(_time(task, keys), own)][:1]
     return found
 
 

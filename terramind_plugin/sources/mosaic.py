@@ -29,14 +29,12 @@ from terramind_plugin.sources.choice import CLEAR
 from terramind_plugin.sources.datasets import SceneError
 from terramind_plugin.sources.reading import NO_DEM, ScenePixels, read_mask, read_modality
 from terramind_plugin.sources.regions import MapRegion, RegionBlock
-from terramind_plugin.sources.scenes import Scene
+from terramind_plugin.sources.scenes import Scene, is_same_pass
 
 DTYPES = {"S2L2A": "UInt16", "S2L1C": "UInt16", "S1RTC": "Float32", "DEM": "Int16", "LULC": "Byte"}
 """GDAL's name of the type of each modality's blocks."""
 NODATA: dict[str, float] = {"S2L2A": 0, "S2L1C": 0, "S1RTC": float("nan"), "DEM": NO_DEM, "LULC": 0}
 """Value without data of each modality's blocks."""
-SAME_PASS = 3600.0
-"""Seconds by which times of products of one pass may differ."""
 SHOWN = 5
 """Maximum number of scenes that a message lists."""
 
@@ -167,7 +165,7 @@ class _Fusion:
         if not only_chosen:  # a pixel at the edge of a swath, where a band of the chosen pass has no data
             return choice.passes >= 0
         start = self.passes[number][0].start
-        same = [k for k, time in enumerate(choice.times) if abs((time - start).total_seconds()) < SAME_PASS]
+        same = [k for k, time in enumerate(choice.times) if is_same_pass(time, start)]
         return np.isin(choice.passes, same)
 
     def _read(self, scenes: Sequence[Scene]) -> ScenePixels:

@@ -18,10 +18,13 @@ FIRST_WITH_OFFSET = (4, 0)
 """First processing baseline with the offset."""
 DOUBTFUL = (datetime(2022, 1, 25, tzinfo=UTC), datetime(2022, 4, 1, tzinfo=UTC))
 """Acquisitions of Earth Search's sentinel-2-l2a in which the offset was removed from some files only."""
+PASS = timedelta(hours=1)
+"""Longest time that a pass over an area takes; an orbit takes longer, so that no other pass begins within it."""
 L2A_BUCKET = "sentinel-s2-l2a/"
 """Part of the addresses of L2A files, which some items of Earth Search's sentinel-2-l1c name by mistake."""
 _BASELINE = re.compile(r"(\d{1,2})\.(\d{1,2})")
 _IN_ID = re.compile(r"_N(\d{2})(\d{2})_|_N(\d{2})\.(\d{2})")
+_ORBIT = re.compile(r"^S2.*_R(\d{3})_")
 _TILE = re.compile(r"(?:^|_)T?(\d{2})([C-HJ-NP-X])[A-Z]{2}(?:_|$)")
 
 
@@ -69,11 +72,22 @@ class Scene:
         return (self.start + timedelta(hours=longitude / 15)).strftime("%Y-%m-%d")
 
 
+def is_same_pass(one: datetime, other: datetime) -> bool:
+    """Return whether two times may be those of one pass of a satellite."""
+    return abs(one - other) < PASS
+
+
 def group_passes(scenes: Iterable[Scene], longitude: float) -> dict[tuple[Any, ...], list[Scene]]:
-    """Return the scenes of each pass: one date by the sun at some longitude, one relative orbit, one platform."""
+    """Return the scenes of each pass: one date by the sun at some longitude, one relative orbit, one platform.
+
+    Where items name no orbit, the time tells passes of one day apart.
+    """
     found: dict[tuple[Any, ...], list[Scene]] = {}
     for scene in scenes:
-        found.setdefault((scene.day(longitude), scene.orbit, scene.platform), []).append(scene)
+        key: tuple[Any, ...] = (scene.day(longitude), scene.orbit, scene.platform)
+        while key in found and not is_same_pass(found[key][0].start, scene.start):
+            key = (*key, "later")
+        found.setdefault(key, []).append(scene)
     return found
 
 
@@ -123,7 +137,6 @@ def make_scene(item: Mapping[str, Any], rule: CollectionRule, outline: bytes) ->
     except ValueError:
         raise DataError("it has no time") from None
     baseline = _baseline(item) if rule.units == "reflectance" else None
-    orbit = properties.get("sat:relative_orbit")
     cloud = properties.get("eo:cloud_cover")
     return Scene(
         id=str(item["id"]),
@@ -137,7 +150,7 @@ def make_scene(item: Mapping[str, Any], rule: CollectionRule, outline: bytes) ->
         epsg=_epsg(item, next(iter(rule.assets.values()))),
         offset=_offset(rule, baseline, start, properties),
         baseline="" if baseline is None else f"{baseline[0]:02d}.{baseline[1]:02d}",
-        orbit=None if orbit is None else int(orbit),
+        orbit=_orbit(item),
         orbit_state=str(properties.get("sat:orbit_state") or "").lower(),
         platform=str(properties.get("platform") or "").lower(),
         cloud=None if cloud is None else float(cloud) / 100,
@@ -164,6 +177,16 @@ def _baseline(item: Mapping[str, Any]) -> tuple[int, int] | None:
         if hit is not None:
             return int(hit[1] or hit[3]), int(hit[2] or hit[4])
     return None
+
+
+def _orbit(item: Mapping[str, Any]) -> int | None:
+    """Return the relative orbit that an item, or the name of its product, names."""
+    properties = item.get("properties") or {}
+    named = properties.get("sat:relative_orbit")
+    if named is not None:
+        return int(named)
+    hits = (_ORBIT.search(str(name or "")) for name in (item.get("id"), properties.get("s2:product_uri")))
+    return next((int(hit[1]) for hit in hits if hit is not None), None)
 
 
 def _offset(

@@ -12,7 +12,7 @@ from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.sources.plan import make_request
 from terramind_plugin.sources.rules import RULES, CollectionRule, catalogue_of, choose_rules, read_rules
-from terramind_plugin.sources.scenes import make_scene
+from terramind_plugin.sources.scenes import group_passes, make_scene
 
 GROUND = box(10, 47, 11, 48).wkb
 ADDRESSES = {
@@ -117,6 +117,24 @@ def test_earth_search_l2a_has_no_offset_and_doubtful_scenes_are_refused(properti
     else:
         with pytest.raises(DataError, match="sentinel-2-c1-l2a"):
             make_scene(item(row, **properties), row, GROUND)
+
+
+def test_the_product_names_the_orbit_where_the_item_does_not():
+    row = rule("earth_search", "sentinel-2-c1-l2a")
+    uri = "S2B_MSIL2A_20190629T212529_N0500_R043_T06VVN_20230605T080531.SAFE"
+    given = {"s2:processing_baseline": "05.00", "s2:product_uri": uri}
+    assert make_scene(item(row, "S2B_T06VVN_20190629T212529_L2A", **given), row, GROUND).orbit == 43
+    assert make_scene(item(row, "S2B_T06VVN", **given, **{"sat:relative_orbit": 7}), row, GROUND).orbit == 7
+    radar = rule("planetary_computer", "sentinel-1-rtc")
+    assert make_scene(item(radar, "S1A_IW_R043_rtc"), radar, GROUND).orbit is None
+
+
+def test_passes_of_one_day_without_an_orbit_are_told_apart_by_their_time():
+    row = rule("planetary_computer", "sentinel-1-rtc")
+    times = {"a": "2023-06-12T05:10:00Z", "b": "2023-06-12T16:50:00Z", "c": "2023-06-12T05:10:25Z"}
+    scenes = [make_scene(item(row, name, datetime=time), row, GROUND) for name, time in times.items()]
+    passes = group_passes(scenes, 10.0).values()
+    assert [[scene.id for scene in found] for found in passes] == [["a", "c"], ["b"]]
 
 
 def test_an_item_of_l1c_with_files_of_l2a_is_refused():
