@@ -28,7 +28,7 @@ from bench.report import describe_machine, load_line, render, write_report
 from bench.scenes import measure_agreement, measure_times, memory_table, verdict_lines
 from bench.scenes import measure_peaks as measure_scene_peaks
 from bench.shards import SAMPLES, measure_shards, shard_lines
-from bench.sources import measure_sources, source_table
+from bench.sources import as_json, measure_engine, measure_sources, source_lines
 from bench.timing import CLOCKS
 
 HERE = Path(__file__).parent
@@ -158,8 +158,9 @@ def run_sources(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     machine = describe() | {"clock": "cpu"}
     with tempfile.TemporaryDirectory() as name:
         rows = measure_sources(Path(name), arguments.repeats or REPEATS["base"])
-    lines = [describe_machine(machine), "", *source_table(rows)]
-    return "\n".join(lines), {"machine": machine, "rows": [asdict(x) for x in rows]}
+        spent = measure_engine(Path(name))
+    lines = [describe_machine(machine), "", *source_lines(rows, spent)]
+    return "\n".join(lines), {"machine": machine, **as_json(rows, spent)}
 
 
 def run_shards(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:

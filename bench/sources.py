@@ -6,6 +6,7 @@ import multiprocessing
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,7 +20,6 @@ from numpy.typing import NDArray
 from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 
-from bench.report import table
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.raster.georeference import Grid
 from terramind_plugin.simulation.catalogue import simulate_catalogue
@@ -241,21 +241,21 @@ def measure_sources(folder: Path, rounds: int) -> list[SourceRow]:
                     times[name].append((time.process_time() - begun) / count)
     whole = touched(works)
     rows = []
-    with serve(folder) as server:
-        remote = plan_work(f"{server.url}/catalog.json", folder / "aoi.geojson")
-        for name, read in make_readers(_moved(items, folder, server)).items():
-            requests, size = _serve_once(server, read, remote)
-            ratios = [own / plain for own, plain in zip(times[name], times[PLAIN], strict=True)]
-            pairs = zip(chips[name], chips[PLAIN], strict=True)
-            apart = max(int(np.abs(a.astype(int) - b.astype(int)).max()) for a, b in pairs)
-            rows.append(SourceRow(name, median(times[name]), median(ratios), size, requests, size / whole, apart))
+    for name in readers:
+        with serve(folder) as server:  # another address each time, of which GDAL has nothing in its cache
+            remote = plan_work(f"{server.url}/catalog.json", folder / "aoi.geojson")
+            requests, size = _serve_once(server, make_readers(_moved(items, folder, server))[name], remote)
+        ratios = [own / plain for own, plain in zip(times[name], times[PLAIN], strict=True)]
+        pairs = zip(chips[name], chips[PLAIN], strict=True)
+        apart = max(int(np.abs(a.astype(int) - b.astype(int)).max()) for a, b in pairs)
+        rows.append(SourceRow(name, median(times[name]), median(ratios), size, requests, size / whole, apart))
     return rows
 
 
 def _serve_once(server: Server, read: Reader, works: Sequence[Work]) -> tuple[int, int]:
     """Return the numbers of requests and bytes that one pass over all chips asks for."""
     server.reset()
-    with rasterio.Env(**engine.GDAL, CPL_VSIL_CURL_NON_CACHED=f"/vsicurl/{server.url}"):
+    with rasterio.Env(**engine.GDAL):
         for work in works:
             read(work)
         close_datasets()
@@ -281,8 +281,8 @@ def measure_engine(folder: Path) -> EngineRow:
 
 def _in_process(work: Callable[..., Any], *arguments: Any) -> Any:
     """Return what a function returns in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(work, arguments)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
 
 
 def _nothing(number: int) -> int:
@@ -325,6 +325,8 @@ def _shifted_blocks(works: Sequence[Work]) -> Iterator[Work]:
 
 def source_lines(rows: Sequence[SourceRow], spent: EngineRow) -> list[str]:
     """Return the lines of the report."""
+    from bench.report import table  # imports torch, which would hide what blocks take in the process that reads them
+
     ours = next(row for row in rows if row.who == "this package")
     first, last = spent.memory
     worst = max(spent.cpu.values())
