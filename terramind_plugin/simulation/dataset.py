@@ -167,18 +167,8 @@ def simulate(
         DataError: One of the processes was killed.
     """
     root = Path(out)
-    if world not in WORLDS:
-        raise ConfigError(f"There is no world '{world}'.{suggest(world, WORLDS)} Known: {', '.join(WORLDS)}.")
-    if task not in LABEL_TASKS:
-        raise ConfigError(f"There is no task '{task}'.{suggest(task, LABEL_TASKS)} Known: {', '.join(LABEL_TASKS)}.")
-    if size < SMALLEST:
-        raise ConfigError(f"Chips of {size} pixels are too small: write a size of at least {SMALLEST}.")
-    check_seed(seed)
-    if processes < 1:
-        raise ConfigError(f"processes must be at least 1, got {processes}.")
+    _check_arguments(world, task, size, seed, processes, dates)
     splits = make_splits(chips, seed, WORLDS[world])
-    if not 1 <= dates <= LONGEST_SERIES:
-        raise ConfigError(f"dates must be 1 to {LONGEST_SERIES}, got {dates}.")
     parameters: dict[str, Any] = {"version": _VERSION, "chips": chips, "size": size, "seed": seed}
     parameters |= ({} if world == "floods" else {"world": world}) | ({} if dates == 1 else {"dates": dates})
     parameters |= {} if task == "water" else {"task": task}
@@ -201,6 +191,21 @@ def simulate(
         rows = [[site.name, site.region.name, *(f"{degrees:.5f}" for degrees in site.position)] for site in sites]
         write_lines(root / "labels.csv", [",".join(row) for row in [["chip", "label", "longitude", "latitude"], *rows]])
     return SimulatedDataset(root, names, splits)
+
+
+def _check_arguments(world: str, task: str, size: int, seed: int, processes: int, dates: int) -> None:
+    """Raise a ConfigError if an argument of `simulate` is out of range."""
+    if world not in WORLDS:
+        raise ConfigError(f"There is no world '{world}'.{suggest(world, WORLDS)} Known: {', '.join(WORLDS)}.")
+    if task not in LABEL_TASKS:
+        raise ConfigError(f"There is no task '{task}'.{suggest(task, LABEL_TASKS)} Known: {', '.join(LABEL_TASKS)}.")
+    if size < SMALLEST:
+        raise ConfigError(f"Chips of {size} pixels are too small: write a size of at least {SMALLEST}.")
+    check_seed(seed)
+    if processes < 1:
+        raise ConfigError(f"processes must be at least 1, got {processes}.")
+    if not 1 <= dates <= LONGEST_SERIES:
+        raise ConfigError(f"dates must be 1 to {LONGEST_SERIES}, got {dates}.")
 
 
 @contextmanager

@@ -57,17 +57,7 @@ def write_recipe(
             "class_path": "terratorch.tasks.SemanticSegmentationTask",
             "init_args": {
                 "model_factory": "EncoderDecoderFactory",
-                "model_args": {
-                    "backbone": model,
-                    "backbone_pretrained": True,
-                    "backbone_modalities": list(modalities),
-                    "backbone_out_indices": choose_layers(variant),
-                    "necks": [{"name": "terramind_pyramid", "patch_size": variant.patch_size}],
-                    "decoder": "terramind_unet",
-                    "decoder_channels": CHANNELS.get(variant.dim, WIDE_CHANNELS),
-                    "head_dropout": 0.1,
-                    "num_classes": len(class_names),
-                },
+                "model_args": _model(model, modalities, len(class_names), variant),
                 "loss": "dice",
                 "ignore_index": -1,
                 "class_names": list(class_names),
@@ -91,6 +81,21 @@ def write_recipe(
             "#            anew: the same terramind chips with --model terramind_v1_base.\n"
         )
     write_text(path, head + yaml.safe_dump(content, sort_keys=False, width=110))
+
+
+def _model(model: str, modalities: Sequence[str], classes: int, variant: Variant) -> dict[str, Any]:
+    """Return the arguments of the model, with the features of four layers at equal distances."""
+    return {
+        "backbone": model,
+        "backbone_pretrained": True,
+        "backbone_modalities": list(modalities),
+        "backbone_out_indices": choose_layers(variant),
+        "necks": [{"name": "terramind_pyramid", "patch_size": variant.patch_size}],
+        "decoder": "terramind_unet",
+        "decoder_channels": CHANNELS.get(variant.dim, WIDE_CHANNELS),
+        "head_dropout": 0.1,
+        "num_classes": classes,
+    }
 
 
 def _data(
