@@ -2,10 +2,25 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
+SOURCES_STAMP := .venv/installed-sources
+DEV_STAMP := .venv/installed-dev
+# Index with CPU builds of PyTorch, e.g. https://download.pytorch.org/whl/cpu: a tenth of the size of the CUDA builds.
+TORCH_INDEX ?=
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off
 OUT ?= demo_output
 CONFIG := configs/demo_flood.yaml
 export HF_HUB_OFFLINE ?= 1
 export NO_ALBUMENTATIONS_UPDATE ?= 1
+
+# A comma within an argument of a function.
+, := ,
+
+# $(call step,what and how big,command): says what begins, and at its end how long it took and what .venv holds.
+define step
+	@echo "  $(1) ..."
+	@start=$$(date +%s); $(2) && \
+		echo "    done in $$(( $$(date +%s) - start )) s; .venv has $$(du -sh .venv | cut -f 1)"
+endef
 
 .PHONY: help setup demo demo-series demo-region test test-all bench nano results docs lint clean
 
@@ -19,15 +34,29 @@ help:
 	@echo "make nano      train terramind_sim_nano from nothing (over an hour on two cores)"
 	@echo "make results   measure what terramind_sim_nano has learned; writes RESULTS.md"
 	@echo "make docs      build the documentation into site/"
+	@echo "make ... TORCH_INDEX=https://download.pytorch.org/whl/cpu   set up with PyTorch for CPUs, a tenth of the size"
 	@echo "make lint      ruff, mypy, and the wheel built and imported"
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml
-	@test -x $(BIN)/python || (echo "Creating .venv" && $(PYTHON) -m venv .venv)
-	@echo "Installing terramind-plugin and TerraTorch into .venv (some minutes at the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@echo "Installing into .venv (once; it can be interrupted and started again)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+ifeq ($(TORCH_INDEX),)
+	$(call step,1/2 PyTorch with CUDA: about 3 GB to download$(,) some minutes (0.3 GB with TORCH_INDEX=URL$(,) see make help),$(PIP) torch torchvision)
+else
+	$(call step,1/2 PyTorch from $(TORCH_INDEX): about 0.3 GB to download if it has CPU builds$(,) a minute,$(PIP) --index-url $(TORCH_INDEX) torch torchvision)
+endif
+	$(call step,2/2 TerraTorch and its libraries: about 0.6 GB to download$(,) some minutes,$(PIP) -e .)
 	@touch $@
+
+$(SOURCES_STAMP): $(STAMP)
+	$(call step,libraries of satellite catalogues: about 0.1 GB to download$(,) a minute,$(PIP) -e ".[sources]")
+	@touch $@
+
+$(DEV_STAMP): $(STAMP)
+	$(call step,libraries of tests and documentation: about 0.3 GB to download$(,) a minute or two,$(PIP) -e ".[dev]")
+	@touch $@ $(SOURCES_STAMP)
 
 demo: $(STAMP)
 	@echo "1/5 Simulate flood scenes"
@@ -39,15 +68,19 @@ demo: $(STAMP)
 	@echo "4/5 Predict: terramind predict"
 	@$(BIN)/terramind predict --config $(CONFIG) --ckpt_path $(OUT)/checkpoints/best.ckpt \
 		--predict_output_dir $(OUT)/predictions
-	@echo "5/5 Draw"
+	@echo "5/5 Draw and compare with a map of land alone"
 	@$(BIN)/terramind figure --data $(OUT)/data/data --predictions $(OUT)/predictions --out $(OUT)/figure.png
 	@echo
 	@echo "Made:"
+	@echo "  figure       $(OUT)/figure.png: chips from the best to the worst, with hits, false alarms and misses"
 	@echo "  data         $(OUT)/data"
 	@echo "  checkpoint   $(OUT)/checkpoints/best.ckpt"
 	@echo "  predictions  $(OUT)/predictions/*.tif"
-	@echo "  figure       $(OUT)/figure.png"
-	@echo "  curves       $(BIN)/tensorboard --logdir $(OUT)/logs"
+	@echo
+	@echo "Next:"
+	@echo "  $(BIN)/tensorboard --logdir $(OUT)/logs    # curves and pictures of the training"
+	@echo "  $(BIN)/terramind compare -c $(CONFIG) --arms plain,lora,frozen --seeds 2 --out $(OUT)/compare    # which way is worth its time?"
+	@echo "  $(BIN)/terramind new --task segmentation --modalities S2L2A --data YOUR_FOLDER    # a configuration for your own chips"
 
 SERIES := $(OUT)/series
 SERIES_CONFIG := configs/demo_flood_series.yaml
@@ -82,7 +115,7 @@ REGION := $(OUT)/region
 CATALOGUE := --stac $(REGION)/world/catalog.json --catalogue planetary_computer --date 2021-06-01/2022-08-31
 
 # Every command goes on where an interrupted one has stopped.
-demo-region: $(STAMP)
+demo-region: $(SOURCES_STAMP)
 	@echo "1/6 Simulate a catalogue of satellite scenes in two UTM zones"
 	@$(BIN)/terramind simulate --world stac --out $(REGION)/world --size 528
 	@echo "2/6 Make chips: terramind chips"
@@ -105,13 +138,13 @@ demo-region: $(STAMP)
 	@echo "  maps         $(REGION)/maps/*_pred.tif, one a UTM zone"
 	@echo "  figure       $(REGION)/figure.png"
 
-test: $(STAMP)
+test: $(DEV_STAMP)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-all: $(STAMP)
+test-all: $(DEV_STAMP)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not network"
 
-bench: $(STAMP)
+bench: $(DEV_STAMP)
 	@$(BIN)/python -m bench --write
 
 # Six tokenizers on one core each, two at a time, then the model. An interrupted `make nano` goes on where it was.
@@ -153,16 +186,16 @@ nano/masked/done: nano/tokens/done
 	@touch $@
 
 # A seed that no training uses.
-results: $(STAMP)
+results: $(DEV_STAMP)
 	@$(BIN)/terramind simulate --world globe --chips 320 --size 128 --seed 7001 \
 		--processes 2 --out output/results_world
 	@$(BIN)/python -m bench.results --data output/results_world --out .
 
-docs: $(STAMP)
+docs: $(DEV_STAMP)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "The documentation is in site/index.html"
 
-lint: $(STAMP)
+lint: $(DEV_STAMP)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy

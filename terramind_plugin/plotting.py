@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
 from matplotlib.colors import Colormap, LightSource, ListedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -26,6 +29,12 @@ RADAR_RANGES = ((-22.0, 0.0), (-28.0, -6.0), (2.0, 20.0))
 """Decibels that become black and white, for VV, VH and VV - VH."""
 LAND = ListedColormap(colormaps["terrain"](np.linspace(0.25, 1, 256)))
 """Colours of elevations; the lower quarter of 'terrain' is the sea."""
+RADAR_KEY = (("radar: VV", "#e00000"), ("radar: VH", "#00b000"), ("radar: VV - VH", "#3030ff"))
+"""Names and colours of what makes a radar picture red, green and blue; water is dark, woods are bright and yellow."""
+AGREEMENT = {"neither": "#d9cfb4", "hit": "#1f6fb4", "false alarm": "#f2c500", "missed": "#c51b7d"}
+"""Colours of the agreement between map and label in a pixel."""
+COASTS = Path(__file__).parent / "shipped" / "coasts.npz"
+"""Coasts of Natural Earth 1:110 million (public domain) in tenths of a degree, see the README beside it."""
 NO_VALUE = "#c0c0c0"
 VALUES = colormaps["viridis"].with_extremes(bad=NO_VALUE)
 """Colours of continuous values."""
@@ -106,6 +115,24 @@ def _radar_picture(vv: np.ndarray, vh: np.ndarray) -> np.ndarray:
     return stretch(channels)
 
 
+def radar_key(modalities: Iterable[str]) -> list[tuple[str, str]]:
+    """Return the entries of a legend that explain the colours of radar, if there is radar among the modalities."""
+    entries = [find(name) for name in modalities]
+    return list(RADAR_KEY) if any(entry is not None and entry.name in RADAR for entry in entries) else []
+
+
+def agreement_picture(found: np.ndarray, wanted: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return a picture [H, W, 3] of hits, false alarms and misses, black where nothing is known.
+
+    Args:
+        found: True where the map has the class, [H, W].
+        wanted: True where the label has it.
+        known: True where both say something.
+    """
+    ids = np.select([found & wanted, found & ~wanted, ~found & wanted], [1, 2, 3], 0)
+    return class_picture(np.where(known, ids, -1), list(AGREEMENT.values()))
+
+
 def bands_shown(modality: str, bands: Sequence[object] | None, count: int) -> list[int]:
     """Return the positions of the bands that a picture shows: three as colours, two of radar, or one in grey.
 
@@ -148,6 +175,7 @@ def plot_samples(
         drawn = {name: class_picture(as_array(ids), colors) for name, ids in maps.items() if ids is not None}
         panels.append((text, {**dict(image_pictures(images, bands or {})), **more, **drawn}))
     legend = [*zip(names, colors, strict=True), ("no data", NO_LABEL)] if classes else []
+    legend += radar_key(dict.fromkeys(name for row in rows for name in row[1]))
     return draw_panels(panels, legend, figure=figure)
 
 
@@ -218,6 +246,9 @@ def plot_modality(modality: Any, data: Any, ax: Any = None) -> Any:
         add_bar(ax, NDVI, (-1, 1), "NDVI")
     elif name == "DEM":
         add_bar(ax, LAND, value_range(array), "m")
+    elif name in RADAR and array.ndim == 3 and len(array) > 1:
+        pairs = [(text.removeprefix("radar: "), color) for text, color in RADAR_KEY]
+        add_legend(ax, pairs, loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=3, fontsize=7)
     ax.set_axis_off()
     ax.set_title(name)
     return ax
@@ -375,13 +406,21 @@ def add_bar(axes: Any, colors: Colormap, limits: tuple[float, float], label: str
 
 
 def frame_globe(axis: Any, step: int = 30) -> None:
-    """Give axes the frame of a map of the globe, with `step` degrees between lines of latitude."""
+    """Give axes the frame of a map of the globe: coasts, and `step` degrees between lines of latitude."""
     longitudes, latitudes = range(-180, 181, 2 * step), range(-90, 91, step)
     axis.set(xlim=(-180, 180), ylim=(-90, 90), xticks=longitudes, yticks=latitudes, aspect="equal")
     axis.set_xlabel("longitude", fontsize=8)
     axis.set_ylabel("latitude", fontsize=8)
     axis.tick_params(labelsize=7)
     axis.grid(color="#000000", alpha=0.12, linewidth=0.6)
+    axis.add_collection(LineCollection(read_coasts(), colors="#606060", linewidths=0.6, zorder=1.5), autolim=False)
+
+
+@cache
+def read_coasts() -> list[np.ndarray]:
+    """Return the coasts of the continents and larger islands, each as positions [N, 2] (longitude, latitude)."""
+    with np.load(COASTS) as stored:
+        return np.split(stored["points"] / 10.0, stored["starts"][1:-1])
 
 
 def value_range(values: np.ndarray) -> tuple[float, float]:

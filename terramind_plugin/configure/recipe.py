@@ -34,6 +34,8 @@ TASKS = {
 }
 """TerraTorch's task and a loss, by the data module's task."""
 LARGEST_BATCH = 8
+CROP_OF_SMALL = 256
+"""Largest side of an image in training for the model that ships: it is meant for CPUs."""
 WIDTH = 110
 """Characters of a line of YAML."""
 
@@ -231,13 +233,20 @@ def _describe_transforms(survey: Survey, variant: Variant) -> dict[str, Any]:
     """Return the transforms, with a crop where chips differ in size or do not make whole patches."""
     sizes = sorted({side for image in survey.images for shape in image.sizes for side in shape})
     crop = choose_crop(sizes, variant.patch_size)
+    small = CROP_OF_SMALL if variant.hub_repo is None and sizes[0] > CROP_OF_SMALL else None
     training: list[Any] = [{"class_path": "albumentations.D4"}, {"class_path": "ToTensorV2"}]
-    if crop is None:
-        return {"train_transform": training}
-    shape = {"height": crop, "width": crop}
-    middle = [{"class_path": "albumentations.CenterCrop", "init_args": shape}, {"class_path": "ToTensorV2"}]
-    random = {"class_path": "albumentations.RandomCrop", "init_args": shape}
-    return {"train_transform": [random, *training], "val_transform": middle, "test_transform": middle}
+    side = small or crop
+    if side is not None:
+        training.insert(0, _describe_crop("RandomCrop", side))
+    found: dict[str, Any] = {"train_transform": training}
+    if crop is not None:
+        middle = [_describe_crop("CenterCrop", crop), {"class_path": "ToTensorV2"}]
+        found |= {"val_transform": middle, "test_transform": middle}
+    return found
+
+
+def _describe_crop(name: str, side: int) -> dict[str, Any]:
+    return {"class_path": f"albumentations.{name}", "init_args": {"height": side, "width": side}}
 
 
 def _describe_model(survey: Survey, task: str, variant: Variant) -> dict[str, Any]:

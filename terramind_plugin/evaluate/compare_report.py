@@ -149,8 +149,8 @@ def _draw_labels(summaries: Sequence[ArmSummary], metric: str, title: str) -> Fi
         )
     axis.set_xticks(range(len(budgets)), ["all" if labels is None else str(labels) for labels in budgets])
     axis.set_xlabel("labelled chips")
-    axis.set_ylabel(metric)
-    axis.grid(alpha=0.3)
+    axis.margins(x=0.08)
+    _set_metric_axis(axis, metric, summaries)
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return figure
 
@@ -180,10 +180,25 @@ def _draw_costs(summaries: Sequence[ArmSummary], metric: str, title: str) -> Fig
             axis.annotate(one.arm, (x, y), xytext=(6, 6), textcoords="offset points", fontsize=8, color=color)
     panels[0].set_xlabel("wall time of the fit, s")
     panels[1].set_xlabel("peak memory, MiB")
-    panels[0].set_ylabel(metric)
-    for axis in panels:
-        axis.set_xlim(left=0)
-        axis.grid(alpha=0.3)
+    for axis, widest in zip(panels, (_widest(summaries, "fit_seconds"), _widest(summaries, "peak_mib")), strict=True):
+        axis.set_xlim(0, 1.15 * widest)  # with room for the names at the right
+        _set_metric_axis(axis, metric, summaries)
+    panels[1].set_ylabel("")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return figure
+
+
+def _widest(summaries: Sequence[ArmSummary], field: str) -> float:
+    return max((float(value) for one in summaries for value in getattr(one, field)), default=1.0) or 1.0
+
+
+def _set_metric_axis(axis: Any, metric: str, summaries: Sequence[ArmSummary]) -> None:
+    """Let the axis of the metric begin at 0, so that differences are seen in proportion, and cut no point."""
+    values = [value for one in summaries for value in one.metric]
+    low, high = min([0.0, *values]), max([0.0, *values])
+    axis.set_ylim(1.05 * low, 1.0 if 0 < high <= 1 else 1.05 * high or 1.0)
+    axis.set_ylabel(f"{metric.removeprefix('test/')} of the test")
+    axis.grid(alpha=0.3)
+    for drawn in axis.collections:
+        drawn.set_clip_on(False)

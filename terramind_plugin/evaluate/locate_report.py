@@ -22,6 +22,8 @@ from terramind_plugin.plotting import LABEL_COLORS, frame_globe, plot_modality
 from terramind_plugin.raster.chips import Chip
 from terramind_plugin.raster.writer import write_geotiff
 
+CELL = 10
+"""Degrees of a cell in the maps of many chips."""
 SHADES = 1e3
 """Ratio of the largest to the smallest probability in the colour scale."""
 
@@ -209,7 +211,7 @@ def draw_chip(chip: Chip, modality: str, belief: Belief, count: int, title: str)
 
 
 def draw_errors(true: NDArray[Any], named: NDArray[Any], errors: Sequence[Errors], title: str) -> Figure:
-    """Return a figure: a line from each true location to the guess, and the distribution of the errors.
+    """Return a figure: where chips lie and where the model puts them, as densities, and the distribution of the errors.
 
     Args:
         true: True locations [chips, 2] as (longitude, latitude) in degrees.
@@ -217,23 +219,20 @@ def draw_errors(true: NDArray[Any], named: NDArray[Any], errors: Sequence[Errors
         errors: Errors from `compare_errors`.
         title: Title of the figure.
     """
-    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    figure = Figure(figsize=(13, 6.4), layout="constrained")
     figure.suptitle(title, fontsize=9)
-    left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
-    for start, end in zip(true, named, strict=True):
-        across = (end[0] - start[0] + 180) % 360 - 180  # the short way round
-        for turn in (0, 360, -360):
-            left.plot(
-                [start[0] + turn, start[0] + turn + across],
-                [start[1], end[1]],
-                color="#999999",
-                linewidth=0.5,
-                zorder=1,
-            )
-    left.scatter(*true.T, s=12, color=LABEL_COLORS[3], label="true place", zorder=2)
-    left.scatter(*named.T, s=12, color=LABEL_COLORS[2], label="least expected distance", zorder=2)
-    frame_globe(left)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=8, frameon=False)
+    grid = figure.add_gridspec(2, 2, width_ratios=(1.4, 1))
+    maps = [figure.add_subplot(grid[row, 0]) for row in range(2)]
+    right = figure.add_subplot(grid[:, 1])
+    edges = np.arange(-180.0, 181, CELL), np.arange(-90.0, 91, CELL)
+    counts = [np.histogram2d(places[:, 0], places[:, 1], bins=list(edges))[0].T for places in (true, named)]
+    limits = (1, max(2.0, *(float(count.max()) for count in counts)))
+    for axis, count, text in zip(maps, counts, ("where the chips lie", "where the model puts them"), strict=True):
+        shown = np.ma.masked_equal(count, 0)
+        image = axis.pcolormesh(*edges, shown, cmap="viridis", norm=LogNorm(*limits))
+        axis.set_title(text, fontsize=10)
+        frame_globe(axis)
+    figure.colorbar(image, ax=maps, shrink=0.7, label=f"chips in a cell of {CELL} degrees")
     for number, one in enumerate(errors):
         order = np.sort(one.distances)
         shares = np.arange(1, len(order) + 1) / len(order)

@@ -19,7 +19,15 @@ from terramind_plugin.files import write_figure
 from terramind_plugin.inference.job import Job
 from terramind_plugin.inference.outputs import NO_DATA
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.plotting import NO_LABEL, class_picture, draw_panels, modality_picture
+from terramind_plugin.plotting import (
+    AGREEMENT,
+    NO_LABEL,
+    agreement_picture,
+    class_picture,
+    draw_panels,
+    modality_picture,
+    radar_key,
+)
 from terramind_plugin.raster.reader import Source
 
 PAPER = (
@@ -28,8 +36,6 @@ PAPER = (
 )
 SEN1FLOODS11 = re.compile("(Bolivia|Ghana|India|Mekong|Nigeria|Pakistan|Paraguay|Somalia|Spain|Sri-Lanka|USA)_[0-9]+")
 """Names of the hand-labelled chips of Sen1Floods11."""
-AGREEMENT = {"neither": "#d9cfb4", "hit": "#1f6fb4", "false alarm": "#f2c500", "missed": "#c51b7d"}
-"""Colours of the agreement between map and label in a pixel."""
 CHIPS = 4
 """Number of chips in the figure."""
 
@@ -125,13 +131,14 @@ def draw(
         wanted, found = np.isin(ids, target.positive), read_map(job, TARGET)
         pictures = {name: _picture(test, chip, name, job) for name in row.inputs}
         pictures[f"{LAND_COVER} (model)"] = class_picture(land, cover.class_colors)
-        pictures[f"{target.name} (model)"] = _agreement(found == 1, wanted, known & (found != NO_DATA))
-        pictures["label"] = _agreement(wanted, wanted, known)
+        pictures[f"{target.name} (model)"] = agreement_picture(found == 1, wanted, known & (found != NO_DATA))
+        pictures["label"] = agreement_picture(wanted, wanted, known)
         iou = float(intersection_over_union(row.overlaps[number]))
         said = f"IoU {iou:.2f}" if np.isfinite(iou) else "nothing to find"
         panels.append((f"{chip.name}: {said}", pictures))
     legend = [(f"map: {name}", color) for name, color in AGREEMENT.items()] + [("no label or no data", NO_LABEL)]
     legend += [(f"{LAND_COVER}: {cover.class_names[n]}", cover.class_colors[n]) for n in sorted(seen - {0})]
+    legend += radar_key(row.inputs)
     figure: Figure = draw_panels(panels, legend, title, side=2.9)
     return figure
 
@@ -152,8 +159,3 @@ def _picture(test: LabelledSet, chip: LabelledChip, name: str, job: Job) -> NDAr
     source.close()
     shift, scale = test.scales[name]
     return modality_picture((np.where(part.valid, part.values, np.nan) + shift) * scale, expected.name)
-
-
-def _agreement(found: NDArray[np.bool_], wanted: NDArray[np.bool_], known: NDArray[np.bool_]) -> NDArray[Any]:
-    ids = np.select([found & wanted, found & ~wanted, ~found & wanted], [1, 2, 3], 0)
-    return class_picture(np.where(known, ids, -1), list(AGREEMENT.values()))

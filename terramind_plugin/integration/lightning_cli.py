@@ -32,6 +32,8 @@ from terramind_plugin.data.terratorch_internals import (
 from terramind_plugin.errors import ConfigError, DataError, WeightsError
 from terramind_plugin.files import check_aliases, write_bytes
 from terramind_plugin.integration.causes import explain, readable
+from terramind_plugin.integration.progress import replace_bars
+from terramind_plugin.integration.quiet import silence_libraries
 from terramind_plugin.model.checkpoints import check_types, model_args_of, read_file, settings_of, shorten
 from terramind_plugin.samples.classes import compare_class_names
 from terramind_plugin.samples.statistics import describe_statistics
@@ -129,6 +131,7 @@ class TerraMindCLI(MyLightningCLI):  # type: ignore[misc]
             WeightsError: The checkpoint does not fit the model, or its training state is damaged.
         """
         path = self.config[subcommand].get("ckpt_path")
+        replace_bars(self.trainer)
         if self.stored:
             check_types(self.model, self.stored, path)
             self.stored = {}
@@ -260,6 +263,7 @@ def run(words: list[str], kind: Callable[..., TerraMindCLI] = TerraMindCLI) -> N
     Raises:
         ConfigError: The configuration is not possible; the message says what is wrong, and nothing else.
     """
+    silence_libraries()
     sys.argv = [sys.argv[0], *words]  # the program's path stays: Lightning starts further processes with it
     patient: dict[str, Any] = {"exit_on_error": False}
     _make({**patient, **dict.fromkeys(TerraMindCLI.subcommands(), patient)}, kind)

@@ -79,7 +79,7 @@ def _simulate_catalogue(out: Path, size: int | None, seed: int) -> None:
 def run_figure(
     *, data: Path, predictions: Path, out: Path, chips: int = 4, class_names: list[str] | None = None
 ) -> None:
-    """Draw inputs, labels and predictions of some chips, or of a simulated region, as a PNG.
+    """Draw inputs, labels and predictions of some chips, or of a simulated region, as a PNG, and print scores.
 
     Args:
         data: Folder with S2L1CHand, LabelHand, ..., or with a catalogue that simulate --world stac wrote.
@@ -96,5 +96,15 @@ def run_figure(
     else:
         from terramind_plugin.simulation.figure import draw_predictions
 
-        draw_predictions(data, predictions, out, chips=chips, class_names=names)
+        rows = draw_predictions(data, predictions, out, chips=chips, class_names=names)
+        if len(rows) > 1:
+            _print_table(rows)
     print(out)
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    """Print a table whose columns are aligned."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for first, *rest in rows:
+        cells = [text.rjust(width) for text, width in zip(rest, widths[1:], strict=True)]
+        print("  ".join([first.ljust(widths[0]), *cells]))
