@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from bench.small_model import FEATURES, STEPS, TASKS, LandCover, Located, Results
-from terramind_plugin.evaluate.locate_report import draw_errors
+from terramind_plugin.evaluate.locate_report import draw_errors, remark_on_coasts
 from terramind_plugin.evaluate.output import markdown
 from terramind_plugin.evaluate.scores import Score
 from terramind_plugin.evaluate.zero_shot import LAND_COVER
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.plotting import class_picture, draw_panels, modality_picture
+from terramind_plugin.plotting import RADAR_KEY, class_picture, draw_panels, modality_picture
 
 PAGE, FOLDER = "RESULTS.md", "results"
 NUMBERS = "results.json"
@@ -32,10 +32,11 @@ def pictures(results: Results, title: str) -> dict[str, Figure]:
         title: Name of the model and its weights.
     """
     located = results.places["model"]
+    remark = remark_on_coasts(title.partition(",")[0])
     return {
         COVER: draw_land_cover(results, title),
         AGAIN: draw_reconstructions(results, title),
-        PLACES: draw_errors(located.true, located.middles, located.errors, f"{title}, from {FEATURES}"),
+        PLACES: draw_errors(located.true, located.middles, located.errors, f"{title}, from {FEATURES}{remark}"),
     }
 
 
@@ -72,7 +73,7 @@ def _picture(results: Results, modality: str, number: int) -> NDArray:
 
 def _legend() -> list[tuple[str, str]]:
     entry = MODALITIES[LAND_COVER]
-    return list(zip(entry.class_names, entry.class_colors, strict=True))[1:]
+    return [*list(zip(entry.class_names, entry.class_colors, strict=True))[1:], *RADAR_KEY]
 
 
 def record(results: Results, described: Mapping[str, Any]) -> dict[str, Any]:

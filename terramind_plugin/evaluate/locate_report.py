@@ -18,6 +18,7 @@ from terramind_plugin.evaluate.locate import ANYWHERE, NEAR, Belief, Errors, com
 from terramind_plugin.evaluate.output import show, write_json
 from terramind_plugin.evaluate.scores import great_circle
 from terramind_plugin.files import write_figure, write_rows
+from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.plotting import LABEL_COLORS, frame_globe, plot_modality
 from terramind_plugin.raster.chips import Chip
 from terramind_plugin.raster.writer import write_geotiff
@@ -114,7 +115,8 @@ def write_chip(files: tuple[Path, Path], chip: Chip, belief: Belief, count: int,
         described: Model, weights and modality.
     """
     write_belief(files[0], belief, {**described, "input": chip.path.name})
-    title = f"{chip.path.name}: {described['model']}, weights: {described['weights']}"
+    title = f"Where does {chip.path.name} lie? {described['model']}, weights: {described['weights']}"
+    title += remark_on_coasts(described["model"])
     write_figure(files[1], draw_chip(chip, described["modality"], belief, count, title))
 
 
@@ -132,9 +134,16 @@ def report_errors(out: Path, places: Sequence[LocatedChip], described: Mapping[s
     count, model = counted(len(places), "chip"), f"{described['model']}, weights: {described['weights']}"
     show(table(errors), f"{count}, {model}")
     write_json(out / "places.json", {**described, "chips": len(places), "errors": record(errors)})
-    figure = draw_errors(true, middles, errors, f"{count}, {described['modality']}: {model}")
+    title = f"{count}, {described['modality']}: {model}{remark_on_coasts(described['model'])}"
+    figure = draw_errors(true, middles, errors, title)
     write_figure(out / "places.png", figure)
     return [out / name for name in ("places.csv", "places.json", "places.png")]
+
+
+def remark_on_coasts(model: str) -> str:
+    """Return the end of a title that says so where a model's locations are not on the Earth, or an empty text."""
+    imaginary = model in VARIANTS and VARIANTS[model].hub_repo is None
+    return "\nthis model's globe is imaginary; the coasts of the Earth are for orientation" if imaginary else ""
 
 
 def record(errors: Sequence[Errors]) -> dict[str, Any]:
