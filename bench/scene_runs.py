@@ -22,8 +22,8 @@ from rasterio.transform import Affine
 from rasterio.windows import Window
 from torch import Tensor, nn
 
-from terramind_plugin.inference.job import plan_jobs
 from terramind_plugin.inference.options import Options
+from terramind_plugin.inference.planning import plan_jobs
 from terramind_plugin.inference.runner import run_jobs
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.raster.reader import Expected

@@ -22,9 +22,10 @@ from terramind_plugin.evaluate.scores import Overlap, Score, count_overlap, prec
 from terramind_plugin.evaluate.testset import Experiment, LabelledChip, LabelledSet
 from terramind_plugin.generation.generator import TerraMindGenerator
 from terramind_plugin.inference.generation import SceneGenerator
-from terramind_plugin.inference.job import Job, plan_jobs
+from terramind_plugin.inference.job import Job
 from terramind_plugin.inference.options import Options
 from terramind_plugin.inference.outputs import NO_DATA, NO_LAND_COVER, choose_classes, class_layer
+from terramind_plugin.inference.planning import plan_jobs
 from terramind_plugin.inference.runner import run_jobs
 from terramind_plugin.inference.settings import fixed_random_weights
 from terramind_plugin.model.checkpoints import hash_weights

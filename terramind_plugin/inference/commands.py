@@ -129,10 +129,7 @@ def run_map(
     """
     from terramind_plugin.inference import segmentation
 
-    if (scene is None) == (satellites.stac is None):
-        raise ConfigError("Give --scene FILE, or --stac CATALOGUE --aoi AREA.geojson --date RANGE: one of both.")
-    if satellites.stac is not None:
-        satellites.where_and_when()
+    places = satellites if satellites.asked(given=scene is not None, otherwise="--scene FILE") else None
     files = [[str(one) for one in files] for files in scene or ()]
     for path in segmentation.map_scenes(
         config,
@@ -141,7 +138,7 @@ def run_map(
         options,
         overrides,
         probabilities=probabilities,
-        satellites=None if satellites.stac is None else satellites,
+        satellites=places,
         model=model,
     ):
         print(path)
@@ -152,46 +149,83 @@ def run_embed(
     *,
     source: ModelArguments,
     options: EmbeddingOptions,
-    modality: str | None = None,
+    satellites: SatelliteArguments,
+    modality: list[str] | None = None,
     scene: list[list[RemotePath | Path]] | None = None,
     bands: list[str] | None = None,
     layer: int = -1,
+    temporal_pooling: Literal["mean", "max", "diff", "concat"] | None = None,
     pool: Literal["none", "mean"] = "none",
     dtype: Literal["float32", "float16", "int8"] = "float32",
     format: Literal["cog", "zarr", "parquet"] = "cog",
     preview: bool = False,
 ) -> None:
-    """Write embeddings of chips and whole scenes, a vector for each patch or window.
+    """Write embeddings of chips, of whole scenes, or of an area that satellite catalogues show.
 
-    The same command goes on with an interrupted run.
+    There is a vector for each patch or window. The same command goes on with an interrupted run.
 
     Args:
-        scenes: Rasters of any size, in the units of the modality; nodata and NaN are filled.
+        scenes: Rasters of any size, in the units of the modality; nodata and NaN are filled. The dates of a series are
+            in one file, or in files between commas in the order of time: A,B,C.
         source: Model.
         options: Windows, machines and files.
-        modality: Modality of the scenes, e.g. S2L2A.
+        satellites: Satellite catalogues in place of scenes.
+        modality: Modality of the scenes, e.g. S2L2A; with --stac all modalities to read, e.g. S2L2A,S1RTC.
         scene: Rasters of a modality, NAME=FILE ..., instead of scenes; repeatable.
         bands: Bands of the scenes where they have not all of the modality, e.g. BLUE,GREEN,RED, or of another one,
             NAME=BLUE,GREEN,RED; repeatable.
         layer: Layer of the encoder, from 0 on, or from -1 backwards.
+        temporal_pooling: How several dates become one vector (default: the mean, or as a fine-tuned model was trained).
         pool: A vector for each patch, or the mean of each window.
         dtype: Precision of stored vectors; int8 has a scale for each dimension.
         format: Cloud-Optimized GeoTIFF with a band for each dimension, Zarr, or GeoParquet.
         preview: Also draw the principal components as colours.
     """
+    from terramind_plugin.backbones.series import SeriesPooling
+    from terramind_plugin.inference.embedder import read_trained
     from terramind_plugin.inference.embedding import Storage, embed
-    from terramind_plugin.inference.scenes import name_bands, name_scenes
+    from terramind_plugin.inference.scenes import name_bands, name_modality, name_scenes
     from terramind_plugin.inference.settings import Settings
 
     if options.cog and format != "cog":
         raise ConfigError(f"--cog and --format {format} contradict each other: give one of them.")
-    typed = name_scenes(scenes or [], modality, scene or [])
+    places = satellites if satellites.asked(given=bool(scenes or scene)) else None
     variant, ckpt_path = source.look_up()
+    trained = read_trained(ckpt_path)
+    known = [] if trained is None else trained.names
+    listed = modality or []
+    if places is None:
+        if len(listed) > 1:
+            raise ConfigError(
+                f"--modality names one modality, got {', '.join(listed)}. Give --scene NAME=FILE for each."
+            )
+        typed = name_scenes(scenes or [], listed[0] if listed else None, scene or [], known)
+        names = list(typed[0])
+    else:
+        typed, names = [], [name_modality(name, known) for name in listed] or known
+        if not names:
+            raise ConfigError("--stac needs the modalities to read: --modality S2L2A, or several: S2L2A,S1RTC.")
     if not source.pretrained and ckpt_path is None:
         print("terramind: the weights are random, so the vectors mean nothing.", file=sys.stderr)
-    names = name_bands(bands or [], typed[0])
-    settings, storage = Settings(source.pretrained, ckpt_path), Storage(format, dtype, pool, preview)
-    for path in embed(typed, variant, settings, options, storage, layer=layer, bands=names):
+    pooling = None if temporal_pooling is None else SeriesPooling(temporal_pooling)
+    several = any(len(files) > 1 for one in typed for files in one.values())
+    several |= places is not None and "," in str(places.date)
+    if several and pooling is None and (trained is None or trained.pooling is None):
+        pooling = SeriesPooling()
+    written = embed(
+        typed,
+        variant,
+        Settings(source.pretrained, ckpt_path),
+        options,
+        Storage(format, dtype, pool, preview),
+        layer=layer,
+        bands=name_bands(bands or [], names),
+        pooling=pooling,
+        trained=trained,
+        satellites=places,
+        modalities=names,
+    )
+    for path in written:
         print(path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ from torch import Tensor, nn
 from terramind_plugin.backbones.encoder import TerraMindBackbone
 from terramind_plugin.backbones.lora import BASE
 from terramind_plugin.backbones.merge import OF_CACHES, OF_TERRATORCH
+from terramind_plugin.backbones.series import SeriesPooling, encode_series, read_pooling
 from terramind_plugin.builders import build_backbone, build_by_name
 from terramind_plugin.errors import ConfigError, WeightsError
+from terramind_plugin.inference.inputs import ModelInput, inputs_of_state, names_of
 from terramind_plugin.inference.settings import loading_weights
+from terramind_plugin.inference.windows import locate_windows
 from terramind_plugin.model.checkpoints import load_into, model_args_of, read_file, with_tables
-from terramind_plugin.model.modalities import find, statistics
-from terramind_plugin.model.standardisation import Standardisation
 from terramind_plugin.model.variants import Variant
 from terramind_plugin.model.weights import ANCHOR
+from terramind_plugin.raster.georeference import Grid
 from terramind_plugin.raster.reader import Expected
 from terramind_plugin.raster.writer import Layer
 
@@ -28,8 +31,6 @@ logger = logging.getLogger("terramind_plugin")
 
 MAPS = ("mean", "max", "concat")
 """Ways of merging modalities that give one feature map."""
-TIMES = "use_temporal"
-"""Argument of backbones for several dates, which TerraTorch reads."""
 
 
 class Embedder(nn.Module):
@@ -37,30 +38,132 @@ class Embedder(nn.Module):
 
     Args:
         backbone: Backbone with the weights asked for.
-        inputs: Standardisation of each modality.
+        inputs: Inputs that come from files.
         layer: Position of the layer among those that the backbone returns.
+        pooling: Pooling of several dates; None for images of one date.
+        positions: Name of the input that is the position of a window; None if there is none.
     """
 
-    def __init__(self, backbone: TerraMindBackbone, inputs: Mapping[str, Standardisation], layer: int) -> None:
+    def __init__(
+        self,
+        backbone: TerraMindBackbone,
+        inputs: Mapping[str, ModelInput],
+        layer: int,
+        pooling: SeriesPooling | None = None,
+        positions: str | None = None,
+    ) -> None:
         super().__init__()
         self.backbone = backbone.eval().requires_grad_(False)
-        self.inputs = nn.ModuleDict(inputs)
+        self.inputs = nn.ModuleDict({name: one.standardise() for name, one in inputs.items()})
         self.layer = layer
+        self.pooling = pooling
+        self.positions = positions
         self.patch = backbone.patch_size
-        self.channels = list(backbone.out_channels)[layer]
+        self.grid: Grid | None = None
+        """Grid of the scene, set by `begin`."""
+        self.take_dates(1)
+
+    @property
+    def mixes_scenes(self) -> bool:
+        """Return whether windows of several scenes may be in one batch."""
+        return self.positions is None
+
+    def numbers(self) -> dict[str, list[Any]]:
+        """Return what standardises each input, see `Standardised.numbers`."""
+        scales: Any = self.inputs.items()
+        return {name: scale.numbers() for name, scale in scales}
+
+    def take_dates(self, dates: int) -> None:
+        """Set the number of dates of the scenes, which the width of vectors may depend on."""
+        width = list(self.backbone.out_channels)[self.layer]
+        self.channels = width if self.pooling is None else self.pooling.widen(width, dates)
         names = tuple(f"dimension_{number}" for number in range(self.channels))
         self.layers = (Layer("embedding", "float32", names, "", float("nan")),)
 
+    def begin(self, grid: Grid) -> None:
+        """Set the grid of the scene whose windows come next."""
+        self.grid = grid
+
     def forward(self, images: Mapping[str, Tensor], corners: Sequence[tuple[int, int]]) -> Tensor:
         """Return vectors [B, dimensions, h / patch, w / patch]."""
-        features = list(self.backbone({name: scale(images[name]) for name, scale in self.inputs.items()}))
-        tokens: Tensor = features[self.layer]
+        x: dict[str, Tensor] = {name: scale(images[name]) for name, scale in self.inputs.items()}
         height, width = next(iter(images.values())).shape[-2:]
+        if self.positions is not None:
+            device = next(iter(x.values())).device
+            x[self.positions] = locate_windows(self.grid, corners, (height, width)).to(device)
+        features = list(self.backbone(x)) if self.pooling is None else self._encode_dates(x, self.pooling)
+        tokens: Tensor = features[self.layer]
         return tokens.transpose(1, 2).reshape(len(tokens), -1, height // self.patch, width // self.patch)
+
+    def _encode_dates(self, x: dict[str, Tensor], pooling: SeriesPooling) -> list[Tensor]:
+        count = max(image.shape[2] for image in x.values() if image.ndim == 5)
+        x = {name: image.expand(-1, -1, count, -1, -1) if image.ndim == 5 else image for name, image in x.items()}
+        images = {name: image for name, image in x.items() if image.ndim == 5}
+        known = {name: ~image.isnan().flatten(3).all(dim=3).all(dim=1) for name, image in images.items()}
+        masks = None if all(bool(one.all()) for one in known.values()) else known
+        return list(encode_series(self._encode, x, masks, pooling.pool))
+
+    def _encode(self, x: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None) -> list[Any]:
+        features: list[Any] = self.backbone(x, modality_mask=masks)
+        return features
 
     def finish(self, blended: Tensor) -> list[Tensor]:
         """Return the vectors [dimensions, rows, W], NaN in all dimensions where one is not finite."""
         return [blended.masked_fill(~blended.isfinite().all(dim=0), torch.nan)]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint of a fine-tuned task, as far as its backbone and inputs go."""
+
+    path: Path
+    arguments: Mapping[str, Any]
+    """Name and arguments of the backbone."""
+    tensors: Mapping[str, Tensor]
+    inputs: Mapping[str, ModelInput]
+    """Inputs as the data module of the training has described them; empty if it has not."""
+    positions: str | None
+    """Name of the input that is a position; None if there is none."""
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names of the inputs that come from files."""
+        return names_of(self.arguments.get("modalities"))
+
+    @property
+    def pooling(self) -> SeriesPooling | None:
+        """Return the pooling of several dates; None for images of one date."""
+        return read_pooling(self.arguments)
+
+    def describe_bands(self) -> str:
+        """Return the bands that the backbone takes, for messages."""
+        bands = self.arguments.get("bands") or {}
+        return "; ".join(f"{name}: {', '.join(map(str, names))}" for name, names in bands.items()) or "all bands"
+
+
+def read_trained(path: Path | None) -> Trained | None:
+    """Return what a checkpoint says of the task that it is of; None if it says nothing, or there is none.
+
+    Raises:
+        WeightsError: The file cannot be read.
+    """
+    if path is None:
+        return None
+    content, tensors = read_file(path)
+    model_args = model_args_of(content, path)
+    if not isinstance(model_args.get("backbone"), str):
+        return None
+    kwargs = model_args.get("backbone_kwargs") or {
+        key.removeprefix("backbone_"): value for key, value in model_args.items() if key.startswith("backbone_")
+    }
+    name = model_args["backbone"].removeprefix("terratorch_")
+    arguments = {"name": name, **{key: value for key, value in kwargs.items() if not key.startswith(OF_CACHES)}}
+    parts = [part for part in content.values() if isinstance(part, Mapping)]
+    state = next((part for part in parts if isinstance(part.get("means"), Mapping) and part.get("stds")), {})
+    inputs, positions = inputs_of_state(state)
+    listed = arguments.get("modalities") or []
+    named = next((str(name) for name in listed if not isinstance(name, Mapping) and not names_of([name])), None)
+    return Trained(path, arguments, tensors, inputs, positions or named)
 
 
 def build_embedder(
@@ -71,6 +174,8 @@ def build_embedder(
     pretrained: bool = True,
     bands: Mapping[str, Sequence[str]] | None = None,
     layer: int = -1,
+    pooling: SeriesPooling | None = None,
+    trained: Trained | None = None,
 ) -> tuple[Embedder, dict[str, Expected]]:
     """Return the model, and what the files of each modality hold.
 
@@ -83,68 +188,78 @@ def build_embedder(
         pretrained: Load the published weights if there is no `ckpt_path`.
         bands: Bands of a modality in the order of the model's input, where it has not all of them.
         layer: Layer of the encoder, from 0 on, or from -1 backwards.
+        pooling: Pooling of several dates; None for images of one date, or as the task was trained.
+        trained: What `read_trained` has read of `ckpt_path`; None to read it.
 
     Raises:
-        ConfigError: An argument is not possible, or the checkpoint's model has other modalities or several dates.
+        ConfigError: An argument is not possible, or the checkpoint's model has other modalities.
         WeightsError: The weights are not there or do not fit.
     """
     if not -variant.depth <= layer < variant.depth:
         raise ConfigError(
             f"layer must be from 0 to {variant.depth - 1}, or from -1, the last one, to -{variant.depth}; got {layer}."
         )
-    content, tensors = ({}, {}) if ckpt_path is None else read_file(ckpt_path)
-    arguments = _arguments_of(content, ckpt_path)
-    if not arguments:
-        with loading_weights():
-            backbone = build_backbone(
-                variant.name, list(modalities), bands=bands, pretrained=pretrained, ckpt_path=ckpt_path,
-                out_indices=[layer],
-            )  # fmt: skip
-        return _with_inputs(backbone, modalities, bands or {}, {}, -1)
-    assert ckpt_path is not None
-    if bands:
-        raise ConfigError(f"{ckpt_path} says which bands it was trained with: {_shown(arguments)}. Leave --bands out.")
-    backbone, position = _build_trained(arguments, tensors, ckpt_path, layer)
-    unknown = [name for name in modalities if name not in backbone.modalities]
-    if unknown:
-        raise ConfigError(
-            f"{ckpt_path} was trained with {', '.join(backbone.modalities)}, not with {unknown[0]}: name those with "
-            "--modality or --scene NAME=FILE."
-        )
-    missing = [spec.name for spec in backbone.observed if spec.name not in modalities]
-    if missing:
-        logger.warning("%s was trained with %s, too, which is missing here.", ckpt_path, ", ".join(missing))
-    return _with_inputs(backbone, modalities, arguments.get("bands") or {}, _statistics_of(content), position)
-
-
-def _shown(arguments: Mapping[str, Any]) -> str:
-    bands = arguments.get("bands") or {}
-    return "; ".join(f"{name}: {', '.join(map(str, names))}" for name, names in bands.items()) or "all bands"
-
-
-def _arguments_of(content: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
-    """Return the name and the arguments of the backbone that a task's checkpoint holds; empty if it says nothing."""
-    if path is None:
-        return {}
-    model_args = model_args_of(content, path)
-    if not isinstance(model_args.get("backbone"), str):
-        return {}
-    kwargs = model_args.get("backbone_kwargs") or {
-        key.removeprefix("backbone_"): value for key, value in model_args.items() if key.startswith("backbone_")
-    }
-    name = model_args["backbone"].removeprefix("terratorch_")
-    return {"name": name, **{key: value for key, value in kwargs.items() if not key.startswith(OF_CACHES)}}
+    trained = read_trained(ckpt_path) if trained is None else trained
+    if trained is not None:
+        return _build_trained(trained, modalities, bands, layer, pooling)
+    with loading_weights():
+        backbone = build_backbone(
+            variant.name, list(modalities), bands=bands, pretrained=pretrained, ckpt_path=ckpt_path,
+            out_indices=[layer],
+        )  # fmt: skip
+    known = {name: ModelInput.of_table(name, (bands or {}).get(name, ()), dated=pooling is not None)
+             for name in modalities}  # fmt: skip
+    return Embedder(backbone, known, -1, pooling), {name: one.expect() for name, one in known.items()}
 
 
 def _build_trained(
-    arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path, layer: int
-) -> tuple[TerraMindBackbone, int]:
-    """Return the backbone of a task's checkpoint, and the position of the layer among those it returns."""
-    if arguments.get(TIMES):
+    trained: Trained,
+    modalities: Sequence[str],
+    bands: Mapping[str, Sequence[str]] | None,
+    layer: int,
+    pooling: SeriesPooling | None,
+) -> tuple[Embedder, dict[str, Expected]]:
+    """Return the model of a task's checkpoint, see `build_embedder`."""
+    path = trained.path
+    if bands:
         raise ConfigError(
-            f"{path} takes several dates at once, and `terramind embed` one. Embed each date with a model of one date."
+            f"{path} says which bands it was trained with: {trained.describe_bands()}. Leave --bands out."
         )
-    kept = {key: value for key, value in arguments.items() if not key.startswith(OF_TERRATORCH)}
+    own = trained.pooling
+    if own is not None and pooling is not None and own.pooling != pooling.pooling:
+        raise ConfigError(
+            f"{path} was trained with temporal_pooling: {own.pooling}, got {pooling.pooling}. Leave "
+            "--temporal_pooling out."
+        )
+    backbone, position = _load_backbone(trained, layer)
+    images = [spec.name for spec in backbone.observed if spec.name != trained.positions]
+    unknown = [name for name in modalities if name not in images]
+    if unknown:
+        raise ConfigError(
+            f"{path} was trained with {', '.join(images)}, not with {unknown[0]}: name those with "
+            "--modality or --scene NAME=FILE."
+        )
+    missing = [name for name in images if name not in modalities]
+    if missing:
+        logger.warning("%s was trained with %s, too, which is missing here.", path, ", ".join(missing))
+    pooling = own or pooling
+    taken = trained.arguments.get("bands") or {}
+    known = {}
+    for name in modalities:
+        names = [str(getattr(band, "value", band)) for band in taken.get(name) or ()]
+        known[name] = trained.inputs.get(name) or ModelInput.of_table(name, names, dated=pooling is not None)
+        if pooling is not None and not known[name].dated:  # a model of one date, over several
+            known[name] = replace(known[name], dated=True, keep_missing=True)
+        if names and not known[name].read and not known[name].stored:
+            known[name] = replace(known[name], read=tuple(names))
+    model = Embedder(backbone, known, position, pooling, trained.positions)
+    return model, {name: one.expect() for name, one in known.items()}
+
+
+def _load_backbone(trained: Trained, layer: int) -> tuple[TerraMindBackbone, int]:
+    """Return the backbone of a task's checkpoint, and the position of the layer among those it returns."""
+    path = trained.path
+    kept = {key: value for key, value in trained.arguments.items() if not key.startswith(OF_TERRATORCH)}
     has_adapters = bool(kept.get("lora"))
     if has_adapters:  # they need the base that they were trained on, and all layers
         kept["out_indices"] = None
@@ -159,45 +274,9 @@ def _build_trained(
     with loading_weights():
         backbone = build_by_name(**kept)
     mark = BASE if has_adapters else ANCHOR
-    prefix = min((name.split(mark)[0] for name in tensors if mark in name), key=len, default=None)
+    prefix = min((name.split(mark)[0] for name in trained.tensors if mark in name), key=len, default=None)
     if prefix is None:
         raise WeightsError(f"{path} holds no weights of the backbone that its settings describe.")
-    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    own = {name.removeprefix(prefix): value for name, value in trained.tensors.items() if name.startswith(prefix)}
     load_into(backbone, with_tables(backbone, own), path, "the backbone that its settings describe")
     return backbone, layer if has_adapters else -1
-
-
-def _statistics_of(content: Mapping[str, Any]) -> dict[str, tuple[list[float], list[float]]]:
-    """Return mean and standard deviation of each band, by modality, that a data module has left in a checkpoint."""
-    for part in content.values():
-        means, stds = (part.get(name) if isinstance(part, Mapping) else None for name in ("means", "stds"))
-        if isinstance(means, Mapping) and isinstance(stds, Mapping):
-            return {name: (list(means[name]), list(stds[name])) for name in means if name in stds}
-    return {}
-
-
-def _with_inputs(
-    backbone: TerraMindBackbone,
-    modalities: Sequence[str],
-    bands: Mapping[str, Sequence[object]],
-    known: Mapping[str, tuple[list[float], list[float]]],
-    layer: int,
-) -> tuple[Embedder, dict[str, Expected]]:
-    """Return the model with the standardisation of its inputs, and what their files hold."""
-    inputs, expected = {}, {}
-    for name in modalities:
-        entry = find(name)
-        names = [str(getattr(band, "value", band)) for band in bands.get(name, ())]
-        if entry is not None and not names:
-            names = list(entry.band_names)
-        if name in known:
-            mean, std = known[name]
-        elif entry is not None:
-            mean, std = statistics(entry, names)
-        else:
-            raise ConfigError(f"The mean and standard deviation of {name} are not known.")
-        if len(names) != len(mean):
-            names = [f"{name}_{number + 1}" for number in range(len(mean))]
-        inputs[name] = Standardisation(mean, std)
-        expected[name] = Expected(entry.name if entry is not None else name, tuple(names), tuple(mean))
-    return Embedder(backbone, inputs, layer), expected

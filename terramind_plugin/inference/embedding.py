@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import partial as bind
 from pathlib import Path
 from typing import Any, Literal
@@ -11,15 +12,18 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from terramind_plugin.backbones.series import SeriesPooling
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.files import write_figure
+from terramind_plugin.files import hash_content, write_figure
 from terramind_plugin.inference.cells import plan_patches, plan_whole_windows
-from terramind_plugin.inference.embedder import build_embedder
-from terramind_plugin.inference.job import RUN_TAG, Job, plan_jobs, refuse_empty
-from terramind_plugin.inference.options import Options
+from terramind_plugin.inference.embedder import Embedder, Trained, build_embedder
+from terramind_plugin.inference.job import RUN_TAG, Job
+from terramind_plugin.inference.options import Options, SatelliteArguments
+from terramind_plugin.inference.planning import plan_jobs, refuse_dates, refuse_empty, refuse_nowhere
 from terramind_plugin.inference.preview import draw_scene
 from terramind_plugin.inference.resume import Partial
 from terramind_plugin.inference.runner import run_jobs
+from terramind_plugin.inference.satellites import open_jobs
 from terramind_plugin.inference.settings import Settings
 from terramind_plugin.inference.vector_files import (
     Vectors,
@@ -41,9 +45,10 @@ from terramind_plugin.inference.vectors import (
 )
 from terramind_plugin.model.checkpoints import hash_weights
 from terramind_plugin.model.variants import Variant
-from terramind_plugin.raster.reader import Source
+from terramind_plugin.raster.reader import Expected, Source
 from terramind_plugin.raster.series import Series
 from terramind_plugin.raster.writer import Layer, write_layer
+from terramind_plugin.samples.dates import DatesTaken
 
 ENDINGS = {"cog": ".tif", "zarr": ".zarr", "parquet": ".parquet"}
 """Endings of files by format."""
@@ -121,7 +126,7 @@ class EmbeddingJob(Job):
         if self.storage.format == "zarr":
             write_zarr(path, vectors, tags)
         elif self.storage.format == "parquet":
-            write_parquet(path, vectors, tags, self.outlines, self.path.name, taken_on(self.path))
+            write_parquet(path, vectors, tags, self.outlines, self.path.name, self._day())
         else:
             half = precision.dtype == "float16"
             stored = replace(
@@ -130,6 +135,13 @@ class EmbeddingJob(Job):
             )  # fmt: skip
             rows = (lambda first, last: read(first, last).astype(np.float32)) if half else read
             write_layer(path, rows, stored, grid, tags, cog=True)
+
+    def _day(self) -> date | None:
+        """Return the day of the images; None where it is not known, or where there are several."""
+        if self.taken is not None or not self.later:
+            return self.taken or taken_on(self.path)
+        days = {taken_on(path) for path in self.files_of(next(iter(self.later)))}
+        return days.pop() if len(days) == 1 else None
 
     def outlines(self, first: int, last: int) -> NDArray[np.float64]:
         """Return the footprints of some rows of vectors, [rows, columns, 5, 2], in the CRS of the scene."""
@@ -145,7 +157,7 @@ class EmbeddingJob(Job):
 
 
 def embed(
-    scenes: Sequence[Mapping[str, Path]],
+    scenes: Sequence[Mapping[str, Path | tuple[Path, ...]]],
     variant: Variant,
     settings: Settings,
     options: Options,
@@ -153,17 +165,26 @@ def embed(
     *,
     layer: int = -1,
     bands: Mapping[str, Sequence[str]] | None = None,
+    pooling: SeriesPooling | None = None,
+    trained: Trained | None = None,
+    satellites: SatelliteArguments | None = None,
+    modalities: Sequence[str] = (),
 ) -> list[Path]:
     """Write the embeddings of scenes, and return the files written.
 
     Args:
-        scenes: For each scene its files by modality, the one that gives the grid first.
+        scenes: For each scene its files by modality, or those of several dates in the order of time; the modality that
+            gives the grid first.
         variant: Model.
         settings: Weights of the model.
         options: How to go through scenes.
         storage: How to store vectors.
         layer: Layer of the encoder, from 0 on, or from -1 backwards.
         bands: Bands of a modality in the order of the model's input, where it has not all of them.
+        pooling: Pooling of several dates; None for one date, or as a fine-tuned model was trained.
+        trained: What is known of a fine-tuned model; None to read it.
+        satellites: Catalogues that give the scenes in place of `scenes`.
+        modalities: Inputs that are read from catalogues.
 
     Raises:
         ConfigError: An argument is not possible.
@@ -171,22 +192,77 @@ def embed(
         WeightsError: The weights are not there or do not fit.
     """
     storage.check()
-    names = list(scenes[0])
+    names = list(scenes[0]) if scenes else list(modalities)
     model, expected = build_embedder(
-        variant, settings.ckpt_path, names, pretrained=settings.pretrained, bands=bands, layer=layer
-    )
+        variant, settings.ckpt_path, names, pretrained=settings.pretrained, bands=bands, layer=layer, pooling=pooling,
+        trained=trained,
+    )  # fmt: skip
     options = options.settle(max(model.backbone.img_size), model.patch)
+    plan = _planner(expected, options, storage, model.patch)
+    jobs = plan(scenes)
+    described = _describe(variant, settings, storage, model, expected, layer)
+    taken = None if model.pooling is None else model.pooling.taken
+    with open_jobs(jobs, satellites, expected, options, plan, "embed", taken) as run:
+        jobs = run.jobs
+        refuse_nowhere(jobs, model.positions)
+        _settle_dates(model, jobs)
+        if satellites is None:
+            refuse_empty(jobs)
+        for number, job in enumerate(jobs):
+            job.decide("embed", model.layers, described | run.describe(number) | _describe_dates(job), options)
+            _refuse_folder(job)
+        return run.finish(run_jobs(model, jobs, options))
+
+
+def _planner(
+    expected: Mapping[str, Expected], options: Options, storage: Storage, patch: int
+) -> Callable[[Sequence[Mapping[str, Any]]], list[Job]]:
+    """Return a function that plans the jobs of scenes."""
+    kind = bind(EmbeddingJob, storage=storage)
     planner = plan_patches if storage.pool == "none" else plan_whole_windows
-    jobs = plan_jobs(scenes, expected, options, model.patch, planner=planner, kind=bind(EmbeddingJob, storage=storage))
-    refuse_empty(jobs)
+    return bind(plan_jobs, expected=expected, options=options, patch=patch, planner=planner, kind=kind)
+
+
+def _describe(
+    variant: Variant,
+    settings: Settings,
+    storage: Storage,
+    model: Embedder,
+    expected: Mapping[str, Expected],
+    layer: int,
+) -> dict[str, str]:
+    """Return what decides on vectors beside files and windows."""
     described = settings.describe(variant.name, variant)
     described = {key: value for key, value in described.items() if key not in OF_SEED} | storage.describe()
     described |= {"layer": str(layer % variant.depth), "weights_sha256": hash_weights(model.state_dict())[:16]}
-    described |= {f"bands of {name}": ", ".join(expected[name].bands) for name in names}
-    for job in jobs:
-        job.decide("embed", model.layers, described, options)
-        _refuse_folder(job)
-    return run_jobs(model, jobs, options)
+    described |= {f"bands of {name}": ", ".join(one.bands) for name, one in expected.items()}
+    described["inputs_sha256"] = hash_content(model.numbers())
+    if model.pooling is not None:
+        described["temporal_pooling"] = model.pooling.describe()
+    return described
+
+
+def _settle_dates(model: Embedder, jobs: Sequence[Job]) -> None:
+    """Tell a model how many dates scenes have.
+
+    Raises:
+        DataError: A scene has another number of dates than the model takes, or, where vectors of dates are put side by
+            side, than the first scene.
+    """
+    if model.pooling is None or not jobs:
+        return
+    counts = [max(job.dates.values()) for job in jobs]
+    fixed = model.pooling.taken
+    if fixed is None and model.pooling.widen(1, 2) > 1:
+        fixed = DatesTaken(counts[0], f"temporal_pooling: {model.pooling.pooling}, as the first scene has")
+    refuse_dates(jobs, fixed)
+    model.take_dates(counts[0])
+
+
+def _describe_dates(job: Job) -> dict[str, str]:
+    """Return the days of a series, if its files name them."""
+    days = [taken_on(path) for path in job.files_of(next(iter(job.inputs)))] if job.later else []
+    return {"dates": ", ".join(map(str, days))} if any(days) else {}
 
 
 def _refuse_folder(job: Job) -> None:

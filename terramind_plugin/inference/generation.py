@@ -15,10 +15,11 @@ from terramind_plugin.builders import build_generator, build_image_tokenizer
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.generation.generator import TerraMindGenerator
 from terramind_plugin.generation.token_generator import plan_targets
-from terramind_plugin.inference.job import Job, plan_jobs, refuse_empty
+from terramind_plugin.inference.job import Job
 from terramind_plugin.inference.noise import SceneNoise
 from terramind_plugin.inference.options import Options
 from terramind_plugin.inference.outputs import count_channels, finish_modality, modality_layers
+from terramind_plugin.inference.planning import plan_jobs, refuse_empty
 from terramind_plugin.inference.runner import run_jobs
 from terramind_plugin.inference.settings import Settings, loading_weights
 from terramind_plugin.model.checkpoints import hash_weights

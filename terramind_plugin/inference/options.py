@@ -44,7 +44,7 @@ class ModelArguments:
 
 @dataclass(frozen=True)
 class SatelliteArguments:
-    """Satellite catalogues in place of --scene.
+    """Satellite catalogues in place of files.
 
     Args:
         stac: STAC API, catalog.json, items.json or items.parquet; MODALITY=ADDRESS for one modality alone.
@@ -67,6 +67,22 @@ class SatelliteArguments:
     skip_scenes: list[str] | None = None
     workers: int = 1
     scheduler: str | None = None
+
+    def asked(self, *, given: bool, otherwise: str = "FILE ... --modality NAME") -> bool:
+        """Return whether catalogues give the scenes, for which the area and the dates are there.
+
+        Args:
+            given: Whether there are files.
+            otherwise: Words that give files.
+
+        Raises:
+            ConfigError: Both or neither are given, or the area or the dates are missing.
+        """
+        if given == (self.stac is not None):
+            raise ConfigError(f"Give {otherwise}, or --stac CATALOGUE --aoi AREA.geojson --date RANGE: one of both.")
+        if self.stac is not None:
+            self.where_and_when()
+        return self.stac is not None
 
     def where_and_when(self) -> tuple[Path, str]:
         """Return the area and the dates.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -21,20 +22,65 @@ from terramind_plugin.sources.plan import SourceRequest, make_request
 from terramind_plugin.sources.regions import MapRegion, plan_regions, search_regions
 
 
+@dataclass
+class OpenJobs:
+    """Jobs of a command, of files or of an area."""
+
+    jobs: list[Job]
+    regions: SatelliteScenes | None = None
+    """The area; None for files."""
+
+    def describe(self, number: int) -> dict[str, str]:
+        """Return the tags of a result that say where its pixels come from."""
+        return {} if self.regions is None else self.regions.describe(number)
+
+    def finish(self, written: list[Path]) -> list[Path]:
+        """Delete what is not needed any more, and return the files written.
+
+        Raises:
+            DataError: Satellite scenes could not be read; the message lists them.
+        """
+        if self.regions is not None:
+            self.regions.finish()
+        return written
+
+
 @contextmanager
-def open_satellites(
-    arguments: SatelliteArguments,
+def open_jobs(
+    jobs: list[Job],
+    arguments: SatelliteArguments | None,
     expected: Mapping[str, Expected],
     options: Options,
+    plan: Callable[[list[dict[str, tuple[Path, ...]]]], list[Job]],
+    command: str,
     taken: DatesTaken | None = None,
-) -> Iterator[SatelliteScenes]:
-    """Give the scenes of an area; the end of the block ends the workers. Arguments as in `SatelliteScenes`."""
+) -> Iterator[OpenJobs]:
+    """Give the jobs of a command; the end of the block ends the workers that read satellite scenes.
+
+    Args:
+        jobs: Jobs of files; not used where an area is asked for.
+        arguments: What is asked of catalogues; None for files.
+        expected: As for `SatelliteScenes`.
+        options: As for `SatelliteScenes`.
+        plan: Returns the jobs of scenes, given as files by modality.
+        command: As for `SatelliteScenes`.
+        taken: As for `SatelliteScenes`.
+
+    Raises:
+        ConfigError: See `SatelliteScenes`.
+        DataError: See `SatelliteScenes`.
+    """
+    if arguments is None:
+        yield OpenJobs(jobs)
+        return
     with engine.kept(arguments.workers, arguments.scheduler):
-        scenes = SatelliteScenes(arguments, expected, options, taken)
+        regions = SatelliteScenes(arguments, expected, options, command, taken)
         try:
-            yield scenes
+            jobs = plan(regions.inputs)
+            regions.attach(jobs)
+            yield OpenJobs(jobs, regions)
         finally:
-            for feed in chain(*scenes.feeds):
+            for feed in chain(*regions.feeds):
                 feed.close()
 
 
@@ -45,6 +91,7 @@ class SatelliteScenes:
         arguments: What is asked of catalogues.
         expected: What the inputs of the model have to hold, by modality.
         options: How to go through the regions.
+        command: Name of the command, for messages.
         taken: Number of dates that the model takes, where it takes a series of a fixed length.
 
     Raises:
@@ -57,8 +104,10 @@ class SatelliteScenes:
         arguments: SatelliteArguments,
         expected: Mapping[str, Expected],
         options: Options,
+        command: str,
         taken: DatesTaken | None = None,
     ) -> None:
+        self.say = partial(_say, command)
         aoi, date = arguments.where_and_when()
         if options.out.exists() and not options.out.is_dir():
             raise ConfigError(f"Cannot write into {options.out}: it is a file. Give a folder.")
@@ -71,8 +120,8 @@ class SatelliteScenes:
         requests = [_ask(arguments, names.values(), period, first=not k) for k, period in enumerate(self.periods)]
         for number, request in enumerate(requests, start=1):
             if len(requests) > 1:  # all are searched before anything is read
-                _say(f"date {number} of {len(requests)}: {request.dates}")
-                search_regions(request, aoi, self._folder_of(number), _say)
+                self.say(f"date {number} of {len(requests)}: {request.dates}")
+                search_regions(request, aoi, self._folder_of(number), self.say)
         regions = [self._plan(arguments, aoi, request, number) for number, request in enumerate(requests, start=1)]
         self.feeds = [
             [self._feed(own[zone], arguments, number) for number, own in enumerate(regions, start=1)]
@@ -91,7 +140,9 @@ class SatelliteScenes:
     ) -> dict[str, MapRegion]:
         """Return the regions of a date by their name."""
         folder = self._folder_of(number)
-        regions = plan_regions(request, aoi, folder, workers=arguments.workers, scheduler=arguments.scheduler, say=_say)
+        regions = plan_regions(
+            request, aoi, folder, workers=arguments.workers, scheduler=arguments.scheduler, say=self.say
+        )
         return {region.name: region for region in regions}
 
     def _feed(self, region: MapRegion, arguments: SatelliteArguments, number: int) -> Feed:
@@ -106,6 +157,9 @@ class SatelliteScenes:
             job.before = partial(_need, feeds)
             plans = [feed.region.fingerprint for feed in feeds]
             job.identity = {name: {"plan": plans[0] if len(plans) == 1 else plans} for name in job.inputs}
+            scenes = [scene for feed in feeds for scene in feed.region.scenes.values()]
+            days = {moment.date() for scene in scenes for moment in (scene.start, scene.end)}
+            job.taken = days.pop() if len(days) == 1 else None
 
     def describe(self, number: int) -> dict[str, str]:
         """Return the tags of a region's maps that say where its pixels come from, the dates of a series by '; '."""
@@ -202,5 +256,5 @@ def _need(feeds: Sequence[Feed], first: int, last: int) -> None:
         feed.need(first, last)
 
 
-def _say(text: str) -> None:
-    print(f"terramind map: {text}", file=sys.stderr, flush=True)
+def _say(command: str, text: str) -> None:
+    print(f"terramind {command}: {text}", file=sys.stderr, flush=True)

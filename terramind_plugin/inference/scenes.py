@@ -80,15 +80,19 @@ def _split(text: str, dated: bool) -> tuple[Path, ...]:
 
 
 def name_scenes(
-    scenes: Sequence[Path], modality: str | None, typed: Sequence[Sequence[Path | str]]
-) -> list[dict[str, Path]]:
-    """Return the files of each scene by modality, where no configuration says which modalities there are.
+    scenes: Sequence[Path],
+    modality: str | None,
+    typed: Sequence[Sequence[Path | str]],
+    known: Sequence[str] = (),
+) -> list[dict[str, tuple[Path, ...]]]:
+    """Return the files of each scene by modality, in the order of time, where no configuration names the modalities.
 
     Args:
-        scenes: Rasters of one modality.
+        scenes: Rasters of one modality; those of a series are separated by commas.
         modality: Its name.
         typed: Instead of `scenes`: for each modality NAME=FILE and the files of further scenes, in one order. A
             modality may come several times.
+        known: Names of the inputs of a fine-tuned model.
 
     Raises:
         ConfigError: A name is missing or unknown, or the numbers of files differ.
@@ -97,10 +101,13 @@ def name_scenes(
         raise ConfigError(f"{scenes[0]} has no name. Give scenes either as FILE ... --modality NAME, or with --scene.")
     if not scenes and not typed:
         raise ConfigError("There is no scene: give FILE ... --modality NAME, or --scene NAME=FILE for each modality.")
+    if modality is None and len(known) == 1:
+        modality = known[0]
     if scenes:
         if modality is None:
             raise ConfigError("--modality NAME is missing: the modality of the scenes, e.g. S2L2A.")
-        return [{resolve(modality).name: raster_path(path)} for path in scenes]
+        name = name_modality(modality, known)
+        return [{name: _split(str(path), True)} for path in scenes]
     files: dict[str, list[str]] = {}
     for first, *others in typed:
         given, equals, path = str(first).partition("=")
@@ -110,8 +117,17 @@ def name_scenes(
             given, path = modality, str(first)
         elif not equals:
             raise ConfigError(f"--scene needs the name of a modality: --scene S2L2A={first}.")
-        files.setdefault(resolve(given).name, []).extend([path, *map(str, others)])
-    return pair_scenes([[f"{name}={paths[0]}", *paths[1:]] for name, paths in files.items()], list(files))
+        files.setdefault(name_modality(given, known), []).extend([path, *map(str, others)])
+    return pair_series([[f"{name}={paths[0]}", *paths[1:]] for name, paths in files.items()], list(files), dated=True)
+
+
+def name_modality(given: str, known: Sequence[str] = ()) -> str:
+    """Return the name of an input: as a fine-tuned model calls it, or else as the modality table does.
+
+    Raises:
+        ConfigError: There is no such modality.
+    """
+    return _match(given, known) or resolve(given).name
 
 
 def name_bands(words: Sequence[str], modalities: Iterable[str]) -> dict[str, list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,29 +15,35 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from terramind_plugin.data.dates import dates_taken
-from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.errors import ConfigError
 from terramind_plugin.files import hash_content
-from terramind_plugin.inference.job import Job, plan_jobs
+from terramind_plugin.inference.inputs import ModelInput, band_names, entry_of
+from terramind_plugin.inference.job import Job
 from terramind_plugin.inference.options import Options, SatelliteArguments
 from terramind_plugin.inference.outputs import NO_DATA, choose_classes, class_layer, value_layer
+from terramind_plugin.inference.planning import plan_jobs, refuse_dates, refuse_nowhere
 from terramind_plugin.inference.runner import quiet, run_jobs
-from terramind_plugin.inference.satellites import open_satellites
+from terramind_plugin.inference.satellites import open_jobs
 from terramind_plugin.inference.scenes import pair_series
-from terramind_plugin.inference.windows import training_size
+from terramind_plugin.inference.windows import locate_windows, training_size
 from terramind_plugin.integration.decoders import upsample_at_once
 from terramind_plugin.integration.fine_tuned import load_task, task_files
-from terramind_plugin.integration.lightning_cli import make_cli
+from terramind_plugin.integration.lightning_cli import TerraMindCLI, make_cli
 from terramind_plugin.model.checkpoints import hash_weights
 from terramind_plugin.model.modalities import find
-from terramind_plugin.model.standardisation import Standardisation
+from terramind_plugin.model.standardisation import Standardised
 from terramind_plugin.plotting import LABEL_COLORS
 from terramind_plugin.raster.georeference import Grid
 from terramind_plugin.raster.reader import Expected
 from terramind_plugin.raster.writer import Layer
 from terramind_plugin.samples.classes import class_names_of
-from terramind_plugin.samples.dates import DatesTaken
 
 Network = TypeVar("Network", bound=nn.Module)
+
+SETTINGS = (
+    "constant_scale", "offsets", "no_data_replace", "dataset_bands", "output_bands", "allow_missing_modalities",
+)  # fmt: skip
+"""Attributes of data modules that say how files are read."""
 
 
 class SceneTask(nn.Module):
@@ -102,23 +108,21 @@ class SceneTask(nn.Module):
         x = torch.cat(list(x.values()), dim=1) if self.joined else x
         if self.positions is not None:
             first = next(iter(x.values()))
-            x[self.positions] = self._locate(corners, first.shape[-2:]).to(first.device)
+            x[self.positions] = locate_windows(self.grid, corners, first.shape[-2:]).to(first.device)
         given = x["image"] if self.single and not self.joined else x
         output: Tensor = self.task(given, **lacking).output.float()
         if self.classes:
             return output.softmax(dim=1)
         return output[:, None] if output.ndim == 3 else output
 
+    @property
+    def mixes_scenes(self) -> bool:
+        """Return whether windows of several scenes may be in one batch."""
+        return self.positions is None
+
     def begin(self, grid: Grid) -> None:
         """Set the grid of the scene whose windows come next."""
         self.grid = grid
-
-    def _locate(self, corners: Sequence[tuple[int, int]], window: Sequence[int]) -> Tensor:
-        """Return longitude and latitude [B, 2] of the middles of windows, float32; zeros before the first scene."""
-        if self.grid is None:
-            return torch.zeros(len(corners), 2)
-        middles = [(row + window[0] / 2, column + window[1] / 2) for row, column in corners]
-        return torch.tensor(self.grid.positions(middles))
 
     def finish(self, blended: Tensor) -> list[Tensor]:
         """Return the values of each layer, [bands, rows, W]: class map and maybe probabilities, or regressed values."""
@@ -134,28 +138,6 @@ class SceneTask(nn.Module):
         tags = {f"class_{number}": name for number, name in enumerate(names)}
         classes = class_layer("pred", names, LABEL_COLORS, tags=tags)
         return (classes, value_layer("probabilities", names, "1"))[: 1 + probabilities]
-
-
-class Standardised(Standardisation):
-    """Shifts, scales and standardises the values of files, as the data module does.
-
-    Args:
-        mean: Mean of each band.
-        std: Standard deviation of each band.
-        scale: Factor of the shifted values.
-        shift: Number that is added to the values of the files first.
-    """
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float], scale: float = 1.0, shift: float = 0.0) -> None:
-        super().__init__(mean, std)
-        self.scale = scale
-        self.shift = shift
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Return a standardised copy of images [B, bands, H, W] or series [B, bands, dates, H, W]."""
-        moved = image.transpose(1, 2) if image.ndim == 5 else image
-        result = super().forward((moved + self.shift) * self.scale)
-        return result.transpose(1, 2) if image.ndim == 5 else result
 
 
 def _dates_of(name: str, dates: Mapping[str, int] | None) -> tuple[int, ...]:
@@ -202,47 +184,53 @@ def map_scenes(
     crop = found.size if options.crop is None else options.crop
     crop = training_size(cli.config, cli.datamodule, cli.model, patch) if crop is None else crop
     options = options.settle(crop, patch)
-    jobs = plan_jobs(scenes, expected, options, patch)
+    plan = partial(plan_jobs, expected=expected, options=options, patch=patch)
+    jobs = plan(scenes)
     taken = dates_taken(cli.model)
     refuse_dates(jobs, taken)
     load_task(cli, found.weights)
+    described = _describe(cli, found.name, scales, dated)
+    with open_jobs(jobs, satellites, expected, options, plan, "map", taken) as run:
+        network = _build_network(cli, scales, run.jobs, probabilities)
+        for number, job in enumerate(run.jobs):
+            job.decide("map", network.layers, described | run.describe(number), options)
+        return run.finish(run_jobs(network, run.jobs, options))
+
+
+def _describe(cli: TerraMindCLI, weights: str, scales: Mapping[str, Standardised], dated: bool) -> dict[str, Any]:
+    """Return what decides on the map beside files and windows."""
     described = {
         "model": _name(cli.model),
-        "weights": found.name,
+        "weights": weights,
         "weights_sha256": hash_weights(cli.model.model.state_dict())[:16],
         "inputs_sha256": _hash_inputs(scales),
     }
-    names = class_names_of(cli.model, cli.datamodule)
     joined = bool(getattr(cli.datamodule, "concat_bands", False))
     if joined or dated:
         described["series"] = _describe_series(cli.model, cli.datamodule, joined)
-    with ExitStack() as stack:
-        regions = None
-        if satellites is not None:
-            regions = stack.enter_context(open_satellites(satellites, expected, options, taken))
-            jobs = plan_jobs(regions.inputs, expected, options, patch)
-            regions.attach(jobs)
-        positions = getattr(cli.datamodule, "positions", None)
-        for job in jobs:
-            if positions is not None and job.grid.centre() is None:
-                raise DataError(f"{job.path} has no georeference, which the model's input {positions} comes from.")
-        network = SceneTask(
-            for_inference(cli.model),
-            scales,
-            probabilities,
-            jobs[0].plan.window,
-            names,
-            dates=jobs[0].dates,
-            joined=joined,
-            positions=positions,
-        )
-        for number, job in enumerate(jobs):
-            origin = {} if regions is None else regions.describe(number)
-            job.decide("map", network.layers, described | origin, options)
-        written = run_jobs(network, jobs, options)
-        if regions is not None:
-            regions.finish()
-    return written
+    return described
+
+
+def _build_network(
+    cli: TerraMindCLI, scales: Mapping[str, Standardised], jobs: Sequence[Job], probabilities: bool
+) -> SceneTask:
+    """Return the task as the model of scenes, which have the windows of the first.
+
+    Raises:
+        ConfigError: The task makes no maps.
+        DataError: A scene has no georeference, and the model needs one.
+    """
+    refuse_nowhere(jobs, getattr(cli.datamodule, "positions", None))
+    return SceneTask(
+        for_inference(cli.model),
+        scales,
+        probabilities,
+        jobs[0].plan.window,
+        class_names_of(cli.model, cli.datamodule),
+        dates=jobs[0].dates,
+        joined=bool(getattr(cli.datamodule, "concat_bands", False)),
+        positions=getattr(cli.datamodule, "positions", None),
+    )
 
 
 def patch_size(task: LightningModule) -> int:
@@ -253,8 +241,7 @@ def patch_size(task: LightningModule) -> int:
 
 def _hash_inputs(inputs: Mapping[str, Standardised]) -> str:
     """Return a hash of the numbers that standardise inputs: other numbers make another map."""
-    numbers = {name: [x.shift, x.scale, x.mean.tolist(), x.std.tolist()] for name, x in inputs.items()}
-    return hash_content(numbers)
+    return hash_content({name: scale.numbers() for name, scale in inputs.items()})
 
 
 def _name(task: LightningModule) -> str:
@@ -284,32 +271,28 @@ def read_data_module(datamodule: Any, task: LightningModule) -> tuple[dict[str, 
     dated = bool(getattr(datamodule, "expand_temporal_dimension", False) or getattr(datamodule, "temporal", False))
     several = isinstance(means, Mapping)
     names = list(means) if several else ["image"]
-    expected, scales = {}, {}
+    settings = {what: getattr(datamodule, what, None) for what in SETTINGS}
+    sources = getattr(datamodule, "sources", None) or {}
+    fill = settings["no_data_replace"]
+    inputs = {}
     for name in names:
-        mean, std = (list(map(float, numbers[name] if several else numbers)) for numbers in (means, stds))
-        scale = _of(datamodule, "constant_scale", name) or 1.0
-        shift = _of(datamodule, "offsets", name) or 0.0
-        fill = getattr(datamodule, "no_data_replace", None)
-        # In the numbers of the files: the data module scales its fill value without shifting it.
-        filled = tuple((value / scale if fill is None else float(fill)) - shift for value in mean)
-        known = find((getattr(datamodule, "sources", None) or {}).get(name) or _modality(name, task))
-        stored, read = (_names(_of(datamodule, what, name)) for what in ("dataset_bands", "output_bands"))
-        bands = read or stored or (known.band_names if known is not None else ())
-        if len(bands) != len(mean):
-            bands = tuple(f"{name}_{number + 1}" for number in range(len(mean)))
-        expected[name] = Expected(
-            known.name if known is not None else name,
-            bands,
-            filled,
-            file_bands=stored,
-            scale=scale,
-            offset=shift,
+        mean, std = (tuple(map(float, numbers[name] if several else numbers)) for numbers in (means, stds))
+        inputs[name] = ModelInput(
+            name,
+            find(sources.get(name) or _modality(name, task)),
+            mean,
+            std,
+            entry_of(settings, "constant_scale", name) or 1.0,
+            entry_of(settings, "offsets", name) or 0.0,
+            None if fill is None else float(fill),
+            band_names(entry_of(settings, "dataset_bands", name)),
+            band_names(entry_of(settings, "output_bands", name)),
             dated=dated,
             by_band=name in by_band(datamodule),
-            keep_missing=bool(dated and getattr(datamodule, "allow_missing_modalities", False)),
+            keep_missing=dated and bool(settings["allow_missing_modalities"]),
         )
-        scales[name] = Standardised(mean, std, scale, shift)
-    return expected, scales
+    expected = {name: one.expect() for name, one in inputs.items()}
+    return expected, {name: one.standardise() for name, one in inputs.items()}
 
 
 def _describe_series(task: LightningModule, datamodule: Any, joined: bool) -> str:
@@ -323,29 +306,6 @@ def _describe_series(task: LightningModule, datamodule: Any, joined: bool) -> st
 def by_band(datamodule: Any) -> frozenset[str]:
     """Return the modalities whose files of several dates hold all dates of a band together."""
     return frozenset(getattr(datamodule, "by_band", ()))
-
-
-def refuse_dates(jobs: Sequence[Job], taken: DatesTaken | None) -> None:
-    """Raise a DataError if a scene has another number of dates than the model takes.
-
-    Args:
-        jobs: The scenes.
-        taken: Number of dates that the model takes; None for any.
-    """
-    for job in jobs:
-        count = max(job.dates.values(), default=None)
-        if taken is not None and count is not None and count != taken.count:
-            name = max(job.dates, key=lambda name: job.dates[name])
-            raise DataError(taken.refuse(f"{', '.join(map(str, job.files_of(name)))}: {name}", count))
-
-
-def _of(datamodule: Any, what: str, name: str) -> Any:
-    value = getattr(datamodule, what, None)
-    return value.get(name) if isinstance(value, Mapping) else value
-
-
-def _names(bands: Any) -> tuple[str, ...]:
-    return tuple(str(getattr(band, "value", band)) for band in bands or ())
 
 
 def _modality(name: str, task: LightningModule) -> str:

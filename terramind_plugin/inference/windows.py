@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -255,6 +255,20 @@ def plan_windows(height: int, width: int, crop: int, stride: int, margin: int = 
 
 def _up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
+
+
+def locate_windows(grid: Grid | None, corners: Sequence[tuple[int, int]], window: Sequence[int]) -> Tensor:
+    """Return longitude and latitude [B, 2] of the middles of windows in degrees, float32; zeros without a grid.
+
+    Args:
+        grid: Grid of the scene, which has a CRS.
+        corners: Row and column of the first pixel of each window.
+        window: Height and width of a window in pixels.
+    """
+    if grid is None:
+        return torch.zeros(len(corners), 2)
+    middles = [(row + window[0] / 2, column + window[1] / 2) for row, column in corners]
+    return torch.tensor(grid.positions(middles))
 
 
 def training_size(config: Any, datamodule: Any, task: Any, patch: int) -> int:

@@ -19,8 +19,8 @@ from rasterio.transform import Affine
 from torch import Tensor
 
 from terramind_plugin.errors import DataError
-from terramind_plugin.inference.job import plan_jobs
 from terramind_plugin.inference.options import Options
+from terramind_plugin.inference.planning import plan_jobs
 from terramind_plugin.inference.runner import plan_units
 from terramind_plugin.inference.stream import Streamer, ahead
 from terramind_plugin.inference.windows import plan_windows

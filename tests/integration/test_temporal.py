@@ -4,6 +4,7 @@ import pytest
 import torch
 from terratorch.models.utils import TemporalWrapper
 
+from terramind_plugin.backbones.series import encode_series, read_pooling
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.integration.temporal import install
 
@@ -117,3 +118,22 @@ def test_messages(tiny, series):
     assert other(series["S2L2A"])[0].shape == (2, 4, 32, 32)
     with pytest.raises(ConfigError, match="Conv2d takes no modality_mask"):
         other(series["S2L2A"], modality_mask={"S2L2A": torch.ones(2)})
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("pooling", "subsets"), [("mean", None), ("max", None), ("concat", None), ("diff", [1, 2]), ("mean", [2, 1])]
+)
+def test_vectors_are_pooled_as_by_the_wrapper(tiny, series, pooling, subsets):
+    """`terramind embed` pools dates without TerraTorch."""
+    model = _wrap(tiny, pooling, n_timestamps=3, subset_lengths=subsets)
+    arguments = {"use_temporal": True, "temporal_pooling": pooling, "temporal_subset_lengths": subsets}
+    own = read_pooling(arguments)
+    mask = {"S1GRD": torch.tensor([[True] * 3, [True, False, True]])}
+    some = {"S1GRD": series["S1GRD"]}
+    for x, known in ((series, None), (some, mask)):
+        wanted = model(x, modality_mask=known)
+        got = encode_series(lambda flat, masks: model.encoder(flat, modality_mask=masks), x, known, own.pool)
+        for one, other in zip(got, wanted, strict=True):
+            assert torch.allclose(one, other, atol=1e-6)
+        assert got[-1].shape[-1] == own.widen(model.encoder.out_channels[-1], 3)
