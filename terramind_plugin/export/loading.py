@@ -15,7 +15,7 @@ from terramind_plugin.data.dates import dates_taken
 from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.export.subject import PROBABILITIES, Input, Subject
 from terramind_plugin.inference.options import ModelArguments
-from terramind_plugin.inference.runner import quiet
+from terramind_plugin.inference.processes import quiet
 from terramind_plugin.inference.segmentation import patch_size, read_data_module
 from terramind_plugin.inference.settings import loading_weights
 from terramind_plugin.inference.windows import training_size

@@ -21,7 +21,7 @@ from terramind_plugin.inference.job import RUN_TAG, Job
 from terramind_plugin.inference.options import Options, SatelliteArguments
 from terramind_plugin.inference.planning import plan_jobs, refuse_dates, refuse_empty, refuse_nowhere
 from terramind_plugin.inference.preview import draw_scene
-from terramind_plugin.inference.resume import Partial
+from terramind_plugin.inference.resume import FinishedRows
 from terramind_plugin.inference.runner import run_jobs
 from terramind_plugin.inference.satellites import open_jobs
 from terramind_plugin.inference.settings import Settings
@@ -111,7 +111,7 @@ class EmbeddingJob(Job):
         else:
             super().check(path)
 
-    def write(self, layer: Layer, partial: Partial, tags: Mapping[str, str]) -> None:
+    def write(self, layer: Layer, partial: FinishedRows, tags: Mapping[str, str]) -> None:
         """Write the vectors, see `Job.write`."""
         path, grid = self.target(layer), self.cells
         precision = Precision.fit(self.storage.dtype, partial, layer)
@@ -131,7 +131,7 @@ class EmbeddingJob(Job):
             half = precision.dtype == "float16"
             stored = replace(
                 layer, dtype="float32" if half else precision.dtype, nodata=precision.nodata, half=half,
-                scales=precision.scales, tile=tile_side(grid.shape, layer.bytes_per_pixel),
+                scales=precision.scales, noisy=True, tile=tile_side(grid.shape, layer.bytes_per_pixel),
             )  # fmt: skip
             rows = (lambda first, last: read(first, last).astype(np.float32)) if half else read
             write_layer(path, rows, stored, grid, tags, cog=True)
@@ -149,7 +149,7 @@ class EmbeddingJob(Job):
         columns = [self.plan.columns.extent(number) for number in range(self.plan.columns.length)]
         return outline(self.grid, rows, columns)
 
-    def draw(self, sources: Mapping[str, Source | Series], partial: Partial, tags: Mapping[str, str]) -> None:
+    def draw(self, sources: Mapping[str, Source | Series], partial: FinishedRows, tags: Mapping[str, str]) -> None:
         """Write a picture of the inputs and of the principal components, see `Job.draw`."""
         (layer,) = self.layers
         colors = principal_components(partial, layer)

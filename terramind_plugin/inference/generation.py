@@ -72,6 +72,11 @@ class SceneImages(nn.Module):
         )
         self.channels = samples * sum(map(count_channels, self.targets))
 
+    @property
+    def mixes_scenes(self) -> bool:
+        """Return whether windows of several scenes may be in one batch."""
+        return bool(self.layers)
+
     def make(self, images: Mapping[str, Tensor], noise: Noise) -> Mapping[str, Tensor]:
         """Return what the model makes of windows, by modality: images [B, bands, h, w] or scores of the classes.
 
@@ -138,6 +143,11 @@ class SceneGenerator(SceneImages):
         self.found: dict[str, dict[str, Any]] = {}
         """Positions of the last window, by the ending of the file that they are written to."""
         self._drawn: list[Mapping[str, Tensor]] = []
+
+    @property
+    def mixes_scenes(self) -> bool:
+        """Return whether windows of several scenes may be in one batch: positions that are found belong to one."""
+        return bool(self.layers) and not self.sequences
 
     def make(self, images: Mapping[str, Tensor], noise: Noise) -> Mapping[str, Tensor]:
         """Return generated modalities, see `SceneImages.make`."""

@@ -19,7 +19,7 @@ from terramind_plugin._version import NUMERICS, __version__
 from terramind_plugin.files import hash_content, is_whole_picture, write_figure, write_text
 from terramind_plugin.inference.options import Options
 from terramind_plugin.inference.preview import draw_scene
-from terramind_plugin.inference.resume import NOT_DECISIVE, Partial
+from terramind_plugin.inference.resume import NOT_DECISIVE, FinishedRows, Partial
 from terramind_plugin.inference.windows import Plan
 from terramind_plugin.raster.complete import GDAL_ERRORS, check_complete
 from terramind_plugin.raster.georeference import Grid
@@ -217,7 +217,7 @@ class Job:
         """
         check_complete(path, overviews=len(overview_factors(self.cells)))
 
-    def write(self, layer: Layer, partial: Partial, tags: Mapping[str, str]) -> None:
+    def write(self, layer: Layer, partial: FinishedRows, tags: Mapping[str, str]) -> None:
         """Write a file of the result.
 
         Args:
@@ -233,7 +233,7 @@ class Job:
             self.target(layer), lambda first, last: partial.read(layer, first, last), layer, self.cells, tags, cog=cog
         )
 
-    def draw(self, sources: Mapping[str, Source | Series], partial: Partial, tags: Mapping[str, str]) -> None:
+    def draw(self, sources: Mapping[str, Source | Series], partial: FinishedRows, tags: Mapping[str, str]) -> None:
         """Write the picture.
 
         Args:
@@ -265,7 +265,7 @@ class Job:
             content = {**self._tags(record), **({"centre_of_input": here} if here else {}), **found[ending]}
             write_text(self.text(ending), json.dumps(content, indent=2, allow_nan=False) + "\n")
 
-    def finish(self, partial: Partial, record: Mapping[str, Any], sources: Mapping[str, Source | Series]) -> None:
+    def finish(self, partial: FinishedRows, record: Mapping[str, Any], sources: Mapping[str, Source | Series]) -> None:
         """Write the files of a scene whose rows are all finished, and remove the rows.
 
         Args:

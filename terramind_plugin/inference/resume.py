@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
 import numpy as np
@@ -315,6 +315,42 @@ class Partial:
     def release(self) -> None:
         """Let other runs use the folder."""
         self._held.close()
+
+
+class FinishedRows(Protocol):
+    """Rows of a scene that are all finished."""
+
+    height: int
+    width: int
+
+    def read(self, layer: Layer, first: int, last: int) -> NDArray[Any]:
+        """Return rows of a layer, [bands, rows, width]."""
+        ...
+
+    def remove(self) -> None:
+        """Forget the rows."""
+        ...
+
+
+class Finished:
+    """Finished rows of a small scene in memory, with what files are written from.
+
+    Args:
+        layers: Files that will hold the rows.
+        arrays: For each layer [bands, height, width].
+    """
+
+    def __init__(self, layers: Sequence[Layer], arrays: Sequence[NDArray[Any]]) -> None:
+        self._arrays = {layer.ending: array for layer, array in zip(layers, arrays, strict=True)}
+        self.height, self.width = arrays[0].shape[1:]
+
+    def read(self, layer: Layer, first: int, last: int) -> NDArray[Any]:
+        """Return rows of a layer, [bands, rows, width]."""
+        return self._arrays[layer.ending][:, first:last]
+
+    def remove(self) -> None:
+        """Forget the rows."""
+        self._arrays.clear()
 
 
 def _is_ours(record: Mapping[str, Any] | None) -> bool:

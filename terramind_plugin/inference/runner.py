@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
-import time
-import warnings
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import timedelta
+from collections.abc import Collection, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -18,19 +13,18 @@ from typing import Any
 import rasterio
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import distributed, nn
+from torch import nn
 
 from terramind_plugin.errors import DataError
+from terramind_plugin.inference.chips import ChipRun, group_chips, make_progress, say_what_was_wrong
 from terramind_plugin.inference.job import Job
 from terramind_plugin.inference.options import Options
 from terramind_plugin.inference.preview import size_shown
+from terramind_plugin.inference.processes import Processes
 from terramind_plugin.inference.resume import Partial
 from terramind_plugin.inference.stream import Streamer
 from terramind_plugin.inference.windows import RowBlock
 from terramind_plugin.plotting import bands_shown
-from terramind_plugin.raster.missing import warn_of_undeclared
 from terramind_plugin.raster.reader import Source
 from terramind_plugin.raster.series import Series
 from terramind_plugin.system import Stopped, StopSignals, refuse_inputs
@@ -39,10 +33,6 @@ logger = logging.getLogger("terramind_plugin")
 
 CACHE, CACHE_TO_WARP = 16 * 2**20, 256 * 2**20
 """Smallest size of GDAL's block cache in bytes; GDAL's own default is a twentieth of all memory."""
-LONGEST_WAIT = timedelta(days=7)
-"""Longest time that a process waits for another one."""
-AUTOCAST = {"bf16": torch.bfloat16, "16": torch.float16}
-
 Unit = tuple[int, int, int]
 """Number of the scene, first and last-plus-one number of its row blocks."""
 
@@ -60,74 +50,6 @@ def plan_units(blocks: Sequence[int], processes: int) -> list[Unit]:
         edges = [count * part // parts for part in range(parts + 1)]
         units += [(scene, first, last) for first, last in pairwise(edges) if first < last]
     return units
-
-
-class Processes:
-    """The processes of a run: this one alone, or several that Lightning starts and connects.
-
-    Args:
-        options: Checked options of the run.
-    """
-
-    def __init__(self, options: Options) -> None:
-        self.device = torch.device(options.device_type())
-        self.rank, self.count = 0, 1
-        self._dtype = AUTOCAST.get(options.precision)
-        self._fabric: Any = None
-        if options.devices * options.nodes == 1:
-            return
-        # Here and not at the top: the import takes seconds, and a single process does not need it.
-        from lightning.fabric import Fabric
-        from lightning.fabric.strategies.ddp import DDPStrategy
-
-        with quiet():
-            self._fabric = Fabric(
-                accelerator=self.device.type,
-                devices=options.devices,
-                num_nodes=options.nodes,
-                strategy=DDPStrategy(timeout=LONGEST_WAIT),
-            )
-            self._fabric.launch()
-        self.device, self.rank, self.count = self._fabric.device, self._fabric.global_rank, self._fabric.world_size
-
-    def share(self, value: Any) -> Any:
-        """Return the value of the first process in all."""
-        return value if self._fabric is None else self._fabric.broadcast(value)
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Return a context in which a model computes at the precision of the run."""
-        return nullcontext() if self._dtype is None else torch.autocast(self.device.type, self._dtype)
-
-    def meet(self, signals: StopSignals) -> None:
-        """Wait for all processes, and stop if one of them was asked to stop.
-
-        Raises:
-            DataError: One has ended.
-            Stopped: One was asked to stop.
-        """
-        if self.count == 1:
-            return
-        number = torch.tensor([signals.number or 0], device=self.device)
-        try:
-            # A barrier would keep signals waiting until it is over.
-            meeting: Any = distributed.all_reduce(number, distributed.ReduceOp.MAX, async_op=True)
-            while not meeting.is_completed():
-                time.sleep(0.02)
-            meeting.wait()
-        except RuntimeError as error:
-            signals.check()
-            raise DataError(
-                "Another process of this run has ended. See its message, and run the same command again; what is "
-                "finished is kept."
-            ) from error
-        if number.item():
-            raise Stopped(signals.number or int(number))
-
-    def stop_others(self, number: int) -> None:
-        """Ask the processes that this one has started to stop."""
-        launcher = None if self._fabric is None else self._fabric.strategy.launcher
-        for process in getattr(launcher, "procs", ()):
-            process.send_signal(signal.SIGTERM)
 
 
 class SceneRun:
@@ -153,12 +75,7 @@ class SceneRun:
         self.units = units[processes.rank :: processes.count]
         text = "Windows" if processes.count == 1 else "Windows of this process"
         total = sum(self._count_windows(*unit) for unit in self.units)
-        # Some batches take longer than others. Paths on stdout are for other programs.
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            speed_estimate_period=120, console=Console(stderr=True),
-            disable=processes.rank > 0 or not sys.stderr.isatty(),
-        )  # fmt: skip
+        self._progress = make_progress(processes)
         self._advance = partial(self._progress.advance, self._progress.add_task(text, total=total))
         self._partials: dict[int, tuple[Partial, dict[str, Any]]] = {}
 
@@ -232,16 +149,7 @@ class SceneRun:
             except Stopped:
                 self.processes.meet(self.signals)
                 raise
-            if streamer.not_finite:
-                count = streamer.not_finite
-                said = (
-                    "1 pixel has no finite result and holds"
-                    if count == 1
-                    else f"{count} pixels have no finite result and hold"
-                )
-                logger.warning("%s: %s no data. See the values of inputs and weights.", job.stem, said)
-            for source in sources.values():
-                warn_of_undeclared(source.path, source.undeclared)
+            say_what_was_wrong(job, streamer.not_finite, sources.values())
             if (first, last) == (0, len(blocks)):
                 job.finish(rows, record, sources)
                 del self._partials[number]
@@ -291,9 +199,17 @@ def run_jobs(model: nn.Module, jobs: Sequence[Job], options: Options) -> list[Pa
     written = [path for job in jobs for path in job.written]
     if not open_:
         return written
+    groups = group_chips(model, jobs, options.batch_size)
+    chips = {id(job) for group in groups for job in group}
     with StopSignals() as signals:
         processes = Processes(options)
-        SceneRun(model, open_, options, processes, signals).work()
+        signals.on_signal = processes.stop_others
+        waiting = [group for group in groups if any(job in open_ for job in group)]
+        if waiting:
+            ChipRun(model, waiting, open_, options, processes, signals).work()
+        scenes = [job for job in open_ if id(job) not in chips]
+        if scenes:
+            SceneRun(model, scenes, options, processes, signals).work()
     return written if processes.rank == 0 else []
 
 
@@ -308,19 +224,3 @@ def _cache(sources: Collection[Source | Series], height: int) -> int:
     """Return the size of GDAL's block cache in bytes for windows of some height. Warping needs some blocks again."""
     least = CACHE_TO_WARP if any(source.warped for source in sources) else CACHE
     return max(least, sum(source.cache_bytes(height) for source in sources))
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hide what Lightning says about loaders, loggers and devices that nobody chose."""
-    names = ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric")
-    before = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning.*")
-        try:
-            yield
-        finally:
-            for name, level in before.items():
-                logging.getLogger(name).setLevel(level)

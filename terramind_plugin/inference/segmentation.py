@@ -22,7 +22,8 @@ from terramind_plugin.inference.job import Job
 from terramind_plugin.inference.options import Options, SatelliteArguments
 from terramind_plugin.inference.outputs import NO_DATA, choose_classes, class_layer, value_layer
 from terramind_plugin.inference.planning import plan_jobs, refuse_dates, refuse_nowhere
-from terramind_plugin.inference.runner import quiet, run_jobs
+from terramind_plugin.inference.processes import quiet
+from terramind_plugin.inference.runner import run_jobs
 from terramind_plugin.inference.satellites import open_jobs
 from terramind_plugin.inference.scenes import pair_series
 from terramind_plugin.inference.windows import locate_windows, training_size

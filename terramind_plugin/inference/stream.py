@@ -57,6 +57,9 @@ class SceneModel(Protocol):
         """
         ...
 
+    # A model may have `mixes_scenes`, True if windows of several scenes may be in one batch, and `begin(grid)`, which
+    # is called with the grid of the scene whose windows come next.
+
 
 class Batch(NamedTuple):
     """Windows for the model at once, or the end of a row block."""
@@ -145,7 +148,9 @@ class Streamer:
                     self.on_windows(len(batch.marks))
                 if batch.ends:
                     if is_new:
-                        yield batch.block.first, self._finish(*blend.done(batch.block.last))
+                        arrays, wrong = finish_rows(self.model, *blend.done(batch.block.last))
+                        self.not_finite += wrong
+                        yield batch.block.first, arrays
                     blend.move(batch.block.last)
                     if windows >= TIDY:
                         give_back()
@@ -201,25 +206,32 @@ class Streamer:
             ready.record(stream)
         return batch._replace(images=images, ready=ready)
 
-    @torch.no_grad()
-    def _finish(self, blended: Tensor, valid: NDArray[np.bool_]) -> list[NDArray[Any]]:
-        """Return the layers of finished rows, with their nodata value where there is no data or no finite result.
 
-        Models write the nodata value of classes: they know which probabilities are not finite.
-        """
-        layers = self.model.layers
-        arrays = [np.empty((len(layer.descriptions), *valid.shape), layer.dtype) for layer in layers]
-        for first in range(0, len(valid), FINISH_ROWS):  # a few at once: models need room for what they make of them
-            rows = slice(first, first + FINISH_ROWS)
-            finite = blended[:, rows].isfinite().all(dim=0).cpu().numpy()
-            wrong = int((valid[rows] & ~finite).sum())
-            self.not_finite += wrong
-            for layer, array, result in zip(layers, arrays, self.model.finish(blended[:, rows]), strict=True):
-                array[:, rows] = result.cpu().numpy()
-                array[:, rows][:, ~valid[rows]] = layer.nodata
-                if wrong and layer.dtype.startswith("float"):
-                    array[:, rows][~np.isfinite(array[:, rows])] = layer.nodata
-        return arrays
+@torch.no_grad()
+def finish_rows(model: SceneModel, blended: Tensor, valid: NDArray[np.bool_]) -> tuple[list[NDArray[Any]], int]:
+    """Return the layers of finished rows, and the number of pixels with data that have no finite result.
+
+    Pixels without data or without a finite result hold the layer's nodata value. Models write the nodata value of
+    classes: they know which probabilities are not finite.
+
+    Args:
+        model: Model of the scene.
+        blended: Results [channels, rows, W].
+        valid: Boolean [rows, W], True where there is data.
+    """
+    layers, not_finite = model.layers, 0
+    arrays = [np.empty((len(layer.descriptions), *valid.shape), layer.dtype) for layer in layers]
+    for first in range(0, len(valid), FINISH_ROWS):  # a few at once: models need room for what they make of them
+        rows = slice(first, first + FINISH_ROWS)
+        finite = blended[:, rows].isfinite().all(dim=0).cpu().numpy()
+        wrong = int((valid[rows] & ~finite).sum())
+        not_finite += wrong
+        for layer, array, result in zip(layers, arrays, model.finish(blended[:, rows]), strict=True):
+            array[:, rows] = result.cpu().numpy()
+            array[:, rows][:, ~valid[rows]] = layer.nodata
+            if wrong and layer.dtype.startswith("float"):
+                array[:, rows][~np.isfinite(array[:, rows])] = layer.nodata
+    return arrays, not_finite
 
 
 def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:

@@ -13,7 +13,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 
-from terramind_plugin.inference.resume import Partial
+from terramind_plugin.inference.resume import FinishedRows
 from terramind_plugin.raster.complete import GDAL_ERRORS
 from terramind_plugin.raster.georeference import Grid, apply_affine
 from terramind_plugin.raster.writer import Layer
@@ -43,7 +43,7 @@ class Precision:
     """Factor of each dimension from int8 to true values; none for other types."""
 
     @classmethod
-    def fit(cls, dtype: str, partial: Partial, layer: Layer) -> Precision:
+    def fit(cls, dtype: str, partial: FinishedRows, layer: Layer) -> Precision:
         """Return the precision of one scene; int8 gets the largest value of each dimension as its range.
 
         Args:
@@ -143,7 +143,7 @@ def _dates(text: str) -> list[date]:
     return found
 
 
-def principal_components(partial: Partial, layer: Layer, side: int = 900) -> NDArray[np.uint8]:
+def principal_components(partial: FinishedRows, layer: Layer, side: int = 900) -> NDArray[np.uint8]:
     """Return the first three principal components of vectors as red, green and blue, [h, w, 3]; grey for none.
 
     Each component is stretched between its 2nd and 98th percentile, and has the sign that makes its skewness positive.

@@ -29,6 +29,8 @@ TILE = 256
 """Height and width of a tile in pixels."""
 SMALLEST_OVERVIEW = 256
 """Overviews are added until the image fits into a square of this many pixels per side."""
+FASTEST = 1
+"""Level of deflate that is fastest."""
 DTYPES = ("uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")
 
 Color = tuple[int, int, int, int]
@@ -59,6 +61,8 @@ class Layer:
     """Whether to store values of float32 that float16 can hold in 16 bits."""
     tile: int | None = None
     """Height and width of a tile in pixels, small where there are many bands; None for 256, of a COG 512."""
+    noisy: bool = False
+    """Whether values are much like noise, which takes long to compress and hardly gets smaller."""
 
     @property
     def bytes_per_pixel(self) -> int:
@@ -159,7 +163,7 @@ def write_layer(
     try:
         with completing(path) as partial, temporary(path) as tiles:
             target = tiles if cog else partial
-            _write_rows(target, rows, layer, grid, count, [layer.units] * count)
+            _write_rows(target, rows, layer, grid, count, [layer.units] * count, compressed=not (cog and layer.noisy))
             check_complete(target, rows, overviews=0)
             factors = overview_factors(grid)
             if factors:
@@ -170,6 +174,7 @@ def write_layer(
             if cog:
                 options: dict[str, Any] = {"bigtiff": "if_safer", "overviews": "force_use_existing"}
                 options |= {"blocksize": layer.tile or 2 * TILE, "compress": "deflate", "predictor": _predictor(layer)}
+                options |= {"level": FASTEST} if layer.noisy else {}
                 with _small_blocks():
                     rasterio.shutil.copy(tiles, partial, driver="COG", **options)
                 check_complete(partial, rows, len(factors))
@@ -208,18 +213,31 @@ def overview_factors(grid: Grid) -> list[int]:
 def _predictor(layer: Layer) -> int:
     """Return the predictor of the compression. Differences of neighbouring class ids do not compress better."""
     dtype = np.dtype(layer.dtype)
+    if layer.noisy:
+        return 1
     if dtype.kind == "f":
         return 3
     return 1 if layer.colormap is not None or dtype.itemsize == 1 else 2
 
 
-def _write_rows(target: str | Path, rows: Rows, layer: Layer, grid: Grid, count: int, units: Sequence[str]) -> None:
+def _write_rows(
+    target: str | Path,
+    rows: Rows,
+    layer: Layer,
+    grid: Grid,
+    count: int,
+    units: Sequence[str],
+    *,
+    compressed: bool = True,
+) -> None:
     """Write all values and tags to a new file, tile row by tile row."""
     profile = {
         "driver": "GTiff", "count": count, "height": grid.height, "width": grid.width, "dtype": layer.dtype,
         "crs": grid.crs, "transform": grid.transform, "nodata": layer.nodata,
-        "compress": "deflate", "predictor": _predictor(layer), "bigtiff": "if_safer",
+        "bigtiff": "if_safer",
     }  # fmt: skip
+    if compressed:
+        profile |= {"compress": "deflate", "predictor": _predictor(layer)}
     if layer.half:
         profile["nbits"] = 16
     tile = layer.tile or TILE

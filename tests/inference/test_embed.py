@@ -254,6 +254,45 @@ def test_several_modalities_and_scenes(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, tokens.T.reshape(found.shape), atol=2e-5)
 
 
+def test_chips_go_in_batches(tmp_path: Path, monkeypatch: Any) -> None:
+    """Chips of one size share batches, with the numbers and files of one chip alone; a run that was stopped goes on."""
+    from terramind_plugin.inference.embedder import Embedder
+
+    sizes = [(64, 64), (40, 64), (64, 64), (60, 64), (64, 64), (64, 64)]
+    gaps = [None, None, (slice(0, 8), slice(0, 16)), None, (slice(None), slice(None)), None]
+    chips = [write_modality(tmp_path / f"chip{number}.tif", "S2L2A", size, gap)
+             for number, (size, gap) in enumerate(zip(sizes, gaps, strict=True))]  # fmt: skip
+    for number, chip in enumerate(chips):
+        with rasterio.open(chip, "r+") as file:
+            file.write(file.read() * (1 + number / 5))
+    forward, batches = Embedder.forward, []
+
+    def counting(self: Any, images: Any, corners: Any) -> torch.Tensor:
+        batches.append(len(corners))
+        return forward(self, images, corners)
+
+    monkeypatch.setattr(Embedder, "forward", counting)
+    words = [*chips, "--modality", "S2L2A", "--dtype", "int8", "--batch_size"]
+    assert _embed(*words, 3, "--out", tmp_path / "a") == 0
+    assert batches == [3, 1, 1]  # the empty chip is in no batch, and one has a window of its own size
+    assert _embed(*words[:-2], "float32", "--batch_size", 1, "--out", tmp_path / "b") == 0
+    names = [f"chip{number}_embedding.tif" for number in range(6)]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == names
+    for name in names:
+        with rasterio.open(tmp_path / "a" / name) as file:
+            coarse, scales = file.read(), np.array(file.scales, np.float32)[:, None, None]
+        alone = _read(tmp_path / "b" / name)
+        assert ((coarse == -128) == np.isnan(alone)).all()
+        assert np.nanmax(np.abs(coarse * scales - alone) / scales, initial=0) < 0.51
+    kept = (tmp_path / "a" / names[2]).read_bytes()
+    for name in names[2:]:
+        (tmp_path / "a" / name).unlink()
+    batches.clear()
+    assert _embed(*words, 3, "--out", tmp_path / "a") == 0
+    assert batches == [3, 1, 1]
+    assert (tmp_path / "a" / names[2]).read_bytes() == kept
+
+
 def test_selected_bands(tmp_path: Path) -> None:
     names = ["B02", "B03", "B04"]
     path = write_modality(tmp_path / "a.tif", "S2L2A", (64, 64))
@@ -375,7 +414,7 @@ def test_what_is_refused(scene: Path, tmp_path: Path, capsys: Any) -> None:
     assert "crop must be a positive multiple of 8" in refused(*one, "--crop", "60")
     assert "--modality NAME is missing" in refused(scene)
     assert "has no name" in refused(scene, "--scene", f"S2L2A={scene}")
-    assert "There is no scene" in refused()
+    assert "one of both" in refused()
     assert "--scene needs the name" in refused("--scene", scene)
     assert "contradict each other" in refused(*one, "--cog", "--format", "zarr")
     assert "batch_size must be at least 1" in refused(*one, "--batch_size", "0")
