@@ -21,8 +21,8 @@ from terramind_plugin.evaluate.output import weights_of
 from terramind_plugin.evaluate.scores import Overlap, Score, count_overlap, precision, recall, score_overlaps
 from terramind_plugin.evaluate.testset import Experiment, LabelledChip, LabelledSet
 from terramind_plugin.generation.generator import TerraMindGenerator
-from terramind_plugin.inference.generation import SceneGenerator
 from terramind_plugin.inference.job import Job
+from terramind_plugin.inference.makers import SceneGenerator
 from terramind_plugin.inference.options import Options
 from terramind_plugin.inference.outputs import NO_DATA, NO_LAND_COVER, choose_classes, class_layer
 from terramind_plugin.inference.planning import plan_jobs
