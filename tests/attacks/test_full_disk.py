@@ -47,10 +47,12 @@ def _raster(dtype: str, *shape: int) -> Callable[[Path], object]:
     )
 
 
-def _scene(dtype: str, height: int, width: int, *, cog: bool, classes: bool = False) -> Callable[[Path], object]:
+def _scene(
+    dtype: str, height: int, width: int, *, cog: bool, classes: bool = False, noisy: bool = False
+) -> Callable[[Path], object]:
     colors = {0: (1, 2, 3, 255), 1: (9, 8, 7, 255)} if classes else None
     names = ("class",) if classes else ("a", "b")
-    layer = Layer("x", dtype, names, "1", 255 if classes else float("nan"), colors)
+    layer = Layer("x", dtype, names, "1", 255 if classes else float("nan"), colors, noisy=noisy)
     image = _noise(dtype, len(names), height, width) % (2 if classes else 1000)
     grid = Grid(height, width, CRS.from_epsg(32632), PLACE)
     return lambda path: write_layer(path, lambda a, b: image[:, a:b], layer, grid, {"model": "m"}, cog=cog)
@@ -85,6 +87,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "scene of values": _scene("float32", 600, 500, cog=False),
     "optimised scene of classes": _scene("uint8", 700, 900, cog=True, classes=True),
     "optimised scene of values": _scene("float32", 600, 500, cog=True),
+    "optimised scene of vectors": _scene("float32", 100, 200, cog=True, noisy=True),
     "small scene": _scene("float32", 100, 200, cog=False),
 }
 
@@ -212,7 +215,7 @@ def test_a_block_or_overview_that_is_missing_is_seen(tmp_path: Path) -> None:
 
 WRITING = (
     "simulate", "figure", "merge", "export", "tokenize", "reconstruct", "generate", "generate-scene", "map", "predict",
-    "zero-shot", "check",
+    "zero-shot", "check", "embed", "embed-zarr", "embed-chips", "export-onnx", "export-torch", "export-hub",
 )  # fmt: skip
 
 

@@ -142,6 +142,19 @@ def targets(
             endings=(".json", ".ckpt"),
             changing=("measured.json", "result.json", ".ckpt"),
         ),
+        Target(
+            "embed",
+            ["embed", "--scene", f"S1GRD={radar}", "--model", "terramind_sim_nano", "--format", "parquet", "--stride",
+             "16", "--out", "out", *windows[:2], *windows[-4:]],
+            8,
+            endings=(".parquet",),
+        ),
+        Target(
+            "embed chips",
+            ["embed", *sorted((data / "S2L2AHand").iterdir()), "--modality", "S2L2A", "--model", "terramind_sim_nano",
+             "--preview", "--out", "out", *windows[-4:]],
+            8,
+        ),
     ]  # fmt: skip
     return {target.name: target for target in every}
 
@@ -153,7 +166,18 @@ def _save_task(config: Path, path: Path) -> None:
     torch.save({"state_dict": task.state_dict(), "hyper_parameters": {}, "pytorch-lightning_version": "2.6.0"}, path)
 
 
-NAMES = ("map", "generate", "fit", "tokenize", "simulate", "simulate on two processes", "predict", "compare")
+NAMES = (
+    "map",
+    "generate",
+    "fit",
+    "tokenize",
+    "simulate",
+    "simulate on two processes",
+    "predict",
+    "compare",
+    "embed",
+    "embed chips",
+)
 
 
 @pytest.mark.slow

@@ -38,6 +38,7 @@ class Inputs:
         chip = sorted((data / "S2L2AHand").iterdir())[0]
         model = ["--modality", "S2L2A", "--model", NANO, *RANDOM, "--out", out]
         task = ["-c", self.config, "--ckpt_path", self.checkpoint]
+        encoder = ["--model", NANO, *RANDOM, "--modalities", "S1GRD", "--layers", "5"]
         here = {
             "simulate": ["--chips", "3", "--size", "32", "--out", out],
             "splits": ["--csv_dir", self.root / "lists", "--out", out],
@@ -51,6 +52,14 @@ class Inputs:
                          "--out", out],
             "generate-scene": [self.root / "scene.tif", "--modality", "S1GRD", "--model", NANO, *RANDOM, "--steps",
                                "1", "--to", "LULC", "--accelerator", "cpu", "--out", out],
+            "embed": [self.root / "scene.tif", "--modality", "S1GRD", "--model", NANO, *RANDOM, "--format", "parquet",
+                      "--accelerator", "cpu", "--out", out],
+            "embed-zarr": [self.root / "scene.tif", "--modality", "S1GRD", "--model", NANO, *RANDOM, "--format",
+                           "zarr", "--dtype", "int8", "--accelerator", "cpu", "--out", out],
+            "embed-chips": [*sorted((data / "S2L2AHand").iterdir()), *model, "--accelerator", "cpu", "--preview"],
+            "export-onnx": [*encoder, "--out", out / "a.onnx"],
+            "export-torch": [*encoder, "--out", out / "a.pt2"],
+            "export-hub": [*encoder[:-2], "--format", "hub", "--out", out / "hub"],
             "map": [*task, "--scene", self.root / "scene.tif", "--accelerator", "cpu", "--crop", "64", "--out", out],
             "predict": [*task, "--predict_output_dir", out],
             "fit": ["-c", self.config, "--trainer.default_root_dir", out, "--trainer.enable_checkpointing", "true"],
@@ -60,12 +69,14 @@ class Inputs:
             "compare": ["-c", self.config, "--arms", "frozen", "--seeds", "1", "--out", out],
             "check": ["-c", self.config, "--samples", "2", "--sheet", out / "sheet.png"],
         }[command]  # fmt: skip
-        return [command.removesuffix("-scene"), *map(str, here)]
+        name = command if command in ("zero-shot", "few-shot") else command.split("-")[0]
+        return [name, *map(str, here)]
 
 
 COMMANDS = (
     "simulate", "splits", "figure", "merge", "export", "tokenize", "reconstruct", "generate", "generate-scene", "map",
-    "predict", "fit", "localise", "few-shot", "zero-shot", "compare", "check",
+    "embed", "embed-zarr", "embed-chips", "export-onnx", "export-torch", "export-hub", "predict", "fit", "localise",
+    "few-shot", "zero-shot", "compare", "check",
 )  # fmt: skip
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import resource
 import signal
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -209,8 +211,7 @@ def test_a_vector_for_each_window(scene: Path, tmp_path: Path) -> None:
 
 
 def test_windows_that_overlap_are_blended(scene: Path, vectors: np.ndarray, tmp_path: Path) -> None:
-    words = ["--stride", "32", "--restart"]
-    blended = _read(_one(scene, tmp_path / "a", *words))
+    blended = _read(_one(scene, tmp_path / "a", "--stride", "32"))
     assert np.nanmax(np.abs(blended - vectors)) > 0.01
     assert (np.isnan(blended) == np.isnan(vectors)).all()
     inner = _read(_one(scene, tmp_path / "b", "--margin", "16", "--stride", "32"))
@@ -291,6 +292,24 @@ def test_chips_go_in_batches(tmp_path: Path, monkeypatch: Any) -> None:
     assert _embed(*words, 3, "--out", tmp_path / "a") == 0
     assert batches == [3, 1, 1]
     assert (tmp_path / "a" / names[2]).read_bytes() == kept
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_same_vectors(scene: Path, tmp_path: Path) -> None:
+    chips = [write_modality(tmp_path / f"chip{number}.tif", "S2L2A", (64, 64)) for number in range(5)]
+    for devices in "12":
+        out = tmp_path / devices
+        words = [scene, *chips, "--modality", "S2L2A", "--model", NANO, "--accelerator", "cpu", "--batch_size", "2",
+                 "--devices", devices, "--out", out]  # fmt: skip
+        command = [sys.executable, "-m", "terramind_plugin.cli", "embed", *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.splitlines()) == 6
+    one, two = (sorted((tmp_path / devices).iterdir()) for devices in "12")
+    assert [path.name for path in one] == [path.name for path in two]
+    assert len(one) == 6
+    for path, other in zip(one, two, strict=True):
+        np.testing.assert_allclose(_read(path), _read(other), atol=2e-5)
 
 
 def test_selected_bands(tmp_path: Path) -> None:
