@@ -55,6 +55,7 @@ def test_onnx_of_an_encoder(tmp_path: Path, image: Any, capsys: Any) -> None:
     assert described["model"] == "terramind_sim_nano"
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_onnx_of_a_whole_fine_tuned_model(tuned: SimpleNamespace, tmp_path: Path) -> None:
     out = tmp_path / "floods.onnx"
@@ -70,6 +71,7 @@ def test_onnx_of_a_whole_fine_tuned_model(tuned: SimpleNamespace, tmp_path: Path
     assert (radar["mean"], radar["std"], radar["units"]) == ([-11, -19], [4, 5], "dB")
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_program_of_torch_export(tuned: SimpleNamespace, tmp_path: Path) -> None:
     out = tmp_path / "floods.pt2"
