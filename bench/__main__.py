@@ -24,11 +24,13 @@ from bench.loading import loading_table, measure_loading
 from bench.loading import verdict_lines as loading_verdicts
 from bench.machine import describe
 from bench.measure import measure_peaks, measure_size, say
+from bench.model import SHARE, measure_shares, measure_thinking_floor
 from bench.report import describe_machine, load_line, render, write_report
 from bench.scenes import measure_agreement, measure_times, memory_table, verdict_lines
 from bench.scenes import measure_peaks as measure_scene_peaks
 from bench.shards import SAMPLES, measure_shards, shard_lines
 from bench.sources import as_json, measure_engine, measure_sources, source_lines
+from bench.start import measure_start, start_lines
 from bench.timing import CLOCKS
 
 HERE = Path(__file__).parent
@@ -181,6 +183,26 @@ def run_loading(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     return "\n".join(lines), {"machine": machine, "data": what, "seconds": seconds}
 
 
+def run_model(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Return report and results of the floor of TiM and of the model's share of a scene's time."""
+    machine = describe() | {"clock": arguments.clock}
+    rows = []
+    for size in arguments.sizes:
+        rows += measure_thinking_floor(size, arguments.repeats or REPEATS["base"], CLOCKS[arguments.clock])
+    shares = measure_shares(arguments.repeats or QUICK)
+    lines = [describe_machine(machine), "", load_line(row.other_load for row in rows), "", *speed_table(rows), ""]
+    said = [f"{name} {share:.2f} ({'met' if share >= SHARE else '**missed**'})" for name, share in shares]
+    lines += [f"Share of CPU time in a tiny model, aim {SHARE}: {'; '.join(said)}."]
+    return "\n".join(lines), {"machine": machine, "rows": [asdict(x) for x in rows], "shares": shares}
+
+
+def run_start(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Return report and results of start-up, measured in CPU time of processes of their own."""
+    machine = describe() | {"clock": "cpu"}
+    seconds = measure_start(arguments.repeats or QUICK)
+    return "\n".join([describe_machine(machine), "", *start_lines(seconds)]), {"machine": machine, "seconds": seconds}
+
+
 PARTS = {
     "backbone": run_backbone,
     "generation": run_generation,
@@ -190,6 +212,8 @@ PARTS = {
     "sources": run_sources,
     "shards": run_shards,
     "loading": run_loading,
+    "model": run_model,
+    "start": run_start,
 }
 
 

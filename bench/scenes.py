@@ -92,7 +92,7 @@ def measure_times(folder: Path, rounds: int, clock: Clock) -> list[Row]:
     """Return times from file to file, with models from a cheap to a real one."""
     rows = []
     for name, sides in TIMED.items():
-        model = StandIn(_tiny() if name == "tiny" else None).eval().requires_grad_(False)
+        model = StandIn(build_scores() if name == "tiny" else None).eval().requires_grad_(False)
         # As `terramind map` has it.
         models = {REFERENCE: model, OURS: for_inference(deepcopy(model))}
         for side in sides:
@@ -103,7 +103,9 @@ def measure_times(folder: Path, rounds: int, clock: Clock) -> list[Row]:
     return rows
 
 
-def _tiny() -> nn.Module:
+def build_scores() -> nn.Module:
+    """Return a tiny backbone with a UNet decoder, which makes scores of classes of an image."""
+
     class Scores(nn.Module):
         def __init__(self) -> None:
             super().__init__()
