@@ -86,6 +86,16 @@ ABSENT = {
     "terramind_plugin.builders": {"peft", "diffusers", "tokenizers", "terratorch", "lightning", "rasterio", "timm"},
     "terramind_plugin.tokenizers.image": {"diffusers", "tokenizers", "terratorch", "lightning", "rasterio"},
     "terramind_plugin.tokenizers.coordinates": {"diffusers", "tokenizers", "terratorch", "lightning", "rasterio"},
+    "terramind_plugin.inference.generation": {"diffusers", "terratorch", "lightning", "torchgeo", "timm"},
+    "terramind_plugin.inference.embedding": {
+        "diffusers",
+        "terratorch",
+        "lightning",
+        "torchgeo",
+        "timm",
+        "zarr",
+        "pyarrow",
+    },
     "terramind_plugin.integration.necks": {"terratorch", "lightning", "rasterio", "torchgeo"},
 }
 """Libraries that importing a module must not load."""

@@ -17,7 +17,7 @@ from terramind_plugin.backbones.merge import OF_CACHES, OF_TERRATORCH
 from terramind_plugin.backbones.series import SeriesPooling, encode_series, read_pooling
 from terramind_plugin.builders import build_backbone, build_by_name
 from terramind_plugin.errors import ConfigError, WeightsError
-from terramind_plugin.inference.inputs import ModelInput, inputs_of_state, names_of
+from terramind_plugin.inference.inputs import FileInput, inputs_of_state, names_of
 from terramind_plugin.inference.settings import loading_weights
 from terramind_plugin.inference.windows import locate_windows
 from terramind_plugin.model.checkpoints import load_into, model_args_of, read_file, with_tables
@@ -47,7 +47,7 @@ class Embedder(nn.Module):
     def __init__(
         self,
         backbone: TerraMindBackbone,
-        inputs: Mapping[str, ModelInput],
+        inputs: Mapping[str, FileInput],
         layer: int,
         pooling: SeriesPooling | None = None,
         positions: str | None = None,
@@ -120,7 +120,7 @@ class Trained:
     arguments: Mapping[str, Any]
     """Name and arguments of the backbone."""
     tensors: Mapping[str, Tensor]
-    inputs: Mapping[str, ModelInput]
+    inputs: Mapping[str, FileInput]
     """Inputs as the data module of the training has described them; empty if it has not."""
     positions: str | None
     """Name of the input that is a position; None if there is none."""
@@ -207,7 +207,7 @@ def build_embedder(
             variant.name, list(modalities), bands=bands, pretrained=pretrained, ckpt_path=ckpt_path,
             out_indices=[layer],
         )  # fmt: skip
-    known = {name: ModelInput.of_table(name, (bands or {}).get(name, ()), dated=pooling is not None)
+    known = {name: FileInput.of_table(name, (bands or {}).get(name, ()), dated=pooling is not None)
              for name in modalities}  # fmt: skip
     return Embedder(backbone, known, -1, pooling), {name: one.expect() for name, one in known.items()}
 
@@ -247,7 +247,7 @@ def _build_trained(
     known = {}
     for name in modalities:
         names = [str(getattr(band, "value", band)) for band in taken.get(name) or ()]
-        known[name] = trained.inputs.get(name) or ModelInput.of_table(name, names, dated=pooling is not None)
+        known[name] = trained.inputs.get(name) or FileInput.of_table(name, names, dated=pooling is not None)
         if pooling is not None and not known[name].dated:  # a model of one date, over several
             known[name] = replace(known[name], dated=True, keep_missing=True)
         if names and not known[name].read and not known[name].stored:

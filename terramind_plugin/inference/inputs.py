@@ -13,7 +13,7 @@ from terramind_plugin.raster.reader import Expected
 
 
 @dataclass(frozen=True)
-class ModelInput:
+class FileInput:
     """One input of a model: its files, and the numbers that standardise them."""
 
     name: str
@@ -40,7 +40,7 @@ class ModelInput:
     """True if dates without data are left out instead of filled."""
 
     @classmethod
-    def of_table(cls, name: str, bands: Sequence[str] = (), *, dated: bool = False) -> ModelInput:
+    def of_table(cls, name: str, bands: Sequence[str] = (), *, dated: bool = False) -> FileInput:
         """Return an input with the bands and statistics of the pre-training data.
 
         Args:
@@ -85,7 +85,7 @@ class ModelInput:
         return Standardised(self.mean, self.std, self.scale, self.shift)
 
 
-def inputs_of_state(state: Mapping[str, Any]) -> tuple[dict[str, ModelInput], str | None]:
+def inputs_of_state(state: Mapping[str, Any]) -> tuple[dict[str, FileInput], str | None]:
     """Return the inputs that a data module has described in a checkpoint, and the name of the positions among them.
 
     Args:
@@ -102,7 +102,7 @@ def inputs_of_state(state: Mapping[str, Any]) -> tuple[dict[str, ModelInput], st
         if name not in means or name not in stds:
             continue
         fill = state.get("no_data_replace")
-        inputs[name] = ModelInput(
+        inputs[name] = FileInput(
             name,
             find(listed[name]),
             tuple(map(float, means[name])),

@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from terramind_plugin.data.dates import dates_taken
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.files import hash_content
-from terramind_plugin.inference.inputs import ModelInput, band_names, entry_of
+from terramind_plugin.inference.inputs import FileInput, band_names, entry_of
 from terramind_plugin.inference.job import Job
 from terramind_plugin.inference.options import Options, SatelliteArguments
 from terramind_plugin.inference.outputs import NO_DATA, choose_classes, class_layer, value_layer
@@ -278,7 +278,7 @@ def read_data_module(datamodule: Any, task: LightningModule) -> tuple[dict[str, 
     inputs = {}
     for name in names:
         mean, std = (tuple(map(float, numbers[name] if several else numbers)) for numbers in (means, stds))
-        inputs[name] = ModelInput(
+        inputs[name] = FileInput(
             name,
             find(sources.get(name) or _modality(name, task)),
             mean,
