@@ -289,12 +289,12 @@ def check_cache(datamodule: Any, plan: DataPlan) -> Iterator[Finding]:
         # One file stands for all: others check that their sizes agree, and name a damaged file.
         with suppress(*GDAL_ERRORS), rasterio.open(next(path for path in kinds if kinds[path] == kind)) as file:
             needed += count * file.height * file.width * sum(np.dtype(name).itemsize for name in file.dtypes)
-    seen = f"decoded, {len(kinds)} rasters take {needed / 2**30:.2f} GiB"
+    seen = f"decoded, {len(kinds)} rasters take {needed / 2**30:.3g} GiB"
     free = shutil.disk_usage(next(folder for folder in cache.folder.absolute().parents if folder.exists())).free
     if needed > cache.limit:
         yield Finding(
             "run: cache", "warning", f"{seen}, cache_gib is {cache.limit / 2**30:.3g}: the rest is decoded each time.",
-            f"Set cache_gib: {needed * 1.05 / 2**30:.2f} or more.",
+            f"Set cache_gib: {needed * 1.05 / 2**30:.2g} or more.",
         )  # fmt: skip
     elif needed > free + cache.measure():
         yield Finding(
