@@ -34,7 +34,7 @@ PLAIN, TURNED, CACHED = "ours, without a transform", "ours", "ours, from a warm 
 AIMS = (
     (f"with D4 at most 1.4 times the {BARE}", "D4", TURNED, BARE, 1 / 1.4),
     ("with D4 2.3 times as fast as TerraTorch's own", "D4", TURNED, THEIRS, 2.3),
-    (f"from a warm cache 8 times as fast as {SLOWER}, the only way before", "D4", CACHED, SLOWER, 8.0),
+    (f"from a warm cache at most 0.33 times the {BARE}, an eighth of the 2.67 times before", "D4", CACHED, BARE, 3.0),
 )
 """A sentence, the transforms, a reader, another one, and how many times as fast the first should be."""
 TENSOR = {"class_path": "ToTensorV2"}
@@ -174,7 +174,7 @@ def verdict_lines(times: dict[str, dict[str, Timing]]) -> list[str]:
     for what, transforms, reader, other, aim in AIMS:
         reference = times[transforms].get(other) or times[""][other]
         ratio = times[transforms][reader].ratio_to(reference)[0]
-        shown = f"{1 / ratio:.2f}" if aim < 1 else f"{ratio:.1f}"
+        shown = f"{1 / ratio:.2f}" if "at most" in what else f"{ratio:.1f}"
         lines.append(f"- {what} — {'met' if ratio >= aim else '**missed**'} ({shown})")
     return [*lines, "- equal batches with and without cache, and through Albumentations — met (checked before timing)"]
 
