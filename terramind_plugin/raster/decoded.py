@@ -167,9 +167,9 @@ class DecodedChips:
         except OSError as error:
             self._full = True
             logger.warning(
-                "cache: %s. The run goes on without storing more decoded chips. Make room or name another folder, and "
-                "they are stored.",
-                one_line(error),
+                "cache: nothing more can be stored in %s: %s. The run goes on without. Make room or name another folder.",
+                self.folder,
+                error.strerror or one_line(error),
             )
             return
         self._used += size

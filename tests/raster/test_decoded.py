@@ -123,7 +123,7 @@ def test_a_full_disk_stops_storing_with_one_line(tmp_path: Path, caplog: Any, mo
         np.testing.assert_array_equal(_values(chips, path), _direct(path))
     assert len(_stored(chips)) == 1
     assert caplog.text.count("No space left on device") == 1
-    assert "goes on without storing more decoded chips" in caplog.text
+    assert f"nothing more can be stored in {chips.folder}: No space left on device. The run goes on" in caplog.text
 
 
 def test_the_limit_holds_and_what_nobody_uses_makes_room(tmp_path: Path, caplog: Any) -> None:
