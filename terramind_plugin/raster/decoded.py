@@ -167,7 +167,7 @@ class DecodedChips:
         except OSError as error:
             self._full = True
             logger.warning(
-                "cache: nothing more can be stored in %s: %s. The run goes on without. Make room or name another folder.",
+                "cache: nothing more can be stored in %s: %s. The run goes on. Make room or name another folder.",
                 self.folder,
                 error.strerror or one_line(error),
             )
