@@ -20,7 +20,7 @@ from terramind_plugin.export.subject import Positional, Subject
 from terramind_plugin.files import write_bytes
 from terramind_plugin.inference.segmentation import for_inference
 
-AGREEMENT = 1e-4
+LARGEST_DIFFERENCE = 1e-4
 """Largest difference between a file's outputs and the model's, as a share of the model's largest value."""
 TRACED = 2
 """Samples in the batch that the graph is made with. One sample would be taken for a fixed size."""
@@ -125,7 +125,7 @@ def _compare(
     """Return the largest difference between a file and the model over batches of several sizes.
 
     Raises:
-        ConfigError: It is larger than `AGREEMENT`, or a value is not finite.
+        ConfigError: It is larger than `LARGEST_DIFFERENCE`, or a value is not finite.
     """
     worst = 0.0
     for batch in COMPARED:
@@ -134,10 +134,10 @@ def _compare(
             images = tuple(_unstandardise(image, model, number) for number, image in enumerate(images))
         for name, got, want in zip(subject.outputs, run(images), _listed(model(*images)), strict=True):
             difference = float((got - want).abs().max() / want.abs().max().clamp(min=1e-12))
-            if not difference <= AGREEMENT:
+            if not difference <= LARGEST_DIFFERENCE:
                 raise ConfigError(
                     f"{name} of the file differs from the model's by {difference:.1e} of the largest value, expected "
-                    f"at most {AGREEMENT:g}. The file was not written; report this with the command you ran."
+                    f"at most {LARGEST_DIFFERENCE:g}. The file was not written; report this with the command you ran."
                 )
             worst = max(worst, difference)
     return worst
