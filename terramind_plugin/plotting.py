@@ -31,7 +31,7 @@ LAND = ListedColormap(colormaps["terrain"](np.linspace(0.25, 1, 256)))
 """Colours of elevations; the lower quarter of 'terrain' is the sea."""
 RADAR_KEY = (("radar: VV", "#e00000"), ("radar: VH", "#00b000"), ("radar: VV - VH", "#3030ff"))
 """Names and colours of what makes a radar picture red, green and blue; water is dark, woods are bright and yellow."""
-AGREEMENT = {"neither": "#d9cfb4", "hit": "#1f6fb4", "false alarm": "#f2c500", "missed": "#c51b7d"}
+AGREEMENT_COLORS = {"neither": "#d9cfb4", "hit": "#1f6fb4", "false alarm": "#f2c500", "missed": "#c51b7d"}
 """Colours of the agreement between map and label in a pixel."""
 COASTS = Path(__file__).parent / "shipped" / "coasts.npz"
 """Coasts of Natural Earth 1:110 million (public domain) in tenths of a degree, see the README beside it."""
@@ -130,7 +130,7 @@ def agreement_picture(found: np.ndarray, wanted: np.ndarray, known: np.ndarray) 
         known: True where both say something.
     """
     ids = np.select([found & wanted, found & ~wanted, ~found & wanted], [1, 2, 3], 0)
-    return class_picture(np.where(known, ids, -1), list(AGREEMENT.values()))
+    return class_picture(np.where(known, ids, -1), list(AGREEMENT_COLORS.values()))
 
 
 def bands_shown(modality: str, bands: Sequence[object] | None, count: int) -> list[int]:

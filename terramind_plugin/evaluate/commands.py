@@ -71,7 +71,7 @@ def run_compare(
     rows = table(summaries, metric)
     show(rows, f"{config.name}, {counted(seeds, 'seed')}")
     write_text(out / "table.md", markdown(rows))
-    title = f"{config.name}: mean and standard deviation of {counted(seeds, 'seed')}"
+    title = f"Ways of fine-tuning with {config.name}: mean and standard deviation of {counted(seeds, 'seed')}"
     write_figure(out / "figure.png", draw(summaries, metric, title))
     for name in ("table.md", "figure.png", "runs"):
         print(out / name)

@@ -128,11 +128,12 @@ def draw(summaries: Sequence[ArmSummary], metric: str, title: str) -> Figure:
 
 def _draw_labels(summaries: Sequence[ArmSummary], metric: str, title: str) -> Figure:
     """Return a figure: a line for each arm over the numbers of labels, each seed a dot."""
-    figure = Figure(figsize=(7, 4.6), layout="constrained")
+    arms = list(dict.fromkeys(one.arm for one in summaries))
+    figure = Figure(figsize=(7, 4.2 + 0.2 * len(arms)), layout="constrained")
     figure.suptitle(title, fontsize=10)
     axis = figure.subplots()
     budgets = list(dict.fromkeys(one.labels for one in summaries))
-    for number, arm in enumerate(dict.fromkeys(one.arm for one in summaries)):
+    for number, arm in enumerate(arms):
         own, color = [one for one in summaries if one.arm == arm], f"C{number % 10}"
         # Side by side, so that the spreads of two arms do not cover each other.
         positions = [budgets.index(one.labels) + 0.06 * number for one in own]
@@ -151,7 +152,7 @@ def _draw_labels(summaries: Sequence[ArmSummary], metric: str, title: str) -> Fi
     axis.set_xlabel("labelled chips")
     axis.margins(x=0.08)
     _set_metric_axis(axis, metric, summaries)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    figure.legend(loc="outside lower center", ncols=1, fontsize=8, frameon=False)
     return figure
 
 

@@ -20,7 +20,7 @@ from terramind_plugin.inference.job import Job
 from terramind_plugin.inference.outputs import NO_DATA
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.plotting import (
-    AGREEMENT,
+    AGREEMENT_COLORS,
     NO_LABEL,
     agreement_picture,
     class_picture,
@@ -136,7 +136,7 @@ def draw(
         iou = float(intersection_over_union(row.overlaps[number]))
         said = f"IoU {iou:.2f}" if np.isfinite(iou) else "nothing to find"
         panels.append((f"{chip.name}: {said}", pictures))
-    legend = [(f"map: {name}", color) for name, color in AGREEMENT.items()] + [("no label or no data", NO_LABEL)]
+    legend = [(f"map: {name}", color) for name, color in AGREEMENT_COLORS.items()] + [("no label or no data", NO_LABEL)]
     legend += [(f"{LAND_COVER}: {cover.class_names[n]}", cover.class_colors[n]) for n in sorted(seen - {0})]
     legend += radar_key(row.inputs)
     figure: Figure = draw_panels(panels, legend, title, side=2.9)

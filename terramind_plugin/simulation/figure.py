@@ -15,7 +15,7 @@ from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.files import check_picture, write_figure
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.plotting import (
-    AGREEMENT,
+    AGREEMENT_COLORS,
     NO_LABEL,
     agreement_picture,
     class_picture,
@@ -163,7 +163,7 @@ def draw_predictions(
     panels = [_draw_chip(chip, data, colors, agrees=agrees) for chip in pick_chips(compared, chips)]
     legend = [*zip(class_names, colors, strict=True), ("no data", NO_LABEL)]
     if agrees:
-        legend += [(f"map: {text}", color) for text, color in list(AGREEMENT.items())[1:]]
+        legend += [(f"map: {text}", color) for text, color in list(AGREEMENT_COLORS.items())[1:]]
     titles = dict.fromkeys(title for _, pictures in panels for title in pictures)
     legend += radar_key(title.partition(",")[0] for title in titles)
     title = (
