@@ -100,7 +100,7 @@ def _write_new(
     request = Request(data, task, modalities, labels, splits, _read_bands(bands), class_names, columns)
     survey = look(request)
     written = write_configuration(survey, request, model, files)
-    for line in summarise_survey(survey, request):
+    for line in summarise_survey(survey, files):
         print(line)
     for path in written:
         print(path)

@@ -66,18 +66,25 @@ def describe_masks(masks: Sequence[Mask], task: str, names: Sequence[str]) -> La
     if broken:
         raise DataError(f"{counted(len(broken), 'label')} cannot be used, e.g. {broken[0].problem}")
     total: Counter[float] = Counter()
-    gaps = False
+    gaps: set[float] = set()
     for mask in masks:
         for value, count in mask.counts.items():
             if value != value or value == mask.nodata:
-                gaps = True
+                gaps.add(value)
             else:
                 total[value] += count
+    tagged = task == "segmentation" and set(total) == {1.0} and 0 in gaps
+    if tagged:  # a mask of one class, whose background is declared to be nodata
+        total[0.0] += 1
+        gaps.discard(0)
     if not total:
         raise DataError(f"{counted(len(masks), 'label')} hold nodata alone, e.g. {masks[0].path}.")
     if task == "regression":
-        return _describe_numbers(total, gaps)
-    return _describe_classes(total, gaps, masks[0], names)
+        return _describe_numbers(total, bool(gaps))
+    found = _describe_classes(total, bool(gaps), masks[0], names)
+    if tagged:
+        found.notes.append("0, which the files declare as nodata, taken as the class beside 1")
+    return found
 
 
 def _describe_numbers(total: Counter[float], gaps: bool) -> LabelSet:

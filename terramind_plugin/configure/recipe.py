@@ -94,9 +94,12 @@ def write_configuration(survey: Survey, request: Request, model: str, files: Fil
             "init_args": {"monitor": "val/loss", "factor": 0.5, "patience": 3},
         },
     }
-    text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=WIDTH, allow_unicode=True)
+    parts = [
+        yaml.dump({key: part}, Dumper=_Dumper, sort_keys=False, width=WIDTH, allow_unicode=True)
+        for key, part in content.items()
+    ]
     files.config.parent.mkdir(parents=True, exist_ok=True)
-    write_text(files.config, _header(survey, request, variant, files) + text)
+    write_text(files.config, _header(survey, request, variant, files) + "\n".join(parts))
     return [files.config, *written]
 
 
@@ -113,7 +116,7 @@ class _Dumper(yaml.SafeDumper):
         return super().represent_sequence(tag, sequence, plain or flow_style)
 
 
-def summarise_survey(survey: Survey, request: Request) -> list[str]:
+def summarise_survey(survey: Survey, files: Files) -> list[str]:
     """Return what was found, a line for each modality, the labels, and the splits."""
     lines = []
     for image in survey.images:
@@ -131,13 +134,16 @@ def summarise_survey(survey: Survey, request: Request) -> list[str]:
         what += f": {', '.join(labels.class_names[:12])}{' ...' if len(labels.class_names) > 12 else ''}"
     lines.append("; ".join([f"labels: {where}; {what}", *labels.notes]) + ".")
     shown = ", ".join(f"{len(keys)} {split}" for split, keys in survey.splits.items())
-    lists = ", ".join(map(str, survey.lists.values())) or "new lists"
+    lists = ", ".join(map(str, survey.lists.values())) or f"lists in {files.lists.name}/ beside the YAML"
     lines.append(f"samples: {shown}; {lists}.")
-    return lines + [f"note: {note}." for note in survey.notes]
+    notes = list(survey.notes)
+    if len({shape for image in survey.images for shape in image.sizes}) > 1:
+        notes.append("chips differ in size: training takes random crops, validation and test the middle")
+    return lines + [f"note: {note}." for note in notes]
 
 
 def _header(survey: Survey, request: Request, variant: Variant, files: Files) -> str:
-    seen = [f"#   {line}" for line in summarise_survey(survey, request)]
+    seen = [f"#   {line}" for line in summarise_survey(survey, files)]
     lines = [
         f"# {request.task.replace('_', ' ').capitalize()} of the chips in {request.data}, written by terramind new.",
         "#",

@@ -104,6 +104,19 @@ def test_four_bands_and_labels_from_one(made, capsys):
     assert "taken as BLUE, GREEN, RED, NIR_BROAD; if that is wrong" in capsys.readouterr().out
 
 
+def test_a_mask_whose_background_is_declared_as_nodata(chips, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = four_bands(chips, tmp_path / "data")
+    for number, name in enumerate(chips.ids):
+        label = (chips.read(name, "label") == 1).astype("uint8")
+        write(tmp_path / "data" / "masks" / f"{name}.tif", label, number, nodata=0)
+    assert main(["new", "--data", "data", *words]) == 0
+    data = yaml.safe_load(Path("data.yaml").read_text(encoding="utf-8"))["data"]["init_args"]
+    assert data["num_classes"] == 2
+    assert "reduce_zero_label" not in data
+    assert "0, which the files declare as nodata, taken as the class beside 1" in capsys.readouterr().out
+
+
 def test_bands_that_the_user_names(made):
     config = made(four_bands, "--bands", "S2L2A=NIR_BROAD,RED,GREEN,BLUE")
     assert config["model"]["init_args"]["model_args"]["backbone_bands"]["S2L2A"][0] == "NIR_BROAD"
@@ -147,6 +160,7 @@ def test_missing_radar_two_sizes_and_another_number_for_no_label(made):
     assert crop["class_path"] == "albumentations.RandomCrop"
     assert crop["init_args"]["height"] == 48  # of 56: two patches of 8 pixels
     assert data["val_transform"][0]["class_path"] == "albumentations.CenterCrop"
+    assert "chips differ in size" in Path("data.yaml").read_text(encoding="utf-8")
 
 
 def test_one_folder_for_everything(made):
