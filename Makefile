@@ -22,7 +22,7 @@ define step
 		echo "    done in $$(( $$(date +%s) - start )) s; .venv has $$(du -sh .venv | cut -f 1)"
 endef
 
-.PHONY: help setup demo demo-series demo-region test test-all bench nano results docs lint clean
+.PHONY: help setup demo demo-series demo-region test test-all bench nano results thinking docs lint clean
 
 help:
 	@echo "make demo      set up, simulate data, fit, test, predict, draw a figure"
@@ -33,6 +33,7 @@ help:
 	@echo "make bench     compare speed and memory with TerraTorch's own TerraMind"
 	@echo "make nano      train terramind_sim_nano from nothing (over an hour on two cores)"
 	@echo "make results   measure what terramind_sim_nano has learned; writes RESULTS.md"
+	@echo "make thinking  ask on 30 fine-tunings whether Thinking-in-Modalities helps (about an hour on two cores)"
 	@echo "make docs      build the documentation into site/"
 	@echo "make ... TORCH_INDEX=https://download.pytorch.org/whl/cpu   set up with PyTorch for CPUs, a tenth of the size"
 	@echo "make lint      ruff, mypy, and the wheel built and imported"
@@ -190,6 +191,15 @@ results: $(DEV_STAMP)
 	@$(BIN)/terramind simulate --world globe --chips 320 --size 128 --seed 7001 \
 		--processes 2 --out output/results_world
 	@$(BIN)/python -m bench.results --data output/results_world --out .
+
+COVER := $(OUT)/cover
+
+# What lies below the flood, from radar alone; an interrupted `make thinking` goes on where it was.
+thinking: $(DEV_STAMP)
+	@$(BIN)/terramind simulate --out $(COVER) --chips 240 --size 64 --task flooded_cover
+	@$(BIN)/python -m bench.thinking --data $(COVER) --out $(COVER)/compare
+	@$(BIN)/terramind compare -c configs/demo_flooded_cover.yaml --arms plain,tim,oracle --labels 8,all --seeds 5 \
+		--out $(COVER)/compare
 
 docs: $(DEV_STAMP)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
