@@ -105,10 +105,14 @@ def test_configurations_that_ship_can_be_compared(path):
         make_arm(yaml.safe_load(path.read_text()), arm, 0, Path("out"))
 
 
-def test_the_oracle_of_the_configuration_that_asks_whether_thinking_helps():
-    path = next(path for path in CONFIGS if path.stem == "demo_flood_thinking")
-    made = make_arm(yaml.safe_load(path.read_text()), "oracle", 0, Path("out"))
-    assert made["data"]["init_args"]["modalities"] == ["S2L1C", "S1GRD", "LULC"]
+@pytest.mark.parametrize(
+    ("name", "images"), [("demo_flood_thinking", ["S2L1C", "S1GRD"]), ("demo_flooded_cover", ["S1GRD"])]
+)
+def test_the_oracles_of_the_configurations_that_ask_whether_thinking_helps(name, images):
+    path = next(path for path in CONFIGS if path.stem == name)
+    for arm, modalities in (("plain", images), ("tim", images), ("oracle", [*images, "LULC"])):
+        made = make_arm(yaml.safe_load(path.read_text()), arm, 0, Path("out"))
+        assert made["data"]["init_args"]["modalities"] == modalities
 
 
 def test_mistakes():
