@@ -20,10 +20,13 @@ from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.plotting import class_picture, draw_panels, modality_picture
 from terramind_plugin.simulation.dataset import chip_files
 from terramind_plugin.simulation.labels import LABEL_TASKS, NOT_SEEN
+from terramind_plugin.simulation.materials import WATER
 
 RADAR = "S1GRD"
 FLOODED = (2, 3)
 """Classes of the task flooded_cover whose ground the radar does not see."""
+WATERS = (1, 2)
+"""Classes of that task that are open water to the radar: permanent water and flooded open land."""
 CHIPS = 5
 """Chips that are drawn: those with most flooded land."""
 COLORS = ("#e8e4d8", "#1f4e99", "#7ec8e3", "#2e7d5b")
@@ -54,15 +57,19 @@ def measure_thoughts(data: Path, out: Path, model: str = "terramind_sim_nano") -
         maps[name] = generate_land_cover(generator, world, [RADAR])
     maps["most frequent class"] = majority_land_cover(world).maps
     true = world.stack(LAND_COVER)[:, 0].astype(np.int64)
-    rows = [["land cover from radar", "pixels right", "mean IoU", "right below the flood", "mean IoU below the flood"]]
-    flooded = np.isin(labels, FLOODED)
-    for name, one in maps.items():
-        scores = [score for where in (np.ones_like(flooded), flooded) for score in _agree(one, true, where)]
+    rows = [["land cover from radar", "pixels right", "mean IoU", "right below the flood", *map(_share_name, WATERS)]]
+    for name, one in {**maps, "true land cover": true}.items():
+        scores = [*_agree(one, true, true > 0), _agree(one, true, np.isin(labels, FLOODED))[0]]
+        scores += [float((one[labels == number] == WATER).mean()) for number in WATERS]
         rows.append([name, *(f"{score:.3f}" for score in scores)])
     write_text(out / "generated_cover.md", markdown(rows))
     write_figure(out / "generated_cover.png", _draw(world, labels, true, maps))
     print((out / "generated_cover.md").read_text())
     print(out / "generated_cover.png")
+
+
+def _share_name(number: int) -> str:
+    return f"called water, of {LABEL_TASKS['flooded_cover'].class_names[number]}"
 
 
 def _read_label(data: Path, name: str, size: int) -> NDArray[np.int64]:

@@ -26,7 +26,7 @@ PAGES = {
 }
 """Page of the documentation by file of the repository."""
 SITE = {**PAGES, "README.md": "index.md"}
-COPIED = ("configs/**/*.yaml", "results/*.png", "results/*.json", "LICENSE")
+COPIED = ("configs/**/*.yaml", "results/*.png", "results/*.csv", "results/*.json", "LICENSE")
 """Files that pages show or link to."""
 STOREYS = {
     "errors.py": "Foundations",
