@@ -235,6 +235,8 @@ class TerraMindTiM(TerraMindBackbone):
                 "decoding": self.decoding,
                 "seed": self.tim_seed,
             }
+            if self.variant.one_size:
+                described["windows"] = self.variant.img_size
         return described
 
     def unfreeze(self) -> None:
