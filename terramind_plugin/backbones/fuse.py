@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import reduce
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-MergeMethod = Literal["mean", "max", "concat", "dict", "none"]
 MERGE_METHODS: tuple[str, ...] = ("mean", "max", "concat", "dict", "none")
 
 

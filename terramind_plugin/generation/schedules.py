@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 
@@ -19,7 +18,6 @@ from terramind_plugin.errors import ConfigError, suggest
 SMALLEST_TEMPERATURE = 1e-9
 """Lower bound of falling schedules, so that their last steps still sample."""
 
-Scheme = Literal["roar", "maskgit"]
 SCHEMES = ("roar", "maskgit")
 
 

@@ -35,8 +35,6 @@ from terramind_plugin.shards.zarr_zip import ZarrGroup
 from terramind_plugin.tokenizers.image import ImageTokenizer
 from terramind_plugin.tokenizers.variants import tokenizers_of
 
-SCHEME = "terramesh:"
-"""Prefix of a TerraMesh's root, where others name the folder of a modality."""
 SPLITS = ("train", "val")
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from terramind_plugin.errors import ConfigError, DataError, one_line
-from terramind_plugin.sources.rules import HOSTS, CollectionRule
+from terramind_plugin.sources.rules import HOSTS
 
 AZURE = ".blob.core.windows.net"
 """End of the hosts whose addresses Planetary Computer signs."""
@@ -16,13 +16,12 @@ EODATA = "s3://eodata/"
 EXTRA = "pip install 'terramind-plugin[sources]'"
 
 
-def check_keys(modality: str, addresses: Iterable[str], rules: Sequence[CollectionRule]) -> None:
+def check_keys(modality: str, addresses: Iterable[str]) -> None:
     """Raise a ConfigError if a source asks for a key that is not set.
 
     Args:
         modality: Name of the modality.
         addresses: Address of its catalogue, or of its files.
-        rules: Rows of the table for the catalogue; nothing where the addresses are those of files.
     """
     hosts = set()
     for address in addresses:
@@ -39,7 +38,6 @@ def check_keys(modality: str, addresses: Iterable[str], rules: Sequence[Collecti
             "Planetary Computer gives S1RTC to holders of a key alone: set PC_SDK_SUBSCRIPTION_KEY, or leave S1RTC out "
             "of --modalities."
         )
-    del rules
 
 
 def _subscription_key() -> str | None:

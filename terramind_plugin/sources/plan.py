@@ -135,7 +135,7 @@ def make_request(
     for name in names:
         if any(one.modality == name for one in request.rules(name)) is False:
             choose_rules(request.rules(name), name, None)
-        check_keys(name, [request.sources[name]], request.rules(name))
+        check_keys(name, [request.sources[name]])
     return request
 
 
@@ -202,7 +202,7 @@ def plan_scenes(
         notes += [f"scene {name} of {modality} is left out: {reason}." for name, reason in found.left_out.items()]
         if not scenes[modality]:
             raise ConfigError(f"--skip_scenes leaves no scene of {modality}.")
-        check_keys(modality, [asset for one in scenes[modality] for asset in one.assets.values()], ())
+        check_keys(modality, [asset for one in scenes[modality] for asset in one.assets.values()])
     given = list(splits) or ["train"] * len(places)
     chips, used, lacking = _assign_scenes(request, places, given, shapes, scenes, prefer_whole)
     notes += lacking

@@ -144,8 +144,3 @@ def find_leaks(splits: Sequence[str], outlines: Any) -> set[int]:
         if splits[one] != splits[other] and not {one, other} & dropped:
             dropped.add(one if rank[splits[one]] < rank[splits[other]] else other)
     return dropped
-
-
-def count_splits(splits: Sequence[str]) -> Mapping[str, int]:
-    """Return the number of chips of each split."""
-    return {split: list(splits).count(split) for split in SHARES}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,11 +115,6 @@ def block_sizes(dataset: Any, window: Window) -> dict[tuple[int, int], int]:
             guess = OTHER * tall * wide * dataset.read(1, window=Window(0, 0, 1, 1)).itemsize if size is None else 0
             found[row, column] = int(size) if size is not None else int(guess) if dataset.driver != "GTiff" else 0
     return found
-
-
-def total_scenes(tasks: Iterable[BlockTask]) -> int:
-    """Return the number of different scenes of some blocks."""
-    return len({key for task in tasks for key in task.scenes})
 
 
 def plan_reads(task: BlockTask) -> tuple[int, list[tuple[Scene, tuple[str, ...], Grid]]]:
