@@ -344,7 +344,14 @@ def source_lines(rows: Sequence[SourceRow], spent: EngineRow) -> list[str]:
          f"{row.share:.2f}", str(row.apart)]
         for row in rows
     ]  # fmt: skip
-    return [*table(["aim", "found", "at most", "verdict"], aims), "", *table(head, listed)]
+    return [_versions(), "", *table(["aim", "found", "at most", "verdict"], aims), "", *table(head, listed)]
+
+
+def _versions() -> str:
+    """Return the versions of the libraries that read."""
+    from importlib.metadata import version
+
+    return f"rasterio {rasterio.__version__}, GDAL {rasterio.__gdal_version__}, odc-stac {version('odc-stac')}."
 
 
 def _verdict(met: bool) -> str:
