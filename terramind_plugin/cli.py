@@ -127,7 +127,7 @@ def _run(command: Callable[[], None]) -> int:
     """Run a command, and return 143 if SIGTERM has stopped it, 130 if it was Ctrl-C."""
     try:
         with StopSignals() as signals:
-            status = _status(command)
+            status = _status(command, signals)
             signals.check()  # Lightning notes SIGTERM, and may have come to its end all the same
             return status
     except Stopped as stopped:
@@ -135,11 +135,15 @@ def _run(command: Callable[[], None]) -> int:
         return exit_status(stopped.number)
 
 
-def _status(command: Callable[[], None]) -> int:
+def _status(command: Callable[[], None], signals: StopSignals) -> int:
     try:
         command()
     except Exception as error:
-        return report(error)
+        try:
+            return report(error)
+        except Exception:  # a signal also stops workers of data loaders, and each says so with an error of its own
+            signals.check()
+            raise
     return 0
 
 

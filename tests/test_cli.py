@@ -14,12 +14,13 @@ from typing import Any, Literal
 import pytest
 
 from terramind_plugin import __version__
-from terramind_plugin.cli import COMMANDS, TERRATORCH_COMMANDS, TERRATORCH_HELP, Command, main
+from terramind_plugin.cli import COMMANDS, TERRATORCH_COMMANDS, TERRATORCH_HELP, Command, _status, main
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.evaluate.arms import ARMS
 from terramind_plugin.raster.paths import RemotePath
 from terramind_plugin.samples.layout import read_split
 from terramind_plugin.simulation.dataset import simulate
+from terramind_plugin.system import Stopped, StopSignals
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 
@@ -317,3 +318,15 @@ def test_other_errors_are_not_hidden() -> None:
     with pytest.raises(RuntimeError, match="a bug"):
         _run(fail)
     assert issubclass(ConfigError, ValueError)
+
+
+def test_what_breaks_after_a_signal_is_no_fault_of_the_program() -> None:
+    def lose_worker() -> None:
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+
+    signals = StopSignals()
+    with pytest.raises(RuntimeError):
+        _status(lose_worker, signals)
+    signals.number = 15
+    with pytest.raises(Stopped):
+        _status(lose_worker, signals)
