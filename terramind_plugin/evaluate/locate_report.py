@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from rasterio.transform import Affine
 
@@ -235,13 +236,15 @@ def draw_errors(true: NDArray[Any], named: NDArray[Any], errors: Sequence[Errors
     right = figure.add_subplot(grid[:, 1])
     edges = np.arange(-180.0, 181, CELL), np.arange(-90.0, 91, CELL)
     counts = [np.histogram2d(places[:, 0], places[:, 1], bins=list(edges))[0].T for places in (true, named)]
-    limits = (1, max(2.0, *(float(count.max()) for count in counts)))
+    scale = PowerNorm(0.5, 0, max(2.0, *(float(count.max()) for count in counts)))
     for axis, count, text in zip(maps, counts, ("where the chips lie", "where the model puts them"), strict=True):
         shown = np.ma.masked_equal(count, 0)
-        image = axis.pcolormesh(*edges, shown, cmap="viridis", norm=LogNorm(*limits))
+        image = axis.pcolormesh(*edges, shown, cmap="YlGnBu", norm=scale)
         axis.set_title(text, fontsize=10)
         frame_globe(axis)
-    figure.colorbar(image, ax=maps, shrink=0.7, label=f"chips in a cell of {CELL} degrees")
+    figure.colorbar(
+        image, ax=maps, shrink=0.7, label=f"chips in a cell of {CELL} degrees", ticks=MaxNLocator(5, integer=True)
+    )
     for number, one in enumerate(errors):
         order = np.sort(one.distances)
         shares = np.arange(1, len(order) + 1) / len(order)
