@@ -22,7 +22,7 @@ define step
 		echo "    done in $$(( $$(date +%s) - start )) s; .venv has $$(du -sh .venv | cut -f 1)"
 endef
 
-.PHONY: help setup demo demo-series demo-region test test-all bench nano results thinking docs lint clean
+.PHONY: help setup demo demo-series demo-region test test-all test-oldest bench nano results thinking docs dist lint clean
 
 help:
 	@echo "make demo      set up, simulate data, fit, test, predict, draw a figure"
@@ -30,12 +30,14 @@ help:
 	@echo "make demo-region  simulate a satellite catalogue, make chips of it, fine-tune, map the region, draw a figure"
 	@echo "make test      set up and run the tests (under ten minutes on two cores)"
 	@echo "make test-all  the slow tests, too"
+	@echo "make test-oldest  the tests with the lowest versions that pyproject.toml allows (Python 3.11, about 6 GB)"
 	@echo "make bench     compare speed and memory with TerraTorch's own TerraMind"
 	@echo "make nano      train terramind_sim_nano from nothing (over an hour on two cores)"
 	@echo "make results   measure what terramind_sim_nano has learned; writes RESULTS.md"
 	@echo "make thinking  ask on 30 fine-tunings whether Thinking-in-Modalities helps (about an hour on two cores)"
 	@echo "make docs      build the documentation into site/"
 	@echo "make ... TORCH_INDEX=https://download.pytorch.org/whl/cpu   set up with PyTorch for CPUs, a tenth of the size"
+	@echo "make dist      the wheel and the source archive in dist/, checked by twine"
 	@echo "make lint      ruff, mypy, and the wheel built and imported"
 
 setup: $(STAMP)
@@ -145,6 +147,9 @@ test: $(DEV_STAMP)
 test-all: $(DEV_STAMP)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not network"
 
+test-oldest:
+	@.ci/oldest $(PYTHON)
+
 bench: $(DEV_STAMP)
 	@$(BIN)/python -m bench --write
 
@@ -204,6 +209,14 @@ thinking: $(DEV_STAMP)
 docs: $(DEV_STAMP)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "The documentation is in site/index.html"
+
+# Built from what is committed: a folder build/ of an earlier run never gets into the wheel.
+dist: $(STAMP)
+	@rm -rf dist output/source && mkdir -p dist output/source
+	@git archive HEAD | tar -x -C output/source
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[release]"
+	@$(BIN)/python -m build --outdir dist output/source > output/build.log 2>&1 || (tail -20 output/build.log; exit 1)
+	@$(BIN)/python -m twine check --strict dist/*
 
 lint: $(DEV_STAMP)
 	@$(BIN)/ruff format --check .
