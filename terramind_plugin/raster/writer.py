@@ -32,6 +32,8 @@ SMALLEST_OVERVIEW = 256
 FASTEST = 1
 """Level of deflate that is fastest."""
 DTYPES = ("uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")
+COG_PREDICTORS = {1: "NO", 2: "STANDARD", 3: "FLOATING_POINT"}
+"""Names of the predictors in GDAL's COG driver."""
 
 Color = tuple[int, int, int, int]
 """Red, green, blue and alpha, from 0 to 255."""
@@ -173,7 +175,8 @@ def write_layer(
                 check_overviews(target, len(factors))
             if cog:
                 options: dict[str, Any] = {"bigtiff": "if_safer", "overviews": "force_use_existing"}
-                options |= {"blocksize": layer.tile or 2 * TILE, "compress": "deflate", "predictor": _predictor(layer)}
+                options |= {"blocksize": layer.tile or 2 * TILE, "compress": "deflate"}
+                options["predictor"] = COG_PREDICTORS[_predictor(layer)]
                 options |= {"level": FASTEST} if layer.noisy else {}
                 with _small_blocks():
                     rasterio.shutil.copy(tiles, partial, driver="COG", **options)
@@ -216,7 +219,7 @@ def _predictor(layer: Layer) -> int:
     if layer.noisy:
         return 1
     if dtype.kind == "f":
-        return 3
+        return 1 if layer.half else 3  # GDAL 3.11 and later have none for half precision, and files get no smaller
     return 1 if layer.colormap is not None or dtype.itemsize == 1 else 2
 
 

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -39,8 +40,19 @@ class Entry(NamedTuple):
     """Text that changes when the content does, as far as the store tells."""
 
 
+class _OpenFile:
+    """A file that is open for reading until nobody holds it: closed earlier, its number could be another file's."""
+
+    def __init__(self, path: str) -> None:
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):  # it has none where opening failed
+            os.close(self.number)
+
+
 class LocalStore:
-    """A folder on this machine.
+    """A folder on this machine. Threads may read from one.
 
     Args:
         root: Path of the folder.
@@ -56,7 +68,7 @@ class LocalStore:
     def __init__(self, root: str | Path, revision: str | None = None, *, create: bool = False) -> None:
         self.root = str(root)
         self.revision = revision
-        self._open: OrderedDict[str, int] = OrderedDict()
+        self._open: OrderedDict[str, _OpenFile] = OrderedDict()
         if create:
             Path(root).mkdir(parents=True, exist_ok=True)
         if not os.path.isdir(self.root):
@@ -89,15 +101,15 @@ class LocalStore:
         Raises:
             OSError: The file cannot be read.
         """
-        if path not in self._open:
-            while len(self._open) >= OPEN_FILES:
-                os.close(self._open.popitem(last=False)[1])
-            self._open[path] = os.open(os.path.join(self.root, path), os.O_RDONLY)
-        self._open.move_to_end(path)
-        parts = [os.pread(self._open[path], length, start)]
+        file = self._open.pop(path, None) or _OpenFile(os.path.join(self.root, path))
+        self._open[path] = file
+        with suppress(KeyError):  # another thread was faster
+            while len(self._open) > OPEN_FILES:
+                self._open.popitem(last=False)
+        parts = [os.pread(file.number, length, start)]
         while parts[-1] and sum(map(len, parts)) < length:  # Linux reads at most 2 GiB at once
             done = sum(map(len, parts))
-            parts.append(os.pread(self._open[path], length - done, start + done))
+            parts.append(os.pread(file.number, length - done, start + done))
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def shown(self, path: str) -> str:
@@ -106,11 +118,7 @@ class LocalStore:
 
     def close(self) -> None:
         """Close open files; they are opened again when needed."""
-        while self._open:
-            os.close(self._open.popitem()[1])
-
-    def __del__(self) -> None:
-        self.close()
+        self._open.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": OrderedDict()}

@@ -135,7 +135,7 @@ def warp(values: NDArray[Any], source: Grid, grid: Grid, resampling: Resampling,
         src_nodata=np.nan if values.dtype.kind == "f" else None,
         dst_crs=grid.crs,
         dst_transform=grid.transform,
-        dst_nodata=fill,
+        init_dest_nodata=False,  # GDAL 3.11 and later move values away from a declared nodata value
         resampling=resampling,
     )
     return result

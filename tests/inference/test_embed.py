@@ -134,7 +134,8 @@ def test_another_layer(scene: Path, tmp_path: Path) -> None:
 def test_precisions(scene: Path, vectors: np.ndarray, tmp_path: Path) -> None:
     half = _one(scene, tmp_path / "half", "--dtype", "float16")
     with rasterio.open(half) as file:
-        assert file.tags(1, ns="IMAGE_STRUCTURE")["NBITS"] == "16"
+        # From GDAL 3.11 on the same file counts as one of float16.
+        assert file.dtypes[0] == "float16" or file.tags(1, ns="IMAGE_STRUCTURE")["NBITS"] == "16"
         found = file.read()
     np.testing.assert_array_equal(found, found.astype(np.float16).astype(np.float32))
     np.testing.assert_allclose(found, vectors, rtol=2**-11, atol=2e-5)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -93,3 +94,16 @@ def test_the_hub_offline(mesh, local, tmp_path):
     assert result.stdout.splitlines()[0].split() == [COMMIT, COMMIT]
     with pytest.raises(DataError, match="hf download org/other --repo-type dataset"):
         TerraMeshDataset("hub:org/other")
+
+
+def test_threads_never_get_bytes_of_another_file(tmp_path, monkeypatch):
+    """More files than stay open, read from many threads: a number of a closed file may be that of the next one."""
+    monkeypatch.setattr(stores, "OPEN_FILES", 2)
+    names = [f"{number:02d}" for number in range(30)]
+    for name in names:
+        (tmp_path / name).write_text(name * 50)
+    store = stores.LocalStore(tmp_path)
+    with ThreadPoolExecutor(16) as threads:
+        found = list(threads.map(lambda name: store.read(name, 0, 100).decode(), names * 200))
+    store.close()
+    assert found == [name * 50 for name in names] * 200
