@@ -50,13 +50,21 @@ def _bound(values: NDArray[Any]) -> Any:
     return kind(min(FAR, float(np.finfo(kind).max)))
 
 
-def read_pixels(raster: Any, bands: Sequence[int] | None = None, *, declared: bool = True, **window: Any) -> Pixels:
+def read_pixels(
+    raster: Any,
+    bands: Sequence[int] | None = None,
+    *,
+    declared: bool = True,
+    out: NDArray[Any] | None = None,
+    **window: Any,
+) -> Pixels:
     """Return values and the mask of missing values.
 
     Args:
         raster: An open raster of rasterio.
         bands: Numbers of the bands, from 1 on; None for all.
         declared: Whether to use the file's nodata values and masks. If not, pixels that they mark are ordinary values.
+        out: Array for the values; None to make one.
         window: `window` and `out_shape` of rasterio.
 
     Raises:
@@ -65,7 +73,7 @@ def read_pixels(raster: Any, bands: Sequence[int] | None = None, *, declared: bo
     """
     bands = list(raster.indexes) if bands is None else list(bands)
     refuse_complex(raster.name, raster.dtypes)
-    values = raster.read(bands, **window)
+    values = raster.read(bands, out=out, **window)
     if not declared:
         return find_missing(values)
     mask = raster.read_masks(bands, **window) > 0 if needs_mask(raster, bands) else None
