@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -116,9 +117,9 @@ class TerraMindTiM(TerraMindBackbone):
         self._channels = {spec.name: channels for spec, channels in known}
         self.targets = targets
         """Modalities that are generated or observed as tokens, by the user's names."""
-        self.thought_names = names
+        self.generated_names = names
         """Name among the model's inputs of each target."""
-        self.thoughts: dict[str, Tensor] = {}
+        self.generated_tokens: dict[str, Tensor] = {}
         """Token ids that the last forward pass generated, by name; empty with a feature cache."""
         self.given_tokens = ObservedTokens(tokenized, variant.family) if tokenized else None
         """Tokenizers of observed modalities; checkpoints hold them under this name."""
@@ -149,10 +150,12 @@ class TerraMindTiM(TerraMindBackbone):
     def compute(self, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None) -> list[Any]:
         """Return the merged features of the selected layers, after generating tokens; see `TerraMindBackbone`."""
         given = self.tokenize(inputs)
-        tokens = self.think({**inputs, **given}, present)
+        tokens = self.generate_tokens({**inputs, **given}, present)
         observed = () if self.given_tokens is None else [spec.name for spec in self.given_tokens.specs]
         if self.feature_cache is None:  # with it, only a part of the batch is computed
-            self.thoughts = {name: ids.detach() for name, ids in tokens.items() if name not in (*observed, *given)}
+            self.generated_tokens = {
+                name: ids.detach() for name, ids in tokens.items() if name not in (*observed, *given)
+            }
         read = {name: x for name, x in inputs.items() if name not in observed} | given | tokens
         read = {spec.name: read[spec.name] for spec in self.inputs if spec.name in read}
         if present is not None:
@@ -160,7 +163,20 @@ class TerraMindTiM(TerraMindBackbone):
             present = {name: present.get(name, everyone) for name in read}
         return self.encode(read, present)
 
+    @property
+    def thoughts(self) -> dict[str, Tensor]:
+        """Return `generated_tokens`, by its former name."""
+        warnings.warn("thoughts is now called generated_tokens", DeprecationWarning, stacklevel=2)
+        return self.generated_tokens
+
     def think(self, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return what `generate_tokens` returns; its former name."""
+        warnings.warn("think is now called generate_tokens", DeprecationWarning, stacklevel=2)
+        return self.generate_tokens(inputs, present)
+
+    def generate_tokens(
+        self, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """Return the token ids of `tim_modalities`, generated or observed, by name.
 
         Args:
@@ -185,11 +201,11 @@ class TerraMindTiM(TerraMindBackbone):
             return observed
         read = {spec.name for spec in self.sampler.inputs}
         seen |= {name: ids for name, ids in observed.items() if name in read}
-        kept = {name: x for name, x in seen.items() if name in self.thought_names.values()}
+        kept = {name: x for name, x in seen.items() if name in self.generated_names.values()}
         held = None if present is None else {name: present[name] for name in seen}
         generated = self._generate(self.sampler, seen, held)
-        tokens = {self.thought_names[name]: ids for name, ids in generated.items()} | kept | observed
-        return {name: tokens[name] for name in self.thought_names.values()}
+        tokens = {self.generated_names[name]: ids for name, ids in generated.items()} | kept | observed
+        return {name: tokens[name] for name in self.generated_names.values()}
 
     def _generate(
         self, sampler: TokenGenerator, seen: Mapping[str, Tensor], present: Mapping[str, Tensor] | None

@@ -246,11 +246,11 @@ class GeneratedPainter:
             index: Position of the sample in the batch.
         """
         pictures = {}
-        for target, name in backbone.thought_names.items():
+        for target, name in backbone.generated_names.items():
             modality = backbone.targets[target]
-            if modality.kind == "sequence" or name not in backbone.thoughts:
+            if modality.kind == "sequence" or name not in backbone.generated_tokens:
                 continue
-            ids = backbone.thoughts[name][index]
+            ids = backbone.generated_tokens[name][index]
             variant = tokenizers_of(backbone.variant.family)[modality.name]
             tokenizer = self._tokenizer(variant) if modality.kind == "classes" else None
             if tokenizer is None:

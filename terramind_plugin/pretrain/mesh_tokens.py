@@ -16,14 +16,14 @@ from terramind_plugin.builders import build_image_tokenizer
 from terramind_plugin.errors import ConfigError, DataError, counted
 from terramind_plugin.model.checkpoints import hash_weights
 from terramind_plugin.model.modalities import Modality, find_exact
-from terramind_plugin.pretrain.loading import SYMMETRIES, apply_symmetry
+from terramind_plugin.pretrain.loading import SYMMETRIES
 from terramind_plugin.pretrain.token_store import (
     ENDING,
     Recipe,
     StoredChip,
     TokenFile,
-    cut_tiles,
-    encode_tiles,
+    count_tiles,
+    encode_chips,
     is_out_of_date,
     tile_size,
     write_tokens,
@@ -146,7 +146,7 @@ def tokenize_shards(
     if symmetries not in (1, SYMMETRIES):
         raise ConfigError(f"symmetries must be 1 or {SYMMETRIES}, got {symmetries}.")
     tile, known = tile_size(family), tokenizers_of(family)
-    written = []
+    written: list[Path] = []
     work = [
         (split, name)
         for split in find_splits(store, splits)
@@ -164,22 +164,50 @@ def tokenize_shards(
             ckpt_path=ckpt_paths.get(modality.name),
             decoder=False,
         )
-        recipe = Recipe(known[modality.name].name, hash_weights(tokenizer.state_dict()), tile, symmetries)
-        total, done = len(catalogue), 0
-        for shard, shard_name in enumerate(catalogue.shards):
-            label = f"{split} {modality.name}"
-            target = f"{split}/{modality.name}/{shard_name}"
-            check = partial(_check_shard, catalogue=catalogue, name=name, shard=shard)
-            there = (out / f"{target}{ENDING}").is_file()
-            if not there or is_out_of_date(out, modality, recipe, check, replace_files, target):
-                steps = _encode_shard(catalogue, name, shard, tokenizer, recipe, batch_size)
-                chips, ids = _collect(steps, recipe, lambda count: on_sample(label, done + count, total))  # noqa: B023
-                source = {"source": store.root, "revision": str(store.revision or "")}
-                written.append(out / f"{target}{ENDING}")
-                write_tokens(written[-1], ids, recipe, chips, source)
-            done += len(catalogue.keys(shard))
-            on_sample(label, done, total)
+        written += _tokenize_split(
+            catalogue,
+            name,
+            tokenizer,
+            Recipe(known[modality.name].name, hash_weights(tokenizer.state_dict()), tile, symmetries),
+            out,
+            batch_size=batch_size,
+            replace_files=replace_files,
+            on_sample=on_sample,
+        )
     return written
+
+
+def _tokenize_split(
+    catalogue: ShardCatalogue,
+    name: str,
+    tokenizer: ImageTokenizer,
+    recipe: Recipe,
+    out: Path,
+    *,
+    batch_size: int,
+    replace_files: bool,
+    on_sample: Callable[[str, int, int], None],
+) -> Iterator[Path]:
+    """Write the token ids of one modality of a split, and yield each file written; arguments as `tokenize_shards`."""
+    modality = catalogue.modalities[name]
+    label, total, done = f"{catalogue.split} {modality.name}", len(catalogue), 0
+    for shard, shard_name in enumerate(catalogue.shards):
+        target = f"{catalogue.split}/{modality.name}/{shard_name}"
+        path = out / f"{target}{ENDING}"
+        check = partial(_check_shard, catalogue=catalogue, name=name, shard=shard)
+        if not path.is_file() or is_out_of_date(out, modality, recipe, check, replace_files, target):
+            samples = _read_samples(catalogue, name, shard, recipe.tile)
+            report = partial(_report_sum, on_sample, label, done, total)
+            chips, ids = encode_chips(tokenizer, modality, samples, recipe, batch_size, report)
+            store = catalogue.store
+            write_tokens(path, ids, recipe, chips, {"source": store.root, "revision": str(store.revision or "")})
+            yield path
+        done += len(catalogue.keys(shard))
+        on_sample(label, done, total)
+
+
+def _report_sum(on_sample: Callable[[str, int, int], None], label: str, done: int, total: int, count: int) -> None:
+    on_sample(label, done + count, total)
 
 
 def _check_shard(stored: TokenFile, catalogue: ShardCatalogue, name: str, shard: int) -> None:
@@ -204,17 +232,12 @@ def check_sample_keys(file: TokenFile, keys: Sequence[str], sizes: NDArray[np.in
             raise DataError(f"{file.path} is out of date: {changed[0]} is not as when the tokens were made.")
 
 
-EncodedSample = tuple[StoredChip, list[NDArray[Any]]]
-
-
-def _encode_shard(
-    catalogue: ShardCatalogue, name: str, shard: int, tokenizer: ImageTokenizer, recipe: Recipe, batch_size: int
-) -> Iterator[EncodedSample]:
-    """Yield each sample's entry, with the token ids that have become ready: in order, but later than their sample."""
+def _read_samples(
+    catalogue: ShardCatalogue, name: str, shard: int, tile: int
+) -> Iterator[tuple[StoredChip, NDArray[Any] | None]]:
+    """Yield each sample's entry, with its standardised image; None without any data."""
     modality = catalogue.modalities[name]
-    waiting: list[NDArray[Any]] = []
-    keys = catalogue.keys(shard)
-    for row, key in enumerate(keys):
+    for row, key in enumerate(catalogue.keys(shard)):
         place = SamplePlace(shard, row)
         content = catalogue.read(name, place)
         assert content is not None  # every shard of this catalogue has its one modality
@@ -222,33 +245,6 @@ def _encode_shard(
         image = standardise(read_image_of(ZarrGroup(content, shown), modality), modality, shown)
         chip = StoredChip(key, len(content), 0, hashlib.sha256(content).hexdigest(), 0, 0)
         if image is not None:
-            rows, columns = (length // recipe.tile for length in image.shape[1:])
-            if not rows * columns:
-                raise DataError(
-                    f"{shown} has {image.shape[1]} x {image.shape[2]} pixels, smaller than a tile of {recipe.tile} x "
-                    f"{recipe.tile}. Use a model of smaller images."
-                )
+            rows, columns = count_tiles(image, tile, shown, "Use a model of smaller images.")
             chip = replace(chip, rows=rows, columns=columns)
-            for tile in cut_tiles(image, recipe.tile):
-                waiting += [apply_symmetry(tile, number) for number in range(recipe.symmetries)]
-        made = []
-        while len(waiting) >= batch_size or (waiting and row == len(keys) - 1):
-            made.append(encode_tiles(tokenizer, modality, waiting[:batch_size]))
-            del waiting[:batch_size]
-        yield chip, made
-
-
-def _collect(
-    steps: Iterator[EncodedSample], recipe: Recipe, on_count: Callable[[int], None]
-) -> tuple[list[StoredChip], NDArray[Any]]:
-    """Return entries and token ids [tiles, symmetries, rows, columns] of a shard."""
-    chips: list[StoredChip] = []
-    made: list[NDArray[Any]] = []
-    for chip, ready in steps:
-        chips.append(chip)
-        made += ready
-        on_count(len(chips))
-    if not made:
-        return chips, np.zeros((0, recipe.symmetries, 1, 1), np.uint16)
-    ids = np.concatenate(made)
-    return chips, ids.reshape(-1, recipe.symmetries, *ids.shape[1:])
+        yield chip, image

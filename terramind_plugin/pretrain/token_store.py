@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -309,27 +309,82 @@ def _write(
     on_chip: Callable[[str, int, int], None],
 ) -> None:
     """Write the tokens of one modality."""
-    chips: list[StoredChip] = []
+    reader = ChipReader()
+
+    def read() -> Iterator[tuple[StoredChip, NDArray[Any]]]:
+        for name in names:
+            chip = reader.read(folder, name)
+            rows, columns = count_tiles(chip, recipe.tile, str(folder.path(name)), "Remove it.")
+            yield StoredChip.describe(folder.path(name), name, rows, columns), chip
+
+    chips, ids = encode_chips(
+        tokenizer,
+        folder.modality,
+        read(),
+        recipe,
+        batch_size,
+        lambda done: on_chip(folder.modality.name, done, len(names)),
+    )
+    write_tokens(path, ids, recipe, chips)
+
+
+def count_tiles(image: NDArray[Any], tile: int, shown: str, advice: str) -> tuple[int, int]:
+    """Return the numbers of rows and columns of whole tiles of an image [bands, H, W].
+
+    Args:
+        image: The image.
+        tile: Side of a tile in pixels.
+        shown: Name of the image for the message.
+        advice: What to do about an image that is too small.
+
+    Raises:
+        DataError: The image is smaller than a tile.
+    """
+    rows, columns = image.shape[1] // tile, image.shape[2] // tile
+    if not rows * columns:
+        raise DataError(
+            f"{shown} has {image.shape[1]} x {image.shape[2]} pixels, smaller than a tile of {tile} x {tile}. {advice}"
+        )
+    return rows, columns
+
+
+def encode_chips(
+    tokenizer: ImageTokenizer,
+    modality: Modality,
+    chips: Iterable[tuple[StoredChip, NDArray[Any] | None]],
+    recipe: Recipe,
+    batch_size: int,
+    on_chip: Callable[[int], None],
+) -> tuple[list[StoredChip], NDArray[Any]]:
+    """Return the entries of chips, and the token ids of all their tiles [tiles, symmetries, rows, columns], uint16.
+
+    Tiles of several chips are encoded together; images are read as they are needed.
+
+    Args:
+        tokenizer: Tokenizer of the modality.
+        modality: Modality of the chips.
+        chips: Entry and image [bands, H, W] of each chip; None for one without data, which has no tiles.
+        recipe: Tiling.
+        batch_size: Tiles that are encoded at once.
+        on_chip: Called with the number of chips read so far.
+    """
+    entries: list[StoredChip] = []
     made: list[NDArray[Any]] = []
     waiting: list[NDArray[Any]] = []
-    reader = ChipReader()
-    for done, name in enumerate(names, start=1):
-        chip = reader.read(folder, name)
-        rows, columns = (length // recipe.tile for length in chip.shape[1:])
-        if not rows * columns:
-            raise DataError(
-                f"{folder.path(name)} has {chip.shape[1]} x {chip.shape[2]} pixels, smaller than a tile of "
-                f"{recipe.tile} x {recipe.tile}. Remove it."
-            )
-        chips.append(StoredChip.describe(folder.path(name), name, rows, columns))
-        for tile in cut_tiles(chip, recipe.tile):
+    for entry, image in chips:
+        entries.append(entry)
+        for tile in () if image is None else cut_tiles(image, recipe.tile):
             waiting += [apply_symmetry(tile, number) for number in range(recipe.symmetries)]
-        while len(waiting) >= batch_size or (waiting and done == len(names)):
-            made.append(encode_tiles(tokenizer, folder.modality, waiting[:batch_size]))
+        while len(waiting) >= batch_size:
+            made.append(encode_tiles(tokenizer, modality, waiting[:batch_size]))
             del waiting[:batch_size]
-        on_chip(folder.modality.name, done, len(names))
+        on_chip(len(entries))
+    if waiting:
+        made.append(encode_tiles(tokenizer, modality, waiting))
+    if not made:
+        return entries, np.zeros((0, recipe.symmetries, 1, 1), np.uint16)
     ids = np.concatenate(made)
-    write_tokens(path, ids.reshape(-1, recipe.symmetries, *ids.shape[1:]), recipe, chips)
+    return entries, ids.reshape(-1, recipe.symmetries, *ids.shape[1:])
 
 
 def cut_tiles(chip: NDArray[Any], side: int) -> Iterator[NDArray[Any]]:

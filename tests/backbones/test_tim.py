@@ -64,24 +64,24 @@ def test_evaluation_gives_the_same_answer_in_any_batch(chips, model):
 
 def test_global_random_state_is_left_alone(chips, model):
     before = torch.random.get_rng_state()
-    model.think(chips)
+    model.generate_tokens(chips)
     assert torch.equal(before, torch.random.get_rng_state())
 
 
 def test_training_thinks_anew_at_each_step_and_a_checkpoint_remembers_the_step(chips, model):
     first, second = copy.deepcopy(model).train(), copy.deepcopy(model).train()
-    thoughts = [first.think(chips)["LULC"] for _ in range(3)]
+    thoughts = [first.generate_tokens(chips)["LULC"] for _ in range(3)]
     assert not torch.equal(thoughts[0], thoughts[1])
-    second.think(chips)
+    second.generate_tokens(chips)
     restored = copy.deepcopy(model)
     restored.load_state_dict(second.state_dict())
-    assert torch.equal(restored.train().think(chips)["LULC"], thoughts[1])
+    assert torch.equal(restored.train().generate_tokens(chips)["LULC"], thoughts[1])
 
 
 def test_another_seed_is_another_thought(chips, model):
     other = copy.deepcopy(model)
     other.tim_seed = 1
-    assert not torch.equal(other.think(chips)["LULC"], model.think(chips)["LULC"])
+    assert not torch.equal(other.generate_tokens(chips)["LULC"], model.generate_tokens(chips)["LULC"])
 
 
 def test_freezing_and_unfreezing_leave_the_generator_frozen(model):
@@ -116,7 +116,7 @@ def test_a_sample_without_a_modality_thinks_and_answers_as_if_alone(chips, model
 def test_several_thoughts_and_a_place(chips):
     model = build_tim("terramind_v1_tiny", ["S2L1C", "DEM"], tim_modalities=["LULC", "DEM", "coords"]).eval()
     dem = chips["S1GRD"][:, :1]
-    thoughts = model.think({"S2L1C": chips["S2L1C"], "DEM": dem})
+    thoughts = model.generate_tokens({"S2L1C": chips["S2L1C"], "DEM": dem})
     assert list(thoughts) == ["LULC", "tim_DEM", "coords"]
     assert thoughts["tim_DEM"].shape == (3, 4, 4)
     features = model({"S2L1C": chips["S2L1C"], "DEM": dem})
@@ -132,9 +132,9 @@ def test_selected_and_new_bands_and_new_modalities(image):
         new_bands=["HAZE"],
     ).eval()
     x, thermal = image("S2L2A", 2, channels=3), image("THERMAL", 2, channels=1)
-    thought = model.think({"S2L2A": x, "THERMAL": thermal})["LULC"]
+    thought = model.generate_tokens({"S2L2A": x, "THERMAL": thermal})["LULC"]
     x[:, 1] += 100
-    assert torch.equal(thought, model.think({"S2L2A": x, "THERMAL": thermal})["LULC"])
+    assert torch.equal(thought, model.generate_tokens({"S2L2A": x, "THERMAL": thermal})["LULC"])
     assert model({"S2L2A": x, "THERMAL": thermal})[-1].shape == (2, 16, 192)
     with pytest.raises(ConfigError, match="Thinking needs one of"):
         model({"THERMAL": thermal})
@@ -142,7 +142,7 @@ def test_selected_and_new_bands_and_new_modalities(image):
 
 def test_images_need_not_be_square(image):
     model = build_tim("terramind_v1_tiny", ["S1GRD"]).eval()
-    assert model.think({"S1GRD": image("S1GRD", 1, 48, 96)})["LULC"].shape == (1, 3, 6)
+    assert model.generate_tokens({"S1GRD": image("S1GRD", 1, 48, 96)})["LULC"].shape == (1, 3, 6)
     assert model({"S1GRD": image("S1GRD", 1, 48, 96)})[-1].shape == (1, 18, 192)
 
 
@@ -189,10 +189,10 @@ def test_unknown_argument_is_named(images):
 def test_equal_chips_in_a_batch_get_different_thoughts_in_training_alone(chips, model):
     model = copy.deepcopy(model)
     same = {name: x[:1].expand(3, *x.shape[1:]) for name, x in chips.items()}
-    alike = model.think(same)["LULC"]
+    alike = model.generate_tokens(same)["LULC"]
     assert torch.equal(alike[0], alike[1])
     assert torch.equal(alike[1], alike[2])
-    one, two, three = model.train().think(same)["LULC"]
+    one, two, three = model.train().generate_tokens(same)["LULC"]
     assert not torch.equal(one, two)
     assert not torch.equal(two, three)
     assert not torch.equal(one, three)
@@ -208,7 +208,8 @@ dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_
 torch.manual_seed(0)
 model = build_tim("terramind_v1_tiny", ["S1GRD"]).train()
 x = torch.randn(2, 2, 64, 64, generator=torch.Generator().manual_seed(1))
-torch.save([model.think({"S1GRD": x})["LULC"], model.eval().think({"S1GRD": x})["LULC"]], f"{out}{rank}.pt")
+drawn = [one.generate_tokens({"S1GRD": x})["LULC"] for one in map(model.train, (True, False))]
+torch.save(drawn, f"{out}{rank}.pt")
 """
 
 

@@ -51,7 +51,7 @@ def test_the_truth_is_read_as_a_thought_would_be(chips, cover, model):
     }})  # fmt: skip
     ids = model.given_tokens.tokenizers()["tok_lulc@224"].tokenize(cover)
     assert ids.shape == (3, 8, 8)
-    assert torch.equal(model.think(chips)["LULC"], ids)
+    assert torch.equal(model.generate_tokens(chips)["LULC"], ids)
     thinking.sampler.forward = lambda inputs, **_: {"LULC": ids}
     with torch.no_grad():
         for got, want in zip(model(chips), thinking({name: chips[name] for name in NAMES}), strict=True):
@@ -62,7 +62,7 @@ def test_the_truth_is_read_as_a_thought_would_be(chips, cover, model):
 
 def test_precision_does_not_change_the_tokens(chips, model):
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(model.think(chips)["LULC"], build().think(chips)["LULC"])
+        assert torch.equal(model.generate_tokens(chips)["LULC"], build().generate_tokens(chips)["LULC"])
 
 
 def test_a_sample_without_the_truth_does_without_it(chips, model):
@@ -88,25 +88,27 @@ def test_only_encoder_and_embeddings_train(chips):
 
 def test_what_is_given_conditions_what_is_imagined(chips, cover):
     model = build(tim_modalities=["NDVI", "LULC", "coords"])
-    thoughts = model.think(chips)
+    thoughts = model.generate_tokens(chips)
+    with pytest.warns(DeprecationWarning, match="generate_tokens"):
+        assert all(torch.equal(ids, thoughts[name]) for name, ids in model.think(chips).items())
     assert list(thoughts) == ["NDVI", "LULC", "coords"]
     assert "tok_lulc@224" not in model.sampler.model.decoder_embeddings
-    changed = model.think({**chips, "LULC": (cover + 1) % 10})
+    changed = model.generate_tokens({**chips, "LULC": (cover + 1) % 10})
     assert not torch.equal(thoughts["NDVI"], changed["NDVI"])
     alone = build(tim_modalities=["NDVI", "LULC"], tim_chained_generations=False)
-    thoughts, changed = alone.think(chips), alone.think({**chips, "LULC": (cover + 1) % 10})
+    thoughts, changed = alone.generate_tokens(chips), alone.generate_tokens({**chips, "LULC": (cover + 1) % 10})
     assert torch.equal(thoughts["NDVI"], changed["NDVI"])
     with torch.no_grad():
         assert model(chips)[-1].shape == (3, 64, 128)
-    assert set(model.thoughts) == {"NDVI", "coords"}
+    assert set(model.generated_tokens) == {"NDVI", "coords"}
 
 
 def test_a_cache_knows_what_was_given(chips, cover, tmp_path):
     arguments = {"tim_modalities": ["NDVI", "LULC"], "tim_cache": tmp_path / "cache"}
     model = build(**arguments)
-    first, changed = model.think(chips), model.think({**chips, "LULC": (cover + 1) % 10})
+    first, changed = model.generate_tokens(chips), model.generate_tokens({**chips, "LULC": (cover + 1) % 10})
     assert not torch.equal(first["NDVI"], changed["NDVI"])
-    assert torch.equal(build(**arguments).think(chips)["NDVI"], first["NDVI"])
+    assert torch.equal(build(**arguments).generate_tokens(chips)["NDVI"], first["NDVI"])
     with pytest.raises(ConfigError, match="tim_observed leaves nothing"):
         build(tim_cache=tmp_path / "cache")
 

@@ -66,23 +66,23 @@ def count_calls(model, monkeypatch):
 def test_a_thought_is_generated_once(tim, chips, monkeypatch):
     model = tim()
     sizes = count_calls(model, monkeypatch)
-    first = model.think(chips(0, 1, 2))["LULC"]
-    assert torch.equal(model.think(chips(2, 0))["LULC"], first[[2, 0]])
-    again = model.think(chips(1, 3, 1))["LULC"]
+    first = model.generate_tokens(chips(0, 1, 2))["LULC"]
+    assert torch.equal(model.generate_tokens(chips(2, 0))["LULC"], first[[2, 0]])
+    again = model.generate_tokens(chips(1, 3, 1))["LULC"]
     assert torch.equal(again[0], first[1])
     assert torch.equal(again[2], first[1])
     assert sizes == [3, 1]
     assert not torch.equal(first[0], first[1])
     model.train()
-    assert torch.equal(model.think(chips(0))["LULC"][0], first[0])  # a function of the chip, in training, too
+    assert torch.equal(model.generate_tokens(chips(0))["LULC"][0], first[0])  # a function of the chip, in training, too
     assert sizes == [3, 1]
 
 
 def test_thoughts_survive_the_process(tim, chips, monkeypatch):
-    first = tim().think(chips(0, 1))["LULC"]
+    first = tim().generate_tokens(chips(0, 1))["LULC"]
     for model in (tim(), copy.deepcopy(tim())):
         sizes = count_calls(model, monkeypatch)
-        assert torch.equal(model.think(chips(1, 0))["LULC"], first[[1, 0]])
+        assert torch.equal(model.generate_tokens(chips(1, 0))["LULC"], first[[1, 0]])
         assert sizes == []
 
 
@@ -93,7 +93,7 @@ def test_features_do_not_depend_on_the_cache(tim, chips):
     assert torch.equal(cold, warm)
     assert list(x) == NAMES
     seeded = tim(cache=None)
-    seeded.think = lambda *_: {"LULC": model.thoughts["LULC"]}
+    seeded.generate_tokens = lambda *_: {"LULC": model.generated_tokens["LULC"]}
     assert torch.equal(seeded(x)[0], warm)
 
 
@@ -110,24 +110,24 @@ CHANGES = [
 
 @pytest.mark.parametrize("changes", CHANGES, ids=lambda changes: next(iter(changes)))
 def test_another_generator_or_setting_has_thoughts_of_its_own(tim, chips, changes, monkeypatch):
-    tim().think(chips(0))
+    tim().generate_tokens(chips(0))
     model = tim(**changes)
     sizes = count_calls(model, monkeypatch)
-    model.think(chips(0))
+    model.generate_tokens(chips(0))
     assert sizes == [1]
 
 
 def test_weights_that_are_loaded_later_count(tim, chips, monkeypatch):
     model, other = tim(), tim(seed=1)
-    first = model.think(chips(0))["LULC"]
-    expected = other.think(chips(0))["LULC"]
+    first = model.generate_tokens(chips(0))["LULC"]
+    expected = other.generate_tokens(chips(0))["LULC"]
     model.load_state_dict(other.state_dict())
     sizes = count_calls(model, monkeypatch)
-    assert torch.equal(model.think(chips(0))["LULC"], expected)
+    assert torch.equal(model.generate_tokens(chips(0))["LULC"], expected)
     assert sizes == []  # those of the other model
     with torch.no_grad():
         next(model.sampler.parameters()).add_(1.0)
-    model.think(chips(0))
+    model.generate_tokens(chips(0))
     assert sizes == [1]
     assert not torch.equal(first, expected)
 
@@ -136,7 +136,7 @@ def test_weights_that_are_loaded_later_count(tim, chips, monkeypatch):
 def test_another_input_has_a_thought_of_its_own(tim, chips, change, monkeypatch):
     model = tim()
     present = {"S2L1C": torch.tensor([True]), "S1GRD": torch.tensor([True])}
-    model.think(chips(0), present)
+    model.generate_tokens(chips(0), present)
     sizes = count_calls(model, monkeypatch)
     x = chips(0, size=80 if change == "size" else 64)
     if change == "pixel":
@@ -146,14 +146,14 @@ def test_another_input_has_a_thought_of_its_own(tim, chips, change, monkeypatch)
     elif change == "missing":
         del x["S1GRD"], present["S1GRD"]
     with torch.autocast("cpu", torch.bfloat16, enabled=change == "autocast"):
-        model.think(x, present)
+        model.generate_tokens(x, present)
     assert sizes == [1]
 
 
 def test_places_of_different_lengths(tim, chips):
     model = tim(tim_modalities=["coords"])
-    alone = [model.think(chips(number))["coords"][0] for number in range(4)]
-    together = model.think(chips(0, 1, 2, 3))["coords"]
+    alone = [model.generate_tokens(chips(number))["coords"][0] for number in range(4)]
+    together = model.generate_tokens(chips(0, 1, 2, 3))["coords"]
     for one, row in zip(alone, together, strict=True):
         assert torch.equal(row[: len(one)], one)
         assert not row[len(one) :].any()

@@ -180,8 +180,8 @@ def test_what_is_given_is_not_generated(thinking, chips, assert_same, names):
         want, got = theirs(dict(x)), ours(x)
     finally:
         theirs.sampler.generate, ours.decoding = generate, decoding
-    assert set(ours.thoughts) == {"LULC", "NDVI"} - set(names)
-    for name, ids in ours.thoughts.items():
+    assert set(ours.generated_tokens) == {"LULC", "NDVI"} - set(names)
+    for name, ids in ours.generated_tokens.items():
         assert torch.equal(ids.flatten(1), seen[f"tok_{name.lower()}@224"]["tensor"].reshape(2, -1)), name
     if "LULC" in names:  # else TerraTorch's order of modalities is another one, and rounding with it
         assert_same(got, want, EXACT)

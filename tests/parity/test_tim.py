@@ -34,14 +34,14 @@ def test_features_are_equal_for_the_same_thought(pair, images):
     def inject(sampler, given, *args, **kwargs):
         return {**given, "tok_lulc@224": {**given["tok_lulc@224"], "tensor": ids.flatten(1)}}
 
-    generate, think = theirs.sampler.generate, ours.think
+    generate, think = theirs.sampler.generate, ours.generate_tokens
     theirs.sampler.generate = MethodType(inject, theirs.sampler)
-    ours.think = lambda *args, **kwargs: {"LULC": ids}
+    ours.generate_tokens = lambda *args, **kwargs: {"LULC": ids}
     try:
         with torch.no_grad():
             expected, got = theirs(dict(chips)), ours(chips)
     finally:
-        theirs.sampler.generate, ours.think = generate, think
+        theirs.sampler.generate, ours.generate_tokens = generate, think
     for layer, reference in zip(got, expected, strict=True):
         torch.testing.assert_close(layer, reference, rtol=0, atol=1e-5 * max(1, reference.abs().max()))
 
@@ -62,7 +62,7 @@ def test_likeliest_thoughts_are_equal(pair, images):
     try:
         with torch.no_grad():
             theirs(dict(chips))
-            thought = ours.think(chips)["LULC"]
+            thought = ours.generate_tokens(chips)["LULC"]
     finally:
         theirs.sampler.generate, ours.decoding = generate, decoding
     assert torch.equal(thought.flatten(1), seen["tok_lulc@224"]["tensor"].reshape(2, -1))

@@ -59,7 +59,7 @@ def test_models():
     assert [tuple(x.shape) for x in features] == [(2, 64, 128)] * 6
     thinking = build_tim(NANO, ["S2L2A"], tim_modalities=["LULC", "coords"]).eval()
     assert thinking(image)[-1].shape[0] == 2
-    assert thinking.thoughts["LULC"].max() < 256
+    assert thinking.generated_tokens["LULC"].max() < 256
     generator = build_generator(NANO, ["S2L2A"], ["S1GRD", "LULC", "coords"], timesteps=2)
     made = generator({"S2L2A": image})
     assert made["S1GRD"].shape == (2, 2, 64, 64)
