@@ -73,7 +73,7 @@ def read_pixels(
     """
     bands = list(raster.indexes) if bands is None else list(bands)
     refuse_complex(raster.name, raster.dtypes)
-    values = raster.read(bands, out=out, **window)
+    values = raster.read(bands, **window, **({} if out is None else {"out": out}))
     if not declared:
         return find_missing(values)
     mask = raster.read_masks(bands, **window) > 0 if needs_mask(raster, bands) else None
