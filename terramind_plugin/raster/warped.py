@@ -23,6 +23,8 @@ LARGEST = 2**24
 """Largest number of values that are read of the file at once. A block that needs more is warped in parts."""
 KEPT = 8
 """Smallest number of warped blocks that are kept: windows that follow one another share some."""
+SAME_SIZE = 0.05
+"""Share by which sizes of pixels may differ and count as one, as GDAL has it."""
 SAMPLES = 21
 """Number of positions along each side of a block that are projected to find the pixels it needs."""
 
@@ -50,6 +52,7 @@ class WarpedRaster:
         self.dtypes = ("float32",) * raster.count
         self.nodatavals = (float("nan"),) * raster.count
         self.mask_flag_enums = ([MaskFlags.nodata],) * raster.count
+        self._ratio = pixel_ratio(grid, raster.crs, raster.transform)
         self.undeclared = 0
         """Number of missing pixels, in the blocks read so far, that the file does not declare."""
         self._block = lru_cache(KEPT)(self._warp_block)
@@ -167,6 +170,7 @@ class WarpedRaster:
             resampling=resampling,
             # Each band by itself: a gap of one band is no gap of the others.
             UNIFIED_SRC_NODATA="NO",
+            **self._ratio,
         )
         return result
 
@@ -185,6 +189,33 @@ class WarpedRaster:
     def close(self) -> None:
         """Forget all blocks. Whoever opened the raster closes it."""
         self._block.cache_clear()
+
+
+def pixel_ratio(grid: Grid, crs: Any, transform: Affine) -> dict[str, float]:
+    """Return GDAL's options XSCALE and YSCALE: the size of a file's pixels in pixels of a grid, in the grid's middle.
+
+    Without them GDAL compares the sizes of two windows. In another UTM zone the window of a block is turned, so that it
+    has to be larger than the block: GDAL takes that for finer pixels, and blurs them as it would to make larger ones.
+
+    Args:
+        grid: The grid to warp to.
+        crs: Coordinate reference system of the file.
+        transform: Transform of the file.
+    """
+    column, row = grid.width / 2, grid.height / 2  # the middle, and one pixel to the right and below
+    x, y = apply_affine(grid.transform, np.array([column, column + 1, column]), np.array([row, row, row + 1]))
+    if crs != grid.crs:
+        x, y = (np.array(found) for found in transform_positions(grid.crs, crs, x, y))
+    columns, rows = apply_affine(~transform, x, y)
+    sizes = [float(np.hypot(*(part[1:] - part[0]))) for part in (columns, rows)]
+    if not np.all(np.isfinite(sizes)) or min(sizes) <= 0:
+        return {}  # the middle lies outside the file's projection
+    return {name: _snap(1 / size) for name, size in zip(("XSCALE", "YSCALE"), sizes, strict=True)}
+
+
+def _snap(ratio: float) -> float:
+    """Return 1 for a ratio of about 1: the scale of UTM differs by less than 1 % between zones."""
+    return 1.0 if abs(ratio - 1) < SAME_SIZE else ratio
 
 
 def _move(transform: Affine, columns: float, rows: float) -> Affine:

@@ -20,6 +20,7 @@ from rasterio.windows import Window
 from terramind_plugin.errors import DataError
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.raster.georeference import Grid, apply_affine, is_indirect
+from terramind_plugin.raster.warped import pixel_ratio
 from terramind_plugin.sources.datasets import SceneError, with_dataset
 from terramind_plugin.sources.rules import ESRI_TO_LULC, GRD, MASK
 from terramind_plugin.sources.scenes import Scene
@@ -30,11 +31,8 @@ MARGIN = 3
 """Pixels of a scene around a grid that interpolation needs."""
 NO_DEM = -32768
 """Height of a pixel whose tile has no value there."""
-SAME_SIZE = 0.05
-"""Share by which sizes of pixels may differ and count as one, as GDAL has it."""
 EDGE_POINTS = 21
 """Points along the side of a grid that are transformed to find what it needs of a file."""
-
 LULC_TABLE = np.array([ESRI_TO_LULC.get(number, 0) for number in range(256)], np.uint8)
 """TerraMind's class id for each id of Esri's."""
 
@@ -273,7 +271,7 @@ def _warp(dataset: Any, *, grid: Grid, resampling: Resampling, nodata: float) ->
         resampling=resampling,
         src_nodata=nodata,
         nodata=nodata,
-        **_pixel_ratio(grid, dataset.crs, dataset.transform),
+        **pixel_ratio(grid, dataset.crs, dataset.transform),
     ) as warped:
         values: NDArray[Any] = warped.read(1)
     return values
@@ -362,29 +360,9 @@ def _reproject(
         dst_transform=grid.transform,
         dst_nodata=np.nan,
         resampling=resampling,
-        **_pixel_ratio(grid, crs, transform),
+        **pixel_ratio(grid, crs, transform),
     )
     return found
-
-
-def _pixel_ratio(grid: Grid, crs: Any, transform: Affine) -> dict[str, float]:
-    """Return GDAL's options for the size of a file's pixels in pixels of a grid, along columns and rows of the file.
-
-    Without them GDAL compares the sizes of the two windows. In another UTM zone a chip is turned, so that its window is
-    larger than the chip: GDAL takes that for coarser pixels, and blurs those of 10 m as it would to make larger ones.
-    """
-    column, row = grid.width / 2, grid.height / 2  # the middle, and one pixel to the right and below
-    x, y = apply_affine(grid.transform, np.array([column, column + 1, column]), np.array([row, row, row + 1]))
-    if crs != grid.crs:
-        x, y = (np.array(found) for found in transform_positions(grid.crs, crs, x, y))
-    columns, rows = apply_affine(~transform, x, y)
-    sizes = (float(np.hypot(*(part[1:] - part[0]))) for part in (columns, rows))
-    return {name: _snap(1 / size) for name, size in zip(("XSCALE", "YSCALE"), sizes, strict=True)}
-
-
-def _snap(ratio: float) -> float:
-    """Return 1 for a ratio of about 1: the scale of UTM differs by less than 1 % between zones."""
-    return 1.0 if abs(ratio - 1) < SAME_SIZE else ratio
 
 
 def _move(transform: Affine, window: Window) -> Affine:

@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 from rasterio.warp import Resampling, calculate_default_transform, reproject
+from rasterio.warp import transform as transform_positions
+from scipy.ndimage import map_coordinates
 
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.raster.georeference import Grid
+from terramind_plugin.raster.georeference import Grid, apply_affine
 from terramind_plugin.raster.reader import Expected, Source
 
+PLACE_CRS = CRS.from_epsg(32632)
 PLACE = Affine(10, 0, 500_000, 0, -10, 5_000_000)
 RADAR = Expected.of(MODALITIES["S1GRD"])
 HEIGHTS = Expected.of(MODALITIES["DEM"])
@@ -153,6 +156,26 @@ def test_warped_while_reading(tmp_path: Path) -> None:
     for row, column in ((0, 0), (20, 30), (44, 74)):
         part = source.read(row, column, 16, 16)
         np.testing.assert_array_equal(part.values, whole.values[:, row : row + 16, column : column + 16])
+
+
+def test_a_raster_of_another_zone_is_not_blurred(tmp_path: Path) -> None:
+    """GDAL by itself takes a turned block for one of finer pixels, and blurs it as if it made larger ones of them."""
+    east = CRS.from_epsg(32633)
+    (x,), (y,) = transform_positions(PLACE_CRS, east, [PLACE.c], [PLACE.f])
+    left, top = round(x / 10) * 10 - 400, round(y / 10) * 10 + 400
+    rough = np.random.default_rng(0).integers(100, 8000, (1, 420, 1100)).astype(np.float32)
+    path = _write(tmp_path / "dem.tif", rough, crs=east, transform=Affine(10, 0, left, 0, -10, top))
+    found = Source(path, HEIGHTS, Grid(256, 1000, PLACE_CRS, PLACE)).read(0, 0, 256, 1000)
+    rows, columns = np.mgrid[:256, :1000]
+    there = transform_positions(
+        PLACE_CRS, east, *(part.ravel() for part in apply_affine(PLACE, columns + 0.5, rows + 0.5))
+    )
+    at = ((top - np.array(there[1])) / 10 - 0.5, (np.array(there[0]) - left) / 10 - 0.5)
+    exact = map_coordinates(rough[0].astype(float), at, order=1, cval=np.nan).reshape(256, 1000)
+    inside = found.valid & np.isfinite(exact)
+    assert inside.mean() > 0.8
+    # GDAL interpolates positions, too, by up to an eighth of a pixel: a part of the difference between neighbours.
+    assert np.abs(found.values[0] - exact)[inside].max() < 200
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])
