@@ -14,7 +14,6 @@ from rasterio.enums import Resampling
 from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import reproject, transform_bounds
-from rasterio.warp import transform as transform_positions
 from rasterio.windows import Window
 
 from terramind_plugin.errors import DataError
