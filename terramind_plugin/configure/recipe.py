@@ -18,6 +18,7 @@ from terramind_plugin.files import write_lines, write_rows, write_text
 from terramind_plugin.model.variants import Variant
 from terramind_plugin.sources.recipe import (
     CHANNELS,
+    LARGEST_BATCH,
     WIDE_CHANNELS,
     choose_crop,
     choose_layers,
@@ -33,7 +34,6 @@ TASKS = {
     "scalar_regression": ("ScalarRegressionTask", "mse"),
 }
 """TerraTorch's task and a loss, by the data module's task."""
-LARGEST_BATCH = 8
 CROP_OF_SMALL = 256
 """Largest side of an image in training for the model that ships: it is meant for CPUs."""
 WIDTH = 110

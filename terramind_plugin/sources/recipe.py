@@ -16,6 +16,8 @@ from terramind_plugin.model.variants import VARIANTS, Variant
 CHANNELS = {128: [64, 32, 16, 8], 192: [256, 128, 64, 32], 384: [256, 128, 64, 32]}
 """Channels of the decoder by the width of a token, as in the configurations of this repository."""
 WIDE_CHANNELS = [512, 256, 128, 64]
+LARGEST_BATCH = 8
+"""Number of chips in a batch, where there are as many."""
 MOST_CROP = 512
 """Largest side of an image in training, in pixels."""
 
@@ -38,7 +40,7 @@ def write_recipe(
 
     Args:
         path: File to write.
-        out: Folder of the chips.
+        out: Folder of the chips, with its lists of splits.
         modalities: Modalities that the model takes.
         class_names: Name of each class of the labels.
         sizes: Heights and widths of the chips in pixels.
@@ -102,9 +104,10 @@ def _data(
     root: Path, modalities: Sequence[str], class_names: Sequence[str], sizes: Sequence[int], variant: Variant
 ) -> dict[str, Any]:
     """Return the arguments of the data module; arguments as in `write_recipe`, `root` is the folder of the chips."""
+    train = (root / "splits" / "train.txt").read_text().split()
     data: dict[str, Any] = {
         "task": "segmentation",
-        "batch_size": 8,
+        "batch_size": min(len(train), LARGEST_BATCH),
         "num_workers": 1,
         "num_classes": len(class_names),
         "class_names": list(class_names),

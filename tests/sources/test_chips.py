@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import rasterio
+import yaml
 
 from terramind_plugin.cli import main
 from terramind_plugin.sources.rules import ESRI_TO_LULC
@@ -119,7 +120,9 @@ def test_label_rasters_give_the_grid(words: list[str], tmp_path: Path):
             assert image.shape == given.shape == (64, 48)
             expected = np.select([given.read(1) == 10, given.read(1) == 20], [0, 1], -1)
             np.testing.assert_array_equal(label.read(1), expected)
-    assert "- class 10" in (tmp_path / "data" / "config.yaml").read_text()
+    config = yaml.safe_load((tmp_path / "data" / "config.yaml").read_text())["data"]["init_args"]
+    assert config["class_names"] == ["class 10", "class 20"]
+    assert config["batch_size"] == (table["split"] == "train").sum()  # fewer chips than a batch usually has
 
 
 def test_polygons_are_burned_by_pixel_centres(words: list[str], tmp_path: Path):
