@@ -45,7 +45,10 @@ def _predict(chips: dict[str, Path], folder: Path, changes: dict[str, Any] | Non
     }  # fmt: skip
     out = folder / "embeddings"
     config = {
-        "trainer": {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False},
+        "trainer": {
+            "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
+            "default_root_dir": str(folder),
+        },
         "data": {
             "class_path": "terramind_plugin.TerraMindDataModule",
             "init_args": {

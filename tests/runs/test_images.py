@@ -91,8 +91,10 @@ def test_each_task_is_drawn(task: str, plot_on_val: int, runner: Any, scenes: An
     titles, words = EXPECTED[task]
     assert _titles(figure) == titles
     assert all(word in _words(figure) for word in words), _words(figure)
-    # Legends name classes only.
-    assert [len(legend.get_texts()) for legend in figure.legends] == ([3] if task == "segmentation" else [])
+    # One legend names the three colours of radar, and the classes.
+    named = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert len(figure.legends) == 1
+    assert len(named) == (6 if task == "segmentation" else 3), named
 
 
 def test_each_date_is_drawn(runner: Any, tmp_path: Path) -> None:
