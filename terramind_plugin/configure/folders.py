@@ -208,8 +208,9 @@ def choose_images(groups: Sequence[Group], name: str, source: str, fits: Mapping
         )
     found = ranks[max(ranks)]
     if len(found) > 1:
-        found = _dated(found) or found
-        if len({group.place for group in found}) == 1 or not _dated(found):
+        dated = _dated(found)
+        found = dated or found
+        if not dated or len({group.place for group in found}) == 1:
             raise DataError(_several(name, found, f"--modalities {name}={found[0]}"))
     return found
 

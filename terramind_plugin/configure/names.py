@@ -6,8 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 
-from terramind_plugin.errors import ConfigError
-from terramind_plugin.model.modalities import find_layer, resolve
+from terramind_plugin.model.modalities import find_family, find_layer
 from terramind_plugin.raster.paths import RASTERS
 
 LABELS = {
@@ -53,13 +52,8 @@ def claim(text: str) -> frozenset[str]:
     modality = find_layer(text)
     if modality is not None:
         return frozenset((modality.name,))
-    for part in (text, *re.split(r"[^A-Za-z0-9]+", text)):
-        try:
-            resolve(part)
-        except ConfigError as error:
-            if "ambiguous" in str(error):
-                return frozenset(re.findall(r"S[12]L?[A-Z0-9]+|RGB", str(error).partition(":")[2]))
-    return frozenset()
+    families = (find_family(part) for part in (text, *re.split(r"[^A-Za-z0-9]+", text)))
+    return next((frozenset(family) for family in families if family), frozenset())
 
 
 def ending(name: str) -> str:

@@ -12,7 +12,7 @@ from terramind_plugin.data.dates import ROOTS, count_listed, spread_entries, spr
 from terramind_plugin.data.terratorch_internals import generate_bands_intervals
 from terramind_plugin.data.transforms import build_transforms
 from terramind_plugin.errors import ConfigError, suggest
-from terramind_plugin.model.modalities import MODALITIES, Modality, find, is_position, resolve, statistics
+from terramind_plugin.model.modalities import MODALITIES, Modality, band_text, find, is_position, resolve, statistics
 from terramind_plugin.raster.decoded import DecodedChips
 
 STAGES = ("train", "val", "test", "predict")
@@ -230,15 +230,11 @@ def _match_bands(argument: str, name: str, wanted: Any, stored: Any, modality: M
             band = known[places.index(place)]
         if band not in known and (place is not None or modality is None):
             raise ConfigError(
-                f"{argument} of {name} has {_name(band)}, which is none of dataset_bands: "
-                f"{', '.join(map(_name, known))}.{suggest(_name(band), map(_name, known))}"
+                f"{argument} of {name} has {band_text(band)}, which is none of dataset_bands: "
+                f"{', '.join(map(band_text, known))}.{suggest(band_text(band), map(band_text, known))}"
             )
         result.append(band)
     return result
-
-
-def _name(band: Any) -> str:
-    return str(getattr(band, "value", band))
 
 
 def bands_read(name: str, kwargs: Mapping[str, Any]) -> list[Any] | None:

@@ -21,7 +21,7 @@ from terramind_plugin.data.reading import FAR_VALUES, ReadingPlan, by_name, with
 from terramind_plugin.data.slots import scratch
 from terramind_plugin.data.terratorch_internals import generate_bands_intervals
 from terramind_plugin.errors import DataError
-from terramind_plugin.model.modalities import find
+from terramind_plugin.model.modalities import band_text, find
 from terramind_plugin.raster.bands import check_one_band
 from terramind_plugin.raster.chips import Image, mark_gaps
 from terramind_plugin.raster.complete import GDAL_ERRORS
@@ -101,7 +101,7 @@ class FileReader(GenericMultimodalDataset):  # type: ignore[misc]
             with open_image(name()) as image:
                 yield image
             return
-        settings = [entry, [str(getattr(band, "value", band)) for band in bands]] if is_netcdf(path) else None
+        settings = [entry, list(map(band_text, bands))] if is_netcdf(path) else None
         found, key = self.plan.cache.get(path, settings)
         yield self.plan.cache.decode(name(), path, key) if found is None else found
 

@@ -29,7 +29,7 @@ class Placement:
     """The pixels of a file that an image shows, and their order."""
 
     rows: range
-    """Slices of the file, in the order of the image's rows or, if transposed, of its columns."""
+    """Rows of the file, in the order of the image's rows or, if transposed, of its columns."""
     columns: range
     """Columns of the file, in the order of the image's columns or, if transposed, of its rows."""
     transposed: bool = False
@@ -94,7 +94,7 @@ class Placing:
         """Return the placement of an image.
 
         Args:
-            height: Slices of the file.
+            height: Rows of the file.
             width: Columns of the file.
         """
         # Without crops any size does, since only the order matters.

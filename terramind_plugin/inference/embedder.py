@@ -17,7 +17,7 @@ from terramind_plugin.backbones.merge import OF_CACHES, OF_TERRATORCH
 from terramind_plugin.backbones.series import SeriesPooling, encode_series, read_pooling
 from terramind_plugin.builders import build_backbone, build_by_name
 from terramind_plugin.errors import ConfigError, WeightsError
-from terramind_plugin.inference.inputs import FileInput, inputs_of_state, names_of
+from terramind_plugin.inference.inputs import FileInput, band_names, inputs_of_state, names_of
 from terramind_plugin.inference.settings import loading_weights
 from terramind_plugin.inference.windows import locate_windows
 from terramind_plugin.model.checkpoints import load_into, model_args_of, read_file, with_tables
@@ -96,8 +96,6 @@ class Embedder(nn.Module):
         return tokens.transpose(1, 2).reshape(len(tokens), -1, height // self.patch, width // self.patch)
 
     def _encode_dates(self, x: dict[str, Tensor], pooling: SeriesPooling) -> list[Tensor]:
-        count = max(image.shape[2] for image in x.values() if image.ndim == 5)
-        x = {name: image.expand(-1, -1, count, -1, -1) if image.ndim == 5 else image for name, image in x.items()}
         images = {name: image for name, image in x.items() if image.ndim == 5}
         known = {name: ~image.isnan().flatten(3).all(dim=3).all(dim=1) for name, image in images.items()}
         masks = None if all(bool(one.all()) for one in known.values()) else known
@@ -246,12 +244,12 @@ def _build_trained(
     taken = trained.arguments.get("bands") or {}
     known = {}
     for name in modalities:
-        names = [str(getattr(band, "value", band)) for band in taken.get(name) or ()]
+        names = band_names(taken.get(name))
         known[name] = trained.inputs.get(name) or FileInput.of_table(name, names, dated=pooling is not None)
         if pooling is not None and not known[name].dated:  # a model of one date, over several
             known[name] = replace(known[name], dated=True, keep_missing=True)
         if names and not known[name].read and not known[name].stored:
-            known[name] = replace(known[name], read=tuple(names))
+            known[name] = replace(known[name], read=names)
     model = Embedder(backbone, known, position, pooling, trained.positions)
     return model, {name: one.expect() for name, one in known.items()}
 

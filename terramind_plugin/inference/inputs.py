@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.model.modalities import Modality, find, statistics
+from terramind_plugin.model.modalities import Modality, band_text, find, statistics
 from terramind_plugin.model.standardisation import Standardised
 from terramind_plugin.raster.reader import Expected
 
@@ -127,7 +127,7 @@ def entry_of(settings: Mapping[str, Any], what: str, name: str) -> Any:
 
 def band_names(bands: Iterable[Any] | None) -> tuple[str, ...]:
     """Return names of bands as texts; they may be members of TerraTorch's enums."""
-    return tuple(str(getattr(band, "value", band)) for band in bands or ())
+    return tuple(map(band_text, bands or ()))
 
 
 def names_of(modalities: Any) -> list[str]:

@@ -349,6 +349,16 @@ def _held(name: str, spellings: Mapping[str, Modality], *, whole_words: bool) ->
     return list({modality.name: modality for modality in held}.values())
 
 
+def find_family(name: str) -> tuple[str, ...]:
+    """Return the names of the modalities that an ambiguous name, such as 'S1', may stand for; none for other names."""
+    return () if find_layer(name) is not None else _FAMILIES.get(_name_key(name), ())
+
+
+def band_text(band: object) -> str:
+    """Return the name of a band that is a text or a member of TerraTorch's enums."""
+    return str(getattr(band, "value", band))
+
+
 def is_position(name: str) -> bool:
     """Return whether an input is a position: coords, or another name of it."""
     modality = find_exact(name)
@@ -369,7 +379,7 @@ def resolve(name: str) -> Modality:
         return modality
     if _name_key(name) in ("caption", "captions"):
         raise ConfigError(f"{name} is not supported by the TerraMind 1.0 weights: they have no captions.")
-    family = _FAMILIES.get(_name_key(name))
+    family = find_family(name)
     if family:
         raise ConfigError(
             f"Modality '{name}' is ambiguous: write {' or '.join(family)}. They have different statistics and weights."

@@ -10,10 +10,10 @@ from torch import nn
 
 from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.model.inputs import InputSpec, Modalities
-from terramind_plugin.model.modalities import MODALITIES, Modality, find_exact, resolve
+from terramind_plugin.model.modalities import MODALITIES, Modality, band_text, find_exact, resolve
 
 ChosenBands = Mapping[str, Sequence[object]]
-"""ChosenBands by modality, in the order of the tensor's channels."""
+"""Bands by modality, in the order of the tensor's channels."""
 
 
 def plan_inputs(
@@ -201,7 +201,7 @@ def _choose_bands(spec: InputSpec, names: Sequence[object], new_bands: Sequence[
         if known != list(range(len(modality.bands))):
             raise ConfigError(f"{spec.name} enters the model as token ids of all its bands; leave it out of bands.")
         return spec
-    fresh = tuple(_text(band) for band, source in zip(names, sources, strict=True) if source is None)
+    fresh = tuple(band_text(band) for band, source in zip(names, sources, strict=True) if source is None)
     return replace(spec, channels=len(sources), band_sources=tuple(sources), new_bands=fresh)
 
 
@@ -212,11 +212,7 @@ def _refuse_unknown(spec: InputSpec, modality: Modality, band: object) -> None:
     except ConfigError as error:
         if find_exact(spec.name) is None and "Did you mean" not in str(error):
             return
-        raise ConfigError(f"{error} If it is a new band, add it to new_bands: [{_text(band)}].") from None
-
-
-def _text(band: object) -> str:
-    return str(getattr(band, "value", band))
+        raise ConfigError(f"{error} If it is a new band, add it to new_bands: [{band_text(band)}].") from None
 
 
 def _check_new_bands(bands: ChosenBands, new_bands: Sequence[object]) -> None:

@@ -77,6 +77,12 @@ def find_centre(path: Any) -> tuple[float, float] | None:
         return None
 
 
+def move_transform(transform: Affine, column: float, row: float) -> Affine:
+    """Return the transform of a window that starts at some column and row."""
+    x, y = apply_affine(transform, column, row)
+    return Affine(transform.a, transform.b, x, transform.d, transform.e, y)
+
+
 def apply_affine(transform: Affine, x: Any, y: Any) -> tuple[Any, Any]:
     """Return positions after a transform; both coordinates are numbers or arrays of one shape."""
     # Written out: the operator that applies a transform is `*` in affine 2 and `@` in affine 3.

@@ -15,7 +15,7 @@ from rasterio.windows import Window
 from terramind_plugin.raster.missing import Pixels, find_missing, needs_mask, nodata_of, read_pixels, refuse_complex
 
 Slices = tuple[slice, slice]
-"""Slices and columns of a window."""
+"""Rows and columns of a window."""
 Buffer = Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
 """Returns an array of a shape and type whose content may be overwritten."""
 
@@ -39,7 +39,7 @@ class OpenImage(Protocol):
         """Return values [bands, h, w] in the type of the file, with their gaps.
 
         Args:
-            window: Slices and columns; None for all.
+            window: Rows and columns; None for all.
             declared: Whether to use the file's nodata values and masks.
             buffer: Gives the array for the values; without it, values are the caller's own.
 

@@ -14,7 +14,7 @@ from rasterio.warp import reproject
 from rasterio.warp import transform as transform_positions
 from rasterio.windows import Window
 
-from terramind_plugin.raster.georeference import Grid, apply_affine
+from terramind_plugin.raster.georeference import Grid, apply_affine, move_transform
 from terramind_plugin.raster.missing import read_pixels
 
 BLOCK = (256, 1024)
@@ -162,10 +162,10 @@ class WarpedRaster:
             values,
             result,
             src_crs=self._raster.crs,
-            src_transform=_move(self._raster.transform, window.col_off, window.row_off),
+            src_transform=move_transform(self._raster.transform, window.col_off, window.row_off),
             src_nodata=np.nan,
             dst_crs=self.crs,
-            dst_transform=_move(self.transform, left, top),
+            dst_transform=move_transform(self.transform, left, top),
             dst_nodata=np.nan,
             resampling=resampling,
             # Each band by itself: a gap of one band is no gap of the others.
@@ -216,9 +216,3 @@ def pixel_ratio(grid: Grid, crs: Any, transform: Affine) -> dict[str, float]:
 def _snap(ratio: float) -> float:
     """Return 1 for a ratio of about 1: the scale of UTM differs by less than 1 % between zones."""
     return 1.0 if abs(ratio - 1) < SAME_SIZE else ratio
-
-
-def _move(transform: Affine, columns: float, rows: float) -> Affine:
-    """Return the transform of a window that starts at some column and row."""
-    x, y = apply_affine(transform, columns, rows)
-    return Affine(transform.a, transform.b, x, transform.d, transform.e, y)

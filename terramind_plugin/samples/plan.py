@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from terramind_plugin.errors import DataError
-from terramind_plugin.model.modalities import Modality, find
+from terramind_plugin.model.modalities import Modality, band_text, find
 from terramind_plugin.samples.dates import modality_of
 from terramind_plugin.samples.layout import LABEL, Layout, SplitFile, choose_chips
 
@@ -256,7 +256,7 @@ def _image(module: Any, name: str, own: bool) -> ImagePlan:
 
 def _names(bands: Sequence[Any] | None) -> tuple[str, ...]:
     """Return names of bands; intervals such as 0-3, which stand for several, are not taken apart."""
-    texts = tuple(str(getattr(band, "value", band)) for band in bands or ())
+    texts = tuple(map(band_text, bands or ()))
     return () if any("-" in text for text in texts) else texts
 
 

@@ -11,7 +11,7 @@ import yaml
 from numpy.typing import NDArray
 
 from terramind_plugin.errors import counted
-from terramind_plugin.model.modalities import find
+from terramind_plugin.model.modalities import band_text, find
 from terramind_plugin.raster.missing import is_odd
 
 PERCENTILES = (1, 5, 50, 95, 99)
@@ -128,7 +128,7 @@ def describe_statistics(statistics: Mapping[str, Statistics], bands: Mapping[str
 
 def _table(name: str, numbers: Statistics, bands: Any) -> list[str]:
     entry = find(name)
-    names = [str(getattr(band, "value", band)) for band in bands or (entry.band_names if entry is not None else ())]
+    names = [band_text(band) for band in bands or (entry.band_names if entry is not None else ())]
     if len(names) != len(numbers.mean):
         names = [f"band {number + 1}" for number in range(len(numbers.mean))]
     head = ["mean", "std", *(f"{share} %" for share in PERCENTILES), "pre-train", "std", "apart"]

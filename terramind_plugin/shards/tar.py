@@ -44,7 +44,7 @@ def index_tar(store: ShardStore, path: str, size: int) -> TarIndex:
     """Return where the zarr.zip members of a tar lie; only headers are read.
 
     Args:
-        store: SamplePlace of the file.
+        store: Place of the file.
         path: Path of the tar in the store.
         size: Bytes of the tar.
 
@@ -171,7 +171,7 @@ class IndexCache:
         """Return the index of a tar, from the folder if it is there; arguments as for `index_tar`.
 
         Args:
-            store: SamplePlace of the file.
+            store: Place of the file.
             path: Path of the tar in the store.
             size: Bytes of the tar.
             identity: Text that changes with the file.

@@ -18,7 +18,7 @@ from rasterio.windows import Window
 
 from terramind_plugin.errors import DataError
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.raster.georeference import Grid, apply_affine, is_indirect
+from terramind_plugin.raster.georeference import Grid, apply_affine, is_indirect, move_transform
 from terramind_plugin.raster.warped import pixel_ratio
 from terramind_plugin.sources.datasets import SceneError, with_dataset
 from terramind_plugin.sources.rules import ESRI_TO_LULC, GRD, MASK
@@ -159,7 +159,13 @@ def _warp_power(dataset: Any, *, grid: Grid) -> NDArray[np.float32]:
     values[gone] = np.nan
     if window is None:
         return values
-    return _reproject(values, _move(dataset.transform, window), dataset.crs, grid, Resampling.bilinear)
+    return _reproject(
+        values,
+        move_transform(dataset.transform, window.col_off, window.row_off),
+        dataset.crs,
+        grid,
+        Resampling.bilinear,
+    )
 
 
 def _read_heights(grid: Grid, scenes: Sequence[Scene]) -> ScenePixels:
@@ -216,7 +222,7 @@ def _warp_tiles(grid: Grid, tiles: Sequence[tuple[Scene, tuple[Any, ...]]], *, a
         whole[~covered] = 0
     elif not covered.any():
         return np.full(grid.shape, np.nan, np.float32)
-    return _reproject(whole, _move(transform, Window(left, top, 1, 1)), crs, grid, Resampling.bilinear)
+    return _reproject(whole, move_transform(transform, left, top), crs, grid, Resampling.bilinear)
 
 
 def _read_height_window(dataset: Any, window: Window) -> NDArray[np.float32]:
@@ -362,9 +368,3 @@ def _reproject(
         **pixel_ratio(grid, crs, transform),
     )
     return found
-
-
-def _move(transform: Affine, window: Window) -> Affine:
-    """Return the transform of a window."""
-    x, y = apply_affine(transform, window.col_off, window.row_off)
-    return Affine(transform.a, transform.b, x, transform.d, transform.e, y)
