@@ -17,12 +17,14 @@ from terramind_plugin.errors import counted
 from terramind_plugin.files import write_lines, write_rows, write_text
 from terramind_plugin.model.variants import Variant
 from terramind_plugin.sources.recipe import (
-    CHANNELS,
     LARGEST_BATCH,
-    WIDE_CHANNELS,
+    YAML_WIDTH,
     choose_crop,
     choose_layers,
+    describe_decoder,
+    describe_optimizer,
     describe_trainer,
+    describe_transforms,
     find_model,
 )
 
@@ -36,8 +38,6 @@ TASKS = {
 """TerraTorch's task and a loss, by the data module's task."""
 CROP_OF_SMALL = 256
 """Largest side of an image in training for the model that ships: it is meant for CPUs."""
-WIDTH = 110
-"""Characters of a line of YAML."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,10 @@ def write_configuration(survey: Survey, request: Request, model: str, files: Fil
         ),
         "data": {"class_path": "terramind_plugin.TerraMindDataModule", "init_args": data},
         "model": _describe_model(survey, request.task, variant),
-        "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 5e-4 if variant.dim == 128 else 1e-4}},
-        "lr_scheduler": {
-            "class_path": "ReduceLROnPlateau",
-            "init_args": {"monitor": "val/loss", "factor": 0.5, "patience": 3},
-        },
+        **describe_optimizer(variant),
     }
     parts = [
-        yaml.dump({key: part}, Dumper=_Dumper, sort_keys=False, width=WIDTH, allow_unicode=True)
+        yaml.dump({key: part}, Dumper=_Dumper, sort_keys=False, width=YAML_WIDTH, allow_unicode=True)
         for key, part in content.items()
     ]
     files.config.parent.mkdir(parents=True, exist_ok=True)
@@ -240,19 +236,7 @@ def _describe_transforms(survey: Survey, variant: Variant) -> dict[str, Any]:
     sizes = sorted({side for image in survey.images for shape in image.sizes for side in shape})
     crop = choose_crop(sizes, variant.patch_size)
     small = CROP_OF_SMALL if variant.hub_repo is None and sizes[0] > CROP_OF_SMALL else None
-    training: list[Any] = [{"class_path": "albumentations.D4"}, {"class_path": "ToTensorV2"}]
-    side = small or crop
-    if side is not None:
-        training.insert(0, _describe_crop("RandomCrop", side))
-    found: dict[str, Any] = {"train_transform": training}
-    if crop is not None:
-        middle = [_describe_crop("CenterCrop", crop), {"class_path": "ToTensorV2"}]
-        found |= {"val_transform": middle, "test_transform": middle}
-    return found
-
-
-def _describe_crop(name: str, side: int) -> dict[str, Any]:
-    return {"class_path": f"albumentations.{name}", "init_args": {"height": side, "width": side}}
+    return describe_transforms(crop, small)
 
 
 def _describe_model(survey: Survey, task: str, variant: Variant) -> dict[str, Any]:
@@ -276,11 +260,7 @@ def _describe_model(survey: Survey, task: str, variant: Variant) -> dict[str, An
         if dense:
             model["backbone_temporal_n_timestamps"] = dates
     if dense:
-        model |= {
-            "necks": [{"name": "terramind_pyramid", "patch_size": variant.patch_size}],
-            "decoder": "terramind_unet",
-            "decoder_channels": CHANNELS.get(variant.dim, WIDE_CHANNELS),
-        }
+        model |= describe_decoder(variant)
     else:
         model |= {
             "necks": [

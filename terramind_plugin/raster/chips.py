@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 
 from terramind_plugin.errors import DataError
 from terramind_plugin.model.modalities import Modality
 from terramind_plugin.raster.georeference import Grid
-from terramind_plugin.raster.missing import FAR, Pixels, read_pixels
+from terramind_plugin.raster.missing import FAR, Pixels
 from terramind_plugin.raster.reader import Expected, Source
 
 
@@ -94,21 +93,6 @@ class Image(NamedTuple):
     """Number of missing pixels that the file does not declare."""
     far: bool
     """True if some undeclared missing pixels are infinite or far from 0."""
-
-
-def read_image(path: str | Path, is_value: Callable[[float | None], bool] = lambda nodata: False) -> Image:
-    """Return all bands of a raster, with NaN where values are missing, see `terramind_plugin.raster.missing`.
-
-    Args:
-        path: Path of the file.
-        is_value: Returns whether the file's nodata value is an ordinary value, so that the file declares no gaps.
-
-    Raises:
-        DataError: The raster holds complex numbers.
-        RasterioError: The raster cannot be read.
-    """
-    with rasterio.open(path) as raster:
-        return mark_gaps(read_pixels(raster, declared=not is_value(raster.nodata)), raster.descriptions)
 
 
 def mark_gaps(pixels: Pixels, descriptions: tuple[str | None, ...]) -> Image:

@@ -18,6 +18,8 @@ CHANNELS = {128: [64, 32, 16, 8], 192: [256, 128, 64, 32], 384: [256, 128, 64, 3
 WIDE_CHANNELS = [512, 256, 128, 64]
 LARGEST_BATCH = 8
 """Number of chips in a batch, where there are as many."""
+YAML_WIDTH = 110
+"""Characters of a line of YAML."""
 MOST_CROP = 512
 """Largest side of an image in training, in pixels."""
 
@@ -66,11 +68,7 @@ def write_recipe(
                 "plot_on_val": False,
             },
         },
-        "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 5e-4 if variant.dim == 128 else 1e-4}},
-        "lr_scheduler": {
-            "class_path": "ReduceLROnPlateau",
-            "init_args": {"monitor": "val/loss", "factor": 0.5, "patience": 3},
-        },
+        **describe_optimizer(variant),
     }
     head = (
         "# Written by terramind chips.\n#\n"
@@ -82,7 +80,7 @@ def write_recipe(
             "# Model:     the small one that ships with the package. For the published weights make the chips' YAML\n"
             "#            anew: the same terramind chips with --model terramind_v1_base.\n"
         )
-    write_text(path, head + yaml.safe_dump(content, sort_keys=False, width=110))
+    write_text(path, head + yaml.safe_dump(content, sort_keys=False, width=YAML_WIDTH))
 
 
 def _model(model: str, modalities: Sequence[str], classes: int, variant: Variant) -> dict[str, Any]:
@@ -92,9 +90,7 @@ def _model(model: str, modalities: Sequence[str], classes: int, variant: Variant
         "backbone_pretrained": True,
         "backbone_modalities": list(modalities),
         "backbone_out_indices": choose_layers(variant),
-        "necks": [{"name": "terramind_pyramid", "patch_size": variant.patch_size}],
-        "decoder": "terramind_unet",
-        "decoder_channels": CHANNELS.get(variant.dim, WIDE_CHANNELS),
+        **describe_decoder(variant),
         "head_dropout": 0.1,
         "num_classes": classes,
     }
@@ -122,15 +118,47 @@ def _data(
     if any(MODALITIES[name].name in ("S2L2A", "S2L1C") for name in modalities):
         # The offset of newer products is removed already.
         data["offsets"] = {name: 0 for name in modalities if name in ("S2L2A", "S2L1C")}
-    crop = choose_crop(sizes, variant.patch_size)
-    training: list[Any] = [{"class_path": "albumentations.D4"}, {"class_path": "ToTensorV2"}]
+    return data | describe_transforms(choose_crop(sizes, variant.patch_size))
+
+
+def describe_decoder(variant: Variant) -> dict[str, Any]:
+    """Return the arguments of neck and decoder for a value of each pixel."""
+    return {
+        "necks": [{"name": "terramind_pyramid", "patch_size": variant.patch_size}],
+        "decoder": "terramind_unet",
+        "decoder_channels": CHANNELS.get(variant.dim, WIDE_CHANNELS),
+    }
+
+
+def describe_optimizer(variant: Variant) -> dict[str, Any]:
+    """Return the optimizer's and the scheduler's part of a configuration."""
+    return {
+        "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 5e-4 if variant.dim == 128 else 1e-4}},
+        "lr_scheduler": {
+            "class_path": "ReduceLROnPlateau",
+            "init_args": {"monitor": "val/loss", "factor": 0.5, "patience": 3},
+        },
+    }
+
+
+def describe_transforms(crop: int | None, random_crop: int | None = None) -> dict[str, Any]:
+    """Return the transforms: symmetries in training, and crops where there are any.
+
+    Args:
+        crop: Side of the crops in pixels; None for whole chips.
+        random_crop: Side of those in training, if it is another one.
+    """
+    found: dict[str, Any] = {}
     if crop is not None:
-        shape = {"height": crop, "width": crop}
-        training.insert(0, {"class_path": "albumentations.RandomCrop", "init_args": shape})
-        middle = [{"class_path": "albumentations.CenterCrop", "init_args": shape}, {"class_path": "ToTensorV2"}]
-        data |= {"val_transform": middle, "test_transform": middle}
-    data["train_transform"] = training
-    return data
+        middle = [_describe_crop("CenterCrop", crop), {"class_path": "ToTensorV2"}]
+        found |= {"val_transform": middle, "test_transform": middle}
+    side = random_crop or crop
+    cut = [] if side is None else [_describe_crop("RandomCrop", side)]
+    return {"train_transform": [*cut, {"class_path": "albumentations.D4"}, {"class_path": "ToTensorV2"}], **found}
+
+
+def _describe_crop(name: str, side: int) -> dict[str, Any]:
+    return {"class_path": f"albumentations.{name}", "init_args": {"height": side, "width": side}}
 
 
 def choose_layers(variant: Variant) -> list[int]:

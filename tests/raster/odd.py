@@ -12,6 +12,9 @@ import numpy as np
 import rasterio
 from rasterio.transform import Affine
 
+from terramind_plugin.raster.chips import Image, mark_gaps
+from terramind_plugin.raster.images import open_image
+
 PLACE = Affine(10, 0, 500_000, 0, -10, 5_000_000)
 ODD = {
     "nan": np.nan, "inf": np.inf, "minus_inf": -np.inf, "lowest": -3.4028234663852886e38, "highest": 3.4e38,
@@ -26,6 +29,12 @@ WHERE = {
     "two_bands": np.s_[1, 20:24, :],
 }
 KINDS = ("plain", "double", "tagged", "masked")
+
+
+def read_image(path: Path) -> Image:
+    """Return all bands of a raster with NaN for gaps, as the data set reads them."""
+    with open_image(str(path)) as image:
+        return mark_gaps(image.read(), image.descriptions)
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,11 @@ from rasterio.transform import Affine
 from terramind_plugin.data.writer import find_data
 from terramind_plugin.errors import DataError
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.raster.chips import read_image
 from terramind_plugin.raster.georeference import Grid
 from terramind_plugin.raster.missing import FAR, find_missing, is_odd
 from terramind_plugin.raster.reader import Expected, Source
 from terramind_plugin.samples.checks.sample import read_middle
-from tests.raster.odd import PLACE, cases, radar, write, write_case, write_twin
+from tests.raster.odd import PLACE, cases, radar, read_image, write, write_case, write_twin
 
 FILL = -7777.0
 OWN = Expected("OWN", ("A", "B"), (FILL, FILL))

@@ -12,8 +12,8 @@ import rioxarray
 from rasterio.transform import Affine
 
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.raster.chips import read_image
 from terramind_plugin.raster.writer import parse_color, write_geotiff
+from tests.raster.odd import read_image
 
 PLACE = {"crs": "EPSG:32632", "transform": Affine(10, 0, 500_000, 0, -10, 5_000_000)}
 
