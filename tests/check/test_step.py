@@ -153,8 +153,8 @@ def test_limits_in_time_and_memory(write: Write) -> None:
     (late,) = Attempt(path, [], seconds=0.2).finish()
     assert (late.check, late.verdict) == ("run: step", "note")
     assert "not tried: it takes more than 0.2 s, " in late.seen
-    # A layer of 150 MB: smaller ones may fit into what earlier tests have freed.
-    path = write({"model_args.decoder_channels": [2048, 16, 16, 8]})
+    # A layer of 2.4 GB, which is never filled: one of 150 MB once fitted into what earlier tests had freed.
+    path = write({"model_args.decoder_channels": [8192, 16, 16, 8]})
     (large,) = Attempt(path, [], memory=20_000_000).finish()
     assert (large.verdict, "not tried: it needs more memory than is free" in large.seen) == ("note", True), large.seen
 
