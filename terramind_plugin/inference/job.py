@@ -47,7 +47,7 @@ class Job:
     folder: Path
     layers: tuple[Layer, ...] = ()
     record: dict[str, Any] = field(default_factory=dict)
-    """Everything that decides the results, and the date."""
+    """Everything that decides the results, and the day of writing."""
     warped: tuple[str, ...] = ()
     """Inputs that lie on another grid."""
     positions: dict[str, Sequence[float]] = field(default_factory=dict)
@@ -167,7 +167,7 @@ class Job:
             "terramind_plugin_version": __version__,
             "numerics": NUMERICS,
             "input": self.identity or {name: _identities(self.files_of(name)) for name in self.inputs},
-            "date": today(),
+            "written": today(),
         }
         refuse_inputs(self.written, self.files)
 

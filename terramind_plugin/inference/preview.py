@@ -100,7 +100,7 @@ def size_shown(grid: Grid) -> tuple[int, int]:
 
 
 def _title(first: Path, tags: Mapping[str, str]) -> str:
-    return f"{first.name}: {tags['model']}\nweights: {tags['weights']}, {tags['date']}"
+    return f"{first.name}: {tags['model']}\nweights: {tags['weights']}, {tags['written']}"
 
 
 def _draw_modality(axis: Any, values: NDArray[Any], name: str, bands: Sequence[str]) -> None:

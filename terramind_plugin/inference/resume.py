@@ -29,7 +29,7 @@ RECORD = "run.json"
 RAW = "{}.raw"
 FINISHED = "rows-{}.txt"
 LOCK = "lock"
-NOT_DECISIVE = ("date", "made_by", "terramind_plugin_version")
+NOT_DECISIVE = ("written", "made_by", "terramind_plugin_version")
 """Entries of a record that may change while a run is unfinished: no number in the results depends on them."""
 OWNER = "terramind_plugin"
 """Value of 'made_by' in a record: the folder is this program's and may be deleted."""
@@ -66,7 +66,7 @@ class Partial:
         """Begin, or go on with the rows that another run has left, and return its record.
 
         Args:
-            record: Everything that decides on the results, and 'date', which does not.
+            record: Everything that decides on the results, and 'written', which does not.
             anew: Remove the rows of another run.
 
         Raises:
@@ -147,7 +147,7 @@ class Partial:
             record = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError):
             return None
-        if not isinstance(record, dict) or not isinstance(record.get("date", ""), str):
+        if not isinstance(record, dict) or not isinstance(record.get("written", ""), str):
             return None
         return record
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import date
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -20,6 +21,8 @@ from terramind_plugin.sources.area import DateRange, clean_id, read_periods
 from terramind_plugin.sources.mosaic import Feed, refuse_failures
 from terramind_plugin.sources.plan import SourceRequest, make_request
 from terramind_plugin.sources.regions import MapRegion, plan_regions, search_regions
+from terramind_plugin.sources.scenes import Scene
+from terramind_plugin.sources.search import STATIC
 
 
 @dataclass
@@ -108,11 +111,11 @@ class SatelliteScenes:
         taken: DatesTaken | None = None,
     ) -> None:
         self.say = partial(_say, command)
-        aoi, date = arguments.where_and_when()
+        aoi, when = arguments.where_and_when()
         if options.out.exists() and not options.out.is_dir():
             raise ConfigError(f"Cannot write into {options.out}: it is a file. Give a folder.")
         options.check()
-        self.periods = choose_periods(date, taken, dated=any(one.dated for one in expected.values()))
+        self.periods = choose_periods(when, taken, dated=any(one.dated for one in expected.values()))
         """Range of dates of each date of a series; one range where the model takes no series."""
         names = {name: one.name for name, one in expected.items()}
         self.folder = options.out / f"{clean_id(aoi.stem)}_sources"
@@ -158,8 +161,8 @@ class SatelliteScenes:
             plans = [feed.region.fingerprint for feed in feeds]
             job.identity = {name: {"plan": plans[0] if len(plans) == 1 else plans} for name in job.inputs}
             scenes = [scene for feed in feeds for scene in feed.region.scenes.values()]
-            days = {moment.date() for scene in scenes for moment in (scene.start, scene.end)}
-            job.taken = days.pop() if len(days) == 1 else None
+            days = _days(scenes)
+            job.taken = days[0] if len(days) == 1 else None
 
     def describe(self, number: int) -> dict[str, str]:
         """Return the tags of a region's maps that say where its pixels come from, the dates of a series by '; '."""
@@ -167,6 +170,7 @@ class SatelliteScenes:
         scenes = {scene.key: scene for region in regions for scene in region.scenes.values()}
         tags = {
             "scenes": "; ".join(" ".join(scene.id for scene in region.scenes.values()) for region in regions),
+            "dates": ", ".join(" ".join(map(str, _days(region.scenes.values()))) for region in regions),
             "offsets_removed": " ".join(f"{one.id}={one.offset}" for one in scenes.values() if one.offset),
         }
         return tags if len(regions) == 1 else {**tags, "periods": "; ".join(map(str, self.periods))}
@@ -182,18 +186,18 @@ class SatelliteScenes:
         refuse_failures(failed)
 
 
-def choose_periods(date: str, taken: DatesTaken | None, *, dated: bool) -> list[DateRange]:
+def choose_periods(asked: str, taken: DatesTaken | None, *, dated: bool) -> list[DateRange]:
     """Return the range of dates of each image that a model takes.
 
     Args:
-        date: A range for each date, between commas; a single range is cut into as many parts as the model takes dates.
+        asked: A range for each date, between commas; a single range is cut into as many parts as the model takes dates.
         taken: Number of dates that the model takes; None for any number.
         dated: Whether the model takes a series.
 
     Raises:
         ConfigError: The number of ranges does not fit the model.
     """
-    periods = read_periods(date)
+    periods = read_periods(asked)
     if not dated:
         if len(periods) > 1:
             raise ConfigError(
@@ -203,7 +207,7 @@ def choose_periods(date: str, taken: DatesTaken | None, *, dated: bool) -> list[
         return periods
     if len(periods) > 1:
         if taken is not None and taken.count != len(periods):
-            raise ConfigError(taken.refuse(f"--date {date}", len(periods)))
+            raise ConfigError(taken.refuse(f"--date {asked}", len(periods)))
         return periods
     if taken is None:
         first, second = periods[0].cut(2)
@@ -248,6 +252,12 @@ def _prepare(feeds: Sequence[Feed], names: Mapping[str, str]) -> dict[str, tuple
     """Write the rasters that join the blocks of a region, and return those of each modality in the order of time."""
     made = [feed.prepare() for feed in feeds]
     return {name: tuple(own[modality] for own in made if modality in own) for name, modality in names.items()}
+
+
+def _days(scenes: Iterable[Scene]) -> list[date]:
+    """Return the days on which satellites passed, in order."""
+    passes = [scene for scene in scenes if scene.modality not in STATIC]
+    return sorted({moment.date() for scene in passes for moment in (scene.start, scene.end)})
 
 
 def _need(feeds: Sequence[Feed], first: int, last: int) -> None:

@@ -90,10 +90,10 @@ def _flip(name: str, offset: int) -> Callable[[Path], object]:
     return change
 
 
-def _date(value: Any) -> Callable[[Path], object]:
+def _written(value: Any) -> Callable[[Path], object]:
     def change(folder: Path) -> None:
         record = json.loads((folder / "run.json").read_text())
-        record["date"] = value
+        record["written"] = value
         (folder / "run.json").write_text(json.dumps(record))
 
     return change
@@ -116,8 +116,8 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "record: zeros": _record(bytes(200)),
     "record: nested": _record("[" * 100_000),
     "record: other types": _record('{"command": ["map"], "seed": {"a": 1}, "made_by": 3}'),
-    "record: the date is a number": _date(5),
-    "record: the date is a list": _date([1]),
+    "record: the day of writing is a number": _written(5),
+    "record: the day of writing is a list": _written([1]),
     "record: missing": lambda folder: (folder / "run.json").unlink(),
     **{f"{name}: {kind}": _become(name, kind)
        for name in ("run.json", "classes.raw", "values.raw", "lock", "rows")

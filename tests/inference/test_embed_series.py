@@ -220,3 +220,42 @@ def test_an_area_from_a_catalogue(tmp_path: Path, monkeypatch: Any, capsys: Any)
     again = _one(tmp_path / "b", whole, "--modality", "S2L2A")
     np.testing.assert_array_equal(np.stack(table.vector), again[:, table.row, table.column].T)
     assert len(table) == (~np.isnan(again[0])).sum() > 50
+
+
+LATER = NAME.replace("0612", "0712")
+
+
+def test_an_area_on_two_dates(tmp_path: Path, monkeypatch: Any) -> None:
+    """The vectors are those of files of both dates."""
+    ground = Ground(tmp_path / "world")
+    ground.s2(NAME, "2023-06-12T10:26:09Z", LEFT, TOP, 240, swath=80)
+    ground.s2(LATER, "2023-07-12T10:26:09Z", LEFT, TOP, 240, baseline="03.01")
+    ground.save()
+    with rasterio.open(ground.root / "s2" / LATER / "B08.tif", "r+") as file:
+        file.write(file.read() + 1000)
+    area = aoi(ground.root / "field.geojson", HOME, (LEFT + 300, TOP - 900, LEFT + 1200, TOP - 400))
+    monkeypatch.setattr(mosaic.Feed, "remove", lambda feed: None)
+    ranges = "2023-06-01/2023-06-30,2023-07-01/2023-07-31"
+    place = ["--stac", ground.root / "catalog.json", "--catalogue", "planetary_computer", "--date", ranges]
+    words = ["--modality", "S2L2A", "--crop", SIDE]
+    both = _one(tmp_path / "a", *place, "--aoi", area, *words, "--temporal_pooling", "concat")
+    files = []
+    for number in (1, 2):
+        folder = tmp_path / "a" / "field_sources" / f"date_{number}" / "field_32632" / "S2L2A"
+        (tmp_path / str(number)).mkdir()
+        files.append(tmp_path / str(number) / "field.tif")
+        (path,) = folder.glob("*.vrt")
+        with rasterio.open(path) as file, rasterio.open(
+            files[-1], "w", **file.profile | {"driver": "GTiff"}
+        ) as copy:  # fmt: skip
+            copy.write(file.read())
+            copy.descriptions = ENTRY.band_names
+    again = _one(tmp_path / "b", ",".join(map(str, files)), *words, "--temporal_pooling", "concat")
+    np.testing.assert_array_equal(both, again)
+    first, second = both[:DIM], both[DIM:]
+    same = (first == second).all(axis=0).all(axis=0)  # a date without data in a window takes the vectors of the other
+    assert same.tolist() == [False] * 8 + [True] * 4
+    mean = _one(tmp_path / "c", *place, "--aoi", area, *words)
+    np.testing.assert_allclose(mean, (first + second) / 2, atol=2e-5)
+    with rasterio.open(next((tmp_path / "c").glob("*.tif"))) as file:
+        assert file.tags()["dates"] == "2023-06-12, 2023-07-12"

@@ -55,7 +55,7 @@ def test_a_scene(radar_task: tuple[Path, Path], tmp_path: Path, capsys: Any) -> 
     assert tags["terramind_plugin_version"] == __version__
     assert tags["input"] == "S1GRD: scene.tif"
     assert tags["windows"] == "crop 64, stride 48, margin 4, batch_size 2, precision 32-true"
-    assert tags["date"] == time.strftime("%Y-%m-%d", time.gmtime())
+    assert tags["written"] == time.strftime("%Y-%m-%d", time.gmtime())
     empty = np.zeros((150, 330), bool)
     empty[20:40, 100:200] = True
     assert ((classes == 255) == empty).all()

@@ -176,6 +176,7 @@ def test_map_of_several_dates_is_that_of_scenes_with_the_same_pixels(pair, world
     with rasterio.open(tmp_path / "a" / "plot_32632_pred.tif") as file:
         tags = file.tags()
     assert tags["scenes"].split("; ")[1] == f"S1A_rtc_16 {LATER}"
+    assert tags["dates"] == "2023-06-11 2023-06-12, 2023-07-11 2023-07-12"
     assert tags["periods"] == PERIODS.replace(",", "; ")
     assert tags["offsets_removed"] == f"{NAME}=1000"
 

@@ -34,13 +34,13 @@ def _rows(first: int, last: int) -> list[np.ndarray]:
 
 def test_rows_are_kept(tmp_path: Path) -> None:
     partial = Partial(tmp_path / "x.partial", (CLASSES, VALUES), SHAPE)
-    record = {"seed": 1, "date": "2026-01-01"}
+    record = {"seed": 1, "written": "2026-01-01"}
     assert partial.start(record) == record
     partial.write(100, _rows(100, 250))
     partial.write(0, _rows(0, 100))
     partial.release()
     again = Partial(tmp_path / "x.partial", (CLASSES, VALUES), SHAPE)
-    assert again.start({"seed": 1, "date": "2026-02-02"}) == record  # the date of the first run stays
+    assert again.start({"seed": 1, "written": "2026-02-02"}) == record  # the day of the first run stays
     assert sorted(again.finished()) == [(0, 100), (100, 250)]
     for layer, first, second in zip((CLASSES, VALUES), _rows(0, 100), _rows(100, 250), strict=True):
         np.testing.assert_array_equal(again.read(layer, 50, 150), np.concatenate([first, second], axis=1)[:, 50:150])
