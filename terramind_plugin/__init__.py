@@ -35,6 +35,7 @@ _LAZY = {
     "GeoTiffWriter": "terramind_plugin.data.writer",
     "RunGuard": "terramind_plugin.data.guard",
     "CacheLog": "terramind_plugin.cache.callback",
+    "CompiledModel": "terramind_plugin.integration.compilation",
     "SegmentationImages": "terramind_plugin.integration.callbacks",
     "TerraMeshDataModule": "terramind_plugin.pretrain.mesh_module",
     "TerraMeshDataset": "terramind_plugin.shards.dataset",

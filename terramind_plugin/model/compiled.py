@@ -1,0 +1,287 @@
+"""Functions and modules that run as compiled graphs, one graph for each of a few shapes of their arguments."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from terramind_plugin.errors import ConfigError, one_line, suggest
+
+logger = logging.getLogger("terramind_plugin")
+
+MODES = ("graphs", "default", "off")
+"""Modes of compilation; see `compile_model`."""
+GRAPHS = 3
+"""Number of shapes that get a graph, in training and in evaluation: compiling one takes up to a minute on a GPU."""
+WAIT, SHARE = 32, 0.25
+"""Number of calls, and share of all calls, after which a shape other than the first one gets a graph. The last, smaller
+batch of an epoch never gets one: in an epoch of four batches or more its share is smaller."""
+REPEATS = 2
+"""Number of times that a shape is compiled again because something other than the arguments has changed, such as which
+parameters train; afterwards the shape runs without a graph."""
+KNOWN = 256
+"""Number of shapes that are counted; images of ever new sizes must not fill the memory."""
+
+_said: set[str] = set()
+_nested = 0  # graphs that finished calls of this module have compiled: an outer call must not count them as its own
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def compile_model(module: Module, mode: str = "graphs", *, backend: str | Callable[..., Any] = "inductor") -> Module:
+    """Return a module whose calls run as compiled graphs, changed in place; names of its weights stay as they are.
+
+    Each shape of the arguments has a graph of its own, the first one at once, others when they have come often; what is
+    left runs as before, such as the last, smaller batch of an epoch. If compilation fails, the log says why in one
+    line, and the module runs as before.
+
+    Args:
+        module: A model, or a part of it. Copies of the module are not compiled.
+        mode: 'graphs' compiles on a GPU, with CUDA graphs, and changes nothing on a CPU; 'default' compiles on any
+            device, without CUDA graphs; 'off' takes an earlier compilation back.
+        backend: Compiler, as in `torch.compile`.
+
+    Raises:
+        ConfigError: The mode is unknown.
+    """
+    hooked: Any = module
+    if check_mode(mode) == "off":
+        hooked._compiled_call_impl = None
+        return module
+    old = find_call(module)
+    if old is None or (old.mode, old.backend) != (mode, backend):
+        hooked._compiled_call_impl = CompiledCall(hooked._call_impl, mode, backend=backend, owner=module)
+    return module
+
+
+def find_call(module: nn.Module) -> CompiledCall | None:
+    """Return what runs the calls of a compiled module; None for other modules."""
+    call = getattr(module, "_compiled_call_impl", None)
+    return call if isinstance(call, CompiledCall) else None
+
+
+def check_mode(mode: str) -> str:
+    """Return a mode of compilation.
+
+    Raises:
+        ConfigError: The mode is unknown.
+    """
+    name = {True: "graphs", False: "off"}.get(mode, mode) if isinstance(mode, bool) else mode  # YAML 1.1: off is False
+    if name not in MODES:
+        raise ConfigError(f"Unknown mode {mode!r} of compilation. Choose one of {', '.join(MODES)}.{_hint(name)}")
+    return name
+
+
+def _hint(name: object) -> str:
+    return suggest(name, MODES) if isinstance(name, str) else ""
+
+
+class CompiledCall:
+    """A function that runs as compiled graphs; see `compile_model`.
+
+    Args:
+        function: Function of tensors, and of lists, mappings and dataclasses of tensors; anything else among its
+            arguments must be hashable and the same in most calls.
+        mode: 'graphs' or 'default'.
+        backend: Compiler, as in `torch.compile`.
+        owner: Module that the function belongs to: its training mode decides which graph is the right one.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        mode: str = "graphs",
+        *,
+        backend: str | Callable[..., Any] = "inductor",
+        owner: nn.Module | None = None,
+    ) -> None:
+        self.function = function
+        self.mode = check_mode(mode)
+        self.backend = backend
+        self.owner = owner
+        self.name = type(owner).__name__ if owner is not None else getattr(function, "__name__", "function")
+        self.calls = 0
+        """Number of calls so far."""
+        self.failure: str | None = None
+        """Why nothing is compiled any more; None if all is well."""
+        self._shapes: dict[Hashable, _Shapes] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the function returns."""
+        self.calls += 1
+        device = next(_devices((args, kwargs)), None)
+        if device is None or self.failure is not None or self.mode == "off" or torch.compiler.is_compiling():
+            return self.function(*args, **kwargs)
+        if self.mode == "graphs" and device != "cuda":
+            return self.function(*args, **kwargs)
+        state = (device, *_state(device, self.owner))
+        shapes = self._shapes.setdefault(state, _Shapes())
+        shape = _describe((args, kwargs))
+        if not shapes.deserves_graph(shape):
+            return self.function(*args, **kwargs)
+        if shape in shapes.graphs:
+            return self._run(shapes.graphs[shape], args, kwargs)
+        logger.info("%s is being compiled for a new shape of its inputs: this step takes longer.", self.name)
+        graph = _Graph(self.function, self.mode, self.backend)
+        try:
+            result = graph(*args, **kwargs)
+        except Exception as error:  # of the compiler, or of the function, which raises it again below
+            reason = _root(error)
+        else:
+            shapes.graphs[shape] = graph
+            return result
+        result = self.function(*args, **kwargs)
+        self._give_up(reason)
+        return result
+
+    def _run(self, graph: _Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = graph(*args, **kwargs)
+        if graph.repeats > REPEATS:
+            _warn(f"{self.name} changes from step to step, so that its graphs do not last. It runs without them.")
+        return result
+
+    def _give_up(self, reason: str) -> None:
+        self.failure = reason
+        self._shapes.clear()
+        _warn(f"{self.name} runs without compilation: {reason} To turn compilation off, set its mode to off.")
+
+
+class _Shapes:
+    """Shapes of arguments that came while torch computed in one state, such as training in bfloat16."""
+
+    def __init__(self) -> None:
+        self.graphs: dict[Hashable, _Graph] = {}
+        self.calls = 0
+        self._seen: dict[Hashable, int] = {}
+
+    def deserves_graph(self, shape: Hashable) -> bool:
+        """Return whether a call runs as a graph, and count it."""
+        self.calls += 1
+        if shape in self.graphs:
+            return self.graphs[shape].repeats <= REPEATS
+        if not self.graphs:
+            return True
+        if len(self.graphs) >= GRAPHS or (shape not in self._seen and len(self._seen) >= KNOWN):
+            return False
+        self._seen[shape] = count = self._seen.get(shape, 0) + 1
+        return count >= WAIT and count >= SHARE * self.calls
+
+
+class _Graph:
+    """A function compiled for one shape of its arguments."""
+
+    def __init__(self, function: Callable[..., Any], mode: str, backend: str | Callable[..., Any]) -> None:
+        options: dict[str, Any] = {}
+        if backend == "inductor":
+            # The same random numbers as without compilation, so that a seed gives the same losses.
+            options["fallback_random"] = True
+        self.copies = mode == "graphs"
+        if self.copies and backend == "inductor":
+            options["triton.cudagraphs"] = True
+        self._call = torch.compile(_apart(function), dynamic=False, backend=backend, options=options or None)
+        self.repeats = -1
+        """Number of times that it has been compiled again."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        global _nested
+        from torch._dynamo.utils import counters
+
+        stats, outside = counters["stats"], _nested
+        before = stats["unique_graphs"]
+        with nullcontext() if self.repeats >= 0 else _one_graph():
+            result = self._call(*args, **kwargs)
+        made = stats["unique_graphs"] - before
+        if self.repeats < 0 or made > _nested - outside:
+            self.repeats += 1
+        _nested = outside + made
+        # The next call overwrites the memory of a CUDA graph's results.
+        return _copy(result) if self.copies else result
+
+
+def _apart(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function with a code object of its own: torch keeps and counts graphs by code object."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    call.__code__ = call.__code__.replace(co_name=f"call_{getattr(function, '__name__', 'function')}")
+    return call
+
+
+def _one_graph() -> AbstractContextManager[Any]:
+    """Return a context in which distributed training does not split graphs, which checkpointing does not survive."""
+    import torch._dynamo
+
+    patched: AbstractContextManager[Any] = torch._dynamo.config.patch(optimize_ddp=False)
+    return patched
+
+
+def _devices(value: Any) -> Iterator[str]:
+    """Yield the device type of each tensor in an argument."""
+    if isinstance(value, Tensor):
+        yield value.device.type
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _devices(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _devices(part)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _devices(getattr(value, field.name))
+
+
+def _state(device: str, owner: nn.Module | None) -> tuple[Hashable, ...]:
+    """Return what torch computes with besides the arguments."""
+    precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), precision, owner is not None and owner.training
+
+
+def _describe(value: Any) -> Hashable:
+    """Return the shape of an argument: what a graph takes for granted."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device, value.requires_grad
+    if isinstance(value, Mapping):
+        return type(value), *((name, _describe(part)) for name, part in value.items())
+    if isinstance(value, list | tuple):
+        return type(value), *(_describe(part) for part in value)
+    if is_dataclass(value):
+        return type(value), *(_describe(getattr(value, field.name)) for field in fields(value))
+    return value if isinstance(value, Hashable) else type(value).__qualname__
+
+
+def _copy(value: Any) -> Any:
+    """Return a result with copies of its tensors; lists, mappings and dataclasses are changed in place."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        value.update({name: _copy(part) for name, part in value.items()})
+    elif isinstance(value, list):
+        value[:] = [_copy(part) for part in value]
+    elif isinstance(value, tuple):
+        parts = [_copy(part) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    elif is_dataclass(value):
+        for field in fields(value):
+            object.__setattr__(value, field.name, _copy(getattr(value, field.name)))
+    return value
+
+
+def _root(error: BaseException) -> str:
+    """Return the first line of what an error of the compiler began with, as a sentence."""
+    while (inner := getattr(error, "inner_exception", None) or error.__cause__) is not None:
+        error = inner
+    text = one_line(str(error).strip().partition("\n")[0]) or type(error).__name__
+    return text if text.endswith(".") else f"{text}."
+
+
+def _warn(text: str) -> None:
+    """Log a warning that has not been logged before."""
+    if text not in _said:
+        _said.add(text)
+        logger.warning("%s", text)
