@@ -1,8 +1,6 @@
 """The documentation builds without a warning, shows every command and public name at work, and its blocks run.
 
-A comment above a block of code says what becomes of it: `run` (after the blocks before it, in one folder for all
-pages), `run: PAGE` (after those of another page), `file: NAME` (written to that file, which a later block reads), or
-`not run: REASON`.
+The marks above blocks are explained in `tests/blocks.py`, which runs blocks without pytest, too.
 """
 
 import os
@@ -10,43 +8,16 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
 import terramind_plugin
 from terramind_plugin.cli import COMMANDS, TERRATORCH_COMMANDS
+from tests.blocks import FILE, PAGES, RUN, RUNNABLE, Runner, at_work, blocks
 from tests.house import ROOMS, ROOT
 
 DOCS = ROOT / "docs"
-BLOCK = re.compile(r"(?:<!-- (?P<mark>[^\n]*?) -->\n)?^```(?P<kind>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
-RUN = re.compile(r"run(: (?P<after>\w+))?")
-FILE = re.compile(r"file: (?P<name>[\w./]+)")
-PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "README.md"]
-WITHOUT_EXAMPLE = {
-    "terramind verify": "compares the published weights, which are not here; tests/check has stand-ins for them",
-}
-"""Commands and public names that no block runs, and why."""
-
-
-def blocks(page: Path) -> list[tuple[str, str, str]]:
-    """Return mark, kind and code of each block of code of a page."""
-    found = BLOCK.finditer(page.read_text(encoding="utf-8"))
-    return [(match["mark"] or "", match["kind"], match["code"]) for match in found]
-
-
-def at_work(page: Path) -> list[str]:
-    """Return the blocks of a page that run, and the files that these read."""
-    found = blocks(page)
-    run = [code for mark, _, code in found if RUN.fullmatch(mark)]
-    files = [(match["name"], code) for mark, _, code in found if (match := FILE.fullmatch(mark))]
-    for name, _ in files:
-        assert any(name in code for code in run), f"{page.name} writes {name}, but no block reads it"
-    return [*run, *(code for _, code in files)]
-
-
-RUNNABLE = [page.stem for page in PAGES if any(RUN.fullmatch(mark) for mark, _, _ in blocks(page))]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +85,7 @@ def test_every_command_and_public_name_is_at_work_in_a_block_that_runs():
         **{name: rf"\bterramind_plugin\.{name}\b" for name in terramind_plugin.__all__},
     }
     missing = {name for name, pattern in wanted.items() if not re.search(pattern, code)}
-    assert missing == set(WITHOUT_EXAMPLE), "give each an example in docs/ with a mark `run` or `file: NAME`"
+    assert not missing, "give each an example in docs/ with a mark `run` or `file: NAME`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -128,43 +99,13 @@ def test_every_command_and_script_is_run_or_says_why_not(page):
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory):
-    """Return a function from a page to the folder in which its blocks have run."""
-    folder, done = tmp_path_factory.mktemp("docs"), {}
-    shutil.copytree(ROOT / "configs", folder / "configs")
-    (folder / "bin").mkdir()
-    for name, module in (("terramind", "terramind_plugin.cli"), ("python", "")):
-        script = folder / "bin" / name
-        script.write_text(
-            f'#!/bin/sh\nexec "{sys.executable}" {f"-m {module}" if module else ""} "$@"\n', encoding="utf-8"
-        )
-        script.chmod(0o755)
-
-    def run(name: str) -> Path:
-        if name not in done:
-            done[name] = folder
-            for mark, kind, code in blocks(next(page for page in PAGES if page.stem == name)):
-                if match := FILE.fullmatch(mark):
-                    (folder / match["name"]).write_text(code, encoding="utf-8")
-                elif match := RUN.fullmatch(mark):
-                    if match["after"]:
-                        run(match["after"])
-                    execute(folder, kind, code)
-        return done[name]
-
-    return run
-
-
-def execute(folder: Path, kind: str, code: str) -> None:
-    """Run a block of code in a folder."""
-    command = ["bash", "-euo", "pipefail", "-c", code] if kind == "bash" else [sys.executable, "-c", code]
-    paths = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    environment = {**os.environ, **paths, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, f"{code}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+def runner(tmp_path_factory):
+    """Return what runs the blocks of a page, in one folder for all pages."""
+    return Runner(tmp_path_factory.mktemp("docs"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUNNABLE)
-def test_the_blocks_of_a_page_run_in_their_order(page, places):
-    assert places(page).is_dir()
+def test_the_blocks_of_a_page_run_in_their_order(page, runner):
+    runner.page(page)
+    assert page in runner.done

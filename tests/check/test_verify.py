@@ -7,18 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from terramind_plugin.check.verify import Agreement
 from terramind_plugin.cli import main
-from terramind_plugin.generation.token_generator import plan_targets
-from terramind_plugin.model.encoder_decoder import EncoderDecoder
-from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.model.planning import plan_inputs
 from terramind_plugin.model.variants import VARIANTS
-from terramind_plugin.tokenizers.coordinates import COORDS_VOCABULARIES
-from terramind_plugin.tokenizers.variants import TOKENIZERS
-from tests.hub import cached_file
+from tests.hub import cached_file, save_published_names
 
 TINY = VARIANTS["terramind_v1_tiny"]
 CHIPS = Path(__file__).parents[3] / "shared" / "data" / "terramesh"
@@ -28,39 +21,11 @@ def use_cache(monkeypatch, folder):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
 
 
-def scatter(state):
-    """Move weights off the values that a mistake could hide behind."""
-    return {name: x + 0.02 * torch.randn_like(x) if x.is_floating_point() else x for name, x in state.items()}
-
-
-def save_vocabulary(path):
-    words = ["[PAD]", "[UNK]", "[SOS]", "[EOS]", "[S_0]", "[S_1]"]
-    for axis, limit in (("lat", 90), ("lon", 180)):
-        words += [f"{axis}={index / 4:.2f}" for index in range(-4 * limit, 4 * limit + 1)]
-    made = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
-    made.add_special_tokens(words[:6])
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    made.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
-    made.save(str(path))
-
-
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory, backbones):
+def hub(tmp_path_factory):
     """Return a hub cache with random weights under the published names: the tiny model, two tokenizers."""
-    from terratorch.registry import FULL_MODEL_REGISTRY
-
-    torch.manual_seed(0)
     cache = tmp_path_factory.mktemp("hub")
-    pixels = [name for name, modality in MODALITIES.items() if modality.patch_key]
-    model = EncoderDecoder(
-        TINY, plan_inputs(pixels, tokens=True), list(plan_targets(["LULC"]).values()), img_size=(224, 224)
-    )
-    torch.save(scatter(model.state_dict()), cached_file(cache, TINY.hub_repo, TINY.hub_file))
-    variant = TOKENIZERS["terramind_v1_tokenizer_lulc"]
-    theirs = FULL_MODEL_REGISTRY.build(f"terratorch_{variant.name}")
-    torch.save(scatter(theirs.state_dict()), cached_file(cache, variant.hub_repo, variant.hub_file))
-    coords = COORDS_VOCABULARIES["terramind_v1"]
-    save_vocabulary(cached_file(cache, coords.hub_repo, coords.hub_file))
+    save_published_names(cache)
     yield cache
     shutil.rmtree(cache)
 
