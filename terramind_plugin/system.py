@@ -24,7 +24,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 PR_SET_PDEATHSIG = 1
 """Number of the Linux call that ties a process to its parent (linux/prctl.h)."""
 POLL = 0.5
-"""Seconds between looks at the parent where the system has no such call."""
+"""Seconds between looks at a parent, where the system has no such call, and at a lock."""
 RESET = Path("/proc/self/clear_refs")
 """File that restarts the peak of the resident set when '5' is written to it (Linux)."""
 
@@ -138,7 +138,7 @@ def refuse_inputs(paths: Iterable[Path], inputs: Iterable[Path | None]) -> None:
 
 
 @contextmanager
-def locked(path: Path, message: str) -> Iterator[int]:
+def locked(path: Path, message: str, patience: float = 0.0) -> Iterator[int]:
     """Hold a lock until the block or the process ends, and give its file descriptor.
 
     A process that inherits the descriptor also holds the lock.
@@ -146,21 +146,30 @@ def locked(path: Path, message: str) -> Iterator[int]:
     Args:
         path: File of the lock. It is created, never changed or deleted.
         message: Message of the ConfigError that is raised if another process holds the lock.
+        patience: Seconds to wait for another process that is about to end.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                raise ConfigError(message) from None
-            # Any other error comes from a file system without locks.
+        end = time.monotonic() + patience
+        while not _take(descriptor):
+            if time.monotonic() >= end:
+                raise ConfigError(message)
+            time.sleep(POLL)
         status = os.fstat(descriptor)
         if identify(path) != (status.st_dev, status.st_ino):  # whoever held the lock has removed the file meanwhile
             raise ConfigError(message)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _take(descriptor: int) -> bool:
+    """Lock an open file, and return False if another process holds the lock."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:  # any other error comes from a file system without locks
+        return error.errno not in (errno.EAGAIN, errno.EACCES)
+    return True
 
 
 def end_with_parent(parent: int) -> None:

@@ -184,3 +184,15 @@ def test_the_date_is_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert today() == "2026-01-01"
     monkeypatch.delenv("SOURCE_DATE_EPOCH")
     assert today() == time.strftime("%Y-%m-%d", time.gmtime())
+
+
+def test_a_lock_is_waited_for(tmp_path: Path) -> None:
+    """A process that is killed frees its lock a moment later."""
+    code = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, 2); print(flush=True); time.sleep(1)"
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path / "lock"], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "\n"
+        with pytest.raises(ConfigError, match="busy"), locked(tmp_path / "lock", "busy"):
+            pass
+        with locked(tmp_path / "lock", "busy", patience=20.0):
+            pass

@@ -25,6 +25,8 @@ SPLIT = "train.txt"
 """Split file of a run with some of the labels."""
 LAST_LINES = 15
 """Number of lines of its log in the message of a run that failed."""
+PATIENCE = 10.0
+"""Seconds to wait for the process of a run whose comparison was killed: it ends a moment later."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def _execute(run: Run, settings: RunSettings) -> dict[str, Any]:
     """Run in a new process and a new folder and return the result."""
     _claim(run.folder)
     busy = f"Another comparison is working on {run.folder}. Wait for it, or choose another --out."
-    with locked(run.folder / LOCK, busy) as lock:
+    with locked(run.folder / LOCK, busy, PATIENCE) as lock:
         _empty(run.folder)
         config, target = run.folder / CONFIG, run.folder / "measured.json"
         write_text(config, settings.text)

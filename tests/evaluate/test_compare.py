@@ -195,7 +195,8 @@ def test_table_and_figure_by_number_of_labels():
     assert len(draw(summaries[:2], "test/mIoU", "title").axes) == 2
 
 
-def test_a_folder_that_another_comparison_works_on(configuration, tmp_path, capsys):
+def test_a_folder_that_another_comparison_works_on(configuration, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("terramind_plugin.evaluate.compare.PATIENCE", 0.1)
     folder = tmp_path / "runs" / "frozen_seed0"
     folder.mkdir(parents=True)
     with locked(folder / "lock", "busy"):
