@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from terramind_plugin.configure.names import claim, ending, is_label, split_names, split_of, words
@@ -141,8 +143,30 @@ def _without_split(place: Path) -> tuple[str, str]:
     return place.as_posix(), SHARED_FOLDER
 
 
-def choose_named(groups: Sequence[Group], data: Path, text: str, what: str) -> Group:
+def split_by_ids(groups: Sequence[Group], ids: Collection[str]) -> list[Group]:
+    """Return groups with those divided by suffix whose files hold several modalities of the samples with these ids.
+
+    Names such as a1_S1_00.tif and a1_S2_00.tif end in numbers, so they show their suffixes only once ids are known.
+    """
+    found: list[Group] = []
+    for group in groups:
+        parts: dict[str, Group] = {}
+        for (split, _), path in group.files.items():
+            root = group.folders[split]
+            for suffix, names in split_names([path.relative_to(root).as_posix()], ids).items():
+                part = parts.setdefault(suffix, Group(group.place, suffix))
+                part.folders[split] = root
+                part.files |= {(split, one): path for one in names}
+        mixed = len({part.claims for part in parts.values()}) > 1
+        whole = mixed and all(part.claims and part.ids <= set(ids) for part in parts.values())
+        found += parts.values() if whole else [group]
+    return found
+
+
+def choose_named(groups: Sequence[Group], data: Path, text: str, what: str) -> list[Group]:
     """Return the group that a user has named by its folder, or by its folder and suffix, FOLDER/*SUFFIX.
+
+    A suffix may hold a further `*`: it then names a group for each date, in the order of time.
 
     Args:
         groups: All groups.
@@ -160,10 +184,11 @@ def choose_named(groups: Sequence[Group], data: Path, text: str, what: str) -> G
         for group in groups
         if (wanted & {Path(os.path.normpath(one)).absolute() for one in group.folders.values()}
             or group.place == Path(folder).as_posix())
-        and (not star or group.suffix == suffix)
+        and (not star or fnmatchcase(group.suffix, suffix))
     ]  # fmt: skip
-    if len(found) == 1:
-        return found[0]
+    dated = _dated(found) if "*" in suffix else []
+    if len(found) == 1 or dated:
+        return dated or found
     if found:
         raise ConfigError(_several(what, found, f"{what}={found[0]}" if "=" not in what else f"{what}"))
     raise ConfigError(f"{what}: no rasters in '{text}'. {data} has {_shown(groups)}.")
@@ -210,16 +235,19 @@ def choose_images(groups: Sequence[Group], name: str, source: str, fits: Mapping
     if len(found) > 1:
         dated = _dated(found)
         found = dated or found
-        if not dated or len({group.place for group in found}) == 1:
+        if not dated:
             raise DataError(_several(name, found, f"--modalities {name}={found[0]}"))
     return found
 
 
 def _dated(groups: Sequence[Group]) -> list[Group]:
-    """Return groups of dates in the order of time, as the names of their folders say; empty if they do not."""
+    """Return groups of dates in the order of time, as their folders or suffixes say; empty if these do not."""
     suffixes = {group.suffix for group in groups}
-    if len(suffixes) > 1 or any(len(group.files) != len(groups[0].files) for group in groups):
+    if any(len(group.files) != len(groups[0].files) for group in groups):
         return []
+    if len(suffixes) > 1:
+        same = len({group.place for group in groups}) == len({re.sub(r"\d+", "", one) for one in suffixes}) == 1
+        return sorted(groups, key=lambda group: [*map(int, re.findall(r"\d+", group.suffix))]) if same else []
     parts = [set(words(group.place)) for group in groups]
     for order in ORDERED:
         places = [next((index for index, word in enumerate(order) if word in own), None) for own in parts]

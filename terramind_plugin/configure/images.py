@@ -142,6 +142,17 @@ def _take_given(found: ImageSet, bands: int, given: Sequence[str]) -> ImageSet:
     known = [found.modality.find_band(one) for one in given] if found.modality else []
     if own and all(place is not None for place in known) and len(own) == len(given) and known != sorted(known):  # type: ignore[type-var]
         found.read = found.modality.band_names if found.modality else ()
+    lacking = [one for one, place in zip(given, known, strict=False) if place is None]
+    if lacking and len(lacking) == len(given):
+        raise ConfigError(
+            f"--bands {found.name}: none of {some(lacking)} is a band of {found.name}: {some([*own], 13)}."
+        )
+    if lacking:
+        found.read = tuple(one for one in given if one not in lacking)
+        found.notes.append(
+            f"no band of {found.name}, so the model does not get it: {some(lacking)} (to train it from random weights, "
+            "name it in output_bands, backbone_bands and backbone_new_bands)"
+        )
     return _set_dates(found, dates)
 
 
@@ -203,7 +214,10 @@ def _take_number(found: ImageSet, modality: Modality, bands: int, example: Path)
 
 def _set_dates(found: ImageSet, dates: int) -> ImageSet:
     if dates > 1 and found.dates > 1:
-        raise DataError(f"{found.name}: {found.dates} folders of files with {dates} dates each. Give one of both.")
+        raise DataError(
+            f"{found.name}: files of {found.dates} dates, whose bands look like {dates} dates in each file. If a file "
+            f"is one date, name its bands: --bands {found.name}=NAME,NAME,... Otherwise give one file for all dates."
+        )
     found.in_files = dates
     found.dates = max(found.dates, dates)
     if dates > 1:

@@ -125,10 +125,10 @@ def summarise_survey(survey: Survey, files: Files) -> list[str]:
         lines.append("; ".join([text, *image.notes]) + ".")
     labels = survey.labels
     where = str(survey.label_group) if survey.label_group else ", ".join(labels.columns[:6])
-    what = f"{labels.num_classes} classes" if labels.num_classes else "numbers"
+    what = [f"{labels.num_classes} classes"] if labels.num_classes else [] if labels.notes else ["numbers"]
     if labels.class_names:
-        what += f": {', '.join(labels.class_names[:12])}{' ...' if len(labels.class_names) > 12 else ''}"
-    lines.append("; ".join([f"labels: {where}; {what}", *labels.notes]) + ".")
+        what[0] += f": {', '.join(labels.class_names[:12])}{' ...' if len(labels.class_names) > 12 else ''}"
+    lines.append("; ".join([f"labels: {where}", *what, *labels.notes]) + ".")
     shown = ", ".join(f"{len(keys)} {split}" for split, keys in survey.splits.items())
     lists = ", ".join(map(str, survey.lists.values())) or f"lists in {files.lists.name}/ beside the YAML"
     lines.append(f"samples: {shown}; {lists}.")

@@ -15,6 +15,7 @@ from terramind_plugin.configure.folders import (
     choose_labels,
     choose_named,
     group_rasters,
+    split_by_ids,
 )
 from terramind_plugin.configure.images import ImageSet, check_same_size, describe_bands, fits_modality, settle_values
 from terramind_plugin.configure.labels import (
@@ -105,6 +106,8 @@ def look(request: Request) -> Survey:
     nested = request.task not in OF_PIXELS and (table is None or any("/" in one for one in known))
     groups = group_rasters(request.data, known, nested=nested)
     label_group = _find_labels(request, groups, known) if request.task in OF_PIXELS else None
+    if label_group is not None:
+        groups = split_by_ids(groups, label_group.ids)
     chosen = _choose_groups(request.data, entries, names, [group for group in groups if group is not label_group])
     if label_group is not None:
         chosen = {name: _by_date(own, label_group) for name, own in chosen.items()}
@@ -119,8 +122,8 @@ def look(request: Request) -> Survey:
     survey.missing = any(name not in map(modality_of, samples[key]) for key in every for name in chosen)
     if survey.missing:
         counts = Counter(name for key in every for name in samples[key] if name in chosen)
-        shown = ", ".join(f"{name} {counts[name]}" for name in chosen)
-        survey.notes.append(f"of {counted(len(every), 'sample')} some lack a modality ({shown})")
+        shown = ", ".join(f"{counts[name]} have {name}" for name in chosen)
+        survey.notes.append(f"of {counted(len(every), 'sample')} {shown}: missing modalities are allowed")
     return survey
 
 
@@ -164,9 +167,9 @@ def _find_labels(request: Request, groups: list[Group], known: set[str]) -> Grou
     data = request.data.resolve()
     inside = [base for base in (folder, request.data / folder) if base.exists() and base.resolve().is_relative_to(data)]
     if inside or not folder.is_dir():
-        return choose_named(groups, request.data, str(request.labels), "--labels")
+        return choose_named(groups, request.data, str(request.labels), "--labels")[0]
     found = group_rasters(folder, known | {one for group in groups for one in group.ids})
-    return choose_named(found, folder, str(request.labels), "--labels")
+    return choose_named(found, folder, str(request.labels), "--labels")[0]
 
 
 def _choose_groups(
@@ -177,9 +180,8 @@ def _choose_groups(
     chosen: dict[str, list[Group]] = {}
     for name in names:
         if entries[name]:
-            group = choose_named(free, data, entries[name], f"--modalities {name}={entries[name]}")
-            chosen[name] = [group]
-            free.remove(group)
+            chosen[name] = choose_named(free, data, entries[name], f"--modalities {name}={entries[name]}")
+            free = [group for group in free if group not in chosen[name]]
     for name in names:
         if name in chosen:
             continue

@@ -123,6 +123,21 @@ def dated(chips: Chips, root: Path) -> list[str]:
     return ["--task", "segmentation", "--modalities", "S2L2A"]
 
 
+def months(chips: Chips, root: Path) -> list[str]:
+    """Write optical and radar images of two months in one folder for each split, as BioMassters names them."""
+    for number, name in enumerate(chips.ids):
+        split, one = ("test", "train")[number % 4 > 0], f"{number:04x}abcd"
+        clouds = np.zeros((1, SIDE, SIDE), "int16")
+        optical = np.concatenate([chips.read(name, "S2L2A")[[1, 2, 3, 4, 5, 6, 7, 8, 10, 11]], clouds])
+        for month in ("00", "11"):
+            write(root / f"{split}_features" / f"{one}_S2_{month}.tif", optical, number)
+            write(root / f"{split}_features" / f"{one}_S1_{month}.tif", chips.read(name, "S1GRD"), number)
+        write(root / f"{split}_agbm" / f"{one}_agbm.tif", chips.read(name, "DEM"), number)
+    bands = "S2L2A=B02,B03,B04,B05,B06,B07,B08,B8A,B11,B12,CLP"
+    words = ["--task", "regression", "--modalities", "S2L2A,S1GRD", "--labels", "train_agbm"]
+    return [*words, "--bands", bands]
+
+
 def series(chips: Chips, root: Path) -> list[str]:
     """Write three dates of six bands in one file, labels from 1 with 0 for none."""
     for number, name in enumerate(chips.ids):

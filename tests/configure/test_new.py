@@ -20,6 +20,7 @@ from tests.configure.conftest import (
     four_bands,
     heights,
     missing,
+    months,
     numbers,
     one_folder,
     pairs,
@@ -275,6 +276,28 @@ def test_messages_of_folders_that_cannot_be_used(name, chips, tmp_path, monkeypa
     assert MESSAGES[name] in error
     assert error.count("\n") == 1
     assert not Path("data.yaml").exists()
+
+
+def test_months_of_two_modalities_in_one_folder(made, capsys):
+    data = made(months)["data"]["init_args"]
+    assert data["image_grep"] == {
+        "S2L2A": ["*_S2_00.tif", "*_S2_11.tif"],
+        "S1GRD": ["*_S1_00.tif", "*_S1_11.tif"],
+    }
+    assert data["dataset_bands"]["S2L2A"][-1] == "CLP"
+    assert data["output_bands"]["S2L2A"] == ["B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12"]
+    assert data["train_data_root"]["S1GRD"].endswith("data/train_features")
+    assert data["test_label_data_root"].endswith("data/test_agbm")
+    assert "no band of S2L2A, so the model does not get it: CLP" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("pattern", ["test_features/*_S2_11.tif", "test_features/*_S2_*.tif"])
+def test_one_month_or_all_that_a_pattern_names(made, pattern):
+    def named(chips, root):
+        return [f"S2L2A={pattern}" if word == "S2L2A,S1GRD" else word for word in months(chips, root)]
+
+    data = made(named)["data"]["init_args"]
+    assert data["image_grep"]["S2L2A"] == (["*_S2_00.tif", "*_S2_11.tif"] if "_*" in pattern else "*_S2_11.tif")
 
 
 def test_ambiguous_folders_are_named(chips, tmp_path, monkeypatch):
