@@ -17,7 +17,7 @@ from terramind_plugin.evaluate.testset import Labels
 from terramind_plugin.evaluate.zero_shot import LAND_COVER, build_land_cover_generator
 from terramind_plugin.files import write_figure, write_text
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.plotting import class_picture, draw_panels, modality_picture
+from terramind_plugin.plotting import RADAR_KEY, class_picture, draw_panels, modality_picture
 from terramind_plugin.simulation.dataset import chip_files
 from terramind_plugin.simulation.labels import LABEL_TASKS, NOT_SEEN
 from terramind_plugin.simulation.materials import WATER
@@ -106,6 +106,7 @@ def _draw(
         rows.append((world.names[number], pictures))
     legend = list(zip(names, colors, strict=True))[1:]
     legend += zip((f"label: {name}" for name in LABEL_TASKS["flooded_cover"].class_names), COLORS, strict=True)
+    legend += RADAR_KEY
     return draw_panels(rows, legend, "Land cover that the small model generates from radar alone", side=2.1)
 
 

@@ -69,6 +69,12 @@ def test_a_browser_finds_no_error_on_any_page(site):
             page.goto(path.as_uri())
             page.wait_for_timeout(100)  # scripts that start after the page
             assert page.title()
+        page.goto((site / "notebooks" / "tokenizer.html").as_uri())
+        page.keyboard.press("/")  # opens the search, which has to work from a disk
+        page.keyboard.type("burn scars")
+        found = page.locator(".md-search-result__link").first
+        found.wait_for(timeout=20_000)
+        assert (site / "notebooks" / "burn_scars.html").as_uri() in str(found.get_attribute("href"))
     assert not problems, problems[:5]
 
 
