@@ -66,7 +66,7 @@ def prepare_chips(root: Path) -> tuple[dict[str, str], str]:
         keys = {"mask": "label"}
         sources = [
             {kind: path for kind in endings if (path := chip_files(data.root, name).get(keys.get(kind, kind)))}
-            for name in data.names
+            for name in data.chip_ids
         ]
         what = "simulated chips"
     for number, files in enumerate(sources):

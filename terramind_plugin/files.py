@@ -323,13 +323,16 @@ def read_text(name: str, value: Any) -> Any:
 
 
 def read_texts(*kept: str) -> Callable[[Callable[..., Model]], Callable[..., Model]]:
-    """Return a decorator of builders that reads texts as YAML, except for the named arguments, such as paths."""
+    """Return a decorator of builders that reads texts as YAML, except for the named arguments, such as paths.
+
+    The first argument by position is the name of a model, and stays as it is.
+    """
 
     def decorate(build: Callable[..., Model]) -> Callable[..., Model]:
         @functools.wraps(build)
         def typed(*args: Any, **kwargs: Any) -> Model:
             named = {name: value if name in kept else read_text(name, value) for name, value in kwargs.items()}
-            return build(*[read_text("an argument", value) for value in args], **named)
+            return build(*args[:1], *[read_text("an argument", value) for value in args[1:]], **named)
 
         return typed
 

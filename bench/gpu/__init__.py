@@ -1,0 +1,1 @@
+"""`python -m bench --gpu`: both TerraMinds on one GPU, in parts with a time limit each."""
