@@ -25,16 +25,17 @@ from bench.loading import verdict_lines as loading_verdicts
 from bench.machine import describe
 from bench.measure import measure_peaks, measure_size, say
 from bench.model import SHARE, measure_shares, measure_thinking_floor
-from bench.report import describe_machine, load_line, render, write_report
+from bench.report import describe_machine, load_line, render
 from bench.scenes import measure_agreement, measure_times, memory_table, verdict_lines
 from bench.scenes import measure_peaks as measure_scene_peaks
 from bench.shards import SAMPLES, measure_shards, shard_lines
 from bench.sources import as_json, measure_engine, measure_sources, source_lines
 from bench.start import measure_start, start_lines
 from bench.timing import CLOCKS
+from bench.verdicts import write_tables
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results.json"
+RESULTS, README = HERE / "results.json", HERE / "README.md"
 REPEATS = {"tiny": 15, "base": 7}
 QUICK = 3
 
@@ -54,6 +55,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
     parser.add_argument("--quick", action="store_true", help=f"the tiny model only, {QUICK} rounds: a try, no result")
     parser.add_argument("--write", action="store_true", help="write bench/README.md and bench/results.json")
+    parser.add_argument(
+        "--tables", action="store_true", help="write the README's tables from results.json; no measuring"
+    )
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.sizes = ["tiny"]
@@ -220,6 +224,9 @@ PARTS = {
 def main() -> None:
     """Measure, print and, with --write, write the results."""
     arguments = parse_arguments()
+    if arguments.tables:
+        write_tables(RESULTS, README, arguments.parts)
+        return
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
     torch.set_num_threads(arguments.threads)
@@ -227,6 +234,6 @@ def main() -> None:
         report, results = PARTS[part](arguments)
         print(report)
         if arguments.write:
-            write_report(HERE / "README.md", part, report)
             everything = json.loads(RESULTS.read_text()) | {part: results}
             RESULTS.write_text(json.dumps(everything, indent=1) + "\n")
+            write_tables(RESULTS, README, [part])

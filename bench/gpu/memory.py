@@ -17,7 +17,7 @@ class LiveBytes(TorchDispatchMode):
     """Counts the bytes of tensors that operations return while these live: a CPU's stand-in for CUDA's count."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known: set[int] = set()
 
@@ -56,4 +56,4 @@ def peak_bytes(setting: Setting, work: Work) -> int:
     before = torch.cuda.memory_allocated(setting.device)
     work()
     setting.synchronise()
-    return torch.cuda.max_memory_allocated(setting.device) - before
+    return int(torch.cuda.max_memory_allocated(setting.device)) - before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from bench.gpu.setting import CHANNELS, DEFAULT, EAGER, GRAPHS, OURS, THEIRS, Setting, Work
 from terramind_plugin.builders import build_by_name, build_generator, build_image_tokenizer
+from terramind_plugin.model.compiled import compile_model, find_call
 from terramind_plugin.model.variants import VARIANTS
 
 QUICK_PIXELS = 64
@@ -87,14 +89,24 @@ def build_pair(setting: Setting, size: str, **arguments: Any) -> dict[str, Any]:
 
 
 def compiled(model: nn.Module, who: str, mode: str) -> Any:
-    """Return a model that runs in a mode: ours as `CompiledModel` does it, TerraTorch's by torch.compile."""
+    """Return a copy of a model that runs in a mode: ours as `CompiledModel` does it, TerraTorch's by torch.compile."""
     if mode == EAGER:
         return model
+    model = copy.deepcopy(model)
+    if who == OURS:
+        return compile_model(model, mode)
     if mode == GRAPHS:  # as ours, which leaves a model on a CPU as it is
         on_gpu = next(model.parameters()).is_cuda
         return torch.compile(model, mode="reduce-overhead") if on_gpu else model
     assert mode == DEFAULT
     return torch.compile(model)
+
+
+def failure_of(model: nn.Module) -> str:
+    """Return why a model of ours, or a part of it, runs without compilation; '' if all is well."""
+    calls = [find_call(part) for part in model.modules()]
+    reasons = {call.failure for call in calls if call is not None and call.failure}
+    return f"runs without compilation: {'; '.join(sorted(reasons))}" if reasons else ""
 
 
 def chosen(features: Sequence[Tensor], layers: Sequence[int]) -> list[Tensor]:

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench.gpu.memory import peak_bytes
 from bench.gpu.models import QUICK_PIXELS, build_ours, build_pair, compiled, layers_of, make_forward, make_step
-from bench.gpu.setting import (
-    CHANNELS,
-    DEFAULT,
-    EAGER,
-    GRAPHS,
-    OURS,
-    REFERENCE,
-    THEIRS,
-    Measurement,
-    Setting,
-    Work,
-    first_line,
-    side,
-)
+from bench.gpu.setting import CHANNELS, DEFAULT, EAGER, GRAPHS, OURS, REFERENCE, THEIRS, Measurement, Setting, side
 from bench.gpu.timing import compare
 
 CASES = [("tiny", 224, 8), ("base", 224, 8), ("base", 512, 8), ("large", 224, 8), ("large", 512, 4), ("tiny", 512, 8)]
 """Size, pixels and batch, those with an aim first."""
 QUICK_CASES = [("tiny", QUICK_PIXELS, 2)]
+SAVING, MASKED, FULL = "ours, checkpointing", "ours, modality mask", "ours, mask that lacks nothing"
 MIB = 2**20
 
 
@@ -40,89 +27,65 @@ def cases_of(setting: Setting) -> list[tuple[str, int, int]]:
 def measure_steps(setting: Setting) -> None:
     """Measure steps of TerraTorch's eagerly, and of ours eagerly and with graphs; forward passes eagerly."""
     for size, pixels, batch in cases_of(setting):
-        case = f"{size} {pixels}"
-        if not setting.has_time(case, 15):
-            continue
-        pair, images = build_pair(setting, size), setting.images(batch, pixels)
-        works = {side(who): make_forward(setting, model, images) for who, model in pair.items()}
-        compare(setting, f"{case}, forward", works, REFERENCE, seconds=1.5)
-        works = {side(who): make_step(setting, model, images, layers_of(size)) for who, model in pair.items()}
-        works |= _compiled_steps(setting, case, {OURS: pair[OURS]}, GRAPHS, size, images)
-        compare(setting, f"{case}, step", works, REFERENCE)
-        del works, pair
-        setting.release()
+        if setting.has_time(f"{size} {pixels}", 15):
+            _measure_size(setting, size, pixels, batch)
+            setting.release()
+
+
+def _measure_size(setting: Setting, size: str, pixels: int, batch: int) -> None:
+    pair, images = build_pair(setting, size), setting.images(batch, pixels)
+    works = {side(who): make_forward(setting, model, images) for who, model in pair.items()}
+    compare(setting, f"{size} {pixels}, forward", works, REFERENCE, seconds=1.5)
+    models = {side(who): model for who, model in pair.items()}
+    models[side(OURS, GRAPHS)] = compiled(pair[OURS], OURS, GRAPHS)
+    works = {name: make_step(setting, model, images, layers_of(size)) for name, model in models.items()}
+    compare(setting, f"{size} {pixels}, step", works, REFERENCE, models=models)
 
 
 def measure_compiled(setting: Setting) -> None:
     """Measure steps of both with graphs and compiled by default, beside TerraTorch's eagerly."""
     for mode in (GRAPHS, DEFAULT):
         for size, pixels, batch in cases_of(setting):
-            case = f"{size} {pixels}"
-            if not setting.has_time(f"{case}, {mode}", 60):
-                continue
-            pair, images = build_pair(setting, size), setting.images(batch, pixels)
-            works = {REFERENCE: make_step(setting, pair[THEIRS], images, layers_of(size))}
-            works |= _compiled_steps(setting, case, pair, mode, size, images)
-            compare(setting, f"{case}, step, both in mode {mode}", works, REFERENCE, seconds=2.0)
-            del works, pair
-            setting.release()
+            case = f"{size} {pixels}, step, both in mode {mode}"
+            if setting.has_time(case, 60):
+                _measure_mode(setting, case, mode, size, setting.images(batch, pixels))
+                setting.release()
 
 
-def _compiled_steps(
-    setting: Setting, case: str, pair: Mapping[str, Any], mode: str, size: str, images: Mapping[str, torch.Tensor]
-) -> dict[str, Work]:
-    """Return the steps of models in a mode; one that cannot be compiled is recorded and left out."""
-    works = {}
-    for who, model in pair.items():
-        try:
-            other = compiled(copy.deepcopy(model), who, mode)
-        except Exception as error:  # recorded
-            setting.add(Measurement(f"{case}, step", side(who, mode), None, "ms", remark=first_line(error)))
-            continue
-        works[side(who, mode)] = make_step(setting, other, images, layers_of(size))
-    return works
+def _measure_mode(setting: Setting, case: str, mode: str, size: str, images: Mapping[str, Tensor]) -> None:
+    pair = build_pair(setting, size)
+    models = {REFERENCE: pair[THEIRS]}
+    models |= {side(who, mode): compiled(model, who, mode) for who, model in pair.items()}
+    works = {name: make_step(setting, model, images, layers_of(size)) for name, model in models.items()}
+    compare(setting, case, works, REFERENCE, seconds=2.0, models=models)
 
 
 def measure_memory(setting: Setting) -> None:
     """Measure time and memory of steps: with checkpointing, with a modality mask, and beside TerraTorch's."""
     sizes = QUICK_CASES if setting.quick else [("base", 512, 8), ("tiny", 224, 8), ("large", 512, 4)]
     for size, pixels, batch in sizes:
-        case = f"{size} {pixels}"
-        if not setting.has_time(case, 12):
-            continue
-        layers, images = layers_of(size), setting.images(batch, pixels)
-        pair = build_pair(setting, size)
-        arguments = {"modalities": list(CHANNELS), "out_indices": layers, "activation_checkpointing": True}
-        saving = build_ours(setting, f"terramind_v1_{size}", pair[THEIRS], **arguments)
-        present = torch.arange(batch, device=setting.device) % 4 > 0
-        mask = {"S2L2A": torch.ones_like(present), "S1GRD": present}
-        full = {name: torch.ones_like(present) for name in mask}
-        steps = {
-            "TerraTorch": make_step(setting, pair[THEIRS], images, layers),
-            "ours": make_step(setting, pair[OURS], images, layers),
-            "ours, checkpointing": make_step(setting, saving, images, layers),
-            "ours, modality mask": make_step(setting, pair[OURS], images, layers, mask),
-            "ours, mask of a whole batch": make_step(setting, pair[OURS], images, layers, full),
-        }
-        for name, step in steps.items():
-            step()
-            peak = peak_bytes(setting, step)
-            setting.add(Measurement(f"{case}, step, memory", name, peak / MIB, "MiB"))
-        for mode in (EAGER, GRAPHS):
-            works = dict(steps)
-            if mode == GRAPHS:
-                models = {"ours": pair[OURS], "ours, checkpointing": saving, "ours, modality mask": pair[OURS]}
-                works = _in_graphs(setting, models, images, size, mask)
-            compare(setting, f"{case}, step, {mode}", works, "ours", seconds=2.0)
-        del pair, saving, steps, works
-        setting.release()
+        if setting.has_time(f"{size} {pixels}", 12):
+            _measure_memory(setting, size, pixels, batch)
+            setting.release()
 
 
-def _in_graphs(
-    setting: Setting, models: Mapping[str, Any], images: Mapping[str, torch.Tensor], size: str, mask: Any
-) -> dict[str, Work]:
-    works = {}
-    for name, model in models.items():
-        given = mask if "mask" in name else None
-        works[name] = make_step(setting, compiled(copy.deepcopy(model), OURS, GRAPHS), images, layers_of(size), given)
-    return works
+def _measure_memory(setting: Setting, size: str, pixels: int, batch: int) -> None:
+    case, layers, images = f"{size} {pixels}, step", layers_of(size), setting.images(batch, pixels)
+    pair = build_pair(setting, size)
+    arguments = {"modalities": list(CHANNELS), "out_indices": layers, "activation_checkpointing": True}
+    saving = build_ours(setting, f"terramind_v1_{size}", pair[THEIRS], **arguments)
+    everyone = torch.ones(batch, dtype=torch.bool, device=setting.device)
+    some = torch.arange(batch, device=setting.device) % 4 > 0
+    masks = {MASKED: {"S2L2A": everyone, "S1GRD": some}, FULL: {"S2L2A": everyone, "S1GRD": everyone}}
+    models = {THEIRS: pair[THEIRS], OURS: pair[OURS], SAVING: saving, MASKED: pair[OURS], FULL: pair[OURS]}
+    steps = {name: make_step(setting, model, images, layers, masks.get(name)) for name, model in models.items()}
+    for name, step in steps.items():
+        step()
+        setting.add(Measurement(f"{case}, memory", name, peak_bytes(setting, step) / MIB, "MiB"))
+    compare(setting, f"{case}, {EAGER}", steps, OURS, seconds=2.0)
+    del models[THEIRS]
+    models = {name: compiled(model, OURS, GRAPHS) for name, model in models.items()}
+    steps = {name: make_step(setting, model, images, layers, masks.get(name)) for name, model in models.items()}
+    compare(setting, f"{case}, {GRAPHS}", steps, OURS, seconds=2.0, models=models)
+    for name, step in steps.items():
+        setting.add(Measurement(f"{case}, memory, {GRAPHS}", name, peak_bytes(setting, step) / MIB, "MiB"))

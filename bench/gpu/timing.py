@@ -9,8 +9,9 @@ import sys
 import time
 from collections.abc import Mapping
 
-import torch
+from torch import nn
 
+from bench.gpu.models import failure_of
 from bench.gpu.setting import Measurement, Setting, Work, first_line
 
 LEAST, MOST, QUICK = 5, 25, 2
@@ -24,7 +25,13 @@ CASE = 4.0
 
 
 def compare(
-    setting: Setting, case: str, works: Mapping[str, Work], reference: str | None, *, seconds: float = CASE
+    setting: Setting,
+    case: str,
+    works: Mapping[str, Work],
+    reference: str | None,
+    *,
+    seconds: float = CASE,
+    models: Mapping[str, nn.Module] | None = None,
 ) -> dict[str, float]:
     """Measure several sides in turn, in random order within a round, and return their medians in seconds.
 
@@ -36,6 +43,7 @@ def compare(
         works: What each side does, by its name.
         reference: Side that ratios are to; None for no ratios.
         seconds: Time for the rounds, about.
+        models: Compiled models of ours by side: the result says where one of them runs without compilation.
     """
     print(f"  {case}", file=sys.stderr, flush=True)
     counts = {}
@@ -53,7 +61,9 @@ def compare(
         if reference in times:
             ratios = [theirs / ours for theirs, ours in zip(times[reference], own, strict=True)]
             ratio, spread = statistics.median(ratios), (min(ratios), max(ratios))
-        remark = f"first call {begins[name]:.1f} s" if begins[name] > 2 else ""
+        remarks = [f"first call {begins[name]:.1f} s"] if begins[name] > 2 else []
+        remarks += [failure_of(models[name])] if models and name in models else []
+        remark = "; ".join(filter(None, remarks))
         setting.add(Measurement(case, name, 1e3 * medians[name], "ms", ratio, spread, len(own), remark))
     return medians
 

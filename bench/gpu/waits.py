@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 import warnings
 from collections import Counter
@@ -74,7 +73,7 @@ def measure_waits(setting: Setting) -> None:
         model = build_pair(setting, size + ("_tim" if kind == "TiM" else ""))[OURS]
         for mode in (EAGER, GRAPHS):
             try:
-                run = compiled(copy.deepcopy(model), OURS, mode)
+                run = compiled(model, OURS, mode)
                 steps = {
                     f"{count} samples of {side_}": make_step(setting, run, setting.images(count, side_), layers)
                     for count, side_ in ((batch, pixels), (batch - 1, pixels), (batch, pixels - 32))
@@ -98,7 +97,7 @@ def _count_decoding(setting: Setting, pixels: int, batch: int) -> None:
     model.requires_grad_(False)
     for mode in (EAGER, GRAPHS):
         try:
-            run = compiled(copy.deepcopy(model), OURS, mode)
+            run = compiled(model, OURS, mode)
             works = {}
             for count in (batch, batch - 1):
                 tokens = torch.zeros(count, pixels // 16, pixels // 16, dtype=torch.int64, device=setting.device)
