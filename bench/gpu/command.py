@@ -7,13 +7,15 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from bench.gpu.ahead import compiling, list_jobs
 from bench.gpu.page import render
-from bench.gpu.parts import GRACE, PARTS, REST, START, TOTAL
+from bench.gpu.parts import AHEAD, GRACE, PARITY, PARTS, REST, START, TOTAL
 from bench.gpu.reference import find_files
 from terramind_plugin.files import write_text
 
@@ -46,10 +48,25 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return found
 
 
-def plan_groups(parts: list[str]) -> list[list[str]]:
-    """Return parts in the order of their worth, in groups that share a process."""
+def plan_groups(parts: list[str], ahead: bool) -> list[list[str]]:
+    """Return parts in the order of their worth, in groups that share a process.
+
+    Args:
+        parts: Names of parts.
+        ahead: Whether parity runs while other parts are compiled, and so by itself.
+    """
     ordered = [name for name in PARTS if name in parts]
-    return [list(group) for _, group in groupby(ordered, key=lambda name: PARTS[name].alone)]
+    groups = groupby(ordered, key=lambda name: (ahead and name == PARITY, PARTS[name].alone))
+    return [list(group) for _, group in groups]
+
+
+def make_plan(arguments: argparse.Namespace, parts: list[str], seconds: float) -> dict[str, Any]:
+    """Return what `worker.main` takes."""
+    alone = PARTS[parts[0]].alone
+    return {
+        "device": arguments.device, "quick": arguments.quick, "parts": parts, "seconds": seconds,
+        "out": str(arguments.out), "terratorch": None if alone else str(arguments.terratorch),
+    }  # fmt: skip
 
 
 def run_group(group: list[str], arguments: argparse.Namespace, ends: float) -> None:
@@ -62,12 +79,7 @@ def run_group(group: list[str], arguments: argparse.Namespace, ends: float) -> N
     """
     left = list(group)
     while left:
-        alone = PARTS[left[0]].alone
-        plan = {
-            "device": arguments.device, "quick": arguments.quick, "parts": left,
-            "seconds": ends - time.monotonic(), "out": str(arguments.out),
-            "terratorch": None if alone else str(arguments.terratorch),
-        }  # fmt: skip
+        plan = make_plan(arguments, left, ends - time.monotonic())
         process = subprocess.Popen([sys.executable, "-m", "bench.gpu.worker", json.dumps(plan)])
         try:
             why = _watch(process, arguments, ends)
@@ -110,16 +122,28 @@ def _end_part(path: Path, name: str, why: str) -> None:
     print(f"{name}: {why}", file=sys.stderr, flush=True)
 
 
+def measure(arguments: argparse.Namespace) -> None:
+    """Run all parts; with graphs to compile, parity runs while other parts are compiled ahead."""
+    ends = time.monotonic() + arguments.seconds
+    ahead = arguments.device == "cuda" and not arguments.quick and bool(list_jobs(arguments.parts))
+    groups = plan_groups(arguments.parts, ahead)
+    if ahead:
+        stop = min(ends, time.monotonic() + AHEAD)
+        first = groups.pop(0) if groups[0] == [PARITY] else []
+        plan = make_plan(arguments, ["steps"], AHEAD)
+        with tempfile.TemporaryDirectory() as folder, compiling(plan, arguments.parts, Path(folder), stop):
+            run_group(first, arguments, stop)
+    for number, group in enumerate(groups):
+        later = sum(START + sum(PARTS[name].seconds for name in other) for other in groups[number + 1 :])
+        run_group(group, arguments, ends - later)
+
+
 def main(given: list[str] | None = None) -> int:
     """Measure, print the table and, with --write, put it into the README; return 1 if a part failed."""
     arguments = parse_arguments(given)
     arguments.out.unlink(missing_ok=True)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    ends = time.monotonic() + arguments.seconds
-    groups = plan_groups(arguments.parts)
-    for number, group in enumerate(groups):
-        later = sum(START + sum(PARTS[name].seconds for name in other) for other in groups[number + 1 :])
-        run_group(group, arguments, ends - later)
+    measure(arguments)
     found = _read(arguments.out)
     text = render(found, quick=arguments.quick)
     print(text)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from bench.gpu.models import QUICK_PIXELS, build_ours, build_theirs, compiled, scatter
+from bench.gpu.models import build_ours, build_theirs, compiled, scatter
 from bench.gpu.parity import relative_difference
 from bench.gpu.setting import (
     EAGER,
@@ -43,16 +43,9 @@ def steps_of(setting: Setting) -> int:
     return QUICK_STEPS if setting.quick else STEPS
 
 
-def measure_decoding(setting: Setting) -> None:
-    """Measure the decoder of S2L2A in ten steps, at 224 and 512 pixels, and how far images are apart."""
-    for pixels, batch in [(QUICK_PIXELS, 2)] if setting.quick else [(224, 8), (512, 8)]:
-        case = f"decode S2L2A {pixels}, {steps_of(setting)} steps"
-        if setting.has_time(case, 12 if pixels < 512 else 25):
-            _measure_decoder(setting, case, pixels, batch)
-            setting.release()
-
-
-def _measure_decoder(setting: Setting, case: str, pixels: int, batch: int) -> None:
+def measure_decoding(setting: Setting, pixels: int, batch: int) -> None:
+    """Measure the decoder of S2L2A in ten steps, and how far images are apart."""
+    case = f"decode S2L2A {pixels}, {steps_of(setting)} steps"
     theirs = build_theirs(setting, NAME)
     scatter(theirs)
     ours = build_ours(setting, NAME, theirs, encoder=False)
@@ -92,14 +85,8 @@ def _check_images(setting: Setting, case: str, theirs: Work, ours: Work) -> None
         setting.add(Measurement(f"{case}, bf16", "ours from float32", relative_difference([got], [want]), ""))
 
 
-def measure_generation(setting: Setting) -> None:
-    """Measure S2L2A to three modalities at 224 pixels, batch 8, in ten steps an image."""
-    _measure_generator(setting)
-    setting.release()
-
-
-def _measure_generator(setting: Setting) -> None:
-    size, pixels, batch = ("tiny", QUICK_PIXELS, 1) if setting.quick else ("base", 224, 8)
+def measure_generation(setting: Setting, size: str, pixels: int, batch: int) -> None:
+    """Measure S2L2A to three modalities, in ten steps an image."""
     outputs = QUICK_OUTPUTS if setting.quick else OUTPUTS
     case = f"{size} {pixels}, S2L2A to {', '.join(outputs)}"
     arguments = {"modalities": ["S2L2A"], "output_modalities": outputs}

@@ -15,8 +15,6 @@ from terramind_plugin.builders import build_by_name, build_generator, build_imag
 from terramind_plugin.model.compiled import compile_model, find_call
 from terramind_plugin.model.variants import VARIANTS
 
-QUICK_PIXELS = 64
-
 
 def layers_of(size: str) -> list[int]:
     """Return the layers that a decoder uses: four, evenly spaced, the last one included."""
@@ -100,6 +98,11 @@ def compiled(model: nn.Module, who: str, mode: str) -> Any:
         return torch.compile(model, mode="reduce-overhead") if on_gpu else model
     assert mode == DEFAULT
     return torch.compile(model)
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Return whether a model, or a part of it, is compiled, by `CompiledModel` or by torch.compile."""
+    return hasattr(model, "_orig_mod") or any(find_call(part) is not None for part in model.modules())
 
 
 def failure_of(model: nn.Module) -> str:

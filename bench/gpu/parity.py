@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.gpu.models import QUICK_PIXELS, build_pair, chosen, compiled, layers_of
+from bench.gpu.models import build_pair, chosen, compiled, layers_of
 from bench.gpu.setting import DEFAULT, EAGER, GRAPHS, OURS, THEIRS, Measurement, Setting, first_line, precision, side
 
 FEATURES, GRADIENTS = "features", "gradients"
@@ -47,29 +47,22 @@ def outputs_of(setting: Setting, model: Any, images: dict[str, Tensor], layers: 
     return {FEATURES: kept, GRADIENTS: gradients}
 
 
-def measure_parity(setting: Setting) -> None:
+def measure_parity(setting: Setting, size: str, pixels: int) -> None:
     """Compare features and gradients: with TerraTorch's, with float64 on the CPU, and between modes of ours."""
-    cases = [("tiny", QUICK_PIXELS)] if setting.quick else [("tiny", 224), ("base", 224), ("base", 512)]
-    for size, pixels in cases:
-        case = f"{size} {pixels}"
-        if not setting.has_time(case, 5):
-            continue
-        pair = build_pair(setting, size)
-        images, layers = setting.images(2, pixels), layers_of(size)
-        with precision("highest"):
-            results = {who: outputs_of(setting, pair[who], images, layers, False) for who in (THEIRS, OURS)}
-            _compare(setting, f"{case}, float32", "ours from TerraTorch", results[OURS], results[THEIRS])
-            _compare_exact(setting, f"{case}, float32", pair, layers, pixels)
-        exact = results[THEIRS]
-        with precision("medium"):
-            results = {who: outputs_of(setting, pair[who], images, layers, True) for who in (THEIRS, OURS)}
-        _compare(setting, f"{case}, bf16", "ours from TerraTorch", results[OURS], results[THEIRS])
-        for who in (THEIRS, OURS):
-            _compare(setting, f"{case}, bf16", f"{who} from float32", results[who], exact)
-        del results, exact
-        _compare_modes(setting, case, pair[OURS], images, layers)
-        del pair
-        setting.release()
+    case = f"{size} {pixels}"
+    pair = build_pair(setting, size)
+    images, layers = setting.images(2, pixels), layers_of(size)
+    with precision("highest"):
+        results = {who: outputs_of(setting, pair[who], images, layers, False) for who in (THEIRS, OURS)}
+        _compare(setting, f"{case}, float32", "ours from TerraTorch", results[OURS], results[THEIRS])
+        _compare_exact(setting, f"{case}, float32", pair, layers, pixels)
+    exact = results[THEIRS]
+    with precision("medium"):
+        results = {who: outputs_of(setting, pair[who], images, layers, True) for who in (THEIRS, OURS)}
+    _compare(setting, f"{case}, bf16", "ours from TerraTorch", results[OURS], results[THEIRS])
+    for who in (THEIRS, OURS):
+        _compare(setting, f"{case}, bf16", f"{who} from float32", results[who], exact)
+    _compare_modes(setting, case, pair[OURS], images, layers)
 
 
 def _compare(setting: Setting, case: str, names: str, got: Outputs, want: Outputs) -> None:

@@ -12,12 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from bench.gpu.models import compiled
-from bench.gpu.setting import EAGER, GRAPHS, OURS, Measurement, Setting, first_line, side
+from bench.gpu.setting import OURS, Measurement, Setting, side
 from terramind_plugin.builders import build_by_name
 from terramind_plugin.model.standardisation import Standardisation
 
-PIXELS, QUICK_PIXELS = 4096, 256
-"""Height and width of the scene."""
 CROP, QUICK_CROP = 224, 64
 MODALITY, CLASSES = "S2L2A", 10
 BATCH, QUICK_BATCH = 32, 4
@@ -64,29 +62,20 @@ class SceneModel(nn.Module):
         return [blended.max(dim=0, keepdim=True).indices.to(torch.uint8)]
 
 
-def measure_scene(setting: Setting) -> None:
-    """Measure a scene on a local disk: from file to file, the model alone on as many windows, and reading alone."""
+def measure_scene(setting: Setting, mode: str, size: str, pixels: int) -> None:
+    """Measure a scene on a local disk: from file to file, and the model alone on as many windows."""
     import rasterio  # noqa: F401  the part needs it; scene_runs would say so less plainly
 
     from bench.scene_runs import write_scene
 
-    size = "tiny" if setting.quick else "base"
-    pixels = QUICK_PIXELS if setting.quick else PIXELS
-    case = f"{size}, scene of {pixels} x {pixels}"
+    torch.manual_seed(0)
+    model = SceneModel(size).to(setting.device).eval()
     with tempfile.TemporaryDirectory() as name, torch.no_grad():
         scene = write_scene(Path(name, "scene.tif"), pixels)
-        torch.manual_seed(0)
-        model = SceneModel(size).to(setting.device).eval()
-        for mode in (EAGER, GRAPHS):
-            try:
-                _measure_mode(setting, case, mode, model, scene, Path(name))
-            except Exception as error:  # recorded: the other mode is still worth knowing
-                setting.add(Measurement(case, side(OURS, mode), None, "ms", remark=first_line(error)))
-    del model
-    setting.release()
+        _measure(setting, f"{size}, scene of {pixels} x {pixels}", mode, model, scene, Path(name))
 
 
-def _measure_mode(setting: Setting, case: str, mode: str, model: SceneModel, scene: Path, folder: Path) -> None:
+def _measure(setting: Setting, case: str, mode: str, model: SceneModel, scene: Path, folder: Path) -> None:
     from terramind_plugin.inference.planning import plan_jobs
     from terramind_plugin.inference.runner import run_jobs
     from terramind_plugin.model.modalities import MODALITIES

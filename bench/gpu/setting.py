@@ -66,6 +66,8 @@ class Setting:
     theirs: Mapping[str, Callable[..., nn.Module]]
     ends: float
     save: Callable[[], None]
+    compile_only: bool = False
+    """Whether nothing is measured: compiled works run once, so that later processes find them in torch's cache."""
     measurements: list[Measurement] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     """Cases that were not measured, and why."""
@@ -89,12 +91,12 @@ class Setting:
         """Return the seconds until the part should be through."""
         return self.ends - time.monotonic()
 
-    def has_time(self, case: str, seconds: float = 0.0) -> bool:
+    def has_time(self, case: str, seconds: float) -> bool:
         """Return whether a case can begin, and note it as left out otherwise.
 
         Args:
             case: Its name.
-            seconds: What it takes, about; nothing is too long in a quick run.
+            seconds: What it takes, at least; nothing is too long in a quick run.
         """
         if self.seconds_left() > (0.0 if self.quick else seconds):
             return True

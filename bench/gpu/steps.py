@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
-from torch import Tensor
 
 from bench.gpu.memory import peak_bytes
-from bench.gpu.models import QUICK_PIXELS, build_ours, build_pair, compiled, layers_of, make_forward, make_step
-from bench.gpu.setting import CHANNELS, DEFAULT, EAGER, GRAPHS, OURS, REFERENCE, THEIRS, Measurement, Setting, side
+from bench.gpu.models import build_ours, build_pair, compiled, layers_of, make_forward, make_step
+from bench.gpu.setting import CHANNELS, EAGER, GRAPHS, OURS, REFERENCE, THEIRS, Measurement, Setting, side
 from bench.gpu.timing import compare
 
-CASES = [("tiny", 224, 8), ("base", 224, 8), ("base", 512, 8), ("large", 224, 8), ("large", 512, 4), ("tiny", 512, 8)]
-"""Size, pixels and batch, those with an aim first."""
-QUICK_CASES = [("tiny", QUICK_PIXELS, 2)]
 SAVING, MASKED, FULL = "ours, checkpointing", "ours, modality mask", "ours, mask that lacks nothing"
 MIB = 2**20
 
 
-def cases_of(setting: Setting) -> list[tuple[str, int, int]]:
-    """Return the sizes, pixels and batches to measure."""
-    return QUICK_CASES if setting.quick else CASES
-
-
-def measure_steps(setting: Setting) -> None:
+def measure_steps(setting: Setting, size: str, pixels: int, batch: int) -> None:
     """Measure steps of TerraTorch's eagerly, and of ours eagerly and with graphs; forward passes eagerly."""
-    for size, pixels, batch in cases_of(setting):
-        if setting.has_time(f"{size} {pixels}", 15):
-            _measure_size(setting, size, pixels, batch)
-            setting.release()
-
-
-def _measure_size(setting: Setting, size: str, pixels: int, batch: int) -> None:
     pair, images = build_pair(setting, size), setting.images(batch, pixels)
     works = {side(who): make_forward(setting, model, images) for who, model in pair.items()}
     compare(setting, f"{size} {pixels}, forward", works, REFERENCE, seconds=1.5)
@@ -42,17 +24,9 @@ def _measure_size(setting: Setting, size: str, pixels: int, batch: int) -> None:
     compare(setting, f"{size} {pixels}, step", works, REFERENCE, models=models)
 
 
-def measure_compiled(setting: Setting) -> None:
-    """Measure steps of both with graphs and compiled by default, beside TerraTorch's eagerly."""
-    for mode in (GRAPHS, DEFAULT):
-        for size, pixels, batch in cases_of(setting):
-            case = f"{size} {pixels}, step, both in mode {mode}"
-            if setting.has_time(case, 60):
-                _measure_mode(setting, case, mode, size, setting.images(batch, pixels))
-                setting.release()
-
-
-def _measure_mode(setting: Setting, case: str, mode: str, size: str, images: Mapping[str, Tensor]) -> None:
+def measure_compiled(setting: Setting, mode: str, size: str, pixels: int, batch: int) -> None:
+    """Measure steps that both compile, beside TerraTorch's run eagerly."""
+    case, images = f"{size} {pixels}, step, both in mode {mode}", setting.images(batch, pixels)
     pair = build_pair(setting, size)
     models = {REFERENCE: pair[THEIRS]}
     models |= {side(who, mode): compiled(model, who, mode) for who, model in pair.items()}
@@ -60,16 +34,8 @@ def _measure_mode(setting: Setting, case: str, mode: str, size: str, images: Map
     compare(setting, case, works, REFERENCE, seconds=2.0, models=models)
 
 
-def measure_memory(setting: Setting) -> None:
+def measure_memory(setting: Setting, size: str, pixels: int, batch: int) -> None:
     """Measure time and memory of steps: with checkpointing, with a modality mask, and beside TerraTorch's."""
-    sizes = QUICK_CASES if setting.quick else [("base", 512, 8), ("tiny", 224, 8), ("large", 512, 4)]
-    for size, pixels, batch in sizes:
-        if setting.has_time(f"{size} {pixels}", 12):
-            _measure_memory(setting, size, pixels, batch)
-            setting.release()
-
-
-def _measure_memory(setting: Setting, size: str, pixels: int, batch: int) -> None:
     case, layers, images = f"{size} {pixels}, step", layers_of(size), setting.images(batch, pixels)
     pair = build_pair(setting, size)
     arguments = {"modalities": list(CHANNELS), "out_indices": layers, "activation_checkpointing": True}

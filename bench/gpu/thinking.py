@@ -5,26 +5,21 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from bench.gpu.models import QUICK_PIXELS, build_ours, build_pair, compiled, layers_of, make_forward, make_step
+from bench.gpu.models import build_ours, build_pair, compiled, layers_of, make_forward, make_step
 from bench.gpu.setting import CHANNELS, GRAPHS, OURS, REFERENCE, THEIRS, Setting, side
 from bench.gpu.timing import compare
 
-CASES = [("base", 224, 8), ("base", 512, 4)]
-QUICK_CASES = [("tiny", QUICK_PIXELS, 2)]
 CACHED = "ours, warm cache"
 PLAIN = "ours, without TiM"
 
 
-def measure_thinking(setting: Setting) -> None:
+def measure_thinking(setting: Setting, size: str, pixels: int, batch: int) -> None:
     """Measure TiM with LULC: TerraTorch's eagerly; ours eagerly, with graphs, from a cache, and the plain backbone."""
-    for size, pixels, batch in QUICK_CASES if setting.quick else CASES:
-        if setting.has_time(f"TiM {size} {pixels}", 20):
-            with tempfile.TemporaryDirectory() as folder:
-                _measure_size(setting, size, pixels, batch, Path(folder))
-            setting.release()
+    with tempfile.TemporaryDirectory() as folder:
+        _measure(setting, size, pixels, batch, Path(folder))
 
 
-def _measure_size(setting: Setting, size: str, pixels: int, batch: int, folder: Path) -> None:
+def _measure(setting: Setting, size: str, pixels: int, batch: int, folder: Path) -> None:
     layers, images, case = layers_of(size), setting.images(batch, pixels), f"TiM {size} {pixels}"
     pair = build_pair(setting, f"{size}_tim")
     arguments = {"modalities": list(CHANNELS), "out_indices": layers}

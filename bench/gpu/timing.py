@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from bench.gpu.models import failure_of
+from bench.gpu.models import failure_of, is_compiled
 from bench.gpu.setting import Measurement, Setting, Work, first_line
 
 LEAST, MOST, QUICK = 5, 25, 2
@@ -43,11 +43,15 @@ def compare(
         works: What each side does, by its name.
         reference: Side that ratios are to; None for no ratios.
         seconds: Time for the rounds, about.
-        models: Compiled models of ours by side: the result says where one of them runs without compilation.
+        models: Models by side, compiled ones at least: the result says where one runs without compilation.
     """
     print(f"  {case}", file=sys.stderr, flush=True)
-    counts = {}
-    begins = {}
+    if setting.compile_only:
+        for name in models or {}:
+            if models is not None and is_compiled(models[name]):
+                time_once(setting, works[name])
+        return {}
+    counts, begins = {}, {}
     for name, work in works.items():
         try:
             begins[name], counts[name] = _warm_up(setting, work)

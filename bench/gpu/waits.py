@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import warnings
 from collections import Counter
@@ -13,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.gpu.decoding import NAME, in_inference, steps_of
-from bench.gpu.models import QUICK_PIXELS, build_ours, build_pair, build_theirs, compiled, layers_of, make_step
+from bench.gpu.models import build_ours, build_pair, build_theirs, compiled, failure_of, layers_of, make_step
 from bench.gpu.setting import EAGER, GRAPHS, OURS, Measurement, Setting, Work, first_line, side
 
 WAIT = "called a synchronizing CUDA operation"
@@ -62,59 +63,50 @@ def count_graphs() -> int:
     return 0 if dynamo is None else int(dynamo.counters["stats"]["unique_graphs"])
 
 
-def measure_waits(setting: Setting) -> None:
-    """Count waits and recompilations of a step of the backbone, of TiM, and of a decoded image."""
-    size, pixels, batch = ("tiny", QUICK_PIXELS, 2) if setting.quick else ("tiny", 224, 8)
-    layers = layers_of(size)
-    for kind in ("backbone", "TiM"):
+def measure_waits(setting: Setting, kind: str, size: str, pixels: int, batch: int) -> None:
+    """Count waits and recompilations of a step of the backbone or of TiM, or of a decoded image."""
+    if kind == "decoder":
+        case = f"decode S2L2A {pixels}, {steps_of(setting)} steps"
+        model = build_ours(setting, NAME, build_theirs(setting, NAME), encoder=False).requires_grad_(False)
+    else:
         case = f"{kind} {size} {pixels}, step"
-        if not setting.has_time(case, 10):
-            continue
         model = build_pair(setting, size + ("_tim" if kind == "TiM" else ""))[OURS]
-        for mode in (EAGER, GRAPHS):
-            try:
-                run = compiled(model, OURS, mode)
-                steps = {
-                    f"{count} samples of {side_}": make_step(setting, run, setting.images(count, side_), layers)
-                    for count, side_ in ((batch, pixels), (batch - 1, pixels), (batch, pixels - 32))
-                }
-                present = torch.arange(batch, device=setting.device) > 0
-                mask = {"S2L2A": torch.ones_like(present), "S1GRD": present}
-                steps["modality mask"] = make_step(setting, run, setting.images(batch, pixels), layers, mask)
-                _count(setting, case, side(OURS, mode), steps)
-            except Exception as error:  # recorded
-                setting.add(Measurement(case, side(OURS, mode), None, "waits", remark=first_line(error)))
-        del model, run, steps
-        setting.release()
-    _count_decoding(setting, pixels, batch)
-
-
-def _count_decoding(setting: Setting, pixels: int, batch: int) -> None:
-    case = f"decode S2L2A {pixels}, {steps_of(setting)} steps"
-    if not setting.has_time(case, 10):
-        return
-    model = build_ours(setting, NAME, build_theirs(setting, NAME), encoder=False)
-    model.requires_grad_(False)
+    make = _decodings if kind == "decoder" else _steps
     for mode in (EAGER, GRAPHS):
         try:
             run = compiled(model, OURS, mode)
-            works = {}
-            for count in (batch, batch - 1):
-                tokens = torch.zeros(count, pixels // 16, pixels // 16, dtype=torch.int64, device=setting.device)
-                noise = setting.random(count, 12, pixels, pixels)
-
-                def decode(run: Any = run, tokens: Any = tokens, noise: Any = noise) -> Any:
-                    return run.decode_tokens(tokens, timesteps=steps_of(setting), noise=noise)
-
-                works[f"{count} samples"] = in_inference(setting, decode, bf16=True)
-            _count(setting, case, side(OURS, mode), works)
-        except Exception as error:  # recorded
+            _count(setting, case, side(OURS, mode), make(setting, run, size, pixels, batch), run)
+        except Exception as error:  # recorded: the other mode is still worth knowing
             setting.add(Measurement(case, side(OURS, mode), None, "waits", remark=first_line(error)))
-    del model, run, works
-    setting.release()
 
 
-def _count(setting: Setting, case: str, name: str, works: Mapping[str, Work]) -> None:
+def _steps(setting: Setting, model: Any, size: str, pixels: int, batch: int) -> dict[str, Work]:
+    """Return steps of a usual batch, of a smaller one, of smaller images, and with a modality mask."""
+    layers = layers_of(size)
+    shapes = ((batch, pixels), (batch - 1, pixels), (batch, pixels - 32))
+    steps = {
+        f"{count} samples of {length}": make_step(setting, model, setting.images(count, length), layers)
+        for count, length in shapes
+    }
+    present = torch.arange(batch, device=setting.device) > 0
+    mask = {"S2L2A": torch.ones_like(present), "S1GRD": present}
+    steps["modality mask"] = make_step(setting, model, setting.images(batch, pixels), layers, mask)
+    return steps
+
+
+def _decodings(setting: Setting, model: Any, _: str, pixels: int, batch: int) -> dict[str, Work]:
+    """Return the decoding of a usual batch and of a smaller one, from noise on the device."""
+    works = {}
+    for count in (batch, batch - 1):
+        tokens = torch.zeros(count, pixels // 16, pixels // 16, dtype=torch.int64, device=setting.device)
+        decode = functools.partial(
+            model.decode_tokens, tokens, timesteps=steps_of(setting), noise=setting.random(count, 12, pixels, pixels)
+        )
+        works[f"{count} samples"] = in_inference(setting, decode, bf16=True)
+    return works
+
+
+def _count(setting: Setting, case: str, name: str, works: Mapping[str, Work], model: Any) -> None:
     """Warm up, and count graphs that are compiled later and waits of each piece of work."""
     for _ in range(1 if setting.quick else 3):
         for work in works.values():
@@ -126,4 +118,5 @@ def _count(setting: Setting, case: str, name: str, works: Mapping[str, Work]) ->
         waits = count_waits(setting, work)
         places = ", ".join(f"{place} x {number}" for place, number in waits.most_common(4))
         setting.add(Measurement(f"{case}, {what}", name, waits.total(), "waits", remark=places))
-    setting.add(Measurement(case, name, count_graphs() - before, "recompilations"))
+    made = count_graphs() - before
+    setting.add(Measurement(case, name, made, "recompilations", remark=failure_of(model)))

@@ -53,14 +53,15 @@ def _version(name: str) -> str | None:
         return None
 
 
-def run_part(name: str, setting: Setting, report: dict[str, Any], save: Any) -> None:
-    """Run one part, and note in the report how it ended.
+def run_part(name: str, setting: Setting, report: dict[str, Any], save: Any, only: int | None = None) -> None:
+    """Run the cases of a part, and note in the report how it ended.
 
     Args:
         name: Key of `PARTS`.
         setting: Where and how to measure; its measurements are part of the report.
         report: Report of the part.
         save: Writes the reports of all parts.
+        only: Number of the only case to run; None for all.
     """
     began = time.monotonic()
     report |= {"state": RUNNING, "measurements": [], "left_out": []}
@@ -73,14 +74,25 @@ def run_part(name: str, setting: Setting, report: dict[str, Any], save: Any) -> 
 
     setting.save = write
     write()
+    part = PARTS[name]
+    cases = part.quick if setting.quick else part.cases
+    state = DONE
     try:
-        PARTS[name].load()(setting)
-        report["state"] = DONE
+        measure = part.load()
+        for case in cases if only is None else cases[only : only + 1]:
+            label = " ".join(map(str, case)) or name
+            if setting.has_time(label, part.needs):
+                try:
+                    measure(setting, *case)
+                except ModuleNotFoundError:
+                    raise
+                except Exception as error:  # recorded: other cases go on
+                    traceback.print_exc()
+                    state = f"failed: {label}: {first_line(error)}"
+                setting.release()
     except ModuleNotFoundError as error:
-        report["state"] = f"left out: it needs the package {error.name}"
-    except Exception as error:  # recorded: the other parts go on
-        traceback.print_exc()
-        report["state"] = f"failed: {first_line(error)}"
+        state = f"left out: it needs the package {error.name}"
+    report["state"] = state
     write()
     print(f"{name}: {report['state']}, {report['seconds']} s", file=sys.stderr, flush=True)
 
@@ -90,7 +102,8 @@ def main(plan: str) -> None:
 
     Args:
         plan: JSON: device, quick, parts (their names), seconds (of all), terratorch (folder of the model files, or null
-            where the parts import TerraTorch itself), out (file to write, or to go on with).
+            where the parts import TerraTorch itself), out (file to write, or to go on with); compile_only and only (the
+            number of a case) for processes that compile ahead.
     """
     asked = json.loads(plan)
     logging.disable(logging.WARNING)
@@ -109,8 +122,8 @@ def main(plan: str) -> None:
     for name in asked["parts"]:
         report = found["parts"].setdefault(name, {})
         stop = ends if name == REST else min(ends, time.monotonic() + PARTS[name].seconds)
-        setting = Setting(device, asked["quick"], theirs, stop, save)
-        run_part(name, setting, report, save)
+        setting = Setting(device, asked["quick"], theirs, stop, save, asked.get("compile_only", False))
+        run_part(name, setting, report, save, asked.get("only"))
 
 
 if __name__ == "__main__":

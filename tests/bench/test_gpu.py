@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.gpu import command
+from bench.gpu import ahead, command
 from bench.gpu.page import AIMS, render
 from bench.gpu.parts import PARTS
 from bench.gpu.reference import find_files
@@ -107,6 +107,29 @@ def test_a_part_that_crashes_or_hangs_ends_alone(tmp_path, monkeypatch):
     assert states == {"ceilings": "done", "parity": "failed: its process ended with status 7",
                       "steps": "done", "waits": "done"}  # fmt: skip
     assert time.monotonic() - began < 30
+
+
+def test_compiling_ahead_ends_with_its_time(tmp_path, monkeypatch):
+    """A few processes run at a time, in order of worth, and none is left."""
+    processes: list[subprocess.Popen[bytes]] = []
+    plans = []
+    start = subprocess.Popen
+
+    def sleep(words, **_):
+        plans.append(json.loads(words[-1]))
+        processes.append(start(["sleep", "60" if len(processes) < 2 else "0"]))
+        return processes[-1]
+
+    monkeypatch.setattr(ahead, "MOST", 3)
+    monkeypatch.setattr(ahead.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(ahead.subprocess, "Popen", sleep)
+    with ahead.compiling({"device": "cuda"}, ["steps", "decoding"], tmp_path, time.monotonic() + 3):
+        assert len(processes) == 3
+    wanted = ahead.list_jobs(["steps", "decoding"])
+    assert [(plan["parts"][0], plan["only"]) for plan in plans] == wanted  # the third place was free at once
+    assert wanted[:2] == [("steps", 0), ("steps", 1)]
+    assert all(plan["compile_only"] for plan in plans)
+    assert all(process.poll() is not None for process in processes)
 
 
 def measured(case: str, side: str, value: float, unit: str = "ms", ratio: float | None = None) -> dict[str, object]:
