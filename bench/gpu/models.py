@@ -40,10 +40,8 @@ def build_theirs(setting: Setting, name: str, **arguments: Any) -> Any:
         arguments: Its arguments.
     """
     torch.manual_seed(0)
-    with torch.device(setting.device):
-        model = setting.theirs[name](pretrained=False, **arguments)
-    # Their generator's `to` takes a device only, and returns the model.
-    return model.to(setting.device).eval()
+    # Built on the CPU, as users do: tensors that are no weights, such as those of schedulers, stay there.
+    return setting.theirs[name](pretrained=False, **arguments).to(setting.device).eval()
 
 
 def build_ours(setting: Setting, name: str, source: nn.Module, **arguments: Any) -> Any:
@@ -60,9 +58,7 @@ def build_ours(setting: Setting, name: str, source: nn.Module, **arguments: Any)
         build = functools.partial(build_generator, name.removesuffix("_generate"))
     elif "_tokenizer_" in name:
         build = functools.partial(build_image_tokenizer, name)
-    with torch.device(setting.device):
-        model = build(**arguments)
-    model.to(setting.device)
+    model = build(**arguments).to(setting.device)
     weights = source.state_dict()
     own = model.state_dict()
     if own.keys() <= weights.keys():  # TerraTorch's backbones hold more, e.g. tokenizers that they do not use

@@ -14,10 +14,12 @@ from torch import nn
 from bench.gpu.models import failure_of, is_compiled
 from bench.gpu.setting import Measurement, Setting, Work, first_line
 
-LEAST, MOST, QUICK = 5, 25, 2
+LEAST, MOST, QUICK = 3, 25, 2
 """Rounds of a case: at least, at most, and in a quick run."""
 WARM_UP = 3
 """Calls before the first round: they compile, capture graphs, and choose algorithms."""
+LONG = 0.5
+"""Seconds of a call from which the second one ends the warm-up."""
 ROUND = 0.03
 """Seconds of one side in a round, at least: shorter work is repeated, as steps follow each other in training."""
 CASE = 4.0
@@ -74,7 +76,11 @@ def compare(
 
 def _warm_up(setting: Setting, work: Work) -> tuple[float, int]:
     """Return the seconds of the first call, and how often the work is repeated in a round."""
-    seconds = [time_once(setting, work) for _ in range(1 if setting.quick else WARM_UP)]
+    seconds = [time_once(setting, work)]
+    while not setting.quick and len(seconds) < WARM_UP:
+        seconds.append(time_once(setting, work))
+        if seconds[-1] > LONG:
+            break
     return seconds[0], 1 if setting.quick else max(1, round(ROUND / seconds[-1]))
 
 
