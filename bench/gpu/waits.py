@@ -14,8 +14,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.gpu.decoding import NAME, in_inference, steps_of
-from bench.gpu.models import build_ours, build_pair, build_theirs, compiled, failure_of, layers_of, make_step
+from bench.gpu.models import build_pair, compiled, failure_of, layers_of, make_step
 from bench.gpu.setting import EAGER, GRAPHS, OURS, Measurement, Setting, Work, first_line, side
+from terramind_plugin.builders import build_image_tokenizer
 
 WAIT = "called a synchronizing CUDA operation"
 """What PyTorch warns of in the debug mode that counts waits."""
@@ -67,7 +68,7 @@ def measure_waits(setting: Setting, kind: str, size: str, pixels: int, batch: in
     """Count waits and recompilations of a step of the backbone or of TiM, or of a decoded image."""
     if kind == "decoder":
         case = f"decode S2L2A {pixels}, {steps_of(setting)} steps"
-        model = build_ours(setting, NAME, build_theirs(setting, NAME), encoder=False).requires_grad_(False)
+        model = build_image_tokenizer(NAME, encoder=False).requires_grad_(False).to(setting.device)
     else:
         case = f"{kind} {size} {pixels}, step"
         model = build_pair(setting, size + ("_tim" if kind == "TiM" else ""))[OURS]

@@ -12,11 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.gpu import ahead, command
+from bench.gpu.memory import peak_bytes
 from bench.gpu.page import AIMS, render
 from bench.gpu.parts import PARTS
 from bench.gpu.reference import find_files
+from bench.gpu.setting import Setting
 
 ROOT = Path(__file__).parents[2]
 MISSING = ("lightning", "rasterio", "jsonargparse", "torchgeo", "segmentation_models_pytorch", "albumentations",
@@ -130,6 +133,18 @@ def test_compiling_ahead_ends_with_its_time(tmp_path, monkeypatch):
     assert wanted[:2] == [("steps", 0), ("steps", 1)]
     assert all(plan["compile_only"] for plan in plans)
     assert all(process.poll() is not None for process in processes)
+
+
+def test_peak_of_live_tensors():
+    """What lives at one time counts, what an operation only reads does not."""
+
+    def work():
+        kept = torch.ones(1024)
+        for _ in range(3):
+            kept.view(32, 32).add(1).mul(2)
+
+    setting = Setting(torch.device("cpu"), True, {}, 0.0, lambda: None)
+    assert peak_bytes(setting, work) == 3 * 1024 * 4
 
 
 def measured(case: str, side: str, value: float, unit: str = "ms", ratio: float | None = None) -> dict[str, object]:
