@@ -159,11 +159,12 @@ def _loading(found: Mapping[str, Any]) -> list[Line]:
 
 def _start(found: Mapping[str, Any]) -> list[Line]:
     made, checked = (found["seconds"][name] for name in ("terramind generate on a chip", "terramind check --no_step"))
-    torch_alone, terratorch = (found["seconds"][name] for name in IMPORTS)
+    alone, imported = IMPORTS
+    torch_alone, terratorch = found["seconds"][alone], found["seconds"][imported]
     more, times = made - torch_alone, checked / terratorch
     return [
-        _judged(f"generate on a chip, CPU s more than {IMPORTS[0]}", more, SECONDS_MORE, more <= SECONDS_MORE),
-        _judged(f"check --no_step, times {IMPORTS[1]}", times, TIMES, times <= TIMES),
+        _judged(f"generate on a chip, CPU s more than {alone}", more, SECONDS_MORE, more <= SECONDS_MORE),
+        _judged(f"check --no_step, times {imported}", times, TIMES, times <= TIMES),
     ]
 
 
