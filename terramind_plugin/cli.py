@@ -325,7 +325,8 @@ class Command:
                 name.upper() if name == self.positional else f"--{name} {_placeholder(self.types[name])}"
                 for name in missing[1].split(", ")
             ]
-            return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing."
+            listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+            return f"{listed} {'is' if len(names) == 1 else 'are'} missing."
         name = next((name for name in values if error.startswith(f'Parser key "{name}')), None)
         if name is None:
             return error

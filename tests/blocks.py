@@ -23,7 +23,7 @@ BLOCK = re.compile(r"(?:<!-- (?P<mark>[^\n]*?) -->\n)?^```(?P<kind>\w+)\n(?P<cod
 RUN = re.compile(r"run(?P<hub> with random weights)?(: (?P<after>\w+))?")
 FILE = re.compile(r"file: (?P<name>[\w./]+)")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-LIMIT = 900
+LIMIT = 3600
 """Seconds after which a block is stopped."""
 
 

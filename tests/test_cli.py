@@ -99,6 +99,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         "simulat": "There is no command 'simulat'. Did you mean 'simulate'?",
         "simulate": "--out PATH is missing.",
         "merge": "--model PATH and --out PATH are missing.",
+        "localise": "CHIPS, --modality NAME and --out PATH are missing.",
         "simulate --out x --chips three": "--chips takes a whole number, got 'three'.",
         "simulate --out x --world glob": "--world takes one of floods, globe, stac, got 'glob'. Did you mean 'globe'?",
         "simulate --out x --chip 3": "There is no option --chip. Did you mean '--chips'?",
