@@ -240,7 +240,7 @@ def _monitors(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def check_disk(config: Mapping[str, Any], model: Any) -> Iterator[Finding]:
-    """Yield the size of a run's checkpoints, as an error if the disk has less room.
+    """Yield the size of a run's checkpoints, as an error if the disk has less room, and a note if none is the best.
 
     Args:
         config: The configuration.
@@ -250,16 +250,25 @@ def check_disk(config: Mapping[str, Any], model: Any) -> Iterator[Finding]:
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     total = sum(p.numel() for p in parameters)
     trainer = config.get("trainer") or {}
-    size = kept = 0
+    size = kept = named = 0
     for callback in trainer.get("callbacks") or []:
         name = str(callback.get("class_path", "")) if isinstance(callback, Mapping) else ""
         if not name.endswith("ModelCheckpoint"):
             continue
+        named += 1
         options = callback.get("init_args") or {}
         copies = _copies(options, trainer)
         # AdamW keeps two numbers for each weight that it trains.
         size += copies * WEIGHT_BYTES * (total + (0 if options.get("save_weights_only") else 2 * trained))
         kept += copies
+    if not named and trainer.get("enable_checkpointing") is None:  # true takes TerraTorch's own, of the least val/loss
+        kept, size = 1, WEIGHT_BYTES * (total + 2 * trained)
+        yield Finding(
+            "run: checkpoint",
+            "note",
+            "no ModelCheckpoint: Lightning keeps the weights of the last epoch, not those of the best.",
+            "Add to trainer.callbacks: {class_path: ModelCheckpoint, init_args: {filename: best, monitor: val/loss}}.",
+        )
     folder = Path(os.path.abspath(str(trainer.get("default_root_dir") or ".")))
     while not folder.exists():
         folder = folder.parent

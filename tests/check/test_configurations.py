@@ -114,6 +114,7 @@ ROWS: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "monitor of no class": (callback("ModelCheckpoint", monitor="val/IoU_Fire"), "yaml: monitor", "error",
                             "never logged"),
     "scheduler's monitor": (scheduler(monitor="val/los"), "yaml: monitor", "error", "lr_scheduler monitors 'val/los'"),
+    "the last epoch": ({"trainer.enable_checkpointing": None}, "run: checkpoint", "note", "the last epoch, not"),
     "GPU": ({"trainer.accelerator": "gpu"}, "run: hardware", "error", "accelerator: auto"),
     "half precision": ({"trainer.precision": "16-mixed"}, "run: precision", "note", "bf16-mixed"),
     "precision": ({"trainer.precision": "17"}, "yaml: parsing", "error", "trainer.precision"),
