@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
 
 LOSSES = ("train/loss", "val/loss", "train_loss", "val_loss")
 """Losses that are shown."""
@@ -55,6 +57,26 @@ class EpochProgress(RichProgressBar):
             self._console.print(line, highlight=False)  # above the bar
         else:
             print(line, flush=True)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where the checkpoints are, which the next command takes as --ckpt_path."""
+        super().on_fit_end(trainer, pl_module)
+        if trainer.is_global_zero and not self.is_disabled:
+            for line in describe_checkpoints(trainer):
+                print(line, flush=True)
+
+
+def describe_checkpoints(trainer: Trainer) -> list[str]:
+    """Return a line for each checkpoint that a run has kept as its best, with the score, or else as its last."""
+    lines = []
+    for callback in trainer.checkpoint_callbacks:
+        if not isinstance(callback, ModelCheckpoint) or not callback.best_model_path:
+            continue
+        path, score = callback.best_model_path, callback.best_model_score
+        shown = os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path
+        kind = f"Best checkpoint ({callback.monitor} {float(score):.3f})" if score is not None else "Checkpoint"
+        lines.append(f"{kind}: {shown}")
+    return lines
 
 
 def describe_epoch(number: int, epochs: int | None) -> str:

@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from torch.utils.data import DataLoader
 
 from terramind_plugin.integration import quiet
@@ -38,9 +38,8 @@ class Line(LightningModule):
 
 def fit(**options):
     numbers = DataLoader(torch.ones(4), batch_size=2)
-    trainer = Trainer(
-        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False, **options
-    )
+    fixed = {"max_epochs": 2, "accelerator": "cpu", "logger": False, "enable_model_summary": False}
+    trainer = Trainer(**{"enable_checkpointing": False, **fixed, **options})
     replace_bars(trainer)
     trainer.fit(Line(), numbers, numbers)
     return trainer
@@ -55,6 +54,15 @@ def test_a_log_file_gets_a_line_an_epoch(capfd):
     assert lines[1].startswith("Epoch 2/2: train/loss 0.")
     assert ", val/loss 0.250, val/mIoU 0.500, " in lines[1]
     assert lines[1].endswith(" s")
+
+
+def test_the_last_line_names_the_checkpoint(capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    best = ModelCheckpoint(dirpath="run", filename="best", monitor="val/mIoU", mode="max")
+    fit(callbacks=[RichProgressBar(), best], enable_checkpointing=True)
+    assert capfd.readouterr().out.rstrip().endswith("\nBest checkpoint (val/mIoU 0.500): run/best.ckpt")
+    fit(callbacks=[RichProgressBar()], enable_checkpointing=True)
+    assert capfd.readouterr().out.rstrip().endswith("\nCheckpoint: checkpoints/epoch=1-step=4.ckpt")
 
 
 def test_without_a_bar_there_is_no_line(capfd):
