@@ -135,17 +135,23 @@ def summarise_survey(survey: Survey, files: Files) -> list[str]:
     notes = list(survey.notes)
     if len({shape for image in survey.images for shape in image.sizes}) > 1:
         notes.append("chips differ in size: training takes random crops, validation and test the middle")
+    if not survey.splits.get("test"):
+        notes.append(
+            "no chips are left for a test: terramind validate gives scores, on the chips that chose the checkpoint"
+        )
     return lines + [f"note: {note}." for note in notes]
 
 
 def _header(survey: Survey, request: Request, variant: Variant, files: Files) -> str:
     seen = [f"#   {line}" for line in summarise_survey(survey, files)]
+    judge = "test" if survey.splits.get("test") else "validate"
     lines = [
         f"# {request.task.replace('_', ' ').capitalize()} of the chips in {request.data}, written by terramind new.",
         "#",
         f"# Check:     terramind check -c {files.config}",
         f"# Train:     terramind fit -c {files.config}",
-        f"# Test:      terramind test -c {files.config} --ckpt_path output/{files.config.stem}/checkpoints/best.ckpt",
+        f"# {judge.capitalize() + ':':10} terramind {judge} -c {files.config} "
+        f"--ckpt_path output/{files.config.stem}/checkpoints/best.ckpt",
         "#",
         "# What was found:",
         *seen,

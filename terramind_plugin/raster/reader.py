@@ -263,7 +263,7 @@ class Source:
             self._warned = True
             in_units = (measured + np.float32(expected.offset)) * np.float32(expected.scale)
             whole = size == inside == self.grid.shape or self._file.dtypes[0] in ("uint8", "int8")
-            warn_of_units(self.path, modality, in_units, all_values=whole)
+            warn_of_units(self.path, modality, in_units, all_values=whole, scale=expected.scale)
         self.measured = np.ones(self.dates, bool)
         if known is None:
             return FilledPixels(values, np.ones(values.shape[1:], bool))

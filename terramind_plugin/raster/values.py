@@ -36,7 +36,9 @@ def check_classes(path: Path, name: str, values: NDArray[np.float32], classes: i
         )
 
 
-def warn_of_units(path: Path, modality: Modality, values: NDArray[np.float32], *, all_values: bool) -> None:
+def warn_of_units(
+    path: Path, modality: Modality, values: NDArray[np.float32], *, all_values: bool, scale: float = 1.0
+) -> None:
     """Log a warning if values look like another unit, in which the model would see a very unusual image.
 
     Args:
@@ -44,10 +46,17 @@ def warn_of_units(path: Path, modality: Modality, values: NDArray[np.float32], *
         modality: Modality of the raster.
         values: At least one number.
         all_values: Whether these are all values of the file. A dark window of a scene may lack large values.
+        scale: Factor of the configuration by which the values of the file were multiplied.
     """
     guess = other_unit(modality, values)
     if guess is None and all_values and is_eight_bit(modality, values):
         guess = EIGHT_BIT
-    if guess is not None:
-        advice = f"Multiply them by {guess.scale:g}." if guess.scale is not None else guess.advice
-        logger.warning("%s: its values look like %s. Expected: %s. %s", path, guess, modality.units, advice)
+    if guess is None:
+        return
+    advice = f"Multiply them by {guess.scale:g}." if guess.scale is not None else guess.advice
+    scaled = ""
+    if scale != 1:
+        scaled = f", multiplied by constant_scale {scale:g},"
+        if other_unit(modality, values / np.float32(scale)) is None:
+            advice = f"For files in these units: constant_scale: {{{modality.name}: 1}}."
+    logger.warning("%s: its values%s look like %s. Expected: %s. %s", path, scaled, guess, modality.units, advice)

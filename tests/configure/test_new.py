@@ -66,8 +66,10 @@ def test_the_layout_of_sen1floods11(simulated, tmp_path, monkeypatch, capsys):
     assert "13 bands, 64 x 64 pixels" in capsys.readouterr().out
 
 
-def test_splits_by_folder_six_bands_and_reflectance(made):
+def test_splits_by_folder_six_bands_and_reflectance(made, capsys):
     config = made(burn_scars)
+    assert "no chips are left for a test: terramind validate gives scores" in capsys.readouterr().out
+    assert "# Validate:  terramind validate -c data.yaml --ckpt_path" in Path("data.yaml").read_text(encoding="utf-8")
     data, model = config["data"]["init_args"], config["model"]["init_args"]
     assert data["image_grep"] == {"S2L2A": "*_merged.tif"}
     assert data["label_grep"] == "*.mask.tif"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +239,19 @@ def test_preview(tmp_path: Path, overviews: bool) -> None:
     np.testing.assert_allclose(part.values[1, 40], 5 + 10 * np.arange(110), atol=6)
     assert part.valid[32:].all()
     assert not part.valid[:28].any()
+
+
+@pytest.mark.parametrize(
+    ("largest", "scale", "message"),
+    [
+        (0.4, 1.0, "its values look like reflectance that was not multiplied by 10000. Expected: "),
+        (4000, 10_000.0, "its values, multiplied by constant_scale 10000, look like another unit: "),
+        (4000, 1.0, ""),
+    ],
+)
+def test_values_in_another_unit_than_the_configuration_says(tmp_path, caplog, largest, scale, message):
+    values = np.linspace(0.01 * largest, largest, 12 * 64, dtype=np.float32).reshape(12, 8, 8)
+    path = _write(tmp_path / "a.tif", values)
+    Source(path, replace(Expected.of(MODALITIES["S2L2A"]), scale=scale)).read(0, 0, 8, 8)
+    assert (message in caplog.text) if message else not caplog.text
+    assert ("For files in these units: constant_scale: {S2L2A: 1}." in caplog.text) == (scale > 1)
