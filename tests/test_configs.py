@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from rasterio.transform import from_origin
+from terratorch.cli_tools import build_lightning_cli
 
 from terramind_plugin.raster.writer import write_geotiff
 
@@ -20,8 +21,6 @@ PUBLISHED = ROOT / "tests" / "conf" / "published_sen1floods11.yaml"
 
 def build(path: Path, *overrides: str):
     """Return the CLI object TerraTorch makes of a configuration, without running it."""
-    from terratorch.cli_tools import build_lightning_cli
-
     return build_lightning_cli(["--config", str(path), *overrides], run=False)
 
 

@@ -74,8 +74,6 @@ class TerraMindBackbone(nn.Module):
         ConfigError: A name or number is not possible; the message says what is.
     """
 
-    _advice = BACKBONE
-
     def __init__(
         self,
         variant: Variant,
@@ -135,7 +133,7 @@ class TerraMindBackbone(nn.Module):
         refuse_adapters(self)
         self.feature_cache: Cache | None = None
         """Cache around `compute`, for its log; None without."""
-        self._one_size = self.merge_method in ("mean", "max", "concat")
+        self._one_size, self._advice = self.merge_method in ("mean", "max", "concat"), BACKBONE
 
     def _describe_features(self, out_indices: Sequence[int] | None) -> None:
         """Set which modalities the feature maps hold, and their channels, which TerraTorch's necks read."""

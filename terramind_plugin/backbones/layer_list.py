@@ -52,4 +52,8 @@ pytree.register_pytree_node(
     serialized_type_name="terramind_plugin.LayerList",
     to_dumpable_context=lambda context: [list(context[0]), context[1]],
     from_dumpable_context=lambda context: (tuple(context[0]), context[1]),
+    flatten_with_keys_fn=lambda layers: (
+        [(pytree.SequenceKey(index), layer) for index, layer in enumerate(layers)],
+        (layers.layers, layers.positions),
+    ),
 )

@@ -74,8 +74,6 @@ class TerraMindTiM(TerraMindBackbone):
         ConfigError: A name or number is not possible; the message says what is.
     """
 
-    _advice = TIM
-
     def __init__(
         self,
         variant: Variant,
@@ -113,7 +111,7 @@ class TerraMindTiM(TerraMindBackbone):
             )
         self.observed = (*images, *tokenized)
         self.modalities = [spec.name for spec in self.observed]
-        self._one_size = True
+        self._one_size, self._advice = True, TIM
         self._channels = {spec.name: channels for spec, channels in known}
         self.targets = targets
         """Modalities that are generated or observed as tokens, by the user's names."""

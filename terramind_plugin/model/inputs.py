@@ -198,9 +198,9 @@ def check_shapes(
                 "each date counts as a sample: every modality needs as many dates."
             )
     names = list(sizes)
-    other = next((name for name in names if same_size and sizes[name] != sizes[names[0]]), None)
-    if other is not None:
-        raise ConfigError(f"Sizes differ: {names[0]} {sizes[names[0]]}, {other} {sizes[other]}. {advice.sizes}")
+    others = [name for name in names if same_size and sizes[name] != sizes[names[0]]]
+    if others:
+        raise ConfigError(f"Sizes differ: {names[0]} {sizes[names[0]]}, {others[0]} {sizes[others[0]]}. {advice.sizes}")
 
 
 def is_token_ids(spec: InputSpec, inputs: Mapping[str, Tensor], patch_size: int) -> bool:

@@ -39,6 +39,14 @@ class Hub(http.server.BaseHTTPRequestHandler):
         pass
 
 
+def set_address(monkeypatch, address):
+    """Send the hub's client elsewhere; before its version 1 it holds a second name of the template."""
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+
+
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """Serve a hub on this machine, with an empty cache, and return the cache's folder."""
@@ -47,9 +55,7 @@ def hub(monkeypatch, tmp_path):
     thread.start()
     address = f"http://127.0.0.1:{server.server_address[1]}"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
-    template = address + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    set_address(monkeypatch, address)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     yield tmp_path / "cache"
     server.shutdown()
@@ -111,9 +117,7 @@ def test_a_full_disk(hub):
 
 @pytest.mark.slow  # the hub's client waits and tries again
 def test_no_network(hub, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    set_address(monkeypatch, "http://127.0.0.1:9")
     with pytest.raises(WeightsNotFoundError, match="could not be downloaded"):
         fetch_published(TINY)
 
