@@ -252,27 +252,33 @@ def build_generator(
     _check_generator_arguments(variant, pretrained, patch_size, unknown)
     inputs, targets = plan_inputs(modalities, bands, tokens=True), plan_targets(output_modalities or ())
     _check_one_image(variant, inputs)
-    decoding = _plan_decoding(
-        list(targets), steps=decoding_steps, temperature=temps, top_p=top_p, top_k=top_k, max_tokens=3
-    )
-    architecture = VARIANTS[variant]
-    size = check_size(architecture.img_size if img_size is None else img_size, architecture.patch_size)
+    decoding = _plan_decoding(targets, steps=decoding_steps, temperature=temps, top_p=top_p, top_k=top_k, max_tokens=3)
     tokenizers, coords = _build_tokenizers(
-        inputs, targets, architecture.family, pretrained, ckpt_path, tokenizer_ckpt_paths or {}, tokenizer_file
+        inputs, targets, VARIANTS[variant].family, pretrained, ckpt_path, tokenizer_ckpt_paths or {}, tokenizer_file
     )
-    sentinels = SENTINELS if coords is None else coords.sentinels
-    sampler = TokenGenerator(architecture, inputs, list(targets), img_size=size, sentinels=sentinels)
-    model = TerraMindGenerator(
-        sampler, tokenizers, coords, standardize=standardize, offset=offset, timesteps=timesteps, decoding=decoding
-    )
+    sampler = _build_sampler(VARIANTS[variant], inputs, targets, img_size, coords)
     if pretrained or ckpt_path is not None:
         logger.info("%s", load_encoder_decoder(sampler.model, ckpt_path))
-    return model
+    return TerraMindGenerator(
+        sampler, tokenizers, coords, standardize=standardize, offset=offset, timesteps=timesteps, decoding=decoding
+    )
 
 
 def _check_one_image(variant: str, inputs: Sequence[InputSpec]) -> None:
     if len(inputs) > len({spec.key for spec in inputs}):
         raise ConfigError(f"{variant}_generate takes one image a modality, got {[spec.name for spec in inputs]}.")
+
+
+def _build_sampler(
+    variant: Variant,
+    inputs: Sequence[InputSpec],
+    targets: Iterable[str],
+    img_size: int | Sequence[int] | None,
+    coords: CoordsTokenizer | None,
+) -> TokenGenerator:
+    size = check_size(variant.img_size if img_size is None else img_size, variant.patch_size)
+    sentinels = SENTINELS if coords is None else coords.sentinels
+    return TokenGenerator(variant, inputs, list(targets), img_size=size, sentinels=sentinels)
 
 
 def _check_generator_arguments(
@@ -287,7 +293,7 @@ def _check_generator_arguments(
     _check_patch_size(name, VARIANTS[variant], patch_size)
 
 
-def _plan_decoding(targets: Sequence[str], **settings: Any) -> dict[str, Decoding]:
+def _plan_decoding(targets: Collection[str], **settings: Any) -> dict[str, Decoding]:
     """Return how to draw each target, from arguments of `Decoding`: one value for all targets, or a list of values."""
     by_argument: dict[str, list[Any]] = {}
     for name, value in settings.items():

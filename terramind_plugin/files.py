@@ -14,7 +14,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -96,6 +96,16 @@ def completing_folder(path: Path) -> Iterator[Path]:
         yield partial
         if os.path.lexists(path):
             os.replace(path, former)  # a folder that holds something cannot be replaced at once
+
+
+def plain(value: Any) -> Any:
+    """Return a value as YAML and JSON hold it: numbers, texts, lists and mappings; an enum's member is its value."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    value = getattr(value, "value", value)
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
 
 
 def hash_content(content: Any) -> str:

@@ -33,7 +33,6 @@ class LookUps:
 
     looked_up: int = 0
     hits: int = 0
-    compute_seconds: float = 0.0
     look_up_seconds: float = 0.0
     """Seconds for keys, reading and storing."""
 
@@ -124,7 +123,6 @@ class Cache:
             if looking:
                 fresh = self.store.put(fresh)
             found = [fresh[key] if value is None else value for key, value in zip(keys, found, strict=True)]
-            counts.compute_seconds += seconds
             start += seconds
         values = [load(value) for value in found if value is not None]
         costs = [float(value.pop(SECONDS)) for value in values]

@@ -48,17 +48,14 @@ def run_new(
         list: List the configurations that ship.
         from_: Copy the configuration of this name.
     """
-    from terramind_plugin.configure import shipped
+    from terramind_plugin.configure.shipped import list_configurations
 
     if list:
-        for name, title in shipped.list_configurations().items():
+        for name, title in list_configurations().items():
             print(f"{name:<32}{title}")
         return
     if from_ is not None:
-        target = out or Path(f"{Path(from_).name.removesuffix('.yaml')}.yaml")
-        _check_out(target)
-        shipped.copy_configuration(from_, target)
-        print(target)
+        _copy(from_, out or Path(f"{Path(from_).name.removesuffix('.yaml')}.yaml"))
         return
     lacking = [name for name, value in (("task", task), ("modalities", modalities), ("data", data)) if value is None]
     if lacking or task is None or data is None:
@@ -75,6 +72,14 @@ def run_new(
     _write_new(
         data, task, modalities or [], target, labels, splits, bands or [], class_names or [], columns or [], model
     )
+
+
+def _copy(name: str, out: Path) -> None:
+    from terramind_plugin.configure.shipped import copy_configuration
+
+    _check_out(out)
+    copy_configuration(name, out)
+    print(out)
 
 
 def _write_new(

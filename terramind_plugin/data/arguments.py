@@ -12,6 +12,7 @@ from terramind_plugin.data.dates import ROOTS, count_listed, spread_entries, spr
 from terramind_plugin.data.terratorch_internals import generate_bands_intervals
 from terramind_plugin.data.transforms import build_transforms
 from terramind_plugin.errors import ConfigError, suggest
+from terramind_plugin.files import plain
 from terramind_plugin.model.modalities import MODALITIES, Modality, band_text, find, is_position, resolve, statistics
 from terramind_plugin.raster.decoded import DecodedChips
 
@@ -266,7 +267,7 @@ def kept_settings(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         kwargs: Arguments of the data module; bands may be members of TerraTorch's enums.
     """
-    return {name: _plain(kwargs[name]) for name in KEPT if kwargs.get(name) is not None}
+    return {name: plain(kwargs[name]) for name in KEPT if kwargs.get(name) is not None}
 
 
 def make_cache(folder: Path | str | None, gib: float) -> DecodedChips | None:
@@ -287,15 +288,6 @@ def make_cache(folder: Path | str | None, gib: float) -> DecodedChips | None:
     if place.exists() and not place.is_dir():
         raise ConfigError(f"cache must be a folder, but {place} is a file. Name a folder; it is created if need be.")
     return DecodedChips(place, int(min(gib * 2**30, 2.0**62)))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    value = getattr(value, "value", value)
-    return value if isinstance(value, bool | int | float) else str(value)
 
 
 def make_stand_ins(kwargs: Mapping[str, Any], modalities: Sequence[str]) -> dict[str, Any]:

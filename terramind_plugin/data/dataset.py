@@ -84,7 +84,6 @@ class CheckedSamples(FileReader):
         )
         self._list_samples(roots, split, layout, kwargs)
         self._mend_transform(labelled=labels is not None)
-        self.split_file = split
         first = self.modalities[0]
         if split is None and not self.allow_missing and first in layout.folders:
             _report_left_out(len(layout.found()), len(self.samples), roots[first])

@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -197,13 +197,3 @@ def _quiet_exporters() -> Iterator[None]:
     finally:
         for one, level in zip(loggers, levels, strict=True):
             one.setLevel(level)
-
-
-def read_description(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return the description that an ONNX file's metadata holds.
-
-    Args:
-        metadata: `custom_metadata_map` of onnxruntime, or `metadata_props` by key.
-    """
-    plain = {"model", "task", "weights", "made_by"}
-    return {name: text if name in plain else json.loads(text) for name, text in metadata.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from terramind_plugin.data.datamodule import TerraMindDataModule
 from terramind_plugin.data.dates import dates_taken
 from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.export.subject import PROBABILITIES, Input, Subject
+from terramind_plugin.files import plain
 from terramind_plugin.inference.options import ModelArguments
 from terramind_plugin.inference.processes import quiet
 from terramind_plugin.inference.segmentation import patch_size, read_data_module
@@ -234,7 +235,7 @@ def _plain_task(task: nn.Module) -> dict[str, Any]:
         "class_weights",
         "tiled_inference_parameters",
     )
-    init_args = {name: _plain(hparams[name]) for name in kept if hparams.get(name) is not None}
+    init_args = {name: plain(hparams[name]) for name in kept if hparams.get(name) is not None}
     args = init_args.get("model_args", {})
     for name in [name for name in args if name.startswith(OF_THE_MACHINE)]:
         del args[name]
@@ -246,7 +247,7 @@ def _plain_task(task: nn.Module) -> dict[str, Any]:
 def _data_settings(datamodule: Any, inputs: Sequence[Input], names: Sequence[str]) -> dict[str, Any]:
     """Return the arguments of our data module that read files as the training did, without places of files."""
     if isinstance(datamodule, TerraMindDataModule):
-        return {**_plain(datamodule.state_dict()), "class_names": list(names) or None}
+        return {**plain(datamodule.state_dict()), "class_names": list(names) or None}
     settings: dict[str, Any] = {"modalities": [one.name for one in inputs], "class_names": list(names) or None}
     for what, of in (("means", "mean"), ("stds", "std")):
         settings[what] = {one.name: list(getattr(one, of)) for one in inputs}
@@ -255,12 +256,3 @@ def _data_settings(datamodule: Any, inputs: Sequence[Input], names: Sequence[str
     settings["dataset_bands"] = {one.name: list(one.bands) for one in inputs}
     fill = getattr(datamodule, "no_data_replace", None)
     return {name: value for name, value in {**settings, "no_data_replace": fill}.items() if value not in (None, {})}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    value = getattr(value, "value", value)
-    return value if value is None or isinstance(value, bool | int | float) else str(value)

@@ -109,7 +109,7 @@ def _tokenize_folders(
 ) -> None:
     from rich.progress import Progress
 
-    from terramind_plugin.pretrain.token_store import tokenize_folders
+    from terramind_plugin.pretrain.chip_tokens import tokenize_folders
     from terramind_plugin.samples.layout import make_folders
 
     patterns = {name: path.name for name, path in data.items() if path.name.startswith("*")}

@@ -12,20 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from terramind_plugin.builders import build_image_tokenizer
 from terramind_plugin.errors import ConfigError, DataError, counted
-from terramind_plugin.model.checkpoints import hash_weights
 from terramind_plugin.model.modalities import Modality, find_exact
+from terramind_plugin.pretrain.chip_tokens import build_encoder, count_tiles, encode_chips
 from terramind_plugin.pretrain.loading import SYMMETRIES
 from terramind_plugin.pretrain.token_store import (
     ENDING,
     Recipe,
     StoredChip,
     TokenFile,
-    count_tiles,
-    encode_chips,
     is_out_of_date,
-    tile_size,
     write_tokens,
 )
 from terramind_plugin.shards.catalogue import SamplePlace, ShardCatalogue
@@ -118,7 +114,6 @@ def tokenize_shards(
     modalities: Sequence[str] | None = None,
     symmetries: int = SYMMETRIES,
     replace_files: bool = False,
-    batch_size: int = 64,
     on_sample: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> list[Path]:
     """Write the token ids of all samples to out/SPLIT/MODALITY/SHARD.safetensors and return the files written.
@@ -135,17 +130,14 @@ def tokenize_shards(
         modalities: Modalities; all that have a tokenizer by default.
         symmetries: 1, or 8 for all symmetries of a square.
         replace_files: Write files that are out of date anew, instead of refusing them.
-        batch_size: Tiles that are encoded at once.
         on_sample: Called with the split and modality, the number of samples done and the number of all samples.
 
     Raises:
-        ConfigError: A name is unknown, or a number is not possible.
+        ConfigError: A name is unknown.
         DataError: Shards are damaged, or a file is there and out of date.
         WeightsError: The weights are not there or do not fit.
     """
-    if symmetries not in (1, SYMMETRIES):
-        raise ConfigError(f"symmetries must be 1 or {SYMMETRIES}, got {symmetries}.")
-    tile, known = tile_size(family), tokenizers_of(family)
+    known = tokenizers_of(family)
     written: list[Path] = []
     work = [
         (split, name)
@@ -157,20 +149,13 @@ def tokenize_shards(
         raise ConfigError(f"tokenizer_ckpt_path names {', '.join(sorted(unused))}, which is not tokenised here.")
     for split, name in work:
         catalogue = ShardCatalogue(store, split, [name])
-        modality = catalogue.modalities[name]
-        tokenizer = build_image_tokenizer(
-            known[modality.name].name,
-            pretrained=modality.name not in ckpt_paths,
-            ckpt_path=ckpt_paths.get(modality.name),
-            decoder=False,
-        )
+        tokenizer, recipe = build_encoder(family, catalogue.modalities[name].name, ckpt_paths, symmetries)
         written += _tokenize_split(
             catalogue,
             name,
             tokenizer,
-            Recipe(known[modality.name].name, hash_weights(tokenizer.state_dict()), tile, symmetries),
+            recipe,
             out,
-            batch_size=batch_size,
             replace_files=replace_files,
             on_sample=on_sample,
         )
@@ -184,7 +169,6 @@ def _tokenize_split(
     recipe: Recipe,
     out: Path,
     *,
-    batch_size: int,
     replace_files: bool,
     on_sample: Callable[[str, int, int], None],
 ) -> Iterator[Path]:
@@ -198,7 +182,7 @@ def _tokenize_split(
         if not path.is_file() or is_out_of_date(out, modality, recipe, check, replace_files, target):
             samples = _read_samples(catalogue, name, shard, recipe.tile)
             report = partial(_report_sum, on_sample, label, done, total)
-            chips, ids = encode_chips(tokenizer, modality, samples, recipe, batch_size, report)
+            chips, ids = encode_chips(tokenizer, modality, samples, recipe, report)
             store = catalogue.store
             write_tokens(path, ids, recipe, chips, {"source": store.root, "revision": str(store.revision or "")})
             yield path

@@ -8,29 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from terramind_plugin.builders import build_image_tokenizer
-from terramind_plugin.errors import ConfigError, DataError, counted, suggest
+from terramind_plugin.errors import DataError, counted
 from terramind_plugin.files import write_bytes
-from terramind_plugin.model.checkpoints import hash_weights
 from terramind_plugin.model.modalities import Modality
-from terramind_plugin.model.variants import VARIANTS
-from terramind_plugin.pretrain.loading import SYMMETRIES, ChipReader, apply_symmetry, to_image_tensor
 from terramind_plugin.samples.layout import ChipFolder
-from terramind_plugin.system import refuse_inputs
-from terramind_plugin.tokenizers.image import ImageTokenizer
-from terramind_plugin.tokenizers.variants import tokenizers_of
 
 ENDING = ".safetensors"
 SHA256 = "sha256"
@@ -198,72 +189,6 @@ def write_tokens(
     write_bytes(path, save({"ids": ids}, meta))
 
 
-def tokenize_folders(
-    family: str,
-    folders: Mapping[str, ChipFolder],
-    out: Path,
-    *,
-    ckpt_paths: Mapping[str, Path],
-    symmetries: int = SYMMETRIES,
-    replace: bool = False,
-    batch_size: int = 64,
-    on_chip: Callable[[str, int, int], None] = lambda name, done, total: None,
-) -> list[Path]:
-    """Write the token ids of all chips and return the files written; files that are up to date stay.
-
-    Args:
-        family: Family of the tokenizers, e.g. 'terramind_v1' or 'terramind_sim_nano'. A tile is as large as an image
-            of its models.
-        folders: Folders of chips by modality.
-        out: Folder to write to, one file a modality.
-        ckpt_paths: Weights of tokenizers by modality; the family's own for the others.
-        symmetries: 1, or 8 for all symmetries of a square.
-        replace: Write files that are out of date anew, instead of refusing them.
-        batch_size: Tiles that are encoded at once.
-        on_chip: Called with the modality, the number of chips done and the number of all chips.
-
-    Raises:
-        ConfigError: The family is unknown or has no tokenizer of a modality, or a number is not possible, or a file
-            to write holds weights of a tokenizer.
-        DataError: A store is there and out of date, or a chip cannot be read or is smaller than a tile.
-        WeightsError: The weights are not there or do not fit.
-    """
-    if symmetries not in (1, SYMMETRIES):
-        raise ConfigError(f"symmetries must be 1 or {SYMMETRIES}, got {symmetries}.")
-    tile = tile_size(family)
-    known = tokenizers_of(family)
-    for name in [*folders, *ckpt_paths]:
-        if name not in known or name not in folders:
-            raise ConfigError(f"{name} has no tokenizer in {family}, or no folder: {', '.join(known)}.")
-    written = []
-    refuse_inputs((out / f"{name}{ENDING}" for name in folders), ckpt_paths.values())
-    for name, folder in folders.items():
-        path = out / f"{name}{ENDING}"
-        tokenizer = build_image_tokenizer(
-            known[name].name, pretrained=name not in ckpt_paths, ckpt_path=ckpt_paths.get(name), decoder=False
-        )
-        recipe = Recipe(known[name].name, hash_weights(tokenizer.state_dict()), tile, symmetries)
-        names = folder.names()
-        check = partial(_check_chips, names=names, folder=folder)
-        if path.is_file() and not is_out_of_date(out, folder.modality, recipe, check, replace):
-            continue
-        _write(path, folder, names, tokenizer, recipe, batch_size, on_chip)
-        written.append(path)
-    return written
-
-
-def tile_size(family: str) -> int:
-    """Return the side in pixels of a family's images."""
-    sizes = {variant.family: variant.img_size for variant in VARIANTS.values()}
-    if family not in sizes:
-        raise ConfigError(f"Unknown family '{family}'.{suggest(family, sizes)} Known: {', '.join(sizes)}.")
-    return sizes[family]
-
-
-def _check_chips(stored: TokenFile, names: list[str], folder: ChipFolder) -> None:
-    stored.check(names, folder)
-
-
 def is_out_of_date(
     out: Path,
     modality: Modality,
@@ -297,111 +222,3 @@ def is_out_of_date(
             return True
         raise DataError(f"{error}\nReplace it with --replace, or choose another --out.") from error
     return False
-
-
-def _write(
-    path: Path,
-    folder: ChipFolder,
-    names: list[str],
-    tokenizer: ImageTokenizer,
-    recipe: Recipe,
-    batch_size: int,
-    on_chip: Callable[[str, int, int], None],
-) -> None:
-    """Write the tokens of one modality."""
-    reader = ChipReader()
-
-    def read() -> Iterator[tuple[StoredChip, NDArray[Any]]]:
-        for name in names:
-            chip = reader.read(folder, name)
-            rows, columns = count_tiles(chip, recipe.tile, str(folder.path(name)), "Remove it.")
-            yield StoredChip.describe(folder.path(name), name, rows, columns), chip
-
-    chips, ids = encode_chips(
-        tokenizer,
-        folder.modality,
-        read(),
-        recipe,
-        batch_size,
-        lambda done: on_chip(folder.modality.name, done, len(names)),
-    )
-    write_tokens(path, ids, recipe, chips)
-
-
-def count_tiles(image: NDArray[Any], tile: int, shown: str, advice: str) -> tuple[int, int]:
-    """Return the numbers of rows and columns of whole tiles of an image [bands, H, W].
-
-    Args:
-        image: The image.
-        tile: Side of a tile in pixels.
-        shown: Name of the image for the message.
-        advice: What to do about an image that is too small.
-
-    Raises:
-        DataError: The image is smaller than a tile.
-    """
-    rows, columns = image.shape[1] // tile, image.shape[2] // tile
-    if not rows * columns:
-        raise DataError(
-            f"{shown} has {image.shape[1]} x {image.shape[2]} pixels, smaller than a tile of {tile} x {tile}. {advice}"
-        )
-    return rows, columns
-
-
-def encode_chips(
-    tokenizer: ImageTokenizer,
-    modality: Modality,
-    chips: Iterable[tuple[StoredChip, NDArray[Any] | None]],
-    recipe: Recipe,
-    batch_size: int,
-    on_chip: Callable[[int], None],
-) -> tuple[list[StoredChip], NDArray[Any]]:
-    """Return the entries of chips, and the token ids of all their tiles [tiles, symmetries, rows, columns], uint16.
-
-    Tiles of several chips are encoded together; images are read as they are needed.
-
-    Args:
-        tokenizer: Tokenizer of the modality.
-        modality: Modality of the chips.
-        chips: Entry and image [bands, H, W] of each chip; None for one without data, which has no tiles.
-        recipe: Tiling.
-        batch_size: Tiles that are encoded at once.
-        on_chip: Called with the number of chips read so far.
-    """
-    entries: list[StoredChip] = []
-    made: list[NDArray[Any]] = []
-    waiting: list[NDArray[Any]] = []
-    for entry, image in chips:
-        entries.append(entry)
-        for tile in () if image is None else cut_tiles(image, recipe.tile):
-            waiting += [apply_symmetry(tile, number) for number in range(recipe.symmetries)]
-        while len(waiting) >= batch_size:
-            made.append(encode_tiles(tokenizer, modality, waiting[:batch_size]))
-            del waiting[:batch_size]
-        on_chip(len(entries))
-    if waiting:
-        made.append(encode_tiles(tokenizer, modality, waiting))
-    if not made:
-        return entries, np.zeros((0, recipe.symmetries, 1, 1), np.uint16)
-    ids = np.concatenate(made)
-    return entries, ids.reshape(-1, recipe.symmetries, *ids.shape[1:])
-
-
-def cut_tiles(chip: NDArray[Any], side: int) -> Iterator[NDArray[Any]]:
-    """Yield the whole tiles [bands, side, side] of a chip [bands, H, W], row by row from the upper left."""
-    for row in range(0, chip.shape[1] - side + 1, side):
-        for column in range(0, chip.shape[2] - side + 1, side):
-            yield chip[:, row : row + side, column : column + side]
-
-
-@torch.inference_mode()
-def encode_tiles(tokenizer: ImageTokenizer, modality: Modality, tiles: list[NDArray[Any]]) -> NDArray[Any]:
-    """Return token ids [tiles, rows, columns], uint16.
-
-    Args:
-        tokenizer: Tokenizer of the modality.
-        modality: Modality of the tiles.
-        tiles: Tiles [bands, side, side] as `ChipReader` gives them.
-    """
-    images = torch.stack([to_image_tensor(np.ascontiguousarray(tile), modality) for tile in tiles])
-    return tokenizer.tokenize(images).numpy().astype(np.uint16)

@@ -99,7 +99,6 @@ class ShardCatalogue:
         self.lacking = self._compare_folders()
         """Modalities that a subset lacks as a whole, by subset."""
         self._indices: dict[tuple[str, int], TarIndex] = {}
-        self._sizes: dict[tuple[str, int], int] = {}
         self._first = self._index_shards()
         self._ends = np.cumsum([len(self._first[shard].keys) for shard in range(len(self.shards))])
         self._wrong: dict[int, NDArray[np.bool_]] = {}

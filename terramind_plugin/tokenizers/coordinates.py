@@ -75,7 +75,6 @@ class CoordsTokenizer:
             else tokenizer_file
         )
         self.eos_id = self._token_id(EOS)
-        self.pad_id = self._token_id(PAD_TOKEN)
         if not self.latitudes or not self.longitudes:
             raise WeightsError(f"{tokenizer_file} has no words such as 'lat=48.25' and 'lon=11.50'.")
         self.steps_per_degree = _steps_per_degree(sorted(self.latitudes.values()))

@@ -15,7 +15,7 @@ import torch
 
 from terramind_plugin.builders import build_backbone
 from terramind_plugin.cli import main
-from terramind_plugin.export.graphs import METADATA, read_description
+from terramind_plugin.export.graphs import METADATA
 from terramind_plugin.model.modalities import MODALITIES
 
 AGREEMENT = 1e-4
@@ -23,6 +23,13 @@ AGREEMENT = 1e-4
 
 def _export(*words: Any) -> int:
     return main(["export", *map(str, words)])
+
+
+def _described(session: onnxruntime.InferenceSession) -> dict[str, Any]:
+    """Return the description that a file's metadata holds: JSON, but for names."""
+    plain = {"model", "task", "weights", "made_by"}
+    metadata = session.get_modelmeta().custom_metadata_map
+    return {name: text if name in plain else json.loads(text) for name, text in metadata.items()}
 
 
 def _agree(got: Any, want: torch.Tensor) -> None:
@@ -45,7 +52,7 @@ def test_onnx_of_an_encoder(tmp_path: Path, image: Any, capsys: Any) -> None:
         x = image("S2L2A", batch)
         for got, want in zip(session.run(None, {"S2L2A": x.numpy()}), backbone({"S2L2A": x}), strict=True):
             _agree(got, want)
-    described = read_description(session.get_modelmeta().custom_metadata_map)
+    described = _described(session)
     entry = MODALITIES["S2L2A"]
     (wanted,) = described["inputs"]
     assert (wanted["bands"], wanted["units"]) == (list(entry.band_names), entry.units)
@@ -64,7 +71,7 @@ def test_onnx_of_a_whole_fine_tuned_model(tuned: SimpleNamespace, tmp_path: Path
     session = onnxruntime.InferenceSession(str(out))
     want = tuned.task(tuned.images).output
     _agree(session.run(["scores"], {name: x.numpy() for name, x in tuned.images.items()})[0], want)
-    described = read_description(session.get_modelmeta().custom_metadata_map)
+    described = _described(session)
     assert described["class_names"] == ["Land", "Water"]
     optical, radar = described["inputs"]
     assert (optical["name"], optical["offset"], len(optical["bands"])) == ("S2L1C", -1000, 13)
