@@ -14,7 +14,7 @@ from terramind_plugin.errors import DataError, counted
 from terramind_plugin.model.modalities import Modality
 from terramind_plugin.samples.checks.findings import Finding
 from terramind_plugin.samples.checks.values import DN_OFFSET, holds_offset
-from terramind_plugin.shards.dataset import TerraMeshSamples
+from terramind_plugin.shards.samples import TerraMeshSamples
 
 OPTICAL_LEVELS = ("S2L1C", "S2L2A")
 

@@ -18,7 +18,7 @@ from terramind_plugin.pretrain.mesh_check import describe_shards
 from terramind_plugin.pretrain.mesh_samples import MeshCrops, MeshDataset, MeshImages, MeshTiles, MeshTokens
 from terramind_plugin.samples.checks.findings import Finding
 from terramind_plugin.shards.catalogue import OnError
-from terramind_plugin.shards.dataset import BUFFER, TerraMeshSamples
+from terramind_plugin.shards.samples import BUFFER, TerraMeshSamples
 
 
 class TerraMeshDataModule(ResumableDataModule):

@@ -21,7 +21,7 @@ from terramind_plugin.pretrain.mesh_tokens import check_sample_keys, standardise
 from terramind_plugin.pretrain.token_store import TokenFile
 from terramind_plugin.pretrain.tokenizer_data import VALIDATION_SEED, draw_window
 from terramind_plugin.shards.catalogue import SamplePlace
-from terramind_plugin.shards.dataset import Read, TerraMeshSamples
+from terramind_plugin.shards.samples import Read, TerraMeshSamples
 from terramind_plugin.tokenizers.coordinates import CoordsTokenizer
 from terramind_plugin.tokenizers.variants import tokenizers_of
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from terramind_plugin.errors import ConfigError, DataError, counted, one_line
 from terramind_plugin.model.modalities import Modality, resolve
+from terramind_plugin.shards.order import VALIDATION_SHARE
 
 logger = logging.getLogger("terramind_plugin")
 
@@ -22,8 +23,6 @@ LABEL = "label"
 TABLES = (".csv", ".parquet")
 """Endings of split files and labels that are tables."""
 ONE_A_LINE = "It should hold one sample id a line, as UTF-8 text."
-VALIDATION_SHARE = 20
-"""Without split files, every 20th chip is for validation."""
 SHOWN = 5
 """Maximum number of problems that a message shows."""
 

@@ -11,6 +11,9 @@ from terramind_plugin.errors import ConfigError, DataError, suggest
 
 Numbers = NDArray[np.int64]
 
+VALIDATION_SHARE = 20
+"""Without a split for validation, every 20th sample is for validation."""
+
 
 def draw_order(
     shards: Sequence[Numbers],
