@@ -17,7 +17,7 @@ from terramind_plugin.errors import ConfigError, WeightsNotFoundError, suggest
 from terramind_plugin.files import read_texts
 from terramind_plugin.generation.decoding import SENTINELS
 from terramind_plugin.generation.generator import TerraMindGenerator
-from terramind_plugin.generation.schedules import Decoding
+from terramind_plugin.generation.schedules import plan_decoding
 from terramind_plugin.generation.token_generator import TokenGenerator, plan_targets
 from terramind_plugin.model.checkpoints import read_file
 from terramind_plugin.model.inputs import InputSpec, Modalities, check_size
@@ -45,8 +45,6 @@ FORMER_ARGUMENTS = {
     "tim_given": "tim_observed",
 }
 """Former arguments of backbones and their names of today."""
-USER_NAMES = {"steps": "decoding_steps", "temperature": "temps"}
-"""Arguments of `Decoding` whose names in configurations differ."""
 
 
 @read_texts("ckpt_path", "merge_method", "padding", "tokenizer_file")
@@ -252,7 +250,7 @@ def build_generator(
     _check_generator_arguments(variant, pretrained, patch_size, unknown)
     inputs, targets = plan_inputs(modalities, bands, tokens=True), plan_targets(output_modalities or ())
     _check_one_image(variant, inputs)
-    decoding = _plan_decoding(targets, steps=decoding_steps, temperature=temps, top_p=top_p, top_k=top_k, max_tokens=3)
+    decoding = plan_decoding(targets, steps=decoding_steps, temperature=temps, top_p=top_p, top_k=top_k, max_tokens=3)
     tokenizers, coords = _build_tokenizers(
         inputs, targets, VARIANTS[variant].family, pretrained, ckpt_path, tokenizer_ckpt_paths or {}, tokenizer_file
     )
@@ -293,21 +291,6 @@ def _check_generator_arguments(
     _check_patch_size(name, VARIANTS[variant], patch_size)
 
 
-def _plan_decoding(targets: Collection[str], **settings: Any) -> dict[str, Decoding]:
-    """Return how to draw each target, from arguments of `Decoding`: one value for all targets, or a list of values."""
-    by_argument: dict[str, list[Any]] = {}
-    for name, value in settings.items():
-        is_list = isinstance(value, Sequence) and not isinstance(value, str)
-        by_argument[name] = list(value) if is_list else [value] * len(targets)
-        if len(by_argument[name]) != len(targets):
-            shown = USER_NAMES.get(name, name)
-            raise ConfigError(f"{shown} has {len(value)} values for the {len(targets)} modalities {list(targets)}.")
-    return {
-        target: Decoding(**{name: values[index] for name, values in by_argument.items()})
-        for index, target in enumerate(targets)
-    }
-
-
 def _build_tokenizers(
     inputs: Sequence[InputSpec],
     targets: Mapping[str, Modality],
@@ -336,13 +319,8 @@ def _build_tokenizers(
         if path is None and any(f"tokenizer.{key}." in stored_name for stored_name in stored):
             path = ckpt_path
         if path is None and not pretrained and ckpt_path is not None:
-            logger.warning(
-                "%s: its tokenizer has random weights, %s has none. Set pretrained: true, or "
-                "tokenizer_ckpt_paths: {%s: /path/to/file}.",
-                name,
-                ckpt_path,
-                name,
-            )
+            hint = f"Set pretrained: true, or tokenizer_ckpt_paths: {{{name}: /path/to/file}}."
+            logger.warning("%s: its tokenizer has random weights, %s has none. %s", name, ckpt_path, hint)
         tokenizers[key] = build_image_tokenizer(
             tokenizers_of(family)[name].name,
             pretrained=pretrained,

@@ -1,23 +1,17 @@
-"""Pictures of modalities, labels and predictions, and the panels, legends and colour bars around them."""
+"""Pictures of modalities, labels and predictions."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.cm import ScalarMappable
-from matplotlib.collections import LineCollection
-from matplotlib.colors import Colormap, LightSource, ListedColormap, Normalize, to_rgb
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.colors import LightSource, ListedColormap, Normalize, to_rgb
 
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.model.modalities import RADAR, find
+from terramind_plugin.panels import add_bar, add_legend, draw_panels, frame_globe
 
 LABEL_COLORS = ("#d9cfb4", "#1f6fb4", "#4f9d5d", "#c44e52", "#8172b3", "#ccb974", "#64b5cd", "#8c8c8c", "#dd8452")
 NO_LABEL = "#000000"
@@ -33,23 +27,12 @@ RADAR_KEY = (("radar: VV", "#e00000"), ("radar: VH", "#00b000"), ("radar: VV - V
 """Names and colours of what makes a radar picture red, green and blue; water is dark, woods are bright and yellow."""
 AGREEMENT_COLORS = {"neither": "#d9cfb4", "hit": "#1f6fb4", "false alarm": "#f2c500", "missed": "#c51b7d"}
 """Colours of the agreement between map and label in a pixel."""
-COASTS = Path(__file__).parent / "shipped" / "coasts.npz"
-"""Coasts of Natural Earth 1:110 million (public domain) in tenths of a degree, see the README beside it."""
 NO_VALUE = "#c0c0c0"
 VALUES = colormaps["viridis"].with_extremes(bad=NO_VALUE)
 """Colours of continuous values."""
 NDVI = colormaps["RdYlGn"]
 MOST_DATES = 4
 """Largest number of dates that are all drawn; of more dates, the first and the last are drawn."""
-SIDE = 3.2
-"""Width and height of a panel, in inches."""
-LINE = 15
-"""Characters of a title that fit into an inch."""
-LINE_HEIGHT = 0.16
-"""Height of a further line of a title, in inches."""
-LEGEND_HEIGHT = 0.21
-"""Height of a row of a legend below the panels, in inches."""
-
 Bands = Mapping[str, Sequence[object] | None]
 """Bands of each modality; None, or no entry, stands for all of them."""
 
@@ -278,60 +261,6 @@ def _draw_positions(ax: Any, positions: np.ndarray) -> None:
         ax.set_xlabel(f"longitude {longitude:g}, latitude {latitude:g}", fontsize=8)
 
 
-def make_axes(rows: int, columns: int, size: tuple[float, float], title: str | None = None) -> tuple[Figure, Any]:
-    """Return a figure and its axes [rows, columns], which show no frame.
-
-    The size is width and height in inches; the title stands above all.
-    """
-    figure = Figure(figsize=size, layout="constrained")
-    if title:
-        figure.suptitle(title, fontsize=10)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    return figure, axes
-
-
-def draw_panels(
-    rows: Sequence[tuple[str, Mapping[str, np.ndarray]]],
-    legend: Sequence[tuple[str, str]] = (),
-    title: str | None = None,
-    side: float = SIDE,
-    figure: Any = None,
-) -> Any:
-    """Return a figure with a row of pictures for each sample, and a legend.
-
-    Args:
-        rows: For each sample the text below, and its pictures by title. Pictures of one title share a column; the
-            columns 'label' and 'prediction' are on the right.
-        legend: Names and colours.
-        title: Text above all.
-        side: Width and height of a panel, in inches.
-        figure: Part of a figure to draw on; a new one by default.
-    """
-    columns = list(dict.fromkeys(name for _, pictures in rows for name in pictures))
-    columns.sort(key=lambda name: {"label": 1, "prediction": 2}.get(name, 0))
-    width = int(LINE * side) * len(columns)
-    texts = ["\n".join(textwrap.fill(part, width) for part in text.splitlines()) for text, _ in rows]
-    height = side * len(rows) + (1.1 if title else 0.7) + LINE_HEIGHT * sum(text.count("\n") for text in texts)
-    height += LEGEND_HEIGHT * _legend_rows(legend, side * len(columns))
-    if figure is None:
-        figure, axes = make_axes(len(rows), len(columns), (side * len(columns), height), title)
-    else:
-        axes = figure.subplots(len(rows), len(columns), squeeze=False)
-    for name, axis in zip(columns, axes[0], strict=True):
-        axis.set_title(name, fontsize=10)
-    for text, (_, pictures), line in zip(texts, rows, axes, strict=True):
-        for name, axis in zip(columns, line, strict=True):
-            axis.set_axis_off()
-            axis.set_anchor("N")  # spare room goes below, where the text is
-            if name in pictures:
-                axis.imshow(pictures[name], interpolation="nearest")
-        line[0].text(0, -0.02, text, transform=line[0].transAxes, va="top", fontsize=8, parse_math=False)
-    add_legend(figure, legend)
-    return figure
-
-
 def draw_classes(
     axis: Any, ids: np.ndarray, names: Sequence[str], colors: Sequence[str], no_data: int | None = None
 ) -> None:
@@ -364,63 +293,6 @@ def draw_values(axis: Any, values: np.ndarray, label: str, limits: tuple[float, 
     shown = np.ma.masked_invalid(values)
     axis.imshow(shown, cmap=VALUES, norm=Normalize(*limits), interpolation="nearest")
     add_bar(axis, VALUES, limits, label)
-
-
-def add_legend(target: Any, pairs: Sequence[tuple[str, str]], **options: Any) -> None:
-    """Name colours in a legend: below a figure, in as many columns as fit, or where the options say.
-
-    Args:
-        target: A figure, a part of one, or axes.
-        pairs: Names and colours; without any there is no legend.
-        options: Of Matplotlib's legend.
-    """
-    if not pairs:
-        return
-    handles = [Patch(facecolor=color, edgecolor="#888888", label=name.replace("$", r"\$")) for name, color in pairs]
-    if "loc" not in options:
-        rows = _legend_rows(pairs, target.bbox.width / target.dpi)
-        options |= {"loc": "outside lower center", "ncols": -(-len(pairs) // rows), "fontsize": 9}
-    target.legend(handles=handles, frameon=False, handlelength=1.2, columnspacing=1.0, **options)
-
-
-def _legend_rows(pairs: Sequence[tuple[str, str]], width: float) -> int:
-    """Return the rows of a legend below a figure of some inches; 0 without entries."""
-    fitting = int(width / (0.6 + 0.075 * max((len(name) for name, _ in pairs), default=0)))
-    return -(-len(pairs) // max(1, fitting))
-
-
-def add_bar(axes: Any, colors: Colormap, limits: tuple[float, float], label: str, extend: str = "neither") -> None:
-    """Add a colour bar to one axis, or to several that share it.
-
-    Args:
-        axes: One or several.
-        colors: Colour map.
-        limits: Values at the ends of the bar.
-        label: Text beside the bar, e.g. the unit.
-        extend: Ends beyond which there are values: 'neither', 'both', 'min' or 'max'.
-    """
-    figure = np.ravel(axes)[0].figure
-    bar = figure.colorbar(ScalarMappable(Normalize(*limits), colors), ax=axes, shrink=0.8, extend=extend)
-    bar.set_label(label, fontsize=8)
-    bar.ax.tick_params(labelsize=7)
-
-
-def frame_globe(axis: Any, step: int = 30) -> None:
-    """Give axes the frame of a map of the globe: coasts, and `step` degrees between lines of latitude."""
-    longitudes, latitudes = range(-180, 181, 2 * step), range(-90, 91, step)
-    axis.set(xlim=(-180, 180), ylim=(-90, 90), xticks=longitudes, yticks=latitudes, aspect="equal")
-    axis.set_xlabel("longitude", fontsize=8)
-    axis.set_ylabel("latitude", fontsize=8)
-    axis.tick_params(labelsize=7)
-    axis.grid(color="#000000", alpha=0.12, linewidth=0.6)
-    axis.add_collection(LineCollection(read_coasts(), colors="#606060", linewidths=0.6, zorder=1.5), autolim=False)
-
-
-@cache
-def read_coasts() -> list[np.ndarray]:
-    """Return the coasts of the continents and larger islands, each as positions [N, 2] (longitude, latitude)."""
-    with np.load(COASTS) as stored:
-        return np.split(stored["points"] / 10.0, stored["starts"][1:-1])
 
 
 def value_range(values: np.ndarray) -> tuple[float, float]:

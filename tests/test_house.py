@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 import tomllib
@@ -14,8 +15,8 @@ import pytest
 import terramind_plugin
 from tests.house import MODULES, PACKAGE, ROOMS, ROOT, defined, imported, name_of, room_of, rows
 
-LONGEST = 450
-"""Lines of a module, at most."""
+LONGEST, LONGEST_FUNCTION = 400, 60
+"""Maximum number of lines of a module, and of a function with its signature and docstring."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NOT_IMPORTED = {
     "albumentations": "transforms that a configuration names",
@@ -103,8 +104,12 @@ def test_the_tests_mirror_the_package():
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_no_module_is_long(path: Path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST
+def test_no_module_and_no_function_is_long(path: Path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= LONGEST
+    functions = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    lines = {node.name: node.end_lineno - node.lineno + 1 for node in functions if node.end_lineno is not None}
+    assert {name: count for name, count in lines.items() if count > LONGEST_FUNCTION} == {}
 
 
 def test_one_public_name_for_one_thing():

@@ -20,7 +20,8 @@ from terramind_plugin.evaluate.output import show, write_json
 from terramind_plugin.evaluate.scores import great_circle
 from terramind_plugin.files import write_figure, write_rows
 from terramind_plugin.model.variants import VARIANTS
-from terramind_plugin.plotting import LABEL_COLORS, frame_globe, plot_modality
+from terramind_plugin.panels import frame_globe
+from terramind_plugin.plotting import LABEL_COLORS, plot_modality
 from terramind_plugin.raster.chips import Chip
 from terramind_plugin.raster.writer import write_geotiff
 

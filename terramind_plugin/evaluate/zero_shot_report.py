@@ -19,12 +19,12 @@ from terramind_plugin.files import write_figure
 from terramind_plugin.inference.job import Job
 from terramind_plugin.inference.outputs import NO_DATA
 from terramind_plugin.model.modalities import MODALITIES
+from terramind_plugin.panels import draw_panels
 from terramind_plugin.plotting import (
     AGREEMENT_COLORS,
     NO_LABEL,
     agreement_picture,
     class_picture,
-    draw_panels,
     modality_picture,
     radar_key,
 )

@@ -7,9 +7,10 @@ public implementations.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,8 @@ SMALLEST_TEMPERATURE = 1e-9
 """Lower bound of falling schedules, so that their last steps still sample."""
 
 SCHEMES = ("roar", "maskgit")
+USER_NAMES = {"steps": "decoding_steps", "temperature": "temps"}
+"""Arguments of `Decoding` whose names in configurations differ."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,25 @@ class Decoding:
         counts = _COUNTS[self.counts](self.steps, total)
         temperatures = _temperatures(self.temperatures, self.temperature, counts)
         return [Step(count, degree) for count, degree in zip(counts, temperatures, strict=True) if count]
+
+
+def plan_decoding(targets: Collection[str], **settings: Any) -> dict[str, Decoding]:
+    """Return how to draw each target, from arguments of `Decoding`: one value for all targets, or a list of values.
+
+    Raises:
+        ConfigError: A list has not one value for each target, or a value is not possible.
+    """
+    by_argument: dict[str, list[Any]] = {}
+    for name, value in settings.items():
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        by_argument[name] = list(value) if is_list else [value] * len(targets)
+        if len(by_argument[name]) != len(targets):
+            shown = USER_NAMES.get(name, name)
+            raise ConfigError(f"{shown} has {len(value)} values for the {len(targets)} modalities {list(targets)}.")
+    return {
+        target: Decoding(**{name: values[index] for name, values in by_argument.items()})
+        for index, target in enumerate(targets)
+    }
 
 
 def linear_counts(steps: int, total: int) -> list[int]:

@@ -148,6 +148,12 @@ _S2L2A = _bands(
         ("B12", "SWIR_2", 1857.648, 1334.311),
     ]
 )
+_LULC = (
+    ("no data", "#000000"), ("water", "#419bdf"), ("trees", "#397d49"), ("flooded vegetation", "#7a87c6"),
+    ("crops", "#e49635"), ("built", "#c4281b"), ("bare", "#a59b8f"), ("snow/ice", "#a8ebff"), ("clouds", "#616161"),
+    ("rangeland", "#e3e2c3"),
+)  # fmt: skip
+"""Name and colour of each class id."""
 
 _TABLE = (
     Modality(
@@ -223,30 +229,8 @@ _TABLE = (
         bands=_bands([("LULC", "LULC", 0.0, 1.0)]),
         token_key="tok_lulc@224",
         vocab_size=4375,
-        class_names=(
-            "no data",
-            "water",
-            "trees",
-            "flooded vegetation",
-            "crops",
-            "built",
-            "bare",
-            "snow/ice",
-            "clouds",
-            "rangeland",
-        ),
-        class_colors=(
-            "#000000",
-            "#419bdf",
-            "#397d49",
-            "#7a87c6",
-            "#e49635",
-            "#c4281b",
-            "#a59b8f",
-            "#a8ebff",
-            "#616161",
-            "#e3e2c3",
-        ),
+        class_names=tuple(name for name, _ in _LULC),
+        class_colors=tuple(color for _, color in _LULC),
         aliases=("landcover",),
     ),
     Modality(

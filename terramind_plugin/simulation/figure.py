@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.files import check_picture, write_figure
 from terramind_plugin.model.modalities import MODALITIES
+from terramind_plugin.panels import draw_panels
 from terramind_plugin.plotting import (
     AGREEMENT_COLORS,
     NO_LABEL,
     agreement_picture,
     class_picture,
-    draw_panels,
     image_pictures,
     label_color,
     radar_key,
