@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("terramind_plugin")
 Backbone = TypeVar("Backbone", bound=TerraMindBackbone)
-Paths = Mapping[str, str | Path]
+File, Paths = str | Path | None, Mapping[str, str | Path]
+BandNames = Mapping[str, Sequence[object]] | None
 
 FORMER_ARGUMENTS = {
     "feature_memo": "feature_cache",
@@ -181,7 +182,7 @@ def _check_patch_size(name: str, variant: Variant, patch_size: int | None) -> No
         raise ConfigError(f"{name} has patches of {variant.patch_size} pixels, got patch_size {patch_size}.")
 
 
-def _load(model: TerraMindBackbone, pretrained: bool, ckpt_path: str | Path | None) -> bool:
+def _load(model: TerraMindBackbone, pretrained: bool, ckpt_path: File) -> bool:
     """Load weights into the encoder and return whether any were asked for."""
     report = load_weights(model, pretrained=pretrained, ckpt_path=ckpt_path)
     if report is not None:
@@ -189,9 +190,7 @@ def _load(model: TerraMindBackbone, pretrained: bool, ckpt_path: str | Path | No
     return report is not None
 
 
-def _make_coords(
-    variant: str, file: str | Path | None, pretrained: bool, ckpt_path: str | Path | None
-) -> CoordsTokenizer:
+def _make_coords(variant: str, file: File, pretrained: bool, ckpt_path: File) -> CoordsTokenizer:
     """Return the tokenizer of coordinates for a backbone, whose checkpoints hold its vocabulary."""
     needed = pretrained if ckpt_path is None else not any(COORDS_IDS in name for name in read_file(ckpt_path)[1])
     return build_coords_tokenizer(file, VARIANTS[variant].family, needed=needed)
@@ -216,7 +215,7 @@ def build_generator(
     top_k: int | float | Sequence[float] = 0,
     img_size: int | Sequence[int] | None = None,
     patch_size: int | None = None,
-    bands: Mapping[str, Sequence[object]] | None = None,
+    bands: BandNames = None,
     **unknown: Any,
 ) -> TerraMindGenerator:
     """Return a generator with the weights asked for, in evaluation mode.
@@ -237,8 +236,7 @@ def build_generator(
         temps: Sampling temperature.
         top_p: Draw from the likeliest tokens that together have this probability; 0 for all.
         top_k: Draw from this many likeliest tokens; 0 for all.
-        img_size: Height and width in pixels of position embeddings, and of outputs where no input is an image; by
-            default those of the variant, 224 for the published ones.
+        img_size: Height and width of position embeddings, and of outputs without input images (default: the variant's).
         patch_size: Must be that of the variant, 16 for the published models.
         bands: New. Bands of an input in the order of its channels, for inputs that have not all of them.
         unknown: Arguments that do not exist; an error names the first.
@@ -247,9 +245,8 @@ def build_generator(
         ConfigError: An argument is unknown or not possible.
         WeightsError: The weights are not there or do not fit.
     """
-    _check_generator_arguments(variant, pretrained, patch_size, unknown)
-    inputs, targets = plan_inputs(modalities, bands, tokens=True), plan_targets(output_modalities or ())
-    _check_one_image(variant, inputs)
+    _check_arguments(variant, pretrained, patch_size, unknown)
+    inputs, targets = _plan_images(variant, modalities, bands), plan_targets(output_modalities or ())
     decoding = plan_decoding(targets, steps=decoding_steps, temperature=temps, top_p=top_p, top_k=top_k, max_tokens=3)
     tokenizers, coords = _build_tokenizers(
         inputs, targets, VARIANTS[variant].family, pretrained, ckpt_path, tokenizer_ckpt_paths or {}, tokenizer_file
@@ -262,9 +259,11 @@ def build_generator(
     )
 
 
-def _check_one_image(variant: str, inputs: Sequence[InputSpec]) -> None:
+def _plan_images(variant: str, modalities: Modalities, bands: BandNames) -> tuple[InputSpec, ...]:
+    inputs = plan_inputs(modalities, bands, tokens=True)
     if len(inputs) > len({spec.key for spec in inputs}):
         raise ConfigError(f"{variant}_generate takes one image a modality, got {[spec.name for spec in inputs]}.")
+    return inputs
 
 
 def _build_sampler(
@@ -279,9 +278,7 @@ def _build_sampler(
     return TokenGenerator(variant, inputs, list(targets), img_size=size, sentinels=sentinels)
 
 
-def _check_generator_arguments(
-    variant: str, pretrained: object, patch_size: int | None, unknown: Iterable[str]
-) -> None:
+def _check_arguments(variant: str, pretrained: object, patch_size: int | None, unknown: Iterable[str]) -> None:
     name = f"{variant}_generate"
     known = sorted(set(inspect.signature(build_generator).parameters) - {"variant", "unknown"})
     for first in unknown:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.inference.options import EmbeddingOptions, ModelArguments, Options, SatelliteArguments
@@ -181,54 +181,65 @@ def run_embed(
         format: Cloud-Optimized GeoTIFF with a band for each dimension, Zarr, or GeoParquet.
         preview: Also draw the principal components as colours.
     """
-    from terramind_plugin.backbones.series import SeriesPooling
-    from terramind_plugin.inference.embedder import read_trained
     from terramind_plugin.inference.embedding import Storage, embed
-    from terramind_plugin.inference.scenes import name_bands, name_modality, name_scenes
-    from terramind_plugin.inference.settings import Settings
 
     if options.cog and format != "cog":
         raise ConfigError(f"--cog and --format {format} contradict each other: give one of them.")
     places = satellites if satellites.asked(given=bool(scenes or scene)) else None
+    inputs = _plan_embedding(scenes or [], scene or [], modality or [], bands or [], temporal_pooling, source, places)
+    storage = Storage(format, dtype, pool, preview)
+    for path in embed(options=options, storage=storage, layer=layer, satellites=places, **inputs):
+        print(path)
+
+
+def _plan_embedding(
+    scenes: Sequence[Path],
+    by_modality: Sequence[Sequence[Path]],
+    modality: Sequence[str],
+    bands: Sequence[str],
+    temporal_pooling: Literal["mean", "max", "diff", "concat"] | None,
+    source: ModelArguments,
+    places: SatelliteArguments | None,
+) -> dict[str, Any]:
+    """Return the arguments of `embed` that say what is read, and by which model."""
+    from terramind_plugin.backbones.series import SeriesPooling
+    from terramind_plugin.inference.embedder import read_trained
+    from terramind_plugin.inference.scenes import name_bands, name_modality, name_scenes
+    from terramind_plugin.inference.settings import Settings
+
     variant, ckpt_path = source.look_up()
     trained = read_trained(ckpt_path)
     known = [] if trained is None else trained.names
-    listed = modality or []
     if places is None:
-        if len(listed) > 1:
+        if len(modality) > 1:
             raise ConfigError(
-                f"--modality names one modality, got {', '.join(listed)}. Give --scene NAME=FILE for each."
+                f"--modality names one modality, got {', '.join(modality)}. Give --scene NAME=FILE for each."
             )
-        typed = name_scenes(scenes or [], listed[0] if listed else None, scene or [], known)
+        typed = name_scenes(scenes, modality[0] if modality else None, by_modality, known)
         names = list(typed[0])
     else:
-        typed, names = [], [name_modality(name, known) for name in listed] or known
+        typed, names = [], [name_modality(name, known) for name in modality] or known
         if not names:
             raise ConfigError("--stac needs the modalities to read: --modality S2L2A, or several: S2L2A,S1RTC.")
-    if not source.pretrained and ckpt_path is None:
-        print("terramind: the weights are random, so the vectors mean nothing.", file=sys.stderr)
+    _warn_of_random_weights(source, ckpt_path, "vectors mean nothing.")
     pooling = None if temporal_pooling is None else SeriesPooling(temporal_pooling)
     several = any(len(files) > 1 for one in typed for files in one.values())
     several |= places is not None and "," in str(places.date)
     if several and pooling is None and (trained is None or trained.pooling is None):
         pooling = SeriesPooling()
-    written = embed(
-        typed,
-        variant,
-        Settings(source.pretrained, ckpt_path),
-        options,
-        Storage(format, dtype, pool, preview),
-        layer=layer,
-        bands=name_bands(bands or [], names),
-        pooling=pooling,
-        trained=trained,
-        satellites=places,
-        modalities=names,
-    )
-    for path in written:
-        print(path)
+    return {
+        "scenes": typed,
+        "variant": variant,
+        "settings": Settings(source.pretrained, ckpt_path),
+        "bands": name_bands(bands, names),
+        "pooling": pooling,
+        "trained": trained,
+        "modalities": names,
+    }
 
 
-def _warn_of_random_weights(source: ModelArguments, ckpt_path: Path | None) -> None:
+def _warn_of_random_weights(
+    source: ModelArguments, ckpt_path: Path | None, so: str = "pictures mean nothing: they are noise."
+) -> None:
     if not source.pretrained and ckpt_path is None:
-        print("terramind: the weights are random, so the pictures mean nothing: they are noise.", file=sys.stderr)
+        print(f"terramind: the weights are random, so the {so}", file=sys.stderr)

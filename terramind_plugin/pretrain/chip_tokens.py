@@ -62,7 +62,7 @@ def tokenize_folders(
     refuse_inputs((out / f"{name}{ENDING}" for name in folders), ckpt_paths.values())
     for name, folder in folders.items():
         path = out / f"{name}{ENDING}"
-        tokenizer, recipe = build_encoder(family, name, ckpt_paths, symmetries)
+        tokenizer, recipe = build_tokenizer(family, name, ckpt_paths, symmetries)
         names = folder.names()
         check = partial(_check_chips, names=names, folder=folder)
         if path.is_file() and not is_out_of_date(out, folder.modality, recipe, check, replace):
@@ -72,7 +72,7 @@ def tokenize_folders(
     return written
 
 
-def build_encoder(
+def build_tokenizer(
     family: str, name: str, ckpt_paths: Mapping[str, Path], symmetries: int
 ) -> tuple[ImageTokenizer, Recipe]:
     """Return the tokenizer of a modality, without its decoder, and the recipe of the token ids that it makes.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from terramind_plugin.errors import ConfigError, DataError, counted
 from terramind_plugin.model.modalities import Modality, find_exact
-from terramind_plugin.pretrain.chip_tokens import build_encoder, count_tiles, encode_chips
+from terramind_plugin.pretrain.chip_tokens import build_tokenizer, count_tiles, encode_chips
 from terramind_plugin.pretrain.loading import SYMMETRIES
 from terramind_plugin.pretrain.token_store import (
     ENDING,
@@ -149,7 +149,7 @@ def tokenize_shards(
         raise ConfigError(f"tokenizer_ckpt_path names {', '.join(sorted(unused))}, which is not tokenised here.")
     for split, name in work:
         catalogue = ShardCatalogue(store, split, [name])
-        tokenizer, recipe = build_encoder(family, catalogue.modalities[name].name, ckpt_paths, symmetries)
+        tokenizer, recipe = build_tokenizer(family, catalogue.modalities[name].name, ckpt_paths, symmetries)
         written += _tokenize_split(
             catalogue,
             name,
