@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("terramind_plugin")
 Backbone = TypeVar("Backbone", bound=TerraMindBackbone)
-File, Paths = str | Path | None, Mapping[str, str | Path]
+File = str | Path | None
+Paths = Mapping[str, str | Path]
 BandNames = Mapping[str, Sequence[object]] | None
 
 FORMER_ARGUMENTS = {
