@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from terramind_plugin.evaluate.output import write_json
-from terramind_plugin.evaluate.scores import intersection_over_union
 from terramind_plugin.evaluate.testset import LabelledChip, LabelledSet
 from terramind_plugin.evaluate.zero_shot import LAND_COVER, TARGET, SetScore, Target, read_map
 from terramind_plugin.files import write_figure
@@ -29,6 +28,7 @@ from terramind_plugin.plotting import (
     radar_key,
 )
 from terramind_plugin.raster.reader import Source
+from terramind_plugin.samples.overlap import intersection_over_union
 
 PAPER = (
     "For comparison, the paper's IoU on Sen1Floods11 (arXiv:2504.11171): TerraMind v1 base, zero-shot 0.454; a model "

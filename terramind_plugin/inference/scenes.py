@@ -10,20 +10,6 @@ from terramind_plugin.model.modalities import find, resolve
 from terramind_plugin.raster.paths import is_remote, raster_path
 
 
-def pair_scenes(typed: Sequence[Sequence[str]], names: Sequence[str]) -> list[dict[str, Path]]:
-    """Return the file of each modality for each scene, the modality typed first in front.
-
-    Args:
-        typed: Files as in `map_scenes`.
-        names: Modalities of the configuration.
-
-    Raises:
-        ConfigError: A modality is missing, unknown or given twice, or the numbers of files differ.
-    """
-    scenes = pair_series(typed, names, dated=False)
-    return [{name: paths[0] for name, paths in scene.items()} for scene in scenes]
-
-
 def pair_series(
     typed: Sequence[Sequence[str]], names: Sequence[str], *, dated: bool
 ) -> list[dict[str, tuple[Path, ...]]]:

@@ -24,6 +24,7 @@ from terramind_plugin.plotting import (
     label_color,
     radar_key,
 )
+from terramind_plugin.samples.overlap import intersection_over_union
 
 INPUTS = {
     "S2L1C": ("S2L1CHand", "_S2Hand.tif"),
@@ -58,8 +59,8 @@ class PredictedChip:
 
 def class_ious(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the IoU of each class, NaN for one that is neither in labels nor in maps."""
-    hits, union = np.diag(confusion), confusion.sum(axis=0) + confusion.sum(axis=1) - np.diag(confusion)
-    return np.asarray(np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0))
+    hits = np.diag(confusion)
+    return intersection_over_union(np.stack([hits, confusion.sum(axis=0) - hits, confusion.sum(axis=1) - hits], -1))
 
 
 def compare_predictions(data: Path, predictions: Path, classes: int) -> list[PredictedChip]:

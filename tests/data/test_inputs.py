@@ -12,7 +12,7 @@ import torch
 
 from terramind_plugin.check.config import check_agreement
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.inference.scenes import pair_scenes
+from terramind_plugin.inference.scenes import pair_series
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.raster.georeference import find_centre
 from terramind_plugin.samples.plan import describe
@@ -144,9 +144,9 @@ def test_check_compares_names_and_bands():
 def test_scenes_are_not_mixed_up():
     names = ["S2L2A_before", "S2L2A_after"]
     with pytest.raises(ConfigError, match="write --scene S2L2A_before=FILE --scene S2L2A_after=FILE"):
-        pair_scenes([["S2L2A=a.tif"], ["S2L2A_after=b.tif"]], names)
-    (scene,) = pair_scenes([["S2L2A_after=b.tif"], ["S2L2A_before=a.tif"]], names)
-    assert {name: str(path) for name, path in scene.items()} == {"S2L2A_after": "b.tif", "S2L2A_before": "a.tif"}
+        pair_series([["S2L2A=a.tif"], ["S2L2A_after=b.tif"]], names, dated=False)
+    (scene,) = pair_series([["S2L2A_after=b.tif"], ["S2L2A_before=a.tif"]], names, dated=False)
+    assert {name: str(path) for name, (path,) in scene.items()} == {"S2L2A_after": "b.tif", "S2L2A_before": "a.tif"}
 
 
 def test_positions_are_images_where_the_task_tiles(make_chips, make_module):
