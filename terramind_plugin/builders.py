@@ -20,11 +20,12 @@ from terramind_plugin.generation.generator import TerraMindGenerator
 from terramind_plugin.generation.schedules import plan_decoding
 from terramind_plugin.generation.token_generator import TokenGenerator, plan_targets
 from terramind_plugin.model.checkpoints import read_file
+from terramind_plugin.model.download import fetch_file
 from terramind_plugin.model.inputs import InputSpec, Modalities, check_size
 from terramind_plugin.model.modalities import Modality, resolve, token_key
 from terramind_plugin.model.planning import plan_inputs, say_sources
 from terramind_plugin.model.variants import VARIANTS, Variant
-from terramind_plugin.model.weights import fetch_file, load_encoder_decoder, load_weights
+from terramind_plugin.model.weights import load_encoder_decoder, load_weights
 from terramind_plugin.tokenizers.coordinates import COORDS_VOCABULARIES, CoordsTokenizer, build_coords_vocabulary
 from terramind_plugin.tokenizers.variants import TOKENIZERS, tokenizers_of
 from terramind_plugin.tokenizers.weights import load_tokenizer

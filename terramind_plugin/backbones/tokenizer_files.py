@@ -9,8 +9,8 @@ from pathlib import Path
 from terramind_plugin.backbones.tokenized import FrozenTokenizers
 from terramind_plugin.errors import ConfigError, WeightsError
 from terramind_plugin.model.checkpoints import read_file
+from terramind_plugin.model.download import fetch_file
 from terramind_plugin.model.modalities import resolve, token_key
-from terramind_plugin.model.weights import fetch_file
 from terramind_plugin.tokenizers.coordinates import CoordsIds
 from terramind_plugin.tokenizers.weights import load_tokenizer
 

@@ -111,7 +111,7 @@ def settings_beside(weights: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _fetch_repository(repo: str) -> Path:
     """Return the file with the weights of a repository on the hub, downloading it and its config.json if needed."""
-    from terramind_plugin.model.weights import fetch_file
+    from terramind_plugin.model.download import fetch_file
 
     if repo.count("/") != 1 or not all(repo.split("/")):
         raise ConfigError(f"--model {HUB}{repo} names no repository: write {HUB}ORG/NAME.")

@@ -154,7 +154,7 @@ def test_tokenizers_come_from_a_file_or_the_checkpoint(tmp_path, model, monkeypa
     assert torch.equal(got, tokenizer.quant_proj.weight)
     with pytest.raises(WeightsError, match=r"plain.pt holds no tokenizer of LULC.*tim_tokenizer_ckpt_paths"):
         build(ckpt_path=tmp_path / "plain.pt")
-    monkeypatch.setattr("terramind_plugin.model.weights.SHIPPED", tmp_path)
+    monkeypatch.setattr("terramind_plugin.model.download.SHIPPED", tmp_path)
     with pytest.raises(WeightsNotFoundError, match=f"{NANO}_tokenizer_lulc"):
         build(ckpt_path=tmp_path / "plain.pt", pretrained=True)
     with pytest.raises(ConfigError, match=r"names \['DEM'\]; tim_observed has \['LULC'\]"):

@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 
 from terramind_plugin.builders import build_backbone
 from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundError
+from terramind_plugin.model.download import SHIPPED
 from terramind_plugin.model.lookup import look_up_model
 from terramind_plugin.model.variants import VARIANTS
-from terramind_plugin.model.weights import SHIPPED
 
 TINY = VARIANTS["terramind_v1_tiny"]
 NANO = VARIANTS["terramind_sim_nano"]

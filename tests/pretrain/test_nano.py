@@ -18,9 +18,9 @@ from terramind_plugin.builders import (
 )
 from terramind_plugin.cli import main
 from terramind_plugin.errors import ConfigError, WeightsNotFoundError
+from terramind_plugin.model.download import SHIPPED
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.model.variants import VARIANTS
-from terramind_plugin.model.weights import SHIPPED
 from terramind_plugin.simulation.dataset import WORLDS, chip_files, simulate, simulate_chip
 from terramind_plugin.tokenizers.coordinates import build_coords_vocabulary
 from terramind_plugin.tokenizers.variants import tokenizers_of
@@ -68,7 +68,7 @@ def test_models():
 
 
 def test_weights_that_are_not_there_yet(monkeypatch, tmp_path):
-    monkeypatch.setattr("terramind_plugin.model.weights.SHIPPED", tmp_path)
+    monkeypatch.setattr("terramind_plugin.model.download.SHIPPED", tmp_path)
     with pytest.raises(WeightsNotFoundError, match="make nano"):
         build_backbone(NANO, ["S2L2A"], pretrained=True)
 
