@@ -22,7 +22,7 @@ from terramind_plugin.inference.job import Job
 from terramind_plugin.inference.options import Options
 from terramind_plugin.inference.processes import Processes
 from terramind_plugin.inference.resume import Finished
-from terramind_plugin.inference.stream import ahead, finish_rows
+from terramind_plugin.inference.stream import ahead, finish_rows, prepare_model, run_windows
 from terramind_plugin.raster.missing import warn_of_undeclared
 from terramind_plugin.raster.reader import Source
 from terramind_plugin.raster.series import Series
@@ -101,7 +101,7 @@ class ChipRun:
             Stopped: A signal has stopped the run.
         """
         self.signals.check()
-        self.model.to(self.processes.device).eval()
+        prepare_model(self.model, self.processes.device, self.options.compile)
         progress = make_progress(self.processes)
         task = progress.add_task("Chips", total=sum(map(len, self.groups)))
         progress.start()
@@ -154,7 +154,8 @@ class ChipRun:
             names = list(known[0].images)
             images = {name: np.stack([window.images[name] for window in known]) for name in names}
             tensors = {name: torch.from_numpy(image).to(device) for name, image in images.items()}
-            made = model(tensors, [(0, 0)] * len(known))
+            least = self.options.batch_size if self.options.compiles() else 0
+            made = run_windows(model, tensors, [(0, 0)] * len(known), least)
             results = {id(window.job): result for window, result in zip(known, made, strict=True)}
         finished = []
         for window in group:

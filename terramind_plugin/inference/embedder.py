@@ -20,6 +20,7 @@ from terramind_plugin.errors import ConfigError, WeightsError
 from terramind_plugin.inference.inputs import FileInput, band_names, inputs_of_state, names_of
 from terramind_plugin.inference.settings import loading_weights
 from terramind_plugin.inference.windows import locate_windows
+from terramind_plugin.model.compiled import compile_model
 from terramind_plugin.model.checkpoints import load_into, model_args_of, read_file, with_tables
 from terramind_plugin.model.variants import Variant
 from terramind_plugin.model.weights import ANCHOR
@@ -79,6 +80,10 @@ class Embedder(nn.Module):
         self.channels = width if self.pooling is None else self.pooling.widen(width, dates)
         names = tuple(f"dimension_{number}" for number in range(self.channels))
         self.layers = (Layer("embedding", "float32", names, "", float("nan")),)
+
+    def prepare(self, mode: str) -> None:
+        """Prepare for windows of one size, see `SceneModel`."""
+        compile_model(self.backbone, mode)
 
     def begin(self, grid: Grid) -> None:
         """Set the grid of the scene whose windows come next."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from terramind_plugin.generation.generator import TerraMindGenerator
+from terramind_plugin.generation.token_generator import TokenGenerator
 from terramind_plugin.inference.noise import SceneNoise
 from terramind_plugin.inference.outputs import count_channels, finish_modality, modality_layers
 from terramind_plugin.model.modalities import Modality, find
@@ -61,6 +62,13 @@ class SceneImages(nn.Module):
         """Return whether windows of several scenes may be in one batch."""
         return bool(self.layers)
 
+    def prepare(self, mode: str) -> None:
+        """Prepare for windows of one size, see `SceneModel`."""
+        self.eval().requires_grad_(False)
+        for module in self.modules():
+            if isinstance(module, ImageTokenizer | TokenGenerator):
+                module.for_inference(mode)
+
     def make(self, images: Mapping[str, Tensor], noise: Noise) -> Mapping[str, Tensor]:
         """Return what the model makes of windows, by modality: images [B, bands, h, w] or scores of the classes.
 
@@ -77,7 +85,7 @@ class SceneImages(nn.Module):
         count, _, height, width = first.shape
         made = []
         for number in range(self.samples):
-            outputs = self.make(x, SceneNoise(self.seed + number, corners, (height, width), self.patch))
+            outputs = self.make(x, SceneNoise(self.seed + number, corners, (height, width), self.patch, first.device))
             for modality in self.targets:
                 values = outputs[modality.name].float()
                 if modality.kind == "classes":

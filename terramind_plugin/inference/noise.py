@@ -1,20 +1,41 @@
-"""Random numbers that belong to positions in a scene, so that overlapping windows draw the same ones."""
+"""Random numbers that belong to positions in a scene, so that overlapping windows draw the same ones.
+
+A number is a hash of the seed, its purpose and its position, in integer arithmetic and exact float32 operations. A CPU
+and a GPU therefore draw the same numbers, on the device that needs them.
+
+Source: SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014) with a position as
+its counter; normal numbers by inversion of the distribution function.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.tokenizers.noise import Noise
 
-CELL = 64
-"""Height and width, in pixels or tokens, of the squares that numbers are drawn for."""
 ORDER, UNIFORM, NORMAL = 0, 1, 2
+AT_ONCE = 2**16
+"""Hashes that a CPU works on at once: they stay in its cache."""
+BINS = 8
+"""Bits of a tail probability's mantissa that choose a bin of the normal table; values in between are interpolated."""
+MANTISSA = 23
+"""Bits of the mantissa of a float32."""
+
+
+def _signed(word: int) -> int:
+    """Return 64 bits as the integer that a tensor of int64 holds."""
+    return word - 2**64 if word >= 2**63 else word
+
+
+STEP, FIRST, SECOND = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+"""Step of SplitMix64's counter, and the factors of its hash."""
 
 
 class SceneNoise(Noise):
@@ -28,15 +49,24 @@ class SceneNoise(Noise):
         corners: Row and column in pixels of the first pixel of each window.
         size: Height and width of a window in pixels.
         patch: Height and width of a token in pixels.
+        device: Device on which numbers are drawn.
     """
 
-    def __init__(self, seed: int, corners: Sequence[tuple[int, int]], size: tuple[int, int], patch: int) -> None:
+    def __init__(
+        self,
+        seed: int,
+        corners: Sequence[tuple[int, int]],
+        size: tuple[int, int],
+        patch: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
         # Numbers without a position, such as those of a text, belong to the first pixel of the window.
         super().__init__([torch.Generator().manual_seed(_mix(seed, *corner)) for corner in corners])
         self.seed = seed
         self.corners = list(corners)
         self.tokens = size[0] // patch, size[1] // patch
         self.patch = patch
+        self.device = torch.device(device)
         self._draws = 0
         self._order: Tensor | None = None
 
@@ -65,37 +95,92 @@ class SceneNoise(Noise):
 
     def normal(self, *shape: int) -> Tensor:
         """Return standard normal numbers [B, channels, height, width] that belong to pixels of the scene."""
-        self._draws += 1
-        windows = [self._window(NORMAL, corner, shape) for corner in self.corners]
-        return torch.from_numpy(np.stack(windows))
+        return self._draw(NORMAL, self.corners, shape)
 
     def _positions(self, kind: int, each: int) -> Tensor:
         """Return for each token numbers [B, each, rows, columns]."""
-        self._draws += 1
         corners = [(row // self.patch, column // self.patch) for row, column in self.corners]
-        return torch.from_numpy(np.stack([self._window(kind, corner, (each, *self.tokens)) for corner in corners]))
+        return self._draw(kind, corners, (each, *self.tokens))
 
-    def _window(self, kind: int, corner: tuple[int, int], shape: Sequence[int]) -> NDArray[np.float32]:
-        """Return the numbers of a window, cut from the cells that it touches."""
+    def _draw(self, kind: int, corners: Sequence[tuple[int, int]], shape: Sequence[int]) -> Tensor:
+        """Return the next numbers of some purpose for windows, [B, channels, height, width], float32.
+
+        Args:
+            kind: Purpose.
+            corners: Row and column of the first position of each window.
+            shape: Channels, height and width of a window.
+        """
+        self._draws += 1
         channels, height, width = shape
-        window = np.empty((channels, height, width), np.float32)
-        top, left = corner
-        for row in range(top // CELL, (top + height - 1) // CELL + 1):
-            for column in range(left // CELL, (left + width - 1) // CELL + 1):
-                cell = self._cell(kind, row, column, channels)
-                down, across = row * CELL - top, column * CELL - left
-                window[:, max(down, 0) : down + CELL, max(across, 0) : across + CELL] = cell[
-                    :, max(-down, 0) : height - down, max(-across, 0) : width - across
-                ]
-        return window
+        state = np.random.SeedSequence([self.seed, kind, self._draws]).generate_state(channels, np.uint64)
+        keys = torch.from_numpy(state.view(np.int64)).to(self.device, non_blocking=True)
+        # All windows at once where launching counts, a piece that stays in the cache where memory counts.
+        together = len(corners) if self.device.type != "cpu" else 1
+        out = torch.empty(len(corners), *shape, device=self.device)
+        for at in range(0, len(corners), together):
+            some = corners[at : at + together]
+            each = channels if self.device.type != "cpu" else max(1, 2 * AT_ONCE // (height * width))
+            for channel in range(0, channels, each):
+                bits = _hash(keys[channel : channel + each], some, height, width)
+                out[at : at + together, channel : channel + each] = _normal(bits) if kind == NORMAL else _uniform(bits)
+        return out
 
-    def _cell(self, kind: int, row: int, column: int, channels: int) -> NDArray[np.float32]:
-        # Philox is a function of key and counter; the lowest word of the counter goes up as numbers are drawn.
-        key = np.array([self.seed, kind], dtype=np.uint64)
-        counter = np.array([0, self._draws, row, column], dtype=np.uint64)
-        random = np.random.Generator(np.random.Philox(key=key, counter=counter))
-        shape = (channels, CELL, CELL)
-        return (random.standard_normal if kind == NORMAL else random.random)(shape, dtype=np.float32)
+
+def _hash(keys: Tensor, corners: Sequence[tuple[int, int]], height: int, width: int) -> Tensor:
+    """Return 32 random bits for each key and position, int32 [B, keys, height, width].
+
+    Args:
+        keys: Int64 [keys].
+        corners: Row and column of the first position of each window.
+        height: Rows of a window.
+        width: Columns of a window.
+    """
+    device = keys.device
+    odd = [column % 2 for _, column in corners]
+    # A hash gives the bits of two columns.
+    starts = torch.tensor([(row << 32) + column // 2 for row, column in corners]).to(device, non_blocking=True)
+    rows = torch.arange(height, device=device) << 32
+    columns = torch.arange((width + max(odd) + 1) // 2, device=device)
+    counter = starts[:, None, None, None] + rows[:, None] + columns
+    state = counter * STEP + keys[:, None, None]
+    for shift, factor in ((30, FIRST), (27, SECOND), (31, 1)):
+        # Tensors shift signed: the mask makes zeros of what comes in from the left.
+        state ^= (state >> shift) & (2 ** (64 - shift) - 1)
+        if factor != 1:
+            state *= factor
+    bits = state.view(torch.int32)
+    if any(odd):
+        return torch.stack([one[..., first : first + width] for one, first in zip(bits, odd, strict=True)])
+    return bits[..., :width]
+
+
+def _uniform(bits: Tensor) -> Tensor:
+    """Return numbers in [0, 1), float32, made of the upper 24 of 32 bits."""
+    return ((bits >> 8) & (2**24 - 1)).float().mul_(2.0**-24)
+
+
+def _normal(bits: Tensor) -> Tensor:
+    """Return standard normal numbers, float32, of 32 bits: a sign, and a tail probability in steps of 2 ** -32.
+
+    Only operations that are exact or rounded once: all devices give the same.
+    """
+    values, slopes = _normal_table(bits.device)
+    tail = ((bits & (2**31 - 1)) | 1).float().view(torch.int32) - (127 << MANTISSA)
+    number = (tail >> (MANTISSA - BINS)).flatten()
+    between = (tail & (2 ** (MANTISSA - BINS) - 1)).float().mul_(2.0 ** (BINS - MANTISSA))
+    between *= slopes.index_select(0, number).view(bits.shape)
+    between += values.index_select(0, number).view(bits.shape)
+    return between.mul_((bits >> 31) | 1)
+
+
+@lru_cache(maxsize=8)
+def _normal_table(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return normal values at the edges of bins of tail probabilities from 2 ** -32 to 1 / 2, and their differences."""
+    edges = np.arange((31 << BINS) + 2, dtype=np.int64)
+    powers = ((edges + (127 << BINS)) << (MANTISSA - BINS)).astype(np.int32).view(np.float32).astype(np.float64)
+    inverse = NormalDist().inv_cdf
+    values = torch.tensor([-inverse(min(power, 0.5)) for power in powers * 2.0**-32], dtype=torch.float64)
+    return values[:-1].float().to(device), values.diff().float().to(device)
 
 
 def _mix(*numbers: int) -> int:

@@ -112,6 +112,7 @@ class Options:
         accelerator: Kind of device; auto takes a GPU if there is one.
         devices: Processes on a machine.
         nodes: Machines.
+        compile: Compiled graphs of the model: graphs on a GPU alone, default on any device, or off.
     """
 
     out: Path
@@ -125,6 +126,7 @@ class Options:
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     devices: int = 1
     nodes: int = 1
+    compile: Literal["graphs", "default", "off"] = "graphs"
 
     def settle(self, crop: int, patch: int) -> Options:
         """Return options with numbers for the windows.
@@ -164,6 +166,10 @@ class Options:
         """Return `device_type` of the accelerator."""
         return device_type(self.accelerator)
 
+    def compiles(self) -> bool:
+        """Return whether the model runs as compiled graphs, for which batches of one size are best."""
+        return self.compile == "default" or (self.compile == "graphs" and self.device_type() == "cuda")
+
     def describe(self) -> dict[str, Any]:
         """Return what decides on the results."""
         names = ("crop", "stride", "margin", "batch_size", "cog")
@@ -186,6 +192,7 @@ class EmbeddingOptions(Options):
         accelerator: Kind of device; auto takes a GPU if there is one.
         devices: Processes on a machine.
         nodes: Machines.
+        compile: Compiled graphs of the model: graphs on a GPU alone, default on any device, or off.
     """
 
     margin: int = 0

@@ -22,7 +22,7 @@ from terramind_plugin.inference.options import Options
 from terramind_plugin.inference.preview import size_shown
 from terramind_plugin.inference.processes import Processes
 from terramind_plugin.inference.resume import Partial
-from terramind_plugin.inference.stream import Streamer
+from terramind_plugin.inference.stream import Streamer, prepare_model
 from terramind_plugin.inference.windows import RowBlock
 from terramind_plugin.plotting import bands_shown
 from terramind_plugin.raster.reader import Source
@@ -107,7 +107,7 @@ class SceneRun:
                 record = rows.start(record, anew=self.options.restart or lost)
             # The others take the date of the first.
             self._partials[number] = rows, self.processes.share(record)
-        self.model.to(self.processes.device).eval()
+        prepare_model(self.model, self.processes.device, self.options.compile)
         self._progress.start()
 
     def _count_windows(self, number: int, first: int, last: int) -> int:
@@ -139,6 +139,7 @@ class SceneRun:
                 job.plan,
                 self.options.batch_size,
                 self.processes.device,
+                self.options.compiles(),
                 self._advance,
                 self.signals.check,
             )

@@ -27,10 +27,12 @@ from terramind_plugin.inference.runner import run_jobs
 from terramind_plugin.inference.satellites import open_jobs
 from terramind_plugin.inference.scenes import pair_series
 from terramind_plugin.inference.windows import locate_windows, training_size
+from terramind_plugin.integration.compilation import parts_of
 from terramind_plugin.integration.decoders import upsample_at_once
 from terramind_plugin.integration.fine_tuned import load_task, task_files
 from terramind_plugin.integration.lightning_cli import TerraMindCLI, make_cli
 from terramind_plugin.model.checkpoints import hash_weights
+from terramind_plugin.model.compiled import compile_model
 from terramind_plugin.model.modalities import find
 from terramind_plugin.model.standardisation import Standardised
 from terramind_plugin.plotting import LABEL_COLORS
@@ -115,6 +117,11 @@ class SceneTask(nn.Module):
         if self.classes:
             return output.softmax(dim=1)
         return output[:, None] if output.ndim == 3 else output
+
+    def prepare(self, mode: str) -> None:
+        """Prepare for windows of one size, see `SceneModel`."""
+        for part in parts_of(self.task):
+            compile_model(part, mode)
 
     @property
     def mixes_scenes(self) -> bool:

@@ -57,8 +57,9 @@ class SceneModel(Protocol):
         """
         ...
 
-    # A model may have `mixes_scenes`, True if windows of several scenes may be in one batch, and `begin(grid)`, which
-    # is called with the grid of the scene whose windows come next.
+    # A model may have `mixes_scenes`, True if windows of several scenes may be in one batch, `begin(grid)`, which is
+    # called with the grid of the scene whose windows come next, and `prepare(mode)`, which is called once on the device
+    # of the run: all batches that follow have windows of one size, and `mode` is one of `compile_model`.
 
 
 class Batch(NamedTuple):
@@ -91,6 +92,8 @@ class Streamer:
     plan: Plan
     batch_size: int
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    whole_batches: bool = False
+    """Whether all batches have `batch_size` windows, the last one some of them repeatedly: for compiled models."""
     on_windows: Callable[[int], object] = lambda count: None
     """Called with the number of windows that are done."""
     on_block: Callable[[], object] = lambda: None
@@ -162,7 +165,8 @@ class Streamer:
             stream.wait_event(batch.ready)
             for image in batch.images.values():
                 image.record_stream(stream)
-        results = self.model(batch.images, [self.plan.corner(row, column) for row, column in batch.windows])
+        corners = [self.plan.corner(row, column) for row, column in batch.windows]
+        results = run_windows(self.model, batch.images, corners, self.batch_size if self.whole_batches else 0)
         for (row, column), valid, result in zip(batch.windows, batch.valid, results, strict=True):
             blend.add(row, column, self.plan.gather(result, valid))
 
@@ -205,6 +209,38 @@ class Streamer:
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record(stream)
         return batch._replace(images=images, ready=ready)
+
+
+def run_windows(
+    model: SceneModel, images: Mapping[str, Tensor], corners: Sequence[tuple[int, int]], least: int = 0
+) -> Tensor:
+    """Return the results of windows [B, channels, h, w].
+
+    Args:
+        model: Model of the scene.
+        images: As in `SceneModel`.
+        corners: As in `SceneModel`.
+        least: Smallest number of windows that the model is given: the first one is repeated.
+    """
+    lacking = least - len(corners)
+    if lacking <= 0:
+        return model(images, corners)
+    filled = {name: torch.cat([image, image[:1].expand(lacking, *image.shape[1:])]) for name, image in images.items()}
+    return model(filled, [*corners, *corners[:1] * lacking])[: len(corners)]
+
+
+def prepare_model(model: Any, device: torch.device, mode: str) -> None:
+    """Prepare a model for the windows of a run, on its device.
+
+    Args:
+        model: A `SceneModel`.
+        device: Device of the run.
+        mode: See `compile_model`.
+    """
+    model.to(device).eval()
+    prepare = getattr(model, "prepare", None)
+    if prepare is not None:
+        prepare(mode)
 
 
 @torch.no_grad()

@@ -6,8 +6,10 @@ Source: DDIM (arXiv:2010.02502) without added noise, on a schedule that ends in 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from terramind_plugin.errors import ConfigError
@@ -51,10 +53,56 @@ def denoise(predict: Callable[[Tensor, int], Tensor], times: Iterable[int], nois
         scheduler: Scheduler that `plan_times` has set.
     """
     noisy, clean = noise, noise
+    largest = scheduler.config.clip_sample_range
     for step, time in enumerate(times):
-        noisy, clean = scheduler.step(predict(noisy, step).to(noise.dtype), time, noisy, return_dict=False)
+        noisy, clean = mix(predict(noisy, step), noisy, mixing(scheduler, time), largest)
     # Where the steps do not divide 1000 the scheduler leaves a trace of noise in its last image, not in this one.
     return clean
+
+
+def mixing(scheduler: Any, time: int) -> Tensor:
+    """Return the four numbers of `mix` for the step at a time, float32 [4].
+
+    Args:
+        scheduler: Scheduler that `plan_times` has set.
+        time: Time of the step.
+    """
+    before = time - TRAINING_STEPS // scheduler.num_inference_steps
+    products = scheduler.alphas_cumprod
+    share, next_share = products[time], products[before] if before >= 0 else scheduler.final_alpha_cumprod
+    return torch.stack([share**0.5, (1 - share) ** 0.5, next_share**0.5, (1 - next_share) ** 0.5])
+
+
+def mix(predicted: Tensor, noisy: Tensor, numbers: Tensor, largest: float) -> tuple[Tensor, Tensor]:
+    """Return the image of the next step, which is less noisy, and the clean image, both [B, C, H, W].
+
+    Args:
+        predicted: Clean image that the decoder expects.
+        noisy: Image of this step; its type is that of the results.
+        numbers: From `mixing`: shares of the clean image and of noise in this step, and in the next one.
+        largest: The clean image is clipped to plus and minus this.
+    """
+    predicted = predicted.to(noisy.dtype)
+    image_share, noise_share, next_image_share, next_noise_share = numbers.unbind()
+    noise = (noisy - image_share * predicted) / noise_share
+    clean = predicted.clamp(-largest, largest)
+    return next_image_share * clean + next_noise_share * noise, clean
+
+
+@lru_cache(maxsize=32)
+def plan_steps(steps: int, largest: float) -> tuple[tuple[int, ...], tuple[tuple[float, ...], ...]]:
+    """Return the times of the denoising steps, and the four numbers of `mix` for each.
+
+    Args:
+        steps: Number of steps, 1 to 1000.
+        largest: As in `build_scheduler`.
+
+    Raises:
+        ConfigError: The number is not possible.
+    """
+    scheduler = build_scheduler(largest)
+    times = plan_times(scheduler, steps)
+    return tuple(times), tuple(tuple(mixing(scheduler, time).tolist()) for time in times)
 
 
 def plan_times(scheduler: Any, steps: int) -> list[int]:

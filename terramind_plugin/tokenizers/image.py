@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.model.compiled import check_mode, compile_model
 from terramind_plugin.model.encoder import initialise
 from terramind_plugin.model.inputs import check_size
-from terramind_plugin.tokenizers.diffusion import build_scheduler, denoise, plan_times
+from terramind_plugin.tokenizers.denoising import DenoisingSteps
 from terramind_plugin.tokenizers.fsq import FiniteScalarQuantizer
 from terramind_plugin.tokenizers.noise import draw_noise
 from terramind_plugin.tokenizers.unet import PatchedUNet
@@ -69,6 +69,7 @@ class ImageTokenizer(nn.Module):
             self.post_quant_proj = nn.Conv2d(latent_dim, variant.dim, 1)
         elif decoder and variant.unet is not None:
             self.decoder = PatchedUNet(self.channels, latent_dim, **vars(variant.unet))
+        self._steps = DenoisingSteps()
         for part in (self.encoder, self.decoder):
             if isinstance(part, ImageEncoder | ClassDecoder):
                 initialise(part)
@@ -154,6 +155,29 @@ class ImageTokenizer(nn.Module):
             raise ConfigError(f"noise must have shape {[len(quant), *shape]}, got {list(noise.shape)}.")
         return self._denoise(self.decoder, quant, noise.to(quant.device), timesteps, dtype, verbose)
 
+    def for_inference(self, mode: str = "off") -> ImageTokenizer:
+        """Return the tokenizer, changed so that it cannot be trained any more and decodes in less time.
+
+        The weights of the diffusion decoder have their channels last; a library may want them in the usual order, which
+        `contiguous` gives.
+
+        Args:
+            mode: See `compile_model`: the encoder, the class decoder, and each step of the diffusion decoder are
+                compiled.
+
+        Raises:
+            ConfigError: The mode is unknown.
+        """
+        self.eval().requires_grad_(False)
+        self._steps.mode = check_mode(mode)
+        self._steps.clear()
+        if isinstance(self.decoder, PatchedUNet):
+            self.decoder.to(memory_format=torch.channels_last)
+        for part in (self.encoder, self.decoder):
+            if isinstance(part, ImageEncoder | ClassDecoder):
+                compile_model(part, mode)
+        return self
+
     def forward(self, x: Tensor, timesteps: int = 50, **options: Any) -> Tensor:
         """Return the reconstruction of an image: encoded, quantised and decoded at its own height and width.
 
@@ -183,24 +207,13 @@ class ImageTokenizer(nn.Module):
         device = codes.device.type
         if dtype is None:
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else own
-        # Cast once for all steps. Convolutions want the channels last, above all on CPU.
-        weights = {
-            name: value.to(dtype, memory_format=torch.channels_last if value.dim() == 4 else torch.preserve_format)
-            for name, value in decoder.named_parameters()
-        }
-        scheduler = build_scheduler(self.variant.largest)
-        times = plan_times(scheduler, timesteps)
-        with torch.autocast(device, enabled=False):
-            shifts = [shift.to(dtype) for shift in decoder.time_shifts(torch.tensor(times, device=codes.device))]
-            codes = codes.to(dtype)
+        start = noise.to(torch.promote_types(own, torch.float32))
+        track = _track if verbose else None
+        return self._steps.run(decoder, start, codes, timesteps, self.variant.largest, dtype, track)
 
-            def predict(noisy: Tensor, step: int) -> Tensor:
-                now = [shift[step : step + 1] for shift in shifts]
-                image: Tensor = functional_call(decoder, weights, (noisy.to(dtype), codes, now))
-                return image
-
-            start = noise.to(torch.promote_types(own, torch.float32))
-            return denoise(predict, _track(times) if verbose else times, start, scheduler)
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._steps.clear()  # weights move to another device, or get another type
+        return super()._apply(fn, recurse)
 
     def _prepare(self, x: Tensor) -> Tensor:
         """Return the encoder's input [B, channels, H, W]: the image itself, or one-hot classes."""

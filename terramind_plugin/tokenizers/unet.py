@@ -153,6 +153,16 @@ class Stage(nn.ModuleList):
         return x
 
 
+def spread_codes(codes: Tensor, size: Sequence[int]) -> Tensor:
+    """Return codes [B, D, *size], each repeated over its part of the map; the codes themselves if they have the size.
+
+    Args:
+        codes: Codes [B, D, rows, columns].
+        size: Height and width.
+    """
+    return codes if tuple(codes.shape[-2:]) == tuple(size) else F.interpolate(codes, size=tuple(size), mode="nearest")
+
+
 class PatchedUNet(nn.Module):
     """Predicts the clean image from a noisy one, the diffusion time and the codes.
 
@@ -212,6 +222,11 @@ class PatchedUNet(nn.Module):
                 self.output_blocks.append(Stage(layers))
         self.out = nn.Sequential(_norm(current), nn.SiLU(), _zero(nn.Conv2d(current, patch_dim, 3, padding=1)))
 
+    @property
+    def shift_widths(self) -> list[int]:
+        """Return the channels of the residual blocks, in the order of `time_shifts`."""
+        return [block.emb_layers[-1].out_features for block in self.modules() if isinstance(block, ResBlock)]
+
     def time_shifts(self, times: Tensor) -> list[Tensor]:
         """Return the time shifts of the residual blocks, in order, each [T, channels of the block].
 
@@ -231,7 +246,7 @@ class PatchedUNet(nn.Module):
         """
         size = self.patch_size
         patches = rearrange(noisy, "b c (h p) (w q) -> b (c p q) h w", p=size, q=size)
-        x = torch.cat([patches, F.interpolate(codes, size=patches.shape[-2:], mode="nearest")], dim=1)
+        x = torch.cat([patches, spread_codes(codes, patches.shape[-2:])], dim=1)
         x = x.contiguous(memory_format=torch.channels_last)
         remaining = iter(shifts)
         skips: list[Tensor] = []
