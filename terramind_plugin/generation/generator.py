@@ -78,6 +78,22 @@ class TerraMindGenerator(nn.Module):
             elif key not in self.tokenizer or getattr(self.tokenizer[key], part) is None:
                 raise ConfigError(f"{name} needs the {part} of its tokenizer, '{key}'.")
 
+    def for_inference(self, mode: str = "off") -> TerraMindGenerator:
+        """Return the generator, changed so that it cannot be trained any more and generates in less time.
+
+        Args:
+            mode: See `compile_model`: encoder and decoder of tokens and the parts of the tokenizers are compiled.
+
+        Raises:
+            ConfigError: The mode is unknown.
+        """
+        self.eval().requires_grad_(False)
+        self.sampler.compile_parts(mode)
+        for tokenizer in self.tokenizer.values():
+            assert isinstance(tokenizer, ImageTokenizer)
+            tokenizer.for_inference(mode)
+        return self
+
     @torch.no_grad()
     def forward(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from terramind_plugin.generation.decoding import FILLERS, SENTINELS, START, cont
 from terramind_plugin.generation.sampling import guide
 from terramind_plugin.generation.schedules import Decoding
 from terramind_plugin.generation.windows import PatchWindows
+from terramind_plugin.model.compiled import CompiledCall, check_mode
 from terramind_plugin.model.embeddings import SequenceHead
 from terramind_plugin.model.encoder_decoder import Context, EncoderDecoder, Tokens
 from terramind_plugin.model.finite import FiniteGuard, zero_nan
@@ -104,6 +106,23 @@ class TokenGenerator(nn.Module):
     def train(self, mode: bool = True) -> TokenGenerator:
         """Return the module, which stays in evaluation mode because it is frozen."""
         return super().train(False)
+
+    def compile_parts(self, mode: str) -> None:
+        """Let the encoder and the decoder run as compiled graphs; what is drawn between them runs as before.
+
+        Args:
+            mode: See `compile_model`.
+
+        Raises:
+            ConfigError: The mode is unknown.
+        """
+        model: Any = self.model
+        # The encoder has a graph for each number of modalities that it reads, the decoder for each modality.
+        cases: dict[str, Callable[..., Any]] = {"encode": _count, "grid_logits": _first, "next_logits": _first}
+        for name, case in cases.items():
+            model.__dict__.pop(name, None)
+            if check_mode(mode) != "off":
+                setattr(model, name, _compile_cases(getattr(model, name), case, mode, model))
 
     @torch.no_grad()
     def forward(
@@ -281,6 +300,29 @@ class TokenGenerator(nn.Module):
         if is_read:
             tokens.put(key, model.embed_grid(key, ids))
         return ids
+
+
+def _count(parts: Sequence[Tokens], *_: Any) -> int:
+    return len(parts)
+
+
+def _first(key: str, *_: Any) -> str:
+    return key
+
+
+def _compile_cases(
+    function: Callable[..., Any], case: Callable[..., Any], mode: str, owner: nn.Module
+) -> Callable[..., Any]:
+    """Return a function that runs as compiled graphs, with graphs of its own for each case of its arguments."""
+    calls: dict[Any, CompiledCall] = {}
+
+    def call(*args: Any) -> Any:
+        key = case(*args)
+        if key not in calls:
+            calls[key] = CompiledCall(function, mode, owner=owner)
+        return calls[key](*args)
+
+    return call
 
 
 def plan_targets(names: Sequence[str]) -> dict[str, Modality]:

@@ -20,8 +20,8 @@ from terramind_plugin.errors import ConfigError, WeightsError
 from terramind_plugin.inference.inputs import FileInput, band_names, inputs_of_state, names_of
 from terramind_plugin.inference.settings import loading_weights
 from terramind_plugin.inference.windows import locate_windows
-from terramind_plugin.model.compiled import compile_model
 from terramind_plugin.model.checkpoints import load_into, model_args_of, read_file, with_tables
+from terramind_plugin.model.compiled import compile_model
 from terramind_plugin.model.variants import Variant
 from terramind_plugin.model.weights import ANCHOR
 from terramind_plugin.raster.georeference import Grid

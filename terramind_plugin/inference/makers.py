@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from terramind_plugin.generation.generator import TerraMindGenerator
-from terramind_plugin.generation.token_generator import TokenGenerator
 from terramind_plugin.inference.noise import SceneNoise
 from terramind_plugin.inference.outputs import count_channels, finish_modality, modality_layers
 from terramind_plugin.model.modalities import Modality, find
@@ -64,9 +63,8 @@ class SceneImages(nn.Module):
 
     def prepare(self, mode: str) -> None:
         """Prepare for windows of one size, see `SceneModel`."""
-        self.eval().requires_grad_(False)
-        for module in self.modules():
-            if isinstance(module, ImageTokenizer | TokenGenerator):
+        for module in self.children():
+            if isinstance(module, TerraMindGenerator | ImageTokenizer):
                 module.for_inference(mode)
 
     def make(self, images: Mapping[str, Tensor], noise: Noise) -> Mapping[str, Tensor]:

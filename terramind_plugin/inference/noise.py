@@ -170,7 +170,8 @@ def _normal(bits: Tensor) -> Tensor:
     between = (tail & (2 ** (MANTISSA - BINS) - 1)).float().mul_(2.0 ** (BINS - MANTISSA))
     between *= slopes.index_select(0, number).view(bits.shape)
     between += values.index_select(0, number).view(bits.shape)
-    return between.mul_((bits >> 31) | 1)
+    signs: Tensor = (bits >> 31) | 1
+    return between.mul_(signs)
 
 
 @lru_cache(maxsize=8)

@@ -28,7 +28,7 @@ from terramind_plugin.inference.satellites import open_jobs
 from terramind_plugin.inference.scenes import pair_series
 from terramind_plugin.inference.windows import locate_windows, training_size
 from terramind_plugin.integration.compilation import parts_of
-from terramind_plugin.integration.decoders import upsample_at_once
+from terramind_plugin.integration.decoders import fix_kernels, upsample_at_once
 from terramind_plugin.integration.fine_tuned import load_task, task_files
 from terramind_plugin.integration.lightning_cli import TerraMindCLI, make_cli
 from terramind_plugin.model.checkpoints import hash_weights
@@ -120,6 +120,9 @@ class SceneTask(nn.Module):
 
     def prepare(self, mode: str) -> None:
         """Prepare for windows of one size, see `SceneModel`."""
+        decoder: Any = getattr(self.task.model, "decoder", None)
+        if isinstance(decoder, nn.Module) and next((one.is_cuda for one in decoder.parameters()), False):
+            decoder.to(memory_format=torch.channels_last)  # as its inputs are, which are tokens side by side
         for part in parts_of(self.task):
             compile_model(part, mode)
 
@@ -334,7 +337,7 @@ def for_inference(model: Network) -> Network:
     for module in list(model.modules()):
         if type(module).forward is nn.Sequential.forward:
             _fold_norms(module)
-    return model
+    return fix_kernels(model)
 
 
 def _fold_norms(layers: nn.Module) -> None:

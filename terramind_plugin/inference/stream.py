@@ -226,7 +226,7 @@ def run_windows(
     if lacking <= 0:
         return model(images, corners)
     filled = {name: torch.cat([image, image[:1].expand(lacking, *image.shape[1:])]) for name, image in images.items()}
-    return model(filled, [*corners, *corners[:1] * lacking])[: len(corners)]
+    return model(filled, [*corners, *[corners[0]] * lacking])[: len(corners)]
 
 
 def prepare_model(model: Any, device: torch.device, mode: str) -> None:

@@ -54,6 +54,9 @@ class UpsamplingBlock(UnetDecoderBlock):  # type: ignore[misc]  # a library with
 
     def _upsampling(self, deep: int) -> Tensor:
         """Return the kernel for the first channels; it is kept if the weights do not train."""
+        fixed: Tensor | None = getattr(self, "fixed_kernel", None)
+        if fixed is not None:
+            return fixed[:deep]
         weight = self.conv1[0].weight
         # In validation as well: averages of weights are swapped in unseen. A traced graph keeps no tensor beside it.
         if weight.requires_grad or torch.compiler.is_compiling():
@@ -92,6 +95,21 @@ def upsample_at_once(model: Module) -> Module:
     for module in model.modules():
         if type(module) is UnetDecoderBlock:
             module.__class__ = UpsamplingBlock
+    return model
+
+
+def fix_kernels(model: Module) -> Module:
+    """Let the UNet blocks of a model keep their kernels as buffers, and return the model.
+
+    The model becomes one graph with `torch.compile`, and the graph does not make the kernels again in each call.
+
+    Args:
+        model: Changed in place. Its weights must not change afterwards.
+    """
+    for module in model.modules():
+        if isinstance(module, UpsamplingBlock):
+            kernel = upsampling_kernel(module.conv1[0].weight.detach())
+            module.register_buffer("fixed_kernel", kernel, persistent=False)
     return model
 
 

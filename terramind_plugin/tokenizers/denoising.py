@@ -43,8 +43,10 @@ class DenoisingStep(nn.Module):
             shifts: Time shifts of all residual blocks side by side, [1, sum of their channels].
             numbers: From `diffusion.mixing`, [4].
         """
-        predicted = self.unet(noisy.to(codes.dtype), codes, shifts.split(self.widths, dim=1))
-        return mix(predicted, noisy, numbers, self.largest)
+        predicted = self.unet(noisy.to(codes.dtype), codes, torch.split(shifts, self.widths, dim=1))
+        next_image, clean = mix(predicted, noisy, numbers, self.largest)
+        # In one layout from step to step: a graph belongs to a layout.
+        return next_image.contiguous(), clean.contiguous()
 
 
 class DenoisingSteps:
@@ -91,7 +93,7 @@ class DenoisingSteps:
             shifts = torch.cat([shift.to(dtype) for shift in decoder.time_shifts(moments)], dim=1)
             codes = spread_codes(codes.to(dtype), [side // decoder.patch_size for side in noise.shape[-2:]])
             step = self._step(decoder, largest, dtype)
-            noisy, clean = noise, noise
+            noisy = clean = noise.contiguous()
             for number in track(range(len(times))) if track is not None else range(len(times)):
                 noisy, clean = step(noisy, codes, shifts[number : number + 1], numbers[number])
         return clean
@@ -103,7 +105,9 @@ class DenoisingSteps:
             cast = {f"unet.{name}": _cast(value, dtype) for name, value in decoder.named_parameters()}
             step = DenoisingStep(decoder, largest)
             return lambda *args: functional_call(step, cast, args)
-        state = [(one, one.data_ptr(), 0 if one.is_inference() else one._version) for one in weights]
+        state: list[tuple[Tensor, int, int]] = [
+            (one, one.data_ptr(), 0 if one.is_inference() else one._version) for one in weights
+        ]
         if dtype not in self._kept or not _same(self._kept[dtype][0], state):
             unet = decoder
             if any(_cast(one, dtype) is not one for one in weights):

@@ -213,7 +213,7 @@ class ImageTokenizer(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._steps.clear()  # weights move to another device, or get another type
-        return super()._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def _prepare(self, x: Tensor) -> Tensor:
         """Return the encoder's input [B, channels, H, W]: the image itself, or one-hot classes."""

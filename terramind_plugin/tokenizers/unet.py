@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -225,7 +225,8 @@ class PatchedUNet(nn.Module):
     @property
     def shift_widths(self) -> list[int]:
         """Return the channels of the residual blocks, in the order of `time_shifts`."""
-        return [block.emb_layers[-1].out_features for block in self.modules() if isinstance(block, ResBlock)]
+        widths: list[Any] = [block.emb_layers[-1] for block in self.modules() if isinstance(block, ResBlock)]
+        return [layer.out_features for layer in widths]
 
     def time_shifts(self, times: Tensor) -> list[Tensor]:
         """Return the time shifts of the residual blocks, in order, each [T, channels of the block].
