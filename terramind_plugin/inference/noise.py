@@ -170,8 +170,8 @@ def _normal(bits: Tensor) -> Tensor:
     between = (tail & (2 ** (MANTISSA - BINS) - 1)).float().mul_(2.0 ** (BINS - MANTISSA))
     between *= slopes.index_select(0, number).view(bits.shape)
     between += values.index_select(0, number).view(bits.shape)
-    signs: Tensor = (bits >> 31) | 1
-    return between.mul_(signs)
+    between *= (bits >> 31) | 1
+    return between
 
 
 @lru_cache(maxsize=8)

@@ -539,7 +539,7 @@ def test_picture(files: dict[str, Path], tmp_path: Path) -> None:
         values = np.ones((1, 64, 64), layer.dtype)
         drawn.append((_write(tmp_path / f"{layer.ending}.tif", values, files["LULC"], nodata=None), layer))
     source = Source(files["DEM"], Expected.of(MODALITIES["DEM"]))
-    tags = {"model": "m", "weights": "w", "date": "2026-01-01"}
+    tags = {"model": "m", "weights": "w", "written": "2026-01-01"}
     figure = draw_scene({"DEM": source}, drawn, tags, {"coords": np.ones(2)}, {"coords": np.ones((5, 2))})
     source.close()
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
