@@ -22,7 +22,8 @@ from terramind_plugin.inference.job import Job
 from terramind_plugin.inference.options import Options
 from terramind_plugin.inference.processes import Processes
 from terramind_plugin.inference.resume import Finished
-from terramind_plugin.inference.stream import ahead, finish_rows, prepare_model, run_windows
+from terramind_plugin.inference.stream import ahead, prepare_model, run_windows
+from terramind_plugin.inference.transfer import finish_rows
 from terramind_plugin.raster.missing import warn_of_undeclared
 from terramind_plugin.raster.reader import Source
 from terramind_plugin.raster.series import Series

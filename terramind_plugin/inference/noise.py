@@ -167,7 +167,7 @@ def _normal(bits: Tensor) -> Tensor:
     values, slopes = _normal_table(bits.device)
     tail = ((bits & (2**31 - 1)) | 1).float().view(torch.int32) - (127 << MANTISSA)
     number = (tail >> (MANTISSA - BINS)).flatten()
-    between = (tail & (2 ** (MANTISSA - BINS) - 1)).float().mul_(2.0 ** (BINS - MANTISSA))
+    between: Tensor = (tail & (2 ** (MANTISSA - BINS) - 1)).float().mul_(2.0 ** (BINS - MANTISSA))
     between *= slopes.index_select(0, number).view(bits.shape)
     between += values.index_select(0, number).view(bits.shape)
     between *= (bits >> 31) | 1

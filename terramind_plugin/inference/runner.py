@@ -129,6 +129,7 @@ class SceneRun:
             for source in sources.values():
                 expected = source.expected
                 shown = bands_shown(expected.name, expected.bands, len(expected.bands))
+                source.keep_type = True
                 source.keep_rows(job.plan.window[0], size_shown(job.grid) if job.draws else None, shown)
             begin = getattr(model, "begin", None)
             if begin is not None:  # a model that reads where it is

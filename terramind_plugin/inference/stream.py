@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terramind_plugin.inference.blend import RollingBlend
+from terramind_plugin.inference.transfer import BatchMemory, TakenRows
 from terramind_plugin.inference.windows import Plan, RowBlock
 from terramind_plugin.raster.reader import Source
 from terramind_plugin.raster.series import Series
@@ -28,8 +29,6 @@ READ_AHEAD = 2
 """Batches that are read while the model works on another."""
 TIDY = 40
 """Number of windows after which freed memory is returned to the system."""
-FINISH_ROWS = 32
-"""Number of blended rows that are turned into layers at once."""
 
 
 class SceneModel(Protocol):
@@ -120,25 +119,32 @@ class Streamer:
         open_ = [number for number in numbers if (every[number].first, every[number].last) not in done]
         across = len(self.plan.columns.starts)
         self.on_windows(sum(len(every[number].rows) * across for number in numbers if number not in open_))
+
+        def put(first: int, rows: TakenRows) -> None:
+            arrays, wrong = rows.finish()
+            self.not_finite += wrong
+            write(first, arrays)
+
         with ThreadPoolExecutor(max_workers=1) as pool:
-            written: Future[object] | None = None
+            written: Future[None] | None = None
             for start, stop in _runs(open_):
                 # Closed before anything else is: a thread reads the sources until then.
                 with closing(self._blend(every, start, stop)) as blended:
-                    for first, arrays in blended:
+                    for first, rows in blended:
                         if written is not None:
                             written.result()  # one block waits at most
-                        written = pool.submit(write, first, arrays)
+                        written = pool.submit(put, first, rows)
                         self.on_block()
             if written is not None:
                 written.result()
 
-    def _blend(self, every: list[RowBlock], start: int, stop: int) -> Generator[tuple[int, list[NDArray[Any]]]]:
+    def _blend(self, every: list[RowBlock], start: int, stop: int) -> Generator[tuple[int, TakenRows]]:
         """Yield first row and the layers of each row block from one number to before another."""
         # Windows of earlier blocks reach into the first rows. Computed in the same batches they give the same bytes.
         begin = next(number for number in range(start + 1) if self.plan.reach(every[number]) > every[start].first)
         blend = RollingBlend(self.plan, every, self.model.channels, every[begin].first, self.device)
         windows = 0
+        back = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         with closing(ahead(self._read(every[begin:stop]), READ_AHEAD)) as batches:
             for batch in batches:
                 for row, column, valid in batch.marks:
@@ -151,9 +157,7 @@ class Streamer:
                     self.on_windows(len(batch.marks))
                 if batch.ends:
                     if is_new:
-                        arrays, wrong = finish_rows(self.model, *blend.done(batch.block.last))
-                        self.not_finite += wrong
-                        yield batch.block.first, arrays
+                        yield batch.block.first, TakenRows(self.model, *blend.done(batch.block.last), back)
                     blend.move(batch.block.last)
                     if windows >= TIDY:
                         give_back()
@@ -173,41 +177,36 @@ class Streamer:
     def _read(self, blocks: Sequence[RowBlock]) -> Iterator[Batch]:
         """Yield the batches of some row blocks; windows without data are left out of them."""
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        # Buffers are used in turn: one is filled, some wait, one is worked on. New memory costs as much as reading.
-        buffers: Iterator[dict[str, Tensor]] = cycle([{} for _ in range(READ_AHEAD + 2)])
+        # Used in turn: one is filled, some wait, one is worked on.
+        memories = cycle([BatchMemory(self.batch_size, self.device) for _ in range(READ_AHEAD + 2)])
         for block in blocks:
-            batch, buffer = Batch({}, [], [], [], block, False), next(buffers)
+            batch, memory = Batch({}, [], [], [], block, False), next(memories)
+            memory.begin()
             for row, column in self.plan.windows(block):
                 values, valid = self._read_window(row, column)
                 batch.marks.append((row, column, self.plan.shrink(valid)))
                 if valid.any():
                     batch.valid.append(valid)
                     for name, image in values.items():
-                        if name not in buffer:
-                            buffer[name] = torch.empty(self.batch_size, *image.shape)
-                        # By NumPy: Torch would start threads for this one, beside those of the model.
-                        buffer[name].numpy()[len(batch.windows)] = image
+                        memory.put(name, len(batch.windows), image)
                     batch.windows.append((row, column))
                 if len(batch.windows) == self.batch_size:
-                    yield self._send(batch, buffer, stream)
-                    batch, buffer = Batch({}, [], [], [], block, False), next(buffers)
-            yield self._send(batch._replace(ends=True), buffer, stream)
+                    yield self._send(batch, memory, stream)
+                    batch, memory = Batch({}, [], [], [], block, False), next(memories)
+                    memory.begin()
+            yield self._send(batch._replace(ends=True), memory, stream)
 
-    def _read_window(self, row: int, column: int) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.bool_]]:
+    def _read_window(self, row: int, column: int) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
         window = *self.plan.corner(row, column), *self.plan.window
         parts = {name: source.read(*window) for name, source in self.sources.items()}
         valid = np.logical_or.reduce([part.valid for part in parts.values()])
         return {name: part.values for name, part in parts.items()}, valid
 
-    def _send(self, batch: Batch, buffer: Mapping[str, Tensor], stream: torch.cuda.Stream | None) -> Batch:
+    def _send(self, batch: Batch, memory: BatchMemory, stream: torch.cuda.Stream | None) -> Batch:
         """Add the images, copied to the device on a stream of their own, so that the model's stream does not wait."""
-        images = {name: image[: len(batch.windows)] for name, image in buffer.items()} if batch.windows else {}
-        if stream is None:
-            return batch._replace(images={name: image.to(self.device) for name, image in images.items()})
-        with torch.cuda.stream(stream):
-            images = {name: image.pin_memory().to(self.device, non_blocking=True) for name, image in images.items()}
-            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            ready.record(stream)
+        if not batch.windows:
+            return batch
+        images, ready = memory.send(len(batch.windows), stream)
         return batch._replace(images=images, ready=ready)
 
 
@@ -241,33 +240,6 @@ def prepare_model(model: Any, device: torch.device, mode: str) -> None:
     prepare = getattr(model, "prepare", None)
     if prepare is not None:
         prepare(mode)
-
-
-@torch.no_grad()
-def finish_rows(model: SceneModel, blended: Tensor, valid: NDArray[np.bool_]) -> tuple[list[NDArray[Any]], int]:
-    """Return the layers of finished rows, and the number of pixels with data that have no finite result.
-
-    Pixels without data or without a finite result hold the layer's nodata value. Models write the nodata value of
-    classes: they know which probabilities are not finite.
-
-    Args:
-        model: Model of the scene.
-        blended: Results [channels, rows, W].
-        valid: Boolean [rows, W], True where there is data.
-    """
-    layers, not_finite = model.layers, 0
-    arrays = [np.empty((len(layer.descriptions), *valid.shape), layer.dtype) for layer in layers]
-    for first in range(0, len(valid), FINISH_ROWS):  # a few at once: models need room for what they make of them
-        rows = slice(first, first + FINISH_ROWS)
-        finite = blended[:, rows].isfinite().all(dim=0).cpu().numpy()
-        wrong = int((valid[rows] & ~finite).sum())
-        not_finite += wrong
-        for layer, array, result in zip(layers, arrays, model.finish(blended[:, rows]), strict=True):
-            array[:, rows] = result.cpu().numpy()
-            array[:, rows][:, ~valid[rows]] = layer.nodata
-            if wrong and layer.dtype.startswith("float"):
-                array[:, rows][~np.isfinite(array[:, rows])] = layer.nodata
-    return arrays, not_finite
 
 
 def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:

@@ -28,10 +28,12 @@ from terramind_plugin.raster.thumbnail import Thumbnail
 from terramind_plugin.raster.values import check_classes, warn_of_units
 from terramind_plugin.raster.warped import WarpedRaster
 
+SMALL_INTEGERS = ("uint8", "int8", "uint16", "int16")
+"""Types of files that `Source.keep_type` keeps."""
 TOLERANCE = 0.01
 """Largest distance, in pixels, between two grids that count as one."""
-THREADS = min(4, usable())
-"""Number of threads that decode blocks of a file."""
+THREADS = min(16, usable())
+"""Number of threads that decode blocks of a file: a GPU takes windows faster than some cores decode them."""
 MOST_CACHE = 2**30
 """Largest size in bytes of the cache of decoded blocks, which the next row of windows uses again."""
 PREVIEW_TILE = 1024
@@ -83,8 +85,8 @@ class Expected:
 class FilledPixels(NamedTuple):
     """Pixels of a raster whose gaps are filled."""
 
-    values: NDArray[np.float32]
-    """Values [bands, H, W], gaps filled."""
+    values: NDArray[Any]
+    """Values [bands, H, W], gaps filled: float32, or the type of the file, see `Source.keep_type`."""
     valid: NDArray[np.bool_]
     """Mask [H, W], True where some band was measured."""
 
@@ -137,6 +139,8 @@ class Source:
         self._thumbnail: Thumbnail | None = None
         self._undeclared = 0
         self._counted = _Counted()
+        self.keep_type = False
+        """Whether windows without gaps keep the type of a file of small integers, instead of becoming float32."""
         self.measured: NDArray[np.bool_] = np.ones(self.dates, bool)
         """For each date whether it had data in the window that was read last."""
 
@@ -252,9 +256,12 @@ class Source:
                 f"cannot be read: {reason_of(error).rstrip('.')}. The file may be damaged or incomplete; copy or "
                 "download it again."
             ) from error
-        with np.errstate(over="ignore"):  # what is too large for float32 is missing
-            values = pixels.values.astype(np.float32, copy=False)
         known = None if pixels.missing is None else ~pixels.missing
+        values = pixels.values
+        keeps = self.keep_type and bands is None and known is None and values.dtype.name in SMALL_INTEGERS
+        if not keeps:
+            with np.errstate(over="ignore"):  # what is too large for float32 is missing
+                values = values.astype(np.float32, copy=False)
         measured = values if known is None else values[known]
         expected = self.expected
         if expected.classes:

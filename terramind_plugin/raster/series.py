@@ -74,6 +74,9 @@ class Series:
         valid = np.logical_or.reduce([part.valid for part in parts])
         return FilledPixels(values[0] if len(values) == 1 else np.concatenate(values, axis=1), valid)
 
+    keep_type = False
+    """Windows of a series are float32 always: a date may be missing."""
+
     def previews(self, size: tuple[int, int], bands: Sequence[int]) -> list[tuple[int, FilledPixels]]:
         """Return some dates, counted from 1, of the whole image at a reduced size.
 
