@@ -169,6 +169,7 @@ def run_localise(
     model = work.build_locator(
         variant.name, name, pretrained=source.pretrained, ckpt_path=ckpt_path, tokenizer_file=tokenizer_file
     ).to(device)
+    model.for_inference(options.compile)
     weights = weights_of(variant.name, source.pretrained, ckpt_path)
     described = {"model": f"{variant.name}_generate", "weights": weights, "modality": name}
     options.out.mkdir(parents=True, exist_ok=True)
@@ -240,6 +241,7 @@ def run_few_shot(
     """
     from terramind_plugin.evaluate import few_shot as work
     from terramind_plugin.evaluate.chips import open_chips
+    from terramind_plugin.model.compiled import compile_model
 
     variant, ckpt_path = source.look_up()
     patch = variant.patch_size
@@ -258,6 +260,8 @@ def run_few_shot(
         ).to(device)
         for name, (pretrained, path) in {weights: (source.pretrained, ckpt_path), "random": (False, None)}.items()
     }
+    for encoder in encoders.values():
+        compile_model(encoder, options.compile)
     with progress("Features", len(chips)) as advance:
         features = work.measure_features(
             encoders, chips.modality, chips, resize=resize, batch_size=options.batch_size, on_batch=advance

@@ -30,6 +30,7 @@ class ChipOptions:
         bands: Order of the files' bands, if it is another, e.g. B04,B03,B02.
         batch_size: Chips at once.
         accelerator: Kind of device; auto takes a GPU if there is one.
+        compile: Compiled graphs of the model: graphs on a GPU alone, default on any device, or off.
     """
 
     modality: str
@@ -37,3 +38,4 @@ class ChipOptions:
     bands: list[str] | None = None
     batch_size: int = 16
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    compile: Literal["graphs", "default", "off"] = "graphs"
