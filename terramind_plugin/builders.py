@@ -145,9 +145,8 @@ def backbone_arguments(kind: type[TerraMindBackbone]) -> list[str]:
     build = build_tim if issubclass(kind, TerraMindTiM) else build_backbone
     takers: list[Callable[..., Any]] = [build, wrap_backbone]
     takers += [parent for parent in kind.__mro__ if issubclass(parent, TerraMindBackbone)]
-    names = {name for taker in takers for name in inspect.signature(taker).parameters}
-    others = {"variant", "generated", "coords", "kwargs", "arguments", "model", "loaded"}
-    return sorted((names | {"patch_size", "padding"}) - others)
+    names = {"patch_size", "padding", *(name for taker in takers for name in inspect.signature(taker).parameters)}
+    return sorted(names - {"variant", "generated", "coords", "kwargs", "arguments", "model", "loaded"})
 
 
 def _make_backbone(

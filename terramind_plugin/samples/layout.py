@@ -14,7 +14,6 @@ from typing import Any
 
 from terramind_plugin.errors import ConfigError, DataError, counted, one_line
 from terramind_plugin.model.modalities import Modality, resolve
-from terramind_plugin.shards.order import VALIDATION_SHARE
 
 logger = logging.getLogger("terramind_plugin")
 
@@ -270,6 +269,8 @@ def choose_chips(folders: Sequence[ChipFolder], split: str | Path | None, *, val
     Raises:
         DataError: A chip of the list lacks a file, or no chip is left.
     """
+    from terramind_plugin.shards.order import VALIDATION_SHARE  # numpy, which --help does not need
+
     if split is None:
         common = set(folders[0].names()).intersection(*(folder.names() for folder in folders[1:]))
         names = [name for number, name in enumerate(sorted(common)) if (number % VALIDATION_SHARE == 0) == validation]
