@@ -72,7 +72,7 @@ def measure_decoding(setting: Setting, pixels: int, batch: int) -> None:
     _check_images(setting, case, lambda: decode(theirs), lambda: decode(ours))
     graphs = compiled(ours, OURS, GRAPHS)
     works[side(OURS, GRAPHS)] = in_inference(setting, lambda: decode_ours(graphs), bf16=True)
-    compare(setting, case, works, AS_USED, seconds=6.0, models={side(OURS, GRAPHS): graphs})
+    compare(setting, case, works, AS_USED, seconds=6.0)
 
 
 def _check_images(setting: Setting, case: str, theirs: Work, ours: Work) -> None:
@@ -109,4 +109,4 @@ def measure_generation(setting: Setting, size: str, pixels: int, batch: int) -> 
         works[f"{THEIRS}, bf16"] = in_inference(setting, lambda: generate(theirs), bf16=True)
     graphs = compiled(ours, OURS, GRAPHS)
     works[side(OURS, GRAPHS)] = in_inference(setting, lambda: generate(graphs), bf16=True)
-    compare(setting, case, works, AS_USED, seconds=12.0, models={side(OURS, GRAPHS): graphs})
+    compare(setting, case, works, AS_USED, seconds=12.0)

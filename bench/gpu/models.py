@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from bench.gpu.setting import CHANNELS, DEFAULT, EAGER, GRAPHS, OURS, THEIRS, Setting, Work
 from terramind_plugin.builders import build_by_name, build_generator, build_image_tokenizer
-from terramind_plugin.model.compiled import compile_model, find_call
+from terramind_plugin.model.compiled import CompiledCall, compile_model
 from terramind_plugin.model.variants import VARIANTS
 
 
@@ -96,16 +97,11 @@ def compiled(model: nn.Module, who: str, mode: str) -> Any:
     return torch.compile(model)
 
 
-def is_compiled(model: nn.Module) -> bool:
-    """Return whether a model, or a part of it, is compiled, by `CompiledModel` or by torch.compile."""
-    return hasattr(model, "_orig_mod") or any(find_call(part) is not None for part in model.modules())
-
-
-def failure_of(model: nn.Module) -> str:
-    """Return why a model of ours, or a part of it, runs without compilation; '' if all is well."""
-    calls = [find_call(part) for part in model.modules()]
-    reasons = {call.failure for call in calls if call is not None and call.failure}
-    return f"runs without compilation: {'; '.join(sorted(reasons))}" if reasons else ""
+def failures() -> str:
+    """Return why compiled parts of ours that are in use run without compilation; '' if all is well."""
+    calls = [one for one in gc.get_objects() if isinstance(one, CompiledCall)]
+    reasons = sorted({f"{call.name} runs without compilation: {call.failure}" for call in calls if call.failure})
+    return " ".join(reasons)
 
 
 def chosen(features: Sequence[Tensor], layers: Sequence[int]) -> list[Tensor]:

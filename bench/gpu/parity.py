@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.gpu.models import build_pair, chosen, compiled, layers_of
+from bench.gpu.models import build_pair, chosen, compiled, failures, layers_of
 from bench.gpu.setting import DEFAULT, EAGER, GRAPHS, OURS, THEIRS, Measurement, Setting, first_line, precision, side
 
 FEATURES, GRADIENTS = "features", "gradients"
@@ -65,9 +65,10 @@ def measure_parity(setting: Setting, size: str, pixels: int) -> None:
     _compare_modes(setting, case, pair[OURS], images, layers)
 
 
-def _compare(setting: Setting, case: str, names: str, got: Outputs, want: Outputs) -> None:
+def _compare(setting: Setting, case: str, names: str, got: Outputs, want: Outputs, remark: str = "") -> None:
     for kind in (FEATURES, GRADIENTS):
-        setting.add(Measurement(f"{case}, {kind}", names, relative_difference(got[kind], want[kind]), ""))
+        apart = relative_difference(got[kind], want[kind])
+        setting.add(Measurement(f"{case}, {kind}", names, apart, "", remark=remark))
 
 
 def _compare_exact(setting: Setting, case: str, pair: dict[str, Any], layers: Sequence[int], pixels: int) -> None:
@@ -95,6 +96,6 @@ def _compare_modes(
             other = compiled(model, OURS, mode)
             for _ in range(3):  # graphs are captured after a few calls
                 got = outputs_of(setting, other, images, layers, True)
-            _compare(setting, f"{case}, bf16", f"{side(OURS, mode)} from {EAGER}", got, want)
+            _compare(setting, f"{case}, bf16", f"{side(OURS, mode)} from {EAGER}", got, want, failures())
         except Exception as error:  # recorded: the other modes are still worth knowing
             setting.add(Measurement(f"{case}, bf16", side(OURS, mode), None, "", remark=first_line(error)))

@@ -21,7 +21,7 @@ def measure_steps(setting: Setting, size: str, pixels: int, batch: int) -> None:
     models = {side(who): model for who, model in pair.items()}
     models[side(OURS, GRAPHS)] = compiled(pair[OURS], OURS, GRAPHS)
     works = {name: make_step(setting, model, images, layers_of(size)) for name, model in models.items()}
-    compare(setting, f"{size} {pixels}, step", works, REFERENCE, models=models)
+    compare(setting, f"{size} {pixels}, step", works, REFERENCE)
 
 
 def measure_compiled(setting: Setting, mode: str, size: str, pixels: int, batch: int) -> None:
@@ -31,7 +31,7 @@ def measure_compiled(setting: Setting, mode: str, size: str, pixels: int, batch:
     models = {REFERENCE: pair[THEIRS]}
     models |= {side(who, mode): compiled(model, who, mode) for who, model in pair.items()}
     works = {name: make_step(setting, model, images, layers_of(size)) for name, model in models.items()}
-    compare(setting, case, works, REFERENCE, seconds=2.0, models=models)
+    compare(setting, case, works, REFERENCE, seconds=2.0)
 
 
 def measure_memory(setting: Setting, size: str, pixels: int, batch: int) -> None:
@@ -52,6 +52,6 @@ def measure_memory(setting: Setting, size: str, pixels: int, batch: int) -> None
     del models[THEIRS]
     models = {name: compiled(model, OURS, GRAPHS) for name, model in models.items()}
     steps = {name: make_step(setting, model, images, layers, masks.get(name)) for name, model in models.items()}
-    compare(setting, f"{case}, {GRAPHS}", steps, OURS, seconds=2.0, models=models)
+    compare(setting, f"{case}, {GRAPHS}", steps, OURS, seconds=2.0, compiled=list(steps))
     for name, step in steps.items():
         setting.add(Measurement(f"{case}, memory, {GRAPHS}", name, peak_bytes(setting, step) / MIB, "MiB"))

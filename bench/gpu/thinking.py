@@ -29,7 +29,7 @@ def _measure(setting: Setting, size: str, pixels: int, batch: int, folder: Path)
     models = {REFERENCE: pair[THEIRS], **ours, side(OURS, GRAPHS): compiled(pair[OURS], OURS, GRAPHS)}
     models[f"{PLAIN}, {GRAPHS}"] = compiled(plain, OURS, GRAPHS)
     works = {name: make_step(setting, model, images, layers) for name, model in models.items()}
-    compare(setting, f"{case}, step", works, REFERENCE, models=models)
+    compare(setting, f"{case}, step", works, REFERENCE)
     if setting.has_time(f"{case}, forward", 10):
         works = {name: make_forward(setting, models[name], images) for name in (REFERENCE, *ours)}
         compare(setting, f"{case}, forward", works, REFERENCE, seconds=2.0)

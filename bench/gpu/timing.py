@@ -7,12 +7,10 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
-from torch import nn
-
-from bench.gpu.models import failure_of, is_compiled
-from bench.gpu.setting import Measurement, Setting, Work, first_line
+from bench.gpu.models import failures
+from bench.gpu.setting import DEFAULT, GRAPHS, Measurement, Setting, Work, first_line
 
 LEAST, MOST, QUICK = 3, 25, 2
 """Rounds of a case: at least, at most, and in a quick run."""
@@ -33,7 +31,7 @@ def compare(
     reference: str | None,
     *,
     seconds: float = CASE,
-    models: Mapping[str, nn.Module] | None = None,
+    compiled: Collection[str] | None = None,
 ) -> dict[str, float]:
     """Measure several sides in turn, in random order within a round, and return their medians in seconds.
 
@@ -45,13 +43,15 @@ def compare(
         works: What each side does, by its name.
         reference: Side that ratios are to; None for no ratios.
         seconds: Time for the rounds, about.
-        models: Models by side, compiled ones at least: the result says where one runs without compilation.
+        compiled: Sides that are compiled, of which the result says where something runs without; None for those that
+            are called so.
     """
     print(f"  {case}", file=sys.stderr, flush=True)
+    if compiled is None:
+        compiled = [name for name in works if name.endswith((GRAPHS, DEFAULT))]
     if setting.compile_only:
-        for name in models or {}:
-            if models is not None and is_compiled(models[name]):
-                time_once(setting, works[name])
+        for name in compiled:
+            time_once(setting, works[name])
         return {}
     counts, begins = {}, {}
     for name, work in works.items():
@@ -68,7 +68,7 @@ def compare(
             ratios = [theirs / ours for theirs, ours in zip(times[reference], own, strict=True)]
             ratio, spread = statistics.median(ratios), (min(ratios), max(ratios))
         remarks = [f"first call {begins[name]:.1f} s"] if begins[name] > 2 else []
-        remarks += [failure_of(models[name])] if models and name in models else []
+        remarks += [failures()] if name in compiled else []
         remark = "; ".join(filter(None, remarks))
         setting.add(Measurement(case, name, 1e3 * medians[name], "ms", ratio, spread, len(own), remark))
     return medians

@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.gpu.decoding import NAME, in_inference, steps_of
-from bench.gpu.models import build_pair, compiled, failure_of, layers_of, make_step
+from bench.gpu.models import build_pair, compiled, failures, layers_of, make_step
 from bench.gpu.setting import EAGER, GRAPHS, OURS, Measurement, Setting, Work, first_line, side
 from terramind_plugin.builders import build_image_tokenizer
 
@@ -76,7 +76,7 @@ def measure_waits(setting: Setting, kind: str, size: str, pixels: int, batch: in
     for mode in (EAGER, GRAPHS):
         try:
             run = compiled(model, OURS, mode)
-            _count(setting, case, side(OURS, mode), make(setting, run, size, pixels, batch), run)
+            _count(setting, case, side(OURS, mode), make(setting, run, size, pixels, batch))
         except Exception as error:  # recorded: the other mode is still worth knowing
             setting.add(Measurement(case, side(OURS, mode), None, "waits", remark=first_line(error)))
 
@@ -107,7 +107,7 @@ def _decodings(setting: Setting, model: Any, _: str, pixels: int, batch: int) ->
     return works
 
 
-def _count(setting: Setting, case: str, name: str, works: Mapping[str, Work], model: Any) -> None:
+def _count(setting: Setting, case: str, name: str, works: Mapping[str, Work]) -> None:
     """Warm up, and count graphs that are compiled later and waits of each piece of work."""
     for _ in range(1 if setting.quick else 3):
         for work in works.values():
@@ -120,4 +120,4 @@ def _count(setting: Setting, case: str, name: str, works: Mapping[str, Work], mo
         places = ", ".join(f"{place} x {number}" for place, number in waits.most_common(4))
         setting.add(Measurement(f"{case}, {what}", name, waits.total(), "waits", remark=places))
     made = count_graphs() - before
-    setting.add(Measurement(case, name, made, "recompilations", remark=failure_of(model)))
+    setting.add(Measurement(case, name, made, "recompilations", remark=failures()))
