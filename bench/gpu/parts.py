@@ -59,8 +59,7 @@ PARTS = {
                   ("decoder", "", 224, 8)), (("backbone", *QUICK), ("TiM", *QUICK), ("decoder", "", 64, 2)), 8),
     "memory": Part("steps", "measure_memory", 35, (("base", 512, 8), ("tiny", 224, 8), ("large", 512, 4)), (QUICK,),
                    12, ahead=1),
-    "scene": Part("scene", "measure_scene", 30, (("eager", "base", 4096), ("graphs", "base", 4096)),
-                  (("eager", "tiny", 256), ("graphs", "tiny", 256))),
+    "scene": Part("scene", "measure_scene", 30, (("base", 4096),), (("tiny", 256),)),
     "compiled": Part("steps", "measure_compiled", 120, COMPILED, (("default", *QUICK),), 20, ahead=4),
     "loader": Part("loader", "measure_loader", 25, alone=True),
 }  # fmt: skip
