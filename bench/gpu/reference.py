@@ -103,6 +103,6 @@ def _replace_pipeline() -> None:
     diffusers: Any = importlib.import_module("diffusers")
     try:
         _ = diffusers.DiffusionPipeline
-    except (ImportError, RuntimeError) as error:
+    except (ImportError, RuntimeError, AttributeError) as error:
         print(f"diffusers.DiffusionPipeline is replaced: {error}", file=sys.stderr)
         diffusers.DiffusionPipeline = Pipeline
