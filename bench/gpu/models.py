@@ -105,7 +105,8 @@ def compiled(model: nn.Module, who: str, mode: str) -> Any:
 
 def failures() -> str:
     """Return why compiled parts of ours that are in use run without compilation; '' if all is well."""
-    calls = [one for one in gc.get_objects() if isinstance(one, CompiledCall)]
+    # Not isinstance: it asks proxies of objects that are gone, which raise an error.
+    calls = [one for one in gc.get_objects() if type(one) is CompiledCall]
     reasons = sorted({f"{call.name} runs without compilation: {call.failure}" for call in calls if call.failure})
     return " ".join(reasons)
 
