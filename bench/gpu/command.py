@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -139,21 +142,49 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def main(given: list[str] | None = None) -> int:
-    """Measure, print the table and, with --write, put it into the README; return 1 if a part failed."""
+    """Measure, print the table and, with --write, put it into the README; return 1 if a part failed.
+
+    A run that is interrupted, or asked to end by SIGTERM, still writes the table of what it has.
+    """
     arguments = parse_arguments(given)
     arguments.out.unlink(missing_ok=True)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     for cache in ("TORCHINDUCTOR_FX_GRAPH_CACHE", "TORCHINDUCTOR_AUTOGRAD_CACHE"):
         os.environ.setdefault(cache, "1")  # what is compiled ahead is found again
-    measure(arguments)
+    with ending_on_signals() as received:
+        measure(arguments)
+    found = _read(arguments.out)
+    for name in [name for name, report in found["parts"].items() if report["state"] == RUNNING]:
+        _end_part(arguments.out, name, f"stopped by signal {received[0]}" if received else "stopped")
     found = _read(arguments.out)
     text = render(found, quick=arguments.quick)
     print(text)
     write_text(arguments.out.with_suffix(".md"), text + "\n")
     print(f"Written: {arguments.out}, {arguments.out.with_suffix('.md')}", file=sys.stderr)
+    if received:
+        return 128 + received[0]
     if arguments.write:
         from bench.report import write_report
 
         write_report(README, "gpu", text)
         RESULTS.write_text(json.dumps(json.loads(RESULTS.read_text()) | {"gpu": found}, indent=1) + "\n")
     return int(any(one["state"].startswith(("failed", "stopped")) for one in found["parts"].values()))
+
+
+@contextmanager
+def ending_on_signals() -> Iterator[list[int]]:
+    """Let SIGINT and SIGTERM end what is inside, without an error; the list then holds the signal."""
+    received: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    except KeyboardInterrupt:
+        print("Stopped: what was measured so far is kept.", file=sys.stderr)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

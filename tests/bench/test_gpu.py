@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -110,6 +111,23 @@ def test_a_part_that_crashes_or_hangs_ends_alone(tmp_path, monkeypatch):
     assert states == {"ceilings": "done", "parity": "failed: its process ended with status 7",
                       "steps": "done", "waits": "done"}  # fmt: skip
     assert time.monotonic() - began < 30
+
+
+def test_a_stopped_run_writes_what_it_has(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "gpu.json"
+    report = {"state": "running", "measurements": [measured("a case", "ours", 5)], "left_out": [], "seconds": 1.0}
+
+    def measure(arguments):
+        arguments.out.write_text(json.dumps({"machine": {"device": "A card"}, "parts": {"steps": report}}))
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    monkeypatch.setattr(command, "measure", measure)
+    before = signal.getsignal(signal.SIGTERM)
+    assert command.main(["--device", "cpu", "--out", str(out)]) == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert "**steps** (1 s): stopped by signal 15." in out.with_suffix(".md").read_text()
+    assert "| a case | ours | 5 ms |" in capsys.readouterr().out
 
 
 def test_compiling_ahead_ends_with_its_time(tmp_path, monkeypatch):
