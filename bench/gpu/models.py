@@ -9,15 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from terramind_plugin.backbones.network import compile_network
 from torch import Tensor, nn
 
 from bench.gpu.setting import CHANNELS, DEFAULT, EAGER, GRAPHS, OURS, THEIRS, Setting, Work
 from terramind_plugin.builders import build_by_name, build_generator, build_image_tokenizer
-from terramind_plugin.generation.generator import TerraMindGenerator
-from terramind_plugin.model.compiled import CompiledCall
+from terramind_plugin.model.compiled import CompiledCall, compile_model
 from terramind_plugin.model.variants import VARIANTS
-from terramind_plugin.tokenizers.image import ImageTokenizer
 
 
 def layers_of(size: str) -> list[int]:
@@ -91,11 +88,8 @@ def compiled(model: nn.Module, who: str, mode: str) -> Any:
     if mode == EAGER:
         return model
     model = copy.deepcopy(model)
-    if who == OURS and isinstance(model, ImageTokenizer | TerraMindGenerator):
-        return model.for_inference(mode)
     if who == OURS:
-        compile_network(model, mode)
-        return model
+        return compile_model(model, mode)
     if mode == GRAPHS:  # as ours, which leaves a model on a CPU as it is
         on_gpu = next(model.parameters()).is_cuda
         return torch.compile(model, mode="reduce-overhead") if on_gpu else model
