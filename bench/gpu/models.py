@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from bench.gpu.setting import CHANNELS, DEFAULT, EAGER, GRAPHS, OURS, THEIRS, Setting, Work
 from terramind_plugin.builders import build_by_name, build_generator, build_image_tokenizer
+from terramind_plugin.generation.generator import TerraMindGenerator
 from terramind_plugin.model.compiled import CompiledCall, compile_model
 from terramind_plugin.model.variants import VARIANTS
+from terramind_plugin.tokenizers.image import ImageTokenizer
 
 
 def layers_of(size: str) -> list[int]:
@@ -88,6 +90,8 @@ def compiled(model: nn.Module, who: str, mode: str) -> Any:
     if mode == EAGER:
         return model
     model = copy.deepcopy(model)
+    if who == OURS and isinstance(model, ImageTokenizer | TerraMindGenerator):
+        return model.for_inference(mode)
     if who == OURS:
         return compile_model(model, mode)
     if mode == GRAPHS:  # as ours, which leaves a model on a CPU as it is

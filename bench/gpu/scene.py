@@ -136,6 +136,7 @@ def _options(setting: Setting, out: Path, mode: str) -> Any:
         out, crop=crop, stride=crop * 6 // 7 // 16 * 16, margin=0,
         batch_size=QUICK_BATCH if setting.quick else BATCH, precision="bf16", restart=True,
         accelerator=setting.device.type,
+        compile="off" if mode == EAGER else mode,
     )  # fmt: skip
 
 
