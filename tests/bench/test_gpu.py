@@ -144,7 +144,7 @@ def test_compiling_ahead_ends_with_its_time(tmp_path, monkeypatch):
     monkeypatch.setattr(ahead, "MOST", 3)
     monkeypatch.setattr(ahead.os, "cpu_count", lambda: 8)
     monkeypatch.setattr(ahead.subprocess, "Popen", sleep)
-    with ahead.compiling({"device": "cuda"}, ["steps", "decoding"], tmp_path, time.monotonic() + 3):
+    with ahead.compiling({"device": "cuda"}, ["steps", "decoding"], tmp_path, time.monotonic() + 1):
         assert len(processes) == 3
     wanted = ahead.list_jobs(["steps", "decoding"])
     assert [(plan["parts"][0], plan["only"]) for plan in plans] == wanted  # the third place was free at once
