@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from terramind_plugin.backbones import fuse
 from terramind_plugin.backbones.layer_list import LayerList
 from terramind_plugin.backbones.lora import refuse_adapters, trained_parameters
-from terramind_plugin.backbones.presence import choose_used, find_present, mask_tokens
+from terramind_plugin.backbones.presence import choose_used, find_present, mask_tokens, touch
 from terramind_plugin.backbones.tokenized import InputTokens
 from terramind_plugin.cache.cache import Cache
 from terramind_plugin.cache.keys import describe_specs
 from terramind_plugin.errors import ConfigError, suggest
+from terramind_plugin.model.compiled import compile_method, is_distributed
 from terramind_plugin.model.embeddings import PAD_ID, build_embedding
 from terramind_plugin.model.encoder import build_blocks, initialise, run_blocks
 from terramind_plugin.model.finite import zero_nan
@@ -135,8 +136,16 @@ class TerraMindBackbone(nn.Module):
         """Cache around `compute`, for its log; None without."""
         self._one_size, self._advice = self.merge_method in ("mean", "max", "concat"), BACKBONE
 
+    def _is_behind(self, name: str) -> bool:
+        """Return whether a weight lies behind the last returned layer: it gets no gradient, which stops plain DDP."""
+        last = self.layers[-1]
+        if name.startswith("encoder_norm."):
+            return last < self.variant.depth - 1
+        part, _, rest = name.partition(".")
+        return part == "encoder" and int(rest.partition(".")[0]) > last
+
     def _describe_features(self, out_indices: Sequence[int] | None) -> None:
-        """Set which modalities the feature maps hold, and their channels, which TerraTorch's necks read."""
+        """Set which modalities the feature maps hold, their channels, which necks read, and what trains."""
         self.mapped = tuple(spec.name for spec in self.inputs if not spec.is_sequence)
         """Modalities that the feature maps hold: all but sequences."""
         if not self.mapped:
@@ -148,6 +157,9 @@ class TerraMindBackbone(nn.Module):
         self.out_channels = widths if out_indices is None else LayerList(widths, self.layers, positions=True)
         """Channels of each returned layer."""
         self._selects_layers = out_indices is not None
+        for name, parameter in self.named_parameters():
+            if self._is_behind(name):
+                parameter.requires_grad_(False)
 
     def forward(
         self,
@@ -225,6 +237,9 @@ class TerraMindBackbone(nn.Module):
                 tokens[spec.name] = self.encoder_embeddings[spec.key](inputs[spec.name])
                 if spec.is_sequence:
                     valid[spec.name] = inputs[spec.name] != PAD_ID
+        if self.training and is_distributed():
+            name, first = next(iter(tokens.items()))
+            tokens[name] = touch(first, self._unused(inputs))
         if self.register_tokens is not None:
             first = next(iter(tokens.values()))
             tokens = {REGISTERS: self.register_tokens.expand(len(first), -1, -1).to(first.dtype), **tokens}
@@ -238,6 +253,15 @@ class TerraMindBackbone(nn.Module):
         )
         lengths = {name: x.shape[1] for name, x in tokens.items()}
         return [self._merge(layer, lengths, used) for layer in layers]
+
+    def _unused(self, inputs: Mapping[str, Tensor]) -> list[nn.Parameter]:
+        """Return the trainable weights that a batch with these inputs may not use."""
+        used = {spec.key for spec in self.inputs if spec.name in inputs}
+        left = [part for key, part in self.encoder_embeddings.items() if key not in used]
+        parameters = [parameter for part in left for parameter in part.parameters()]
+        if self.merge_method == "concat":
+            parameters.append(self.missing_mod_token)
+        return [parameter for parameter in parameters if parameter.requires_grad]
 
     def _merge(self, layer: Tensor, lengths: Mapping[str, int], used: Mapping[str, Tensor] | None) -> Any:
         """Return one layer's tokens [B, N, D], merged as configured."""
@@ -264,6 +288,15 @@ class TerraMindBackbone(nn.Module):
             "registers": self.num_register_tokens,
         }
 
+    @property
+    def makes_tokens(self) -> bool:
+        """Return whether `compute` makes token ids, which no graph around it can hold."""
+        return self.tokenizer is not None
+
+    def compile_parts(self, mode: str = "graphs", *, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Let the encoder, embeddings and merging included, run as compiled graphs; arguments as in `compile_model`."""
+        compile_method(self, "encode", mode, backend=backend)
+
     def freeze(self) -> None:
         """Freeze all parameters and turn off dropout, until `unfreeze()`; adapters still train."""
         if trained_parameters(self) is not None:
@@ -276,7 +309,8 @@ class TerraMindBackbone(nn.Module):
         """Let all parameters train again, or with adapters those that belong to them, and switch to training mode."""
         trained = trained_parameters(self)
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_((trained is None or name in trained) and not name.startswith(TOKENIZER))
+            trains = (trained is None or name in trained) and not name.startswith(TOKENIZER)
+            parameter.requires_grad_(trains and not self._is_behind(name))
         self.train()
 
     def train(self, mode: bool = True) -> TerraMindBackbone:

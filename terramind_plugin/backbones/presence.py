@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -67,7 +67,11 @@ def choose_used(
         used = torch.ones(len(inputs), first.shape[0], dtype=torch.bool, device=first.device)
     else:
         used = torch.stack([present[name] for name in inputs])
-    needed = torch.tensor([kept is None or name in kept for name in inputs])[:, None].to(first.device)
+    # A tensor made from a list would have to be copied to a GPU, which waits.
+    unneeded = [index for index, name in enumerate(inputs) if kept is not None and name not in kept]
+    needed = torch.ones(len(inputs), 1, dtype=torch.bool, device=first.device)
+    for index in unneeded:
+        needed[index] = False
     if dropping:
         keep = torch.rand(used.shape, device=first.device) >= drop_rate
         # The present modality with the highest draw survives, so that no sample ends up with none.
@@ -96,3 +100,17 @@ def mask_tokens(
         part = valid.get(name, x.new_ones(x.shape[:2], dtype=torch.bool))
         parts.append(part & used[name][:, None] if used is not None and name in used else part)
     return torch.cat(parts, dim=1)
+
+
+def touch(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """Return x, connected to parameters that it does not depend on: their gradient is then 0 and not missing.
+
+    DistributedDataParallel stops with an error where a trainable parameter gets no gradient.
+
+    Args:
+        x: Of any shape.
+        parameters: Of any shape.
+    """
+    for parameter in parameters:
+        x = x + 0 * parameter.flatten()[0].to(x.dtype)
+    return x

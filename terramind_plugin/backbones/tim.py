@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from terramind_plugin.backbones.encoder import TOKENIZER, TerraMindBackbone
 from terramind_plugin.backbones.tokenized import ObservedTokens, plan_observed
 from terramind_plugin.cache.cache import Cache
 from terramind_plugin.cache.keys import describe_specs, seed_of
-from terramind_plugin.errors import ConfigError, WeightsError
+from terramind_plugin.errors import ConfigError, WeightsError, suggest
 from terramind_plugin.generation.schedules import Decoding
 from terramind_plugin.generation.token_generator import TokenGenerator, plan_targets
 from terramind_plugin.model.checkpoints import check_stored, hash_weights
+from terramind_plugin.model.compiled import keep_out
 from terramind_plugin.model.finite import FiniteGuard
 from terramind_plugin.model.inputs import TIM, InputSpec, Modalities
 from terramind_plugin.model.modalities import Modality, token_key
@@ -29,6 +31,7 @@ from terramind_plugin.model.variants import Variant
 
 FROZEN = ("sampler.", "given_tokens.", TOKENIZER)
 """Prefixes of the names of frozen weights: the generator, as in TerraTorch's checkpoints, and the tokenizers."""
+GENERATOR_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 STEP_KEY = "tim_step"
 GENERATOR_KEY = "generator_sha256"
 
@@ -64,6 +67,8 @@ class TerraMindTiM(TerraMindBackbone):
         tim_cache: New. Folder in which generated tokens are kept, so that none is generated twice for the same input;
             True for 'cache' under the run's root.
         tim_cache_gib: New. Size limit of the cache in GiB; the least recently used tokens are dropped first.
+        tim_generator_dtype: New. Precision of the frozen generator's weights: 'float32', or 'bfloat16' for half the
+            memory and no conversion in each step of a run in bf16-mixed; the generated tokens differ.
         tim_store_generator: New. Whether checkpoints hold the generator and the tokenizers of `tim_observed`. If not,
             they hold their fingerprint, and are refused by a model with others.
         bands: As in `TerraMindBackbone`.
@@ -89,6 +94,7 @@ class TerraMindTiM(TerraMindBackbone):
         tim_observed: Sequence[str] = (),
         tim_cache: str | Path | bool | None = None,
         tim_cache_gib: float = 1.0,
+        tim_generator_dtype: str = "float32",
         tim_store_generator: bool = True,
         bands: Mapping[str, Sequence[object]] | None = None,
         new_bands: Sequence[object] = (),
@@ -121,16 +127,15 @@ class TerraMindTiM(TerraMindBackbone):
         """Token ids that the last forward pass generated, by name; empty with a feature cache."""
         self.given_tokens = ObservedTokens(tokenized, variant.family) if tokenized else None
         """Tokenizers of observed modalities; checkpoints hold them under this name."""
+        self._in_half = _check_dtype(tim_generator_dtype) == torch.bfloat16
         self.sampler = self._build_generator([spec for spec, _ in known], tokenized, tim_chained_generations)
         if tim_cache and self.sampler is None:
             raise ConfigError("tim_cache keeps what is generated; tim_observed leaves nothing. Leave tim_cache out.")
         self.decoding = Decoding(steps=tim_decoding_steps, temperature=tim_temps, top_p=tim_top_p, top_k=tim_top_k)
-        self.tim_seed = tim_seed
         self.tim_cache = Cache(tim_cache, "tim", tim_cache_gib) if tim_cache else None
-        self.store_generator = tim_store_generator
-        self._guard = FiniteGuard()
-        self.step = 0
-        """Number of forward passes in training mode so far."""
+        self.tim_seed, self.store_generator = tim_seed, tim_store_generator
+        self._guard, self.step = FiniteGuard(), 0
+        """`step`: number of forward passes in training mode so far."""
         hooked: Any = self
         hooked.register_state_dict_post_hook(_store)
         hooked.register_load_state_dict_pre_hook(_restore)
@@ -139,11 +144,24 @@ class TerraMindTiM(TerraMindBackbone):
         self, known: Sequence[InputSpec], tokenized: Sequence[InputSpec], chained: bool
     ) -> TokenGenerator | None:
         """Return a generator of the targets that are not observed, or None if all are."""
+        keep_out(TerraMindTiM, "generate_tokens")
         left = [target for target in self.targets if target not in {spec.name for spec in tokenized}]
         if not left:
             return None
         inputs = [*known, *tokenized] if chained else known
-        return TokenGenerator(self.variant, inputs, left, remembered=left if chained else (), img_size=self.img_size)
+        made = TokenGenerator(self.variant, inputs, left, remembered=left if chained else (), img_size=self.img_size)
+        return made.to(torch.bfloat16) if self._in_half else made
+
+    @property
+    def makes_tokens(self) -> bool:
+        """Return True: token ids are generated, or made of observed modalities."""
+        return True
+
+    def compile_parts(self, mode: str = "graphs", *, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Let the encoder and the parts of the generator run as compiled graphs; arguments as in `compile_model`."""
+        super().compile_parts(mode, backend=backend)
+        if self.sampler is not None:
+            self.sampler.compile_parts(mode, backend=backend)
 
     def compute(self, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None) -> list[Any]:
         """Return the merged features of the selected layers, after generating tokens; see `TerraMindBackbone`."""
@@ -213,7 +231,9 @@ class TerraMindTiM(TerraMindBackbone):
         def draw(
             some: Mapping[str, Tensor], have: Mapping[str, Tensor] | None, seed: int | list[int]
         ) -> dict[str, Tensor]:
-            ids: dict[str, Tensor] = sampler(some, present=have, seed=seed, decoding=self.decoding, checked=True)
+            device = next(iter(some.values())).device.type
+            with torch.autocast(device, torch.bfloat16) if self._in_half else nullcontext():
+                ids: dict[str, Tensor] = sampler(some, present=have, seed=seed, decoding=self.decoding, checked=True)
             return ids
 
         if self.tim_cache is not None:
@@ -249,6 +269,8 @@ class TerraMindTiM(TerraMindBackbone):
                 "decoding": self.decoding,
                 "seed": self.tim_seed,
             }
+            if self._in_half:
+                described["generator in"] = "bfloat16"
             if self.variant.one_size:
                 described["windows"] = self.variant.img_size
         return described
@@ -296,6 +318,15 @@ def _known_bands(spec: InputSpec) -> tuple[InputSpec, slice | list[int]]:
         )
     sources = tuple(spec.band_sources[channel] for channel in channels)
     return replace(spec, channels=len(channels), band_sources=sources), channels
+
+
+def _check_dtype(name: str) -> torch.dtype:
+    if name not in GENERATOR_DTYPES:
+        known = ", ".join(GENERATOR_DTYPES)
+        raise ConfigError(
+            f"tim_generator_dtype must be one of {known}, got {name!r}.{suggest(str(name), GENERATOR_DTYPES)}"
+        )
+    return GENERATOR_DTYPES[name]
 
 
 def _rank() -> int:

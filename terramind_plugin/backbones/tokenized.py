@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from terramind_plugin.errors import ConfigError, DataError, suggest
+from terramind_plugin.model.compiled import keep_out
 from terramind_plugin.model.inputs import InputSpec, is_token_ids
 from terramind_plugin.model.modalities import Modality, resolve, token_key
 from terramind_plugin.tokenizers.coordinates import CoordsIds, CoordsTokenizer
@@ -47,6 +48,7 @@ class FrozenTokenizers(nn.Module):
                 raise ConfigError(f"{spec.name} needs a tokenizer of coordinates: build the model by its builder.")
         self.requires_grad_(False)
         self.train(False)
+        keep_out(FrozenTokenizers, "tokenize")  # values are checked, and what they lead to is no graph
         self.register_load_state_dict_pre_hook(_drop_decoders)  # type: ignore[no-untyped-call]
 
     def train(self, mode: bool = True) -> FrozenTokenizers:

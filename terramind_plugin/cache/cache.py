@@ -35,6 +35,8 @@ class LookUps:
     hits: int = 0
     look_up_seconds: float = 0.0
     """Seconds for keys, reading and storing."""
+    seconds_spared: float = 0.0
+    """Seconds that hits did not have to compute."""
 
     @property
     def hit_rate(self) -> float:
@@ -131,7 +133,9 @@ class Cache:
         if looking:
             counts.looked_up += len(keys)
             counts.hits += len(keys) - len(missing)
-            self.seconds_saved += sum(costs) - sum(costs[index] for index in missing) - look_up
+            spared = sum(costs) - sum(costs[index] for index in missing)
+            counts.seconds_spared += spared
+            self.seconds_saved += spared - look_up
         return _stack(values, device)
 
 

@@ -53,7 +53,7 @@ class CacheLog(Callback):
                 self._judge(cache, epoch)
 
     def _judge(self, cache: Cache, epoch: LookUps) -> None:
-        """Pause a cache that had hardly any hits in its first epochs."""
+        """Pause a cache that had hardly any hits in its first epochs, or whose hits cost more than computing again."""
         if cache.name in self._judged:
             return
         epochs = self._epochs.setdefault(cache.name, [])
@@ -62,7 +62,9 @@ class CacheLog(Callback):
         if len(epochs) < EPOCHS or looked_up < SAMPLES:
             return
         self._judged.add(cache.name)
-        rate = sum(one.hits for one in epochs[1:]) / looked_up
+        hits = sum(one.hits for one in epochs[1:])
+        rate = hits / looked_up
+        cost = sum(one.look_up_seconds for one in epochs[1:]) / looked_up
         if rate < LEAST:
             cache.paused = True
             logger.warning(
@@ -72,6 +74,15 @@ class CacheLog(Callback):
                 100 * rate,
                 looked_up,
                 len(epochs),
+            )
+        elif hits and (gain := sum(one.seconds_spared for one in epochs[1:]) / hits) < cost:
+            cache.paused = True
+            logger.warning(
+                "Cache of %s: looking a sample up takes %.1f ms, computing it %.1f ms, so that no rate of hits pays. "
+                "Training goes on without it; validation and test still use it.",
+                cache.name,
+                1000 * cost,
+                1000 * gain,
             )
 
 

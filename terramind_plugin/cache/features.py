@@ -68,10 +68,13 @@ def _recall(model: Any, dtype: torch.dtype, inputs: Tensors, present: Tensors | 
         features = type(model).compute(model, some, have)
         return {name: _round(x, dtype) for name, x in flatten(features).items()}
 
+    dtype_of_model = next(model.parameters()).dtype
+    if model.feature_cache.paused and torch.is_grad_enabled():
+        return restore(compute(inputs, present, []), dtype_of_model)
     # What all samples of a batch lack is not in its features.
     settings = {"what": "features", "dtype": dtype, "inputs of the batch": list(inputs), **model.describe()}
     batch = model.feature_cache.recall(model, inputs, present, settings, compute)
-    return restore(batch, next(model.parameters()).dtype)
+    return restore(batch, dtype_of_model)
 
 
 def _round(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -22,6 +22,7 @@ from terramind_plugin.data.guard import guard
 from terramind_plugin.data.loading import ModalityBatches, Repeated, check_sizes, collate
 from terramind_plugin.data.reading import ReadingPlan
 from terramind_plugin.data.slots import Slots
+from terramind_plugin.data.standardising import BatchStandardisation
 from terramind_plugin.data.terratorch_internals import collate_samples
 from terramind_plugin.data.writer import take_over
 from terramind_plugin.errors import ConfigError, DataError
@@ -150,14 +151,13 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
 
     def _prepare(self, task: str | None) -> None:
         """Set what follows from the arguments."""
-        self.task = task
-        self.keep_missing_pixels = False
-        self.samples_class = CHECKED[self.dataset_class]
-        self.slots = Slots()
+        self.task, self.keep_missing_pixels = task, False
+        self.samples_class, self.slots = CHECKED[self.dataset_class], Slots()
         if self.class_names and self.num_classes and len(self.class_names) != self.num_classes:
             raise ConfigError(f"class_names has {len(self.class_names)} names, num_classes is {self.num_classes}.")
         if self.collate_fn is collate_samples:
             self.collate_fn = collate
+        self.aug = self.aug if self.concat_bands else BatchStandardisation(self.aug.means, self.aug.stds)
         self._warn_of_fill_value()
 
     def _undo_stand_ins(self, settled: Settled) -> None:
@@ -342,7 +342,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
     def _dataloader_factory(self, split: str) -> DataLoader[Any]:
         """Return the loader of a split; Lightning can shard it, so a batch has `batch_size` samples under DDP."""
         dataset = self._valid_attribute(f"{split}_dataset", "dataset")
-        self.slots.pinned = torch.cuda.is_available() and (self.pin_memory or self._runs_on_cuda())
+        pinned = self.slots.pinned = torch.cuda.is_available() and (self.pin_memory or self._runs_on_cuda())
         batch_size = self._valid_attribute(f"{split}_batch_size", "batch_size")
         train = split == "train"
         samples = Repeated(dataset, self.train_repeats) if train and self.train_repeats > 1 else dataset
@@ -366,7 +366,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
             **batches,
             num_workers=self.num_workers,
             collate_fn=self.collate_fn,
-            pin_memory=self.pin_memory,
+            pin_memory=pinned or self.pin_memory,
             persistent_workers=self.num_workers > 0,
         )
 

@@ -112,7 +112,7 @@ def check_sizes(samples: Sequence[Mapping[str, Any]]) -> None:
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return a batch of samples.
+    """Return a batch of samples, without 'modality_mask' if no sample lacks a modality: attention is faster then.
 
     Raises:
         DataError: The samples have different sizes; the message names the files.
@@ -138,6 +138,8 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
                     f"{advice}"
                 )
     batch: dict[str, Any] = _join(samples)
+    if all(mask.all() for mask in batch.get("modality_mask", {}).values()):
+        batch.pop("modality_mask", None)
     return batch
 
 

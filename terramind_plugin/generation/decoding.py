@@ -6,17 +6,19 @@ Source: ROAR, a random order, from 4M (arXiv:2312.06647); MaskGIT, the most conf
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from terramind_plugin.generation.sampling import NO_TEMPERATURE, count_draws, sample, sample_ids
+from terramind_plugin.generation.sampling import NO_TEMPERATURE, count_draws, sample_ids
 from terramind_plugin.generation.schedules import Decoding
 from terramind_plugin.model.embeddings import PAD_ID
-from terramind_plugin.tokenizers.noise import Noise
+from terramind_plugin.tokenizers.noise import Noise, send
 
-ScoreFunction = Callable[[Tensor], Tensor]
-"""Takes positions of tokens [B, M] and returns scores of their ids [B, M, V]."""
+DrawFunction = Callable[[Tensor, Tensor | None, float], Any]
+"""Takes positions of tokens [B, M], uniform numbers [B, M, R] or None for the likeliest ids, and a temperature. Returns
+token ids [B, M]; where tokens compete, with the confidence of each, [B, M]."""
 Reveal = Callable[[Tensor, Tensor], None]
 """Takes the positions of all tokens decoded so far [B, M] and their ids [B, M], after each step but the last."""
 
@@ -29,32 +31,26 @@ SENTINELS = range(4, 204)
 
 
 def fill_in_random_order(
-    score: ScoreFunction, reveal: Reveal, total: int, how: Decoding, noise: Noise, device: torch.device
+    draw: DrawFunction, reveal: Reveal, total: int, how: Decoding, noise: Noise, device: torch.device
 ) -> Tensor:
     """Return token ids [B, total], drawn in a random order of each sample.
 
     Args:
-        score: Scores tokens.
+        draw: Draws tokens.
         reveal: Called after each step but the last.
         total: Number of tokens.
         how: Steps and sampling.
         noise: Random numbers.
         device: Device of the scores.
     """
-    order = noise.order(total).to(device)
-    draws = _draws(noise, total, how, count_draws(how.top_p, how.temperature, device), device)
+    order = send(noise.order(total), device)
+    draws = _draws(noise, total, how, count_draws(how.top_p, how.temperature), device)
     ids = torch.zeros_like(order)
     done = 0
     for step in how.plan(total):
         now = slice(done, done + step.count)
         index = order[:, now]
-        drawn = sample_ids(
-            score(index),
-            None if draws is None else draws[:, now],
-            temperature=step.temperature,
-            top_k=how.top_k,
-            top_p=how.top_p,
-        )
+        drawn = draw(index, None if draws is None else draws[:, now], step.temperature)
         ids.scatter_(1, index, drawn)
         done += step.count
         if done < total:
@@ -64,7 +60,7 @@ def fill_in_random_order(
 
 
 def fill_in_by_confidence(
-    score: ScoreFunction, reveal: Reveal, total: int, how: Decoding, noise: Noise, device: torch.device
+    draw: DrawFunction, reveal: Reveal, total: int, how: Decoding, noise: Noise, device: torch.device
 ) -> Tensor:
     """Return token ids [B, total]; each step draws all open tokens and keeps the most confident ones.
 
@@ -77,9 +73,7 @@ def fill_in_by_confidence(
     known = remaining[:, :0]
     for step in how.plan(total):
         draws = _draws(noise, remaining.shape[1], how, 1, device)
-        drawn, confidence = sample(
-            score(remaining), draws, temperature=step.temperature, top_k=how.top_k, top_p=how.top_p
-        )
+        drawn, confidence = draw(remaining, draws, step.temperature)
         rank = confidence.argsort(dim=1, descending=True, stable=True)
         now, later = rank[:, : step.count], rank[:, step.count :].sort(dim=1).values
         index = remaining.gather(1, now)
@@ -106,7 +100,7 @@ def continue_sequence(
         device: Device of the scores.
     """
     sequence = torch.full((len(noise.generators), 1), START, device=device)
-    draws = _draws(noise, how.max_tokens, how, count_draws(how.top_p, how.temperature, device), device)
+    draws = _draws(noise, how.max_tokens, how, count_draws(how.top_p, how.temperature), device)
     for position in range(how.max_tokens):
         drawn = sample_ids(
             score_next(sequence)[:, None],
@@ -128,7 +122,7 @@ def first_piece(ids: Tensor, sentinels: Sequence[int] | range = SENTINELS) -> Te
         ids: Token ids after `START`, [B, L].
         sentinels: Ids of all sentinels.
     """
-    is_sentinel = torch.isin(ids, torch.tensor(list(sentinels), device=ids.device))
+    is_sentinel = _is_among(ids, sentinels)
     positions = torch.arange(ids.shape[1], device=ids.device)
     last = torch.where(is_sentinel, positions, -1).cummax(dim=1).values
     current = torch.where(last < 0, START, ids.gather(1, last.clamp(min=0)))
@@ -138,8 +132,19 @@ def first_piece(ids: Tensor, sentinels: Sequence[int] | range = SENTINELS) -> Te
     return torch.where(valid, ids, PAD_ID).gather(1, order)
 
 
+def _is_among(ids: Tensor, numbers: Sequence[int] | range) -> Tensor:
+    """Return a boolean for each id, True if it is one of some numbers, which go to no device: runs of them compare."""
+    found = torch.zeros_like(ids, dtype=torch.bool)
+    known = set(numbers)
+    begins = sorted(one for one in known if one - 1 not in known)
+    ends = sorted(one for one in known if one + 1 not in known)
+    for begin, end in zip(begins, ends, strict=True):
+        found = found | ((ids >= begin) & (ids <= end))
+    return found
+
+
 def _draws(noise: Noise, count: int, how: Decoding, each: int, device: torch.device) -> Tensor | None:
     """Return uniform numbers [B, count, each], or None where the likeliest id is taken."""
     if how.temperature <= NO_TEMPERATURE:
         return None
-    return noise.uniform(count, each).to(device)
+    return send(noise.uniform(count, each), device)

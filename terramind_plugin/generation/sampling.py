@@ -14,9 +14,11 @@ from torch import Tensor
 NO_TEMPERATURE = 1e-10
 """Largest temperature that takes the likeliest id."""
 REJECTION_MISS = 1e-6
-"""Probability that all draws of a token miss the nucleus; sorting finds the id then."""
+"""Probability that all draws of a token miss the nucleus; the id then comes from the nucleus alone."""
 MOST_DRAWS = 32
-"""Largest number of draws of a token that costs less than sorting."""
+"""Largest number of draws of a token that costs less than finding the whole nucleus."""
+BITS = {torch.float32: (torch.int32, 0x3F800000), torch.float64: (torch.int64, 0x3FF0000000000000)}
+"""Whole numbers whose order is that of positive floats, and the number that stands for 1.0."""
 
 
 def keep_top_k(logits: Tensor, top_k: int | float) -> Tensor:
@@ -34,19 +36,42 @@ def keep_top_k(logits: Tensor, top_k: int | float) -> Tensor:
     return logits.masked_fill(logits < least, -math.inf)
 
 
-def keep_nucleus(ordered: Tensor, top_p: float) -> Tensor:
-    """Return scores with minus infinity outside the nucleus.
+def find_nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """Return a boolean [..., V], True for the ids of the nucleus, without sorting and without waiting for a GPU.
 
-    The nucleus is the smallest set of likeliest ids whose probability exceeds `top_p`, so never empty.
+    The nucleus is the smallest set of likeliest ids whose probability exceeds `top_p`, so it is never empty; of equally
+    likely ids the first ones belong to it. It is what a stable sort finds. Bisection finds the smallest probability in
+    it: floats from 0 to 1 are in the order of their bits, so that 30 halvings leave one float (62 in float64).
 
     Args:
-        ordered: Scores [..., V] in falling order.
-        top_p: Above 0 and below 1.
+        probabilities: [..., V], float32 or float64, summing to 1.
+        top_p: 0 keeps the likeliest id, 1 keeps all.
     """
-    mass = ordered.softmax(dim=-1).cumsum(dim=-1)
-    outside = torch.zeros_like(ordered, dtype=torch.bool)
-    outside[..., 1:] = mass[..., :-1] > top_p
-    return ordered.masked_fill(outside, -math.inf)
+    whole, one = BITS[probabilities.dtype]
+    bits = probabilities.view(whole)
+    least = torch.zeros_like(bits[..., :1])
+    beyond = torch.full_like(least, one + 1)
+    for _ in range(one.bit_length()):
+        middle = least + ((beyond - least) >> 1)
+        exceeds = torch.where(bits >= middle, probabilities, 0.0).sum(dim=-1, keepdim=True) > top_p
+        least, beyond = torch.where(exceeds, middle, least), torch.where(exceeds, beyond, middle)
+    above, tied = bits > least, bits == least
+    left = top_p - torch.where(above, probabilities, 0.0).sum(dim=-1, keepdim=True)
+    count = (left / least.view(probabilities.dtype)).floor() + 1
+    everything = least == 0  # no set exceeds top_p
+    return above | (tied & (everything | (tied.cumsum(dim=-1, dtype=torch.int32) <= count)))
+
+
+def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
+    """Return scores [..., V] with minus infinity outside the nucleus; see `find_nucleus`.
+
+    Args:
+        logits: Scores [..., V], float32 or float64.
+        top_p: 0 or 1 for all ids.
+    """
+    if not 0 < top_p < 1:
+        return logits
+    return logits.masked_fill(~find_nucleus(logits.softmax(dim=-1), top_p), -math.inf)
 
 
 def sample(
@@ -62,18 +87,14 @@ def sample(
         draws: Uniform numbers [B, M, R], of which the last is used; None at temperature 0.
         temperature: 0 takes the likeliest id.
         top_k: As in `keep_top_k`.
-        top_p: As in `keep_nucleus`; 0 or 1 for all ids.
+        top_p: As in `keep_top_p`.
     """
     logits = _exact(logits)
     if temperature <= NO_TEMPERATURE or draws is None:
         best = logits.max(dim=-1)
         return best.indices, (best.values - logits.logsumexp(dim=-1)).exp()
     logits, uniform = keep_top_k(logits, top_k), draws[..., -1:].to(logits)
-    if not 0 < top_p < 1:
-        return _draw((logits / temperature).softmax(dim=-1), uniform)
-    ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
-    ranks, confidence = _draw((keep_nucleus(ordered, top_p) / temperature).softmax(dim=-1), uniform)
-    return ids.gather(-1, ranks[..., None])[..., 0], confidence
+    return _draw((keep_top_p(logits, top_p) / temperature).softmax(dim=-1), uniform)
 
 
 def sample_ids(
@@ -92,25 +113,31 @@ def sample_ids(
         return sample(logits, draws, temperature=temperature, top_k=top_k, top_p=top_p)[0]
     rows = keep_top_k(_exact(logits), top_k).flatten(0, -2)
     flat = draws.to(rows).flatten(0, -2)
+    if not may_read(rows.device):
+        return _draw_without_reading(rows, flat, temperature, top_p).view(logits.shape[:-1])
     ids, missed = _draw_by_rejection(rows, flat[:, :-1], temperature, top_p)
     if len(missed):
         ids[missed] = sample(rows[missed], flat[missed], temperature=temperature, top_p=top_p)[0]
     return ids.view(logits.shape[:-1])
 
 
-def count_draws(top_p: float, temperature: float, device: torch.device) -> int:
+def may_read(device: torch.device) -> bool:
+    """Return whether values of tensors may decide what is computed: on a CPU they are there, for a GPU Python waits."""
+    return device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def count_draws(top_p: float, temperature: float) -> int:
     """Return the number of uniform numbers that `sample_ids` needs for a token.
 
     With several, ids are drawn until one is in the nucleus, which a draw hits with a probability of at least `top_p` up
-    to temperature 1. On a CPU that takes less time than sorting all ids: with sorting, a decode by the base size of 196
-    tokens of 15,360 ids in one step takes 1.2 times as long.
+    to temperature 1. On a CPU that takes less time than finding the nucleus: with sorting, a decode by the base size of
+    196 tokens of 15,360 ids in one step takes 1.2 times as long.
 
     Args:
         top_p: See `sample`.
         temperature: See `sample`.
-        device: Device of the scores.
     """
-    if device.type != "cpu" or temperature > 1 or not 0 < top_p < 1:
+    if temperature > 1 or not 0 < top_p < 1:
         return 1
     draws = math.ceil(math.log(REJECTION_MISS) / math.log(1 - top_p))
     return draws + 1 if draws <= MOST_DRAWS else 1
@@ -157,10 +184,29 @@ def _invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(mass, below, right=True).clamp_(max=mass.shape[-1] - 1)
 
 
+def _draw_without_reading(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
+    """Return the ids [N] that `_draw_by_rejection` finds, and those that it misses, without waiting for a GPU.
+
+    Args:
+        logits: [N, V].
+        uniform: [N, R + 1], of which the last is for rows for which no other hits the nucleus.
+        temperature: Above 0, at most 1.
+        top_p: Between 0 and 1.
+    """
+    weights = logits.softmax(dim=-1)
+    inside = find_nucleus(weights, top_p)
+    drawn_from = weights if temperature == 1 else (logits / temperature).softmax(dim=-1)
+    candidates = _invert(drawn_from, uniform[:, :-1])
+    hits = inside.gather(1, candidates)
+    first = candidates.gather(1, hits.to(torch.int8).argmax(dim=1, keepdim=True))
+    others = _invert(torch.where(inside, drawn_from, 0.0), uniform[:, -1:])
+    return torch.where(hits.any(dim=1, keepdim=True), first, others)[:, 0]
+
+
 def _draw_by_rejection(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
     """Return ids [N], and the indices of the rows for which no draw hit the nucleus.
 
-    An id is in the nucleus if all likelier ids together have at most `top_p`.
+    An id is in the nucleus if all likelier ids, and those before it that are as likely, have at most `top_p` together.
 
     Args:
         logits: [N, V].
@@ -173,11 +219,14 @@ def _draw_by_rejection(logits: Tensor, uniform: Tensor, temperature: float, top_
     candidates = _invert(drawn_from, uniform)
     ids, rows = candidates[:, 0].clone(), torch.arange(len(logits), device=logits.device)
     left, scratch = weights, torch.empty_like(weights)
+    numbers = torch.arange(logits.shape[1], device=logits.device)
     for attempt in range(candidates.shape[1]):
         candidate = candidates[rows, attempt]
         ids[rows] = candidate
-        likelier = torch.gt(left, left.gather(1, candidate[:, None]), out=scratch[: len(rows)])
-        outside = likelier.mul_(left).sum(dim=-1) > top_p
+        own = left.gather(1, candidate[:, None])
+        mass = torch.gt(left, own, out=scratch[: len(rows)]).mul_(left).sum(dim=-1)
+        before = ((left == own) & (numbers < candidate[:, None])).sum(dim=-1)
+        outside = mass + before * own[:, 0] > top_p
         if not outside.any():
             return ids, rows[:0]
         rows, left = rows[outside], left[outside]

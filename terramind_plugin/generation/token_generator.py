@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.generation.decoding import FILLERS, SENTINELS, START, continue_sequence, first_piece
-from terramind_plugin.generation.sampling import guide
+from terramind_plugin.generation.sampling import guide, sample, sample_ids
 from terramind_plugin.generation.schedules import Decoding
 from terramind_plugin.generation.windows import PatchWindows
-from terramind_plugin.model.compiled import CompiledCall, check_mode
+from terramind_plugin.model.compiled import compile_method
 from terramind_plugin.model.embeddings import SequenceHead
 from terramind_plugin.model.encoder_decoder import Context, EncoderDecoder, Tokens
 from terramind_plugin.model.finite import FiniteGuard, zero_nan
@@ -106,23 +106,6 @@ class TokenGenerator(nn.Module):
     def train(self, mode: bool = True) -> TokenGenerator:
         """Return the module, which stays in evaluation mode because it is frozen."""
         return super().train(False)
-
-    def compile_parts(self, mode: str) -> None:
-        """Let the encoder and the decoder run as compiled graphs; what is drawn between them runs as before.
-
-        Args:
-            mode: See `compile_model`.
-
-        Raises:
-            ConfigError: The mode is unknown.
-        """
-        model: Any = self.model
-        # The encoder has a graph for each number of modalities that it reads, the decoder for each modality.
-        cases: dict[str, Callable[..., Any]] = {"encode": _count, "grid_logits": _first, "next_logits": _first}
-        for name, case in cases.items():
-            model.__dict__.pop(name, None)
-            if check_mode(mode) != "off":
-                setattr(model, name, _compile_cases(getattr(model, name), case, mode, model))
 
     @torch.no_grad()
     def forward(
@@ -289,40 +272,64 @@ class TokenGenerator(nn.Module):
                 tokens.put(key, model.embed_sequence(key, sequence))
             return sequence
 
-        def score(index: Tensor) -> Tensor:
-            return _guided(lambda context: model.grid_logits(key, index, size, context), tokens, guided, how)
+        def draw(index: Tensor, numbers: Tensor | None, temperature: float) -> Any:
+            contexts = [tokens.context()] + ([tokens.context(without=guided)] if guided else [])
+            return self._draw_grid(key, index, size, contexts, numbers, temperature, how)
 
         def reveal(index: Tensor, ids: Tensor) -> None:
             if is_read:
                 tokens.put(key, model.embed_some(key, ids, index, size))
 
-        ids = FILLERS[how.scheme](score, reveal, size[0] * size[1], how, noise, device).reshape(-1, *size)
+        ids = FILLERS[how.scheme](draw, reveal, size[0] * size[1], how, noise, device).reshape(-1, *size)
         if is_read:
             tokens.put(key, model.embed_grid(key, ids))
         return ids
 
+    def _draw_grid(
+        self,
+        key: str,
+        index: Tensor,
+        size: Size,
+        contexts: Sequence[Context],
+        numbers: Tensor | None,
+        temperature: float,
+        how: Decoding,
+    ) -> Any:
+        """Return what `DrawFunction` says; a second context is the one without the guided modalities."""
+        scores = [self.model.grid_logits(key, index, size, context) for context in contexts]
+        logits = guide(scores[1], scores[:1], [how.guidance]) if len(scores) > 1 else scores[0]
+        draw = sample if how.scheme == "maskgit" else sample_ids
+        return draw(logits, numbers, temperature=temperature, top_k=how.top_k, top_p=how.top_p)
 
-def _count(parts: Sequence[Tokens], *_: Any) -> int:
-    return len(parts)
+    def compile_parts(self, mode: str = "graphs", *, backend: str | Callable[..., Any] = "inductor") -> TokenGenerator:
+        """Let the encoder run as compiled graphs, and the decoder together with the drawing of ids; return the module.
+
+        Args:
+            mode: As in `compile_model`.
+            backend: As in `compile_model`.
+
+        Raises:
+            ConfigError: The mode is unknown.
+        """
+        cases: dict[str, Callable[..., Any]] = {"encode": _lengths, "next_logits": _length, "_draw_grid": _numbers}
+        for name, case in cases.items():
+            compile_method(self if name == "_draw_grid" else self.model, name, mode, backend=backend, case=case)
+        return self
 
 
-def _first(key: str, *_: Any) -> str:
-    return key
+def _lengths(parts: Sequence[Tokens], *_: Any) -> tuple[int, ...]:
+    """Return the numbers of tokens of the parts that the encoder reads."""
+    return tuple(part.content.shape[1] for part in parts)
 
 
-def _compile_cases(
-    function: Callable[..., Any], case: Callable[..., Any], mode: str, owner: nn.Module
-) -> Callable[..., Any]:
-    """Return a function that runs as compiled graphs, with graphs of its own for each case of its arguments."""
-    calls: dict[Any, CompiledCall] = {}
+def _length(key: str, ids: Tensor, *_: Any) -> tuple[str, int]:
+    """Return which sequence continues, and its length so far."""
+    return key, ids.shape[1]
 
-    def call(*args: Any) -> Any:
-        key = case(*args)
-        if key not in calls:
-            calls[key] = CompiledCall(function, mode, owner=owner)
-        return calls[key](*args)
 
-    return call
+def _numbers(key: str, index: Tensor, size: Size, contexts: Sequence[Context], *_: Any) -> tuple[str, int, int]:
+    """Return which modality is drawn, and the numbers of its tokens and of those in the context."""
+    return key, index.shape[1], contexts[0].memory[0][0].shape[2]
 
 
 def plan_targets(names: Sequence[str]) -> dict[str, Modality]:

@@ -14,6 +14,7 @@ from terratorch.tasks import PixelwiseRegressionTask, SemanticSegmentationTask
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from terramind_plugin.backbones.network import compile_network
 from terramind_plugin.data.dates import dates_taken
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.files import hash_content
@@ -27,12 +28,11 @@ from terramind_plugin.inference.runner import run_jobs
 from terramind_plugin.inference.satellites import open_jobs
 from terramind_plugin.inference.scenes import pair_series
 from terramind_plugin.inference.windows import locate_windows, training_size
-from terramind_plugin.integration.compilation import parts_of
+from terramind_plugin.integration.compilation import network_of
 from terramind_plugin.integration.decoders import fix_kernels, upsample_at_once
 from terramind_plugin.integration.fine_tuned import load_task, task_files
 from terramind_plugin.integration.lightning_cli import TerraMindCLI, make_cli
 from terramind_plugin.model.checkpoints import hash_weights
-from terramind_plugin.model.compiled import compile_model
 from terramind_plugin.model.modalities import find
 from terramind_plugin.model.standardisation import Standardised
 from terramind_plugin.plotting import LABEL_COLORS
@@ -123,8 +123,9 @@ class SceneTask(nn.Module):
         decoder: Any = getattr(self.task.model, "decoder", None)
         if isinstance(decoder, nn.Module) and next((one.is_cuda for one in decoder.parameters()), False):
             decoder.to(memory_format=torch.channels_last)  # as its inputs are, which are tokens side by side
-        for part in parts_of(self.task):
-            compile_model(part, mode)
+        network = network_of(self.task)
+        if network is not None:
+            compile_network(network, mode)
 
     @property
     def mixes_scenes(self) -> bool:

@@ -67,6 +67,9 @@ class FiniteLoss(Callback):
 
     def _check(self, trainer: Trainer) -> None:
         unchecked, self._unchecked = self._unchecked, []
+        # One answer for all: a GPU is waited for once.
+        if not unchecked or torch.stack([loss.isfinite().all() for _, loss, _ in unchecked]).all():
+            return
         for batch_idx, loss, names in unchecked:
             if not torch.isfinite(loss).all():
                 raise DataError(

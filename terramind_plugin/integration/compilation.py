@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor, nn
+from torch import nn
 
-from terramind_plugin.model.compiled import check_mode, compile_model, find_call
+from terramind_plugin.backbones.network import compile_network
+from terramind_plugin.model.compiled import CompiledCall, check_mode, find_call
 
 logger = logging.getLogger("terramind_plugin")
 
@@ -20,7 +20,8 @@ class CompiledModel(Callback):
 
     Each shape of a batch has a graph of its own, the first one at once, others when they have come often. What is left
     runs as before, such as the last, smaller batch of an epoch. Checkpoints have the same names as without. If
-    compilation fails, the log says why in one line, and training goes on without.
+    compilation fails, the log says why in one line, and training goes on without. Gradients must be set to None between
+    steps, as Lightning does: zeros would be written where CUDA graphs keep results of their own.
 
     Args:
         mode: 'graphs' compiles on a GPU, with CUDA graphs, and changes nothing on a CPU; 'default' compiles on any
@@ -30,37 +31,47 @@ class CompiledModel(Callback):
     def __init__(self, mode: str = "graphs") -> None:
         self.mode = check_mode(mode)
         self._parts: list[nn.Module] = []
+        self._is_first = True
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Compile the task's model; compilation itself takes place in the first step."""
         if self.mode == "off" or (self.mode == "graphs" and trainer.strategy.root_device.type != "cuda"):
             return
-        self._parts = parts_of(pl_module)
-        for part in self._parts:
-            compile_model(part, self.mode)
+        network = network_of(pl_module)
+        self._parts = [] if network is None else compile_network(network, self.mode)
         if not self._parts:
             logger.warning("CompiledModel: %s has no model to compile; it runs as it is.", type(pl_module).__name__)
 
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Make room for gradients that are added up: those of CUDA graphs lie where the next step writes its own."""
-        if self._parts and trainer.accumulate_grad_batches > 1:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note whether gradients are new or add up to those of the batches before."""
+        self._is_first = batch_idx % trainer.accumulate_grad_batches == 0
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Copy gradients that others will be added to: where CUDA graphs wrote them, the next step writes its own."""
+        if self._parts and self.mode == "graphs" and trainer.accumulate_grad_batches > 1 and self._is_first:
             for parameter in pl_module.parameters():
-                if parameter.requires_grad and parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
+                if parameter.grad is not None:
+                    parameter.grad = parameter.grad.clone()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say once if the task never calls what is compiled."""
-        calls = [find_call(part) for part in self._parts]
-        if self._parts and not any(call is not None and call.calls for call in calls):
+        calls = [call for part in self._parts for call in _calls_of(part)]
+        if self._parts and not any(call.calls for call in calls):
             logger.warning("CompiledModel: %s calls no compiled part; it runs as it is.", type(pl_module).__name__)
             self._parts = []
 
 
-def parts_of(task: LightningModule) -> list[nn.Module]:
-    """Return the parts of a task to compile: its whole model, or the backbone of a detector."""
+def _calls_of(part: nn.Module) -> list[CompiledCall]:
+    """Return what runs the calls of a compiled part, and those of its methods."""
+    found = [find_call(part), *part.__dict__.values()]
+    return [call for call in found if isinstance(call, CompiledCall)]
+
+
+def network_of(task: LightningModule) -> nn.Module | None:
+    """Return the network of a task to compile: its whole model, or the backbone and neck of a detector; None without.
+
+    What follows the backbone of a detector has the shape of what it finds.
+    """
     model: Any = getattr(task, "model", None)
-    if not isinstance(model, nn.Module):
-        return []
-    detector: Any = getattr(model, "torchvision_model", None)
-    backbone = getattr(detector, "backbone", None)
-    return [backbone if isinstance(backbone, nn.Module) else model]
+    found = getattr(getattr(model, "torchvision_model", None), "backbone", model)
+    return found if isinstance(found, nn.Module) else None

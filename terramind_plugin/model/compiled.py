@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, is_dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from terramind_plugin.errors import ConfigError, one_line, suggest
@@ -25,6 +28,8 @@ batch of an epoch never gets one: in an epoch of four batches or more its share 
 REPEATS = 2
 """Number of times that a shape is compiled again because something other than the arguments has changed, such as which
 parameters train; afterwards the shape runs without a graph."""
+CASES = 32
+"""Number of cases of a function that have graphs; training and evaluation are cases of their own."""
 KNOWN = 256
 """Number of shapes that are counted; images of ever new sizes must not fill the memory."""
 
@@ -59,6 +64,31 @@ def compile_model(module: Module, mode: str = "graphs", *, backend: str | Callab
     return module
 
 
+def compile_method(owner: nn.Module, name: str, mode: str = "graphs", **arguments: Any) -> None:
+    """Let a method of a module run as compiled graphs, for this module alone.
+
+    Args:
+        owner: The module.
+        name: Name of the method.
+        mode: As in `compile_model`.
+        arguments: Further arguments of `CompiledCall`.
+
+    Raises:
+        ConfigError: The mode is unknown.
+    """
+    old = owner.__dict__.get(name)
+    call = None
+    if check_mode(mode) != "off":
+        function = getattr(type(owner), name).__get__(owner)
+        settings: dict[str, Any] = {**arguments, "owner": owner}
+        call = CompiledCall(function, mode, **settings)
+        if isinstance(old, CompiledCall) and (old.mode, old.backend) == (call.mode, call.backend):
+            return
+    owner.__dict__.pop(name, None)
+    if call is not None:
+        owner.__dict__[name] = call
+
+
 def find_call(module: nn.Module) -> CompiledCall | None:
     """Return what runs the calls of a compiled module; None for other modules."""
     call = getattr(module, "_compiled_call_impl", None)
@@ -81,6 +111,22 @@ def _hint(name: object) -> str:
     return suggest(name, MODES) if isinstance(name, str) else ""
 
 
+def keep_out(owner: type, *names: str) -> None:
+    """Keep methods out of graphs that are compiled around them.
+
+    The class is changed, and only where torch's compiler is loaded: loading it takes seconds.
+
+    Args:
+        owner: Class of the methods.
+        names: Names of the methods.
+    """
+    for name in names:
+        method = owner.__dict__[name]
+        if "torch._dynamo" in sys.modules and not getattr(method, "_torchdynamo_disable", False):
+            disable: Any = torch.compiler.disable
+            setattr(owner, name, disable(method))
+
+
 class CompiledCall:
     """A function that runs as compiled graphs; see `compile_model`.
 
@@ -90,6 +136,8 @@ class CompiledCall:
         mode: 'graphs' or 'default'.
         backend: Compiler, as in `torch.compile`.
         owner: Module that the function belongs to: its training mode decides which graph is the right one.
+        case: Function of the arguments that tells cases apart which are equally important, such as the steps of a loop:
+            the first shape of each case gets a graph at once. There may be 32 cases; None for one.
     """
 
     def __init__(
@@ -99,8 +147,10 @@ class CompiledCall:
         *,
         backend: str | Callable[..., Any] = "inductor",
         owner: nn.Module | None = None,
+        case: Callable[..., Hashable] | None = None,
     ) -> None:
         self.function = function
+        self.case = case
         self.mode = check_mode(mode)
         self.backend = backend
         self.owner = owner
@@ -111,6 +161,10 @@ class CompiledCall:
         """Why nothing is compiled any more; None if all is well."""
         self._shapes: dict[Hashable, _Shapes] = {}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        settings: dict[str, Any] = {"backend": self.backend, "owner": self.owner, "case": self.case}
+        return partial(CompiledCall, **settings), (self.function, self.mode)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the function returns."""
         self.calls += 1
@@ -119,7 +173,10 @@ class CompiledCall:
             return self.function(*args, **kwargs)
         if self.mode == "graphs" and device != "cuda":
             return self.function(*args, **kwargs)
-        state = (device, *_state(device, self.owner))
+        case = None if self.case is None else self.case(*args, **kwargs)
+        state = (case, device, *_state(device, self.owner))
+        if state not in self._shapes and len(self._shapes) >= CASES:
+            return self.function(*args, **kwargs)
         shapes = self._shapes.setdefault(state, _Shapes())
         shape = _describe((args, kwargs))
         if not shapes.deserves_graph(shape):
@@ -140,9 +197,20 @@ class CompiledCall:
         return result
 
     def _run(self, graph: _Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = graph(*args, **kwargs)
-        if graph.repeats > REPEATS:
-            _warn(f"{self.name} changes from step to step, so that its graphs do not last. It runs without them.")
+        try:
+            result = graph(*args, **kwargs)
+        except Exception as error:
+            from torch._dynamo.exc import TorchDynamoException
+
+            if not isinstance(error, TorchDynamoException):
+                raise
+            reason = _root(error)  # compiled again, without success
+        else:
+            if graph.repeats > REPEATS:
+                _warn(f"{self.name} changes from step to step, so that its graphs do not last. It runs without them.")
+            return result
+        result = self.function(*args, **kwargs)
+        self._give_up(reason)
         return result
 
     def _give_up(self, reason: str) -> None:
@@ -193,7 +261,7 @@ class _Graph:
 
         stats, outside = counters["stats"], _nested
         before = stats["unique_graphs"]
-        with nullcontext() if self.repeats >= 0 else _one_graph():
+        with nullcontext() if self.repeats >= 0 and not is_distributed() else _one_graph():
             result = self._call(*args, **kwargs)
         made = stats["unique_graphs"] - before
         if self.repeats < 0 or made > _nested - outside:
@@ -211,6 +279,11 @@ def _apart(function: Callable[..., Any]) -> Callable[..., Any]:
 
     call.__code__ = call.__code__.replace(co_name=f"call_{getattr(function, '__name__', 'function')}")
     return call
+
+
+def is_distributed() -> bool:
+    """Return whether several processes train one model."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _one_graph() -> AbstractContextManager[Any]:

@@ -101,7 +101,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return tokens [B, N, dim]; `mask` as in `attend`."""
-        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads).unbind(0)
+        # Unbound before heads and tokens change places: the backward pass then writes one gradient, and copies none.
+        parts = rearrange(self.qkv(x), "b n (three h d) -> b n three h d", three=3, h=self.num_heads).unbind(2)
+        q, k, v = (rearrange(part, "b n h d -> b h n d") for part in parts)
         out = attend(q, k, v, mask, self.attn_drop if self.training else 0.0)
         tokens: Tensor = self.proj_drop(self.proj(rearrange(out, "b h n d -> b n (h d)")))
         return tokens

@@ -132,8 +132,9 @@ def describe_decoder(variant: Variant) -> dict[str, Any]:
 
 def describe_optimizer(variant: Variant) -> dict[str, Any]:
     """Return the optimizer's and the scheduler's part of a configuration."""
+    lr = 5e-4 if variant.dim == 128 else 1e-4
     return {
-        "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 5e-4 if variant.dim == 128 else 1e-4}},
+        "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": lr, "fused": True}},
         "lr_scheduler": {
             "class_path": "ReduceLROnPlateau",
             "init_args": {"monitor": "val/loss", "factor": 0.5, "patience": 3},
@@ -196,6 +197,7 @@ def describe_trainer(folder: str, monitor: str = "val/mIoU", mode: str = "max") 
                 },
             },
             {"class_path": "terramind_plugin.FiniteLoss"},
+            {"class_path": "terramind_plugin.CompiledModel"},
             {"class_path": "terramind_plugin.SegmentationImages"},
             {"class_path": "terramind_plugin.GeoTiffWriter"},
         ],

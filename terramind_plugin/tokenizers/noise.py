@@ -87,3 +87,10 @@ def draw_noise(
             f"Got {len(generators)} generators for {batch} samples. Give one for each, or a single one for all."
         )
     return Noise(generators).normal(*shape)
+
+
+def send(numbers: Tensor, device: torch.device) -> Tensor:
+    """Return random numbers on a device; a GPU gets them from pinned memory, so that nobody waits for the copy."""
+    if device.type == "cuda" and numbers.device.type == "cpu":
+        numbers = numbers.pin_memory()
+    return numbers.to(device, non_blocking=True)

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from terramind_plugin.builders import build_backbone, build_tim
+from terramind_plugin.cache.cache import Cache, LookUps
+from terramind_plugin.cache.callback import EPOCHS, CacheLog
 from terramind_plugin.errors import ConfigError
 
 NAMES = ["S2L1C", "S1GRD"]
@@ -263,3 +265,39 @@ def test_names_and_sizes_from_the_command_line(tmp_path, monkeypatch):
     assert model.tim_cache.path.as_posix() == "cache/tim.sqlite3"
     assert model.tim_cache.store.limit == 2**29
     assert model.feature_cache.path.as_posix() == "somewhere/features.sqlite3"
+
+
+def test_a_cache_that_costs_more_than_it_saves_rests(caplog):
+    slow, quick = Cache("somewhere", "slow", 1), Cache("somewhere", "quick", 1)
+    epoch = {
+        "slow": LookUps(looked_up=40, hits=20, look_up_seconds=0.4, seconds_spared=0.1),
+        "quick": LookUps(looked_up=40, hits=20, look_up_seconds=0.1, seconds_spared=0.4),
+    }
+    log = CacheLog()
+    for _ in range(EPOCHS):
+        for cache in (slow, quick):
+            log._judge(cache, epoch[cache.name])
+    assert (slow.paused, quick.paused) == (True, False)
+    assert "looking a sample up takes 10.0 ms, computing it 5.0 ms" in caplog.text
+
+
+def test_features_of_a_resting_cache_are_computed_alone(frozen, chips, monkeypatch):
+    model, x = frozen(), chips(0, 1)
+    want = model(x)
+    model.feature_cache.paused = True
+    monkeypatch.setattr(type(model.feature_cache), "recall", None)  # neither keys nor files
+    assert all(torch.equal(one, other) for one, other in zip(model(x), want, strict=True))
+
+
+def test_a_generator_in_bfloat16(tim, chips):
+    model = tim(tim_generator_dtype="bfloat16", cache=None)
+    assert {p.dtype for p in model.sampler.parameters()} == {torch.bfloat16}
+    assert {p.dtype for name, p in model.named_parameters() if not name.startswith("sampler.")} == {torch.float32}
+    model(chips(0, 1))
+    ids = model.generated_tokens["LULC"]
+    assert torch.equal(model.generate_tokens(chips(1))["LULC"][0], ids[1])
+    other = tim(cache=None)
+    other.load_state_dict(model.state_dict())
+    assert model.describe() != other.describe()
+    with pytest.raises(ConfigError, match="tim_generator_dtype must be one of float32, bfloat16, got 'half'"):
+        tim(tim_generator_dtype="half", cache=None)

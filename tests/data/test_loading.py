@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from terramind_plugin.data.loading import collate
 from terramind_plugin.data.placing import Placing, list_costly
 from terramind_plugin.data.slots import LEAST, Slots, join
+from terramind_plugin.data.standardising import BatchStandardisation
 from terramind_plugin.errors import DataError
 from terramind_plugin.raster.images import RasterImage
 from tests.data.conftest import write_raster
@@ -232,3 +235,42 @@ def test_a_crop_reads_only_its_window(make_chips: Any, make_module: Any, monkeyp
     seen = dict(windows)
     assert seen[1] is None  # all of a label is checked
     assert all(part.stop - part.start == 7 for count in (13, 2) for part in seen[count])
+
+
+def test_a_batch_in_which_nothing_is_missing_has_no_mask() -> None:
+    def sample(*there: bool) -> dict[str, Any]:
+        return {"image": {"a": torch.zeros(1, 2, 2)}, "modality_mask": {"a": torch.tensor(there)}}
+
+    assert "modality_mask" not in collate([sample(True), sample(True)])
+    assert collate([sample(True), sample(False)])["modality_mask"]["a"].flatten().tolist() == [True, False]
+    assert "modality_mask" in collate([sample(True, True), sample(True, False)])
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (2, 3, 2, 4, 4), (3, 4, 4)])
+def test_standardisation_is_terratorchs_and_keeps_its_numbers(shape: tuple[int, ...]) -> None:
+    from terratorch.datamodules.generic_multimodal_data_module import MultimodalNormalize
+
+    numbers: tuple[dict[str, list[float]], ...] = ({"a": [1.0, 2, 3], "b": [5.0]}, {"a": [2.0, 4, 8], "b": [3.0]})
+    ours, theirs = BatchStandardisation(*numbers), MultimodalNormalize(*numbers)
+    lone = torch.rand(shape[0], 4, 4)
+    images = {"a": torch.rand(shape), "b": lone, "other": torch.rand(2)}
+    for denormalize in (False, True):
+        got = ours({"image": dict(images), "mask": lone}, denormalize)["image"]
+        want = theirs({"image": dict(images), "mask": lone}, denormalize)["image"]
+        assert all(torch.equal(got[name], want[name]) for name in images)
+        assert torch.equal(ours({"a": images["a"]}, denormalize)["a"], want["a"])
+    kept = {id(one) for pair in ours._numbers.values() for one in pair}
+    ours({"image": dict(images)})
+    assert {id(one) for pair in ours._numbers.values() for one in pair} == kept
+    assert not deepcopy(ours)._numbers
+
+
+def test_memory_is_pinned_where_a_gpu_computes(make_chips: Any, make_module: Any, monkeypatch: Any) -> None:
+    module = make_module(make_chips())
+    module.setup("fit")
+    assert not module.train_dataloader().pin_memory
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not module.train_dataloader().pin_memory  # the run is on a CPU
+    monkeypatch.setattr(module, "_runs_on_cuda", lambda: True)
+    assert module.train_dataloader().pin_memory
+    assert module.slots.pinned

@@ -6,22 +6,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.generation.sampling import count_draws, guide, keep_nucleus, keep_top_k, sample, sample_ids
+from terramind_plugin.generation.sampling import (
+    count_draws,
+    find_nucleus,
+    guide,
+    keep_top_k,
+    keep_top_p,
+    sample,
+    sample_ids,
+)
 from terramind_plugin.tokenizers.noise import Noise
-
-CPU = torch.device("cpu")
+from tests.reads import Reads
 
 
 def scores(seed, batch=2, tokens=5, vocabulary=40, spread=3.0):
     return spread * torch.randn(batch, tokens, vocabulary, generator=torch.Generator().manual_seed(seed))
 
 
-def keep_top_p(logits, top_p):
-    """Return scores in their own order with minus infinity outside the nucleus."""
-    if top_p == 0:
-        return logits
-    ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
-    return torch.empty_like(logits).scatter(-1, ids, keep_nucleus(ordered, top_p))
+def sorted_nucleus(probabilities, top_p):
+    """Return the nucleus that a stable sort finds."""
+    ordered, ids = probabilities.sort(dim=-1, descending=True, stable=True)
+    mass = ordered.cumsum(dim=-1)
+    inside = torch.ones_like(ordered, dtype=torch.bool)
+    inside[..., 1:] = mass[..., :-1] <= top_p
+    return torch.empty_like(inside).scatter(-1, ids, inside)
 
 
 def reference_filter(logits, top_k=0.0, top_p=0.0):
@@ -44,6 +52,63 @@ def test_top_p_is_the_references(seed, top_p):
     assert torch.equal(keep_top_p(logits, top_p), reference_filter(logits, top_p=top_p))
 
 
+@given(st.integers(0, 10_000), st.sampled_from([2, 40, 4375]), st.floats(0.01, 0.99), st.sampled_from([0.1, 3.0, 10.0]))
+@settings(max_examples=25, deadline=None)
+def test_bisection_finds_the_nucleus_of_sorting(seed, vocabulary, top_p, spread):
+    for dtype in (torch.float32, torch.float64):
+        weights = scores(seed, vocabulary=vocabulary, spread=spread).to(dtype).softmax(dim=-1)
+        got, want = find_nucleus(weights, top_p), sorted_nucleus(weights, top_p)
+        mass = torch.where(got, weights, 0.0).sum(dim=-1)
+        rounded = (mass - top_p).abs() < 1e-5  # the order of the sum decides where it ends there
+        assert torch.equal(got[~rounded], want[~rounded])
+        assert (got.sum(dim=-1) - want.sum(dim=-1)).abs().max() <= 1 or rounded.any()
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(0, 64))
+@settings(max_examples=50, deadline=None)
+def test_equally_likely_ids_enter_in_their_order(parts, top):
+    """Probabilities and top_p are multiples of a power of two, so that sums are exact."""
+    fixed = [*parts, 64 * 4 - sum(parts)]
+    weights = torch.tensor(fixed, dtype=torch.float32) / 256
+    assert torch.equal(find_nucleus(weights, top / 64), sorted_nucleus(weights, top / 64))
+    assert torch.equal(find_nucleus(weights.flip(0), top / 64), sorted_nucleus(weights.flip(0), top / 64))
+
+
+def test_edges_of_the_nucleus():
+    weights = torch.tensor([[0.25, 0.5, 0.25, 0.0], [0.0, 0.0, 1.0, 0.0], [0.25, 0.25, 0.25, 0.25]])
+    assert find_nucleus(weights, 0.0).tolist() == [
+        [False, True, False, False],
+        [False, False, True, False],
+        [True] + [False] * 3,
+    ]
+    assert find_nucleus(weights, 1.0).all()
+    assert find_nucleus(weights, 0.5).tolist() == [
+        [True, True, False, False],
+        [False, False, True, False],
+        [True] * 3 + [False],
+    ]
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+@pytest.mark.parametrize("spread", [0.0, 3.0])
+def test_a_gpu_draws_what_a_cpu_draws_and_nobody_waits(monkeypatch, temperature, spread):
+    logits = scores(1, batch=3, tokens=50, vocabulary=300, spread=spread)
+    draws = Noise.from_seed([1, 2, 3], 3).uniform(50, count_draws(0.8, temperature))
+    draws[0, 0, :-1] = 1 - 2**-24  # all miss
+    want = sample_ids(logits, draws, temperature=temperature, top_p=0.8)
+    monkeypatch.setattr("terramind_plugin.generation.sampling.may_read", lambda device: False)
+    with Reads() as reads:
+        got = sample_ids(logits, draws, temperature=temperature, top_p=0.8)
+    assert reads.names == []
+    assert torch.equal(got, want)
+
+
+def test_drawing_is_one_graph():
+    logits, draws = scores(1), Noise.from_seed(0, 2).uniform(5, count_draws(0.8, 1.0))
+    compiled = torch.compile(sample_ids, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(logits, draws, top_p=0.8), sample_ids(logits, draws, top_p=0.8))
+
+
 def test_a_small_share_keeps_one():
     assert keep_top_k(scores(0), 0.001).isfinite().sum(dim=-1).eq(1).all()
 
@@ -54,7 +119,7 @@ def test_draws_stay_inside(seed, top_k, top_p, temperature):
     logits = scores(seed)
     allowed = keep_top_p(keep_top_k(logits, top_k), top_p).isfinite()
     how = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    draws = Noise.from_seed(seed, 2).uniform(5, count_draws(top_p, temperature, CPU))
+    draws = Noise.from_seed(seed, 2).uniform(5, count_draws(top_p, temperature))
     for ids in (sample(logits, draws, **how)[0], sample_ids(logits, draws, **how)):
         assert allowed.gather(-1, ids[..., None]).all()
 
@@ -74,7 +139,7 @@ def test_frequencies(temperature, top_p):
     logits = torch.tensor([0.4, 0.25, 0.2, 0.1, 0.05]).log()
     want = (keep_top_p(logits, top_p) / temperature).softmax(dim=-1)
     count = 40_000
-    draws = Noise.from_seed(0, 1).uniform(count, count_draws(top_p, temperature, CPU))
+    draws = Noise.from_seed(0, 1).uniform(count, count_draws(top_p, temperature))
     many = logits.expand(1, count, 5)
     ids, sureness = sample(many, draws, temperature=temperature, top_p=top_p)
     torch.testing.assert_close(sureness, want[ids])
@@ -104,7 +169,7 @@ def test_a_sample_is_the_same_in_any_batch(top_p):
 
     def draw(which):
         noise = Noise.from_seed([seeds[index] for index in which], len(which))
-        return sample_ids(logits[which], noise.uniform(5, count_draws(top_p, 1.0, CPU)), top_p=top_p)
+        return sample_ids(logits[which], noise.uniform(5, count_draws(top_p, 1.0)), top_p=top_p)
 
     together = draw([0, 1, 2, 3])
     for index in range(4):

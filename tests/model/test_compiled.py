@@ -141,6 +141,22 @@ def test_a_compiler_that_fails_is_one_line(caplog):
     )
 
 
+def test_a_compiler_that_fails_later_is_one_line(caplog):
+    def once(graph, inputs):
+        if graphs() > 1:
+            raise RuntimeError("no room left")
+        return graph
+
+    module = compile_model(Answering(), "default", backend=once)
+    x = {"image": torch.ones(2, 4)}
+    for factor in (1, 2, 3):
+        module.factor = factor
+        assert torch.allclose(module(x).output, module.layer(x["image"]) * factor)
+    assert [line.partition(" To turn")[0] for line in said(caplog)] == [
+        "Answering runs without compilation: no room left."
+    ]
+
+
 def test_an_error_of_the_module_stays_its_own(caplog):
     module = compile_model(layer(), "default", backend="eager")
     with pytest.raises(RuntimeError, match="mat1 and mat2"):

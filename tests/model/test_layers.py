@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from terramind_plugin.model import layers
 from terramind_plugin.model.layers import Attention, Block, GatedMlp, LayerNorm, Mlp, attend, swiglu
@@ -157,6 +158,29 @@ def test_attention_dropout_alone_is_for_training_only():
     assert not torch.equal(layer(x), layer(x))
     layer.eval()
     assert torch.equal(layer(x), layer(x))
+
+
+class Written(TorchDispatchMode):
+    """Names of the operations that write a result of some size."""
+
+    def __init__(self, numel):
+        super().__init__()
+        self.numel, self.names = numel, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.numel() == self.numel and not func.is_view:
+            self.names.append(str(func.overloadpacket))
+        return out
+
+
+def test_the_gradient_of_queries_keys_and_values_is_written_once():
+    layer = Attention(48, 3, bias=True)
+    x = torch.rand(2, 5, 48, requires_grad=True)
+    out = layer(x).sum()
+    with Written(2 * 5 * 3 * 48) as written:
+        out.backward()
+    assert written.names == ["aten.stack"]
 
 
 def test_swiglu_has_the_derivatives_of_its_definition():
