@@ -114,10 +114,10 @@ def _measure(setting: Setting, case: str, mode: str, model: SceneModel, scene: P
         seconds.append(time.perf_counter() - began)
     whole = min(seconds)
     name = side(OURS, mode)
-    remark = f"{mega / whole:.3g} Mpixel/s. {failures()}"
+    remark = "; ".join(filter(None, [f"{mega / whole:.3g} Mpixel/s", failures()]))
     setting.add(
         Measurement(f"{case}, model alone", name, 1e3 * alone, "ms", remark=f"{windows} windows"),
-        Measurement(f"{case}, file to file", name, 1e3 * whole, "ms", remark=remark.strip()),
+        Measurement(f"{case}, file to file", name, 1e3 * whole, "ms", remark=remark),
         Measurement(f"{case}, model's share", name, alone / whole, ""),
     )
 
