@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from bench.gpu.models import compiled, failures
 from bench.gpu.setting import EAGER, GRAPHS, OURS, Measurement, Setting, side
+from terramind_plugin.backbones.network import compile_network
 from terramind_plugin.builders import build_by_name
-from terramind_plugin.model.compiled import compile_model
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.model.standardisation import Standardisation
 
@@ -67,7 +67,7 @@ class SceneModel(nn.Module):
 
     def prepare(self, mode: str) -> None:
         """Compile the network for windows of one size."""
-        compile_model(self.network, mode)
+        compile_network(self.network, mode)
 
     def forward(self, images: Mapping[str, Tensor], corners: Sequence[tuple[int, int]]) -> Tensor:
         """Return scores [B, classes, h, w] of windows in their units."""
