@@ -19,7 +19,7 @@ from torch import Tensor
 from terramind_plugin.data.arguments import STAGES
 from terramind_plugin.data.results import FiniteResults, PredictionTable, describe_files, is_detection
 from terramind_plugin.data.terratorch_internals import CustomWriter
-from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.errors import ConfigError, DataError, counted
 from terramind_plugin.plotting import LABEL_COLORS
 from terramind_plugin.raster.georeference import check_georeference
 from terramind_plugin.raster.missing import read_pixels
@@ -141,7 +141,7 @@ class GeoTiffWriter(BasePredictionWriter):
         self._table.add(name, array, lost=lost)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the table of predictions, and log results that were not finite."""
+        """Write the table of predictions, say where the results are, and log those that were not finite."""
         if self._results is not None:
             self._results.stop()
             self._results = None
@@ -157,6 +157,10 @@ class GeoTiffWriter(BasePredictionWriter):
         rank = f"_{trainer.global_rank}" if trainer.world_size > 1 else ""
         target = Path(str(self.output_dir)) / f"predictions{rank}.csv"
         self._table.write(target, class_names, pl_module.hparams.get("var_names") or ())
+        if self._written:
+            print(f"{counted(len(self._written), 'prediction')} in {self.output_dir}", flush=True)
+        elif target.exists():
+            print(target, flush=True)
 
     def _write(
         self,

@@ -53,8 +53,9 @@ def predict(runner: Any, fitted: Any, tmp_path: Path) -> Any:
     return predicted
 
 
-def test_files_lie_on_the_inputs_grid(predict: Any, scenes: Any) -> None:
+def test_files_lie_on_the_inputs_grid(predict: Any, scenes: Any, capsys: pytest.CaptureFixture[str]) -> None:
     out = predict()
+    assert f"1 prediction in {out}" in capsys.readouterr().out
     (name,) = scenes.splits["test"]
     (path,) = out.rglob("*")
     assert path.name == f"{name}_S2Hand_pred.tif"
