@@ -60,7 +60,7 @@ def _build_transform(entry: Mapping[str, Any]) -> Any:
                 return getattr(module, class_name)(**arguments)
             except (TypeError, ValueError) as error:
                 raise ConfigError(f"Transform {class_path}: {error}") from None
-        known += dir(module)
+        known += [name for name in dir(module) if name[:1].isupper()]  # classes
     raise ConfigError(f"Unknown transform '{class_path}'.{suggest(class_name, known)}")
 
 
