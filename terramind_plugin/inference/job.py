@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from multiprocessing import parent_process
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -126,6 +127,12 @@ class Job:
             warn: Whether to warn of values that look like those of another unit.
         """
         threads = THREADS if parent_process() is None else 1  # a forked process cannot use its parent's
+        lock = Lock()
+
+        def before(first: int, last: int) -> None:
+            with lock:  # modalities are read at the same time
+                self.before(first, last)
+
         with ExitStack() as stack:
             sources = {
                 name: stack.enter_context(
@@ -135,7 +142,7 @@ class Job:
             }
             for source in sources.values():
                 for one in source.sources if isinstance(source, Series) else (source,):
-                    one.before = self.before
+                    one.before = before
             yield sources
 
     def decide(

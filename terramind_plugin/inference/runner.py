@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Collection, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -78,6 +79,9 @@ class SceneRun:
         self._progress = make_progress(processes)
         self._advance = partial(self._progress.advance, self._progress.add_task(text, total=total))
         self._partials: dict[int, tuple[Partial, dict[str, Any]]] = {}
+        self._writer: Executor
+        self._written: tuple[Future[None], int] | None = None
+        """Files of a scene on their way, and the number of the scene."""
 
     def _blocks(self, job: Job) -> list[RowBlock]:
         return job.plan.blocks(self.options.batch_size)
@@ -89,8 +93,11 @@ class SceneRun:
         self.signals.check()
         try:
             self._begin()
-            for unit in self.units:
-                self._compute(*unit)
+            # A thread writes the files of a scene while the model works on the next one.
+            with ThreadPoolExecutor(1) as self._writer:
+                for unit in self.units:
+                    self._compute(*unit)
+                self._wait_for_files()
             self._complete()
         finally:
             self._progress.stop()
@@ -153,8 +160,20 @@ class SceneRun:
                 raise
             say_what_was_wrong(job, streamer.not_finite, sources.values())
             if (first, last) == (0, len(blocks)):
-                job.finish(rows, record, sources)
-                del self._partials[number]
+                self._wait_for_files()
+                if job.draws:  # in the main thread, with the inputs at hand
+                    job.finish(rows, record, sources)
+                    del self._partials[number]
+                else:
+                    self._written = self._writer.submit(job.finish, rows, record, {}), number
+
+    def _wait_for_files(self) -> None:
+        """Wait for the files of the scene before; at most one scene is behind."""
+        if self._written is not None:
+            written, number = self._written
+            self._written = None
+            written.result()
+            del self._partials[number]
 
     def _complete(self) -> None:
         """Write the files of scenes that several processes have worked on."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import cycle
@@ -176,6 +176,10 @@ class Streamer:
 
     def _read(self, blocks: Sequence[RowBlock]) -> Iterator[Batch]:
         """Yield the batches of some row blocks; windows without data are left out of them."""
+        with ThreadPoolExecutor(len(self.sources), thread_name_prefix="reading inputs") as readers:
+            yield from self._read_batches(blocks, readers)
+
+    def _read_batches(self, blocks: Sequence[RowBlock], readers: Executor) -> Iterator[Batch]:
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         # Used in turn: one is filled, some wait, one is worked on.
         memories = cycle([BatchMemory(self.batch_size, self.device) for _ in range(READ_AHEAD + 2)])
@@ -183,7 +187,7 @@ class Streamer:
             batch, memory = Batch({}, [], [], [], block, False), next(memories)
             memory.begin()
             for row, column in self.plan.windows(block):
-                values, valid = self._read_window(row, column)
+                values, valid = self._read_window(row, column, readers)
                 batch.marks.append((row, column, self.plan.shrink(valid)))
                 if valid.any():
                     batch.valid.append(valid)
@@ -196,9 +200,17 @@ class Streamer:
                     memory.begin()
             yield self._send(batch._replace(ends=True), memory, stream)
 
-    def _read_window(self, row: int, column: int) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
+    def _read_window(
+        self, row: int, column: int, readers: Executor
+    ) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
         window = *self.plan.corner(row, column), *self.plan.window
-        parts = {name: source.read(*window) for name, source in self.sources.items()}
+        first, *others = self.sources.items()  # each modality in a thread of its own, the first in this one
+        waiting = {name: readers.submit(source.read, *window) for name, source in others}
+        try:
+            parts = {first[0]: first[1].read(*window)}
+        finally:
+            wait(waiting.values())  # an error must not leave a thread in a file that is about to be closed
+        parts |= {name: one.result() for name, one in waiting.items()}
         valid = np.logical_or.reduce([part.valid for part in parts.values()])
         return {name: part.values for name, part in parts.items()}, valid
 

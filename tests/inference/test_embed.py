@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -406,6 +408,32 @@ def test_a_run_goes_on(scene: Path, tmp_path: Path, monkeypatch: Any, format: st
     _one(scene, out, *words)
     assert calls
     assert _files(path) == whole
+
+
+def test_files_are_written_while_the_next_scene_is_computed(scene: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    from terramind_plugin.errors import DataError
+    from terramind_plugin.inference.embedding import EmbeddingJob
+
+    scenes = [Path(shutil.copy(scene, tmp_path / f"{name}.tif")) for name in "ab"]
+    write, threads, fails = EmbeddingJob.write, [], [True]
+
+    def writing(self: Any, *arguments: Any) -> None:
+        threads.append(threading.current_thread())
+        if fails[0] and self.stem == "a":
+            raise DataError("no room for a")
+        write(self, *arguments)
+
+    monkeypatch.setattr(EmbeddingJob, "write", writing)
+    out, words = tmp_path / "out", ["--modality", "S2L2A", "--out"]
+    assert _embed(*scenes, *words, out) == 2
+    assert sorted(path.name for path in out.iterdir()) == ["a_embed.partial", "b_embed.partial"]
+    fails[0] = False
+    assert _embed(*scenes, *words, out) == 0
+    assert threading.main_thread() not in threads
+    assert sorted(path.name for path in out.iterdir()) == ["a_embedding.tif", "b_embedding.tif"]
+    for one in scenes:
+        alone = _one(one, tmp_path / f"alone_{one.stem}")
+        assert (out / alone.name).read_bytes() == alone.read_bytes()
 
 
 @FORMATS

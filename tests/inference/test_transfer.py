@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from terramind_plugin.inference.stream import Streamer
 from terramind_plugin.inference.transfer import BatchMemory, TakenRows
 from terramind_plugin.inference.windows import plan_windows
-from terramind_plugin.raster.reader import Expected, Source
+from terramind_plugin.raster.reader import Expected, FilledPixels, Source
 from terramind_plugin.raster.writer import Layer
 from tests.inference.test_stream import write_scene
 
@@ -89,6 +90,29 @@ def test_a_scene_of_integers_arrives_in_its_type(tmp_path: Path, monkeypatch: An
     np.testing.assert_array_equal(results[1], results[0])
     np.testing.assert_allclose(results[0][:, values[0] > 0], values[:, values[0] > 0].astype(np.float32), rtol=1e-6)
     assert np.isnan(results[0][:, values[0] == 0]).all()
+
+
+class Waiting:
+    """An input whose reading ends when all inputs are being read."""
+
+    barrier = threading.Barrier(2, timeout=20)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def read(self, row: int, column: int, height: int, width: int) -> FilledPixels:
+        self.barrier.wait()
+        return FilledPixels(np.full((2, height, width), self.number, np.float32), np.ones((height, width), bool))
+
+
+def test_inputs_are_read_at_the_same_time() -> None:
+    model: Any = Identity()
+    model.layers = Identity.layers
+    inputs: Any = {"OWN": Waiting(1), "OTHER": Waiting(2)}
+    plan = plan_windows(40, 40, 32, 24, multiple=8, align=8)
+    made: list[Any] = []
+    Streamer(model, inputs, plan, 4).run(plan.blocks(4), (), lambda first, arrays: made.append(arrays[0]))
+    assert (np.concatenate(made, axis=1) == 1).all()
 
 
 def test_rows_may_change_once_they_are_taken() -> None:
