@@ -241,7 +241,6 @@ def run_few_shot(
     """
     from terramind_plugin.evaluate import few_shot as work
     from terramind_plugin.evaluate.chips import open_chips
-    from terramind_plugin.model.compiled import compile_model
 
     variant, ckpt_path = source.look_up()
     patch = variant.patch_size
@@ -256,12 +255,10 @@ def run_few_shot(
     device, weights = device_type(options.accelerator), weights_of(variant.name, source.pretrained, ckpt_path)
     encoders = {
         f"{variant.name}, {name} weights": work.build_encoder(
-            variant.name, chips.modality.name, pretrained=pretrained, ckpt_path=path
+            variant.name, chips.modality.name, pretrained=pretrained, ckpt_path=path, compile=options.compile
         ).to(device)
         for name, (pretrained, path) in {weights: (source.pretrained, ckpt_path), "random": (False, None)}.items()
     }
-    for encoder in encoders.values():
-        compile_model(encoder, options.compile)
     with progress("Features", len(chips)) as advance:
         features = work.measure_features(
             encoders, chips.modality, chips, resize=resize, batch_size=options.batch_size, on_batch=advance

@@ -19,6 +19,7 @@ from terramind_plugin.errors import ConfigError, DataError, check_seed, counted,
 from terramind_plugin.evaluate.chips import CHIP_ENDINGS, batches, check_variant
 from terramind_plugin.evaluate.scores import Score, score_mean
 from terramind_plugin.inference.settings import fixed_random_weights
+from terramind_plugin.model.compiled import compile_model
 from terramind_plugin.model.modalities import Modality
 from terramind_plugin.raster.chips import Chip
 from terramind_plugin.raster.paths import is_remote, raster_path
@@ -119,7 +120,7 @@ def _seen_from(table: Path, text: str) -> Path:
 
 
 def build_encoder(
-    variant: str, modality: str, *, pretrained: bool = True, ckpt_path: Path | None = None
+    variant: str, modality: str, *, pretrained: bool = True, ckpt_path: Path | None = None, compile: str = "off"
 ) -> TerraMindBackbone:
     """Return an encoder; random weights are the same in every run.
 
@@ -128,15 +129,16 @@ def build_encoder(
         modality: Name of the input.
         pretrained: Load the published weights.
         ckpt_path: File with weights to load instead; a fine-tuned model is possible.
+        compile: See `compile_model`.
 
     Raises:
-        ConfigError: The model or modality is unknown.
+        ConfigError: The model, modality or mode is unknown.
         WeightsError: The weights are not there or do not fit.
     """
     check_variant(variant)
     with fixed_random_weights():
         model = build_backbone(variant, [modality], pretrained=pretrained and ckpt_path is None, ckpt_path=ckpt_path)
-    return model.eval()
+    return compile_model(model.eval(), compile)
 
 
 BAND_MEANS = "band means"

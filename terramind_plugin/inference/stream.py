@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terramind_plugin.inference.blend import RollingBlend
-from terramind_plugin.inference.transfer import BatchMemory, TakenRows
+from terramind_plugin.inference.transfer import TakenRows, WindowMemory
 from terramind_plugin.inference.windows import Plan, RowBlock
 from terramind_plugin.raster.reader import Source
 from terramind_plugin.raster.series import Series
@@ -182,7 +182,7 @@ class Streamer:
     def _read_batches(self, blocks: Sequence[RowBlock], readers: Executor) -> Iterator[Batch]:
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         # Used in turn: one is filled, some wait, one is worked on.
-        memories = cycle([BatchMemory(self.batch_size, self.device) for _ in range(READ_AHEAD + 2)])
+        memories = cycle([WindowMemory(self.batch_size, self.device) for _ in range(READ_AHEAD + 2)])
         for block in blocks:
             batch, memory = Batch({}, [], [], [], block, False), next(memories)
             memory.begin()
@@ -214,7 +214,7 @@ class Streamer:
         valid = np.logical_or.reduce([part.valid for part in parts.values()])
         return {name: part.values for name, part in parts.items()}, valid
 
-    def _send(self, batch: Batch, memory: BatchMemory, stream: torch.cuda.Stream | None) -> Batch:
+    def _send(self, batch: Batch, memory: WindowMemory, stream: torch.cuda.Stream | None) -> Batch:
         """Add the images, copied to the device on a stream of their own, so that the model's stream does not wait."""
         if not batch.windows:
             return batch

@@ -20,7 +20,7 @@ UNSIGNED = 2**16 - 1
 """Bits of a uint16."""
 
 
-class BatchMemory:
+class WindowMemory:
     """Memory of a batch of windows, used again for later batches: new memory costs as much as reading.
 
     Windows are sent in the type of their file where all windows of a batch have it, and become float32 on the device.

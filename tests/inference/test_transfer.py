@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from terramind_plugin.inference.stream import Streamer
-from terramind_plugin.inference.transfer import BatchMemory, TakenRows
+from terramind_plugin.inference.transfer import TakenRows, WindowMemory
 from terramind_plugin.inference.windows import plan_windows
 from terramind_plugin.raster.reader import Expected, FilledPixels, Source
 from terramind_plugin.raster.writer import Layer
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "float32", "int32"])
 @pytest.mark.parametrize("keep_types", [True, False])
 def test_values_of_all_types_arrive(dtype: str, keep_types: bool) -> None:
-    memory = BatchMemory(4, CPU, keep_types=keep_types)
+    memory = WindowMemory(4, CPU, keep_types=keep_types)
     high = {"uint16": 65535, "int16": 32767, "uint8": 255, "int8": 127}.get(dtype, 70000)
     low = -high if dtype[0] != "u" else 0
     for seed in range(2):  # the memory is used again
@@ -41,7 +41,7 @@ def test_values_of_all_types_arrive(dtype: str, keep_types: bool) -> None:
 
 @pytest.mark.parametrize("gap", [0, 1, 2])
 def test_a_window_with_filled_gaps_makes_the_batch_float(gap: int) -> None:
-    memory = BatchMemory(3, CPU, keep_types=True)
+    memory = WindowMemory(3, CPU, keep_types=True)
     windows: list[Any] = [np.full((1, 2, 2), 60000 + number, np.uint16) for number in range(3)]
     windows[gap] = windows[gap].astype(np.float32) + np.float32(0.25)
     for _ in range(2):
@@ -77,7 +77,7 @@ def test_a_scene_of_integers_arrives_in_its_type(tmp_path: Path, monkeypatch: An
     plan = plan_windows(90, 70, 32, 24, multiple=8, align=8)
     results = []
     for keep in (False, True):
-        monkeypatch.setattr(BatchMemory.__init__, "__kwdefaults__", {"keep_types": keep})
+        monkeypatch.setattr(WindowMemory.__init__, "__kwdefaults__", {"keep_types": keep})
         source = Source(path, Expected("OWN", ("a", "b"), (1390.5, 2.25)))
         source.keep_type = keep
         made: list[Any] = []
