@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from terramind_plugin.backbones.encoder import TerraMindBackbone
 from terramind_plugin.backbones.lora import BASE
 from terramind_plugin.backbones.merge import OF_CACHES, OF_TERRATORCH
+from terramind_plugin.backbones.network import compile_network
 from terramind_plugin.backbones.series import SeriesPooling, encode_series, read_pooling
 from terramind_plugin.builders import build_backbone, build_by_name
 from terramind_plugin.errors import ConfigError, WeightsError
@@ -21,7 +22,6 @@ from terramind_plugin.inference.inputs import FileInput, band_names, inputs_of_s
 from terramind_plugin.inference.settings import loading_weights
 from terramind_plugin.inference.windows import locate_windows
 from terramind_plugin.model.checkpoints import load_into, model_args_of, read_file, with_tables
-from terramind_plugin.model.compiled import compile_model
 from terramind_plugin.model.variants import Variant
 from terramind_plugin.model.weights import ANCHOR
 from terramind_plugin.raster.georeference import Grid
@@ -83,7 +83,7 @@ class Embedder(nn.Module):
 
     def prepare(self, mode: str) -> None:
         """Prepare for windows of one size, see `SceneModel`."""
-        compile_model(self.backbone, mode)
+        compile_network(self.backbone, mode)
 
     def begin(self, grid: Grid) -> None:
         """Set the grid of the scene whose windows come next."""
