@@ -85,6 +85,7 @@ def test_a_task_is_one_graph(traced: None, radar_task: tuple[Path, Path]) -> Non
     _assert_graphs(SceneTask(for_inference(cli.model), scales, False, (64, 64)), "S1GRD", 1)
 
 
+@pytest.mark.slow
 def test_a_generator_is_a_graph_for_each_part(traced: None, small_tokenizers: None) -> None:
     """Encoder and decoder of tokens for the first modality and the second, which reads the first; two decoders."""
     with torch.random.fork_rng():
