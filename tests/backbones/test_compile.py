@@ -126,7 +126,7 @@ def small_tim():
     return make
 
 
-@pytest.mark.parametrize("mode", ["training", "evaluation"])
+@pytest.mark.parametrize("mode", ["training", pytest.param("evaluation", marks=pytest.mark.slow)])
 def test_thinking_is_four_graphs_without_a_break(small_tim, images, mode):
     """Graphs: encoder and head of the model; encoder, and decoder with drawing, of the generator."""
     plain = small_tim(tim_modalities=["LULC"]).train(mode == "training")
@@ -158,7 +158,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+ALWAYS = ("all inputs", "a mask", "checkpointing")
+
+
+@pytest.mark.parametrize("case", [pytest.param(one, marks=[] if one in ALWAYS else pytest.mark.slow) for one in CASES])
 def test_training_and_evaluation_are_a_graph_each_whatever_the_last_batch(tiny, images, case):
     plain = Segmenter(tiny(PAIR, depth=1, **CASES[case]))
     if case == "adapters":
