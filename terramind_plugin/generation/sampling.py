@@ -224,9 +224,13 @@ def _draw_by_rejection(logits: Tensor, uniform: Tensor, temperature: float, top_
         candidate = candidates[rows, attempt]
         ids[rows] = candidate
         own = left.gather(1, candidate[:, None])
-        mass = torch.gt(left, own, out=scratch[: len(rows)]).mul_(left).sum(dim=-1)
-        before = ((left == own) & (numbers < candidate[:, None])).sum(dim=-1)
-        outside = mass + before * own[:, 0] > top_p
+        mass = torch.ge(left, own, out=scratch[: len(rows)]).mul_(left).sum(dim=-1) - own[:, 0]
+        outside = mass > top_p
+        if outside.any():  # of ids that are as likely, only those before the candidate count
+            some, same = left[outside], own[outside]
+            before = (some == same) & (numbers < candidate[outside, None])
+            mass = torch.where((some > same) | before, some, 0.0).sum(dim=-1)
+            outside = outside.masked_scatter(outside, mass > top_p)
         if not outside.any():
             return ids, rows[:0]
         rows, left = rows[outside], left[outside]

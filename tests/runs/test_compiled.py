@@ -84,8 +84,11 @@ def use_quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_losses_of_twenty_steps_are_those_without(runner: Runner, watched: Path) -> None:
-    """With the default compiler, dropout and a last batch that is smaller."""
-    changes = {**SMALL, "trainer.max_epochs": 10, "model.lr": 1e-4, "data.batch_size": 3}
+    """With the default compiler, dropout and a last batch that is smaller.
+
+    SGD, since AdamW turns the rounding of gradients that are nearly zero into whole steps.
+    """
+    changes = {**SMALL, "trainer.max_epochs": 10, "model.optimizer": "SGD", "model.lr": 1e-2, "data.batch_size": 3}
     runs = {}
     for mode in ("off", "default"):
         runner.terratorch("fit", {**changes, "trainer.callbacks": callbacks(mode)})
