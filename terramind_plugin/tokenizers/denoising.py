@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from terramind_plugin.model.compiled import compile_model
-from terramind_plugin.tokenizers.diffusion import mix, plan_steps
+from terramind_plugin.tokenizers.diffusion import denoise, mix, plan_steps
 from terramind_plugin.tokenizers.unet import PatchedUNet, spread_codes
 
 Track = Callable[[Sequence[int]], Iterable[int]]
@@ -93,10 +93,12 @@ class DenoisingSteps:
             shifts = torch.cat([shift.to(dtype) for shift in decoder.time_shifts(moments)], dim=1)
             codes = spread_codes(codes.to(dtype), [side // decoder.patch_size for side in noise.shape[-2:]])
             step = self._step(decoder, largest, dtype)
-            noisy = clean = noise.contiguous()
-            for number in track(range(len(times))) if track is not None else range(len(times)):
-                noisy, clean = step(noisy, codes, shifts[number : number + 1], numbers[number])
-        return clean
+            every = range(len(times))
+            return denoise(
+                lambda noisy, number: step(noisy, codes, shifts[number : number + 1], numbers[number]),
+                every if track is None else track(every),
+                noise.contiguous(),
+            )
 
     def _step(self, decoder: PatchedUNet, largest: float, dtype: torch.dtype) -> Callable[..., tuple[Tensor, Tensor]]:
         """Return the step with the decoder's weights in some precision, with their channels last."""

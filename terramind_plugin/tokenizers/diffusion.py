@@ -43,19 +43,17 @@ def build_scheduler(largest: float = 1.0) -> Any:
     )
 
 
-def denoise(predict: Callable[[Tensor, int], Tensor], times: Iterable[int], noise: Tensor, scheduler: Any) -> Tensor:
-    """Return a clean image [B, C, H, W] with values within the scheduler's clipping range.
+def denoise(step: Callable[[Tensor, int], tuple[Tensor, Tensor]], numbers: Iterable[int], noise: Tensor) -> Tensor:
+    """Return a clean image [B, C, H, W].
 
     Args:
-        predict: Takes a noisy image and the number of the step, from 0 on, and returns the clean image it expects.
-        times: Times of the steps, from `plan_times`.
+        step: Takes a noisy image and the number of the step, and returns what `mix` returns.
+        numbers: Numbers of the steps, from 0 on.
         noise: Standard normal [B, C, H, W].
-        scheduler: Scheduler that `plan_times` has set.
     """
-    noisy, clean = noise, noise
-    largest = scheduler.config.clip_sample_range
-    for step, time in enumerate(times):
-        noisy, clean = mix(predict(noisy, step), noisy, mixing(scheduler, time), largest)
+    noisy = clean = noise
+    for number in numbers:
+        noisy, clean = step(noisy, number)
     # Where the steps do not divide 1000 the scheduler leaves a trace of noise in its last image, not in this one.
     return clean
 

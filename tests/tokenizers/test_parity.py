@@ -8,7 +8,7 @@ import copy
 import pytest
 import torch
 
-from terramind_plugin.tokenizers.diffusion import build_scheduler, denoise, plan_times
+from terramind_plugin.tokenizers.diffusion import denoise, mix, plan_steps
 from terramind_plugin.tokenizers.variants import tokenizers_of
 from tests.conftest import without_initialisation
 
@@ -119,10 +119,11 @@ def test_denoising_is_the_same_to_the_bit(models, steps):
     image = noise
     for step, time in enumerate(theirs.timesteps):
         image = theirs.step(predictions[step], time, image).prev_sample
-    ours = build_scheduler()
-    times = plan_times(ours, steps)
-    assert times == theirs.timesteps.tolist()
-    assert torch.equal(denoise(lambda _, step: predictions[step], times, noise, ours), image)
+    times, plan = plan_steps(steps, 1.0)
+    numbers = torch.tensor(plan)
+    assert list(times) == theirs.timesteps.tolist()
+    ours = denoise(lambda noisy, step: mix(predictions[step], noisy, numbers[step], 1.0), range(steps), noise)
+    assert torch.equal(ours, image)
 
 
 @pytest.mark.parametrize("variant", tokenizers_of().values(), ids=lambda variant: variant.name)
