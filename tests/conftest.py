@@ -1,5 +1,6 @@
 """Fixtures that several folders use; no test reaches the network unless it is marked so."""
 
+import logging
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -134,3 +135,38 @@ def vocabulary(tmp_path_factory):
     path = tmp_path_factory.mktemp("vocabulary") / "config.json"
     build_coords_vocabulary(0.25, 200).save(str(path))
     return path
+
+
+@pytest.fixture
+def fresh_graphs(monkeypatch):
+    """Begin and end a test without graphs of torch's compiler, and without what was said of compilation."""
+    from torch._dynamo.utils import counters
+
+    from terramind_plugin.model import compiled
+
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)  # pytest would keep every line
+    torch._dynamo.reset()
+    counters.clear()
+    compiled._said.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def count_graphs():
+    """Return the numbers of graphs, and of breaks in them, since the test began."""
+    from torch._dynamo.utils import counters
+
+    return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Compile with dynamo alone: a graph runs the operations that it was made of."""
+    from terramind_plugin.model import compiled
+
+    begin = compiled.CompiledCall.__init__
+
+    def init(self, *args, **more):
+        begin(self, *args, **{**more, "backend": "eager"})
+
+    monkeypatch.setattr(compiled.CompiledCall, "__init__", init)

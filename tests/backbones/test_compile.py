@@ -15,19 +15,12 @@ from terramind_plugin.model.variants import VARIANTS
 from tests.conftest import draw_weights
 from tests.reads import Reads
 
+pytestmark = pytest.mark.usefixtures("fresh_graphs")
 PAIR = ("S2L2A", "S1GRD")
 MASK = {"S1GRD": torch.tensor([True, False])}
 
 WHOLE_GRAPH = pytest.mark.skipif(torch.__version__ < (2, 7), reason="torch 2.6 makes no `LayerList` within a graph")
 """For models that return chosen layers: an older torch runs these lines outside of the graph, or refuses."""
-
-
-@pytest.fixture(autouse=True)
-def _forget_graphs():
-    torch._dynamo.reset()
-    counters.clear()
-    yield
-    torch._dynamo.reset()
 
 
 def assert_close(got, want):

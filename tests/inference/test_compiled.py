@@ -2,52 +2,27 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
 
 from terramind_plugin.builders import build_generator
 from terramind_plugin.inference.embedder import build_embedder
 from terramind_plugin.inference.makers import SceneGenerator
 from terramind_plugin.inference.options import Options
 from terramind_plugin.inference.stream import prepare_model, run_windows
-from terramind_plugin.model import compiled
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.model.variants import VARIANTS
+from tests.conftest import count_graphs
 from tests.generation.conftest import scatter_weights
 
+pytestmark = pytest.mark.usefixtures("fresh_graphs")
 CPU = torch.device("cpu")
 CORNERS = [(0, 0), (0, 48), (32, 16)]
-
-
-@pytest.fixture(autouse=True)
-def _forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)  # pytest would keep every line
-    torch._dynamo.reset()
-    counters.clear()
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.fixture
-def traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compile with dynamo alone: a graph runs the operations that it was made of."""
-    begin = compiled.CompiledCall.__init__
-
-    def init(self: Any, *args: Any, **more: Any) -> None:
-        begin(self, *args, **{**more, "backend": "eager"})
-
-    monkeypatch.setattr(compiled.CompiledCall, "__init__", init)
-
-
-def _counts() -> tuple[int, int]:
-    return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
 
 
 def _windows(name: str, count: int, seed: int = 0) -> Tensor:
@@ -62,13 +37,13 @@ def _assert_graphs(model: nn.Module, name: str, graphs: int) -> None:
     """Assert that three batches, of which the last one is smaller, take some graphs, and no more from then on."""
     batches = [(_windows(name, count, seed), CORNERS[:count]) for seed, count in enumerate((3, 3, 2))]
     expected = [model({name: images}, corners) for images, corners in batches]
-    assert _counts() == (0, 0)
+    assert count_graphs() == (0, 0)
     prepare_model(model, CPU, "default")
     for _ in range(2):
         for (images, corners), want in zip(batches, expected, strict=True):
             got = run_windows(model, {name: images}, corners, 3)  # type: ignore[arg-type]
             torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5 * max(1.0, float(want.abs().max())))
-        assert _counts() == (graphs, 0)
+        assert count_graphs() == (graphs, 0)
 
 
 def test_an_embedder_is_one_graph(traced: None) -> None:

@@ -12,14 +12,7 @@ from terramind_plugin.errors import ConfigError
 from terramind_plugin.model import compiled
 from terramind_plugin.model.compiled import GRAPHS, REPEATS, WAIT, compile_model, find_call
 
-
-@pytest.fixture(autouse=True)
-def _forget():
-    torch._dynamo.reset()
-    counters.clear()
-    compiled._said.clear()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_graphs")
 
 
 def said(caplog):

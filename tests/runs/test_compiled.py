@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch._dynamo.utils import counters
 from terramind_plugin.model import compiled
 from tests.runs.running import Runner, fit_once
 
+pytestmark = pytest.mark.usefixtures("fresh_graphs")
 ROOT = Path(__file__).parents[2]
 SMALL = {
     "model_args.backbone": "terramind_sim_nano",
@@ -46,14 +46,6 @@ class Losses(Callback):
     def on_fit_end(self, trainer, pl_module):
         Path(trainer.default_root_dir, f"losses_{trainer.global_rank}.json").write_text(json.dumps(self.losses))
 '''
-
-
-@pytest.fixture(autouse=True)
-def _forget_graphs() -> Iterator[None]:
-    torch._dynamo.reset()
-    counters.clear()
-    yield
-    torch._dynamo.reset()
 
 
 @pytest.fixture

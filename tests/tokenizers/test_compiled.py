@@ -3,38 +3,15 @@
 from __future__ import annotations
 
 import copy
-import logging
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
 
 from terramind_plugin.model import compiled
 from terramind_plugin.tokenizers import image as image_module
+from tests.conftest import count_graphs
 
-
-@pytest.fixture(autouse=True)
-def _forget(monkeypatch):
-    monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)  # pytest would keep every line
-    torch._dynamo.reset()
-    counters.clear()
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.fixture
-def traced(monkeypatch):
-    """Compile with dynamo alone: a graph runs the operations that it was made of."""
-
-    def compile_model(module, mode):
-        return compiled.compile_model(module, mode, backend="eager")
-
-    for name in ("image", "denoising"):
-        monkeypatch.setattr(f"terramind_plugin.tokenizers.{name}.compile_model", compile_model)
-
-
-def _counts():
-    return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+pytestmark = pytest.mark.usefixtures("fresh_graphs")
 
 
 @pytest.mark.parametrize("dtype", [None, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=["float32", "bf16"])
@@ -45,11 +22,11 @@ def test_a_denoising_step_is_one_graph(small, traced, dtype):
     for seed, steps in ((0, 3), (1, 3), (2, 4)):
         expected = model.decode_tokens(tokens, steps, seed=seed, dtype=dtype)
         assert torch.equal(ready.decode_tokens(tokens, steps, seed=seed, dtype=dtype), expected)
-        assert _counts() == (1, 0)
+        assert count_graphs() == (1, 0)
     (shapes,) = compiled.find_call(ready._steps._kept[dtype or torch.float32][1])._shapes.values()
     assert (len(shapes.graphs), shapes.calls, shapes._seen) == (1, 10, {})  # every step of every image runs in it
     ready.decode_tokens(tokens[:1], 2, dtype=dtype)  # a last, smaller batch has no graph of its own
-    assert _counts() == (1, 0)
+    assert count_graphs() == (1, 0)
 
 
 def test_class_decoder_and_encoder_are_a_graph_each(small, traced):
@@ -58,7 +35,7 @@ def test_class_decoder_and_encoder_are_a_graph_each(small, traced):
     ids = torch.randint(0, 10, (2, 64, 32))
     for _ in range(3):
         assert torch.equal(ready(ids), model(ids))
-    assert _counts() == (2, 0)
+    assert count_graphs() == (2, 0)
 
 
 def test_weights_that_change_are_noticed(small):
