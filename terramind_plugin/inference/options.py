@@ -168,7 +168,9 @@ class Options:
 
     def compiles(self) -> bool:
         """Return whether the model runs as compiled graphs, for which batches of one size are best."""
-        return self.compile == "default" or (self.compile == "graphs" and self.device_type() == "cuda")
+        from terramind_plugin.model.compiled import compiles_on
+
+        return compiles_on(self.compile, self.device_type())
 
     def describe(self) -> dict[str, Any]:
         """Return what decides on the results."""

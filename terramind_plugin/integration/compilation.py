@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from terramind_plugin.backbones.network import compile_network
-from terramind_plugin.model.compiled import CompiledCall, check_mode, find_call
+from terramind_plugin.model.compiled import CompiledCall, check_mode, compiles_on, find_call
 
 logger = logging.getLogger("terramind_plugin")
 
@@ -35,7 +35,7 @@ class CompiledModel(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Compile the task's model; compilation itself takes place in the first step."""
-        if self.mode == "off" or (self.mode == "graphs" and trainer.strategy.root_device.type != "cuda"):
+        if not compiles_on(self.mode, trainer.strategy.root_device.type):
             return
         network = network_of(pl_module)
         self._parts = [] if network is None else compile_network(network, self.mode)

@@ -107,6 +107,11 @@ def check_mode(mode: str) -> str:
     return name
 
 
+def compiles_on(mode: str, device: str) -> bool:
+    """Return whether models on a kind of device, such as 'cuda', are compiled in a mode."""
+    return mode == "default" or (mode == "graphs" and device == "cuda")
+
+
 def _hint(name: object) -> str:
     return suggest(name, MODES) if isinstance(name, str) else ""
 
@@ -169,9 +174,9 @@ class CompiledCall:
         """Return what the function returns."""
         self.calls += 1
         device = next(_devices((args, kwargs)), None)
-        if device is None or self.failure is not None or self.mode == "off" or torch.compiler.is_compiling():
+        if device is None or self.failure is not None or torch.compiler.is_compiling():
             return self.function(*args, **kwargs)
-        if self.mode == "graphs" and device != "cuda":
+        if not compiles_on(self.mode, device):
             return self.function(*args, **kwargs)
         case = None if self.case is None else self.case(*args, **kwargs)
         state = (case, device, *_state(device, self.owner))
@@ -181,31 +186,20 @@ class CompiledCall:
         shape = _describe((args, kwargs))
         if not shapes.deserves_graph(shape):
             return self.function(*args, **kwargs)
-        if shape in shapes.graphs:
-            return self._run(shapes.graphs[shape], args, kwargs)
-        logger.info("%s is being compiled for a new shape of its inputs: this step takes longer.", self.name)
-        graph = _Graph(self.function, self.mode, self.backend)
-        try:
-            result = graph(*args, **kwargs)
-        except Exception as error:  # of the compiler, or of the function, which raises it again below
-            reason = _root(error)
-        else:
-            shapes.graphs[shape] = graph
-            return result
-        result = self.function(*args, **kwargs)
-        self._give_up(reason)
-        return result
-
-    def _run(self, graph: _Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        graph = shapes.graphs.get(shape)
+        is_new = graph is None
+        if graph is None:
+            logger.info("%s is being compiled for a new shape of its inputs: this step takes longer.", self.name)
+            graph = _Graph(self.function, self.mode, self.backend)
         try:
             result = graph(*args, **kwargs)
         except Exception as error:
-            from torch._dynamo.exc import TorchDynamoException
-
-            if not isinstance(error, TorchDynamoException):
+            # Of a new graph any error may be the compiler's; the function raises its own again below.
+            if not is_new and not _is_of_compiler(error):
                 raise
-            reason = _root(error)  # compiled again, without success
+            reason = _root(error)
         else:
+            shapes.graphs[shape] = graph
             if graph.repeats > REPEATS:
                 _warn(f"{self.name} changes from step to step, so that its graphs do not last. It runs without them.")
             return result
@@ -343,6 +337,12 @@ def _copy(value: Any) -> Any:
         for field in fields(value):
             object.__setattr__(value, field.name, _copy(getattr(value, field.name)))
     return value
+
+
+def _is_of_compiler(error: Exception) -> bool:
+    from torch._dynamo.exc import TorchDynamoException
+
+    return isinstance(error, TorchDynamoException)
 
 
 def _root(error: BaseException) -> str:
