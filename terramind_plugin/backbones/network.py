@@ -33,7 +33,8 @@ def compile_network(
     if backbone is None or not backbone.makes_tokens:
         return [compile_model(model, mode, backend=backend)]
     backbone.compile_parts(mode, backend=backend)
-    return [compile_model(part, mode, backend=backend) for part in _parts_around(model, backbone)] or [backbone]
+    parts = [] if model is backbone else list(_parts_around(model, backbone))
+    return [compile_model(part, mode, backend=backend) for part in parts] or [backbone]
 
 
 def _parts_around(module: nn.Module, backbone: nn.Module) -> Iterator[nn.Module]:

@@ -139,6 +139,15 @@ def test_thinking_is_four_graphs_without_a_break(small_tim, images, mode):
     assert counters["stats"]["unique_graphs"] == made, "compiled again"
 
 
+def test_a_thinking_backbone_by_itself_is_three_graphs(small_tim, images):
+    backbone = small_tim(tim_modalities=["LULC"]).encoder.eval()
+    assert compile_network(backbone, "default", backend="eager") == [backbone]
+    with torch.no_grad():
+        backbone(images(PAIR))
+    assert counters["stats"]["unique_graphs"] == 3
+    assert not counters["graph_break"]
+
+
 CASES = {
     "all inputs": {},
     "a mask": {},
