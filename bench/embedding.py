@@ -27,7 +27,7 @@ from terramind_plugin.inference.embedding import Storage, embed
 from terramind_plugin.inference.options import EmbeddingOptions
 from terramind_plugin.inference.settings import Settings
 from terramind_plugin.model.variants import VARIANTS
-from terramind_plugin.system import read_status
+from terramind_plugin.system.process import read_status
 
 CROP, BATCH = 224, 8
 AIM = 0.9

@@ -16,7 +16,7 @@ from bench.cases import Case
 from bench.memory import give_memory_back
 from bench.models import SemanticSegmentationTask, build_task, make_inputs, make_round
 from bench.report import table
-from terramind_plugin.system import read_status, restart_peak
+from terramind_plugin.system.process import read_status, restart_peak
 
 KINDS = {"reference": "TerraTorch", "own necks": "ours"}
 MIB = 2**20

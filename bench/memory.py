@@ -15,7 +15,7 @@ import torch
 
 from bench.cases import PRECISIONS, WORKS, Case, all_cases
 from bench.models import SemanticSegmentationTask, build_task, make_round
-from terramind_plugin.system import RESET, give_back, read_status, restart_peak
+from terramind_plugin.system.process import RESET, give_back, read_status, restart_peak
 
 ROUNDS = 2
 """Number of rounds; from the second on, the optimiser has its state."""

@@ -14,7 +14,7 @@ from terramind_plugin._version import __version__
 from terramind_plugin.errors import DataError
 from terramind_plugin.evaluate.chips import check_variant
 from terramind_plugin.evaluate.output import weights_of, write_json
-from terramind_plugin.files import write_figure, write_text
+from terramind_plugin.system.files import write_figure, write_text
 
 
 def write_results(

@@ -29,7 +29,7 @@ from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.raster.reader import Expected
 from terramind_plugin.raster.writer import Layer
 from terramind_plugin.simulation.chip import simulate_chip
-from terramind_plugin.system import read_status
+from terramind_plugin.system.process import read_status
 
 BANDS, CLASSES = 12, 10
 CROP, STRIDE, BATCH = 224, 176, 8

@@ -15,8 +15,8 @@ from terramind_plugin.evaluate.output import markdown
 from terramind_plugin.evaluate.scores import Score
 from terramind_plugin.evaluate.zero_shot import LAND_COVER
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.panels import draw_panels
-from terramind_plugin.plotting import RADAR_KEY, class_picture, modality_picture
+from terramind_plugin.plotting.panels import draw_panels
+from terramind_plugin.plotting.pictures import RADAR_KEY, class_picture, modality_picture
 
 PAGE, FOLDER = "RESULTS.md", "results"
 NUMBERS = "results.json"

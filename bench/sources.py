@@ -31,7 +31,7 @@ from terramind_plugin.sources.plan import make_request, plan_scenes
 from terramind_plugin.sources.reading import read_modality, window_in
 from terramind_plugin.sources.scenes import Scene
 from terramind_plugin.sources.volume import block_sizes
-from terramind_plugin.system import read_status
+from terramind_plugin.system.process import read_status
 from tests.sources.server import Server, serve
 
 BANDS = MODALITIES["S2L2A"].band_names

@@ -15,13 +15,13 @@ from bench.small_model import World, generate_land_cover, majority_land_cover, m
 from terramind_plugin.evaluate.output import markdown
 from terramind_plugin.evaluate.testset import Labels
 from terramind_plugin.evaluate.zero_shot import LAND_COVER, build_land_cover_generator
-from terramind_plugin.files import write_figure, write_text
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.panels import draw_panels
-from terramind_plugin.plotting import RADAR_KEY, class_picture, modality_picture
+from terramind_plugin.plotting.panels import draw_panels
+from terramind_plugin.plotting.pictures import RADAR_KEY, class_picture, modality_picture
 from terramind_plugin.simulation.dataset import chip_files
 from terramind_plugin.simulation.labels import LABEL_TASKS, NOT_SEEN
 from terramind_plugin.simulation.materials import WATER
+from terramind_plugin.system.files import write_figure, write_text
 
 RADAR = "S1GRD"
 FLOODED = (2, 3)

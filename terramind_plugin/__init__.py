@@ -39,7 +39,7 @@ _LAZY = {
     "SegmentationImages": "terramind_plugin.integration.callbacks",
     "TerraMeshDataModule": "terramind_plugin.pretrain.mesh_module",
     "TerraMeshDataset": "terramind_plugin.shards.dataset",
-    "plot_modality": "terramind_plugin.plotting",
+    "plot_modality": "terramind_plugin.plotting.pictures",
     "to_dataarray": "terramind_plugin.inference.dataarray",
     "to_tensor": "terramind_plugin.inference.dataarray",
 }

@@ -14,7 +14,6 @@ from terramind_plugin.backbones.tim import TerraMindTiM
 from terramind_plugin.backbones.tokenizer_files import COORDS_IDS, load_tokenizers
 from terramind_plugin.backbones.wrap import wrap_backbone
 from terramind_plugin.errors import ConfigError, WeightsNotFoundError, suggest
-from terramind_plugin.files import read_texts
 from terramind_plugin.generation.decoding import SENTINELS
 from terramind_plugin.generation.generator import TerraMindGenerator
 from terramind_plugin.generation.schedules import plan_decoding
@@ -26,6 +25,7 @@ from terramind_plugin.model.modalities import Modality, resolve, token_key
 from terramind_plugin.model.planning import plan_inputs, say_sources
 from terramind_plugin.model.variants import VARIANTS, Variant
 from terramind_plugin.model.weights import load_encoder_decoder, load_weights
+from terramind_plugin.system.files import read_texts
 from terramind_plugin.tokenizers.coordinates import COORDS_VOCABULARIES, CoordsTokenizer, build_coords_vocabulary
 from terramind_plugin.tokenizers.variants import TOKENIZERS, tokenizers_of
 from terramind_plugin.tokenizers.weights import load_tokenizer

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from terramind_plugin._version import __version__
 from terramind_plugin.command import COMMANDS, Command, load_command
 from terramind_plugin.errors import ConfigError, report, suggest
-from terramind_plugin.system import Stopped, StopSignals, end_with_parent, exit_status, is_further_rank
+from terramind_plugin.system.process import Stopped, StopSignals, end_with_parent, exit_status, is_further_rank
 
 TERRATORCH_COMMANDS = {
     "fit": "Fine-tune a model.",

@@ -21,9 +21,9 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from terramind_plugin.errors import ConfigError, one_line, suggest
-from terramind_plugin.files import read_yaml
 from terramind_plugin.model.variants import SIZES
 from terramind_plugin.raster.paths import RemotePath, remote_path
+from terramind_plugin.system.files import read_yaml
 
 COMMANDS = {
     "new": "configure",

@@ -21,7 +21,7 @@ from terramind_plugin.evaluate.arms import ARMS
 from terramind_plugin.raster.paths import RemotePath
 from terramind_plugin.samples.layout import read_split
 from terramind_plugin.simulation.dataset import simulate
-from terramind_plugin.system import Stopped, StopSignals
+from terramind_plugin.system.process import Stopped, StopSignals
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 

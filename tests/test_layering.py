@@ -56,7 +56,6 @@ def test_one_file_knows_terratorchs_internals(path):
 
 FORBIDDEN = {
     "errors": {"torch", "numpy"},
-    "parallel": {"torch", "lightning", "terratorch"},
     "samples": {"torch", "lightning", "terratorch"},
     "simulation": {"torch", "lightning", "terratorch"},
     "raster": {"torch", "lightning", "terratorch"},

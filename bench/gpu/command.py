@@ -20,7 +20,7 @@ from bench.gpu.ahead import compiling, list_jobs
 from bench.gpu.page import render
 from bench.gpu.parts import AHEAD, GRACE, PARITY, PARTS, REST, START, TOTAL
 from bench.gpu.reference import find_files
-from terramind_plugin.files import write_text
+from terramind_plugin.system.files import write_text
 
 HERE = Path(__file__).parents[1]
 RESULTS, README = HERE / "results.json", HERE / "README.md"

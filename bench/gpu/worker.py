@@ -19,7 +19,7 @@ import torch
 from bench.gpu.parts import PARTS, REST
 from bench.gpu.reference import load_reference
 from bench.gpu.setting import Setting, first_line
-from terramind_plugin.files import write_text
+from terramind_plugin.system.files import write_text
 
 RUNNING, DONE = "running", "done"
 """States of a part; another state is a sentence that says why it ended early or did not run."""

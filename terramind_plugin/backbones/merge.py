@@ -12,9 +12,9 @@ from torch import Tensor
 
 from terramind_plugin.backbones.lora import BASE, merge_lora
 from terramind_plugin.errors import ConfigError, WeightsError
-from terramind_plugin.files import read_yaml, write_bytes
 from terramind_plugin.model.checkpoints import load_into, model_args_of, read_file, settings_of
-from terramind_plugin.system import refuse_inputs
+from terramind_plugin.system.files import read_yaml, write_bytes
+from terramind_plugin.system.process import refuse_inputs
 
 OF_THE_RUN = ("optimizer_states", "lr_schedulers", "callbacks")
 """Parts of a Lightning checkpoint that belong to the training of the adapters."""

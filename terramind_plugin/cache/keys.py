@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from terramind_plugin._version import NUMERICS
 from terramind_plugin.model.checkpoints import bytes_of, hash_weights
 from terramind_plugin.model.inputs import InputSpec
-from terramind_plugin.parallel import map_in_threads
+from terramind_plugin.system.parallel import map_in_threads
 
 
 class Fingerprint:

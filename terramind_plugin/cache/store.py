@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.parallel import map_in_threads
+from terramind_plugin.system.parallel import map_in_threads
 
 logger = logging.getLogger("terramind_plugin")
 Answer = TypeVar("Answer")

@@ -24,7 +24,6 @@ from terramind_plugin.check.config import as_mapping, check_agreement, check_mod
 from terramind_plugin.check.harmless import drop_weights
 from terramind_plugin.data.terratorch_internals import TerraTorchTask
 from terramind_plugin.errors import ConfigError, one_line, suggest
-from terramind_plugin.files import read_yaml
 from terramind_plugin.integration import causes, lightning_cli
 from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.raster.complete import GDAL_ERRORS
@@ -33,6 +32,7 @@ from terramind_plugin.raster.paths import is_raster
 from terramind_plugin.samples.checks.files import PatchGrid
 from terramind_plugin.samples.checks.findings import Finding
 from terramind_plugin.samples.plan import DataPlan
+from terramind_plugin.system.files import read_yaml
 from terramind_plugin.tokenizers.coordinates import COORDS_VOCABULARIES
 
 WEIGHT_BYTES = 4

@@ -22,7 +22,7 @@ import torch
 
 from terramind_plugin.check.step import not_tried, try_steps
 from terramind_plugin.samples.checks.findings import Finding
-from terramind_plugin.system import available, read_status
+from terramind_plugin.system.process import available, read_status
 
 SECONDS = 60.0
 """Limit in time of a step without imports: check should be quicker than fit."""

@@ -22,10 +22,10 @@ from terramind_plugin.check.sheet import draw_sheet
 from terramind_plugin.check.step import STEP_CHECK, not_tried
 from terramind_plugin.data.dates import dates_taken
 from terramind_plugin.errors import one_line
-from terramind_plugin.files import check_picture
 from terramind_plugin.samples.checks.findings import Finding
 from terramind_plugin.samples.checks.run import check_data
 from terramind_plugin.samples.plan import DataPlan, describe
+from terramind_plugin.system.files import check_picture
 
 UNBUILT = ("yaml: data", "yaml: model")
 """Checks that report a part that cannot be built."""

@@ -13,9 +13,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from terramind_plugin.errors import DataError
-from terramind_plugin.files import write_figure
 from terramind_plugin.model.modalities import find
-from terramind_plugin.plotting import LABEL_COLORS, plot_samples
+from terramind_plugin.plotting.pictures import LABEL_COLORS, plot_samples
 from terramind_plugin.raster.bands import bands_of_date
 from terramind_plugin.raster.complete import GDAL_ERRORS
 from terramind_plugin.raster.netcdf import raster_name
@@ -26,6 +25,7 @@ from terramind_plugin.samples.checks.sample import Sample, draw_samples, read_mi
 from terramind_plugin.samples.dates import modality_of
 from terramind_plugin.samples.layout import LABEL
 from terramind_plugin.samples.plan import DataPlan, ImagePlan
+from terramind_plugin.system.files import write_figure
 
 SheetRow = tuple[str, dict[str, NDArray[Any]], Any, None]
 """Title, images by modality, label and prediction of a sample."""

@@ -21,7 +21,7 @@ from terramind_plugin.errors import one_line
 from terramind_plugin.integration.causes import describe_error
 from terramind_plugin.integration.lightning_cli import TerraMindCLI, run
 from terramind_plugin.samples.checks.findings import Finding, Verdict
-from terramind_plugin.system import read_status, restart_peak
+from terramind_plugin.system.process import read_status, restart_peak
 
 STEP_CHECK = "run: step"
 """Name of the check in findings."""

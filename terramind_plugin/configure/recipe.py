@@ -14,7 +14,6 @@ from terramind_plugin.configure.images import ImageSet
 from terramind_plugin.configure.labels import OF_PIXELS
 from terramind_plugin.configure.survey import Request, Survey
 from terramind_plugin.errors import counted
-from terramind_plugin.files import write_lines, write_rows, write_text
 from terramind_plugin.model.variants import Variant
 from terramind_plugin.sources.recipe import (
     LARGEST_BATCH,
@@ -27,6 +26,7 @@ from terramind_plugin.sources.recipe import (
     describe_transforms,
     find_model,
 )
+from terramind_plugin.system.files import write_lines, write_rows, write_text
 
 TASKS = {
     "segmentation": ("SemanticSegmentationTask", "dice"),

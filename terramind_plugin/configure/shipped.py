@@ -7,7 +7,7 @@ from pathlib import Path
 
 import terramind_plugin
 from terramind_plugin.errors import ConfigError, suggest
-from terramind_plugin.files import write_text
+from terramind_plugin.system.files import write_text
 
 PACKAGE = Path(terramind_plugin.__file__).parent
 

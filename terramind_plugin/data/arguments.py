@@ -12,9 +12,9 @@ from terramind_plugin.data.dates import ROOTS, count_listed, spread_entries, spr
 from terramind_plugin.data.terratorch_internals import generate_bands_intervals
 from terramind_plugin.data.transforms import build_transforms
 from terramind_plugin.errors import ConfigError, suggest
-from terramind_plugin.files import plain
 from terramind_plugin.model.modalities import MODALITIES, Modality, band_text, find, is_position, resolve, statistics
 from terramind_plugin.raster.decoded import DecodedChips
+from terramind_plugin.system.files import plain
 
 STAGES = ("train", "val", "test", "predict")
 BY_MODALITY = (

@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from terramind_plugin.system import settle_status
+from terramind_plugin.system.process import settle_status
 
 logger = logging.getLogger("terramind_plugin")
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from terramind_plugin.files import write_rows
+from terramind_plugin.system.files import write_rows
 
 BOX = ("xmin", "ymin", "xmax", "ymax")
 """Header of a detected box, in pixels of the image."""

@@ -10,10 +10,10 @@ from terramind_plugin.errors import ConfigError, DataError, check_seed, counted
 from terramind_plugin.evaluate.arms import DEFAULT_ARMS, read_budgets
 from terramind_plugin.evaluate.options import ChipOptions, ZeroShotOptions
 from terramind_plugin.evaluate.output import markdown, progress, show, weights_of, write_json
-from terramind_plugin.files import write_figure, write_text
 from terramind_plugin.inference.options import ModelArguments, device_type
 from terramind_plugin.raster.paths import RemotePath
-from terramind_plugin.system import refuse_inputs
+from terramind_plugin.system.files import write_figure, write_text
+from terramind_plugin.system.process import refuse_inputs
 
 EUROSAT = {
     "AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial", "Pasture", "PermanentCrop", "Residential",

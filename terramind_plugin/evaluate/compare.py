@@ -17,8 +17,8 @@ import yaml
 
 from terramind_plugin.errors import ConfigError, DataError, check_seed
 from terramind_plugin.evaluate.arms import Budget, check_arms, choose, limit_labels, make_arm
-from terramind_plugin.files import read_yaml, write_lines, write_text
-from terramind_plugin.system import locked
+from terramind_plugin.system.files import read_yaml, write_lines, write_text
+from terramind_plugin.system.process import locked
 
 RESULT, LOG, CONFIG, LOCK = "result.json", "log.txt", "config.yaml", "lock"
 SPLIT = "train.txt"
@@ -162,7 +162,7 @@ def _execute(run: Run, settings: RunSettings) -> dict[str, Any]:
         if settings.ids is not None:
             write_lines(run.folder / SPLIT, settings.ids)
         arguments = [os.getpid(), "terramind_plugin.evaluate.run", config, target, run.arm, run.seed]
-        command = [sys.executable, "-m", "terramind_plugin.system", *map(str, arguments), *settings.overrides]
+        command = [sys.executable, "-m", "terramind_plugin.system.process", *map(str, arguments), *settings.overrides]
         with open(run.folder / LOG, "w", encoding="utf-8") as log:
             # The new process also holds the lock: the folder is free when both have ended.
             status = subprocess.run(

@@ -18,12 +18,12 @@ from terramind_plugin.errors import counted
 from terramind_plugin.evaluate.locate import ANYWHERE, NEAR, Belief, Errors, compare_errors
 from terramind_plugin.evaluate.output import show, write_json
 from terramind_plugin.evaluate.scores import great_circle
-from terramind_plugin.files import write_figure, write_rows
 from terramind_plugin.model.variants import VARIANTS
-from terramind_plugin.panels import frame_globe
-from terramind_plugin.plotting import LABEL_COLORS, plot_modality
+from terramind_plugin.plotting.panels import frame_globe
+from terramind_plugin.plotting.pictures import LABEL_COLORS, plot_modality
 from terramind_plugin.raster.chips import Chip
 from terramind_plugin.raster.writer import write_geotiff
+from terramind_plugin.system.files import write_figure, write_rows
 
 CELL = 10
 """Degrees of a cell in the maps of many chips."""

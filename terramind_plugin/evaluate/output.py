@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from terramind_plugin.files import write_text
 from terramind_plugin.model.variants import VARIANTS
+from terramind_plugin.system.files import write_text
 
 RANDOM = "terramind: the weights are random, so the results say nothing but that it runs."
 

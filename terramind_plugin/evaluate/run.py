@@ -14,9 +14,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from terramind_plugin.errors import report
-from terramind_plugin.files import write_text
 from terramind_plugin.integration.lightning_cli import make_cli
-from terramind_plugin.system import end_with_parent, is_further_rank, read_status, restart_peak
+from terramind_plugin.system.files import write_text
+from terramind_plugin.system.process import end_with_parent, is_further_rank, read_status, restart_peak
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from terramind_plugin.inference.settings import fixed_random_weights
 from terramind_plugin.model.checkpoints import hash_weights
 from terramind_plugin.model.modalities import MODALITIES, find, resolve
 from terramind_plugin.model.variants import VARIANTS
-from terramind_plugin.plotting import LABEL_COLORS
+from terramind_plugin.plotting.pictures import LABEL_COLORS
 from terramind_plugin.samples.overlap import Overlap, count_overlap, precision, recall
 
 LAND_COVER = "LULC"

@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from terramind_plugin.evaluate.output import write_json
 from terramind_plugin.evaluate.testset import LabelledChip, LabelledSet
 from terramind_plugin.evaluate.zero_shot import LAND_COVER, TARGET, SetScore, Target, read_map
-from terramind_plugin.files import write_figure
 from terramind_plugin.inference.job import Job
 from terramind_plugin.inference.outputs import NO_DATA
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.panels import draw_panels
-from terramind_plugin.plotting import (
+from terramind_plugin.plotting.panels import draw_panels
+from terramind_plugin.plotting.pictures import (
     AGREEMENT_COLORS,
     NO_LABEL,
     agreement_picture,
@@ -29,6 +28,7 @@ from terramind_plugin.plotting import (
 )
 from terramind_plugin.raster.reader import Source
 from terramind_plugin.samples.overlap import intersection_over_union
+from terramind_plugin.system.files import write_figure
 
 PAPER = (
     "For comparison, the paper's IoU on Sen1Floods11 (arXiv:2504.11171): TerraMind v1 base, zero-shot 0.454; a model "

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from terramind_plugin.errors import ConfigError, one_line
 from terramind_plugin.export.subject import Positional, Subject
-from terramind_plugin.files import write_bytes
 from terramind_plugin.inference.segmentation import for_inference
+from terramind_plugin.system.files import write_bytes
 
 LARGEST_DIFFERENCE = 1e-4
 """Largest difference between a file's outputs and the model's, as a share of the model's largest value."""

@@ -14,11 +14,11 @@ from terramind_plugin._version import __version__
 from terramind_plugin.errors import ConfigError, WeightsError
 from terramind_plugin.export.card import write_card
 from terramind_plugin.export.subject import Subject
-from terramind_plugin.files import write_bytes, write_text
 from terramind_plugin.inference.options import ModelArguments
 from terramind_plugin.model.checkpoints import BATCH_STATISTICS
 from terramind_plugin.model.repository import CONFIG_FILE, HUB, KEY, is_location
-from terramind_plugin.system import refuse_inputs
+from terramind_plugin.system.files import write_bytes, write_text
+from terramind_plugin.system.process import refuse_inputs
 
 WEIGHTS = "model.safetensors"
 CARD = "README.md"

@@ -14,7 +14,6 @@ from terramind_plugin.data.datamodule import TerraMindDataModule
 from terramind_plugin.data.dates import dates_taken
 from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.export.subject import PROBABILITIES, Input, Subject
-from terramind_plugin.files import plain
 from terramind_plugin.inference.options import ModelArguments
 from terramind_plugin.inference.processes import quiet
 from terramind_plugin.inference.segmentation import patch_size, read_data_module
@@ -28,6 +27,7 @@ from terramind_plugin.model.modalities import find, resolve
 from terramind_plugin.model.repository import fetch_weights, is_location
 from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.samples.classes import class_names_of
+from terramind_plugin.system.files import plain
 
 KINDS = {
     "SemanticSegmentationTask": "segmentation",

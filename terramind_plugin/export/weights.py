@@ -10,9 +10,9 @@ from torch import Tensor
 
 from terramind_plugin._version import __version__
 from terramind_plugin.errors import ConfigError, WeightsError
-from terramind_plugin.files import write_bytes
 from terramind_plugin.model.checkpoints import read_file
-from terramind_plugin.system import refuse_inputs
+from terramind_plugin.system.files import write_bytes
+from terramind_plugin.system.process import refuse_inputs
 
 PREFIX = "model."
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -27,7 +27,7 @@ from terramind_plugin.inference.transfer import finish_rows
 from terramind_plugin.raster.missing import warn_of_undeclared
 from terramind_plugin.raster.reader import Source
 from terramind_plugin.raster.series import Series
-from terramind_plugin.system import Stopped, StopSignals
+from terramind_plugin.system.process import Stopped, StopSignals
 
 logger = logging.getLogger("terramind_plugin")
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from terramind_plugin.backbones.series import SeriesPooling
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.files import hash_content, write_figure
 from terramind_plugin.inference.cells import plan_patches, plan_whole_windows
 from terramind_plugin.inference.embedder import Embedder, Trained, build_embedder
 from terramind_plugin.inference.job import RUN_TAG, Job
@@ -49,6 +48,7 @@ from terramind_plugin.raster.reader import Expected, Source
 from terramind_plugin.raster.series import Series
 from terramind_plugin.raster.writer import Layer, write_layer
 from terramind_plugin.samples.dates import DatesTaken
+from terramind_plugin.system.files import hash_content, write_figure
 
 ENDINGS = {"cog": ".tif", "zarr": ".zarr", "parquet": ".parquet"}
 """Endings of files by format."""

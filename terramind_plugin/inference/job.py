@@ -17,7 +17,6 @@ import numpy as np
 import rasterio
 
 from terramind_plugin._version import NUMERICS, __version__
-from terramind_plugin.files import hash_content, is_whole_picture, write_figure, write_text
 from terramind_plugin.inference.options import Options
 from terramind_plugin.inference.preview import draw_scene
 from terramind_plugin.inference.resume import NOT_DECISIVE, FinishedRows, Partial
@@ -27,7 +26,8 @@ from terramind_plugin.raster.georeference import Grid
 from terramind_plugin.raster.reader import THREADS, Expected, Source
 from terramind_plugin.raster.series import Series, open_input
 from terramind_plugin.raster.writer import Layer, overview_factors, write_layer
-from terramind_plugin.system import refuse_inputs, today
+from terramind_plugin.system.files import hash_content, is_whole_picture, write_figure, write_text
+from terramind_plugin.system.process import refuse_inputs, today
 
 logger = logging.getLogger("terramind_plugin")
 

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from terramind_plugin.model.modalities import find
-from terramind_plugin.panels import make_axes
-from terramind_plugin.plotting import bands_shown, draw_classes, draw_values, modality_picture, plot_modality
+from terramind_plugin.plotting.panels import make_axes
+from terramind_plugin.plotting.pictures import bands_shown, draw_classes, draw_values, modality_picture, plot_modality
 from terramind_plugin.raster.georeference import Grid
 from terramind_plugin.raster.reader import Expected, FilledPixels, Source
 from terramind_plugin.raster.series import Series

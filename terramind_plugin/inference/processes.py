@@ -16,7 +16,7 @@ from torch import distributed
 
 from terramind_plugin.errors import DataError
 from terramind_plugin.inference.options import Options
-from terramind_plugin.system import Stopped, StopSignals
+from terramind_plugin.system.process import Stopped, StopSignals
 
 LONGEST_WAIT = timedelta(days=7)
 """Longest time that a process waits for another one."""

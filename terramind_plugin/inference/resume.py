@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.files import flush_to_disk, reserve, write_text
 from terramind_plugin.raster.writer import Layer
-from terramind_plugin.system import locked
+from terramind_plugin.system.files import flush_to_disk, reserve, write_text
+from terramind_plugin.system.process import locked
 
 logger = logging.getLogger("terramind_plugin")
 

@@ -25,10 +25,10 @@ from terramind_plugin.inference.processes import Processes
 from terramind_plugin.inference.resume import Partial
 from terramind_plugin.inference.stream import Streamer, prepare_model
 from terramind_plugin.inference.windows import RowBlock
-from terramind_plugin.plotting import bands_shown
+from terramind_plugin.plotting.pictures import bands_shown
 from terramind_plugin.raster.reader import Source
 from terramind_plugin.raster.series import Series
-from terramind_plugin.system import Stopped, StopSignals, refuse_inputs
+from terramind_plugin.system.process import Stopped, StopSignals, refuse_inputs
 
 logger = logging.getLogger("terramind_plugin")
 

@@ -17,7 +17,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from terramind_plugin.backbones.network import compile_network
 from terramind_plugin.data.dates import dates_taken
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.files import hash_content
 from terramind_plugin.inference.inputs import FileInput, band_names, entry_of
 from terramind_plugin.inference.job import Job
 from terramind_plugin.inference.options import Options, SatelliteArguments
@@ -35,11 +34,12 @@ from terramind_plugin.integration.lightning_cli import TerraMindCLI, make_cli
 from terramind_plugin.model.checkpoints import hash_weights
 from terramind_plugin.model.modalities import find
 from terramind_plugin.model.standardisation import Standardised
-from terramind_plugin.plotting import LABEL_COLORS
+from terramind_plugin.plotting.pictures import LABEL_COLORS
 from terramind_plugin.raster.georeference import Grid
 from terramind_plugin.raster.reader import Expected
 from terramind_plugin.raster.writer import Layer
 from terramind_plugin.samples.classes import class_names_of
+from terramind_plugin.system.files import hash_content
 
 Network = TypeVar("Network", bound=nn.Module)
 

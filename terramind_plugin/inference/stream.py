@@ -21,7 +21,7 @@ from terramind_plugin.inference.windows import Plan, RowBlock
 from terramind_plugin.raster.reader import Source
 from terramind_plugin.raster.series import Series
 from terramind_plugin.raster.writer import Layer
-from terramind_plugin.system import give_back
+from terramind_plugin.system.process import give_back
 
 Read = TypeVar("Read")
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from terramind_plugin.errors import ConfigError, DataError, one_line
-from terramind_plugin.files import completing, completing_folder, flush_to_disk
 from terramind_plugin.inference.vectors import NO_VECTOR, Precision, chunks, tile_side
 from terramind_plugin.raster.georeference import Grid, apply_affine
+from terramind_plugin.system.files import completing, completing_folder, flush_to_disk
 
 NAME = "embedding"
 """Name of the vectors in a Zarr store."""

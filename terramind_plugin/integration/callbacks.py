@@ -26,7 +26,7 @@ from terramind_plugin.integration.drawing import (
 from terramind_plugin.model.inputs import InputSpec
 from terramind_plugin.model.modalities import is_position
 from terramind_plugin.samples.classes import class_names_of
-from terramind_plugin.system import settle_status
+from terramind_plugin.system.process import settle_status
 
 logger = logging.getLogger("terramind_plugin")
 

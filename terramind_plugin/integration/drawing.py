@@ -28,8 +28,8 @@ from terramind_plugin.backbones.tim import TerraMindTiM
 from terramind_plugin.builders import build_image_tokenizer
 from terramind_plugin.model.download import SHIPPED
 from terramind_plugin.model.modalities import resolve
-from terramind_plugin.panels import add_bar, add_legend
-from terramind_plugin.plotting import (
+from terramind_plugin.plotting.panels import add_bar, add_legend
+from terramind_plugin.plotting.pictures import (
     STRETCH,
     VALUES,
     Bands,

@@ -22,9 +22,9 @@ from terramind_plugin.backbones.encoder import find_backbone
 from terramind_plugin.data.terratorch_internals import CustomWriter
 from terramind_plugin.data.writer import GeoTiffWriter, find_data
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.files import completing, write_text
 from terramind_plugin.raster.georeference import check_georeference
 from terramind_plugin.raster.writer import write_geotiff
+from terramind_plugin.system.files import completing, write_text
 
 KEEP = "keep"
 """Value of backbone_temporal_pooling with which each date has vectors of its own."""

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from terramind_plugin.data.datamodule import TerraMindDataModule
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.files import write_text
 from terramind_plugin.integration.lightning_cli import TerraMindCLI
 from terramind_plugin.model.checkpoints import load_into, read_file, settings_of, with_tables
 from terramind_plugin.model.repository import (
@@ -30,6 +29,7 @@ from terramind_plugin.model.repository import (
     read_pretrained_cfg,
     settings_part,
 )
+from terramind_plugin.system.files import write_text
 
 logger = logging.getLogger("terramind_plugin")
 

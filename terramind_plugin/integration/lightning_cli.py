@@ -30,13 +30,13 @@ from terramind_plugin.data.terratorch_internals import (
     StudioDeploySaveConfigCallback,
 )
 from terramind_plugin.errors import ConfigError, DataError, WeightsError
-from terramind_plugin.files import check_aliases, write_bytes
 from terramind_plugin.integration.causes import explain, readable
 from terramind_plugin.integration.progress import replace_bars
 from terramind_plugin.integration.quiet import silence_libraries
 from terramind_plugin.model.checkpoints import check_types, model_args_of, read_file, settings_of, shorten
 from terramind_plugin.samples.classes import compare_class_names
 from terramind_plugin.samples.statistics import describe_statistics
+from terramind_plugin.system.files import check_aliases, write_bytes
 
 logger = logging.getLogger("terramind_plugin")
 

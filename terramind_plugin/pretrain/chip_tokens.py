@@ -19,7 +19,7 @@ from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.pretrain.loading import SYMMETRIES, ChipReader, apply_symmetry, to_image_tensor
 from terramind_plugin.pretrain.token_store import ENDING, Recipe, StoredChip, TokenFile, is_out_of_date, write_tokens
 from terramind_plugin.samples.layout import ChipFolder
-from terramind_plugin.system import refuse_inputs
+from terramind_plugin.system.process import refuse_inputs
 from terramind_plugin.tokenizers.image import ImageTokenizer
 from terramind_plugin.tokenizers.variants import tokenizers_of
 

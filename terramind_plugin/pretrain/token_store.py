@@ -19,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from terramind_plugin.errors import DataError, counted
-from terramind_plugin.files import write_bytes
 from terramind_plugin.model.modalities import Modality
 from terramind_plugin.samples.layout import ChipFolder
+from terramind_plugin.system.files import write_bytes
 
 ENDING = ".safetensors"
 SHA256 = "sha256"

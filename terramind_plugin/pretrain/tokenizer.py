@@ -13,8 +13,8 @@ from terramind_plugin.builders import build_image_tokenizer
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.model.modalities import Modality
 from terramind_plugin.model.standardisation import Standardisation
-from terramind_plugin.panels import make_axes
-from terramind_plugin.plotting import plot_modality
+from terramind_plugin.plotting.panels import make_axes
+from terramind_plugin.plotting.pictures import plot_modality
 from terramind_plugin.pretrain.task import PretrainingTask
 from terramind_plugin.tokenizers.diffusion import TRAINING_STEPS, build_scheduler
 from terramind_plugin.tokenizers.image import ImageTokenizer

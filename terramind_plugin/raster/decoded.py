@@ -22,8 +22,8 @@ import rasterio
 from numpy.typing import NDArray
 
 from terramind_plugin.errors import one_line
-from terramind_plugin.files import completing, hash_content
 from terramind_plugin.raster.images import DecodedImage
+from terramind_plugin.system.files import completing, hash_content
 
 logger = logging.getLogger("terramind_plugin")
 

@@ -10,11 +10,11 @@ from xml.sax.saxutils import escape
 import rasterio
 
 from terramind_plugin.errors import DataError
-from terramind_plugin.files import ZARR_ZIP
 from terramind_plugin.model.modalities import find
 from terramind_plugin.raster.bands import band_key
 from terramind_plugin.raster.paths import is_remote
 from terramind_plugin.raster.zarr import zarr_name
+from terramind_plugin.system.files import ZARR_ZIP
 
 NETCDF = (".nc", ".nc4")
 """Endings of NetCDF files."""

@@ -6,7 +6,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from terramind_plugin.files import ZARR_ZIP
+from terramind_plugin.system.files import ZARR_ZIP
 
 
 class RemotePath(type(Path())):  # type: ignore[misc]

@@ -17,7 +17,6 @@ from rasterio.windows import Window
 
 from terramind_plugin.errors import ConfigError, DataError, counted
 from terramind_plugin.model.modalities import Modality, find
-from terramind_plugin.parallel import usable
 from terramind_plugin.raster.bands import bands_of_date, check_dated_names, find_bands
 from terramind_plugin.raster.complete import GDAL_ERRORS, reason_of
 from terramind_plugin.raster.georeference import Grid, check_georeference
@@ -27,6 +26,7 @@ from terramind_plugin.raster.paths import is_remote, raster_path
 from terramind_plugin.raster.thumbnail import Thumbnail
 from terramind_plugin.raster.values import check_classes, warn_of_units
 from terramind_plugin.raster.warped import WarpedRaster
+from terramind_plugin.system.parallel import usable
 
 SMALL_INTEGERS = ("uint8", "int8", "uint16", "int16")
 """Types of files that `Source.keep_type` keeps."""

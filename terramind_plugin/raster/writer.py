@@ -21,9 +21,9 @@ from rasterio.transform import Affine
 from rasterio.windows import Window
 
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.files import completing, flush_to_disk, temporary, write_bytes
 from terramind_plugin.raster.complete import GDAL_ERRORS, Rows, check_complete, check_overviews, reason_of
 from terramind_plugin.raster.georeference import Grid
+from terramind_plugin.system.files import completing, flush_to_disk, temporary, write_bytes
 
 TILE = 256
 """Height and width of a tile in pixels."""

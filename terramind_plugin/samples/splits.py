@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from terramind_plugin.errors import DataError
-from terramind_plugin.files import write_lines
+from terramind_plugin.system.files import write_lines
 
 SEN1FLOODS11_LISTS = ("flood_train_data", "flood_valid_data", "flood_test_data", "flood_bolivia_data")
 

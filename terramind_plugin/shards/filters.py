@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terramind_plugin.errors import ConfigError, DataError, counted, one_line, suggest
-from terramind_plugin.files import ZARR_ZIP
 from terramind_plugin.shards.catalogue import ShardCatalogue
+from terramind_plugin.system.files import ZARR_ZIP
 
 logger = logging.getLogger("terramind_plugin")
 

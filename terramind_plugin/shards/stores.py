@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from terramind_plugin.errors import ConfigError, DataError, one_line
-from terramind_plugin.files import completing
+from terramind_plugin.system.files import completing
 
 logger = logging.getLogger("terramind_plugin")
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terramind_plugin.errors import DataError, one_line
-from terramind_plugin.files import ZARR_ZIP, write_bytes
 from terramind_plugin.shards.stores import ShardStore
+from terramind_plugin.system.files import ZARR_ZIP, write_bytes
 
 BLOCK = 512
 """Bytes of a tar header; data is padded to a multiple of it."""

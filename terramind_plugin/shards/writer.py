@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.files import ZARR_ZIP, completing
 from terramind_plugin.shards.decode import AXES, DIMENSIONS
+from terramind_plugin.system.files import ZARR_ZIP, completing
 
 DATE = (1980, 1, 1, 0, 0, 0)
 """Date of the members, so that the same arrays give the same bytes."""

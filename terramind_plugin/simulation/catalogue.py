@@ -27,7 +27,6 @@ from rasterio.warp import transform_bounds, transform_geom
 from shapely.geometry import box, mapping
 
 from terramind_plugin.errors import ConfigError, check_seed
-from terramind_plugin.files import write_text
 from terramind_plugin.raster.complete import is_complete
 from terramind_plugin.raster.georeference import Grid, apply_affine
 from terramind_plugin.raster.writer import Layer, write_geotiff, write_layer
@@ -58,6 +57,7 @@ from terramind_plugin.simulation.overpasses import (
     make_tiles,
 )
 from terramind_plugin.simulation.terrain import PIXEL
+from terramind_plugin.system.files import write_text
 
 SIZE = 768
 """Height and width of a tile of Sentinel-2 in pixels of 10 m, if none is given; real ones have 10,980."""

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from terramind_plugin.errors import ConfigError, DataError, check_seed, suggest
-from terramind_plugin.files import write_lines, write_text
 from terramind_plugin.model.modalities import MODALITIES, Modality
-from terramind_plugin.parallel import make_processes
 from terramind_plugin.raster.complete import is_complete
 from terramind_plugin.raster.writer import parse_color, write_geotiff
 from terramind_plugin.simulation.chip import SMALLEST, SimulatedChip, simulate_chip
 from terramind_plugin.simulation.labels import LABEL_TASKS, LabelTask
 from terramind_plugin.simulation.worlds import WORLDS, World, flood_site
+from terramind_plugin.system.files import write_lines, write_text
+from terramind_plugin.system.parallel import make_processes
 
 __all__ = ["WORLDS", "SimulatedDataset", "chip_files", "make_splits", "simulate", "simulate_chip"]
 

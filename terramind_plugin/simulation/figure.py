@@ -12,10 +12,9 @@ import rasterio
 from numpy.typing import NDArray
 
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.files import check_picture, write_figure
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.panels import draw_panels
-from terramind_plugin.plotting import (
+from terramind_plugin.plotting.panels import draw_panels
+from terramind_plugin.plotting.pictures import (
     AGREEMENT_COLORS,
     NO_LABEL,
     agreement_picture,
@@ -25,6 +24,7 @@ from terramind_plugin.plotting import (
     radar_key,
 )
 from terramind_plugin.samples.overlap import intersection_over_union
+from terramind_plugin.system.files import check_picture, write_figure
 
 INPUTS = {
     "S2L1C": ("S2L1CHand", "_S2Hand.tif"),

@@ -15,11 +15,11 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform_geom
 
 from terramind_plugin.errors import DataError
-from terramind_plugin.files import check_picture, write_figure
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.plotting import plot_samples
+from terramind_plugin.plotting.pictures import plot_samples
 from terramind_plugin.raster.georeference import Grid
 from terramind_plugin.simulation.catalogue import OFFSET, OFFSET_BASELINE
+from terramind_plugin.system.files import check_picture, write_figure
 
 MAP_NO_DATA = 255
 """Value without data of maps."""

@@ -12,7 +12,6 @@ import numpy as np
 
 from terramind_plugin._version import __version__
 from terramind_plugin.errors import one_line
-from terramind_plugin.files import SOFTWARE, write_text
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.raster.georeference import Grid
 from terramind_plugin.raster.writer import parse_color, write_geotiff
@@ -30,6 +29,7 @@ from terramind_plugin.sources.datasets import SceneError
 from terramind_plugin.sources.plan import DATED
 from terramind_plugin.sources.reading import NO_DEM, ScenePixels, read_modality
 from terramind_plugin.sources.scenes import Scene
+from terramind_plugin.system.files import SOFTWARE, write_text
 
 WHOLE = 0.99
 """Share of a chip that a radar pass must show; of a pass that shows less, the next ones are tried, too."""

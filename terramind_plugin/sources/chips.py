@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from terramind_plugin.errors import ConfigError, counted, one_line
-from terramind_plugin.files import write_text
 from terramind_plugin.sources import engine
 from terramind_plugin.sources.block import DONE, make_block, read_record
 from terramind_plugin.sources.choice import BlockTask, ChipRecord, ChipSettings, chip_ids
@@ -30,6 +29,7 @@ from terramind_plugin.sources.plan import (
 from terramind_plugin.sources.request import ChipRequest, PlaceLabels, be, check_request, find_places
 from terramind_plugin.sources.splits import assign_splits, find_leaks, group_places, merge_groups
 from terramind_plugin.sources.volume import Volume, estimate
+from terramind_plugin.system.files import write_text
 
 PARAMETERS = "chips.json"
 """File that records what the chips in a folder were made with."""

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terramind_plugin.errors import DataError, counted
-from terramind_plugin.files import write_text
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.raster.georeference import Grid
 from terramind_plugin.raster.writer import TILE, write_geotiff
@@ -30,6 +29,7 @@ from terramind_plugin.sources.datasets import SceneError
 from terramind_plugin.sources.reading import NO_DEM, ScenePixels, read_mask, read_modality
 from terramind_plugin.sources.regions import MapRegion, RegionBlock
 from terramind_plugin.sources.scenes import Scene, is_same_pass
+from terramind_plugin.system.files import write_text
 
 DTYPES = {"S2L2A": "UInt16", "S2L1C": "UInt16", "S1RTC": "Float32", "DEM": "Int16", "LULC": "Byte"}
 """GDAL's name of the type of each modality's blocks."""

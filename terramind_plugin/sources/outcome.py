@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from terramind_plugin.errors import DataError, counted
-from terramind_plugin.files import write_lines
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.raster.complete import is_complete
 from terramind_plugin.sources.block import chip_path
@@ -37,6 +36,7 @@ from terramind_plugin.sources.plan import (
 from terramind_plugin.sources.recipe import write_recipe
 from terramind_plugin.sources.request import ChipRequest, is_vector
 from terramind_plugin.sources.splits import SHARES
+from terramind_plugin.system.files import write_lines
 
 SHOWN_SCENES = 5
 """Maximum number of failures that are listed with their reason."""

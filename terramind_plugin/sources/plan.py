@@ -12,13 +12,13 @@ import numpy as np
 
 from terramind_plugin._version import __version__
 from terramind_plugin.errors import ConfigError, DataError, counted, one_line
-from terramind_plugin.files import hash_content, write_bytes
 from terramind_plugin.sources.area import DateRange
 from terramind_plugin.sources.credentials import check_keys
 from terramind_plugin.sources.grids import Place, outlines
 from terramind_plugin.sources.rules import CollectionRule, catalogue_of, choose_rules, read_modalities, read_rules
 from terramind_plugin.sources.scenes import Scene, read_time
 from terramind_plugin.sources.search import Catalogue, find_scenes
+from terramind_plugin.system.files import hash_content, write_bytes
 
 READING_VERSION = 2
 """Version of what is written for a plan: raise it when the same plan gives other pixels."""

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from terramind_plugin.errors import ConfigError, suggest
-from terramind_plugin.files import write_text
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.model.variants import VARIANTS, Variant
+from terramind_plugin.system.files import write_text
 
 CHANNELS = {128: [64, 32, 16, 8], 192: [256, 128, 64, 32], 384: [256, 128, 64, 32]}
 """Channels of the decoder by the width of a token, as in the configurations of this repository."""

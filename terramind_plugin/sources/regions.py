@@ -22,7 +22,6 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine
 
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.files import hash_content, write_text
 from terramind_plugin.raster.georeference import Grid
 from terramind_plugin.sources import engine
 from terramind_plugin.sources.area import clean_id, read_area
@@ -32,6 +31,7 @@ from terramind_plugin.sources.grids import PIXEL_METRES, Place, outlines, projec
 from terramind_plugin.sources.plan import SourcePlan, SourceRequest, plan_scenes, read_plan, write_plan
 from terramind_plugin.sources.reading import read_mask
 from terramind_plugin.sources.scenes import Scene, group_passes, nearest_years
+from terramind_plugin.system.files import hash_content, write_text
 
 SNAP = 60.0
 """Distance in m of which the corners of a map are multiples: pixels of 10, 20 and 60 m begin there."""

@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args, get_type_hints
 from urllib.parse import urlsplit
 
 from terramind_plugin.errors import ConfigError, suggest
-from terramind_plugin.files import read_yaml
 from terramind_plugin.model.modalities import MODALITIES, resolve
+from terramind_plugin.system.files import read_yaml
 
 SOURCE_MODALITIES = ("S2L2A", "S2L1C", "S1RTC", "DEM", "LULC")
 """Modalities that are read from catalogues."""

@@ -20,12 +20,12 @@ from rasterio.transform import Affine
 
 from terramind_plugin.backbones import merge
 from terramind_plugin.errors import ConfigError, DataError
-from terramind_plugin.files import write_bytes, write_figure, write_rows, write_text
 from terramind_plugin.pretrain.token_store import Recipe, StoredChip, write_tokens
 from terramind_plugin.raster.complete import check_complete
 from terramind_plugin.raster.georeference import Grid
 from terramind_plugin.raster.writer import Layer, overview_factors, write_geotiff, write_layer
 from terramind_plugin.simulation.dataset import chip_files, simulate
+from terramind_plugin.system.files import write_bytes, write_figure, write_rows, write_text
 from tests.attacks.writing import Inputs, call, small_disk
 
 PLACE = Affine(10, 0, 500_000, 0, -10, 5_000_000)

@@ -10,8 +10,8 @@ import yaml
 
 from terramind_plugin.cli import main
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.files import MOST_ENTRIES, read_yaml
 from terramind_plugin.simulation.dataset import simulate
+from terramind_plugin.system.files import MOST_ENTRIES, read_yaml
 from tests.commands import refused
 from tests.inference.conftest import write_modality
 from tests.runs.running import Runner, segmentation_config

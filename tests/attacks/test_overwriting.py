@@ -12,8 +12,8 @@ import torch
 
 from terramind_plugin.cli import main
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.files import check_picture, write_figure
 from terramind_plugin.simulation.dataset import SimulatedDataset, simulate
+from terramind_plugin.system.files import check_picture, write_figure
 from tests.commands import refused
 from tests.inference.conftest import write_modality
 from tests.runs.running import Runner, segmentation_config

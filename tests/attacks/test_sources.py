@@ -20,7 +20,7 @@ from terramind_plugin.sources import engine, regions
 from terramind_plugin.sources.credentials import sign
 from terramind_plugin.sources.mosaic import Feed
 from terramind_plugin.sources.plan import make_request
-from terramind_plugin.system import read_status
+from terramind_plugin.system.process import read_status
 from tests.sources.server import serve
 
 MOMENTS = 10

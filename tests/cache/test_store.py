@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from terramind_plugin import parallel
 from terramind_plugin.cache.store import Store
 from terramind_plugin.errors import ConfigError
+from terramind_plugin.system import parallel
 
 BIG = 10**9
 

@@ -13,9 +13,9 @@ from rasterio.crs import CRS
 from rasterio.transform import from_origin
 from rasterio.warp import transform_bounds
 
-from terramind_plugin import parallel
 from terramind_plugin.samples.checks.headers import map_files, read_header
 from terramind_plugin.samples.checks.locations import OVERLAP, Footprint, find_same_ground
+from terramind_plugin.system import parallel
 
 UTM = CRS.from_epsg(32633)
 corner = st.integers(0, 30)

@@ -14,7 +14,7 @@ from terramind_plugin.evaluate import compare as module
 from terramind_plugin.evaluate.arms import DEFAULT_ARMS, choose, limit_labels, read_budgets
 from terramind_plugin.evaluate.compare_report import draw, gain, spread, summarise, table
 from terramind_plugin.evaluate.output import markdown
-from terramind_plugin.system import locked
+from terramind_plugin.system.process import locked
 
 CHECKPOINT = {"class_path": "ModelCheckpoint", "init_args": {"dirpath": "best", "monitor": "val/loss"}}
 

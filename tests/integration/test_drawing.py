@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from terramind_plugin.integration.drawing import plot_boxes, plot_values
-from terramind_plugin.plotting import NO_VALUE
+from terramind_plugin.plotting.pictures import NO_VALUE
 
 OPTICAL = np.random.default_rng(0).uniform(300, 3000, (13, 20, 24)).astype(np.float32)
 

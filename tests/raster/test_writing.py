@@ -58,7 +58,7 @@ def test_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("terramind_plugin.files.os.replace", fail)
+    monkeypatch.setattr("terramind_plugin.system.files.os.replace", fail)
     with pytest.raises(DataError, match=r"image\.tif cannot be written: disk full"):
         write_geotiff(tmp_path / "image.tif", np.zeros((1, 8, 8), np.uint8), **PLACE)
     assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from terramind_plugin.integration.drawing import GeneratedPainter, find_tim, paint_codes
 from terramind_plugin.model.modalities import resolve
-from terramind_plugin.plotting import class_picture
+from terramind_plugin.plotting.pictures import class_picture
 from terramind_plugin.tokenizers.variants import tokenizers_of
 
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.integration.callbacks import SegmentationImages
-from terramind_plugin.plotting import NO_VALUE
+from terramind_plugin.plotting.pictures import NO_VALUE
 from tests.runs.figures import FigureLogger
 from tests.runs.other_tasks import TASKS, detection, series
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from terramind_plugin.cli import main
-from terramind_plugin.files import is_whole_picture
 from terramind_plugin.raster.writer import write_geotiff
 from terramind_plugin.simulation.dataset import simulate
 from terramind_plugin.simulation.figure import PredictedChip, class_ious, compare_predictions, pick_chips, table
+from terramind_plugin.system.files import is_whole_picture
 
 
 @pytest.fixture(scope="module")

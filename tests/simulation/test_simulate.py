@@ -274,7 +274,7 @@ def test_interrupted_run_leaves_whole_files_and_continues(tmp_path: Path, monkey
 
     def stop(done: int, total: int) -> None:
         # The next file fails when it is complete but not yet renamed.
-        monkeypatch.setattr("terramind_plugin.files.os.replace", fail)
+        monkeypatch.setattr("terramind_plugin.system.files.os.replace", fail)
 
     def fail(*_: object) -> None:
         raise OSError("disk full")

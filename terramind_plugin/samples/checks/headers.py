@@ -14,13 +14,13 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine
 
 from terramind_plugin.errors import one_line
-from terramind_plugin.parallel import map_chunks
 from terramind_plugin.raster.complete import GDAL_ERRORS
 from terramind_plugin.raster.georeference import Grid, is_indirect, lies_nowhere
 from terramind_plugin.raster.netcdf import is_netcdf, raster_name
 from terramind_plugin.raster.paths import is_raster
 from terramind_plugin.samples.dates import modality_of
 from terramind_plugin.samples.plan import DataPlan
+from terramind_plugin.system.parallel import map_chunks
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")

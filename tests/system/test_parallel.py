@@ -13,7 +13,7 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 
-from terramind_plugin.parallel import map_chunks
+from terramind_plugin.system.parallel import map_chunks
 
 CODES = (32630, 32631, 32632, 32633, 4326, 3857, 25832, 3035)
 """EPSG codes: PROJ asks its database for each."""

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.plotting import (
+from terramind_plugin.plotting.pictures import (
     LABEL_COLORS,
     MIDDLE,
     class_picture,

@@ -262,7 +262,7 @@ def available() -> int:
     return free
 
 
-if __name__ == "__main__":  # python -m terramind_plugin.system PARENT MODULE ARGUMENTS
+if __name__ == "__main__":  # python -m terramind_plugin.system.process PARENT MODULE ARGUMENTS
     end_with_parent(int(sys.argv[1]))
     del sys.argv[:2]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

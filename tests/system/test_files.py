@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from terramind_plugin.errors import DataError
-from terramind_plugin.files import completing, write_figure, write_lines, write_rows, write_text
+from terramind_plugin.system.files import completing, write_figure, write_lines, write_rows, write_text
 
 
 @pytest.mark.parametrize("before", [None, "old"])
@@ -62,7 +62,7 @@ def test_a_figure_that_cannot_be_written(tmp_path: Path) -> None:
 WRITER = """
 import sys, time
 from pathlib import Path
-from terramind_plugin.files import completing
+from terramind_plugin.system.files import completing
 
 with completing(Path(sys.argv[1])) as partial:
     partial.write_text("half")

@@ -11,7 +11,7 @@ from matplotlib.colors import LightSource, ListedColormap, Normalize, to_rgb
 
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.model.modalities import RADAR, find
-from terramind_plugin.panels import add_bar, add_legend, draw_panels, frame_globe
+from terramind_plugin.plotting.panels import add_bar, add_legend, draw_panels, frame_globe
 
 LABEL_COLORS = ("#d9cfb4", "#1f6fb4", "#4f9d5d", "#c44e52", "#8172b3", "#ccb974", "#64b5cd", "#8c8c8c", "#dd8452")
 NO_LABEL = "#000000"

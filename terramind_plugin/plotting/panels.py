@@ -15,7 +15,7 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-COASTS = Path(__file__).parent / "shipped" / "coasts.npz"
+COASTS = Path(__file__).parents[1] / "shipped" / "coasts.npz"
 """Coasts of Natural Earth 1:110 million (public domain) in tenths of a degree, see the README beside it."""
 SIDE = 3.2
 """Width and height of a panel, in inches."""

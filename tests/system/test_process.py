@@ -15,7 +15,7 @@ import pytest
 
 from terramind_plugin.cli import main
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.system import Stopped, StopSignals, locked, refuse_inputs, settle_status, today
+from terramind_plugin.system.process import Stopped, StopSignals, locked, refuse_inputs, settle_status, today
 
 
 def send(number: int, when: Callable[[], bool]) -> threading.Thread:
@@ -113,7 +113,7 @@ def test_exceptions_of_lightning_get_a_status(error: SystemExit, stopped: bool, 
 
 CHILD = """
 import subprocess, sys
-print(subprocess.Popen([sys.executable, "-m", "terramind_plugin.system", str(__import__("os").getpid()),
+print(subprocess.Popen([sys.executable, "-m", "terramind_plugin.system.process", str(__import__("os").getpid()),
       "timeit", "-n", "1", "-r", "1", "import time; print(1, flush=True); time.sleep(60)"]).pid, flush=True)
 sys.stdin.read()
 """

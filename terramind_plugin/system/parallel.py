@@ -9,7 +9,7 @@ from functools import cache
 from multiprocessing import get_context
 from typing import TypeVar
 
-from terramind_plugin.system import serve
+from terramind_plugin.system.process import serve
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")

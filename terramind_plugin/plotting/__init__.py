@@ -1,0 +1,1 @@
+"""Pictures of modalities, labels and predictions, and the panels, legends and colour bars around them."""

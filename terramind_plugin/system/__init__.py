@@ -1,0 +1,1 @@
+"""Services of the operating system: files that are complete or absent, signals, locks, threads, processes, memory."""
