@@ -14,8 +14,8 @@ from bench.compare import Pair, Row, Side, Work, compare, in_precision
 from bench.measure import say
 from bench.models import BATCH, MODALITIES, SemanticSegmentationTask, build_task, make_round
 from bench.timing import Clock
-from terramind_plugin.cache.cache import Cache, LookUps
-from terramind_plugin.cache.callback import find_caches
+from terramind_plugin.backbones.cache.cache import Cache, LookUps
+from terramind_plugin.data.cache_log import find_caches
 
 ONE_MORE = {**MODALITIES, "DEM": 1}
 """Modalities with as many tokens as TiM with one generated modality."""

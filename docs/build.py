@@ -37,7 +37,7 @@ STOREYS = {
     "backbones": "Backbones",
     "data": "What TerraTorch sees",
     "inference": "Work",
-    "command.py": "Command line",
+    "cli": "Command line",
 }
 """Title of each storey of the house by its first room."""
 NEEDS = "It needs `pip install 'terramind-plugin[notebooks]'`, and Jupyter or an editor that runs notebooks."
@@ -103,8 +103,8 @@ def relink(text: str, folder: PurePosixPath, copied: Any) -> str:
 def commands() -> str:
     """Return the page of commands: what `terramind COMMAND --help` prints, for each."""
     os.environ["COLUMNS"] = "100"
-    from terramind_plugin.cli import TERRATORCH_COMMANDS
-    from terramind_plugin.command import COMMANDS, Command
+    from terramind_plugin.cli.command import COMMANDS, Command
+    from terramind_plugin.cli.dispatch import TERRATORCH_COMMANDS
 
     intro = (ROOT / "docs" / "commands.txt").read_text(encoding="utf-8")
     parts = [intro, "## TerraTorch's commands\n", "| command | what it does |", "|---|---|"]

@@ -34,7 +34,7 @@ _LAZY = {
     "FiniteLoss": "terramind_plugin.integration.callbacks",
     "GeoTiffWriter": "terramind_plugin.data.writer",
     "RunGuard": "terramind_plugin.data.guard",
-    "CacheLog": "terramind_plugin.cache.callback",
+    "CacheLog": "terramind_plugin.data.cache_log",
     "CompiledModel": "terramind_plugin.integration.compilation",
     "SegmentationImages": "terramind_plugin.integration.callbacks",
     "TerraMeshDataModule": "terramind_plugin.pretrain.mesh_module",

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 import terramind_plugin
-from terramind_plugin.cli import TERRATORCH_COMMANDS
-from terramind_plugin.command import COMMANDS
+from terramind_plugin.cli.command import COMMANDS
+from terramind_plugin.cli.dispatch import TERRATORCH_COMMANDS
 from tests.blocks import FILE, PAGES, RUN, RUNNABLE, Runner, at_work, blocks
 from tests.house import ROOMS, ROOT
 

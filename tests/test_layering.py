@@ -66,7 +66,6 @@ FORBIDDEN = {
     "generation": {"lightning", "terratorch", "torchgeo", "rasterio"},
     "builders": {"lightning", "terratorch", "rasterio"},
     "inference": {"torchgeo"},
-    "cache": {"terratorch", "rasterio"},
     "backbones": {"lightning", "terratorch", "rasterio"},
 }
 

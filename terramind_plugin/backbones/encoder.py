@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from terramind_plugin.backbones import fuse
+from terramind_plugin.backbones.cache.cache import Cache
+from terramind_plugin.backbones.cache.keys import describe_specs
 from terramind_plugin.backbones.layer_list import LayerList
 from terramind_plugin.backbones.lora import refuse_adapters, trained_parameters
 from terramind_plugin.backbones.presence import choose_used, find_present, mask_tokens, touch
 from terramind_plugin.backbones.tokenized import InputTokens
-from terramind_plugin.cache.cache import Cache
-from terramind_plugin.cache.keys import describe_specs
 from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.model.compiled import compile_method, is_distributed
 from terramind_plugin.model.embeddings import PAD_ID, build_embedding

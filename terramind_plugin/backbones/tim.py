@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from terramind_plugin.backbones.cache.cache import Cache
+from terramind_plugin.backbones.cache.keys import describe_specs, seed_of
 from terramind_plugin.backbones.encoder import TOKENIZER, TerraMindBackbone
 from terramind_plugin.backbones.tokenized import ObservedTokens, plan_observed
-from terramind_plugin.cache.cache import Cache
-from terramind_plugin.cache.keys import describe_specs, seed_of
 from terramind_plugin.errors import ConfigError, WeightsError, suggest
 from terramind_plugin.generation.schedules import Decoding
 from terramind_plugin.generation.token_generator import TokenGenerator, plan_targets

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from terramind_plugin.backbones.cache.features import cache_features
 from terramind_plugin.backbones.encoder import TerraMindBackbone
 from terramind_plugin.backbones.lora import add_lora, read_settings
-from terramind_plugin.cache.features import cache_features
 
 logger = logging.getLogger("terramind_plugin")
 Backbone = TypeVar("Backbone", bound=TerraMindBackbone)

@@ -14,8 +14,8 @@ from terratorch.datamodules import GenericMultiModalDataModule
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from tqdm import tqdm
 
-from terramind_plugin.cache.callback import CacheLog, find_caches
 from terramind_plugin.data.arguments import Settled, kept_settings, make_cache, settle
+from terramind_plugin.data.cache_log import CacheLog, find_caches
 from terramind_plugin.data.dataset import CHECKED, UnlabelledSamples
 from terramind_plugin.data.dates import ROOTS, dates_taken, find_by_band, spread_entries, spread_names
 from terramind_plugin.data.guard import guard

@@ -1,4 +1,4 @@
-"""The command `export`; heavy imports wait until it runs."""
+"""The commands `export` and `merge`; heavy imports wait until one of them runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from terramind_plugin.errors import ConfigError
+from terramind_plugin.errors import ConfigError, counted
 from terramind_plugin.inference.options import ModelArguments
 
 FORMATS = {".safetensors": "weights", ".onnx": "onnx", ".pt2": "torch"}
@@ -95,3 +95,18 @@ def _export_weights(source: ModelArguments, out: Path, dtype: str) -> None:
         )
     size = export_weights(fetch_weights(source.model), out, dtype)
     print(f"{out} ({size / 1e6:.2f} MB)")
+
+
+def run_merge(*, model: Path, out: Path, base: Path | None = None, config: Path | None = None) -> None:
+    """Make a plain checkpoint of one that holds LoRA adapters.
+
+    Args:
+        model: Checkpoint that fit wrote with backbone_lora.
+        out: File to write.
+        base: Weights that the adapters belong to, if they are elsewhere now.
+        config: Configuration of the run, if the checkpoint has no settings.
+    """
+    from terramind_plugin.export.merge import merge_checkpoint
+
+    count = merge_checkpoint(model, out, base=base, config=config)
+    print(f"{counted(count, 'adapter')} merged into {out}")

@@ -21,7 +21,7 @@ from terramind_plugin.inference.settings import loading_weights
 from terramind_plugin.inference.windows import training_size
 from terramind_plugin.integration.fine_tuned import load_task, task_files
 from terramind_plugin.integration.lightning_cli import TerraMindCLI, make_cli
-from terramind_plugin.model.checkpoints import hash_weights, read_file, settings_of
+from terramind_plugin.model.checkpoints import backbone_settings, hash_weights, read_file, settings_of
 from terramind_plugin.model.inputs import InputSpec
 from terramind_plugin.model.modalities import find, resolve
 from terramind_plugin.model.repository import fetch_weights, is_location
@@ -211,13 +211,11 @@ def _input_of(spec: InputSpec, size: int) -> Input:
 
 def _dates_of(task: nn.Module) -> tuple[int, ...]:
     """Return the number of dates that a task's model takes, as one number; none where it takes images of one date."""
-    args = getattr(task, "hparams", {}).get("model_args") or {}
-    kwargs = args.get("backbone_kwargs") or {}
-    if not (args.get("backbone_use_temporal") or kwargs.get("use_temporal")):
+    settings = backbone_settings(getattr(task, "hparams", {}).get("model_args") or {})
+    if not settings.get("use_temporal"):
         return ()
     taken = dates_taken(task)
-    count = args.get("backbone_temporal_n_timestamps") or kwargs.get("temporal_n_timestamps")
-    count = taken.count if taken is not None else count
+    count = settings.get("temporal_n_timestamps") if taken is None else taken.count
     if not isinstance(count, int):
         raise ConfigError("The model takes any number of dates, a file one: set backbone_temporal_n_timestamps.")
     return (count,)

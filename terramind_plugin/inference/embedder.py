@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from terramind_plugin.backbones.encoder import TerraMindBackbone
 from terramind_plugin.backbones.lora import BASE
-from terramind_plugin.backbones.merge import OF_CACHES, OF_TERRATORCH
 from terramind_plugin.backbones.network import compile_network
 from terramind_plugin.backbones.series import SeriesPooling, encode_series, read_pooling
 from terramind_plugin.builders import build_backbone, build_by_name
@@ -21,7 +20,14 @@ from terramind_plugin.errors import ConfigError, WeightsError
 from terramind_plugin.inference.inputs import FileInput, band_names, inputs_of_state, names_of
 from terramind_plugin.inference.settings import loading_weights
 from terramind_plugin.inference.windows import locate_windows
-from terramind_plugin.model.checkpoints import load_into, model_args_of, read_file, with_tables
+from terramind_plugin.model.checkpoints import (
+    OF_TERRATORCH,
+    backbone_settings,
+    load_into,
+    model_args_of,
+    read_file,
+    with_tables,
+)
 from terramind_plugin.model.variants import Variant
 from terramind_plugin.model.weights import ANCHOR
 from terramind_plugin.raster.georeference import Grid
@@ -156,11 +162,7 @@ def read_trained(path: Path | None) -> Trained | None:
     model_args = model_args_of(content, path)
     if not isinstance(model_args.get("backbone"), str):
         return None
-    kwargs = model_args.get("backbone_kwargs") or {
-        key.removeprefix("backbone_"): value for key, value in model_args.items() if key.startswith("backbone_")
-    }
-    name = model_args["backbone"].removeprefix("terratorch_")
-    arguments = {"name": name, **{key: value for key, value in kwargs.items() if not key.startswith(OF_CACHES)}}
+    arguments = {"name": model_args["backbone"].removeprefix("terratorch_"), **backbone_settings(model_args)}
     parts = [part for part in content.values() if isinstance(part, Mapping)]
     state = next((part for part in parts if isinstance(part.get("means"), Mapping) and part.get("stds")), {})
     inputs, positions = inputs_of_state(state)

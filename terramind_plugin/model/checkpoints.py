@@ -29,6 +29,10 @@ BATCH_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """Ends of the names of buffers that training has learnt."""
 SETTINGS = "hyper_parameters"
 """Entry of a Lightning checkpoint with the settings of its task."""
+OF_TERRATORCH = ("use_temporal", "temporal_")
+"""Prefixes of backbone arguments that TerraTorch itself reads."""
+OF_CACHES = ("feature_cache", "tim_cache", "feature_memo", "tim_memo")
+"""Prefixes of backbone arguments about caches, with their former names."""
 AGAIN = "Copy or download it again."
 LONGEST = 200
 """Largest number of characters of a foreign name or message that are shown."""
@@ -81,6 +85,14 @@ def model_args_of(content: Mapping[str, Any], path: str | Path) -> Mapping[str, 
     for part in ("backbone_kwargs", "decoder_kwargs", "head_kwargs"):
         _mapping(arguments.get(part), part, path)
     return arguments
+
+
+def backbone_settings(model_args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a task's backbone without the prefix 'backbone_', and without those of caches."""
+    settings = model_args.get("backbone_kwargs") or {
+        key.removeprefix("backbone_"): value for key, value in model_args.items() if key.startswith("backbone_")
+    }
+    return {key: value for key, value in settings.items() if not key.startswith(OF_CACHES)}
 
 
 def load_into(module: Any, tensors: Mapping[str, Tensor], path: str | Path, what: str, *, strict: bool = True) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from terramind_plugin.errors import ConfigError, WeightsError
-from terramind_plugin.model.checkpoints import model_args_of, read_file, same_kind, shorten
+from terramind_plugin.model.checkpoints import backbone_settings, model_args_of, read_file, same_kind, shorten
 from terramind_plugin.model.download import fetch_file
 from terramind_plugin.model.inputs import InputSpec
 from terramind_plugin.model.modalities import find
@@ -144,9 +144,7 @@ def _configured_bands(content: Mapping[str, Any], path: str | Path) -> Mapping[s
     Raises:
         WeightsError: The checkpoint's settings are malformed.
     """
-    model_args = model_args_of(content, path)
-    kwargs = model_args.get("backbone_kwargs")
-    bands = kwargs.get("bands") if kwargs else model_args.get("backbone_bands")
+    bands = backbone_settings(model_args_of(content, path)).get("bands")
     if bands is None:
         return None
     if not isinstance(bands, Mapping) or not all(

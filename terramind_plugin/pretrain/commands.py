@@ -1,4 +1,4 @@
-"""The commands that make files of weights and of token ids; heavy imports wait until one of them runs."""
+"""The command `tokenize`; heavy imports wait until it runs."""
 
 from __future__ import annotations
 
@@ -6,22 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from terramind_plugin.errors import ConfigError, counted
-
-
-def run_merge(*, model: Path, out: Path, base: Path | None = None, config: Path | None = None) -> None:
-    """Make a plain checkpoint of one that holds LoRA adapters.
-
-    Args:
-        model: Checkpoint that fit wrote with backbone_lora.
-        out: File to write.
-        base: Weights that the adapters belong to, if they are elsewhere now.
-        config: Configuration of the run, if the checkpoint has no settings.
-    """
-    from terramind_plugin.backbones.merge import merge_checkpoint
-    from terramind_plugin.builders import build_by_name
-
-    count = merge_checkpoint(model, out, build=build_by_name, base=base, config=config)
-    print(f"{counted(count, 'adapter')} merged into {out}")
 
 
 def run_tokenize(

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from terramind_plugin.backbones.merge import merge_checkpoint
-from terramind_plugin.builders import build_backbone, build_by_name, build_generator, build_image_tokenizer, build_tim
+from terramind_plugin.builders import build_backbone, build_generator, build_image_tokenizer, build_tim
 from terramind_plugin.errors import ConfigError, WeightsError
+from terramind_plugin.export.merge import merge_checkpoint
 from terramind_plugin.export.weights import export_weights
 from tests.attacks.malformed import KINDS, WHOLE
 from tests.conftest import one_thread
@@ -89,7 +89,7 @@ def export(path, folder):
 def merge(path, folder):
     out = folder / "merged.ckpt"
     try:
-        merge_checkpoint(path, out, build=build_by_name)
+        merge_checkpoint(path, out)
     except (ConfigError, WeightsError):
         assert not out.exists()
         raise

@@ -5,8 +5,8 @@ import hashlib
 import pytest
 import torch
 
-from terramind_plugin.backbones.merge import merge_checkpoint
-from terramind_plugin.builders import build_backbone, build_by_name, build_tim
+from terramind_plugin.builders import build_backbone, build_tim
+from terramind_plugin.export.merge import merge_checkpoint
 
 NANO, NAMES = "terramind_sim_nano", ["S2L2A", "S1GRD"]
 LORA = {"rank": 2, "target": "attention"}
@@ -92,7 +92,7 @@ def test_adapters(chips, tmp_path):
         "hyper_parameters": {"model_args": settings},
     }
     torch.save(content, tmp_path / "adapters.ckpt")
-    assert merge_checkpoint(tmp_path / "adapters.ckpt", tmp_path / "merged.ckpt", build=build_by_name) == 12
+    assert merge_checkpoint(tmp_path / "adapters.ckpt", tmp_path / "merged.ckpt") == 12
     merged = build_backbone(NANO, NAMES, ckpt_path=tmp_path / "merged.ckpt").eval()
     torch.testing.assert_close(merged(chips)[-1], trained.eval()(chips)[-1], rtol=0, atol=1e-4)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from terramind_plugin.cache.store import Store
+from terramind_plugin.backbones.cache.store import Store
 from tests.runs.real_chips import CHIPS, ENDINGS, changes_to, needs_chips
 from tests.runs.running import Runner
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from terramind_plugin.cache.store import Store
+from terramind_plugin.backbones.cache.store import Store
 from tests.runs.running import Runner, fit_once
 
 

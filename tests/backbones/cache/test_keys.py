@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from terramind_plugin.cache.keys import Fingerprint, describe_context, list_tensors, sample_keys
+from terramind_plugin.backbones.cache.keys import Fingerprint, describe_context, list_tensors, sample_keys
 from terramind_plugin.system import parallel
 
 CONTEXT = describe_context(what="test")

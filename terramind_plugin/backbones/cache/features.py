@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from terramind_plugin.cache.cache import Cache, Tensors
-from terramind_plugin.cache.keys import list_tensors
+from terramind_plugin.backbones.cache.cache import Cache, Tensors
+from terramind_plugin.backbones.cache.keys import list_tensors
 from terramind_plugin.errors import ConfigError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

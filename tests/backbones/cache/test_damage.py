@@ -8,7 +8,7 @@ import sqlite3
 
 import pytest
 
-from terramind_plugin.cache.store import Store
+from terramind_plugin.backbones.cache.store import Store
 
 PAGE = 4096
 HEADER = 100

@@ -9,7 +9,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from terramind_plugin.cache.cache import Cache, LookUps
+from terramind_plugin.backbones.cache.cache import Cache, LookUps
 
 logger = logging.getLogger("terramind_plugin")
 

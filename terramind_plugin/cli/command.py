@@ -41,7 +41,7 @@ COMMANDS = {
     "zero-shot": "evaluate",
     "localise": "evaluate",
     "few-shot": "evaluate",
-    "merge": "pretrain",
+    "merge": "export",
     "export": "export",
     "tokenize": "pretrain",
 }

@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 
+from terramind_plugin.backbones.cache.cache import Cache, LookUps
 from terramind_plugin.builders import build_backbone, build_tim
-from terramind_plugin.cache.cache import Cache, LookUps
-from terramind_plugin.cache.callback import EPOCHS, CacheLog
+from terramind_plugin.data.cache_log import EPOCHS, CacheLog
 from terramind_plugin.errors import ConfigError
 
 NAMES = ["S2L1C", "S1GRD"]

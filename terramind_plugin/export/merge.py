@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +11,24 @@ import torch
 from torch import Tensor
 
 from terramind_plugin.backbones.lora import BASE, merge_lora
+from terramind_plugin.builders import build_by_name
 from terramind_plugin.errors import ConfigError, WeightsError
-from terramind_plugin.model.checkpoints import load_into, model_args_of, read_file, settings_of
+from terramind_plugin.model.checkpoints import (
+    OF_TERRATORCH,
+    backbone_settings,
+    load_into,
+    model_args_of,
+    read_file,
+    settings_of,
+)
 from terramind_plugin.system.files import read_yaml, write_bytes
 from terramind_plugin.system.process import refuse_inputs
 
 OF_THE_RUN = ("optimizer_states", "lr_schedulers", "callbacks")
 """Parts of a Lightning checkpoint that belong to the training of the adapters."""
-OF_TERRATORCH = ("use_temporal", "temporal_")
-"""Prefix of backbone arguments that TerraTorch itself reads."""
-
-OF_CACHES = ("feature_cache", "tim_cache", "feature_memo", "tim_memo")
-"""Beginnings of backbone arguments about caches, with their former names; a merged checkpoint needs none."""
 
 
-def merge_checkpoint(
-    path: Path,
-    out: Path,
-    *,
-    build: Callable[..., Any],
-    base: Path | None = None,
-    config: Path | None = None,
-) -> int:
+def merge_checkpoint(path: Path, out: Path, *, base: Path | None = None, config: Path | None = None) -> int:
     """Write a checkpoint with the adapters added to the weights they adapt, and return how many there were.
 
     The file is of the model without `backbone_lora`: it loads with --ckpt_path and as backbone_ckpt_path, here and in
@@ -41,7 +37,6 @@ def merge_checkpoint(
     Args:
         path: A checkpoint made with `backbone_lora`.
         out: The file to write.
-        build: Returns a backbone of a name and its arguments.
         base: File of the base weights; None for the file in the settings.
         config: YAML of the run; None for the settings in the checkpoint.
 
@@ -59,7 +54,7 @@ def merge_checkpoint(
         )
     prefix = marks[0].removesuffix(BASE)
     settings = _settings(content, path) if config is None else _read_config(config)
-    model = _build(settings, path if config is None else config, base, build)
+    model = _build(settings, path if config is None else config, base)
     _load(model, {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}, path)
     count = merge_lora(model)
     plain = {f"{prefix}{name}": value for name, value in model.state_dict().items()}
@@ -69,19 +64,17 @@ def merge_checkpoint(
     return count
 
 
-def _build(model_args: Mapping[str, Any], source: Path, base: Path | None, build: Callable[..., Any]) -> Any:
+def _build(model_args: Mapping[str, Any], source: Path, base: Path | None) -> Any:
     """Return the backbone with adapters that a model's settings describe."""
-    kwargs = model_args.get("backbone_kwargs") or {
-        key.removeprefix("backbone_"): value for key, value in model_args.items() if key.startswith("backbone_")
-    }
-    kwargs = {key: value for key, value in kwargs.items() if not key.startswith((*OF_TERRATORCH, *OF_CACHES))}
+    settings = backbone_settings(model_args)
+    kwargs = {key: value for key, value in settings.items() if not key.startswith(OF_TERRATORCH)}
     if not kwargs.get("lora"):
         raise ConfigError(
             f"The settings in {source} have no backbone_lora: give the configuration of the run that made the adapters."
         )
     if base is not None:
         kwargs |= {"ckpt_path": str(base), "pretrained": False}
-    return build(str(model_args.get("backbone")), **kwargs)
+    return build_by_name(str(model_args.get("backbone")), **kwargs)
 
 
 def _load(model: Any, tensors: Mapping[str, Tensor], path: Path) -> None:

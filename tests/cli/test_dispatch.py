@@ -14,8 +14,8 @@ from typing import Any, Literal
 import pytest
 
 from terramind_plugin import __version__
-from terramind_plugin.cli import TERRATORCH_COMMANDS, TERRATORCH_HELP, _status, main
-from terramind_plugin.command import COMMANDS, Command
+from terramind_plugin.cli.command import COMMANDS, Command
+from terramind_plugin.cli.dispatch import TERRATORCH_COMMANDS, TERRATORCH_HELP, _status, main
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.evaluate.arms import ARMS
 from terramind_plugin.raster.paths import RemotePath
@@ -178,7 +178,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Return what gives the arguments of a function that words stand for."""
 
     def take(function: Callable[..., None], *words: str) -> dict[str, Any]:
-        monkeypatch.setattr("terramind_plugin.command.load_command", lambda name: function)
+        monkeypatch.setattr("terramind_plugin.cli.command.load_command", lambda name: function)
         TAKEN.clear()
         Command("everything").read(words)()
         return TAKEN
@@ -235,7 +235,7 @@ def test_a_file_of_arguments(taken: Callable[..., dict[str, Any]], tmp_path: Pat
 
 
 def test_help_of_every_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("terramind_plugin.command.load_command", lambda name: everything)
+    monkeypatch.setattr("terramind_plugin.cli.command.load_command", lambda name: everything)
     text = Command("everything").help()
     assert text.startswith("usage: terramind everything SCENE ... --out PATH --to NAMES [options]")
     for line in ("Shared options:", "--crop N ", "--inputs NAME=FILE", "--pretrained true|false", "--cog\n"):
@@ -299,7 +299,7 @@ def test_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_messages_from_worker_processes_lose_their_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    from terramind_plugin.cli import _run
+    from terramind_plugin.cli.dispatch import _run
 
     def fail() -> None:
         raise DataError(
@@ -312,7 +312,7 @@ def test_messages_from_worker_processes_lose_their_traceback(capsys: pytest.Capt
 
 
 def test_other_errors_are_not_hidden() -> None:
-    from terramind_plugin.cli import _run
+    from terramind_plugin.cli.dispatch import _run
 
     def fail() -> None:
         raise RuntimeError("a bug")

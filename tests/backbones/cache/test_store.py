@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from terramind_plugin.cache.store import Store
+from terramind_plugin.backbones.cache.store import Store
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.system import parallel
 
@@ -103,7 +103,7 @@ def test_a_fork_opens_the_file_itself(store):
 FILLER = """
 import sys
 from pathlib import Path
-from terramind_plugin.cache.store import Store
+from terramind_plugin.backbones.cache.store import Store
 
 store = Store(Path(sys.argv[1]), 10**9)
 for number in range(10**6):
@@ -237,7 +237,7 @@ def _execute(path, statements):
 LIMITED = """
 import resource, sys, signal
 from pathlib import Path
-from terramind_plugin.cache.store import Store
+from terramind_plugin.backbones.cache.store import Store
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))

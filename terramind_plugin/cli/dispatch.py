@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from terramind_plugin._version import __version__
-from terramind_plugin.command import COMMANDS, Command, load_command
+from terramind_plugin.cli.command import COMMANDS, Command, load_command
 from terramind_plugin.errors import ConfigError, report, suggest
 from terramind_plugin.system.process import Stopped, StopSignals, end_with_parent, exit_status, is_further_rank
 
@@ -106,7 +106,3 @@ def _overview() -> str:
     ):
         parts.append(f"{title}:\n" + "".join(f"    {name:<20}{text}\n" for name, text in texts.items()))
     return "\n".join([*parts, "terramind COMMAND --help shows the options of a command."])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

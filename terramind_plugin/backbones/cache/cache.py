@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from terramind_plugin.cache.keys import Fingerprint, describe_context, sample_keys
-from terramind_plugin.cache.store import Store
+from terramind_plugin.backbones.cache.keys import Fingerprint, describe_context, sample_keys
+from terramind_plugin.backbones.cache.store import Store
 from terramind_plugin.errors import ConfigError
 
 Tensors = Mapping[str, Tensor]
