@@ -17,6 +17,7 @@ from terramind_plugin.errors import DataError
 from terramind_plugin.evaluate import few_shot
 from terramind_plugin.evaluate import locate as places
 from terramind_plugin.evaluate.locate import Errors
+from terramind_plugin.evaluate.overlap import Overlap, count_overlap, ratio
 from terramind_plugin.evaluate.scores import Score, score_chips, score_overlaps
 from terramind_plugin.evaluate.testset import Labels
 from terramind_plugin.evaluate.zero_shot import LAND_COVER, build_land_cover_generator
@@ -26,7 +27,6 @@ from terramind_plugin.model.modalities import MODALITIES, Modality
 from terramind_plugin.model.standardisation import Standardisation
 from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.raster.chips import Chip, read_chip
-from terramind_plugin.samples.overlap import Overlap, count_overlap, ratio
 from terramind_plugin.simulation.dataset import chip_files
 from terramind_plugin.tokenizers.image import ImageTokenizer
 from terramind_plugin.tokenizers.variants import tokenizers_of

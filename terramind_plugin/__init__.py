@@ -24,7 +24,7 @@ _LAZY = {
     "TokenizerDataModule": "terramind_plugin.pretrain.tokenizer_data",
     "MaskedModellingTask": "terramind_plugin.pretrain.masked",
     "MaskedDataModule": "terramind_plugin.pretrain.masked_data",
-    "ReconstructionImages": "terramind_plugin.pretrain.tokenizer",
+    "ReconstructionImages": "terramind_plugin.integration.callbacks",
     "TokenPyramid": "terramind_plugin.integration.necks",
     "CoordsTokenizer": "terramind_plugin.tokenizers.coordinates",
     "ImageTokenizer": "terramind_plugin.tokenizers.image",

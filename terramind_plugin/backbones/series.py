@@ -12,7 +12,7 @@ from torch import Tensor
 
 from terramind_plugin.backbones.layer_list import LayerList
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.samples.dates import DatesTaken
+from terramind_plugin.model.dates import DatesTaken
 
 POOLINGS = ("mean", "max", "diff", "concat", "keep")
 """Poolings of TerraTorch's wrapper for time series."""

@@ -39,16 +39,6 @@ WEIGHT_BYTES = 4
 """Bytes of a weight in a checkpoint."""
 
 
-class ParsingCLI(lightning_cli.TerraMindCLI):
-    """A command line that parses and builds nothing."""
-
-    def before_instantiate_classes(self) -> None:
-        """Do nothing: no checkpoint is read."""
-
-    def instantiate_classes(self) -> None:
-        """Do nothing."""
-
-
 @dataclass
 class Built:
     """Parts that could be made of a configuration; None for the others."""
@@ -75,7 +65,7 @@ def build(config: Path, words: list[str]) -> Built:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "LightningCLI's args parameter")
-            cli = lightning_cli.make_cli(["--config", str(config), *words], kind=ParsingCLI)
+            cli = lightning_cli.make_cli(["--config", str(config), *words], kind=lightning_cli.ParsingCLI)
     except Exception as error:  # whatever jsonargparse raises at a value of another type
         logging.getLogger("terramind_plugin").debug("Parsing failed", exc_info=True)
         built.findings.append(Finding("yaml: parsing", "error", causes.describe_error(error)))
@@ -149,24 +139,11 @@ def grid_of(task: Any) -> PatchGrid | None:
     return PatchGrid(own.patch_size) if own is not None else None
 
 
-def make_part(cli: Any, part: str) -> Any:
-    """Build one part of a parsed configuration, without the others.
-
-    Args:
-        cli: The parsed command line.
-        part: 'data' or 'model'.
-    """
-    from jsonargparse import Namespace
-
-    make = getattr(cli.parser, "instantiate", None) or cli.parser.instantiate_classes
-    return make(Namespace({part: cli.config[part]}))[part]  # type: ignore[no-untyped-call]
-
-
 def _instantiate(cli: Any, part: str, built: Built) -> Any:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            made = make_part(cli, part)
+            made = cli.make_part(part)
         # Albumentations leaves out arguments that it does not know.
         texts = {str(warning.message) for warning in caught}
         ignored = sorted(text for text in texts if "not valid for transform" in text)

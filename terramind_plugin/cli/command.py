@@ -36,7 +36,7 @@ COMMANDS = {
     "chips": "sources",
     "simulate": "simulation",
     "splits": "samples",
-    "figure": "simulation",
+    "figure": "evaluate",
     "compare": "evaluate",
     "zero-shot": "evaluate",
     "localise": "evaluate",

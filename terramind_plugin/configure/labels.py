@@ -14,8 +14,8 @@ from terramind_plugin.configure.names import ending, split_of
 from terramind_plugin.errors import ConfigError, DataError, counted
 from terramind_plugin.samples.checks.findings import some
 from terramind_plugin.samples.checks.labels import Mask
-from terramind_plugin.samples.layout import TABLES, read_table
 from terramind_plugin.sources.labels import read_class_names
+from terramind_plugin.system.files import TABLES, read_table
 
 OF_PIXELS = ("segmentation", "regression")
 """Tasks whose labels are rasters."""

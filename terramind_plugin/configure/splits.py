@@ -12,8 +12,9 @@ from terramind_plugin.errors import ConfigError, DataError, counted
 from terramind_plugin.samples.checks.findings import some
 from terramind_plugin.samples.checks.headers import Header
 from terramind_plugin.samples.checks.locations import footprint_of
-from terramind_plugin.samples.layout import TABLES, SplitFile
+from terramind_plugin.samples.layout import SplitFile
 from terramind_plugin.sources.splits import SHARES, assign_splits, merge_groups
+from terramind_plugin.system.files import TABLES
 
 SPLIT_NAMES = ("train", "val", "test")
 FEWEST = 3

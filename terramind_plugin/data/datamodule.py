@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from terramind_plugin.data.arguments import Settled, kept_settings, make_cache, settle
 from terramind_plugin.data.cache_log import CacheLog, find_caches
+from terramind_plugin.data.classes import class_names_of, compare_class_names
 from terramind_plugin.data.dataset import CHECKED, UnlabelledSamples
 from terramind_plugin.data.dates import ROOTS, dates_taken, find_by_band, spread_entries, spread_names
 from terramind_plugin.data.guard import guard
@@ -23,13 +24,12 @@ from terramind_plugin.data.loading import ModalityBatches, Repeated, check_sizes
 from terramind_plugin.data.reading import ReadingPlan
 from terramind_plugin.data.slots import Slots
 from terramind_plugin.data.standardising import BatchStandardisation
+from terramind_plugin.data.statistics import RunningStatistics, Statistics
 from terramind_plugin.data.terratorch_internals import collate_samples
 from terramind_plugin.data.writer import take_over
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.samples.checks.run import check_cheaply
-from terramind_plugin.samples.classes import class_names_of, compare_class_names
 from terramind_plugin.samples.plan import describe
-from terramind_plugin.samples.statistics import RunningStatistics, Statistics
 from terramind_plugin.samples.tables import LabelPlan
 
 logger = logging.getLogger("terramind_plugin")

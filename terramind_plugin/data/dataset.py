@@ -31,8 +31,9 @@ from terramind_plugin.data.slots import BatchMemory, Slots
 from terramind_plugin.errors import DataError
 from terramind_plugin.raster.georeference import find_centre
 from terramind_plugin.raster.paths import is_raster
-from terramind_plugin.samples.layout import LABEL, TABLES, Layout, read_split
+from terramind_plugin.samples.layout import LABEL, Layout, read_split
 from terramind_plugin.samples.tables import LabelTable
+from terramind_plugin.system.files import TABLES
 
 logger = logging.getLogger("terramind_plugin")
 

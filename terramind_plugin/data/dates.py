@@ -13,8 +13,9 @@ from torch import Tensor
 
 from terramind_plugin.data.terratorch_internals import TemporalWrapper
 from terramind_plugin.errors import ConfigError, DataError, suggest
+from terramind_plugin.model.dates import DatesTaken
 from terramind_plugin.raster.series import check_time
-from terramind_plugin.samples.dates import DatesTaken, date_key, modality_of
+from terramind_plugin.samples.dates import date_key, modality_of
 
 ROOTS = ("data_root", *(f"{stage}_data_root" for stage in ("train", "val", "test", "predict")))
 """Arguments that may list a folder for each date."""

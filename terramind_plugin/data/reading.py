@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terramind_plugin.data.slots import Slots
+from terramind_plugin.model.dates import DatesTaken
 from terramind_plugin.model.modalities import find
 from terramind_plugin.raster.bands import check_dated_names, find_bands
 from terramind_plugin.raster.decoded import DecodedChips
 from terramind_plugin.raster.missing import is_odd, refuse_complex
-from terramind_plugin.samples.dates import DatesTaken
 from terramind_plugin.samples.tables import LabelPlan
 
 

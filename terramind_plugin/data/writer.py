@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terramind_plugin.data.arguments import STAGES
+from terramind_plugin.data.classes import class_names_of
 from terramind_plugin.data.results import FiniteResults, PredictionTable, describe_files, is_detection
 from terramind_plugin.data.terratorch_internals import CustomWriter
 from terramind_plugin.errors import ConfigError, DataError, counted
@@ -25,7 +26,6 @@ from terramind_plugin.raster.georeference import check_georeference
 from terramind_plugin.raster.missing import read_pixels
 from terramind_plugin.raster.netcdf import raster_name
 from terramind_plugin.raster.writer import parse_color, write_geotiff
-from terramind_plugin.samples.classes import class_names_of
 from terramind_plugin.system.process import Stopped, identify
 
 logger = logging.getLogger("terramind_plugin")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pyproj import Geod
 
-from terramind_plugin.samples.overlap import intersection_over_union
+from terramind_plugin.evaluate.overlap import intersection_over_union
 
 RESAMPLES = 2000
 """Number of resamples of chips for an interval."""

@@ -12,10 +12,9 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 
-from terramind_plugin.check.build import ParsingCLI, make_part
 from terramind_plugin.errors import ConfigError, DataError, one_line
 from terramind_plugin.evaluate.compare import read_config
-from terramind_plugin.integration.lightning_cli import make_cli
+from terramind_plugin.integration.lightning_cli import ParsingCLI, make_cli
 from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.raster.bands import check_one_band
 from terramind_plugin.raster.complete import GDAL_ERRORS
@@ -139,7 +138,7 @@ class _DataCLI(ParsingCLI):
 
     def instantiate_classes(self) -> None:
         """Build the data module alone: the model would need its decoder and weights."""
-        self.datamodule = make_part(self, "data")
+        self.datamodule = self.make_part("data")
 
 
 def _read_test_set(plan: DataPlan, ignored: int | None, config: Path) -> LabelledSet:

@@ -18,6 +18,7 @@ from terramind_plugin._version import __version__
 from terramind_plugin.builders import build_generator
 from terramind_plugin.errors import ConfigError, DataError, suggest
 from terramind_plugin.evaluate.output import weights_of
+from terramind_plugin.evaluate.overlap import Overlap, count_overlap, precision, recall
 from terramind_plugin.evaluate.scores import Score, score_overlaps
 from terramind_plugin.evaluate.testset import Experiment, LabelledChip, LabelledSet
 from terramind_plugin.generation.generator import TerraMindGenerator
@@ -32,7 +33,6 @@ from terramind_plugin.model.checkpoints import hash_weights
 from terramind_plugin.model.modalities import MODALITIES, find, resolve
 from terramind_plugin.model.variants import VARIANTS
 from terramind_plugin.plotting.pictures import LABEL_COLORS
-from terramind_plugin.samples.overlap import Overlap, count_overlap, precision, recall
 
 LAND_COVER = "LULC"
 TARGET = "target"

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from terramind_plugin.evaluate.output import write_json
+from terramind_plugin.evaluate.overlap import intersection_over_union
 from terramind_plugin.evaluate.testset import LabelledChip, LabelledSet
 from terramind_plugin.evaluate.zero_shot import LAND_COVER, TARGET, SetScore, Target, read_map
 from terramind_plugin.inference.job import Job
@@ -27,7 +28,6 @@ from terramind_plugin.plotting.pictures import (
     radar_key,
 )
 from terramind_plugin.raster.reader import Source
-from terramind_plugin.samples.overlap import intersection_over_union
 from terramind_plugin.system.files import write_figure
 
 PAPER = (

@@ -10,7 +10,7 @@ from torch import nn
 
 from terramind_plugin.backbones.encoder import find_backbone
 from terramind_plugin.builders import build_backbone
-from terramind_plugin.data.datamodule import TerraMindDataModule
+from terramind_plugin.data.classes import class_names_of
 from terramind_plugin.data.dates import dates_taken
 from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.export.subject import PROBABILITIES, Input, Subject
@@ -26,7 +26,6 @@ from terramind_plugin.model.inputs import InputSpec
 from terramind_plugin.model.modalities import find, resolve
 from terramind_plugin.model.repository import fetch_weights, is_location
 from terramind_plugin.model.variants import VARIANTS
-from terramind_plugin.samples.classes import class_names_of
 from terramind_plugin.system.files import plain
 
 KINDS = {
@@ -244,9 +243,10 @@ def _plain_task(task: nn.Module) -> dict[str, Any]:
 
 def _data_settings(datamodule: Any, inputs: Sequence[Input], names: Sequence[str]) -> dict[str, Any]:
     """Return the arguments of our data module that read files as the training did, without places of files."""
-    if isinstance(datamodule, TerraMindDataModule):
-        return {**plain(datamodule.state_dict()), "class_names": list(names) or None}
-    settings: dict[str, Any] = {"modalities": [one.name for one in inputs], "class_names": list(names) or None}
+    settings: dict[str, Any] = plain(datamodule.state_dict())
+    if "means" in settings:  # our own data module; others have another state, or none
+        return {**settings, "class_names": list(names) or None}
+    settings = {"modalities": [one.name for one in inputs], "class_names": list(names) or None}
     for what, of in (("means", "mean"), ("stds", "std")):
         settings[what] = {one.name: list(getattr(one, of)) for one in inputs}
     settings["offsets"] = {one.name: one.offset for one in inputs if one.offset}

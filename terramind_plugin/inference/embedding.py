@@ -43,11 +43,11 @@ from terramind_plugin.inference.vectors import (
     tile_side,
 )
 from terramind_plugin.model.checkpoints import hash_weights
+from terramind_plugin.model.dates import DatesTaken
 from terramind_plugin.model.variants import Variant
 from terramind_plugin.raster.reader import Expected, Source
 from terramind_plugin.raster.series import Series
 from terramind_plugin.raster.writer import Layer, write_layer
-from terramind_plugin.samples.dates import DatesTaken
 from terramind_plugin.system.files import hash_content, write_figure
 
 ENDINGS = {"cog": ".tif", "zarr": ".zarr", "parquet": ".parquet"}

@@ -11,10 +11,10 @@ from terramind_plugin.errors import ConfigError, DataError, counted
 from terramind_plugin.inference.job import Job
 from terramind_plugin.inference.options import Options
 from terramind_plugin.inference.windows import Plan, plan_windows
+from terramind_plugin.model.dates import DatesTaken
 from terramind_plugin.raster.georeference import Grid
 from terramind_plugin.raster.reader import Expected
 from terramind_plugin.raster.series import open_input
-from terramind_plugin.samples.dates import DatesTaken
 
 logger = logging.getLogger("terramind_plugin")
 

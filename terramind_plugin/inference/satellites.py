@@ -14,8 +14,8 @@ from pathlib import Path
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.inference.job import Job
 from terramind_plugin.inference.options import Options, SatelliteArguments
+from terramind_plugin.model.dates import DatesTaken
 from terramind_plugin.raster.reader import Expected
-from terramind_plugin.samples.dates import DatesTaken
 from terramind_plugin.sources import engine
 from terramind_plugin.sources.area import DateRange, clean_id, read_periods
 from terramind_plugin.sources.mosaic import Feed, refuse_failures

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from terramind_plugin.backbones.network import compile_network
+from terramind_plugin.data.classes import class_names_of
 from terramind_plugin.data.dates import dates_taken
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.inference.inputs import FileInput, band_names, entry_of
@@ -38,7 +39,6 @@ from terramind_plugin.plotting.pictures import LABEL_COLORS
 from terramind_plugin.raster.georeference import Grid
 from terramind_plugin.raster.reader import Expected
 from terramind_plugin.raster.writer import Layer
-from terramind_plugin.samples.classes import class_names_of
 from terramind_plugin.system.files import hash_content
 
 Network = TypeVar("Network", bound=nn.Module)

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from terramind_plugin.backbones.encoder import find_backbone
+from terramind_plugin.data.classes import class_names_of
 from terramind_plugin.errors import ConfigError, DataError, one_line
 from terramind_plugin.integration.drawing import (
     GeneratedPainter,
@@ -24,8 +25,10 @@ from terramind_plugin.integration.drawing import (
     predict,
 )
 from terramind_plugin.model.inputs import InputSpec
-from terramind_plugin.model.modalities import is_position
-from terramind_plugin.samples.classes import class_names_of
+from terramind_plugin.model.modalities import Modality, is_position
+from terramind_plugin.model.standardisation import Standardisation
+from terramind_plugin.plotting.panels import make_axes
+from terramind_plugin.plotting.pictures import plot_modality
 from terramind_plugin.system.process import settle_status
 
 logger = logging.getLogger("terramind_plugin")
@@ -242,6 +245,52 @@ class SegmentationImages(Callback):
     def _tag(self, file: Path) -> str:
         """Return the name of a sample's file, with the folder in front if another sample has the same name."""
         return file.stem if self._files.setdefault(file.stem, file) == file else f"{file.parent.name}/{file.stem}"
+
+
+class ReconstructionImages(Callback):
+    """Draws the first validation images beside their reconstructions in TensorBoard, for `TokenizerTask`.
+
+    Args:
+        samples: Number of images.
+        timesteps: Denoising steps.
+    """
+
+    def __init__(self, samples: int = 4, timesteps: int = 10) -> None:
+        self.samples = samples
+        self.timesteps = timesteps
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the first batch."""
+        writer = _writer(trainer)
+        if batch_idx or trainer.sanity_checking or not trainer.is_global_zero or writer is None:
+            return
+        images = batch["image"][: self.samples]
+        tokenizer: Any = pl_module.model
+        with torch.no_grad():
+            made = tokenizer(images, timesteps=self.timesteps)
+        modality = tokenizer.variant.modality
+        figure = _draw_pairs(images.cpu(), made.float().cpu(), modality)
+        writer.add_figure(f"reconstructions/{modality.name}", figure, trainer.global_step)
+
+
+def _draw_pairs(images: Tensor, made: Tensor, modality: Modality) -> Any:
+    """Return a matplotlib figure of standardised images or class ids: images above, reconstructions below."""
+    standardisation = None if modality.kind == "classes" else Standardisation(modality.mean, modality.std)
+    figure, axes = make_axes(2, len(images), (2.6 * len(images), 5.4))
+    for row, (title, stack) in enumerate((("image", images), ("reconstruction", made))):
+        for column, image in enumerate(stack):
+            image = image if standardisation is None else standardisation.undo(image)
+            plot_modality(modality.name, image, axes[row, column])
+            axes[row, column].set_title(f"{modality.name}, {title}", fontsize=9)
+    return figure
 
 
 def _obstacle(trainer: Trainer, task: LightningModule, batch: Any) -> str | None:

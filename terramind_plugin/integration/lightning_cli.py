@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
@@ -23,6 +24,8 @@ import terramind_plugin
 from terramind_plugin.backbones.lora import BASE
 from terramind_plugin.backbones.tim import GENERATOR_KEY
 from terramind_plugin.builders import FORMER_ARGUMENTS
+from terramind_plugin.data.classes import compare_class_names
+from terramind_plugin.data.statistics import describe_statistics
 from terramind_plugin.data.terratorch_internals import (
     CustomWriter,
     MyLightningCLI,
@@ -34,8 +37,6 @@ from terramind_plugin.integration.causes import explain, readable
 from terramind_plugin.integration.progress import replace_bars
 from terramind_plugin.integration.quiet import silence_libraries
 from terramind_plugin.model.checkpoints import check_types, model_args_of, read_file, settings_of, shorten
-from terramind_plugin.samples.classes import compare_class_names
-from terramind_plugin.samples.statistics import describe_statistics
 from terramind_plugin.system.files import check_aliases, write_bytes
 
 logger = logging.getLogger("terramind_plugin")
@@ -146,6 +147,21 @@ class TerraMindCLI(MyLightningCLI):  # type: ignore[misc]
                 f"{path} cannot be restored ({type(error).__name__}): {shorten(error, 2000)} Use another checkpoint, "
                 "or the configuration that this one was made with."
             ) from error
+
+
+class ParsingCLI(TerraMindCLI):
+    """A command line that parses a configuration and builds nothing by itself."""
+
+    def before_instantiate_classes(self) -> None:
+        """Do nothing: no checkpoint is read."""
+
+    def instantiate_classes(self) -> None:
+        """Do nothing."""
+
+    def make_part(self, part: str) -> Any:
+        """Build one part of the configuration, 'data' or 'model', without the others."""
+        make = getattr(self.parser, "instantiate", None) or self.parser.instantiate_classes
+        return make(Namespace({part: self.config[part]}))[part]
 
 
 def _while_restoring(error: Exception) -> bool:

@@ -6,15 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from terramind_plugin.builders import build_image_tokenizer
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.model.modalities import Modality
-from terramind_plugin.model.standardisation import Standardisation
-from terramind_plugin.plotting.panels import make_axes
-from terramind_plugin.plotting.pictures import plot_modality
 from terramind_plugin.pretrain.task import PretrainingTask
 from terramind_plugin.tokenizers.diffusion import TRAINING_STEPS, build_scheduler
 from terramind_plugin.tokenizers.image import ImageTokenizer
@@ -140,49 +135,3 @@ def codebook_usage(counts: Tensor) -> tuple[Tensor, Tensor]:
     share = counts.double() / counts.sum()
     entropy = torch.special.entr(share).sum()
     return (counts > 0).double().mean(), entropy.exp()
-
-
-class ReconstructionImages(Callback):
-    """Draws the first validation images beside their reconstructions in TensorBoard, for `TokenizerTask`.
-
-    Args:
-        samples: Number of images.
-        timesteps: Denoising steps.
-    """
-
-    def __init__(self, samples: int = 4, timesteps: int = 10) -> None:
-        self.samples = samples
-        self.timesteps = timesteps
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draw the first batch."""
-        writer: Any = getattr(trainer.logger, "experiment", None)
-        if batch_idx or trainer.sanity_checking or not trainer.is_global_zero or not hasattr(writer, "add_figure"):
-            return
-        images = batch["image"][: self.samples]
-        tokenizer: Any = pl_module.model
-        with torch.no_grad():
-            made = tokenizer(images, timesteps=self.timesteps)
-        modality = tokenizer.variant.modality
-        figure = _draw_pairs(images.cpu(), made.float().cpu(), modality)
-        writer.add_figure(f"reconstructions/{modality.name}", figure, trainer.global_step)
-
-
-def _draw_pairs(images: Tensor, made: Tensor, modality: Modality) -> Any:
-    """Return a matplotlib figure of standardised images or class ids: images above, reconstructions below."""
-    standardisation = None if modality.kind == "classes" else Standardisation(modality.mean, modality.std)
-    figure, axes = make_axes(2, len(images), (2.6 * len(images), 5.4))
-    for row, (title, stack) in enumerate((("image", images), ("reconstruction", made))):
-        for column, image in enumerate(stack):
-            image = image if standardisation is None else standardisation.undo(image)
-            plot_modality(modality.name, image, axes[row, column])
-            axes[row, column].set_title(f"{modality.name}, {title}", fontsize=9)
-    return figure

@@ -1,10 +1,6 @@
-"""Dates of time series: files of dates, and the number of dates that a model takes."""
+"""Files of the dates of time series."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-
-from terramind_plugin.errors import counted
 
 MARK = "@"
 """Character between a modality and the number of a date that has files of its own."""
@@ -23,26 +19,3 @@ def date_key(name: str, number: int) -> str:
 def modality_of(key: str) -> str:
     """Return the modality of a key that `date_key` has returned."""
     return key.partition(MARK)[0]
-
-
-@dataclass(frozen=True)
-class DatesTaken:
-    """Number of dates that a model takes."""
-
-    count: int
-    reason: str
-    """Part of the configuration that needs this number, e.g. 'temporal_pooling: diff'."""
-
-    def refuse(self, where: str, found: int) -> str:
-        """Return a message about files with another number of dates.
-
-        Args:
-            where: The files, e.g. 'scene.tif: S2L2A'.
-            found: Their number of dates.
-        """
-        return f"{where} has {counted(found, 'date')}, expected {self.count} for {self.reason}. {self.advice}"
-
-    @property
-    def advice(self) -> str:
-        """Return what to do about another number of dates."""
-        return f"Give {counted(self.count, 'date')}, or change backbone_temporal_* in model_args."

@@ -10,32 +10,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from terramind_plugin.errors import ConfigError, DataError, counted, one_line
 from terramind_plugin.model.modalities import Modality, resolve
+from terramind_plugin.system.files import TABLES, read_table
 
 logger = logging.getLogger("terramind_plugin")
 
 LABEL = "label"
 """Key of a sample's label beside the names of modalities."""
-TABLES = (".csv", ".parquet")
-"""Endings of split files and labels that are tables."""
 ONE_A_LINE = "It should hold one sample id a line, as UTF-8 text."
 SHOWN = 5
 """Maximum number of problems that a message shows."""
-
-
-def read_table(path: str | os.PathLike[str]) -> Any:
-    """Return a CSV or Parquet file as a pandas DataFrame with the ids as its index.
-
-    Raises:
-        ValueError: The file is no table.
-        OSError: The file cannot be read.
-    """
-    import pandas as pd
-
-    return pd.read_parquet(path) if str(path).endswith(".parquet") else pd.read_csv(path, index_col=0)
 
 
 @dataclass

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terramind_plugin.errors import DataError, suggest
-from terramind_plugin.samples.layout import read_table
-from terramind_plugin.system.files import write_rows
+from terramind_plugin.system.files import read_table, write_rows
 
 
 @dataclass(frozen=True)

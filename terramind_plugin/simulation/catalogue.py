@@ -225,12 +225,13 @@ def _coarse(grid: Grid, resolution: int) -> Grid:
     return Grid(grid.height // factor, grid.width // factor, grid.crs, Affine(resolution, 0, t.c, 0, -resolution, t.f))
 
 
-def _offset(number: int, tile: Tile) -> int:
-    return OFFSET if OPTICAL_PASSES[number].baselines[tile.name] >= OFFSET_BASELINE else 0
+def offset_of(baseline: str) -> int:
+    """Return the number that products of a processing baseline of Sentinel-2, e.g. '05.09', add to their values."""
+    return OFFSET if baseline >= OFFSET_BASELINE else 0
 
 
 def _see(ground: Ground, number: int, tile: Tile) -> Mapping[str, NDArray[Any]]:
-    return coarsen(ground.optical(number), ground, tile.grid, _offset(number, tile))
+    return coarsen(ground.optical(number), ground, tile.grid, offset_of(OPTICAL_PASSES[number].baselines[tile.name]))
 
 
 def _listen(ground: Ground, number: int, grid: Grid) -> Mapping[str, NDArray[Any]]:

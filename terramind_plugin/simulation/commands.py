@@ -1,4 +1,4 @@
-"""The commands of the simulated data set; heavy imports wait until one of them runs."""
+"""The command `simulate`; heavy imports wait until it runs."""
 
 from __future__ import annotations
 
@@ -74,37 +74,3 @@ def _simulate_catalogue(out: Path, size: int | None, seed: int) -> None:
     for name, count in counts.items():
         print(f"{name}: {counted(count, 'item')}")
     print(f"{out / 'catalog.json'}, area {out / 'aoi.geojson'}, labels {out / 'labels'}")
-
-
-def run_figure(
-    *, data: Path, predictions: Path, out: Path, chips: int = 4, class_names: list[str] | None = None
-) -> None:
-    """Draw inputs, labels and predictions of some chips, or of a simulated region, as a PNG, and print scores.
-
-    Args:
-        data: Folder with S2L1CHand, LabelHand, ..., or with a catalogue that simulate --world stac wrote.
-        predictions: Folder that predict wrote, or map --stac.
-        out: Picture to write.
-        chips: Number of chips.
-        class_names: Names of the classes in their order (default: Land,Water).
-    """
-    names = class_names or ["Land", "Water"]
-    if (data / "catalog.json").is_file():
-        from terramind_plugin.simulation.region_figure import draw_region
-
-        draw_region(data, predictions, out, names)
-    else:
-        from terramind_plugin.simulation.figure import draw_predictions
-
-        rows = draw_predictions(data, predictions, out, chips=chips, class_names=names)
-        if len(rows) > 1:
-            _print_table(rows)
-    print(out)
-
-
-def _print_table(rows: list[list[str]]) -> None:
-    """Print a table whose columns are aligned."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for first, *rest in rows:
-        cells = [text.rjust(width) for text, width in zip(rest, widths[1:], strict=True)]
-        print("  ".join([first.ljust(widths[0]), *cells]))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from terramind_plugin.errors import ConfigError, counted, one_line
-from terramind_plugin.samples.layout import TABLES, read_table
+from terramind_plugin.system.files import TABLES, read_table
 
 FARTHEST_NORTH, FARTHEST_SOUTH = 84.0, -80.0
 """Latitudes between which UTM is defined."""

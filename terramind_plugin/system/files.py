@@ -1,4 +1,4 @@
-"""Files that get their name only when they are complete; YAML files of bounded size; pictures of this program."""
+"""Files that get their name only when they are complete; YAML of bounded size; tables; pictures of this program."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ MOST_ENTRIES = 100_000
 """Maximum number of values of a YAML file: far more than a configuration has, few enough to be copied."""
 ZARR_ZIP = ".zarr.zip"
 """Ending of zipped zarr groups: samples of TerraMesh, chips of ImpactMesh."""
+TABLES = (".csv", ".parquet")
+"""Endings of split files, labels and points that are tables."""
 SOFTWARE = "terramind_plugin"
 """Name of this program in the metadata of its pictures."""
 
@@ -269,6 +271,18 @@ def write_rows(path: Path, rows: Iterable[Iterable[Any]]) -> None:
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
     write_text(path, text.getvalue())
+
+
+def read_table(path: str | os.PathLike[str]) -> Any:
+    """Return a CSV or Parquet file as a pandas DataFrame with the ids as its index.
+
+    Raises:
+        ValueError: The file is no table.
+        OSError: The file cannot be read.
+    """
+    import pandas as pd
+
+    return pd.read_parquet(path) if str(path).endswith(".parquet") else pd.read_csv(path, index_col=0)
 
 
 def check_picture(path: Path | None) -> None:

@@ -215,9 +215,9 @@ def test_chips_from_the_best_to_the_worst():
 
 
 def make_row(overlaps):
+    from terramind_plugin.evaluate.overlap import Overlap
     from terramind_plugin.evaluate.scores import score_overlaps
     from terramind_plugin.evaluate.zero_shot import SetScore
-    from terramind_plugin.samples.overlap import Overlap
 
     counts = [Overlap(*one) for one in overlaps]
     score = score_overlaps(counts)

@@ -14,8 +14,8 @@ from rasterio.transform import Affine
 from terramind_plugin.cli import main
 from terramind_plugin.errors import ConfigError
 from terramind_plugin.inference.satellites import choose_periods
+from terramind_plugin.model.dates import DatesTaken
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.samples.dates import DatesTaken
 from terramind_plugin.sources import mosaic, regions
 from tests.inference.conftest import make_task
 from tests.sources.ground import HOME, Ground, aoi

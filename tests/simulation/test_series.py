@@ -9,10 +9,10 @@ import pytest
 import rasterio
 
 from terramind_plugin.errors import ConfigError
+from terramind_plugin.evaluate.figure import draw_predictions
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.simulation.chip import simulate_chip
 from terramind_plugin.simulation.dataset import chip_files, simulate
-from terramind_plugin.simulation.figure import draw_predictions
 from terramind_plugin.simulation.terrain import flood_levels, make_flood, make_terrain, recede
 from terramind_plugin.simulation.worlds import flood_site
 

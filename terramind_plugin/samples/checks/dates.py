@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terramind_plugin.errors import counted
+from terramind_plugin.model.dates import DatesTaken
 from terramind_plugin.raster.bands import bands_of_date
 from terramind_plugin.samples.checks.findings import Finding
 from terramind_plugin.samples.checks.headers import Header
 from terramind_plugin.samples.checks.sample import Summary
-from terramind_plugin.samples.dates import DatesTaken, modality_of
+from terramind_plugin.samples.dates import modality_of
 from terramind_plugin.samples.plan import DataPlan, ImagePlan
 
 CLEARLY = 0.6

@@ -10,11 +10,11 @@ from itertools import combinations
 from pathlib import Path
 
 from terramind_plugin.errors import DataError, counted
+from terramind_plugin.model.dates import DatesTaken
 from terramind_plugin.samples.checks.dates import check_dates
 from terramind_plugin.samples.checks.findings import Finding, Verdict, some
 from terramind_plugin.samples.checks.headers import Header
 from terramind_plugin.samples.checks.sample import order_of
-from terramind_plugin.samples.dates import DatesTaken
 from terramind_plugin.samples.layout import LABEL, ONE_A_LINE
 from terramind_plugin.samples.plan import DataPlan, ImagePlan, Split
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from terramind_plugin.errors import counted
+from terramind_plugin.model.dates import DatesTaken
 from terramind_plugin.samples.checks.files import PatchGrid, check_folders, check_headers, check_splits
 from terramind_plugin.samples.checks.findings import Finding, worst
 from terramind_plugin.samples.checks.headers import read_headers
@@ -13,7 +14,6 @@ from terramind_plugin.samples.checks.labels import check_labels, read_labels
 from terramind_plugin.samples.checks.locations import check_overlap
 from terramind_plugin.samples.checks.sample import read_sample
 from terramind_plugin.samples.checks.values import check_values
-from terramind_plugin.samples.dates import DatesTaken
 from terramind_plugin.samples.plan import DataPlan
 
 FINE_TUNING_KEYS = (

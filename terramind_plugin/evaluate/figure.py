@@ -12,6 +12,7 @@ import rasterio
 from numpy.typing import NDArray
 
 from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.evaluate.overlap import intersection_over_union
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.plotting.panels import draw_panels
 from terramind_plugin.plotting.pictures import (
@@ -23,7 +24,6 @@ from terramind_plugin.plotting.pictures import (
     label_color,
     radar_key,
 )
-from terramind_plugin.samples.overlap import intersection_over_union
 from terramind_plugin.system.files import check_picture, write_figure
 
 INPUTS = {

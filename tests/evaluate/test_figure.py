@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from terramind_plugin.cli import main
+from terramind_plugin.evaluate.figure import PredictedChip, class_ious, compare_predictions, pick_chips, table
 from terramind_plugin.raster.writer import write_geotiff
 from terramind_plugin.simulation.dataset import simulate
-from terramind_plugin.simulation.figure import PredictedChip, class_ious, compare_predictions, pick_chips, table
 from terramind_plugin.system.files import is_whole_picture
 
 

@@ -18,7 +18,7 @@ from terramind_plugin.errors import DataError
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.plotting.pictures import plot_samples
 from terramind_plugin.raster.georeference import Grid
-from terramind_plugin.simulation.catalogue import OFFSET, OFFSET_BASELINE
+from terramind_plugin.simulation.catalogue import offset_of
 from terramind_plugin.system.files import check_picture, write_figure
 
 MAP_NO_DATA = 255
@@ -67,8 +67,7 @@ def _colours(world: Path, items: list[dict[str, Any]], grid: Grid) -> NDArray[An
             if one["properties"]["datetime"] == first:
                 band = _read(world / one["assets"][modality.band_names[number]]["href"], grid, 0)
                 seen = (band > 0) & (image[number] == 0)
-                shift = OFFSET if one["properties"]["s2:processing_baseline"] >= OFFSET_BASELINE else 0
-                image[number][seen] = np.maximum(band[seen] - shift, 1)
+                image[number][seen] = np.maximum(band[seen] - offset_of(one["properties"]["s2:processing_baseline"]), 1)
     return image
 
 

@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from terramind_plugin.data.datamodule import band_statistics
-from terramind_plugin.samples.statistics import RunningStatistics, describe_statistics
+from terramind_plugin.data.statistics import RunningStatistics, describe_statistics
 
 
 def _numbers(module: Any) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
