@@ -161,7 +161,7 @@ class ParsingCLI(TerraMindCLI):
     def make_part(self, part: str) -> Any:
         """Build one part of the configuration, 'data' or 'model', without the others."""
         make = getattr(self.parser, "instantiate", None) or self.parser.instantiate_classes
-        return make(Namespace({part: self.config[part]}))[part]
+        return make(Namespace({part: self.config[part]}))[part]  # type: ignore[no-untyped-call]
 
 
 def _while_restoring(error: Exception) -> bool:
