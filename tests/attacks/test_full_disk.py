@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 
-from terramind_plugin.backbones import merge
 from terramind_plugin.errors import ConfigError, DataError
+from terramind_plugin.export import merge
 from terramind_plugin.pretrain.token_store import Recipe, StoredChip, write_tokens
 from terramind_plugin.raster.complete import check_complete
 from terramind_plugin.raster.georeference import Grid

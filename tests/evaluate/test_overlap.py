@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.extra import numpy as arrays
 
-from terramind_plugin.samples import overlap as overlaps
+from terramind_plugin.evaluate import overlap as overlaps
 
 
 @settings(deadline=None)
