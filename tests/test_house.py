@@ -23,9 +23,9 @@ NOT_IMPORTED = {
     "tensorboard": "Lightning's TensorBoardLogger, which a configuration names",
 }
 """Dependencies that no module of the package imports, and what needs them."""
-OF_TESTS = {"attacks", "bench", "conf", "examples", "parity", "runs"}
+OF_TESTS = {"attacks", "bench", "conf", "examples", "gpu", "parity", "runs"}
 """Folders of tests that are about no room: families of attacks, tools beside the package, configurations, scripts of
-tutorials, comparisons with TerraTorch, and whole runs."""
+tutorials, what only a GPU can show, comparisons with TerraTorch, and whole runs."""
 OF_THE_WHOLE = {"configs", "docs", "house", "layering"}
 """Tests beside the folders that are about the whole repository."""
 SHARED_NAMES = {
