@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from terramind_plugin.errors import ConfigError, one_line, suggest
+from terramind_plugin.model.rehearsal import CAPTURE, rehearse, tensors_in
 
 logger = logging.getLogger("terramind_plugin")
 
@@ -173,7 +174,7 @@ class CompiledCall:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the function returns."""
         self.calls += 1
-        device = next(_devices((args, kwargs)), None)
+        device = next((one.device.type for one in tensors_in((args, kwargs))), None)
         if device is None or self.failure is not None or torch.compiler.is_compiling():
             return self.function(*args, **kwargs)
         if not compiles_on(self.mode, device):
@@ -190,8 +191,10 @@ class CompiledCall:
         is_new = graph is None
         if graph is None:
             logger.info("%s is being compiled for a new shape of its inputs: this step takes longer.", self.name)
-            graph = _Graph(self.function, self.mode, self.backend)
+            graph = _Graph(self.function, self._mode_now(), self.backend)
         try:
+            if is_new:
+                rehearse(partial(graph, *args, **kwargs), self.owner, CAPTURE if graph.copies else 1)
             result = graph(*args, **kwargs)
         except Exception as error:
             # Of a new graph any error may be the compiler's; the function raises its own again below.
@@ -206,6 +209,17 @@ class CompiledCall:
         result = self.function(*args, **kwargs)
         self._give_up(reason)
         return result
+
+    def _mode_now(self) -> str:
+        """Return the mode of a new graph: without CUDA graphs where activations are recomputed in the backward pass.
+
+        PyTorch 2.11 splits the graph of such a backward pass, and fails to capture the pieces.
+        """
+        owner = self.owner
+        if self.mode == "graphs" and owner is not None and owner.training and torch.is_grad_enabled():
+            recomputes = any(getattr(one, "activation_checkpointing", False) for one in owner.modules())
+            return "default" if recomputes else self.mode
+        return self.mode
 
     def _give_up(self, reason: str) -> None:
         self.failure = reason
@@ -286,21 +300,6 @@ def _one_graph() -> AbstractContextManager[Any]:
 
     patched: AbstractContextManager[Any] = torch._dynamo.config.patch(optimize_ddp=False)
     return patched
-
-
-def _devices(value: Any) -> Iterator[str]:
-    """Yield the device type of each tensor in an argument."""
-    if isinstance(value, Tensor):
-        yield value.device.type
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _devices(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _devices(part)
-    elif is_dataclass(value):
-        for field in fields(value):
-            yield from _devices(getattr(value, field.name))
 
 
 def _state(device: str, owner: nn.Module | None) -> tuple[Hashable, ...]:

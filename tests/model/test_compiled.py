@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 
 from terramind_plugin.errors import ConfigError
@@ -17,6 +19,10 @@ pytestmark = pytest.mark.usefixtures("fresh_graphs")
 
 def said(caplog):
     return [record.getMessage() for record in caplog.records if record.name == "terramind_plugin"]
+
+
+def make_boxed(graph, inputs):
+    return make_boxed_func(graph)
 
 
 def graphs():
@@ -148,6 +154,50 @@ def test_a_compiler_that_fails_later_is_one_line(caplog):
     assert [line.partition(" To turn")[0] for line in said(caplog)] == [
         "Answering runs without compilation: no room left."
     ]
+
+
+def test_a_backward_pass_that_fails_is_one_line_before_it_is_needed(caplog):
+    """Where a loss is propagated back, nothing could be computed without the graph any more."""
+
+    def fails(*_):
+        raise RuntimeError("not in the pool")
+
+    backend = aot_autograd(fw_compiler=make_boxed, bw_compiler=lambda graph, inputs: make_boxed_func(fails))
+    module = compile_model(layer(), "default", backend=backend)
+    plain = compile_model(copy.deepcopy(module), "off")
+    x = torch.rand(2, 4)
+    for _ in range(2):
+        got, want = module(x), plain(x)
+        got.sum().backward()
+        want.sum().backward()
+        assert torch.equal(got, want)
+    assert torch.equal(module[0].weight.grad, plain[0].weight.grad)
+    assert [line.partition(" To turn")[0] for line in said(caplog)] == [
+        "Sequential runs without compilation: not in the pool."
+    ]
+
+
+def test_what_is_tried_leaves_nothing_behind():
+    module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))
+    plain = copy.deepcopy(module)
+    compile_model(module, "default", backend="aot_eager")
+    results = []
+    for one in (module, plain):
+        torch.manual_seed(0)
+        results.append([one(torch.arange(12.0).view(3, 4)) for _ in range(2)])
+        assert all(parameter.grad is None for parameter in one.parameters())
+    assert all(torch.equal(got, want) for got, want in zip(*results, strict=True))
+    for got, want in zip(module.buffers(), plain.buffers(), strict=True):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize(("training", "mode"), [(True, "default"), (False, "graphs")])
+def test_cuda_graphs_are_not_for_recomputed_activations(training, mode):
+    module = layer().train(training)
+    module[0].activation_checkpointing = True
+    assert find_call(compile_model(module))._mode_now() == mode
+    module[0].activation_checkpointing = False
+    assert find_call(module)._mode_now() == "graphs"
 
 
 def test_an_error_of_the_module_stays_its_own(caplog):
