@@ -100,9 +100,10 @@ def _decodings(setting: Setting, model: Any, _: str, pixels: int, batch: int) ->
     works = {}
     for count in (batch, batch - 1):
         tokens = torch.zeros(count, pixels // 16, pixels // 16, dtype=torch.int64, device=setting.device)
+        noise = setting.random(count, 12, pixels, pixels)
         decode = functools.partial(
-            model.decode_tokens, tokens, timesteps=steps_of(setting), noise=setting.random(count, 12, pixels, pixels)
-        )
+            model.decode_tokens, tokens, timesteps=steps_of(setting), noise=noise, checked=True  # as in generation
+        )  # fmt: skip
         works[f"{count} samples"] = in_inference(setting, decode, bf16=True)
     return works
 

@@ -144,7 +144,8 @@ class TerraMindGenerator(nn.Module):
             # A decoder of classes starts from no noise.
             rows, columns = (side * tokenizer.patch_size for side in ids.shape[1:])
             start = None if modality.kind == "classes" else noise.normal(tokenizer.channels, rows, columns)
-            image = tokenizer.decode_tokens(ids, timesteps, noise=start, verbose=verbose)
+            fits = modality.vocab_size == tokenizer.quantize.codebook_size  # all ids that can be drawn are known
+            image = tokenizer.decode_tokens(ids, timesteps, noise=start, verbose=verbose, checked=fits)
             scale: Any = self.standardisation[name] if standardize and name in self.standardisation else None
             out[name] = image if scale is None else scale.undo(image)
         return out

@@ -61,17 +61,18 @@ class FiniteScalarQuantizer(nn.Module):
         ids = (rounded.long() * self._basis[:, None, None]).sum(dim=1)
         return (scaled + (rounded - scaled).detach()) / steps, ids.int()
 
-    def codes(self, ids: Tensor) -> Tensor:
+    def codes(self, ids: Tensor, *, checked: bool = False) -> Tensor:
         """Return the codes [B, D, H, W], float32 in [0, 1], of token ids [B, H, W].
 
         Args:
             ids: Integers in 0 .. codebook_size - 1.
+            checked: Whether they are known to be in that range; otherwise Python waits for a GPU to look.
 
         Raises:
             DataError: An id is outside that range.
         """
         ids = ids.long()
-        if not torch.compiler.is_compiling() and ids.numel():
+        if not (checked or torch.compiler.is_compiling()) and ids.numel():
             low, high = (int(bound) for bound in ids.aminmax())
             if low < 0 or high >= self.codebook_size:
                 raise DataError(

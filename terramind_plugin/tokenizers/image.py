@@ -102,13 +102,19 @@ class ImageTokenizer(nn.Module):
         """Return the codes [B, D, rows, columns], float32 in [0, 1], of token ids [B, rows, columns]."""
         return self.quantize.codes(tokens)
 
-    def decode_tokens(self, tokens: Tensor, timesteps: int = 50, **options: Any) -> Tensor:
-        """Return the image of token ids [B, rows, columns]; options and errors as in `decode_quant`.
+    def decode_tokens(self, tokens: Tensor, timesteps: int = 50, *, checked: bool = False, **options: Any) -> Tensor:
+        """Return the image of token ids [B, rows, columns].
+
+        Args:
+            tokens: Ids of the tokenizer's vocabulary.
+            timesteps: As in `decode_quant`.
+            checked: Whether ids are known to be in the vocabulary; otherwise Python waits for a GPU to look.
+            options: As in `decode_quant`.
 
         Raises:
             DataError: An id is not in the tokenizer's vocabulary.
         """
-        return self.decode_quant(self.tokens_to_embedding(tokens), timesteps, **options)
+        return self.decode_quant(self.quantize.codes(tokens, checked=checked), timesteps, **options)
 
     def decode_quant(
         self,
