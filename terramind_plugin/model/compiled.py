@@ -39,7 +39,9 @@ _nested = 0  # graphs that finished calls of this module have compiled: an outer
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def compile_model(module: Module, mode: str = "graphs", *, backend: str | Callable[..., Any] = "inductor") -> Module:
+def compile_model(
+    module: Module, mode: str = "graphs", *, backend: str | Callable[..., Any] = "inductor", wait: int = WAIT
+) -> Module:
     """Return a module whose calls run as compiled graphs, changed in place; names of its weights stay as they are.
 
     Each shape of the arguments has a graph of its own, the first one at once, others when they have come often; what is
@@ -51,6 +53,7 @@ def compile_model(module: Module, mode: str = "graphs", *, backend: str | Callab
         mode: 'graphs' compiles on a GPU, with CUDA graphs, and changes nothing on a CPU; 'default' compiles on any
             device, without CUDA graphs; 'off' takes an earlier compilation back.
         backend: Compiler, as in `torch.compile`.
+        wait: As in `CompiledCall`.
 
     Raises:
         ConfigError: The mode is unknown.
@@ -61,7 +64,7 @@ def compile_model(module: Module, mode: str = "graphs", *, backend: str | Callab
         return module
     old = find_call(module)
     if old is None or (old.mode, old.backend) != (mode, backend):
-        hooked._compiled_call_impl = CompiledCall(hooked._call_impl, mode, backend=backend, owner=module)
+        hooked._compiled_call_impl = CompiledCall(hooked._call_impl, mode, backend=backend, owner=module, wait=wait)
     return module
 
 
@@ -144,6 +147,7 @@ class CompiledCall:
         owner: Module that the function belongs to: its training mode decides which graph is the right one.
         case: Function of the arguments that tells cases apart which are equally important, such as the steps of a loop:
             the first shape of each case gets a graph at once. There may be 32 cases; None for one.
+        wait: Number of calls after which another shape gets a graph.
     """
 
     def __init__(
@@ -154,8 +158,10 @@ class CompiledCall:
         backend: str | Callable[..., Any] = "inductor",
         owner: nn.Module | None = None,
         case: Callable[..., Hashable] | None = None,
+        wait: int = WAIT,
     ) -> None:
         self.function = function
+        self.wait = wait
         self.case = case
         self.mode = check_mode(mode)
         self.backend = backend
@@ -168,7 +174,7 @@ class CompiledCall:
         self._shapes: dict[Hashable, _Shapes] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        settings: dict[str, Any] = {"backend": self.backend, "owner": self.owner, "case": self.case}
+        settings: dict[str, Any] = {"backend": self.backend, "owner": self.owner, "case": self.case, "wait": self.wait}
         return partial(CompiledCall, **settings), (self.function, self.mode)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -183,7 +189,7 @@ class CompiledCall:
         state = (case, device, *_state(device, self.owner))
         if state not in self._shapes and len(self._shapes) >= CASES:
             return self.function(*args, **kwargs)
-        shapes = self._shapes.setdefault(state, _Shapes())
+        shapes = self._shapes.setdefault(state, _Shapes(self.wait))
         shape = _describe((args, kwargs))
         if not shapes.deserves_graph(shape):
             return self.function(*args, **kwargs)
@@ -230,7 +236,8 @@ class CompiledCall:
 class _Shapes:
     """Shapes of arguments that came while torch computed in one state, such as training in bfloat16."""
 
-    def __init__(self) -> None:
+    def __init__(self, wait: int) -> None:
+        self.wait = wait
         self.graphs: dict[Hashable, _Graph] = {}
         self.calls = 0
         self._seen: dict[Hashable, int] = {}
@@ -245,7 +252,7 @@ class _Shapes:
         if len(self.graphs) >= GRAPHS or (shape not in self._seen and len(self._seen) >= KNOWN):
             return False
         self._seen[shape] = count = self._seen.get(shape, 0) + 1
-        return count >= WAIT and count >= SHARE * self.calls
+        return count >= self.wait and count >= SHARE * self.calls
 
 
 class _Graph:

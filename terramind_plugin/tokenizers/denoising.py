@@ -17,6 +17,9 @@ from terramind_plugin.tokenizers.unet import PatchedUNet, spread_codes
 Track = Callable[[Sequence[int]], Iterable[int]]
 """Shows the progress of a loop."""
 
+WAIT = 1000
+"""Number of steps after which another batch or size gets a graph: compiling one takes 40 seconds."""
+
 
 class DenoisingStep(nn.Module):
     """One step: the U-Net expects a clean image, and the next image is mixed of it and the noisy one.
@@ -116,7 +119,7 @@ class DenoisingSteps:
                 unet = deepcopy(decoder)
                 for one in unet.parameters():
                     one.data = _cast(one.data, dtype)
-            self._kept[dtype] = state, compile_model(DenoisingStep(unet, largest).eval(), self.mode)
+            self._kept[dtype] = state, compile_model(DenoisingStep(unet, largest).eval(), self.mode, wait=WAIT)
         return self._kept[dtype][1]
 
     def clear(self) -> None:
