@@ -169,7 +169,7 @@ def run_localise(
     model = work.build_locator(
         variant.name, name, pretrained=source.pretrained, ckpt_path=ckpt_path, tokenizer_file=tokenizer_file
     ).to(device)
-    model.for_inference(options.compile)
+    model.for_inference(options.mode_for(files))
     weights = weights_of(variant.name, source.pretrained, ckpt_path)
     described = {"model": f"{variant.name}_generate", "weights": weights, "modality": name}
     options.out.mkdir(parents=True, exist_ok=True)
@@ -255,7 +255,7 @@ def run_few_shot(
     device, weights = device_type(options.accelerator), weights_of(variant.name, source.pretrained, ckpt_path)
     encoders = {
         f"{variant.name}, {name} weights": work.build_encoder(
-            variant.name, chips.modality.name, pretrained=pretrained, ckpt_path=path, compile=options.compile
+            variant.name, chips.modality.name, pretrained=pretrained, ckpt_path=path, compile=options.mode_for(chips)
         ).to(device)
         for name, (pretrained, path) in {weights: (source.pretrained, ckpt_path), "random": (False, None)}.items()
     }

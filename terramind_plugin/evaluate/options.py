@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from terramind_plugin.inference.options import Options
+from terramind_plugin.inference.options import Options, choose_mode
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class ChipOptions:
         bands: Order of the files' bands, if it is another, e.g. B04,B03,B02.
         batch_size: Chips at once.
         accelerator: Kind of device; auto takes a GPU if there is one.
-        compile: Compiled graphs of the model: graphs on a GPU alone, default on any device, or off.
+        compile: Compiled graphs of the model: graphs on a GPU alone, default on any device, or off; auto means graphs
+            for 1000 batches or more, since compiling takes a minute.
     """
 
     modality: str
@@ -38,4 +40,8 @@ class ChipOptions:
     bands: list[str] | None = None
     batch_size: int = 16
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
-    compile: Literal["graphs", "default", "off"] = "graphs"
+    compile: Literal["auto", "graphs", "default", "off"] = "auto"
+
+    def mode_for(self, chips: Sized) -> Any:
+        """Return the mode of compilation for a number of chips, see `compile_model`."""
+        return choose_mode(self.compile, len(chips) // self.batch_size)

@@ -89,7 +89,7 @@ class ChipRun:
         self.model = model
         self.groups = list(groups)[processes.rank :: processes.count]
         self.open = {id(job) for job in open_}
-        self.options = options
+        self.options = options.for_batches(len(self.groups))
         self.processes = processes
         self.signals = signals
 

@@ -76,6 +76,7 @@ class SceneRun:
         self.units = units[processes.rank :: processes.count]
         text = "Windows" if processes.count == 1 else "Windows of this process"
         total = sum(self._count_windows(*unit) for unit in self.units)
+        self.options = options.for_batches(total // options.batch_size)
         self._progress = make_progress(processes)
         self._advance = partial(self._progress.advance, self._progress.add_task(text, total=total))
         self._partials: dict[int, tuple[Partial, dict[str, Any]]] = {}

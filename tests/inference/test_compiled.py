@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from terramind_plugin.builders import build_generator
 from terramind_plugin.inference.embedder import build_embedder
 from terramind_plugin.inference.makers import SceneGenerator
-from terramind_plugin.inference.options import Options
+from terramind_plugin.inference.options import MANY_BATCHES, Options
 from terramind_plugin.inference.stream import prepare_model, run_windows
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.model.variants import VARIANTS
@@ -95,3 +95,10 @@ def test_when_a_model_is_compiled(tmp_path: Path) -> None:
     cases = {("graphs", "cpu"): False, ("default", "cpu"): True, ("off", "cpu"): False}
     for (mode, accelerator), expected in cases.items():
         assert Options(tmp_path, compile=mode, accelerator=accelerator).compiles() is expected  # type: ignore[arg-type]
+
+
+def test_few_batches_are_not_worth_compiling_for(tmp_path: Path) -> None:
+    counts = (1, MANY_BATCHES - 1, MANY_BATCHES)
+    assert [Options(tmp_path).for_batches(count).compile for count in counts] == ["off", "off", "graphs"]
+    for mode in ("graphs", "default", "off"):
+        assert Options(tmp_path, compile=mode).for_batches(1).compile == mode  # type: ignore[arg-type]
