@@ -29,6 +29,8 @@ from terramind_plugin.system.files import write_figure
 
 SheetRow = tuple[str, dict[str, NDArray[Any]], Any, None]
 """Title, images by modality, label and prediction of a sample."""
+MOST_LABELS = 200
+"""Maximum number of labels whose classes are counted."""
 ROWS = 4
 """Number of samples that are drawn."""
 PICTURE = 256
@@ -184,12 +186,12 @@ def _bars(axis: Any, shares: dict[str, float], title: str, colors: Any) -> None:
         axis.spines[side].set_visible(False)
 
 
-def _label_shares(plan: DataPlan, most: int = 200) -> dict[str, float]:
+def _label_shares(plan: DataPlan) -> dict[str, float]:
     """Return the share of each class in the labels; none if there are no classes."""
     if plan.task != "segmentation" or not plan.num_classes:
         return {}
     total: Counter[float] = Counter()
-    for mask in read_labels(plan, most):
+    for mask in read_labels(plan, MOST_LABELS):
         total.update(mask.counts)
     counts = [total[float(value + plan.reduce_zero_label)] for value in range(plan.num_classes)]
     if not sum(counts) or plan.num_classes > 2 * len(LABEL_COLORS):

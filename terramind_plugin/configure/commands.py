@@ -96,9 +96,9 @@ def _write_new(
 ) -> None:
     from terramind_plugin.configure.recipe import Files, summarise_survey, write_configuration
     from terramind_plugin.configure.survey import Request, look
-    from terramind_plugin.sources.recipe import find_model
+    from terramind_plugin.model.variants import find_variant
 
-    find_model(model)
+    find_variant(model)
     files = Files.of(out)
     _check_out(files.config)
     _check_out(files.lists)

@@ -14,7 +14,7 @@ from terramind_plugin.configure.images import ImageSet
 from terramind_plugin.configure.labels import OF_PIXELS
 from terramind_plugin.configure.survey import Request, Survey
 from terramind_plugin.errors import counted
-from terramind_plugin.model.variants import Variant
+from terramind_plugin.model.variants import Variant, find_variant
 from terramind_plugin.sources.recipe import (
     LARGEST_BATCH,
     YAML_WIDTH,
@@ -24,7 +24,6 @@ from terramind_plugin.sources.recipe import (
     describe_optimizer,
     describe_trainer,
     describe_transforms,
-    find_model,
 )
 from terramind_plugin.system.files import write_lines, write_rows, write_text
 
@@ -63,7 +62,7 @@ def write_configuration(survey: Survey, request: Request, model: str, files: Fil
         model: Registry name of the backbone.
         files: Where to write.
     """
-    variant = find_model(model)
+    variant = find_variant(model)
     written = []
     lists = dict(survey.lists)
     if not lists:

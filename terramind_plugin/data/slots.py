@@ -27,20 +27,18 @@ class Slots:
 
     Worker processes write into shared memory, which goes to the main process as it is and is not used again. Pinned
     memory comes from torch, which itself waits for copies to a GPU that are still under way.
-
-    Args:
-        pinned: Whether the main process gives pinned memory.
     """
 
-    def __init__(self, *, pinned: bool = False) -> None:
-        self.pinned = pinned
+    def __init__(self) -> None:
+        self.pinned = False
+        """Whether the main process gives pinned memory."""
         self._free: dict[int, NDArray[np.uint8]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"pinned": self.pinned}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]  # a copy begins with no memory
+        self.__dict__ = {**state, "_free": {}}  # a copy begins with no memory
 
     def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return a tensor whose content is undefined."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.evaluate.options import ChipOptions
 from terramind_plugin.model.modalities import Modality, resolve
-from terramind_plugin.model.variants import VARIANTS, Variant
+from terramind_plugin.model.variants import Variant
 from terramind_plugin.raster.chips import Chip, read_chip
 from terramind_plugin.raster.missing import warn_of_undeclared
 from terramind_plugin.raster.reader import Expected, Source
@@ -114,9 +114,3 @@ def image_modality(name: str) -> Modality:
     if entry.kind != "image":
         raise ConfigError(f"{entry.name} is no image. Give one of the image modalities, e.g. S2L2A.")
     return entry
-
-
-def check_variant(name: str) -> None:
-    """Raise a ConfigError if there is no such model."""
-    if name not in VARIANTS:
-        raise ConfigError(f"Unknown model '{name}'. Known: {', '.join(VARIANTS)}.")

@@ -16,11 +16,12 @@ from torch import Tensor
 from terramind_plugin.backbones.encoder import TerraMindBackbone
 from terramind_plugin.builders import build_backbone
 from terramind_plugin.errors import ConfigError, DataError, check_seed, counted, one_line
-from terramind_plugin.evaluate.chips import CHIP_ENDINGS, batches, check_variant
+from terramind_plugin.evaluate.chips import CHIP_ENDINGS, batches
 from terramind_plugin.evaluate.scores import Score, score_mean
 from terramind_plugin.inference.settings import fixed_random_weights
 from terramind_plugin.model.compiled import compile_model
 from terramind_plugin.model.modalities import Modality
+from terramind_plugin.model.variants import find_variant
 from terramind_plugin.raster.chips import Chip
 from terramind_plugin.raster.paths import is_remote, raster_path
 
@@ -135,7 +136,7 @@ def build_encoder(
         ConfigError: The model, modality or mode is unknown.
         WeightsError: The weights are not there or do not fit.
     """
-    check_variant(variant)
+    find_variant(variant)
     with fixed_random_weights():
         model = build_backbone(variant, [modality], pretrained=pretrained and ckpt_path is None, ckpt_path=ckpt_path)
     return compile_model(model.eval(), compile)

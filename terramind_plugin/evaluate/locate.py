@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from terramind_plugin.builders import build_generator
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.evaluate.chips import batches, check_variant
+from terramind_plugin.evaluate.chips import batches
 from terramind_plugin.evaluate.scores import EARTH_RADIUS, Score, great_circle, score_median
 from terramind_plugin.generation.generator import TerraMindGenerator
 from terramind_plugin.inference.settings import fixed_random_weights
+from terramind_plugin.model.variants import find_variant
 from terramind_plugin.raster.chips import Chip
 
 COORDS = "coords"
@@ -76,7 +77,7 @@ def build_locator(
         ConfigError: The model or modality is unknown.
         WeightsError: The weights are not there or do not fit.
     """
-    check_variant(variant)
+    find_variant(variant)
     with fixed_random_weights():
         return build_generator(
             variant,

@@ -53,13 +53,12 @@ def score_median(values: ArrayLike) -> Score:
     return score_chips(values, np.median)
 
 
-def score_chips(values: ArrayLike, measure: Callable[[NDArray[Any]], Any], seed: int = 0) -> Score:
+def score_chips(values: ArrayLike, measure: Callable[[NDArray[Any]], Any]) -> Score:
     """Return a measure of chips, with a percentile bootstrap interval over chips; resamples that give NaN do not count.
 
     Args:
         values: [chips, ...].
         measure: Returns a number for the values of some chips.
-        seed: Seed of the resampling.
     """
     from scipy.stats import bootstrap  # takes a second to import
 
@@ -74,7 +73,7 @@ def score_chips(values: ArrayLike, measure: Callable[[NDArray[Any]], Any], seed:
         batch=100,
         method="percentile",
         vectorized=False,
-        rng=seed,
+        rng=0,
     ).bootstrap_distribution
     known = resampled[np.isfinite(resampled)]
     if not known.size:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.model.modalities import Modality
 
 Waves = tuple[float, float]
@@ -103,3 +104,14 @@ VARIANTS: dict[str, Variant] = {
 
 SIZES = {name.rpartition("_")[2]: name for name in VARIANTS}
 """Names of the models by their size, for command lines."""
+
+
+def find_variant(name: str) -> Variant:
+    """Return the architecture of a registry name.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    if name not in VARIANTS:
+        raise ConfigError(f"There is no model '{name}'.{suggest(name, VARIANTS)} Known: {', '.join(VARIANTS)}.")
+    return VARIANTS[name]

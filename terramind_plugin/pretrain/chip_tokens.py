@@ -64,7 +64,7 @@ def tokenize_folders(
         path = out / f"{name}{ENDING}"
         tokenizer, recipe = build_tokenizer(family, name, ckpt_paths, symmetries)
         names = folder.names()
-        check = partial(_check_chips, names=names, folder=folder)
+        check = partial(TokenFile.check, names=names, folder=folder)
         if path.is_file() and not is_out_of_date(out, folder.modality, recipe, check, replace):
             continue
         _write(path, folder, names, tokenizer, recipe, on_chip)
@@ -92,10 +92,6 @@ def build_tokenizer(
         variant.name, pretrained=name not in ckpt_paths, ckpt_path=ckpt_paths.get(name), decoder=False
     )
     return tokenizer, Recipe(variant.name, hash_weights(tokenizer.state_dict()), tile, symmetries)
-
-
-def _check_chips(stored: TokenFile, names: list[str], folder: ChipFolder) -> None:
-    stored.check(names, folder)
 
 
 def _write(

@@ -10,13 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from terramind_plugin.errors import ConfigError, suggest
+from terramind_plugin.errors import ConfigError
 from terramind_plugin.generation.token_generator import plan_targets
 from terramind_plugin.model.encoder_decoder import EncoderDecoder
 from terramind_plugin.model.inputs import check_size
 from terramind_plugin.model.modalities import resolve
 from terramind_plugin.model.planning import plan_inputs
-from terramind_plugin.model.variants import VARIANTS
+from terramind_plugin.model.variants import find_variant
 from terramind_plugin.model.weights import load_encoder_decoder
 from terramind_plugin.pretrain.masked_loss import MaskedBatch, MaskedLoss, masked_loss
 from terramind_plugin.pretrain.masking import MaskPlan, draw_masks
@@ -97,18 +97,13 @@ class MaskedModellingTask(PretrainingTask):
             WeightsError: The weights are not there or do not fit.
         """
         settings = self.hparams
-        if settings["variant"] not in VARIANTS:
-            raise ConfigError(
-                f"Unknown variant '{settings['variant']}'.{suggest(settings['variant'], VARIANTS)} "
-                f"Known: {', '.join(VARIANTS)}."
-            )
+        numbers = find_variant(settings["variant"])
         self.plan = make_plan(settings)
         self.lead_in = replace(
             self.plan,
             input_alphas=settings["lead_in_input_alphas"] or {},
             target_alphas=settings["lead_in_target_alphas"] or {},
         )
-        numbers = VARIANTS[settings["variant"]]
         targets = plan_targets([*self.plan.tokens, *self.plan.sequences])
         keys = [str(modality.token_key) for modality in targets.values()]
         img_size = numbers.img_size if settings["img_size"] is None else settings["img_size"]

@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 
 from terramind_plugin.builders import build_coords_tokenizer
 from terramind_plugin.data.guard import guard
-from terramind_plugin.errors import ConfigError, DataError, one_line, suggest
+from terramind_plugin.errors import ConfigError, DataError, one_line
 from terramind_plugin.model.modalities import resolve
-from terramind_plugin.model.variants import VARIANTS
+from terramind_plugin.model.variants import find_variant
 from terramind_plugin.pretrain.loading import ChipReader, Draw, PretrainingDataModule, apply_symmetry, to_image_tensor
 from terramind_plugin.pretrain.masked_loss import MaskedBatch
 from terramind_plugin.pretrain.token_store import TokenFile
@@ -144,11 +144,9 @@ class MaskedDataModule(PretrainingDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(train_split, val_split, batch_size, num_workers, seed)
-        if variant not in VARIANTS:
-            raise ConfigError(f"Unknown variant '{variant}'.{suggest(variant, VARIANTS)} Known: {', '.join(VARIANTS)}.")
         if not folders or not tokens:
             raise ConfigError("folders and tokens must name one modality each, at least.")
-        self.variant = VARIANTS[variant]
+        self.variant = find_variant(variant)
         self.side = self.variant.img_size
         self.folders = make_folders(folders, suffixes or {})
         self.names = [resolve(name).name for name in tokens]

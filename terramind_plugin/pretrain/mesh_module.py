@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader
 
 from terramind_plugin.builders import build_coords_tokenizer
 from terramind_plugin.data.guard import guard
-from terramind_plugin.errors import ConfigError, DataError, one_line, suggest
+from terramind_plugin.errors import ConfigError, DataError, one_line
 from terramind_plugin.model.modalities import resolve
-from terramind_plugin.model.variants import VARIANTS
+from terramind_plugin.model.variants import find_variant
 from terramind_plugin.pretrain.loading import ResumableDataModule
 from terramind_plugin.pretrain.mesh_check import describe_shards
 from terramind_plugin.pretrain.mesh_samples import MeshCrops, MeshDataset, MeshImages, MeshTiles, MeshTokens
@@ -87,13 +87,11 @@ class TerraMeshDataModule(ResumableDataModule):
         given = [bool(tokens), store is not None, variant is not None]
         if any(given) != all(given):
             raise ConfigError("Masked modelling needs variant, tokens and store. Give all three, or none of them.")
-        if variant is not None and variant not in VARIANTS:
-            raise ConfigError(f"Unknown variant '{variant}'.{suggest(variant, VARIANTS)} Known: {', '.join(VARIANTS)}.")
         if coords and not tokens:
             raise ConfigError("coords: true is for masked modelling, with variant, tokens and store.")
         if crop is not None and (tokens or crop < 1):
             raise ConfigError(f"crop is for tokenizers and evaluation, at least 1, got {crop}. Leave it out.")
-        self.variant = VARIANTS[variant] if variant is not None else None
+        self.variant = find_variant(variant) if variant is not None else None
         self.tokens = [resolve(name) for name in tokens]
         self.store, self.has_coords, self.crop = store, coords, crop
         self.train_split, self.val_split = train_split, val_split

@@ -178,24 +178,19 @@ def _tokenize_split(
     for shard, shard_name in enumerate(catalogue.shards):
         target = f"{catalogue.split}/{modality.name}/{shard_name}"
         path = out / f"{target}{ENDING}"
-        check = partial(_check_shard, catalogue=catalogue, name=name, shard=shard)
+        check = partial(check_sample_keys, keys=catalogue.keys(shard), sizes=catalogue.index(name, shard).sizes)
         if not path.is_file() or is_out_of_date(out, modality, recipe, check, replace_files, target):
             samples = _read_samples(catalogue, name, shard, recipe.tile)
-            report = partial(_report_sum, on_sample, label, done, total)
+
+            def report(count: int, before: int = done) -> None:
+                on_sample(label, before + count, total)
+
             chips, ids = encode_chips(tokenizer, modality, samples, recipe, report)
             store = catalogue.store
             write_tokens(path, ids, recipe, chips, {"source": store.root, "revision": str(store.revision or "")})
             yield path
         done += len(catalogue.keys(shard))
         on_sample(label, done, total)
-
-
-def _report_sum(on_sample: Callable[[str, int, int], None], label: str, done: int, total: int, count: int) -> None:
-    on_sample(label, done + count, total)
-
-
-def _check_shard(stored: TokenFile, catalogue: ShardCatalogue, name: str, shard: int) -> None:
-    check_sample_keys(stored, catalogue.keys(shard), catalogue.index(name, shard).sizes)
 
 
 def check_sample_keys(file: TokenFile, keys: Sequence[str], sizes: NDArray[np.int64] | None) -> None:

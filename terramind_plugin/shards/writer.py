@@ -25,16 +25,12 @@ COMPRESSOR = {"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 1, "blocksi
 
 
 def write_group(
-    arrays: Mapping[str, tuple[Sequence[str], ArrayLike]],
-    attributes: Mapping[str, Any] | None = None,
-    *,
-    compressor: Mapping[str, Any] | None = COMPRESSOR,
+    arrays: Mapping[str, tuple[Sequence[str], ArrayLike]], *, compressor: Mapping[str, Any] | None = COMPRESSOR
 ) -> bytes:
     """Return a zipped zarr group with consolidated metadata, each array in one chunk.
 
     Args:
         arrays: Names of the dimensions, and numbers or texts, by array.
-        attributes: Attributes of the group.
         compressor: Settings of a numcodecs codec; None to store the numbers as they are.
 
     Raises:
@@ -49,7 +45,7 @@ def write_group(
                 "Writing shards needs numcodecs, which is not installed: pip install 'terramind-plugin[shards]'."
             ) from error
         encode = get_codec(dict(compressor)).encode
-    documents: dict[str, Any] = {".zgroup": {"zarr_format": 2}, ".zattrs": dict(attributes or {})}
+    documents: dict[str, Any] = {".zgroup": {"zarr_format": 2}, ".zattrs": {}}
     chunks: dict[str, bytes] = {}
     for name, (dimensions, given) in arrays.items():
         values = np.array(given, order="C")  # keeps a scalar a scalar, unlike ascontiguousarray

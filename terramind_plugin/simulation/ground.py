@@ -15,7 +15,7 @@ from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.raster.georeference import Grid, apply_affine
 from terramind_plugin.simulation import materials as table
 from terramind_plugin.simulation.chip import make_surface_model
-from terramind_plugin.simulation.landcover import Cover, make_cover
+from terramind_plugin.simulation.landcover import Cover, make_covers
 from terramind_plugin.simulation.noise import BoolArray, FloatArray
 from terramind_plugin.simulation.optics import Sky, make_sky, observe_optical
 from terramind_plugin.simulation.overpasses import OPTICAL_PASSES, RADAR_PASSES, ground_grid, inside
@@ -67,7 +67,7 @@ class Ground:
     def _parts(self) -> tuple[Terrain, Flood, Cover]:
         terrain = make_terrain(self._rng(0), REGION, self.grid.height)
         flood = make_flood(self._rng(1), REGION, terrain)
-        return terrain, flood, make_cover(self._rng(2), REGION, terrain, flood)
+        return terrain, flood, make_covers(self._rng(2), REGION, terrain, flood, [flood])[0]
 
     @cached_property
     def elevation(self) -> FloatArray:

@@ -82,13 +82,9 @@ def asset(href: str, grid: Grid, title: str, **properties: Any) -> Item:
         "roles": ["data"],
         "proj:shape": list(grid.shape),
         "proj:transform": [t.a, t.b, t.c, t.d, t.e, t.f],
-        "proj:bbox": _bounds(grid),
+        "proj:bbox": list(grid.bounds),
         **properties,
     }
-
-
-def _bounds(grid: Grid) -> list[float]:
-    return list(grid.bounds)
 
 
 def _item(

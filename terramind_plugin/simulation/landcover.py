@@ -219,15 +219,10 @@ def _annual_map(
     return np.asarray(classes[np.argmax(votes, axis=0)], np.uint8)
 
 
-def make_cover(rng: np.random.Generator, region: Region, terrain: Terrain, flood: Flood) -> Cover:
-    """Return the surface of a scene: dry land as people and plants use it, then covered by the flood."""
-    return make_covers(rng, region, terrain, flood, [flood])[0]
-
-
 def make_covers(
     rng: np.random.Generator, region: Region, terrain: Terrain, flood: Flood, dates: Sequence[Flood]
 ) -> list[Cover]:
-    """Return the surface of a scene on several dates, between which only the water changes.
+    """Return the surface of a scene on several dates: dry land as people and plants use it, covered by the flood.
 
     Args:
         rng: Random numbers.

@@ -274,7 +274,7 @@ def _start(workers: int, scheduler: str | None) -> Iterator[Any]:
             "distributed.admin.tick.limit": "1h",  # no warning of a busy machine
         }
         stack.enter_context(dask.config.set(settings))
-        stack.enter_context(_silent("distributed"))
+        stack.enter_context(_silent())
         if scheduler is None:
             cluster = stack.enter_context(_start_workers(LocalCluster, workers))
             client: Any = Client(cluster, timeout=PATIENCE)  # type: ignore[no-untyped-call]
@@ -310,10 +310,10 @@ def _start_workers(local_cluster: Any, workers: int) -> Any:
 
 
 @contextmanager
-def _silent(name: str) -> Iterator[None]:
-    """Hide what a library logs: whatever matters comes back as an error."""
+def _silent() -> Iterator[None]:
+    """Hide what distributed logs: whatever matters comes back as an error."""
     # Each by itself: distributed gives its loggers levels of their own.
-    names = [name, *(one for one in logging.root.manager.loggerDict if one.startswith(f"{name}."))]
+    names = ["distributed", *(one for one in logging.root.manager.loggerDict if one.startswith("distributed."))]
     before = {one: logging.getLogger(one).level for one in names}
     for one in names:
         logging.getLogger(one).setLevel(logging.CRITICAL)

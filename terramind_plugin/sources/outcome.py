@@ -48,7 +48,7 @@ def complete_folder(request: ChipRequest, plan: SourcePlan, records: Sequence[Ch
     places = {chip.place.id: chip.place for chip in plan.chips}
     written = [record for record in records if record.status == "written"]
     rows = [asdict(record) | {"scenes": json.dumps(record.scenes)} for record in records]
-    write_rows_as_parquet(out / "chips.parquet", rows, {})
+    write_rows_as_parquet(out / "chips.parquet", rows)
     class_names = _write_labels(request, places, written)
     for split in SHARES:
         write_lines(out / "splits" / f"{split}.txt", sorted(one.id for one in written if one.split == split))

@@ -317,8 +317,8 @@ def write_plan(folder: Path, plan: SourcePlan) -> None:
         | {"assets": json.dumps(dict(scene.assets)), "start": scene.start.isoformat(), "end": scene.end.isoformat()}
         for scene in plan.scenes.values()
     ]
-    _write_table(folder / "scenes.parquet", scenes)
-    _write_table(folder / "plan.parquet", rows, {"notes": json.dumps(plan.notes), "version": __version__})
+    write_rows_as_parquet(folder / "scenes.parquet", scenes)
+    write_rows_as_parquet(folder / "plan.parquet", rows, {"notes": json.dumps(plan.notes), "version": __version__})
 
 
 def read_plan(folder: Path) -> SourcePlan:
@@ -348,16 +348,12 @@ def read_plan(folder: Path) -> SourcePlan:
     return SourcePlan(chips, {scene.key: scene for scene in found}, json.loads(meta.get("notes", "[]")))
 
 
-def _write_table(path: Path, rows: Sequence[Mapping[str, Any]], meta: Mapping[str, str] | None = None) -> None:
-    write_rows_as_parquet(path, rows, meta or {})
-
-
-def write_rows_as_parquet(path: Path, rows: Sequence[Mapping[str, Any]], meta: Mapping[str, str]) -> None:
+def write_rows_as_parquet(path: Path, rows: Sequence[Mapping[str, Any]], meta: Mapping[str, str] | None = None) -> None:
     """Write rows as a Parquet file that appears when it is complete; the same rows give the same bytes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.Table.from_pylist([dict(row) for row in rows]).replace_schema_metadata(dict(meta))
+    table = pa.Table.from_pylist([dict(row) for row in rows]).replace_schema_metadata(dict(meta or {}))
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")
     write_bytes(path, memoryview(buffer.getvalue()))

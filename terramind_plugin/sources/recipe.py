@@ -8,9 +8,8 @@ from typing import Any
 
 import yaml
 
-from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.model.modalities import MODALITIES
-from terramind_plugin.model.variants import VARIANTS, Variant
+from terramind_plugin.model.variants import Variant, find_variant
 from terramind_plugin.system.files import write_text
 
 CHANNELS = {128: [64, 32, 16, 8], 192: [256, 128, 64, 32], 384: [256, 128, 64, 32]}
@@ -22,17 +21,6 @@ YAML_WIDTH = 110
 """Characters of a line of YAML."""
 MOST_CROP = 512
 """Largest side of an image in training, in pixels."""
-
-
-def find_model(name: str) -> Variant:
-    """Return the architecture of a registry name.
-
-    Raises:
-        ConfigError: There is no such model.
-    """
-    if name not in VARIANTS:
-        raise ConfigError(f"There is no model '{name}'.{suggest(name, VARIANTS)} Known: {', '.join(VARIANTS)}.")
-    return VARIANTS[name]
 
 
 def write_recipe(
@@ -48,7 +36,7 @@ def write_recipe(
         sizes: Heights and widths of the chips in pixels.
         model: Registry name of the backbone.
     """
-    variant = find_model(model)
+    variant = find_variant(model)
     root = out.resolve()
     content = {
         "seed_everything": 0,

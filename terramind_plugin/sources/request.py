@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from terramind_plugin.errors import ConfigError, counted
+from terramind_plugin.model.variants import find_variant
 from terramind_plugin.sources.area import read_area, read_points
 from terramind_plugin.sources.grids import (
     LARGEST_CHIP,
@@ -33,7 +34,6 @@ from terramind_plugin.sources.plan import (
     READING_VERSION,
     SourceRequest,
 )
-from terramind_plugin.sources.recipe import find_model
 
 DEFAULT_SIZE = 256
 """Pixels per side of a chip."""
@@ -103,7 +103,7 @@ class PlaceLabels:
 
 def check_request(request: ChipRequest) -> None:
     """Raise a ConfigError if options do not go together or a number is not possible."""
-    find_model(request.model)
+    find_variant(request.model)
     if not 0 <= request.max_cloud <= 1:
         raise ConfigError(f"--max_cloud is a share from 0 to 1, got {request.max_cloud:g}.")
     if request.per_place < 1:

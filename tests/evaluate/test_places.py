@@ -136,7 +136,7 @@ def test_the_middle_of_a_large_chip(world, tmp_path):
 def test_mistakes(world, tmp_path):
     folder, known = world
     path = folder / next(iter(known))
-    with pytest.raises(ConfigError, match=r"Unknown model 'base'.*terramind_v1_base"):
+    with pytest.raises(ConfigError, match=r"There is no model 'base'.*terramind_v1_base"):
         places.build_locator("base", "S2L2A")
     with pytest.raises(ConfigError, match="LULC is no image"):
         image_modality("LULC")

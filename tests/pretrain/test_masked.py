@@ -88,7 +88,7 @@ def test_goes_on_from_a_checkpoint(trained):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"variant": "terramind_sim_nan"}, "Unknown variant 'terramind_sim_nan'"),
+        ({"variant": "terramind_sim_nan"}, "There is no model 'terramind_sim_nan'"),
         ({"pixels": ["LULC"]}, "enters TerraMind as tokens"),
         ({"tokens": ["coords"]}, "Move it from tokens to sequences"),
         ({"tokens": ["RGB"]}, "has no tokens"),

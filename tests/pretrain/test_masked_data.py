@@ -177,7 +177,7 @@ def module(worlds, store):
 
 
 def test_mistakes_are_named(module, store, tmp_path, worlds):
-    with pytest.raises(ConfigError, match="Unknown variant"):
+    with pytest.raises(ConfigError, match="There is no model"):
         module(variant="terramind_nano")
     with pytest.raises(ConfigError, match="folders and tokens must name"):
         module(tokens=[])

@@ -21,6 +21,8 @@ FINE_TUNING_KEYS = (
     "no_data_replace", "offsets", "stds",
 )  # fmt: skip
 """Arguments of the fine-tuning data module that advice names and that pre-training has not."""
+FEW_SAMPLES = 8
+"""Number of samples of the check before each training."""
 
 
 def check_data(
@@ -76,11 +78,6 @@ def _with_summary(plan: DataPlan, found: list[Finding], group: str, looked_at: s
         yield Finding(group, "ok", looked_at)
 
 
-def check_cheaply(plan: DataPlan, samples: int = 8) -> Iterator[Finding]:
-    """Yield findings about the values of a few samples; takes well under a second for usual chips.
-
-    Args:
-        plan: The data set as configured.
-        samples: Number of samples.
-    """
-    yield from check_values(plan, read_sample(plan, samples))
+def check_cheaply(plan: DataPlan) -> Iterator[Finding]:
+    """Yield findings about the values of a few samples; takes well under a second for usual chips."""
+    yield from check_values(plan, read_sample(plan, FEW_SAMPLES))
