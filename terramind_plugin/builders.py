@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from terramind_plugin.backbones.arguments import FORMER_ARGUMENTS, read_texts
 from terramind_plugin.backbones.encoder import TerraMindBackbone
 from terramind_plugin.backbones.tim import TerraMindTiM
 from terramind_plugin.backbones.tokenizer_files import COORDS_IDS, load_tokenizers
@@ -25,7 +26,6 @@ from terramind_plugin.model.modalities import Modality, resolve, token_key
 from terramind_plugin.model.planning import plan_inputs, say_sources
 from terramind_plugin.model.variants import VARIANTS, Variant
 from terramind_plugin.model.weights import load_encoder_decoder, load_weights
-from terramind_plugin.system.files import read_texts
 from terramind_plugin.tokenizers.coordinates import COORDS_VOCABULARIES, CoordsTokenizer, build_coords_vocabulary
 from terramind_plugin.tokenizers.variants import TOKENIZERS, tokenizers_of
 from terramind_plugin.tokenizers.weights import load_tokenizer
@@ -38,16 +38,6 @@ Backbone = TypeVar("Backbone", bound=TerraMindBackbone)
 File = str | Path | None
 Paths = Mapping[str, str | Path]
 BandNames = Mapping[str, Sequence[object]] | None
-
-FORMER_ARGUMENTS = {
-    "feature_memo": "feature_cache",
-    "feature_memo_dtype": "feature_cache_dtype",
-    "feature_memo_gib": "feature_cache_gib",
-    "tim_memo": "tim_cache",
-    "tim_memo_gib": "tim_cache_gib",
-    "tim_given": "tim_observed",
-}
-"""Former arguments of backbones and their names of today."""
 
 
 @read_texts("ckpt_path", "merge_method", "padding", "tokenizer_file")

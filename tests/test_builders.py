@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import terramind_plugin
+from terramind_plugin.backbones.arguments import FORMER_ARGUMENTS, read_text, read_texts
 from terramind_plugin.backbones.encoder import TerraMindBackbone
 from terramind_plugin.backbones.tim import TerraMindTiM
-from terramind_plugin.builders import FORMER_ARGUMENTS, backbone_arguments, build_by_name
+from terramind_plugin.builders import backbone_arguments, build_by_name
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.system.files import read_text, read_texts
 
 # PyYAML writes the text '1e1' without quotation marks, and reads it as a text; TerraTorch's parser reads a number.
 TEXTS = st.text().filter(lambda text: not re.fullmatch(r"[-+]?[0-9.]+[eE][-+]?[0-9]+", text))

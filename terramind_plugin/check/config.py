@@ -60,7 +60,7 @@ def _check_necks(arguments: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _unknown(key: str, choices: list[str], where: str = "model_args") -> Finding:
-    from terramind_plugin.builders import FORMER_ARGUMENTS
+    from terramind_plugin.backbones.arguments import FORMER_ARGUMENTS
 
     name = FORMER_ARGUMENTS.get(key.removeprefix("backbone_"))
     hint = f"It is called backbone_{name} now." if name else suggest(key, choices).strip()

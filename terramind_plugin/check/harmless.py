@@ -13,8 +13,8 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from terramind_plugin.backbones.arguments import read_text
 from terramind_plugin.errors import ConfigError
-from terramind_plugin.system.files import read_text
 
 TIMED_STEPS = 4
 """Training steps of a timed run. The first is slower and does not count where there are more."""

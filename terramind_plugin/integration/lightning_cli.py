@@ -21,9 +21,9 @@ from torch import Tensor
 from torchgeo.trainers import BaseTask
 
 import terramind_plugin
+from terramind_plugin.backbones.arguments import FORMER_ARGUMENTS
 from terramind_plugin.backbones.lora import BASE
 from terramind_plugin.backbones.tim import GENERATOR_KEY
-from terramind_plugin.builders import FORMER_ARGUMENTS
 from terramind_plugin.data.classes import compare_class_names
 from terramind_plugin.data.statistics import describe_statistics
 from terramind_plugin.data.terratorch_internals import (

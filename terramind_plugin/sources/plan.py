@@ -43,6 +43,17 @@ class SourceRequest:
     skipped: frozenset[str] = frozenset()
     """Ids of scenes that are not used."""
 
+    def describe(self) -> dict[str, Any]:
+        """Return what is asked, as JSON holds it."""
+        return {
+            "modalities": list(self.modalities),
+            "date": str(self.dates),
+            "stac": dict(self.sources),
+            "catalogue": dict(self.catalogues),
+            "collection": dict(self.collections),
+            "skip_scenes": sorted(self.skipped),
+        }
+
     def rules(self, modality: str) -> list[CollectionRule]:
         """Return the rows of the table for a modality's catalogue.
 

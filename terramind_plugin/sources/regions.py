@@ -115,7 +115,7 @@ def plan_regions(
         ConfigError: The area or the request is not possible, or the folder holds the plan of another request.
         DataError: A catalogue does not answer.
     """
-    plan, zones = _search(request, aoi, folder, say)
+    plan, zones = search_regions(request, aoi, folder, say)
     for note in plan.notes:
         say(note.replace("chip", "block"))
     orders = _read_orders(folder, plan, request, workers, scheduler, say)
@@ -132,20 +132,17 @@ def plan_regions(
     return regions
 
 
-def search_regions(request: SourceRequest, aoi: Path, folder: Path, say: Callable[[str], None]) -> None:
-    """Write the plan of the regions of an area before any file of a scene is opened; arguments as `plan_regions`."""
-    _search(request, aoi, folder, say)
-
-
-def _search(
+def search_regions(
     request: SourceRequest, aoi: Path, folder: Path, say: Callable[[str], None]
 ) -> tuple[SourcePlan, list[tuple[int, Any]]]:
-    """Return the plan of the blocks of an area, and the parts of the area by UTM zone."""
+    """Return the plan of the blocks of an area, and the parts of the area by UTM zone; arguments as `plan_regions`.
+
+    No file of a scene is opened.
+    """
     area = read_area(aoi)
-    wanted = {"version": MOSAIC_NUMERICS, "modalities": list(request.modalities), "date": str(request.dates),
-              "stac": dict(request.sources), "catalogue": dict(request.catalogues),
-              "collection": dict(request.collections), "skip_scenes": sorted(request.skipped),
-              "aoi": hashlib.sha256(area.wkb).hexdigest()[:16]}  # fmt: skip
+    wanted = {
+        "version": MOSAIC_NUMERICS, **request.describe(), "aoi": hashlib.sha256(area.wkb).hexdigest()[:16],
+    }  # fmt: skip
     zones = list(_zones(area))
     if _is_there(folder, wanted):
         say(f"taking the plan in {folder}")

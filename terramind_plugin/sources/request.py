@@ -60,12 +60,7 @@ class ChipRequest:
         files = {"aoi": self.aoi, "labels": self.labels, "points": self.points}
         return {
             "version": READING_VERSION,
-            "modalities": list(self.source.modalities),
-            "date": str(self.source.dates),
-            "stac": dict(self.source.sources),
-            "catalogue": dict(self.source.catalogues),
-            "collection": dict(self.source.collections),
-            "skip_scenes": sorted(self.source.skipped),
+            **self.source.describe(),
             **{name: None if path is None else _fingerprint(path) for name, path in files.items()},
             "label_field": self.label_field,
             "grid": self.grid,

@@ -14,17 +14,15 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from uuid import uuid4
 
 import yaml
 
 from terramind_plugin.errors import ConfigError, DataError, one_line
-
-Model = TypeVar("Model")
 
 MOST_ENTRIES = 100_000
 """Maximum number of values of a YAML file: far more than a configuration has, few enough to be copied."""
@@ -322,42 +320,3 @@ def is_whole_picture(path: Path) -> bool:
     except (OSError, SyntaxError):  # SyntaxError: a wrong checksum
         return False
     return True
-
-
-def read_text(name: str, value: Any) -> Any:
-    """Return what a text says in YAML, and anything else as it is.
-
-    Args:
-        name: Argument that has the value, for the message.
-        value: TerraTorch hands on `--model...backbone_pretrained false` as the text 'false'.
-
-    Raises:
-        ConfigError: The text is not YAML.
-    """
-    if not isinstance(value, str):
-        return value
-    from jsonargparse import get_loader
-
-    try:
-        return get_loader("yaml")(value)
-    except Exception as error:  # of the YAML library that jsonargparse uses
-        raise ConfigError(
-            f"{name}: cannot read {value!r}. Write it as in a YAML file, e.g. '[S2L2A]'. {one_line(error)}"
-        ) from error
-
-
-def read_texts(*kept: str) -> Callable[[Callable[..., Model]], Callable[..., Model]]:
-    """Return a decorator of builders that reads texts as YAML, except for the named arguments, such as paths.
-
-    The first argument by position is the name of a model, and stays as it is.
-    """
-
-    def decorate(build: Callable[..., Model]) -> Callable[..., Model]:
-        @functools.wraps(build)
-        def typed(*args: Any, **kwargs: Any) -> Model:
-            named = {name: value if name in kept else read_text(name, value) for name, value in kwargs.items()}
-            return build(*args[:1], *[read_text("an argument", value) for value in args[1:]], **named)
-
-        return typed
-
-    return decorate
