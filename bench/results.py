@@ -12,8 +12,8 @@ from bench import small_model_page as page
 from bench.small_model import Weights, measure, read_world
 from terramind_plugin._version import __version__
 from terramind_plugin.errors import DataError
-from terramind_plugin.evaluate.chips import check_variant
 from terramind_plugin.evaluate.output import weights_of, write_json
+from terramind_plugin.model.variants import find_variant
 from terramind_plugin.system.files import write_figure, write_text
 
 
@@ -40,7 +40,7 @@ def write_results(
         DataError: The folder holds no simulated chips, or they are too small or too few.
         WeightsError: The weights are not there or do not fit.
     """
-    check_variant(model)
+    find_variant(model)
     described = {
         "model": model,
         "weights": weights_of(model, pretrained, ckpt_path),
