@@ -295,13 +295,5 @@ def run_figure(
 
         rows = draw_predictions(data, predictions, out, chips=chips, class_names=names)
         if len(rows) > 1:
-            _print_table(rows)
+            show(rows, str(predictions))
     print(out)
-
-
-def _print_table(rows: list[list[str]]) -> None:
-    """Print a table whose columns are aligned."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for first, *rest in rows:
-        cells = [text.rjust(width) for text, width in zip(rest, widths[1:], strict=True)]
-        print("  ".join([first.ljust(widths[0]), *cells]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -36,12 +37,13 @@ def made(tmp_path_factory):
 def test_scores_stand_beside_a_map_of_one_class(made, tmp_path, capsys):
     words = ["--data", f"{made}/floods/data", "--predictions", f"{made}/predictions", "--out", str(tmp_path / "a.png")]
     assert main(["figure", *words]) == 0
-    head, model, constant, path = capsys.readouterr().out.splitlines()
-    assert head.split() == ["mIoU", "IoU", "Land", "IoU", "Water", "pixels", "right"]
-    assert model.startswith("the model ")
-    assert constant.split()[:5] == ["a", "map", "of", "Land", "alone"]
-    assert constant.split()[7] == "0.00"  # no water
-    assert float(model.split()[2]) > float(constant.split()[5])
+    *lines, path = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in re.split("[┃│]", line)[1:-1]] for line in lines]
+    head, model, constant = (row for row in rows if row)
+    assert head == ["", "mIoU", "IoU Land", "IoU Water", "pixels right"]
+    assert (model[0], constant[0]) == ("the model", "a map of Land alone")
+    assert constant[3] == "0.00"  # no water
+    assert float(model[1]) > float(constant[1])
     assert is_whole_picture(Path(path))
 
 
