@@ -64,7 +64,7 @@ def _simulated_with(root: Path) -> str:
         numbers = " ".join(f"--{name} {known[name]}" for name in ("chips", "size", "seed"))
         return f"terramind simulate --world {known.get('world', 'floods')} {numbers}"
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{root} is no folder of terramind simulate ({type(error).__name__}).") from error
+        raise DataError(f"{root} is not a folder of terramind simulate ({type(error).__name__}).") from error
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def build_backbone(
 
     Raises:
         ConfigError: An argument is unknown or not possible.
-        WeightsError: The weights are not there or do not fit.
+        WeightsError: The weights are missing or do not fit.
     """
     coords = functools.partial(_make_coords, variant, tokenizer_file, pretrained, ckpt_path)
     model, wrapping = _make_backbone(TerraMindBackbone, variant, modalities, arguments, coords)
@@ -102,7 +102,7 @@ def build_tim(
 
     Raises:
         ConfigError: An argument is unknown or not possible.
-        WeightsError: The weights are not there or do not fit.
+        WeightsError: The weights are missing or do not fit.
     """
     coords = functools.partial(_make_coords, variant, tokenizer_file, pretrained, ckpt_path)
     model, wrapping = _make_backbone(TerraMindTiM, variant, modalities, arguments, coords)
@@ -121,7 +121,7 @@ def build_by_name(name: str, **arguments: Any) -> TerraMindBackbone:
 
     Raises:
         ConfigError: There is no such backbone, or an argument is not possible.
-        WeightsError: The weights are not there or do not fit.
+        WeightsError: The weights are missing or do not fit.
     """
     variant = name.removesuffix("_tim")
     if variant not in VARIANTS:
@@ -234,7 +234,7 @@ def build_generator(
 
     Raises:
         ConfigError: An argument is unknown or not possible.
-        WeightsError: The weights are not there or do not fit.
+        WeightsError: The weights are missing or do not fit.
     """
     _check_arguments(variant, pretrained, patch_size, unknown)
     inputs, targets = _plan_images(variant, modalities, bands), plan_targets(output_modalities or ())
@@ -341,7 +341,7 @@ def build_image_tokenizer(
 
     Raises:
         ConfigError: The name is unknown, or an argument is not possible.
-        WeightsError: The weights are not there or do not fit.
+        WeightsError: The weights are missing or do not fit.
     """
     from terramind_plugin.tokenizers.image import ImageTokenizer
 

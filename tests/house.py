@@ -57,7 +57,7 @@ def imported(path: Path) -> frozenset[str]:
 
 
 def defined(path: Path) -> set[str]:
-    """Return the public names that a module defines; type variables are no things of their own."""
+    """Return the public names that a module defines; type variables do not count."""
     names: set[str] = set()
     for node in parsed(path).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):

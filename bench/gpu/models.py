@@ -44,7 +44,7 @@ def build_theirs(setting: Setting, name: str, **arguments: Any) -> Any:
         arguments: Its arguments.
     """
     torch.manual_seed(0)
-    # Built on the CPU, as users do: tensors that are no weights, such as those of schedulers, stay there.
+    # Built on the CPU, as users do: tensors that are not weights, such as those of schedulers, stay there.
     return setting.theirs[name](pretrained=False, **arguments).to(setting.device).eval()
 
 

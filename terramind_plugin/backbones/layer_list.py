@@ -18,7 +18,7 @@ class LayerList(list[Any]):
     Args:
         items: One entry for each selected layer.
         layers: Their numbers.
-        positions: Whether an index that is no layer's number may be a position. True for channel counts, which are
+        positions: Whether an index that is not a layer's number may be a position. True for channel counts, which are
             equal for all layers and which some necks read by position. Index 0 of a single layer always is one.
     """
 

@@ -353,7 +353,7 @@ def _store(module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -
 
 
 def _restore(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Take from a checkpoint what is no weight, and drop tokenizers that TerraTorch's checkpoints hold for no use."""
+    """Remove from a checkpoint what is not a weight, and the tokenizers that TerraTorch stores without using them."""
     assert isinstance(module, TerraMindTiM)
     used = (
         []

@@ -48,7 +48,7 @@ class FrozenTokenizers(nn.Module):
                 raise ConfigError(f"{spec.name} needs a tokenizer of coordinates: build the model by its builder.")
         self.requires_grad_(False)
         self.train(False)
-        keep_out(FrozenTokenizers, "tokenize")  # values are checked, and what they lead to is no graph
+        keep_out(FrozenTokenizers, "tokenize")  # it branches on values, which a graph cannot
         self.register_load_state_dict_pre_hook(_drop_decoders)  # type: ignore[no-untyped-call]
 
     def train(self, mode: bool = True) -> FrozenTokenizers:
@@ -69,7 +69,7 @@ class FrozenTokenizers(nn.Module):
             wait: Whether the caller may wait for a GPU to see that images are finite.
 
         Raises:
-            DataError: A value is no class id, NaN or infinite, or a position is out of range.
+            DataError: A value is not a class id, NaN or infinite, or a position is out of range.
         """
         assert spec.pretrained is not None
         tokenizer: Any = self.get_submodule(token_key(spec.pretrained))
@@ -138,7 +138,7 @@ class ObservedTokens(FrozenTokenizers):
 
         Raises:
             ConfigError: An observed modality is missing.
-            DataError: A value is no class id, NaN or infinite.
+            DataError: A value is not a class id, NaN or infinite.
         """
         ids = {}
         for spec in self.specs:
@@ -166,7 +166,7 @@ def plan_observed(
         family: Models that the tokenizers belong to.
 
     Raises:
-        ConfigError: A name is no target, is an input already, or has no image tokenizer.
+        ConfigError: A name is not a target, is an input already, or has no image tokenizer.
     """
     if isinstance(names, str):
         raise ConfigError(f"tim_observed must be a list, got the text '{names}'. Write tim_observed: [{names}].")

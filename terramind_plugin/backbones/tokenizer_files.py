@@ -40,7 +40,7 @@ def load_tokenizers(
 
     Raises:
         ConfigError: A file is of an input that has no tokenizer.
-        WeightsError: The weights are not there or do not fit.
+        WeightsError: The weights are missing or do not fit.
     """
     tokenizers = {} if part is None else part.tokenizers()
     files = {token_key(resolve(name)): path for name, path in (paths or {}).items()}

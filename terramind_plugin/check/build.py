@@ -1,4 +1,4 @@
-"""A configuration parsed and built as `terratorch fit` would without reading weights, and checks of what was built."""
+"""Parsing and building a configuration as `terratorch fit` does, but without weights, and checks of the result."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ WEIGHT_BYTES = 4
 
 @dataclass
 class Built:
-    """Parts that could be made of a configuration; None for the others."""
+    """Parts of a configuration that could be built; None for the others."""
 
     findings: list[Finding] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
@@ -51,12 +51,12 @@ class Built:
     """The parsed command line."""
 
 
-def build(config: Path, words: list[str]) -> Built:
-    """Return data module and model of a configuration, the model without weights, and findings on what failed.
+def build(config: Path, overrides: list[str]) -> Built:
+    """Return the data module and the model of a configuration, and findings on what failed. No weights are read.
 
     Args:
         config: The YAML file.
-        words: Further options, as for terramind fit.
+        overrides: Further options, as for terramind fit, e.g. ["--trainer.max_epochs=3"].
     """
     built = Built()
     content = _read(config, built)
@@ -65,7 +65,7 @@ def build(config: Path, words: list[str]) -> Built:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "LightningCLI's args parameter")
-            cli = lightning_cli.make_cli(["--config", str(config), *words], kind=lightning_cli.ParsingCLI)
+            cli = lightning_cli.make_cli(["--config", str(config), *overrides], kind=lightning_cli.ParsingCLI)
     except Exception as error:  # whatever jsonargparse raises at a value of another type
         logging.getLogger("terramind_plugin").debug("Parsing failed", exc_info=True)
         built.findings.append(Finding("yaml: parsing", "error", causes.describe_error(error)))
@@ -75,7 +75,7 @@ def build(config: Path, words: list[str]) -> Built:
     built.config = cli.config.as_dict()
     odd = [part for part in ("trainer", "data", "model") if not isinstance(built.config.get(part), Mapping)]
     if odd:
-        built.findings.append(Finding("yaml: parsing", "error", f"{odd[0]} is no mapping of keys to values."))
+        built.findings.append(Finding("yaml: parsing", "error", f"{odd[0]} is not a mapping of keys to values."))
         return built
     built.findings += _static(built.config)
     drop_weights(cli.config)
@@ -104,13 +104,13 @@ def _read(config: Path, built: Built) -> dict[str, Any] | None:
         built.findings.append(Finding("yaml: parsing", "error", one_line(error)))
         return None
     if not isinstance(content, dict):
-        built.findings.append(Finding("yaml: parsing", "error", f"{config} is no mapping with data, model, trainer."))
+        built.findings.append(Finding("yaml: parsing", "error", f"{config} is not a mapping of data, model, trainer."))
         return None
     return content
 
 
 def _static(config: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield findings that need nothing built."""
+    """Yield the findings that come from the keys and values alone."""
     parts = {name: config.get(name) for name in ("data", "model", "trainer")}
     data, model = (
         (part.get("init_args") or {}) if isinstance(part, Mapping) else {} for part in (parts["data"], parts["model"])
@@ -126,7 +126,7 @@ def _static(config: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def grid_of(task: Any) -> PatchGrid | None:
-    """Return the image sizes that a task's model takes, or None if they are not known.
+    """Return the image sizes that a task's model accepts, or None if they are not known.
 
     Args:
         task: A task of TerraTorch, with its model on any device.
@@ -156,7 +156,7 @@ def _instantiate(cli: Any, part: str, built: Built) -> Any:
 
 
 def check_monitors(config: Mapping[str, Any], model: Any) -> Iterator[Finding]:
-    """Yield an error for each callback or scheduler that monitors what a task of TerraTorch never logs in training.
+    """Yield an error for each callback or scheduler that monitors a value which the task never logs in training.
 
     Args:
         config: The configuration.
@@ -183,7 +183,7 @@ def logged_names(model: Any) -> list[str]:
     names: list[str] = []
     if not isinstance(model, TerraTorchTask):  # object detection and others log under names of their own
         return names
-    # Further heads log losses under names of their own.
+    # Auxiliary heads log losses under names of their own.
     if (getattr(model, "hparams", {}).get("model_args") or {}).get("aux_decoders"):
         return names
     for split in ("val", "train"):
@@ -203,7 +203,7 @@ def logged_names(model: Any) -> list[str]:
 
 
 def _monitors(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield who monitors, and the name that is monitored."""
+    """Yield the callback or scheduler that monitors a value, and the name of the value."""
     callbacks = (config.get("trainer") or {}).get("callbacks") or []
     found = [
         (str(callback.get("class_path", "")).rpartition(".")[2], (callback.get("init_args") or {}).get("monitor"))
@@ -217,7 +217,7 @@ def _monitors(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def check_disk(config: Mapping[str, Any], model: Any) -> Iterator[Finding]:
-    """Yield the size of a run's checkpoints, as an error if the disk has less room, and a note if none is the best.
+    """Yield the size of a run's checkpoints (an error if the disk is too small), and a note if none is the best one.
 
     Args:
         config: The configuration.
@@ -238,7 +238,7 @@ def check_disk(config: Mapping[str, Any], model: Any) -> Iterator[Finding]:
         # AdamW keeps two numbers for each weight that it trains.
         size += copies * WEIGHT_BYTES * (total + (0 if options.get("save_weights_only") else 2 * trained))
         kept += copies
-    if not named and trainer.get("enable_checkpointing") is None:  # true takes TerraTorch's own, of the least val/loss
+    if not named and trainer.get("enable_checkpointing") is None:  # if true, TerraTorch saves the lowest val/loss
         kept, size = 1, WEIGHT_BYTES * (total + 2 * trained)
         yield Finding(
             "run: checkpoint",
@@ -251,7 +251,7 @@ def check_disk(config: Mapping[str, Any], model: Any) -> Iterator[Finding]:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     checkpoints = "1 checkpoint" if kept == 1 else f"{kept} checkpoints"
-    seen = f"{total / 1e6:.1f} M weights, {trained / 1e6:.1f} M train; {checkpoints} of {size / 1e9:.2f} GB in all"
+    seen = f"{total / 1e6:.1f} M weights, {trained / 1e6:.1f} M trainable; {checkpoints} of {size / 1e9:.2f} GB in all"
     if size > free:
         yield Finding("run: disk", "error", f"{seen}, {free / 1e9:.2f} GB free in {folder}.", "Keep fewer checkpoints.")
     else:
@@ -259,11 +259,11 @@ def check_disk(config: Mapping[str, Any], model: Any) -> Iterator[Finding]:
 
 
 def check_cache(datamodule: Any, plan: DataPlan) -> Iterator[Finding]:
-    """Yield the size of the decoded chips that `cache` keeps, as a warning if it or its disk has less room.
+    """Yield the size of the decoded chips, with a warning if the `cache` or its disk is too small for them.
 
     Args:
         datamodule: The data module.
-        plan: Its description.
+        plan: The plan of its data set.
     """
     cache = getattr(datamodule, "cache", None)
     if not isinstance(cache, DecodedChips):
@@ -272,27 +272,27 @@ def check_cache(datamodule: Any, plan: DataPlan) -> Iterator[Finding]:
     kinds = {path: kind for files in chips for kind, path in files.items() if is_raster(path)}
     needed = 0
     for kind, count in Counter(kinds.values()).items():
-        # One file stands for all: others check that their sizes agree, and name a damaged file.
+        # One file stands for all: other checks compare sizes and report damaged files.
         with suppress(*GDAL_ERRORS), rasterio.open(next(path for path in kinds if kinds[path] == kind)) as file:
             needed += count * file.height * file.width * sum(np.dtype(name).itemsize for name in file.dtypes)
     seen = f"decoded, {len(kinds)} rasters take {needed / 2**30:.3g} GiB"
     free = shutil.disk_usage(next(folder for folder in cache.folder.absolute().parents if folder.exists())).free
     if needed > cache.limit:
         yield Finding(
-            "run: cache", "warning", f"{seen}, cache_gib is {cache.limit / 2**30:.3g}: the rest is decoded each time.",
+            "run: cache", "warning", f"{seen}, cache_gib is {cache.limit / 2**30:.3g}: the rest is not kept.",
             f"Set cache_gib: {needed * 1.05 / 2**30:.2g} or more.",
         )  # fmt: skip
     elif needed > free + cache.measure():
         yield Finding(
             "run: cache", "warning", f"{seen}, {free / 2**30:.2f} GiB free in {cache.folder}.",
-            "Name a folder on a larger disk; the rest would be decoded each time.",
+            "Name a folder on a larger disk; otherwise the rest is decoded again at every read.",
         )  # fmt: skip
     else:
         yield Finding("run: cache", "ok", f"{seen}, {free / 2**30:.0f} GiB free.")
 
 
 def _copies(options: Mapping[str, Any], trainer: Mapping[str, Any]) -> int:
-    """Return the number of files that a checkpoint callback keeps; one for each time it saves if it keeps all."""
+    """Return the number of files that a checkpoint callback keeps; the number of saves if it keeps all."""
     count = options.get("save_top_k")
     count = 1 if count is None else int(count)
     if count < 0:
@@ -300,14 +300,14 @@ def _copies(options: Mapping[str, Any], trainer: Mapping[str, Any]) -> int:
         if every and steps > 0:
             count = steps // every
         else:
-            # Lightning's own number of epochs, where none is given.
+            # Lightning's default number of epochs, where none is given.
             epochs = trainer.get("max_epochs")
             count = max(1, int(1000 if epochs is None else epochs) // int(options.get("every_n_epochs") or 1))
     return count + bool(options.get("save_last"))
 
 
 def check_vocabulary(config: Mapping[str, Any], datamodule: Any) -> Iterator[Finding]:
-    """Yield a finding if coordinates become token ids and the vocabulary of the weights is not on this machine.
+    """Yield a finding if coordinates are tokenized and their vocabulary is not on this machine.
 
     Args:
         config: The configuration.
@@ -328,7 +328,7 @@ def check_vocabulary(config: Mapping[str, Any], datamodule: Any) -> Iterator[Fin
 
 
 def _family_of_coords(config: Mapping[str, Any], datamodule: Any) -> str | None:
-    """Return the family of the model whose token ids of coordinates are needed; None if none are."""
+    """Return the family of models whose vocabulary of coordinates is needed; None if none is."""
     if getattr(datamodule, "has_coords", False):  # pre-training
         return str(datamodule.variant.family)
     arguments = as_mapping(as_mapping(as_mapping(config.get("model")).get("init_args")).get("model_args"))

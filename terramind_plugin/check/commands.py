@@ -1,4 +1,4 @@
-"""The commands `terramind check` and `terramind verify`; heavy imports wait until one of them runs."""
+"""The commands `terramind check` and `terramind verify`; they import heavy packages only when they run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from terramind_plugin.errors import CheckError, counted
 
 COLORS = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "red"}
 WIDTH = 120
-"""Characters that the table needs."""
+"""Minimum width of the table in characters."""
 
 
 def run_check(
@@ -27,16 +27,16 @@ def run_check(
 ) -> None:
     """Find mistakes in a configuration and its data before training.
 
-    Exit status: 0 if both are sound, 2 on an error, with --strict 1 on a warning.
+    Exit status: 0 if both are sound, 2 on an error; with --strict, 1 on a warning.
 
     Args:
         config: Configuration, as for terramind fit.
-        samples: Number of samples to read pixels of.
-        no_step: Leave out the training and validation step, which is tried with two samples and random weights.
-        timed: Try several steps as they are configured and measure the seconds of an epoch and the peak memory.
-        sheet: PNG to write with samples, and with each band beside the pre-training data.
+        samples: Number of samples whose pixels are read.
+        no_step: Skip the trial of a training and a validation step with two samples and random weights.
+        timed: Take several steps as configured, and measure the seconds of an epoch and the peak memory.
+        sheet: PNG to write, with some samples and a histogram of each band beside the pre-training data.
         strict: Exit with 1 on a warning.
-        terramesh: Metadata of TerraMesh; test chips on ground that TerraMind was pre-trained on are named.
+        terramesh: Metadata of TerraMesh. Test chips on ground that TerraMind was pre-trained on are reported.
         overrides: Options of TerraTorch.
     """
     fresh = "torch" not in sys.modules
@@ -56,13 +56,13 @@ def run_check(
         say=_say,
     )
     if not timed:
-        findings.append(Finding("run: time", "note", "seconds an epoch and memory were not measured.", "Add --timed."))
+        findings.append(Finding("run: time", "note", "neither time nor memory was measured.", "Add --timed."))
     _print_table(config, findings)
     verdict = worst(findings)
     counts = {kind: sum(f.verdict == kind for f in findings) for kind in ("error", "warning", "note")}
     print(f"{config}: {', '.join(counted(count, kind) for kind, count in counts.items())}")
     if verdict == "error":
-        raise CheckError("the configuration or its data are not sound, see the table.", status=2)
+        raise CheckError("the configuration or its data have errors, see the table.", status=2)
     if verdict == "warning" and strict:
         raise CheckError("there are warnings, see the table.", status=1)
 
@@ -82,7 +82,7 @@ def _print_table(config: Path, findings: Iterable[Any]) -> None:
 
 
 def _say(text: str) -> None:
-    """Print what begins; the table comes at the end."""
+    """Print the name of the part that begins; the table comes at the end."""
     print(f"terramind check: {text}", file=sys.stderr, flush=True)
 
 
@@ -91,12 +91,12 @@ def run_verify(
 ) -> None:
     """Compare published weights with TerraTorch's own loading of them.
 
-    Features, token ids, decoded images and one generated land cover map are compared. Exit status: 0 if all are the
-    same, 1 if not, 2 if weights are not there.
+    Features, token ids, decoded images and one generated land cover map are compared. Exit status: 0 if all agree,
+    1 if not, 2 if weights are missing.
 
     Args:
         model: Registry names of published models (default: terramind_v1_base).
-        data: Input: a folder with a folder of GeoTIFFs for each modality, e.g. S2L2A/ (default: random numbers).
+        data: Folder with a folder of GeoTIFFs for each modality, e.g. S2L2A/ (default: random numbers).
         tokenizers: Modalities whose tokenizers are compared, e.g. S2L2A,LULC,coords; about 1 GB each (default: all).
     """
     from rich.console import Console

@@ -25,7 +25,7 @@ PREFIXES = ("backbone_", "decoder_", "head_")
 
 
 def check_model_args(arguments: Mapping[str, Any], factory: str) -> Iterator[Finding]:
-    """Yield keys in model_args that nothing reads, with the nearest valid name, and layers that the model lacks.
+    """Yield keys in model_args that nothing reads, with the nearest valid name, and layers that do not exist.
 
     Args:
         arguments: The model_args.
@@ -51,7 +51,7 @@ def _check_necks(arguments: Mapping[str, Any]) -> Iterator[Finding]:
     for neck in necks if isinstance(necks, list) else []:
         name = neck.get("name") if isinstance(neck, Mapping) else None
         if not isinstance(name, str):
-            yield Finding("yaml: keys", "error", f"a neck without name: {neck}.", "E.g. {name: terramind_pyramid}.")
+            yield Finding("yaml: keys", "error", f"a neck without a name: {neck}.", "E.g. {name: terramind_pyramid}.")
             continue
         known = _parameters("NECK", name)
         for key in map(str, neck):
@@ -63,7 +63,7 @@ def _unknown(key: str, choices: list[str], where: str = "model_args") -> Finding
     from terramind_plugin.backbones.arguments import FORMER_ARGUMENTS
 
     name = FORMER_ARGUMENTS.get(key.removeprefix("backbone_"))
-    hint = f"It is called backbone_{name} now." if name else suggest(key, choices).strip()
+    hint = f"It is now called backbone_{name}." if name else suggest(key, choices).strip()
     return Finding("yaml: keys", "error", f"{where} has a key '{key}' that nothing reads.", hint or "Remove it.")
 
 
@@ -81,7 +81,7 @@ def backbone_keys(arguments: Mapping[str, Any]) -> list[str]:
 
 
 def _parameters(kind: str, name: Any) -> list[str]:
-    """Return the arguments of a 'DECODER' or 'NECK'; none if its signature does not list them."""
+    """Return the names of the arguments of a 'DECODER' or 'NECK'; none if its signature does not list them."""
     from terratorch import registry
     from terratorch.models.decoders import UNetDecoder
 
@@ -111,7 +111,7 @@ def _check_layers(arguments: Mapping[str, Any]) -> Iterator[Finding]:
     necks = arguments.get("necks")
     for neck in necks if isinstance(necks, list) else []:
         if isinstance(neck, Mapping) and neck.get("name") == "SelectIndices":
-            # Indices count the layers of the model, or those that backbone_out_indices has left.
+            # Indices count all layers of the model, or only those in backbone_out_indices.
             places["necks: SelectIndices"] = (neck.get("indices"), variant.depth if chosen else count)
     for where, (indices, limit) in places.items():
         listed = indices if isinstance(indices, list) else []
@@ -126,7 +126,7 @@ def _check_layers(arguments: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def check_agreement(data: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield values in which data and model contradict each other.
+    """Yield the values in which data and model contradict each other.
 
     Args:
         data: init_args of the data module.
@@ -143,7 +143,7 @@ def check_agreement(data: Mapping[str, Any], model: Mapping[str, Any]) -> Iterat
             yield Finding(
                 "yaml: modalities",
                 "error" if not set(given) <= set(names) else "warning",
-                f"the data have {given}, the model takes {names}.",
+                f"the data have {given}, the model expects {names}.",
                 "Use the same names in modalities and backbone_modalities.",
             )
         yield from _check_bands(data, as_mapping(arguments.get("backbone_bands")), taken)
@@ -170,7 +170,7 @@ def _check_bands(data: Mapping[str, Any], bands: Mapping[str, Any], taken: list[
             yield Finding(
                 "yaml: bands",
                 "error" if len(read) != len(wanted) else "warning",
-                f"{name}: the data give {read}, the model takes {wanted}.",
+                f"{name}: the data have {read}, the model expects {wanted}.",
                 "List the same bands in the same order in dataset_bands (or output_bands) and backbone_bands.",
             )
 
@@ -179,20 +179,20 @@ def _check_classes(data: Mapping[str, Any], model: Mapping[str, Any]) -> Iterato
     where, arguments = "yaml: classes", as_mapping(model.get("model_args"))
     count, own = arguments.get("num_classes"), data.get("num_classes")
     if own is not None and count is not None and own != count:
-        yield Finding(where, "error", f"the data have num_classes {own}, the model {count}.", "Align them.")
+        yield Finding(where, "error", f"num_classes is {own} in data, {count} in model.", "Use the same.")
     for part, key in ((data, "class_names"), (model, "class_names"), (model, "class_weights")):
         values = part.get(key)
         if isinstance(values, list) and isinstance(count, int) and len(values) != count:
-            text = f"{'data' if part is data else 'model'} has {len(values)} {key} for {count} classes."
-            yield Finding(where, "error", text, "One for each class, in the order of their ids.")
+            text = f"{'data' if part is data else 'model'} has {len(values)} {key}, expected {count}."
+            yield Finding(where, "error", text, "Give one for each class, in the order of the class ids.")
     names, others = data.get("class_names"), model.get("class_names")
     if names and others and names != others:
         yield Finding(
-            where, "error", f"class_names of the data are {names}, of the model {others}.", "Use one order of names."
+            where, "error", f"class_names are {names} in data, {others} in model.", "Use the same names in one order."
         )
     size = data.get("batch_size")
     if isinstance(size, int) and size < 1:
-        yield Finding("yaml: batch size", "error", f"batch_size is {size}.", "At least 1.")
+        yield Finding("yaml: batch size", "error", f"batch_size is {size}.", "Give at least 1.")
 
 
 def check_training(config: Mapping[str, Any]) -> Iterator[Finding]:
@@ -206,11 +206,11 @@ def check_training(config: Mapping[str, Any]) -> Iterator[Finding]:
     initial = as_mapping(as_mapping(config.get("model")).get("init_args"))
     path = as_mapping(initial.get("model_args")).get("backbone_ckpt_path")
     if isinstance(path, str) and not Path(path).is_file():
-        yield Finding("yaml: weights", "error", f"backbone_ckpt_path {path} is no file.", f"Seen from {Path.cwd()}.")
+        yield Finding("yaml: weights", "error", f"backbone_ckpt_path {path} is not a file.", f"Seen from {Path.cwd()}.")
     yield from _check_optimisation(initial)
     for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"):
         if isinstance(trainer.get(key), float) and trainer[key] == 1:
-            seen = f"trainer.{key} is 1.0: all batches, not one."
+            seen = f"trainer.{key} is 1.0, which means all batches, not one."
             yield Finding("run: batches", "note", seen, "For one: trainer.fast_dev_run: 1.")
     chosen = initial.get("lr")
     rate = as_mapping(as_mapping(config.get("optimizer")).get("init_args")).get("lr")
@@ -219,19 +219,19 @@ def check_training(config: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(
             "yaml: learning rate",
             "warning",
-            f"model.init_args.lr is {chosen:g}, optimizer.init_args.lr {rate:g}: the latter is used.",
+            f"model.init_args.lr is {chosen:g}, optimizer.init_args.lr is {rate:g}: the latter is used.",
             "Remove one.",
         )
 
 
 def check_interval(trainer: Mapping[str, Any], samples: int, batch_size: int, drop_last: bool) -> Iterator[Finding]:
-    """Yield an error if validation is due after more batches than an epoch has, which Lightning refuses.
+    """Yield an error if val_check_interval is larger than the batches of an epoch, which Lightning refuses.
 
     Args:
-        trainer: Its configuration.
-        samples: Training samples of an epoch.
-        batch_size: Samples in a batch.
-        drop_last: Whether the last batch is left out where it is smaller.
+        trainer: Configuration of the trainer.
+        samples: Number of training samples of an epoch.
+        batch_size: Number of samples in a batch.
+        drop_last: Whether an incomplete last batch is left out.
     """
     interval, limit = trainer.get("val_check_interval"), trainer.get("limit_train_batches")
     batches = samples // batch_size if drop_last else -(-samples // batch_size)
@@ -243,13 +243,13 @@ def check_interval(trainer: Mapping[str, Any], samples: int, batch_size: int, dr
         yield Finding(
             "yaml: validation",
             "error",
-            f"val_check_interval is {interval:g}, an epoch has {batches} batches: fit stops.",
-            "Lower it, or set check_val_every_n_epoch: null to count batches of all epochs.",
+            f"val_check_interval is {interval:g}, but an epoch has {batches} batches: fit would stop.",
+            "Lower it, or set check_val_every_n_epoch: null to count batches across epochs.",
         )
 
 
 def _check_optimisation(task: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield arguments that a task's optimizer or scheduler lacks; TerraTorch finds them when training starts."""
+    """Yield unknown optimizers, schedulers and arguments of them; TerraTorch would only find them in training."""
     import torch
 
     places = {"optimizer": (torch.optim, "lr"), "scheduler": (torch.optim.lr_scheduler, "interval")}
@@ -269,23 +269,23 @@ def _check_optimisation(task: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def check_precision(precision: str, accelerator: str) -> Iterator[Finding]:
-    """Yield a finding if the hardware lacks the precision.
+    """Yield a finding if the hardware does not support the precision.
 
     Args:
-        precision: Of the trainer, e.g. '16-mixed'.
-        accelerator: Of the trainer, e.g. 'auto'.
+        precision: Precision of the trainer, e.g. '16-mixed'.
+        accelerator: Accelerator of the trainer, e.g. 'auto'.
     """
     import torch
 
     cuda = torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda")
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        yield Finding("run: hardware", "error", "accelerator gpu, but this machine has none.", "Set accelerator: auto.")
+        yield Finding("run: hardware", "error", "accelerator is gpu, but there is no GPU.", "Set accelerator: auto.")
     if precision.startswith("16") and not cuda:
         yield Finding(
             "run: precision",
             "note",
-            f"precision {precision} is made for GPUs; this machine has none that is used.",
-            "Set bf16-mixed for a CPU.",
+            f"precision {precision} is meant for GPUs, and this run uses a CPU.",
+            "Set precision: bf16-mixed for a CPU.",
         )
     if precision.startswith("bf16") and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        yield Finding("run: precision", "error", f"this GPU has no {precision}.", "Set 16-mixed.")
+        yield Finding("run: precision", "error", f"this GPU does not support {precision}.", "Set precision: 16-mixed.")

@@ -1,4 +1,4 @@
-"""A training run that writes nothing: changes to its configuration, and a guard over the files of its process."""
+"""A training run without side effects: changes to its configuration, and a guard over the files of its process."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from terramind_plugin.backbones.arguments import read_text
 from terramind_plugin.errors import ConfigError
 
 TIMED_STEPS = 4
-"""Training steps of a timed run. The first is slower and does not count where there are more."""
+"""Number of training steps of a timed run. The first one is slower; it counts only if there is no other."""
 FEW_SAMPLES = 2
-"""Samples in a batch of a run that is not timed."""
+"""Number of samples in a batch of a run that is not timed."""
 FOLDERS = ("dirpath", "save_dir", "output_dir", "log_dir", "root_dir")
 """Arguments of loggers, callbacks and profilers that name an output folder."""
 CACHES = ("backbone_tim_cache", "backbone_feature_cache")
@@ -27,17 +27,17 @@ CACHES = ("backbone_tim_cache", "backbone_feature_cache")
 WEIGHTS = ("backbone_ckpt_path", "backbone_tim_tokenizer_ckpt_paths", "ckpt_path")
 """Arguments of models that name files of weights."""
 ALLOWED = ("/dev/", "/proc/")
-"""Folders beside the scratch folder where the process may write: devices, shared memory, its own settings."""
+"""Folders other than the scratch folder where the process may write: devices, shared memory, its own settings."""
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 EVENTS = {
     "os.mkdir": [(0, 2)], "os.remove": [(0, 1)], "os.rmdir": [(0, 1)], "os.rename": [(0, 2), (1, 3)],
     "os.symlink": [(1, 2)], "os.link": [(1, 3)], "os.truncate": [(0, 0)],
 }  # fmt: skip
-"""Audit events of calls that change files: positions of the path, and of the open folder that it is relative to."""
+"""Audit events of calls that change files: positions of the path argument, and of the folder it is relative to."""
 
 
 class UntouchableError(OSError):
-    """An attempt to write something that outlives the check.
+    """Error of an attempt to write something that would outlive the check.
 
     Args:
         target: The file or server.
@@ -48,10 +48,10 @@ class UntouchableError(OSError):
 
 
 def guard_files(folder: Path) -> None:
-    """Refuse all writing outside a folder, and connections to other machines, for the rest of this process.
+    """Refuse to write outside a folder and to connect to other machines, for the rest of this process.
 
-    Calls from Python raise UntouchableError, as if the file system were read-only; libraries that only want to fill a
-    cache go on without it.
+    Calls from Python raise UntouchableError, as if the file system were read-only; libraries that write only to fill a
+    cache continue without it.
 
     Args:
         folder: The scratch folder; temporary files go there from now on.
@@ -97,7 +97,7 @@ def make_harmless(config: Namespace, folder: Path, timed: bool) -> None:
     _change_trainer(config.trainer, folder)
     data = config.get("data.init_args")
     if isinstance(data, Namespace):
-        _change(data, "cache", lambda cache: None)  # of decoded chips, as it would be filled
+        _change(data, "cache", lambda cache: None)  # decoded chips would be written to it
     if isinstance(data, Namespace) and not timed:
         _change(data, "batch_size", lambda size: min(size, FEW_SAMPLES) if isinstance(size, int) else size)
         _change(data, "num_workers", lambda count: 0 if isinstance(count, int) and count > 0 else count)
@@ -109,7 +109,7 @@ def make_harmless(config: Namespace, folder: Path, timed: bool) -> None:
 
 
 def drop_weights(config: Namespace) -> None:
-    """Let the model start with random weights; values that are not valid stay, so that the model refuses them.
+    """Let the model start with random weights. Invalid values stay, so that the model refuses them.
 
     Args:
         config: A configuration with a model; changed in place.
@@ -124,17 +124,17 @@ def drop_weights(config: Namespace) -> None:
             else:
                 arguments[key] = None
         for key in [key for key in arguments.keys() if str(key).endswith("pretrained")]:  # noqa: SIM118
-            with suppress(ConfigError):  # text that is not YAML: the model says so
+            with suppress(ConfigError):  # text that is not YAML: the model reports it
                 arguments[key] = False if isinstance(read_text(key, arguments[key]), bool) else arguments[key]
 
 
 def trainer_limits(trainer: Namespace, timed: bool) -> dict[str, int]:
-    """Return arguments of the trainer that make a run short; a limit of 0 stays.
+    """Return arguments of the trainer that make a run short; limits of 0 stay 0.
 
-    They cannot be values of the configuration: its parser takes 1 for 1.0, which means all batches.
+    They cannot be set in the configuration: its parser turns 1 into 1.0, which means all batches.
 
     Args:
-        trainer: Its configuration.
+        trainer: Configuration of the trainer.
         timed: Whether to train several steps.
     """
     counts = {"limit_train_batches": TIMED_STEPS if timed else 1, "limit_val_batches": 1}
@@ -149,7 +149,7 @@ def _change_trainer(trainer: Namespace, folder: Path) -> None:
         trainer[key] = value
     # A run that is configured to do nothing does nothing here either.
     _change(trainer, "max_epochs", lambda count: count if count == 0 else 1)
-    # More steps than are tried, for schedules that end at max_steps.
+    # More than the tried steps, for schedules that end at max_steps.
     _change(trainer, "max_steps", lambda count: max(count, TIMED_STEPS + 1) if count and count > 0 else count)
     _change(trainer, "fast_dev_run", lambda given: bool(given))
     if isinstance(trainer.get("strategy"), str):

@@ -1,4 +1,4 @@
-"""Test chips on ground that TerraMind was pre-trained on."""
+"""Search for test chips on ground that TerraMind was pre-trained on."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from terramind_plugin.samples.checks.findings import Finding, some
 from terramind_plugin.samples.plan import DataPlan
 
 MESH_METRES = 2640.0
-"""Side of a sample of TerraMesh: 264 pixels of 10 m."""
+"""Side of a sample of TerraMesh in metres: 264 pixels of 10 m."""
 DEGREE = 111_320.0
-"""Metres of a degree of latitude, about."""
+"""Length of a degree of latitude in metres, approximately."""
 LATITUDES = ("center_lat", "centre_lat", "lat", "latitude")
 LONGITUDES = ("center_lon", "centre_lon", "lon", "longitude")
 """Names of the columns with the centre of a sample; the files hold center_lat and center_lon."""
@@ -44,7 +44,7 @@ def read_centres(path: Path) -> MeshCentres:
         path: train_metadata.parquet of ibm-esa-geospatial/TerraMesh, or a part of it.
 
     Raises:
-        ConfigError: The file is missing, no Parquet, or has no centres.
+        ConfigError: The file is missing, is not Parquet, or has no centres.
     """
     try:
         import pyarrow as pa
@@ -58,26 +58,26 @@ def read_centres(path: Path) -> MeshCentres:
         found = [next((one for one in known if one in names), None) for known in (LONGITUDES, LATITUDES)]
         if None in found:
             raise ConfigError(
-                f"{path} has no centres of samples: it has {', '.join(names[:12])}, expected {LONGITUDES[0]} and "
-                f"{LATITUDES[0]}, as in train_metadata.parquet of ibm-esa-geospatial/TerraMesh."
+                f"{path} has no centres of samples: its columns are {', '.join(names[:12])}; expected {LONGITUDES[0]} "
+                f"and {LATITUDES[0]}, as in train_metadata.parquet of ibm-esa-geospatial/TerraMesh."
             )
         label = next((name for name in ("zarr", "sample", "key") if name in names), None)
         table = pq.read_table(path, columns=[*found, *([label] if label else [])])
     except (OSError, ValueError, pa.ArrowException) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{path} is no Parquet that can be read: {one_line(error)}.") from None
+        raise ConfigError(f"{path} is not a readable Parquet file: {one_line(error)}.") from None
     longitudes, latitudes = (np.asarray(table[name].to_numpy(), np.float64) for name in found)
     return MeshCentres(path, longitudes, latitudes, None if label is None else table[label])
 
 
 def find_pretrained(grids: Mapping[str, Grid], longitudes: Any, latitudes: Any) -> dict[str, int]:
-    """Return for each chip on the ground of a sample of TerraMesh the position of one such sample.
+    """Return the index of a sample of TerraMesh for each chip that overlaps one; other chips are left out.
 
     Args:
         grids: Size and position of each chip.
-        longitudes: Of the centres of the samples, in degrees.
-        latitudes: Of the centres of the samples, in degrees.
+        longitudes: Longitudes of the centres of the samples, in degrees.
+        latitudes: Latitudes of the centres of the samples, in degrees.
     """
     order = np.argsort(latitudes, kind="stable")
     sorted_latitudes = latitudes[order]
@@ -112,7 +112,7 @@ def check_pretraining_ground(plan: DataPlan, centres: MeshCentres) -> Iterator[F
     """Yield the test chips that lie on ground of TerraMesh, which TerraMind was pre-trained on.
 
     Args:
-        plan: What the configuration says of the data.
+        plan: The data set as configured.
         centres: Centres of the samples.
     """
     grids: dict[str, Grid] = {}
@@ -122,9 +122,9 @@ def check_pretraining_ground(plan: DataPlan, centres: MeshCentres) -> Iterator[F
                 grid = _grid_of(next(iter(files.values())))
                 if grid is not None:
                     grids[sample] = grid
-    where = "files: ground of the pre-training"
+    where = "files: pre-training ground"
     if not grids:
-        yield Finding(where, "note", "no test chip has a position, so none can be compared with TerraMesh.")
+        yield Finding(where, "note", "no test chip is georeferenced, so none can be compared with TerraMesh.")
         return
     found = find_pretrained(grids, centres.longitudes, centres.latitudes)
     if not found:
@@ -148,4 +148,4 @@ def _grid_of(path: Path) -> Grid | None:
         with rasterio.open(path) as file:
             return Grid(file.height, file.width, file.crs, file.transform) if file.crs else None
     except (*GDAL_ERRORS, DataError):
-        return None  # a file that cannot be read is a finding of its own
+        return None  # reported by check_headers

@@ -25,15 +25,15 @@ from terramind_plugin.samples.checks.findings import Finding
 from terramind_plugin.system.process import available, read_status
 
 SECONDS = 60.0
-"""Limit in time of a step without imports: check should be quicker than fit."""
+"""Time limit of a step in seconds, without imports: check should be quicker than fit."""
 SECONDS_TIMED = 600.0
-"""Limit in time of several steps that are measured."""
+"""Time limit of several measured steps in seconds."""
 IMPORTS = 300.0
-"""Limit in time of a new process for its imports, generous for slow machines."""
+"""Time limit of the imports of a new process in seconds, generous for slow machines."""
 GRACE = 60
 """Seconds beyond its limit after which the process ends itself, in case its parent has gone."""
 PAUSE = 0.05
-"""Seconds from one look at the process to the next."""
+"""Seconds between two polls of the process."""
 JOB, GO, READY, STAGE, RESULT, LOG = "job.json", "go", "ready", "stage", "result.json", "log"
 """Files of the scratch folder."""
 
@@ -42,22 +42,22 @@ class Attempt:
     """A step in a process of its own, which starts at once and waits for `finish`.
 
     On Linux without a GPU the process is a fork, which has all imports already. A fork keeps only one thread of its
-    parent, so it computes with one thread unless the parent has not computed yet. A fork cannot use its parent's GPU;
-    with a GPU, and on other systems, a new process starts and imports in the meantime.
+    parent, so it computes with one thread if the parent has computed before. A fork cannot use its parent's GPU;
+    with a GPU, and on other systems, a new process starts and imports while the parent goes on.
 
     Args:
         config: The YAML file.
-        words: Further options, as for terramind fit.
+        overrides: Further options, as for terramind fit, e.g. ["--trainer.max_epochs=3"].
         timed: See `try_steps`.
-        fresh: Whether this process has imported torch for this check alone and not computed yet.
-        seconds: Limit in time; None for the usual one.
-        memory: Limit in bytes beyond what the process holds at its start; None for what is free.
+        fresh: Whether this process has imported torch for this check alone and has not computed yet.
+        seconds: Time limit in seconds; None for the default.
+        memory: Limit in bytes of the memory that the process may add; None for the free memory.
     """
 
     def __init__(
         self,
         config: Path,
-        words: Sequence[str],
+        overrides: Sequence[str],
         *,
         timed: bool = False,
         fresh: bool = False,
@@ -67,7 +67,7 @@ class Attempt:
         self.seconds = (SECONDS_TIMED if timed else SECONDS) if seconds is None else seconds
         self.folder = Path(tempfile.mkdtemp(prefix="terramind-check-"))
         job = {
-            "config": str(config), "words": list(words), "timed": timed, "memory": memory, "threads": fresh,
+            "config": str(config), "overrides": list(overrides), "timed": timed, "memory": memory, "threads": fresh,
             "parent": os.getpid(), "seconds": self.seconds,
         }  # fmt: skip
         (self.folder / JOB).write_text(json.dumps(job), encoding="utf-8")
@@ -82,7 +82,7 @@ class Attempt:
             self.pid = self._process.pid
 
     def finish(self) -> list[Finding]:
-        """Start the step, wait for it and return its findings, or the finding that says why there are none."""
+        """Start the step, wait for it and return its findings, or one finding on why there are none."""
         (self.folder / GO).touch()
         try:
             reason = self._wait()
@@ -96,7 +96,7 @@ class Attempt:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         with warnings.catch_warnings():
-            # Python 3.12 warns of threads; the docstring of the class says why they do no harm.
+            # Python 3.12 warns of forks with threads; the docstring of the class says why they do no harm here.
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if pid == 0:
@@ -107,7 +107,7 @@ class Attempt:
         return pid
 
     def _wait(self) -> str:
-        """Wait for the end of the process and return the reason for it, should there be no result."""
+        """Wait for the end of the process and return the reason, in case there is no result."""
         begun, ready = time.monotonic(), None
         while not self._ended():
             now = time.monotonic()
@@ -119,7 +119,7 @@ class Attempt:
             time.sleep(PAUSE)
         code = self._status or 0
         if code == -signal.SIGKILL:
-            return f"the system ended it for want of memory, {self._stage()}."
+            return f"the system ended it because memory ran out, {self._stage()}."
         return f"its process ended with status {code}, {self._stage()}: {self._last_line()}"
 
     def _stage(self) -> str:
@@ -129,7 +129,7 @@ class Attempt:
     def _last_line(self) -> str:
         log = self.folder / LOG
         lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing.")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing.")
 
     def _ended(self) -> bool:
         if self._status is None and self._process is not None:
@@ -140,9 +140,9 @@ class Attempt:
         return self._status is not None
 
     def stop(self) -> None:
-        """End the process with all that it started, and remove its folder."""
+        """End the process and all processes that it started, and remove its folder."""
         if self.folder.exists():
-            with suppress(ProcessLookupError):  # it has ended, or not begun a group of its own yet
+            with suppress(ProcessLookupError):  # it has ended, or has no process group of its own yet
                 os.killpg(self.pid, signal.SIGKILL)
             while not self._ended():
                 os.kill(self.pid, signal.SIGKILL)
@@ -176,7 +176,7 @@ def work(folder: Path, *, forked: bool) -> None:
         (folder / READY).touch()
         stage = folder / STAGE
         found = try_steps(
-            Path(job["config"]), job["words"], folder, timed=job["timed"], say=lambda text: _write(stage, text)
+            Path(job["config"]), job["overrides"], folder, timed=job["timed"], say=lambda text: _write(stage, text)
         )
         rows = [(finding.check, finding.verdict, finding.seen, finding.advice) for finding in found]
         _write(folder / RESULT, json.dumps(rows))
@@ -190,21 +190,21 @@ def work(folder: Path, *, forked: bool) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file that appears under its name when it is complete."""
+    """Write a file that appears under its name only when it is complete."""
     part = path.with_suffix(".part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
 
 
 def _limit_memory(limit: int | None) -> None:
-    """Limit the memory of this process to what is free, and let the system end it first if memory runs out."""
+    """Limit the memory of this process to the free memory, and let the system end it first if memory runs out."""
     if sys.platform != "linux":
         return
     import resource
 
     Path("/proc/self/oom_score_adj").write_text("1000")
     limit = available() if limit is None else limit
-    if limit and not torch.cuda.is_available():  # CUDA reserves addresses for all memory that there is
+    if limit and not torch.cuda.is_available():  # CUDA reserves addresses for all memory of the machine
         resource.setrlimit(resource.RLIMIT_DATA, (read_status("VmData") + limit,) * 2)
 
 

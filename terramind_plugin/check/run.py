@@ -30,12 +30,12 @@ from terramind_plugin.system.files import check_picture
 UNBUILT = ("yaml: data", "yaml: model")
 """Checks that report a part that cannot be built."""
 UNTRIED = ("yaml: parsing", "yaml: weights", "yaml: batch size", "yaml: validation")
-"""Checks of keys that the step does not use. Errors of other keys are proven wrong by a step that works."""
+"""Checks of keys that the step does not use. A working step disproves errors of other keys."""
 
 
 def check(
     config: Path,
-    words: list[str],
+    overrides: list[str],
     samples: int = 64,
     timed: bool = False,
     sheet: Path | None = None,
@@ -49,30 +49,30 @@ def check(
 
     Args:
         config: The YAML file.
-        words: Further options, as for terramind fit.
+        overrides: Further options, as for terramind fit, e.g. ["--trainer.max_epochs=3"].
         samples: Maximum number of samples whose pixels are read.
         timed: Take a few training steps as they are configured, and measure them.
         sheet: Picture of the data to write.
         step: Take a training and a validation step with two samples.
-        fresh: Whether this process has imported torch for this check alone and not computed yet.
-        terramesh: Metadata of TerraMesh; test chips on ground of its samples are named.
+        fresh: Whether this process has imported torch for this check alone and has not computed yet.
+        terramesh: Metadata of TerraMesh; test chips on the ground of its samples are reported.
         say: Called with a text when a part of the check begins.
 
     Raises:
-        ConfigError: The picture cannot be written, or another file has its name, or the metadata cannot be used.
-        DataError: There is nothing to draw on it.
+        ConfigError: The sheet cannot be written, another file has its name, or the metadata cannot be used.
+        DataError: No sample can be drawn on the sheet.
     """
     check_picture(sheet)
     centres = None if terramesh is None else read_centres(terramesh)
     attempt, refused = None, []
     if step or timed:
         try:
-            attempt = Attempt(config, words, timed=timed, fresh=fresh)
+            attempt = Attempt(config, overrides, timed=timed, fresh=fresh)
         except OSError as error:  # no room for a folder or a process
             refused.append(not_tried(f"{one_line(error)}."))
     try:
         say("reading the configuration, building data module and model")
-        built = build(config, words)
+        built = build(config, overrides)
         findings = [*built.findings, *_look(built, samples, sheet, say, centres), *refused]
         if attempt is not None and built.cli is not None:
             say(f"trying training and validation steps, for at most {attempt.seconds:.0f} s")
@@ -88,7 +88,7 @@ def check(
 def _look(
     built: Built, samples: int, sheet: Path | None, say: Callable[[str], None], centres: MeshCentres | None
 ) -> Iterator[Finding]:
-    """Yield findings on a built configuration and its data that need no training."""
+    """Yield the findings on a built configuration and its data, without training."""
     if built.model is not None:
         yield from check_monitors(built.config, built.model)
         yield from check_disk(built.config, built.model)
@@ -120,7 +120,7 @@ def _look(
 
 
 def _combine(findings: list[Finding], tried: list[Finding]) -> list[Finding]:
-    """Return the findings of rules and step, without those that the step disproves or the rules explain."""
+    """Return the findings of the checks and of the step, without those that the step disproves or a check explains."""
     if any(finding.check == STEP_CHECK and finding.verdict == "ok" for finding in tried):
         kept = [finding for finding in findings if finding.check != "yaml: model"]
         return [_soften(finding) for finding in kept] + tried
@@ -133,7 +133,7 @@ def _soften(finding: Finding) -> Finding:
     """Return an error in a key as a warning, since training works in spite of it."""
     if finding.verdict != "error" or not finding.check.startswith("yaml") or finding.check in UNTRIED:
         return finding
-    return replace(finding, verdict="warning", seen=f"{finding.seen} Training goes on all the same.")
+    return replace(finding, verdict="warning", seen=f"{finding.seen} Training works all the same.")
 
 
 def _data(built: Built, plan: DataPlan | None, samples: int, say: Callable[[str], None]) -> Iterator[Finding]:
@@ -141,7 +141,7 @@ def _data(built: Built, plan: DataPlan | None, samples: int, say: Callable[[str]
         yield Finding(
             "data",
             "note",
-            f"{type(built.datamodule).__name__} is not known here: files and values were not looked at.",
+            f"{type(built.datamodule).__name__} is not known here: its files and values were not checked.",
             "Use terramind_plugin.TerraMindDataModule.",
         )
         return

@@ -32,11 +32,11 @@ SheetRow = tuple[str, dict[str, NDArray[Any]], Any, None]
 MOST_LABELS = 200
 """Maximum number of labels whose classes are counted."""
 ROWS = 4
-"""Number of samples that are drawn."""
+"""Number of samples to draw."""
 PICTURE = 256
 """Maximum height and width of a picture in pixels."""
 PANEL, HISTOGRAM = (2.6, 2.8), (2.1, 1.55)
-"""Width and height in inches."""
+"""Width and height of a picture and of a histogram in inches."""
 DATA_COLOR, CURVE_COLOR = "#3b7dd8", "#d9480f"
 """Colours of the histograms of these data and of the curves of the pre-training data."""
 BINS = 60
@@ -46,7 +46,7 @@ LEGEND = (
     "pre-training data: a normal curve of mean and standard deviation",
 )
 HIGHEST = 5
-"""Largest height of a histogram in heights of its curve, so that both are visible."""
+"""Maximum ratio of the heights of a histogram and its curve, so that both are visible."""
 
 
 def draw_sheet(plan: DataPlan, path: Path, samples: int = 64) -> None:
@@ -63,7 +63,7 @@ def draw_sheet(plan: DataPlan, path: Path, samples: int = 64) -> None:
     rows = [row for row in (_row(plan, *entry) for entry in draw_samples(plan, ROWS)) if row[1]]
     sample = read_sample(plan, samples)
     if not rows or not any(summary.pixels.size for summaries in sample.images.values() for summary in summaries):
-        raise DataError("No sample can be drawn on the sheet; see the table.")
+        raise DataError("No sample can be drawn on the sheet: see the table of findings.")
     axes_of = [(image, number) for image in plan.images for number in range(_count(image, sample))]
     labels = _label_shares(plan)
     columns = len(dict.fromkeys(name for row in rows for name in row[1])) + (rows[0][2] is not None)
@@ -89,7 +89,7 @@ def draw_sheet(plan: DataPlan, path: Path, samples: int = 64) -> None:
 
 
 def _row(plan: DataPlan, split: str, name: str, files: dict[str, Path]) -> SheetRow:
-    """Return title, images by modality and label of a sample, without files that cannot be read."""
+    """Return the title, the images by modality and the label of a sample, without files that cannot be read."""
     images = {}
     for image in plan.images:
         values = _read(files.get(image.name), modality_of(image.name), image.file_bands)
@@ -102,7 +102,7 @@ def _row(plan: DataPlan, split: str, name: str, files: dict[str, Path]) -> Sheet
 
 
 def _read(path: Path | None, name: str = "", bands: Sequence[str] = ()) -> NDArray[Any] | None:
-    """Return a thinned raster with NaN where it has no data.
+    """Return a raster at reduced resolution, with NaN where it has no data.
 
     Args:
         path: The file; None if there is none.
@@ -115,14 +115,14 @@ def _read(path: Path | None, name: str = "", bands: Sequence[str] = ()) -> NDArr
         with rasterio.Env(**OPTIONS), rasterio.open(raster_name(path, name, bands)) as raster:
             pixels = read_middle(raster)
     except (*GDAL_ERRORS, DataError):
-        return None  # named in the table
+        return None  # the table reports it
     step = -(-max(pixels.values.shape[1:]) // PICTURE)
     values = pixels.values[:, ::step, ::step].astype(np.float32)
     return values if pixels.missing is None else np.where(pixels.missing[:, ::step, ::step], np.float32(np.nan), values)
 
 
 def _bands(image: ImagePlan, values: NDArray[Any]) -> NDArray[Any]:
-    """Return the bands that the model gets, of the first date if there are several."""
+    """Return the bands that the model reads; of a series, those of the first date."""
     count = len(image.file_bands)
     if image.dates and count and not len(values) % count:
         values = values[bands_of_date(count, len(values) // count, 0, by_band=image.by_band)]

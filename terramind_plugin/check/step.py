@@ -28,13 +28,13 @@ STEP_CHECK = "run: step"
 PATIENCE = 15.0
 """Seconds after which no further step begins."""
 FULL = 0.9
-"""Share of a GPU's memory above which a step is close to failing."""
+"""Share of a GPU's memory above which a step may soon fail."""
 NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "insufficient RAM")
 """Texts of errors for a lack of memory on a CPU."""
 
 
 class Stopwatch(LightningCallback):
-    """Measures training steps, with the time that loading takes, and a validation step.
+    """Clock of training steps, loading included, and of a validation step.
 
     Args:
         say: Called with a text when a part begins.
@@ -52,9 +52,9 @@ class Stopwatch(LightningCallback):
         self.start = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Note the time after a step, and stop training if steps have taken long."""
+        """Record the time after a step, and stop training if the steps have taken long."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        self.losses += [] if loss is None else [float(loss)]  # waits for a GPU
+        self.losses += [] if loss is None else [float(loss)]  # this waits for the GPU
         self.ends.append(time.perf_counter())
         if self.ends[-1] - self.start > PATIENCE:
             trainer.should_stop = True
@@ -65,7 +65,7 @@ class Stopwatch(LightningCallback):
         self.validation_start = time.perf_counter()
 
     def on_validation_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
-        """Note the seconds of a validation step."""
+        """Record the seconds of a validation step."""
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.synchronize()
         self.validation = time.perf_counter() - self.validation_start
@@ -96,7 +96,7 @@ class StepCLI(TerraMindCLI):
         super().__init__(**kwargs)
 
     def before_instantiate_classes(self) -> None:
-        """Build a trainer for the configured devices to see errors, then configure one device."""
+        """Build a trainer for the configured devices, so that errors show, then configure one device."""
         config = self.config.fit
         chosen = {key: config.trainer[key] for key in ("accelerator", "devices", "strategy", "num_nodes")}
         if chosen["devices"] != "auto" or chosen["strategy"] != "auto":
@@ -122,26 +122,26 @@ class StepCLI(TerraMindCLI):
 
 
 def _save_nothing(trainer: Trainer) -> None:
-    """Replace the saving of checkpoints, which may be large: they are put together but not written."""
+    """Replace the saving of checkpoints, which may be large: checkpoints are built but not written."""
     save = trainer.save_checkpoint
 
     def put_together(filepath: Any, weights_only: bool | None = None, storage_options: Any = None) -> None:
-        if Path(filepath).name.startswith("."):  # one that Lightning's tuners read again
+        if Path(filepath).name.startswith("."):  # a checkpoint that Lightning's tuners read again
             save(filepath, bool(weights_only), storage_options)
 
     trainer.save_checkpoint = put_together  # type: ignore[method-assign]
 
 
 def try_steps(
-    config: Path, words: Sequence[str], folder: Path, *, timed: bool, say: Callable[[str], None]
+    config: Path, overrides: Sequence[str], folder: Path, *, timed: bool, say: Callable[[str], None]
 ) -> list[Finding]:
-    """Return findings on the time and memory of an epoch, or on the reason why fit would fail.
+    """Return findings on the time and memory of an epoch, or on the reason for which fit would fail.
 
     From this call on the process can write to the scratch folder only.
 
     Args:
         config: The YAML file.
-        words: Further options, as for terramind fit.
+        overrides: Further options, as for terramind fit, e.g. ["--trainer.max_epochs=3"].
         folder: The scratch folder.
         timed: Whether to measure some steps as they are configured, instead of taking one with two samples.
         say: Called with a text when a part begins.
@@ -152,7 +152,7 @@ def try_steps(
     with _quiet():
         say("reading the configuration")
         try:
-            run(["fit", "--config", str(config), *words], kind)
+            run(["fit", "--config", str(config), *overrides], kind)
         except (Exception, SystemExit) as error:  # whatever a library raises at a wrong argument
             logging.getLogger("terramind_plugin").debug("The step failed", exc_info=True)
             return [*found, _explain(error)]
@@ -164,13 +164,13 @@ def _explain(error: BaseException) -> Finding:
     chain = list(_chain(error))
     refused = next((one for one in chain if isinstance(one, UntouchableError)), None)
     if refused is not None:
-        return not_tried(f"it needs {refused.filename}, and a check neither writes files nor asks other machines.")
+        return not_tried(f"it needs {refused.filename}, and check neither writes files nor connects to others.")
     if any(isinstance(one, torch.OutOfMemoryError) for one in chain):
         return Finding(
             "run: memory",
             "error",
             f"a training step does not fit: {one_line(error)[:200]}",
-            "Lower batch_size, set precision: bf16-mixed or backbone_activation_checkpointing: true.",
+            "Lower batch_size, or set precision: bf16-mixed or backbone_activation_checkpointing: true.",
         )
     if any(isinstance(one, MemoryError) or any(text in str(one) for text in NO_MEMORY) for one in chain):
         return not_tried("it needs more memory than is free.")
@@ -178,7 +178,7 @@ def _explain(error: BaseException) -> Finding:
 
 
 def not_tried(reason: str) -> Finding:
-    """Return the finding that no step was tried, for a reason."""
+    """Return the finding that no step was tried, with the reason."""
     return Finding(
         STEP_CHECK, "note", f"not tried: {reason}", "Try a short run: terramind fit ... --trainer.fast_dev_run 1."
     )
@@ -214,7 +214,7 @@ def _report(watch: Stopwatch, trainer: Trainer, datamodule: Any, timed: bool) ->
         yield Finding(STEP_CHECK, verdict, "there was no training step.", advice)
         return
     if not all(map(math.isfinite, watch.losses)):
-        yield Finding(STEP_CHECK, "error", f"the first losses are {watch.losses}.", "Look at values and labels.")
+        yield Finding(STEP_CHECK, "error", f"the first losses are {watch.losses}.", "Check values and labels.")
     else:
         losses = ", ".join(f"{loss:.3g}" for loss in watch.losses)
         done = "training and validation steps" if watch.validation else "training steps"

@@ -1,4 +1,4 @@
-"""Comparison of published weights in TerraTorch's own models and in this package's: the numbers must be the same."""
+"""Comparison of published weights in TerraTorch's own models and in this package's: results must be the same."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from terramind_plugin.tokenizers.variants import tokenizers_of
 PATCH = VARIANTS["terramind_v1_base"].patch_size
 """Patch size of the published models, in pixels; heights and widths are multiples of it."""
 SIDE = 224
-"""Largest height and width of the input, in pixels: what the published models were trained with."""
+"""Maximum height and width of the input in pixels; the published models were trained with this size."""
 SEED = 0
-"""Seed of random inputs and of the noise of decoders."""
+"""Seed of random inputs and of the decoders' noise."""
 DENOISING_STEPS = 2
 """Denoising steps of a decoded image. Few are enough, because one step already uses all weights."""
 ROUNDING = 1e-4
-"""Difference that another order of additions may cause, as a share of the largest value."""
+"""Tolerated difference, as a share of the largest value: another order of additions may cause it."""
 FLIPPED = 1e-3
-"""Share of ids that may differ, because a value between two codes can be rounded either way."""
+"""Tolerated share of different ids: a value between two codes can be rounded either way."""
 CLASSES = "LULC"
-"""Modality that is generated: its decoder draws no random numbers."""
+"""Generated modality, chosen because its decoder draws no random numbers."""
 COORDS = "coords"
 POSITIONS = ((11.5, 48.25), (-180.0, -90.0), (151.25, -33.75))
-"""Longitude and latitude in degrees of the positions whose token ids are compared."""
+"""Positions whose token ids are compared: longitude and latitude in degrees."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """A result of both packages, and how far the two are apart."""
+    """Difference between the results of both packages."""
 
     model: str
     what: str
@@ -63,7 +63,7 @@ class ModelInput:
     name: str
     """Name of the file, or 'random'."""
     values: Tensor
-    """Standardised [1, bands, H, W] or class ids [1, H, W]."""
+    """Standardised values [1, bands, H, W] or class ids [1, H, W]."""
 
 
 def verify(
@@ -72,22 +72,22 @@ def verify(
     tokenizers: Sequence[str] | None = None,
     on_step: Callable[[str], None] = lambda text: None,
 ) -> list[Agreement]:
-    """Return the differences between TerraTorch's and this package's results with the published weights.
+    """Return how far this package's results with the published weights differ from TerraTorch's.
 
     Only one pair of models is in memory at a time.
 
     Args:
         names: Published models, e.g. 'terramind_v1_base'.
-        data: Folder with a folder of GeoTIFFs for each modality, e.g. S2L2A/; the first chip that all folders have is
-            the input. None for seeded random numbers.
+        data: Folder with a folder of GeoTIFFs for each modality, e.g. S2L2A/; the input is the first chip that all
+            folders have. None for seeded random numbers.
         tokenizers: Modalities whose tokenizers are compared, 'coords' included; None for all. One land cover map is
             generated if LULC is among them.
-        on_step: Called with the name of the model that is compared next.
+        on_step: Called with the name of each model before it is compared.
 
     Raises:
         ConfigError: A name is unknown.
         DataError: The folder holds no chip.
-        WeightsError: Weights are not on this machine, or one of the loaders refuses them.
+        WeightsError: Weights are not on this machine, or one of the packages cannot load them.
     """
     variants = [_find_variant(name) for name in names]
     wanted = _find_tokenizers(tokenizers)
@@ -114,7 +114,7 @@ def _find_variant(name: str) -> Variant:
     published = {name: variant for name, variant in VARIANTS.items() if variant.hub_repo is not None}
     if name not in published:
         raise ConfigError(
-            f"'{name}' is no published model.{suggest(name, published)} These are: {', '.join(published)}."
+            f"'{name}' is not a published model.{suggest(name, published)} Known: {', '.join(published)}."
         )
     return published[name]
 
@@ -123,13 +123,13 @@ def _find_tokenizers(names: Sequence[str] | None) -> list[str]:
     known = [*tokenizers_of(), COORDS]
     for name in names or ():
         if name not in known:
-            raise ConfigError(f"'{name}' has no tokenizer.{suggest(name, known)} These have: {', '.join(known)}.")
+            raise ConfigError(f"'{name}' has no tokenizer.{suggest(name, known)} Known: {', '.join(known)}.")
     return known if names is None else list(dict.fromkeys(names))
 
 
 @contextmanager
 def _reproducible() -> Iterator[None]:
-    """Compute float32 products exactly, and restore the global random state at the end."""
+    """Compute float32 products at full precision, and restore the global random state at the end."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")  # TerraTorch lowers it
     try:
@@ -140,7 +140,7 @@ def _reproducible() -> Iterator[None]:
 
 
 def _random_samples() -> dict[str, ModelInput]:
-    """Return a seeded random input of each modality with a raster."""
+    """Return a seeded random input for each raster modality."""
     random = torch.Generator().manual_seed(SEED)
     samples = {}
     for name, modality in MODALITIES.items():
@@ -168,8 +168,8 @@ def _read_samples(folder: Path) -> dict[str, ModelInput]:
     common = set.intersection(*(set(files) for files in chips.values())) if chips else set()
     if not common or not any(modality.patch_key is not None for modality in chips):
         raise DataError(
-            f"{folder} holds no chip: expected a folder for each modality, e.g. S2L2A/, S1GRD/, with GeoTIFFs of the "
-            "same names."
+            f"{folder} holds no chip: expected a folder for each modality, e.g. S2L2A/ and S1GRD/, whose GeoTIFFs "
+            "have the same names."
         )
     name = min(common)
     return {modality.name: _read_sample(files[name], modality) for modality, files in chips.items()}

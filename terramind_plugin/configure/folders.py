@@ -19,7 +19,7 @@ MOST_FILES = 2_000_000
 ORDERED = (("before", "after"), ("pre", "post"), ("first", "second"))
 """Words of folders that are dates in this order."""
 SHARED_FOLDER = ""
-"""Key of a folder that is no part of one split."""
+"""Key of a folder that is not part of one split."""
 
 
 @dataclass

@@ -124,7 +124,7 @@ def describe_bands(
     if given:
         return _take_given(found, bands, given)
     if modality is None:
-        raise ConfigError(f"{name} is no modality of TerraMind: terramind new writes configurations for those alone.")
+        raise ConfigError(f"{name} is not a modality of TerraMind: terramind new knows only those.")
     described = [band_key(name, text) for text in headers[0].descriptions if text]
     if len(described) == bands and None not in described:
         return _take_described(found, modality, [str(one) for one in described])

@@ -43,7 +43,7 @@ class LabelSet:
     fills_gaps: bool = False
     """True if nodata and NaN are replaced by `ignored`."""
     shifted: bool = False
-    """True if ids count from 1, and 0 is no label."""
+    """True if ids count from 1, and 0 is not a label."""
     columns: tuple[str, ...] = ()
     """Columns of a table that are labels."""
     rows: dict[str, list[Any]] = field(default_factory=dict)
@@ -155,7 +155,7 @@ def _name_classes(found: LabelSet, classes: Sequence[int], example: Path, names:
 
 
 def find_table(data: Path) -> Path | None:
-    """Return the table of labels below a folder: a CSV or Parquet file that is no list of a split; None without one.
+    """Return the table of labels below a folder: a CSV or Parquet file that is not a list of a split; None without one.
 
     Raises:
         DataError: There are several.
@@ -171,7 +171,7 @@ def read_label_table(path: Path) -> Any:
     """Return a table of labels with ids as texts, without an ending of rasters.
 
     Raises:
-        DataError: The file is no table, or has no row or no column beside the ids.
+        DataError: The file is not a table, or has no row or no column beside the ids.
     """
     try:
         table = read_table(path)
@@ -182,7 +182,7 @@ def read_label_table(path: Path) -> Any:
     table.index = [text[: -len(ending(text))] if ending(text) else text for text in map(str, table.index)]
     repeated = table.index[table.index.duplicated()]
     if len(repeated):
-        raise DataError(f"{path} has several rows for {repeated[0]!r}. Leave one row for each id.")
+        raise DataError(f"{path} has several rows for {repeated[0]!r}. Keep one row for each id.")
     return table
 
 
@@ -253,7 +253,8 @@ def _describe_one_class(found: LabelSet, path: Path, names: Sequence[str]) -> La
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         odd = [value for value in values if value != int(value) or value < 0]
         if odd:
-            raise DataError(f"{path}: {odd[0]:g} in {found.columns[0]} is no class id. Use --task scalar_regression.")
+            name = found.columns[0]
+            raise DataError(f"{path}: {odd[0]:g} in {name} is not a class id. Use --task scalar_regression.")
         ids = sorted(int(value) for value in values)
         if ids[-1] > DENSITY * max(len(ids), len(names), 2):
             raise DataError(f"{path}: {some(ids, 8)} in {found.columns[0]} are codes, no class ids from 0 on.")

@@ -1,1 +1,1 @@
-"""The side of the data that TerraTorch sees: data module, data set, transforms, writer of predictions."""
+"""The data classes that TerraTorch uses: data module, data set, transforms, writer of predictions."""

@@ -31,7 +31,7 @@ KEPT = (
 
 @dataclass(frozen=True)
 class Settled:
-    """Arguments of TerraTorch's data module, and what they mean for the modalities."""
+    """Checked arguments of TerraTorch's data module, and the modalities, bands and statistics that follow from them."""
 
     arguments: dict[str, Any]
     """Arguments of TerraTorch's data module."""
@@ -42,13 +42,13 @@ class Settled:
     stds: dict[str, list[float]]
     """Standard deviation of each band, by modality."""
     counts: dict[str, int]
-    """Number of dates with files of their own, by modality."""
+    """Number of dates that have files of their own, by modality."""
     stand_ins: tuple[str, ...]
-    """Names of the arguments that TerraTorch requires although nobody gave them."""
+    """Names of the arguments that TerraTorch requires and that were not given."""
     modalities: list[str]
     """Names of the modalities that come from files."""
     sources: dict[str, str]
-    """Modality of the table that an input of another name has, from entries {name: modality}."""
+    """Modality of the table for each input with another name, from entries {name: modality}."""
     positions: str | None
     """Name of the input that is the position of a chip, from its georeference; None if there is none."""
 
@@ -105,7 +105,7 @@ def settle(
 
 
 def _spread(arguments: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, Any]:
-    """Return arguments with entries for the files of each date; also copies of those that TerraTorch writes into."""
+    """Return the arguments with an entry for the files of each date, and copies of those that TerraTorch changes."""
     listed = (*ROOTS, "image_grep")
     shared = {*BY_MODALITY, "predict_dataset_bands", "predict_output_bands"} - {*listed}
     found = {key: spread_entries(arguments.get(key), counts, listed=True) for key in listed}
@@ -116,7 +116,7 @@ def _spread(arguments: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str
 
 
 def name_sources(modalities: Sequence[str | Mapping[str, str | int]]) -> tuple[list[str], dict[str, str]]:
-    """Return the names of inputs, and the modality of the table of those given as {name: modality}.
+    """Return the names of the inputs, and the modality of each input given as {name: modality}.
 
     Args:
         modalities: Names, {name: modality}, and {name: channels} for a modality of the user's own.
@@ -141,7 +141,7 @@ def name_sources(modalities: Sequence[str | Mapping[str, str | int]]) -> tuple[l
 
 
 def _without_positions(names: Sequence[str], kwargs: Mapping[str, Any]) -> tuple[list[str], str | None]:
-    """Return the modalities that come from files, and the name of positions that come from the georeference.
+    """Return the modalities that come from files, and the name of the positions if they come from georeferences.
 
     Raises:
         ConfigError: There is no image, or concat_bands makes one tensor of all inputs.
@@ -152,18 +152,18 @@ def _without_positions(names: Sequence[str], kwargs: Mapping[str, Any]) -> tuple
     if found is None:
         return list(names), None
     if all(is_position(name) for name in names):
-        raise ConfigError(f"modalities has no image: {found} goes beside one, e.g. modalities: [S2L2A, {found}].")
+        raise ConfigError(f"modalities has no image: add one to {found}, e.g. modalities: [S2L2A, {found}].")
     if kwargs.get("concat_bands"):
-        raise ConfigError(f"concat_bands makes one tensor of images, so {found} has no place. Remove one of them.")
+        raise ConfigError(f"concat_bands joins images to one tensor, which cannot hold {found}. Remove one of them.")
     if found in given:  # a table with longitude and latitude of each sample
         return list(names), None
     return [name for name in names if name != found], found
 
 
 def check_names(argument: str, mapping: Any, modalities: Sequence[str]) -> None:
-    """Raise if a key is a misspelt modality, whose entry nothing would read.
+    """Raise an error if a key is a misspelt modality, because nothing would read its entry.
 
-    Entries of modalities that are not in use may stay.
+    Entries of modalities that are not in use are accepted.
 
     Args:
         argument: Name of the argument, for the message.
@@ -190,7 +190,7 @@ def check_names(argument: str, mapping: Any, modalities: Sequence[str]) -> None:
 
 
 def match_bands(kwargs: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, Any]:
-    """Return output_bands and predict_output_bands in the spelling of the dataset_bands: B04 is RED.
+    """Return output_bands and predict_output_bands with the names that dataset_bands uses, e.g. RED for B04.
 
     Args:
         kwargs: Arguments of the data module.
@@ -214,12 +214,12 @@ def match_bands(kwargs: Mapping[str, Any], sources: Mapping[str, str]) -> dict[s
 
 
 def _match_bands(argument: str, name: str, wanted: Any, stored: Any, modality: Modality | None) -> Any:
-    """Return the bands of a modality as dataset_bands calls them."""
+    """Return the bands of a modality under the names that dataset_bands uses."""
     if not wanted:
         return wanted
     if not stored:
         raise ConfigError(
-            f"{argument} names bands of {name}, but dataset_bands does not: which bands the files have is not known. "
+            f"{argument} names bands of {name}, but dataset_bands does not, so the bands of the files are unknown. "
             f"Name all bands of the files, in their order, in dataset_bands: {{{name}: [...]}}."
         )
     known = list(generate_bands_intervals(list(stored)))
@@ -248,7 +248,7 @@ def bands_read(name: str, kwargs: Mapping[str, Any]) -> list[Any] | None:
 
 
 def read_roots(key: str, roots: Any, modalities: Sequence[str], allow_missing: bool) -> Any:
-    """Return the folders of the modalities in use, None for a modality that may be missing and has no folder.
+    """Return the folders of the modalities in use; None for an optional modality without a folder.
 
     Raises:
         ConfigError: A modality has no folder.
@@ -262,7 +262,7 @@ def read_roots(key: str, roots: Any, modalities: Sequence[str], allow_missing: b
 
 
 def kept_settings(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that say how files are read, apart from their places, as plain values for a checkpoint.
+    """Return the arguments that say how files are read, without their paths, as plain values for a checkpoint.
 
     Args:
         kwargs: Arguments of the data module; bands may be members of TerraTorch's enums.
@@ -271,14 +271,14 @@ def kept_settings(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_cache(folder: Path | str | None, gib: float) -> DecodedChips | None:
-    """Return the cache of decoded chips, None without a folder.
+    """Return the cache of decoded chips; None if no folder is given.
 
     Args:
-        folder: Folder of the cache.
+        folder: Folder of the cache, or None.
         gib: Maximum size in GiB.
 
     Raises:
-        ConfigError: The folder is a file, or the size is no size.
+        ConfigError: The folder is a file, or the maximum size is not above 0.
     """
     if not gib > 0:
         raise ConfigError(f"cache_gib must be above 0, got {gib}.")
@@ -286,12 +286,12 @@ def make_cache(folder: Path | str | None, gib: float) -> DecodedChips | None:
         return None
     place = Path(folder).expanduser()
     if place.exists() and not place.is_dir():
-        raise ConfigError(f"cache must be a folder, but {place} is a file. Name a folder; it is created if need be.")
+        raise ConfigError(f"cache must be a folder, but {place} is a file. Name a folder, which may be new.")
     return DecodedChips(place, int(min(gib * 2**30, 2.0**62)))
 
 
 def make_stand_ins(kwargs: Mapping[str, Any], modalities: Sequence[str]) -> dict[str, Any]:
-    """Return stand-ins for folders that the parent class requires and that prediction does not need."""
+    """Return placeholders for folders that the parent class requires and prediction does not need."""
     stand_ins: dict[str, Any] = {}
     for split in ("train", "val"):
         if kwargs.get(f"{split}_data_root") is None and kwargs.get("data_root") is None:
@@ -303,7 +303,7 @@ def make_stand_ins(kwargs: Mapping[str, Any], modalities: Sequence[str]) -> dict
 
 
 def check_missing_options(kwargs: Mapping[str, Any], allow_missing: bool) -> None:
-    """Raise if options contradict each other.
+    """Raise an error if options contradict each other.
 
     Raises:
         ConfigError: Two options contradict each other; the message names them.
@@ -319,7 +319,7 @@ def settle_statistics(
     stds: Mapping[str, Sequence[float]] | None,
     sources: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Return mean and standard deviation of every band that is read: the given ones, or else those of the table.
+    """Return the mean and standard deviation of every band to read: the given ones, or else those of the table.
 
     Raises:
         ConfigError: A modality has no statistics, or a wrong number of them.
@@ -338,7 +338,7 @@ def settle_statistics(
             raise ConfigError(
                 f"{name}: {lengths[0]} means and {lengths[1]} stds"
                 + (f" for {count} bands" if count is not None else "")
-                + ". Give one mean and one std a band, or leave them out to take the pre-training ones."
+                + ". Give one mean and one std for each band, or leave them out to use the pre-training ones."
             )
         if min(result[1][name]) <= 0:
             raise ConfigError(f"{name}: stds must be positive, got {result[1][name]}.")
@@ -350,7 +350,7 @@ def _known(name: str) -> Modality:
         return resolve(name)
     except ConfigError as error:
         raise ConfigError(
-            f"{error} For a modality of your own give its means and stds, or name the one "
+            f"{error} For a modality of your own, give its means and stds, or name the modality "
             f"whose bands it has: modalities: [{{{name}: S2L2A}}]."
         ) from None
 
@@ -361,11 +361,11 @@ def _table_statistics(modality: Modality, bands: list[Any] | None) -> tuple[list
     try:
         return statistics(modality, bands)
     except ConfigError as error:
-        raise ConfigError(f"{error} For bands of your own give means and stds of {modality.name}.") from None
+        raise ConfigError(f"{error} For bands of your own, give means and stds of {modality.name}.") from None
 
 
 def find_rgb(name: str, bands: list[Any] | None) -> list[int]:
-    """Return the positions of red, green and blue among the bands that are read, or of the first band."""
+    """Return the positions of red, green and blue among the bands to read; otherwise that of the first band."""
     modality = find(name)
     if modality is None:
         return [0]

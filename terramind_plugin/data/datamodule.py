@@ -1,4 +1,4 @@
-"""The data module: TerraTorch's generic multi-modal one, without the boilerplate and the traps."""
+"""The data module: TerraTorch's generic multi-modal one, with defaults and checks added."""
 
 from __future__ import annotations
 
@@ -35,50 +35,50 @@ from terramind_plugin.samples.tables import LabelPlan
 logger = logging.getLogger("terramind_plugin")
 
 FAR_FROM_MEAN = 2.0
-"""Smallest distance of a fill value from the mean, in standard deviations, that is reported."""
+"""Minimum distance of a fill value from the mean that is reported, in standard deviations."""
 
 
 class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
     """Batches of several modalities for TerraTorch's tasks.
 
-    Everything TerraTorch's GenericMultiModalDataModule does, with these differences: means and stds come from the
-    modality table; pixels without data take their band's mean; `allow_missing_modalities` works with any batch size and
-    tells the backbone what is missing; prediction needs neither labels nor other splits; the batch size holds under
-    DDP; a split file that does not match the data, a file of another size or a label out of range stops the run with
-    the file's name.
+    It does all that TerraTorch's GenericMultiModalDataModule does, with these differences: means and stds come from
+    the modality table; pixels without data are set to the mean of their band; `allow_missing_modalities` works with any
+    batch size and tells the backbone which modalities are missing; prediction needs neither labels nor other splits;
+    the batch size also holds under DDP. If a split file does not match the data, a file has another size, or a label is
+    out of range, the run stops with the name of the file.
 
-    With `expand_temporal_dimension: true` images are series [bands, dates, H, W]. A file holds all dates of its
-    modality, one after the other; or `data_root` or `image_grep` of a modality lists an entry for each date, in the
+    With `expand_temporal_dimension: true` images are time series [bands, dates, H, W]. Either a file holds all dates of
+    its modality one after the other, or `data_root` or `image_grep` of a modality lists an entry for each date in the
     order of time, e.g. {S2L2A: [before, after]}. A modality with one date is repeated for each date of the others.
 
     Args:
-        batch_size: Samples in a batch, per process.
-        modalities: Names of the modality table, longer names that hold one, such as S2L2A_before, or others whose
-            means and stds are given. {name: modality} has the bands and statistics of a modality. coords without a
-            folder is the middle of each chip, from its georeference.
-        means: Mean of each band by modality; by default that of the table.
-        stds: Standard deviation of each band by modality; by default that of the table.
-        offsets: Number that is added to all values of a modality while reading, before constant_scale, e.g.
-            {S2L2A: -1000} for Sentinel-2 files since processing baseline 4; 0 leaves the values as they are.
+        batch_size: Number of samples in a batch, per process.
+        modalities: Names from the modality table, longer names that contain one, such as S2L2A_before, or other names
+            with given means and stds. {name: modality} uses the bands and statistics of a modality. If coords has no
+            folder, it is the middle of each chip, from its georeference.
+        means: Mean of each band, by modality (default: from the modality table).
+        stds: Standard deviation of each band, by modality (default: from the modality table).
+        offsets: Number added to all values of a modality while reading, before constant_scale, e.g. {S2L2A: -1000}
+            for Sentinel-2 files since processing baseline 04.00; 0 keeps the values.
         predict_split: Split file for prediction; None predicts every file in predict_data_root.
-        no_data_replace: Number that pixels without data take; None takes the mean of their band.
-        allow_missing_modalities: Accept samples that lack some modality; batches then hold 'modality_mask'.
+        no_data_replace: Value for pixels without data; None uses the mean of their band.
+        allow_missing_modalities: Accept samples that lack some modality; batches then contain 'modality_mask'.
         ignore_empty_pixels: Replace the label by the task's ignore_index where no modality has data, so that neither
             loss nor metrics count these pixels.
-        train_repeats: Number of times that an epoch shows each training sample, augmented anew each time.
+        train_repeats: Number of times that an epoch uses each training sample, each time with new augmentation.
         check_stackability: Compare the sizes of all files when a loader is made, unless a transform changes them.
         check_values: Check the values of a few samples when training starts, and log the findings.
-        temporal_channel_major: Files of a series hold all dates of a band together, not all bands of a date; or a list
-            of the modalities for which this is so.
-        data_root: Folder of each modality, or its folders in the order of time, where splits share folders.
+        temporal_channel_major: True if files of a series hold all dates of a band together, not all bands of a date;
+            or a list of the modalities whose files do.
+        data_root: Folder of each modality, or its folders in the order of time, if all splits share folders.
         train_data_root: As `data_root`, for training.
         val_data_root: As `data_root`, for validation.
         test_data_root: As `data_root`, for the test.
         predict_data_root: As `data_root`, for prediction.
         image_grep: Pattern of the file names of each modality, or its patterns in the order of time.
-        cache: Folder for decoded chips, which training, validation and test read from the second epoch on; runs may
-            share it. A file that changes is decoded anew.
-        cache_gib: Maximum size of that folder in GiB. Files that nobody has used for a day make room for others.
+        cache: Folder for decoded chips, which training, validation and test read from the second epoch on. Runs may
+            share it. A file that has changed is decoded again.
+        cache_gib: Maximum size of that folder in GiB. If it is reached, files that were not used for a day are deleted.
         kwargs: Further arguments of GenericMultiModalDataModule.
 
     Raises:
@@ -150,18 +150,18 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
         self._prepare(kwargs.get("task"))
 
     def _prepare(self, task: str | None) -> None:
-        """Set what follows from the arguments."""
+        """Set the attributes that follow from the arguments."""
         self.task, self.keep_missing_pixels = task, False
         self.samples_class, self.slots = CHECKED[self.dataset_class], Slots()
         if self.class_names and self.num_classes and len(self.class_names) != self.num_classes:
-            raise ConfigError(f"class_names has {len(self.class_names)} names, num_classes is {self.num_classes}.")
+            raise ConfigError(f"class_names has {len(self.class_names)} names, but num_classes is {self.num_classes}.")
         if self.collate_fn is collate_samples:
             self.collate_fn = collate
         self.aug = self.aug if self.concat_bands else BatchStandardisation(self.aug.means, self.aug.stds)
         self._warn_of_fill_value()
 
     def _undo_stand_ins(self, settled: Settled) -> None:
-        """Take back what the parent required of folders, names and numbers of bands."""
+        """Remove the placeholders that the parent required for folders, names and numbers of bands."""
         for split in ("train", "val", "test", "predict"):
             roots = getattr(self, f"{split}_root") or {}
             setattr(self, f"{split}_root", {name: root for name, root in roots.items() if root is not None} or None)
@@ -278,7 +278,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
         plan = describe(self)
         for finding in check_cheaply(plan) if plan is not None else ():
             if finding.verdict in ("warning", "error"):
-                logger.warning("%s terramind check says more; check_values: false says nothing.", finding)
+                logger.warning("%s terramind check says more. check_values: false turns this check off.", finding)
 
     def _task(self) -> Any:
         """Return the task in use, or None outside of a run."""
@@ -289,7 +289,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
         return getattr(getattr(strategy, "root_device", None), "type", None) == "cuda"
 
     def _add_cache_log(self) -> None:
-        """Let a cache's figures be logged without a line in the configuration."""
+        """Add the callback that logs a cache's figures."""
         module = self._task()
         callbacks = getattr(self.trainer, "callbacks", None)
         if module is None or callbacks is None or any(isinstance(callback, CacheLog) for callback in callbacks):
@@ -332,7 +332,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
         )
 
     def _empty_label(self) -> int:
-        """Return the label that the task ignores or, without a task, the label of missing ones."""
+        """Return the label that the task ignores or, without a task, the value for missing labels."""
         module = self._task()
         label = self.no_label_replace if module is None else module.hparams.get("ignore_index")
         if label is None:
@@ -372,9 +372,9 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
 
 
 def band_statistics(datamodule: Any) -> dict[str, Statistics]:
-    """Return statistics of the training samples by modality, without missing values.
+    """Return statistics of the training samples, by modality. Missing values are left out.
 
-    Samples are used with offsets and constant_scale, but without augmentation and without filled gaps.
+    Offsets and constant_scale are applied; augmentation is not.
 
     Args:
         datamodule: A TerraMindDataModule.

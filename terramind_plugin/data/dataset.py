@@ -1,4 +1,4 @@
-"""TerraTorch's multi-modal data sets with checks that name the file and with explicit missing data."""
+"""TerraTorch's multi-modal data sets, with errors that name the file and with explicit missing data."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ class CheckedSamples(FileReader):
 
     Args:
         data_root: Folder or table by modality.
-        plan: Arguments of reading.
+        plan: How to read the files.
         split: Split file.
         kwargs: Arguments of the TerraTorch data set.
 
     Raises:
-        DataError: A folder or file is missing or not what the configuration says.
+        DataError: A folder or file is missing, or differs from the configuration.
     """
 
     label_type: torch.dtype | None = None
-    """Type of labels with a value for each pixel; None where there are none."""
+    """Type of labels with a value for each pixel; None for other labels."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class CheckedSamples(FileReader):
         self.expected = list(kwargs.get("image_modalities") or roots)
         kwargs["image_modalities"] = [name for name in self.expected if name in roots]
         if plan.temporal:
-            # Dates are taken apart here: TerraTorch's own way needs bands to be selected and mixes up the axes.
+            # Dates are separated in this class: TerraTorch's code needs selected bands and mixes up the axes.
             kwargs |= {"expand_temporal_dimension": False, "concat_bands": False}
         layout = Layout(
             {**roots, **({} if labels is None else {LABEL: labels})},
@@ -97,7 +97,7 @@ class CheckedSamples(FileReader):
     def _list_samples(
         self, roots: dict[str, str], split: str | os.PathLike[str] | None, layout: Layout, kwargs: dict[str, Any]
     ) -> None:
-        """Let TerraTorch list the samples, from checked files and a checked table of labels."""
+        """List the samples with TerraTorch, after checking the files and the table of labels."""
         labels = kwargs.get("label_data_root")
         ids = [] if split is None else read_split(split)
         samples = layout.listed(ids)
@@ -112,7 +112,7 @@ class CheckedSamples(FileReader):
                 table.write_row_numbers(Path(scratch, "rows.csv"))
             path = split
             if split is not None and Path(split).suffix not in TABLES:
-                # TerraTorch takes a blank line for a sample, so it gets the list without.
+                # TerraTorch would regard a blank line as a sample, so it gets the list without blank lines.
                 path = Path(scratch, "split.txt")
                 path.write_text("\n".join(ids), encoding="utf-8")
             try:
@@ -125,7 +125,7 @@ class CheckedSamples(FileReader):
                 sample["mask"] = table.labels(int(sample["mask"][0]))
 
     def _choose_way(self, kwargs: Mapping[str, Any]) -> None:
-        """Find out whether files go straight into batches, or through Albumentations with a copy for each step."""
+        """Decide whether files are read straight into batches, or pass through Albumentations with a copy per step."""
         self._placing: Placing | None = None
         pipeline = getattr(self.transform, "transforms", None)
         shared = bool(getattr(self.transform, "shared", True))
@@ -136,14 +136,14 @@ class CheckedSamples(FileReader):
             self._placing = Placing(pipeline)
         elif pipeline is not None and plain:
             logger.warning(
-                "Samples are loaded the slower way because of %s: pixels pass through Albumentations. D4, flips, "
-                "Transpose, RandomRotate90 and crops without padding alone, with ToTensorV2 at the end, cost next to "
-                "nothing.",
+                "Samples are loaded the slower way because of %s: pixels pass through Albumentations. A pipeline of "
+                "only D4, flips, Transpose, RandomRotate90 and crops without padding, with ToTensorV2 at the end, "
+                "costs almost nothing.",
                 ", ".join(dict.fromkeys(costly)),
             )
 
     def _mend_transform(self, *, labelled: bool) -> None:
-        """Let transforms leave labels alone where TerraTorch's would fail at them."""
+        """Make transforms skip labels on which TerraTorch's would fail."""
         by_modality = getattr(self.transform, "transforms", None)
         if isinstance(by_modality, dict):
             by_modality.setdefault("mask", _label_tensor)
@@ -152,21 +152,21 @@ class CheckedSamples(FileReader):
             self.transform.non_image_modalities = [name for name in others if name != "label"]
 
     def _read_table(self, labels: Any) -> LabelTable | None:
-        """Return the table of labels, or None where labels are files."""
+        """Return the table of labels, or None if labels are files."""
         is_table = isinstance(self, GenericMultimodalScalarDataset) and labels is not None and os.path.isfile(labels)
         return LabelTable(labels, self.plan.table) if is_table else None
 
     def __getitem__(self, index: Any) -> dict[str, Any]:
         """Return one sample: 'image' by modality, 'mask' or 'label', 'filename', and 'modality_mask' if configured.
 
-        Images are float32 [bands, H, W], or [bands, dates, H, W]. A modality that the sample lacks is all NaN and
-        False in 'modality_mask', a series at the dates that it lacks; 'filename' then repeats another file of the
-        sample.
+        Images are float32 [bands, H, W], or [bands, dates, H, W]. A modality that the sample lacks is NaN and False in
+        'modality_mask'; its 'filename' is that of another file of the sample. A series is NaN at the dates that it
+        lacks.
         """
         return self._sample(index, BatchMemory(Slots(), 1), 0)
 
     def __getitems__(self, indices: Sequence[Any]) -> list[dict[str, Any]]:
-        """Return samples, as `__getitem__` does, whose images lie in memory as in a batch where that is possible."""
+        """Return samples as `__getitem__` does; where possible, their images already lie in memory as one batch."""
         batch = BatchMemory(self.plan.slots, len(indices))
         return [self._sample(index, batch, position) for position, index in enumerate(indices)]
 
@@ -181,11 +181,11 @@ class CheckedSamples(FileReader):
         return self._complete_sample(sample)
 
     def _read_straight(self, pick: Any, batch: BatchMemory, position: int) -> dict[str, Any] | None:
-        """Return a sample whose pixels went from the files to their place in the batch, or None if that is impossible.
+        """Return a sample read straight into its place in the batch, or None if that is impossible.
 
         Args:
-            pick: Number of the sample, or that and the names of its files to read.
-            batch: Where the pixels go.
+            pick: Number of the sample, or that number and the names of the files to read.
+            batch: Memory of the batch.
             position: Number of the sample in the batch.
         """
         number, names = pick if isinstance(pick, tuple) else (pick, list(self.samples[pick]))
@@ -200,7 +200,7 @@ class CheckedSamples(FileReader):
             if self._placing is not None:
                 sizes = {image.shape[1:] for image in opened.values()}
                 if len(sizes) != 1:
-                    return None  # Albumentations cuts each by itself
+                    return None  # Albumentations crops each one separately
                 place = self._placing.draw(*sizes.pop())
             for name in names:
                 if name not in opened:
@@ -222,7 +222,7 @@ class CheckedSamples(FileReader):
         return {**sample, "filename": files}
 
     def _write(self, name: str, raw: Raw, batch: BatchMemory, position: int) -> Tensor:
-        """Return the pixels of a file as a tensor, in the batch or, where they are changed further, by themselves."""
+        """Return the pixels of a file as a tensor: in the batch or, if they will be changed further, on its own."""
         is_label = name == "mask"
         shape = raw.shape[1:] if is_label else raw.shape
         dtype = self.label_type or torch.float32 if is_label else torch.float32
@@ -232,7 +232,7 @@ class CheckedSamples(FileReader):
         return out
 
     def _load_other(self, file: Any, name: str) -> Any:
-        """Return an input that is no image, or a label of a whole image, as TerraTorch does."""
+        """Return an input that is not an image, or a label of a whole image, as TerraTorch does."""
         data = self._load_file(file, self.no_label_replace if name == "mask" else self.no_data_replace, name)
         if name in self.constant_scale:
             data = data.astype(np.float32) * self.constant_scale[name]
@@ -245,7 +245,7 @@ class CheckedSamples(FileReader):
         return self.transform.non_image_transform(data) if name in self.transform.non_image_modalities else data
 
     def _complete_sample(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """Add what TerraTorch's samples lack: dates apart, missing modalities, positions."""
+        """Add what TerraTorch's samples lack: separate dates, missing modalities, positions."""
         if self.plan.table.task == "classification" and "label" in sample:
             sample["label"] = self._class_of(sample)
         if not isinstance(sample["image"], dict):
@@ -269,10 +269,10 @@ class CheckedSamples(FileReader):
         return sample
 
     def _add_position(self, sample: dict[str, Any], name: str) -> None:
-        """Add longitude and latitude of a sample's middle, float32 [2] in degrees, from its first file that has them.
+        """Add the longitude and latitude of a sample's middle, float32 [2] in degrees, from its georeferenced files.
 
         Raises:
-            DataError: No file has a georeference, and none may be missing.
+            DataError: No file has a georeference, and positions may not be missing.
         """
         files = [path for key, path in sample["filename"].items() if key in self.image_modalities]
         found = next((here for path in dict.fromkeys(files) if (here := self._locate(path)) is not None), None)
@@ -290,13 +290,13 @@ class CheckedSamples(FileReader):
             sample["modality_mask"][name] = torch.tensor(found is not None)
 
     def _locate(self, path: Any) -> tuple[float, float] | None:
-        """Return the position of a file's middle, which is read once, or None if the file does not say it."""
+        """Return the position of a file's middle, which is read once, or None if the file has no georeference."""
         if path not in self._places:
             self._places[path] = find_centre(path)
         return self._places[path]
 
     def _with_label(self, pick: Pick) -> Pick:
-        """Return the number of a sample, with those of the drawn modalities that it has and with its label."""
+        """Return the number of a sample, with its label and the drawn modalities that it has."""
         number, drawn = pick
         files = self.samples[number]
         names = [name for name in spread_names(drawn, self.plan.counts) if name in files]
@@ -306,7 +306,7 @@ class CheckedSamples(FileReader):
     def _seed_transforms(self) -> None:
         """Seed augmentation from seed_everything, differently for each worker process and epoch.
 
-        Albumentations has a random generator of its own, of which each worker process has a copy.
+        Albumentations has its own random generator, and each worker process has a copy of it.
         """
         transforms = getattr(self.transform, "transforms", None)
         for transform in transforms.values() if isinstance(transforms, Mapping) else [transforms]:
@@ -344,14 +344,14 @@ class CheckedSamples(FileReader):
 
 
 def _report_left_out(listed: int, kept: int, root: str) -> None:
-    """Warn of samples that TerraTorch leaves out without a word."""
+    """Warn of samples that TerraTorch leaves out without a message."""
     if listed > kept:
         counts = (listed - kept, listed, root)
         logger.warning("%d of %d files in %s are left out: they have no counterpart in the other folders.", *counts)
 
 
 def _label_tensor(image: NDArray[Any]) -> dict[str, Tensor]:
-    """Return a label as a tensor, in the form of a transform; TerraTorch leaves it out of transforms by modality."""
+    """Return a label as a tensor, like a transform does; TerraTorch's transforms by modality skip labels."""
     return {"image": torch.from_numpy(image)}
 
 
@@ -362,19 +362,19 @@ def _check_roots(roots: Mapping[str, str], labels: Any) -> None:
 
 
 class SegmentationSamples(CheckedSamples, GenericMultimodalSegmentationDataset):  # type: ignore[misc]
-    """Images and class masks."""
+    """Samples with images and class masks."""
 
     label_type = torch.long
 
 
 class RegressionSamples(CheckedSamples, GenericMultimodalPixelwiseRegressionDataset):  # type: ignore[misc]
-    """Images and continuous masks."""
+    """Samples with images and continuous masks."""
 
     label_type = torch.float32
 
 
 class ScalarSamples(CheckedSamples, GenericMultimodalScalarDataset):  # type: ignore[misc]
-    """Images and one label each."""
+    """Samples with images and one label each."""
 
 
 class UnlabelledSamples(CheckedSamples, GenericMultimodalDataset):  # type: ignore[misc]
@@ -387,4 +387,4 @@ CHECKED: dict[type, type[CheckedSamples]] = {
     GenericMultimodalScalarDataset: ScalarSamples,
     GenericMultimodalDataset: UnlabelledSamples,
 }
-"""This package's data set for each of TerraTorch's."""
+"""This package's data set in place of each data set of TerraTorch."""

@@ -1,4 +1,4 @@
-"""Time series of a data set: dates of files, files of dates, and the number of dates that a model takes."""
+"""Time series of a data set: dates within files, files of each date, and the number of dates that a model expects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOTS = ("data_root", *(f"{stage}_data_root" for stage in ("train", "val", "test
 
 
 def dates_taken(model: Any) -> DatesTaken | None:
-    """Return the number of dates that a model takes; None if it takes any number of dates, or no series.
+    """Return the number of dates that a model expects; None if it accepts any number, or no series.
 
     Args:
         model: A task or model with TerraTorch's wrapper for time series inside, or None.
@@ -43,7 +43,7 @@ def dates_taken(model: Any) -> DatesTaken | None:
 
 
 def count_listed(kwargs: Mapping[str, Any], modalities: Sequence[str], temporal: bool) -> dict[str, int]:
-    """Return the number of dates that have files of their own, by modality; 1 where all dates are in one file.
+    """Return the number of dates that have files of their own, by modality; 1 if all dates are in one file.
 
     Args:
         kwargs: Arguments of the data module.
@@ -51,7 +51,7 @@ def count_listed(kwargs: Mapping[str, Any], modalities: Sequence[str], temporal:
         temporal: Whether expand_temporal_dimension is set.
 
     Raises:
-        ConfigError: Lists differ in length, or there are lists without expand_temporal_dimension.
+        ConfigError: Lists differ in length, or lists are given without expand_temporal_dimension.
     """
     counts = dict.fromkeys(modalities, 1)
     for key in (*ROOTS, "image_grep"):
@@ -62,13 +62,13 @@ def count_listed(kwargs: Mapping[str, Any], modalities: Sequence[str], temporal:
                 continue
             if not temporal:
                 raise ConfigError(
-                    f"{key} lists {len(entry)} entries for {name}, one for each date: set expand_temporal_dimension: "
+                    f"{key} lists {len(entry)} entries for {name}, one for each date. Set expand_temporal_dimension: "
                     "true, or give one entry."
                 )
             if not entry or counts[name] not in (1, len(entry)):
                 raise ConfigError(
-                    f"{key} of {name} lists {len(entry)} dates, another argument {counts[name]}: give one entry for "
-                    "each date, in the order of time."
+                    f"{key} of {name} lists {len(entry)} dates, but another argument lists {counts[name]}. Give one "
+                    "entry for each date, in the order of time."
                 )
             counts[name] = len(entry)
     return counts
@@ -86,12 +86,12 @@ def find_by_band(given: bool | Sequence[str], modalities: Sequence[str], tempora
         ConfigError: A name is unknown, or there are no series.
     """
     if given and not temporal:
-        raise ConfigError("temporal_channel_major is about series: set expand_temporal_dimension: true, too.")
+        raise ConfigError("temporal_channel_major needs time series: set expand_temporal_dimension: true as well.")
     names = modalities if given is True else [*(given or ())]
     for name in names:
         if name not in modalities:
             raise ConfigError(
-                f"temporal_channel_major names '{name}', modalities has {', '.join(modalities)}."
+                f"temporal_channel_major names '{name}', but modalities has {', '.join(modalities)}."
                 f"{suggest(name, modalities)}"
             )
     return frozenset(names)
@@ -131,18 +131,18 @@ def by_date(path: Any, data: NDArray[Any], bands: int, modality: str, *, by_band
         by_band: Whether the dates of a band follow one another (temporal_channel_major), not the bands of a date.
 
     Raises:
-        DataError: The number of bands is no multiple.
+        DataError: The number of bands is not a multiple of the bands of one date.
     """
     if len(data) % bands:
         raise DataError(
-            f"{path} has {len(data)} bands, no multiple of the {bands} dataset_bands of {modality}, the bands of one "
-            "date."
+            f"{path} has {len(data)} bands, which is not a multiple of the {bands} bands of one date (dataset_bands of "
+            f"{modality})."
         )
     return rearrange(data, "(c t) h w -> t c h w" if by_band else "(t c) h w -> t c h w", c=bands)
 
 
 def join_dates(images: Mapping[str, Tensor], counts: Mapping[str, int], files: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return by modality the images [bands, dates, H, W] of its files, in the order of time.
+    """Return the images [bands, dates, H, W] of each modality, joined from its files in the order of time.
 
     Args:
         images: Images [bands, dates, H, W] by the key of their file.
@@ -150,7 +150,7 @@ def join_dates(images: Mapping[str, Tensor], counts: Mapping[str, int], files: M
         files: Names of the files by their key.
 
     Raises:
-        DataError: The files of a modality differ in size, or dates in their names are not in the order of time.
+        DataError: The files of a modality differ in size, or the dates in their names are not in the order of time.
     """
     joined = {name: image for name, image in images.items() if modality_of(name) == name}
     for name, count in counts.items():
@@ -171,23 +171,23 @@ def join_dates(images: Mapping[str, Tensor], counts: Mapping[str, int], files: M
 def repeat_single(
     images: Mapping[str, Tensor], files: Mapping[str, Any], taken: DatesTaken | None = None
 ) -> dict[str, Tensor]:
-    """Return images with as many dates each; the only date of a modality is repeated.
+    """Return images with the same number of dates: a modality with one date is repeated.
 
     Args:
-        images: Images [bands, dates, H, W] by modality; others pass.
+        images: Images [bands, dates, H, W] by modality; tensors of other shapes are returned unchanged.
         files: Name of a file of each modality, for the message.
-        taken: Number of dates that the model takes; None for any.
+        taken: Number of dates that the model expects; None for any.
 
     Raises:
-        DataError: The modalities have different numbers of dates, or others than the model takes.
+        DataError: The modalities have different numbers of dates, or not the number that the model expects.
     """
     counts = {name: image.shape[1] for name, image in images.items() if image.ndim == 4}
     dates = max(counts.values(), default=1)
     if any(count not in (1, dates) for count in counts.values()):
         listed = ", ".join(f"{files.get(name, name)} has {count}" for name, count in counts.items())
         raise DataError(
-            f"The modalities of a sample have different numbers of dates: {listed}. Give each modality as many dates, "
-            "or one date, which is repeated."
+            f"The modalities of a sample have different numbers of dates: {listed}. Give each modality the same "
+            "number of dates, or one date, which is repeated."
         )
     if taken is not None and counts and dates != taken.count:
         longest = max(counts, key=lambda name: counts[name])

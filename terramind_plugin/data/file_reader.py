@@ -1,4 +1,4 @@
-"""How a data set reads its files: bands by name, gaps filled, labels checked; whole, or a window of them."""
+"""Reading of a data set's files, whole or in part: bands by name, gaps filled, labels checked."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ from terramind_plugin.samples.dates import modality_of
 logger = logging.getLogger("terramind_plugin")
 
 EXACT = ("uint8", "int8", "uint16", "int16", "int32", "float32", "float64")
-"""Types whose numbers become the same float32 at once and by way of the types in between."""
+"""Types whose numbers give the same float32 whether they are converted directly or through other types."""
 EXACT_LABELS = ("uint8", "int8", "uint16", "int16")
-"""Types whose numbers float32 holds."""
+"""Types whose numbers float32 represents exactly."""
 MANY_LABELS = 1000
-"""Number of ids in a label from which each pixel is looked at."""
+"""Number of ids in a label from which the pixels are compared one by one."""
 
 
 @dataclass(frozen=True)
 class Raw:
-    """Pixels of a file as they are written into a batch."""
+    """Pixels of a file, ready to be written into a batch."""
 
     values: NDArray[Any]
-    """Values in the type of the file, or float32 where they had to be changed; others may use their memory next."""
+    """Values in the type of the file, or float32 if they had to be changed. Their memory may be reused later."""
     place: Placement | None
-    """Their order in the batch, if it is not that of the file."""
+    """Order of the pixels in the batch; None if it is that of the file."""
     added: float = 0.0
-    """Number that is added to them, in the type of the batch."""
+    """Number added to the values, in the type of the batch."""
     scale: float | None = None
-    """Factor that they are then multiplied by; None for none."""
+    """Factor applied after the addition; None for none."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,7 +60,7 @@ class Raw:
         return len(self.values), *(self.values.shape[1:] if self.place is None else self.place.shape)
 
     def write(self, out: Tensor) -> None:
-        """Write the values into a tensor of their shape."""
+        """Write the values into a tensor of shape `shape`."""
         array = out.numpy()
         if self.place is None:
             np.copyto(array, self.values, casting="unsafe")
@@ -93,7 +93,7 @@ class FileReader(GenericMultimodalDataset):  # type: ignore[misc]
 
     @contextmanager
     def _open(self, path: Any, modality: str) -> Iterator[OpenImage]:
-        """Give the raster of a file, from the cache if there is one."""
+        """Yield the raster of a file, from the cache if there is one."""
         entry = self.plan.sources.get(modality_of(modality), modality_of(modality))
         bands = (self.dataset_bands or {}).get(modality) or _band_names(entry)
         name = partial(raster_name, path, entry if modality in self.image_modalities else "", bands)
@@ -106,7 +106,7 @@ class FileReader(GenericMultimodalDataset):  # type: ignore[misc]
         yield self.plan.cache.decode(name(), path, key) if found is None else found
 
     def _load_file(self, path: Any, nan_replace: float | None = None, modality: str | None = None) -> NDArray[Any]:
-        """Return the whole content of a file or of a row of a table, as transforms take it."""
+        """Return the whole content of a file or of a row of a table, as transforms expect it."""
         name = str(modality)
         names: Sequence[str | None] = ()
         with _reading(path, name):
@@ -121,7 +121,7 @@ class FileReader(GenericMultimodalDataset):  # type: ignore[misc]
         if name == "mask":
             if not self.scalar_label and data.ndim == 3:
                 check_one_band(path, len(data))
-            # Signed: TerraTorch subtracts 1 for reduce_zero_label, and an unsigned 0 would become the largest number.
+            # Signed: TerraTorch subtracts 1 for reduce_zero_label, and 0 - 1 would overflow in an unsigned type.
             label = self._check_label(path, data if self.scalar_label else data.astype(np.float32))
             return label if self.plan.empty_label is None else self._ignore_empty(label, self.plan.empty_label)
         return self._complete(path, data, names, name) if name in self.image_modalities else data
@@ -135,11 +135,11 @@ class FileReader(GenericMultimodalDataset):  # type: ignore[misc]
         return self._fill(path, data, modality)
 
     def _read_image(self, path: Any, modality: str, image: OpenImage, place: Placement | None) -> Raw:
-        """Return the pixels that a placement shows; None shows all of them as they lie in the file."""
+        """Return the pixels that a placement selects; None selects all pixels in the file's order."""
         window = None if place is None else place.window
         with _reading(path, modality):
             pixels = image.read(window, buffer=partial(scratch, modality))
-            # What is done for an image without data depends on all of it.
+            # Whether an image has no data at all can only be seen from the whole image.
             lost = pixels.missing is not None and bool(pixels.missing.all(axis=(1, 2)).any())
             if lost and window is not None:
                 pixels = image.read()
@@ -160,7 +160,7 @@ class FileReader(GenericMultimodalDataset):  # type: ignore[misc]
         return Raw(values, place, added, self.constant_scale.get(modality))
 
     def _read_label(self, path: Any, image: OpenImage, place: Placement | None) -> Raw:
-        """Return the pixels [1, h, w] of a label that a placement shows, after checking all of it."""
+        """Return the pixels [1, h, w] of a label that a placement selects, after checking the whole label."""
         with _reading(path, "mask"):
             pixels = image.read(declared=not self._is_a_class(path, image.nodata), buffer=partial(scratch, "mask"))
         check_one_band(path, len(pixels.values))
@@ -212,11 +212,11 @@ class FileReader(GenericMultimodalDataset):  # type: ignore[misc]
         if not first <= nodata - self.reduce_zero_label < classes:
             return False
         if not self.reduce_zero_label:
-            self._warn_once(f"{path}: its nodata value {nodata:g} is also the id of a class and is taken as that class")
+            self._warn_once(f"{path}: its nodata value {nodata:g} is also the id of a class, and counts as that class")
         return True
 
     def _select_bands(self, path: Any, data: NDArray[Any], modality: str) -> NDArray[Any]:
-        """Return the bands that are read, [bands, H, W] or, with dates, [dates * bands, H, W]."""
+        """Return the bands to read, [bands, H, W] or, with dates, [dates * bands, H, W]."""
         if modality in self._selection:
             count, selected = self._selection[modality]
             dated = by_date(path, data, count, modality, by_band=modality in self.plan.by_band)
@@ -227,8 +227,8 @@ class FileReader(GenericMultimodalDataset):  # type: ignore[misc]
         if data.shape[0] != expected:
             raise DataError(
                 f"{path} has {data.shape[0]} bands, expected {expected} for {modality}. Name the bands of the files in "
-                f"dataset_bands: {{{modality}: [...]}} and those the model gets in output_bands, and see that means "
-                "and stds have one number a band."
+                f"dataset_bands: {{{modality}: [...]}} and the model's bands in output_bands, and give means and stds "
+                "one number per band."
             )
         return data
 
@@ -242,7 +242,7 @@ class FileReader(GenericMultimodalDataset):  # type: ignore[misc]
         return len(stored), [stored.index(band) for band in wanted]
 
     def _fill(self, path: Any, data: NDArray[Any], modality: str) -> NDArray[Any]:
-        """Return the image without NaN, except images or dates that are all NaN where modalities may be missing."""
+        """Return the image without NaN. Images or dates that are all NaN stay so if modalities may be missing."""
         empty = np.isnan(data)
         if self.plan.empty_label is not None:
             self._empty.append(empty.all(axis=0))
@@ -256,14 +256,14 @@ class FileReader(GenericMultimodalDataset):  # type: ignore[misc]
             empty &= ~np.repeat(lost, len(data) // dates)[:, None, None]
         elif lost.any():
             which = "" if dates == 1 else f" of date {int(lost.argmax()) + 1}"
-            self._warn_once(f"{path}: no pixel{which} of {modality} has data; it takes the fill value")
+            self._warn_once(f"{path}: no pixel{which} of {modality} has data; the fill value is used")
         if not self.plan.fill_with_mean:
             if self.no_data_replace is not None:
                 data[empty] = self.no_data_replace
             return data
         means = np.asarray(self.plan.means[modality], dtype=np.float32) / self.plan.constant_scale.get(modality, 1.0)
         if modality in self.filter_indices:
-            # Bands that are not selected are read and dropped; any number will do for them.
+            # Bands that are not selected are dropped later, so any number will do for them.
             fill = np.zeros(data.shape[0], dtype=np.float32)
             fill[self.filter_indices[modality]] = means
         else:
@@ -271,7 +271,7 @@ class FileReader(GenericMultimodalDataset):  # type: ignore[misc]
         return np.where(empty, fill[:, None, None], data)
 
     def _ignore_empty(self, label: NDArray[Any], value: int) -> NDArray[Any]:
-        """Return the label [1, H, W] with a value to ignore where no image has data; images have been read before."""
+        """Return the label [1, H, W] with the ignored value where no image has data. Images must be read before."""
         images = [] if self.scalar_label else [empty for empty in self._empty if empty.shape == label.shape[-2:]]
         if images:
             label[..., np.logical_and.reduce(images)] = value + bool(self.reduce_zero_label)
@@ -303,7 +303,7 @@ class FileReader(GenericMultimodalDataset):  # type: ignore[misc]
 
 @contextmanager
 def _reading(path: Any, modality: str) -> Iterator[None]:
-    """Let errors of reading name the file."""
+    """Turn errors of reading into a DataError that names the file."""
     try:
         yield
     except DataError:

@@ -1,4 +1,4 @@
-"""Protection of each run with one of the data modules: earlier checkpoints are kept, a stopped run ends with 143."""
+"""A callback that keeps the checkpoints of earlier runs and ends a terminated run with exit status 143."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger("terramind_plugin")
 
 
 class RunGuard(Callback):
-    """Renames checkpoints of earlier runs, and ends a run that SIGTERM has stopped with status 143.
+    """Callback that renames checkpoints of earlier runs, and ends a run with status 143 if SIGTERM has stopped it.
 
     With `filename: best` and `enable_version_counter: false` the checkpoints of all runs of a configuration have one
     name. Before training, the file of an earlier run gets its date, e.g. best-2026-01-31T09-30-00.ckpt, so that
@@ -27,7 +27,7 @@ class RunGuard(Callback):
 
     Lightning ends a run that has received SIGTERM as if it were finished, so that a script would continue.
 
-    The data modules of this package add this callback.
+    The data modules of this package add this callback to their trainer.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -38,7 +38,7 @@ class RunGuard(Callback):
             if os.path.lexists(path):
                 kept = _dated(path)
                 path.rename(kept)
-                logger.warning("%s is of an earlier run and now named %s.", path, kept.name)
+                logger.warning("%s belongs to an earlier run and has been renamed to %s.", path, kept.name)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Set the exit status 143 if SIGTERM has stopped the run."""
@@ -46,7 +46,7 @@ class RunGuard(Callback):
 
 
 def guard(trainer: Any) -> None:
-    """Add the callback to a trainer that lacks it.
+    """Add the callback to a trainer if the trainer lacks it.
 
     Args:
         trainer: Trainer of a data module; None outside of a run.
@@ -57,7 +57,7 @@ def guard(trainer: Any) -> None:
 
 
 def _targets(trainer: Trainer) -> Iterator[Path]:
-    """Yield the files that a training replaces: those whose name is the same in every run."""
+    """Yield the files that a training would replace: those whose name is the same in every run."""
     resumed = Path(trainer.ckpt_path).resolve().parent if trainer.ckpt_path else None
     for callback in trainer.checkpoint_callbacks:
         if not isinstance(callback, ModelCheckpoint) or callback.dirpath is None:

@@ -1,4 +1,4 @@
-"""Loading: repeated samples, batches of random modalities, samples of one size stacked to a batch."""
+"""Loading: repeated samples, batches of random modalities, and stacking of samples to a batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Pick = tuple[int, Sequence[str]]
 
 
 class Repeated(Dataset[Any]):
-    """The samples of a data set, several times.
+    """Data set that repeats the samples of another one.
 
     Args:
         dataset: Data set whose index is a number, or a number and names of modalities.
@@ -88,7 +88,7 @@ class ModalityBatches(BatchSampler):
 
 
 def check_sizes(samples: Sequence[Mapping[str, Any]]) -> None:
-    """Raise if rasters of a data set differ in size, after reading their headers.
+    """Raise an error if the rasters of a data set differ in size; only their headers are read.
 
     Raises:
         DataError: The sizes of two files differ; the message names them.
@@ -112,7 +112,7 @@ def check_sizes(samples: Sequence[Mapping[str, Any]]) -> None:
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return a batch of samples, without 'modality_mask' if no sample lacks a modality: attention is faster then.
+    """Return a batch of samples. 'modality_mask' is left out if no sample lacks a modality: attention is faster then.
 
     Raises:
         DataError: The samples have different sizes; the message names the files.
@@ -124,12 +124,12 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
                 if shape[1] != other[1]:
                     raise DataError(
                         f"Samples of a batch differ in their number of dates: {_file(first, name)} has {shape[1]}, "
-                        f"{_file(sample, name)} has {other[1]}. Give every sample as many dates, or use batch_size: 1."
+                        f"{_file(sample, name)} has {other[1]}. Give all samples the same number, or use batch_size: 1."
                     )
             elif shape != other:
                 turned = shape[:-2] == other[:-2] and shape[-2:] == other[:-3:-1]
                 advice = (
-                    "A transform turns or transposes images that are not square: use flips, or add a crop before it."
+                    "A transform rotates or transposes images that are not square: use flips, or add a crop before it."
                     if turned
                     else "Cut the files to one size, add a crop to the transforms, or use batch_size: 1."
                 )
@@ -144,7 +144,7 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _join(values: Sequence[Any]) -> Any:
-    """Return a value of all samples as a batch: tensors that lie in memory as a batch as they are, others stacked."""
+    """Return the values of all samples as a batch, without a copy if they already lie in memory as a batch."""
     if isinstance(values[0], dict):
         return {key: _join([value[key] for value in values]) for key in values[0]}
     joined = join(values) if isinstance(values[0], Tensor) else None

@@ -1,4 +1,4 @@
-"""Crops and symmetries of transforms as rows and columns of a file, so that they cost no pass over its pixels."""
+"""Crops and dihedral symmetries as rows and columns of a file, so that they need no pass over its pixels."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ MOVING = (
 )  # fmt: skip
 """Transforms of Albumentations that move pixels and keep their values, whatever the size of the image."""
 CROPS = ("RandomCrop", "CenterCrop", "Crop")
-"""Transforms that keep a part; those that may pad are not among them."""
+"""Transforms that crop and never pad."""
 GROUPS = ("Compose", "Sequential", "OneOf", "SomeOf", "RandomOrder")
-"""Transforms made of others."""
+"""Transforms that consist of others."""
 BY_CV2 = ("uint8", "int8", "uint16", "int16", "int32", "float32", "float64")
-"""Types that OpenCV turns, several times as fast as NumPy."""
+"""Types that OpenCV can flip and transpose, several times as fast as NumPy."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """The pixels of a file that an image shows, and their order."""
+    """Selection and order of the pixels of a file that make up an image."""
 
     rows: range
     """Rows of the file, in the order of the image's rows or, if transposed, of its columns."""
@@ -47,7 +47,7 @@ class Placement:
         return (width, height) if self.transposed else (height, width)
 
     def write(self, values: NDArray[Any], out: NDArray[Any]) -> None:
-        """Write a window in the image's order, in another type if need be.
+        """Write a window in the image's order, converted to the type of `out`.
 
         Args:
             values: Pixels [bands, h, w] of `window`, which stay as they are.
@@ -69,7 +69,7 @@ def _extent(numbers: range) -> slice:
 
 
 def _turn(band: NDArray[Any], down: bool, right: bool, *, transposed: bool) -> NDArray[Any]:
-    """Return an image [h, w] with rows and columns turned round, and then transposed."""
+    """Return an image [h, w] with rows and columns reversed as asked, and then transposed if asked."""
     if down or right:
         band = cv2.flip(band, -1 if down and right else 0 if down else 1)
     return cv2.transpose(band) if transposed else band
@@ -78,8 +78,8 @@ def _turn(band: NDArray[Any], down: bool, right: bool, *, transposed: bool) -> N
 class Placing:
     """Draws the placements of a pipeline of Albumentations.
 
-    Pixels' numbers go through the pipeline in place of an image: the placement is the one that the pipeline itself
-    would give with the same random numbers.
+    An image of pixel numbers is passed through the pipeline, so that the placement is the one that the pipeline itself
+    would produce with the same random numbers.
 
     Args:
         pipeline: A pipeline in which `list_costly` finds nothing.
@@ -97,7 +97,7 @@ class Placing:
             height: Rows of the file.
             width: Columns of the file.
         """
-        # Without crops any size does, since only the order matters.
+        # Without crops any size will do, since only the order matters.
         size = (height, width) if self._whole else (2, 2)
         if self._numbers.shape[:2] != size:
             self._numbers = np.arange(size[0] * size[1], dtype=np.int32).reshape(size[0], size[1], 1)
@@ -117,7 +117,7 @@ def _span(first: int, last: int) -> range:
 
 
 def _flatten(transform: Any) -> Iterator[Any]:
-    """Yield the transforms of a pipeline, those inside of groups, too."""
+    """Yield the transforms of a pipeline, including those inside groups."""
     if type(transform).__name__ in GROUPS:
         for part in transform.transforms:
             yield from _flatten(part)
@@ -126,7 +126,7 @@ def _flatten(transform: Any) -> Iterator[Any]:
 
 
 def list_costly(pipeline: Any) -> list[str]:
-    """Return the names of a pipeline's transforms that need the values of pixels; empty if `Placing` can do without.
+    """Return the names of a pipeline's transforms that need the values of pixels; empty if `Placing` can replace them.
 
     Args:
         pipeline: A pipeline of Albumentations.

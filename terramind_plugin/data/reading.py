@@ -1,4 +1,4 @@
-"""How files of a data set are read: bands by name, missing values as NaN."""
+"""Settings and helpers for reading the files of a data set: bands by name, missing values as NaN."""
 
 from __future__ import annotations
 
@@ -20,52 +20,52 @@ from terramind_plugin.samples.tables import LabelPlan
 
 @dataclass(frozen=True)
 class ReadingPlan:
-    """Arguments of a data set beyond TerraTorch's own."""
+    """Arguments of a data set that TerraTorch's data sets do not have."""
 
     means: Mapping[str, Sequence[float]]
     """Mean of each of the model's bands, by modality, after `constant_scale`."""
     fill_with_mean: bool
-    """True if pixels without data take their band's mean."""
+    """True if pixels without data are set to the mean of their band."""
     temporal: bool
     """True if samples are series [bands, dates, H, W]."""
     by_band: frozenset[str] = frozenset()
     """Modalities whose files hold all dates of a band together, not all bands of a date."""
     counts: Mapping[str, int] = field(default_factory=dict)
-    """Number of dates with files of their own, by modality."""
+    """Number of dates that have files of their own, by modality."""
     taken: DatesTaken | None = None
-    """Number of dates that the model takes; None for any."""
+    """Number of dates that the model expects; None for any."""
     concat_bands: bool = False
-    """True if a series is one image of the bands of all modalities."""
+    """True if the bands of all modalities form one image, or one series."""
     keep_missing_pixels: bool = False
     """True if NaN stays NaN, for statistics."""
     num_classes: int | None = None
-    """Number of classes, if there are classes."""
+    """Number of classes; None if there are no classes."""
     table: LabelPlan = field(default_factory=LabelPlan)
-    """Requirements on a table of labels."""
+    """Requirements for a table of labels."""
     label_ids: tuple[int, ...] | None = None
     """Class ids that a label may hold; None to accept all."""
     empty_label: int | None = None
     """Label of pixels without data in any modality; None for the label of the file."""
     constant_scale: Mapping[str, float] = field(default_factory=dict)
     offsets: Mapping[str, float] = field(default_factory=dict)
-    """Number that is added to the values of files before `constant_scale`, by modality."""
+    """Number added to the values of files before `constant_scale`, by modality."""
     sources: Mapping[str, str] = field(default_factory=dict)
-    """Modality of the table that an input of another name has."""
+    """Modality of the table for each input with another name."""
     positions: str | None = None
     """Name of the input that is the position of a chip, from its georeference."""
     position_images: bool = False
-    """True if positions are images [2, H, W] of one value, for tiled inference, which cuts all inputs alike."""
+    """True if positions are constant images [2, H, W]: tiled inference cuts all inputs in the same way."""
     cache: DecodedChips | None = None
     """Decoded copies of rasters; None to decode each time."""
     slots: Slots = field(default_factory=Slots)
-    """Memory of batches."""
+    """Memory for batches."""
 
 
 FAR_VALUES = (
-    "%s holds values that are infinite or beyond %g; they are taken as missing. Further files of %s are not named: "
+    "%s holds values that are infinite or beyond %g; they count as missing. Further files of %s are not named; "
     "terramind check counts them."
 )
-"""Warning that is logged once for a modality, with file, bound and modality."""
+"""Warning logged once per modality; its arguments are the file, the bound and the modality."""
 
 
 def by_name(
@@ -92,7 +92,7 @@ def by_name(
         by_band: Whether the dates of a band follow one another, not the bands of a date.
 
     Raises:
-        DataError: The file names its bands otherwise than the configuration.
+        DataError: The file's names of bands differ from the configuration.
     """
     stored = list(bands or ())
     entry = find(modality)

@@ -16,7 +16,7 @@ BOX = ("xmin", "ymin", "xmax", "ymax")
 
 
 class FiniteResults:
-    """Mask of the last result's values that are not finite: argmax would turn NaN scores into a class.
+    """Mask of the values of the last result that are not finite; argmax would turn NaN scores into a class.
 
     Args:
         task: A task of TerraTorch, which is watched until `stop`.
@@ -24,10 +24,10 @@ class FiniteResults:
 
     def __init__(self, task: Any) -> None:
         self.wrong: Tensor | None = None
-        """Boolean [B, H, W] or [B], True where a score of the last batch is not finite; None before the first."""
+        """Boolean [B, H, W] or [B], True where a score of the last batch is not finite; None before the first batch."""
         self._stop: Callable[[], None]
         if hasattr(task, "select_classes"):
-            # The blended result; the task itself sees the tiles.
+            # The blended result: the model itself sees only tiles.
             select = task.select_classes
 
             def watched(scores: Tensor) -> Any:
@@ -86,7 +86,7 @@ class PredictionTable:
         self._rows.append([name, *(("",) * values.numel() if lost else _texts(values))])
 
     def add_boxes(self, names: Sequence[str], predictions: Sequence[Mapping[str, Tensor]]) -> None:
-        """Add a row for each box that was found.
+        """Add a row for each detected box.
 
         Args:
             names: Name of each image's file.
@@ -128,7 +128,7 @@ def _texts(values: Tensor) -> list[str]:
 
 
 def _name(label: Any, class_names: Sequence[str]) -> list[str]:
-    """Return a column with the name of a class, or none where there are no names."""
+    """Return a column with the name of a class, or no column if there are no names."""
     if not class_names:
         return []
     return [class_names[int(label)] if label != "" and int(label) < len(class_names) else ""]

@@ -41,7 +41,7 @@ class ServedDataModule(TerraMindDataModule):
         self.collate_fn = self._collate
 
     def setup(self, stage: str) -> None:
-        """Make the data set of a stage; for 'predict' the one file of each modality is one sample, whatever its name.
+        """Make the data set of a stage. For 'predict', the only file of each modality makes up one sample.
 
         Raises:
             DataError: A modality has no folder or no file.
@@ -71,7 +71,7 @@ def _rasters(name: str, folder: Path) -> list[str]:
 
 
 def _patterns(names: Mapping[str, str]) -> dict[str, str]:
-    """Return for each modality a pattern that leaves the beginning that all names share as the sample's name."""
+    """Return a pattern for each modality, so that the common beginning of all file names is the sample's name."""
     shared = os.path.commonprefix(list(names.values()))  # noqa: RUF071  # the characters that names share
     shared = os.path.splitext(shared)[0] if len(set(names.values())) == 1 else shared
     return {name: f"*{file[len(shared) :]}" for name, file in names.items()}

@@ -1,4 +1,4 @@
-"""Memory of batches: samples are written into the place that they have in their batch, which is used again."""
+"""Reusable memory for batches, into which samples are written directly."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 LEAST = 2**20
-"""Bytes from which memory is kept for another batch; the C library keeps smaller pieces itself."""
+"""Minimum size in bytes of memory that is kept for another batch; the C library keeps smaller pieces itself."""
 KEPT = 8
 """Maximum number of pieces of memory that are kept unused."""
 _scratch = threading.local()
 
 
 class Slots:
-    """Memory for batches, given out again when nobody holds a tensor in it any more.
+    """Memory for batches, reused once no tensor in it is referenced any more.
 
-    The C library returns pieces of this size to the system, so that each batch would pay for all its pages anew.
+    The C library returns large pieces to the system, so that without reuse each batch would cost new page faults.
 
     Worker processes write into shared memory, which goes to the main process as it is and is not used again. Pinned
     memory comes from torch, which itself waits for copies to a GPU that are still under way.
@@ -51,10 +51,10 @@ class Slots:
         if size < LEAST:
             return torch.empty(*shape, dtype=dtype)
         fits = (key for key, one in list(self._free.items()) if len(one) == size)
-        memory = self._free.pop(next(fits, 0), None)  # another thread may have been faster
+        memory = self._free.pop(next(fits, 0), None)  # None if another thread has taken it
         if memory is None:
             memory = np.empty(size, np.uint8)
-        # A tensor's storage keeps the array that it was made from, and no other reference to this view exists.
+        # Only the tensor's storage refers to this view, so the view lives as long as the storage.
         view = memory[:]
         weakref.finalize(view, _give_back, weakref.ref(self), memory).atexit = False
         return torch.from_numpy(view).view(dtype).view(*shape)
@@ -72,7 +72,7 @@ class BatchMemory:
     """Tensors of a batch, in which samples are written one after the other.
 
     Args:
-        slots: Where the memory comes from.
+        slots: Source of the memory.
         count: Number of samples.
     """
 
@@ -82,7 +82,7 @@ class BatchMemory:
         self._whole: dict[str, Tensor] = {}
 
     def take(self, name: str, position: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Return the tensor of one sample: its place in the batch or, if its shape is another one, one of its own.
+        """Return the tensor of one sample: its place in the batch or, if its shape differs, a separate tensor.
 
         Args:
             name: Name of the input.
@@ -97,7 +97,7 @@ class BatchMemory:
 
 
 def join(tensors: Sequence[Tensor]) -> Tensor | None:
-    """Return samples as one batch if they lie in memory as in a batch already, otherwise None.
+    """Return samples as one batch if they already lie in memory as a batch, otherwise None.
 
     Args:
         tensors: Tensors of all samples, in their order.
@@ -118,10 +118,10 @@ def join(tensors: Sequence[Tensor]) -> Tensor | None:
 
 
 def scratch(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return an array whose content is undefined, in memory that the next call with this name in this thread uses.
+    """Return an array with undefined content. The next call with this name in this thread reuses its memory.
 
     Args:
-        name: What the memory is for.
+        name: Purpose of the memory.
         shape: Shape of the array.
         dtype: Type of the array.
     """

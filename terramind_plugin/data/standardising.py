@@ -1,4 +1,4 @@
-"""Standardisation of batches, with its numbers kept on the device."""
+"""Standardisation of batches, with means and standard deviations kept on the device."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class BatchStandardisation:
-    """Subtracts means and divides by standard deviations, as TerraTorch's MultimodalNormalize does.
+    """Standardises batches like TerraTorch's MultimodalNormalize.
 
-    That one copies the numbers to the device in each step, and a GPU is waited for four times in a step with two
-    modalities.
+    TerraTorch's class copies means and standard deviations to the device in each step, so that the CPU waits for the
+    GPU four times in a step with two modalities.
 
     Args:
         means: Mean of each band, by modality.
@@ -28,7 +28,7 @@ class BatchStandardisation:
         return {**self.__dict__, "_numbers": {}}
 
     def __call__(self, batch: dict[str, Any], denormalize: bool = False) -> dict[str, Any]:
-        """Return the batch, in which images are standardised, or have their units again.
+        """Return the batch with standardised images, or with images back in their units.
 
         Args:
             batch: Images [B, bands, H, W], series [B, bands, dates, H, W] or single images [bands, H, W] by modality,

@@ -1,4 +1,4 @@
-"""Mean, standard deviation and percentiles of a data set, by modality and band, in one pass and little memory."""
+"""Mean, standard deviation and percentiles of each band of a data set, in one pass and with little memory."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from terramind_plugin.raster.missing import is_odd
 
 PERCENTILES = (1, 5, 50, 95, 99)
 BITS = 18
-"""Number of a float32's bits that percentiles use: sign, exponent and nine of the fraction, i.e. 1 part in 512."""
+"""Number of bits of a float32 that percentiles use: sign, exponent and nine of the fraction, i.e. 1 part in 512."""
 FAR_MEAN = 1.0
-"""Smallest distance of a mean, in standard deviations of the pre-training data, that is pointed out."""
+"""Minimum distance of a mean from the pre-training mean that is marked, in pre-training standard deviations."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Numbers of one modality, a list item for each band."""
+    """Statistics of one modality; each list has one item per band."""
 
     mean: list[float]
     std: list[float]
     percentiles: dict[int, list[float]]
-    """Percentiles by per cent, exact to 1 part in 512."""
+    """Percentiles by their rank in per cent, exact to 1 part in 512."""
     samples: int
     missing: float
     """Share of the values that have no data."""
 
 
 class RunningStatistics:
-    """Statistics of values that come in parts.
+    """Statistics of values that are added in parts.
 
     Args:
         bands: Number of bands.
@@ -51,7 +51,7 @@ class RunningStatistics:
         """Add the values of a sample.
 
         Args:
-            values: Values [bands, n]; missing ones are left out.
+            values: Values [bands, n]; NaN values are left out.
         """
         self.samples += 1
         self.size += values.size
@@ -61,7 +61,7 @@ class RunningStatistics:
                 continue
             exact = known.astype(np.float64)
             mean, count = exact.mean(), self.count[band] + known.size
-            # Merged with differences of means: sums of squares would lose small deviations far from zero.
+            # Merged by differences of means: sums of squares would lose precision if values are far from zero.
             away = mean - self.mean[band]
             self.squares[band] += np.square(exact - mean).sum() + away**2 * self.count[band] * known.size / count
             self.mean[band] += away * known.size / count
@@ -70,7 +70,7 @@ class RunningStatistics:
             self.histogram[band] += np.bincount(_keys(known), minlength=1 << BITS)
 
     def result(self) -> Statistics:
-        """Return what has come out; every band must have had a value."""
+        """Return the statistics of all values added so far. Every band must have had a value."""
         return Statistics(
             mean=_round(self.mean),
             std=_round(np.sqrt(self.squares / self.count)),
@@ -92,14 +92,14 @@ class RunningStatistics:
 
 
 def _keys(values: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """Return for each number the first bits of its form, in the order of the numbers."""
+    """Return the first bits of each number as an integer key; keys sort like the numbers."""
     bits = (values + np.float32(0)).view(np.uint32)  # -0 becomes 0
     ordered = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
     return ordered >> np.uint32(32 - BITS)
 
 
 def _values(keys: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the smallest number of each key."""
+    """Return the smallest number that has each key."""
     ordered = (keys << (32 - BITS)).astype(np.uint32)
     bits = np.where(ordered >> 31, ordered & np.uint32(0x7FFFFFFF), ~ordered)
     return bits.astype(np.uint32).view(np.float32).astype(np.float64)
@@ -110,11 +110,11 @@ def _round(numbers: NDArray[Any]) -> list[float]:
 
 
 def describe_statistics(statistics: Mapping[str, Statistics], bands: Mapping[str, Any]) -> str:
-    """Return YAML for data.init_args: means and stds, and in comments a table beside the pre-training data.
+    """Return YAML for data.init_args: means and stds, with comments that compare them with the pre-training data.
 
     Args:
-        statistics: By modality.
-        bands: Names of the bands that the model gets, by modality; None for all of the modality table.
+        statistics: Statistics by modality.
+        bands: Names of the bands that the model reads, by modality; None for all bands of the modality table.
     """
     lines = ["# Per band: mean, std and percentiles of these data; then mean and std of the pre-training data, and how"]
     lines += ["# many of its standard deviations the means are apart."]

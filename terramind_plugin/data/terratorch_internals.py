@@ -1,7 +1,7 @@
-"""TerraTorch's names that its documentation does not promise, in one place.
+"""The undocumented names of TerraTorch that this package uses, in one place.
 
-A new version may move or change them: tests/data/test_terratorch_internals.py says for each what then breaks. One more,
-InvalidModelError, is imported in integration/registry.py, which runs while TerraTorch itself is being imported.
+A new version may move or change them: tests/data/test_terratorch_internals.py says what would break for each of them.
+One more, InvalidModelError, is imported in integration/registry.py, because that runs while TerraTorch is imported.
 """
 
 from terratorch.cli_tools import CustomWriter, MyLightningCLI, MyTrainer, StudioDeploySaveConfigCallback

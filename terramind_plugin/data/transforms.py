@@ -1,4 +1,4 @@
-"""Objects of a configuration's transforms."""
+"""Building the transforms of a configuration."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ TRANSFORM_MODULES = ("albumentations", "albumentations.pytorch", "terratorch.dat
 
 
 FLATTENING = ("FlattenTemporalIntoChannels", "UnflattenTemporalFromChannels")
-"""TerraTorch's transforms around those for images. Here dates are channels while a series is transformed."""
+"""TerraTorch's transforms for the dates of series. They are skipped: series are transformed with dates as channels."""
 
 
 def build_transforms(transforms: Any, modalities: Sequence[str] = (), *, temporal: bool = False) -> Any:
-    """Return transforms with every {class_path, init_args} made into an object.
+    """Return transforms in which every {class_path, init_args} has become an object.
 
-    TerraTorch leaves a short class_path such as ToTensorV2 to jsonargparse, which does not know it.
+    Short class paths such as ToTensorV2 are accepted; with TerraTorch alone jsonargparse would not find them.
 
     Args:
         transforms: A list of transforms and such mappings, a mapping from modality to such lists, or None.
-        modalities: All modalities; a modality without an entry in a mapping only becomes a tensor.
-        temporal: Whether images are series, whose dates the data set takes apart after the transforms.
+        modalities: All modalities. A modality without an entry in a mapping is only converted to a tensor.
+        temporal: Whether images are series, whose dates the data set separates after the transforms.
 
     Raises:
-        ConfigError: There is no such transform, or it does not take these arguments.
+        ConfigError: There is no such transform, or it does not accept these arguments.
     """
     if isinstance(transforms, Mapping):
         as_tensor = {name: [{"class_path": "ToTensorV2"}] for name in modalities}
@@ -65,14 +65,14 @@ def _build_transform(entry: Mapping[str, Any]) -> Any:
 
 
 def _check_arguments(class_path: str, kind: Any, arguments: Mapping[str, Any]) -> None:
-    """Raise if a transform does not have an argument: albumentations only warns and ignores it."""
+    """Raise an error if a transform lacks an argument: albumentations would only warn."""
     try:
         known = inspect.signature(kind).parameters
-    except (TypeError, ValueError):  # no class, or one that does not say
+    except (TypeError, ValueError):  # not a class, or one without a signature
         return
     unknown = [name for name in arguments if name not in known]
     if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         raise ConfigError(
             f"Transform {class_path} has no argument '{unknown[0]}'.{suggest(unknown[0], known)} "
-            f"It takes: {', '.join(known)}."
+            f"It accepts: {', '.join(known)}."
         )

@@ -33,7 +33,7 @@ logger = logging.getLogger("terramind_plugin")
 NO_CLASS = 255
 """Value of a class map where the input has no data."""
 UNDECIDED = "int16"
-"""TerraTorch's default of --out_dtype. It suits neither classes nor probabilities, so the kind of output decides."""
+"""TerraTorch's default of --out_dtype. It suits neither classes nor probabilities and counts as not given."""
 CLASS_TYPES = ("uint8", "uint16", "int32", "uint32", "float32", "float64")
 CONTINUOUS_TYPES = ("float32", "float64")
 
@@ -41,10 +41,10 @@ CONTINUOUS_TYPES = ("float32", "float64")
 class GeoTiffWriter(BasePredictionWriter):
     """Writes predictions as GeoTIFFs on the input's grid, in place of TerraTorch's writer.
 
-    Class maps are uint8 with 255 where no input band has data or the scores are not finite, with class names and
-    colours; probabilities, logits and regressions are float32 with NaN there. `--out_dtype` asks for another type;
-    int16, its default, does not. A file takes the input's name and its folder below the data root, so equal names in
-    different folders stay apart, and appears only when it is complete.
+    Class maps are uint8 with class names and colours; they are 255 where no input band has data or the scores are not
+    finite. Probabilities, logits and regressions are float32 and NaN there. `--out_dtype` asks for another type, except
+    with its default, int16. A file gets the input's name and its folder below the data root, so that equal names in
+    different folders stay separate. It appears only when it is complete.
 
     Predictions for whole images go to a table, predictions.csv, with a row for each image: 'file' and 'class' with
     'class_name' for one class, a column of probabilities for each class of a multi-label task, 'value' for one number
@@ -54,7 +54,7 @@ class GeoTiffWriter(BasePredictionWriter):
     `TerraMindDataModule` adds this callback when it predicts.
 
     Args:
-        output_dir: Folder to write to; None takes `--predict_output_dir`.
+        output_dir: Folder to write to; None uses `--predict_output_dir`.
     """
 
     def __init__(self, output_dir: str | None = None) -> None:
@@ -109,7 +109,7 @@ class GeoTiffWriter(BasePredictionWriter):
 
         Raises:
             ConfigError: A prediction would replace an image or a label.
-            Stopped: The run has received SIGTERM, which Lightning only notes.
+            Stopped: The run has received SIGTERM, which Lightning would only record.
         """
         if is_detection(prediction):
             self._table.add_boxes(batch.get("filename", ()), prediction)
@@ -141,17 +141,17 @@ class GeoTiffWriter(BasePredictionWriter):
         self._table.add(name, array, lost=lost)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the table of predictions, say where the results are, and log those that were not finite."""
+        """Write the table of predictions, print where the results are, and log those that were not finite."""
         if self._results is not None:
             self._results.stop()
             self._results = None
         if self._undeclared:
-            what = "are not finite or beyond 1e30 and were taken as missing."
+            what = "are not finite or beyond 1e30 and counted as missing."
             logger.warning("%s", describe_files(self._undeclared, f"{what} terramind check says more."))
         if self._not_finite:
-            what = f"have no finite result and hold {NO_CLASS} or NaN, in tables nothing."
+            what = f"have no finite result and are {NO_CLASS} or NaN in maps, and empty in tables."
             logger.warning(
-                "%s", describe_files(self._not_finite, f"{what} See the values of the files and the weights.")
+                "%s", describe_files(self._not_finite, f"{what} Check the values of the files and the weights.")
             )
         class_names = class_names_of(pl_module, getattr(trainer, "datamodule", None))
         rank = f"_{trainer.global_rank}" if trainer.world_size > 1 else ""
@@ -180,8 +180,8 @@ class GeoTiffWriter(BasePredictionWriter):
             crs, transform, shape = raster.crs, raster.transform, raster.shape
         if array.shape[1:] != shape:
             raise DataError(
-                f"{source} has {list(shape)} pixels, its prediction {list(array.shape[1:])}: "
-                "test_transform changes the size. Remove it, the model takes any size."
+                f"{source} has {list(shape)} pixels, but its prediction has {list(array.shape[1:])}: "
+                "test_transform changes the size. Remove it: the model accepts any size."
             )
         valid, undeclared = find_data(files.values(), shape)
         self._undeclared |= undeclared
@@ -219,7 +219,7 @@ class GeoTiffWriter(BasePredictionWriter):
             raise DataError(f"{before} and {source} would both be written to {target}. Predict them into two folders.")
         if target.parent.resolve() == Path(source).resolve().parent:
             raise ConfigError(
-                f"{target} would stand among the images and count as one of them in the next run. Choose another "
+                f"{target} would lie among the images and count as one of them in the next run. Choose another "
                 "--predict_output_dir."
             )
         if target.exists():
@@ -233,14 +233,14 @@ class GeoTiffWriter(BasePredictionWriter):
 
 
 def _describe_classes(names: Sequence[str], count: object, dtype: str) -> dict[str, Any]:
-    """Return names and colours of a class map as `write_geotiff` takes them.
+    """Return names and colours of a class map, as `write_geotiff` expects them.
 
     Raises:
-        ConfigError: There are more classes than a class map has room for.
+        ConfigError: There are more classes than a class map can hold.
     """
     number = max(len(names), int(str(count or 0)), 1)
     if number > NO_CLASS:
-        raise ConfigError(f"A class map has room for {NO_CLASS} classes beside {NO_CLASS}, got {number}.")
+        raise ConfigError(f"A class map holds at most {NO_CLASS} classes ({NO_CLASS} means no data), got {number}.")
     described: dict[str, Any] = {
         "descriptions": ("class",),
         "tags": {f"class_{index}": name for index, name in enumerate(names)},
@@ -268,9 +268,9 @@ def _files_of(datamodule: Any) -> set[tuple[int, int] | None]:
 
 
 def take_over(trainer: Any) -> None:
-    """Add this package's writer, which takes over, if TerraTorch's writer is among the callbacks of a trainer.
+    """Replace TerraTorch's writer, if it is among the callbacks of a trainer, by this package's writer.
 
-    A task that writes its results itself gets neither.
+    If a task writes its results itself, nothing is added.
     """
     callbacks = getattr(trainer, "callbacks", None) or []
     if getattr(getattr(trainer, "lightning_module", None), "writes_itself", False):
@@ -299,20 +299,20 @@ def choose_types(asked: str) -> tuple[str, str]:
             f"--out_dtype out for {CLASS_TYPES[0]} classes and {CONTINUOUS_TYPES[0]} probabilities."
         )
     if asked not in CONTINUOUS_TYPES:
-        logger.info("--out_dtype %s holds for class maps; other values stay %s.", asked, CONTINUOUS_TYPES[0])
+        logger.info("--out_dtype %s applies to class maps; other values stay %s.", asked, CONTINUOUS_TYPES[0])
         return asked, CONTINUOUS_TYPES[0]
     return asked, asked
 
 
 def find_data(files: Iterable[str], shape: tuple[int, int]) -> tuple[NDArray[np.bool_], dict[Path | str, int]]:
-    """Return a boolean [H, W], True where some band of some file has data, and counts of undeclared missing pixels.
+    """Return where some band of some file has data, and the numbers of undeclared missing pixels.
 
     Args:
         files: Rasters on one grid; rasters of another size are left out.
         shape: Height and width.
 
     Returns:
-        The boolean, and by file the number of pixels that are missing though the file does not declare it.
+        Boolean [H, W], True where there is data, and the number of undeclared missing pixels by file.
     """
     valid = np.zeros(shape, dtype=bool)
     undeclared: dict[Path | str, int] = {}

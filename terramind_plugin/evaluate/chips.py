@@ -96,7 +96,7 @@ def open_chips(paths: Sequence[Path], options: ChipOptions, variant: Variant) ->
     """Return rasters as a model reads them.
 
     Raises:
-        ConfigError: The modality is no image, or a number is not possible.
+        ConfigError: The modality is not an image, or a number is not possible.
     """
     if options.batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {options.batch_size}.")
@@ -108,9 +108,9 @@ def image_modality(name: str) -> Modality:
     """Return a modality.
 
     Raises:
-        ConfigError: There is no such modality, or it is no image.
+        ConfigError: There is no such modality, or it is not an image.
     """
     entry = resolve(name)
     if entry.kind != "image":
-        raise ConfigError(f"{entry.name} is no image. Give one of the image modalities, e.g. S2L2A.")
+        raise ConfigError(f"{entry.name} is not an image. Give one of the image modalities, e.g. S2L2A.")
     return entry

@@ -97,7 +97,7 @@ def run_zero_shot(
     Args:
         config: Configuration, as for terramind fit.
         target: Land cover classes, e.g. water or 'water,flooded vegetation'.
-        options: Windows, machines and files.
+        options: Windows, devices and files.
         positive: Ids in the labels that mean the same.
         inputs: Set of modalities such as S2L1C,S1GRD; repeatable (default: all sets).
         model: Registry name, path of a checkpoint, or hub:ORG/NAME (default: the configuration's backbone).

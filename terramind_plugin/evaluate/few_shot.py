@@ -133,7 +133,7 @@ def build_encoder(
 
     Raises:
         ConfigError: The model, modality or mode is unknown.
-        WeightsError: The weights are not there or do not fit.
+        WeightsError: The weights are missing or do not fit.
     """
     find_variant(variant)
     with fixed_random_weights():

@@ -150,7 +150,7 @@ def draw_predictions(
         Head and rows of a table; the head alone without labels.
 
     Raises:
-        ConfigError: `chips` is less than 1, or `out` is a file that is no picture of this program.
+        ConfigError: `chips` is less than 1, or `out` is a file that is not a picture of this program.
         DataError: There is no prediction, or none has an input in `data`.
     """
     if chips < 1:

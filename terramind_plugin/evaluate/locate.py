@@ -75,7 +75,7 @@ def build_locator(
 
     Raises:
         ConfigError: The model or modality is unknown.
-        WeightsError: The weights are not there or do not fit.
+        WeightsError: The weights are missing or do not fit.
     """
     find_variant(variant)
     with fixed_random_weights():

@@ -1,4 +1,4 @@
-"""Overlap of a map with its label, and the measures of it."""
+"""Overlap of a map with its label, and scores computed from it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Overlap(NamedTuple):
 
 
 def count_overlap(predicted: NDArray[np.bool_], true: NDArray[np.bool_], known: NDArray[np.bool_]) -> Overlap:
-    """Return the overlap of a map with its label in the pixels that are known; all arrays have one shape."""
+    """Return the overlap of a map with its label, counted where `known` is True; all arrays have one shape."""
     return Overlap(
         int((predicted & true & known).sum()),
         int((predicted & ~true & known).sum()),
@@ -29,10 +29,10 @@ def count_overlap(predicted: NDArray[np.bool_], true: NDArray[np.bool_], known: 
 
 
 def intersection_over_union(counts: ArrayLike) -> NDArray[np.float64]:
-    """Return the IoU, NaN where there is nothing to find and nothing was found.
+    """Return the intersection over union; NaN if both the map and the label are empty.
 
     Args:
-        counts: [..., 3] as in `Overlap`.
+        counts: Numbers of pixels [..., 3], in the order of `Overlap`.
     """
     hits, false, missed = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
     return ratio(hits, hits + false + missed)
@@ -51,5 +51,5 @@ def recall(counts: ArrayLike) -> NDArray[np.float64]:
 
 
 def ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return quotients, NaN where the whole is 0."""
+    """Return part / whole, and NaN where the whole is 0."""
     return np.asarray(np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0))

@@ -35,7 +35,7 @@ def draw_region(world: Path, maps: Path, out: Path, class_names: list[str]) -> N
         class_names: Names of the classes.
 
     Raises:
-        ConfigError: `out` is a file that is no picture of this program.
+        ConfigError: `out` is a file that is not a picture of this program.
         DataError: There is no map.
     """
     check_picture(out)

@@ -59,15 +59,15 @@ class EpochTimes(Callback):
             self.seconds.append(time.perf_counter() - self._start)
 
 
-def execute(config: Path, words: list[str]) -> dict[str, Any]:
+def execute(config: Path, overrides: list[str]) -> dict[str, Any]:
     """Train, test the best checkpoint and return the fields of a `Result` that this process knows.
 
     Args:
         config: Configuration of the run.
-        words: Further options, e.g. ['--trainer.max_epochs=3'].
+        overrides: Further options, e.g. ['--trainer.max_epochs=3'].
     """
     before = restart_peak()
-    cli = make_cli(["--config", str(config), *words])
+    cli = make_cli(["--config", str(config), *overrides])
     times = EpochTimes()
     cli.trainer.callbacks.append(times)
     trained = sum(x.numel() for x in cli.model.parameters() if x.requires_grad)
@@ -92,12 +92,12 @@ def save(result: Result, path: Path) -> None:
     write_text(path, json.dumps(asdict(result), indent=1) + "\n")
 
 
-def main(config: str, target: str, arm: str, seed: str, *words: str) -> int:
+def main(config: str, target: str, arm: str, seed: str, *overrides: str) -> int:
     """Run and write the result."""
     if is_further_rank():
         end_with_parent(os.getppid())
     try:
-        fields = execute(Path(config), list(words))
+        fields = execute(Path(config), list(overrides))
         save(Result(arm=arm, seed=int(seed), **fields), Path(target))
     except Exception as error:
         return report(error)

@@ -53,7 +53,7 @@ class Labels:
             missing |= values == nodata
         ids = np.where(missing, 0, values)
         if (ids != np.round(ids)).any():
-            raise DataError(f"{path} is no label: it holds {ids[ids != np.round(ids)][0]:g}, expected class ids.")
+            raise DataError(f"{path} is not a label: it holds {ids[ids != np.round(ids)][0]:g}, expected class ids.")
         shifted = ids.astype(np.int64) - self.shifted
         missing |= shifted < 0 if self.shifted else False
         return shifted, ~missing if self.ignored is None else ~missing & (shifted != self.ignored)

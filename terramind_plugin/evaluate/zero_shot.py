@@ -112,7 +112,7 @@ def read_target(names: str, positive: str = "1") -> Target:
     classes = []
     for word in (word.strip().lower() for word in names.split(",") if word.strip()):
         if word not in known:
-            raise ConfigError(f"'{word}' is no land cover class.{suggest(word, known)} Classes: {', '.join(known)}.")
+            raise ConfigError(f"'{word}' is not a land cover class.{suggest(word, known)} Classes: {', '.join(known)}.")
         classes.append(known[word])
     try:
         ids = [int(word) for word in positive.split(",")]
@@ -211,7 +211,7 @@ def build_land_cover_generator(
 
     Raises:
         ConfigError: A setting is invalid.
-        WeightsError: The weights are not there or do not fit.
+        WeightsError: The weights are missing or do not fit.
     """
     with fixed_random_weights():
         return build_generator(

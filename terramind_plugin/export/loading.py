@@ -67,7 +67,7 @@ def load_subject(
 
     Raises:
         ConfigError: An argument is not possible, or does not suit the model.
-        WeightsError: The weights are not there or do not fit.
+        WeightsError: The weights are missing or do not fit.
     """
     if config is None and not _is_task(source):
         if overrides:
@@ -202,7 +202,7 @@ def check_crop(crop: int, patch: int) -> int:
 def _input_of(spec: InputSpec, size: int) -> Input:
     modality = spec.pretrained
     if modality is None or spec.is_sequence:
-        raise ConfigError(f"{spec.name} is no image that a file could take.")
+        raise ConfigError(f"{spec.name} is not an image that a file could take.")
     return Input(
         spec.name, (len(modality.bands), size, size), modality.band_names, modality.units, modality.mean, modality.std
     )

@@ -168,7 +168,7 @@ class TerraMindGenerator(nn.Module):
             named: As in `forward`.
 
         Raises:
-            ConfigError: Coordinates are no output of the model, or as in `forward`.
+            ConfigError: The model does not generate coordinates, or as in `forward`.
         """
         coords, scores = self._position_scores(x, standardize, named)
         pairs, probabilities = scores.likeliest(count)
@@ -261,7 +261,7 @@ def _standardisation(
     for name in offset:
         if name not in numbers:
             raise ConfigError(
-                f"offset names '{name}', which is no image modality of this model. It has {list(numbers)}."
+                f"offset names '{name}', which is not an image modality of this model. It has {list(numbers)}."
             )
     return nn.ModuleDict(
         {name: Standardisation(mean, std, offset.get(name, 0.0)) for name, (mean, std) in numbers.items()}

@@ -126,7 +126,7 @@ class TokenGenerator(nn.Module):
 
         Args:
             inputs: Standardised images [B, bands, H, W] and token ids [B, rows, columns] or [B, L] by name.
-            targets: Names of some of the model's targets, in any order; None for all that are no input.
+            targets: Names of some of the model's targets, in any order; None for all that are not inputs.
             present: Booleans [B] of some inputs, False where a sample lacks the input. A sample that lacks all inputs
                 uses the values in their place.
             image_size: Height and width in pixels of the targets; None for those of the inputs.

@@ -1,1 +1,1 @@
-"""From raster to raster: windows through a model, blended, written as they are finished, resumed after a stop."""
+"""From raster to raster: a model runs over windows, whose results are blended and written; stopped runs resume."""

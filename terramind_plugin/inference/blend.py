@@ -1,4 +1,4 @@
-"""Results of overlapping windows, blended in rows that move down the scene."""
+"""Blending of overlapping windows, in a buffer of rows that moves down the scene."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from terramind_plugin.inference.windows import Plan, RowBlock
 
 
 class RollingBlend:
-    """Rows of a scene that a window has touched and a later window may touch again.
+    """Buffer of the rows of a scene that have results and may still get more from later windows.
 
     Args:
         plan: Windows of the scene.
-        blocks: All row blocks of the plan; the largest decides how many rows are held.
+        blocks: All row blocks of the plan; the largest determines the number of rows in the buffer.
         channels: Number of channels of the results.
-        top: First row.
+        top: First row of the scene in the buffer.
         device: Device on which results are blended.
     """
 
@@ -37,12 +37,12 @@ class RollingBlend:
         )
 
     def mark(self, row: int, column: int, valid: NDArray[np.bool_]) -> None:
-        """Note where a window has data.
+        """Record where a window has data.
 
         Args:
             row: Number of the row of windows.
             column: Number of the column of windows.
-            valid: Boolean [h, w] of the window.
+            valid: Boolean [h, w], True where the window has data.
         """
         here, window = self._overlap(row, column)
         self.valid[here] |= valid[window]
@@ -53,15 +53,15 @@ class RollingBlend:
         Args:
             row: Number of the row of windows.
             column: Number of the column of windows.
-            values: [channels, h, w] of the window.
+            values: Result of the window, [channels, h, w].
         """
         here, window = self._overlap(row, column)
         weights = self._row_weights(row)[:, None] * self._column_weights(column)
-        # Cut first: pixels that do not count may hold anything.
+        # Cropped first: pixels outside the weights may hold anything, NaN included.
         self.values[:, *here].addcmul_(values[:, *window].float(), weights)
 
     def _overlap(self, row: int, column: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """Return the pixels that a window counts for, as an index of the rows held and as one of the window."""
+        """Return the pixels that a window contributes to, as an index of the buffer and as an index of the window."""
         top, bottom = self.plan.rows.used(row)
         left, right = self.plan.columns.used(column)
         down, across = self.plan.rows.starts[row], self.plan.columns.starts[column]
@@ -71,7 +71,7 @@ class RollingBlend:
         )
 
     def done(self, last: int) -> tuple[Tensor, NDArray[np.bool_]]:
-        """Return a view of the results [channels, rows, W] above a row, and of where there is data [rows, W]."""
+        """Return views of the results [channels, rows, W] above a row, and of the mask of data [rows, W]."""
         count = last - self.top
         return self.values[:, :count], self.valid[:count]
 
@@ -79,7 +79,7 @@ class RollingBlend:
         """Drop the rows above a row."""
         count = last - self.top
         left = self.valid.shape[0] - count
-        for plane in self.values:  # one by one: a copy of all planes would be large
+        for plane in self.values:  # one by one, because a copy of all planes would be large
             plane[:left] = plane[count:].clone()
         self.values[:, left:] = 0
         self.valid[:left] = self.valid[count:].copy()

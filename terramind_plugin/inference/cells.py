@@ -1,4 +1,4 @@
-"""Windows whose results are coarser than the scene: a number for each patch, or for each window."""
+"""Windows whose results are coarser than the scene: one cell for each patch, or for each window."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from terramind_plugin.inference.windows import Axis, Plan, plan_axis
 
 @dataclass(frozen=True)
 class WindowAxis(Axis):
-    """Windows along one side of an image that are one cell each, spread evenly from its beginning to its end."""
+    """Windows along one side of an image, each of which is one cell; evenly spread from the first to the last pixel."""
 
     firsts: tuple[int, ...] = ()
     """First pixel of each window."""
     span: int = 0
-    """Pixels of a window."""
+    """Length of a window in pixels."""
     image: int = 0
-    """Pixels of the image."""
+    """Length of the image in pixels."""
 
     @property
     def pixels(self) -> int:
-        """Return the pixels of a window."""
+        """Return the length of a window in pixels."""
         return self.span
 
     def pixel(self, index: int) -> int:
@@ -30,7 +30,7 @@ class WindowAxis(Axis):
         return self.firsts[index]
 
     def placement(self) -> tuple[float, float]:
-        """Return where the first cell begins, and the distance to the next one: cells lie in the middle of windows."""
+        """Return the start of the first cell and the distance between cells, which lie in the middle of windows."""
         if len(self.firsts) == 1:
             return 0.0, float(self.image)
         step = (self.image - self.span) / (len(self.firsts) - 1)
@@ -42,9 +42,9 @@ class WindowAxis(Axis):
 
 
 def plan_patches(shape: tuple[int, int], options: Options, patch: int) -> Plan:
-    """Return windows whose results have one cell a patch.
+    """Return windows whose results have one cell per patch.
 
-    Each patch belongs to one window, unless the stride is shorter than what windows count for: then they are blended.
+    Each patch belongs to one window, unless windows overlap beyond their margins; then their results are blended.
 
     Args:
         shape: Height and width of the scene in pixels.
@@ -69,13 +69,13 @@ def _plan_axis(length: int, crop: int, stride: int, margin: int, patch: int) -> 
 
 
 def plan_whole_windows(shape: tuple[int, int], options: Options, patch: int) -> Plan:
-    """Return windows whose results have one cell a window.
+    """Return windows whose results have one cell per window.
 
-    A scene that no whole number of windows covers gets windows that overlap as little as possible.
+    If the windows do not divide the scene evenly, they overlap as little as possible.
 
     Args:
         shape: Height and width of the scene in pixels.
-        options: Options with numbers for the windows; the stride is the longest one.
+        options: Options with numbers for the windows; the stride is an upper bound.
         patch: Patch size of the model in pixels.
 
     Raises:
@@ -83,7 +83,7 @@ def plan_whole_windows(shape: tuple[int, int], options: Options, patch: int) -> 
     """
     crop, stride = _numbers(options)
     if options.margin:
-        raise ConfigError(f"margin must be 0 where a window gets one vector, got {options.margin}.")
+        raise ConfigError(f"margin must be 0 if each window gets one vector, got {options.margin}.")
     axes = []
     for length in shape:
         span = plan_axis(length, crop, stride, multiple=patch).size

@@ -1,4 +1,4 @@
-"""Scenes of one window each, several in a batch."""
+"""Scenes that consist of one window, computed several in a batch."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ logger = logging.getLogger("terramind_plugin")
 
 
 def group_chips(model: nn.Module, jobs: Sequence[Job], batch_size: int) -> list[list[Job]]:
-    """Return the scenes that go through a model together: those of one window of one size, in batches.
+    """Return batches of scenes that consist of one window of the same size, so that a model computes them together.
 
-    The batches depend on all jobs of a command, so that one which goes on makes the same numbers.
+    The batches depend on all jobs of a command, so that a resumed command gives the same numbers.
 
     Args:
-        model: A `SceneModel`. One without `mixes_scenes` takes its scenes one by one.
+        model: A `SceneModel`. Without `mixes_scenes` there are no batches of several scenes.
         jobs: All scenes of a command.
-        batch_size: Windows at once.
+        batch_size: Maximum number of windows in a batch.
     """
     if batch_size == 1 or not getattr(model, "mixes_scenes", False):
         return []
@@ -53,7 +53,7 @@ def group_chips(model: nn.Module, jobs: Sequence[Job], batch_size: int) -> list[
 
 
 class Window(NamedTuple):
-    """The one window of a scene."""
+    """The only window of a scene."""
 
     job: Job
     images: dict[str, NDArray[np.float32]]
@@ -64,17 +64,17 @@ class Window(NamedTuple):
 
 
 class ChipRun:
-    """Scenes of one window, a model, and the processes that share the work.
+    """A run over scenes of one window, shared by several processes.
 
-    Results are written as soon as their batch is computed, so that nothing is kept on disk for a run that goes on.
+    Results are written as soon as their batch is computed, so that no unfinished rows need to be kept on disk.
 
     Args:
-        model: A `SceneModel` that takes windows of several scenes.
+        model: A `SceneModel` that accepts windows of several scenes in a batch.
         groups: Scenes of each batch.
-        open_: Scenes whose results are to be written.
+        open_: Scenes whose results must still be written.
         options: How the model goes through them.
         processes: Processes of the run.
-        signals: Requests to stop, which are followed after the batch at work.
+        signals: Requests to stop; the run stops after the present batch.
     """
 
     def __init__(
@@ -107,14 +107,14 @@ class ChipRun:
         task = progress.add_task("Chips", total=sum(map(len, self.groups)))
         progress.start()
         try:
-            # Closed before the progress is: a thread reads files until then.
+            # Closed before the progress bar, because a thread reads files until then.
             with ThreadPoolExecutor(1) as pool, closing(ahead(self._read())) as groups:
                 written: Future[None] | None = None
                 for group in groups:
                     with self.signals.later(), self.processes.autocast():
                         results = self._compute(group)
                     if written is not None:
-                        written.result()  # one batch waits at most
+                        written.result()  # at most one batch waits
                     if any(window.job.draws for window in group):
                         self._write(group, results)  # pictures are drawn in the main thread
                     else:
@@ -146,7 +146,7 @@ class ChipRun:
             yield windows
 
     def _compute(self, group: Sequence[Window]) -> list[tuple[list[NDArray[Any]], int]]:
-        """Return the layers of each scene, and how many of its pixels have no finite result."""
+        """Return the layers of each scene, and the number of its pixels without a finite result."""
         model: Any = self.model
         device = self.processes.device
         known = [window for window in group if window.valid.any()]
@@ -173,7 +173,7 @@ class ChipRun:
             job = window.job
             if id(job) not in self.open:
                 continue
-            job.partial.discard()  # what a run of this scene alone has left
+            job.partial.discard()  # left by a run of this scene alone
             say_not_finite(job, not_finite)
             for path, count in window.undeclared.items():
                 warn_of_undeclared(path, count)
@@ -204,12 +204,12 @@ def say_not_finite(job: Job, count: int) -> None:
         said = (
             "1 pixel has no finite result and holds" if count == 1 else f"{count} pixels have no finite result and hold"
         )
-        logger.warning("%s: %s no data. See the values of inputs and weights.", job.stem, said)
+        logger.warning("%s: %s no data. Check the values of inputs and weights.", job.stem, said)
 
 
 def make_progress(processes: Processes) -> Progress:
-    """Return a progress bar for the first process, if somebody looks on."""
-    # Some batches take longer than others. Paths on stdout are for other programs.
+    """Return a progress bar for the first process, shown only on a terminal."""
+    # Some batches take longer than others. Standard output is reserved for paths, which other programs may read.
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         speed_estimate_period=120, console=Console(stderr=True),

@@ -1,4 +1,4 @@
-"""The commands `reconstruct`, `generate`, `map` and `embed`; heavy imports wait until one of them runs."""
+"""The commands `reconstruct`, `generate`, `map` and `embed`; they import heavy packages only when they run."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def run_reconstruct(
     seed: int = 0,
     probabilities: bool = False,
 ) -> None:
-    """Encode scenes to tokens and decode them again.
+    """Encode scenes to tokens and decode them again, to see what the tokenizer keeps.
 
     Args:
         scenes: Rasters of any size, in the units of the modality; nodata and NaN are filled.
         modality: Modality of the scenes, e.g. S2L2A.
         source: Model.
-        options: Windows, machines and files.
-        steps: Denoising steps of an image.
-        seed: Same seed, same files.
+        options: Windows, devices and files.
+        steps: Number of denoising steps of an image.
+        seed: Seed of random numbers; equal seeds give equal files.
         probabilities: Also write the probabilities of classes, as float32.
     """
     from terramind_plugin.inference import generation
@@ -61,20 +61,20 @@ def run_generate(
 ) -> None:
     """Generate other modalities of chips and whole scenes.
 
-    The same command goes on with an interrupted run.
+    Run the same command again to resume an interrupted run.
 
     Args:
         scenes: Rasters of any size, in the units of the modality; nodata and NaN are filled.
         modality: Modality of the scenes, e.g. S2L2A.
-        to: Outputs in the order of generation, e.g. S1GRD,DEM,LULC,coords.
+        to: Modalities to generate, in this order, e.g. S1GRD,DEM,LULC,coords.
         source: Model.
-        options: Windows, machines and files.
-        input: Further input of one scene, warped to its grid; coords=LONGITUDE,LATITUDE for its location; repeatable.
-        bands: Bands of the scenes where they have not all of the modality, e.g. BLUE,GREEN,RED,NIR_NARROW, in the
-            order of the files or by the names that the files give them.
-        samples: Number of samples, from consecutive seeds; several also give their spread.
-        steps: Denoising steps of an image.
-        seed: Same seed, same files.
+        options: Windows, devices and files.
+        input: Further input of one scene, warped to its grid; coords=LONGITUDE,LATITUDE gives its location; repeatable.
+        bands: Bands of the scenes if they lack some of the modality's, e.g. BLUE,GREEN,RED,NIR_NARROW, in the order of
+            the files; if the files name their bands, the names decide.
+        samples: Number of samples, from consecutive seeds; for several, their spread is also written.
+        steps: Number of denoising steps of an image.
+        seed: Seed of random numbers; equal seeds give equal files.
         tokenizer_ckpt_path: Weights of the tokenizer of a modality; repeatable.
         tokenizer_file: Vocabulary of coords.
         probabilities: Also write the probabilities of classes, as float32.
@@ -112,18 +112,18 @@ def run_map(
     probabilities: bool = False,
     overrides: Sequence[str] = (),
 ) -> None:
-    """Run a fine-tuned task over whole scenes, or over an area that satellite catalogues show.
+    """Map whole scenes, or an area from satellite catalogues, with a fine-tuned model.
 
-    The same command goes on with an interrupted run.
+    Run the same command again to resume an interrupted run.
 
     Args:
-        scene: Rasters of any size; one --scene NAME=FILE for each modality if there are several. The dates of a series
-            are in one file, or in files between commas in the order of time: NAME=A,B,C.
-        options: Windows, machines and files.
-        satellites: Satellite catalogues in place of --scene.
-        model: Fine-tuned model that describes itself: a checkpoint of fit, an exported folder, or hub:ORG/NAME.
-        config: Configuration of the fine-tuning, as for terramind fit, in place of that description.
-        ckpt_path: Checkpoint of the configuration's task, in place of --model.
+        scene: Rasters of any size; for several modalities, one --scene NAME=FILE each. The dates of a time series are
+            in one file, or in several files separated by commas in the order of time: NAME=A,B,C.
+        options: Windows, devices and files.
+        satellites: Satellite catalogues instead of --scene.
+        model: Fine-tuned model: a checkpoint of terramind fit, an exported folder, or hub:ORG/NAME.
+        config: Configuration of the fine-tuning, as for terramind fit, if --model is not given.
+        ckpt_path: Checkpoint for that configuration, if --model is not given.
         probabilities: Also write the probabilities of all classes, as float32.
         overrides: Options of TerraTorch.
     """
@@ -160,26 +160,26 @@ def run_embed(
     format: Literal["cog", "zarr", "parquet"] = "cog",
     preview: bool = False,
 ) -> None:
-    """Write embeddings of chips, of whole scenes, or of an area that satellite catalogues show.
+    """Write embeddings of chips, of whole scenes, or of an area from satellite catalogues.
 
-    There is a vector for each patch or window. The same command goes on with an interrupted run.
+    Run the same command again to resume an interrupted run.
 
     Args:
-        scenes: Rasters of any size, in the units of the modality; nodata and NaN are filled. The dates of a series are
-            in one file, or in files between commas in the order of time: A,B,C.
+        scenes: Rasters of any size, in the units of the modality; nodata and NaN are filled. The dates of a time series
+            are in one file, or in several files separated by commas in the order of time: A,B,C.
         source: Model.
-        options: Windows, machines and files.
-        satellites: Satellite catalogues in place of scenes.
+        options: Windows, devices and files.
+        satellites: Satellite catalogues instead of scenes.
         modality: Modality of the scenes, e.g. S2L2A; with --stac all modalities to read, e.g. S2L2A,S1RTC.
         scene: Rasters of a modality, NAME=FILE ..., instead of scenes; repeatable.
-        bands: Bands of the scenes where they have not all of the modality, e.g. BLUE,GREEN,RED, or of another one,
+        bands: Bands of the scenes if they lack some of the modality's, e.g. BLUE,GREEN,RED; for another modality
             NAME=BLUE,GREEN,RED; repeatable.
-        layer: Layer of the encoder, from 0 on, or from -1 backwards.
-        temporal_pooling: How several dates become one vector (default: the mean, or as a fine-tuned model was trained).
-        pool: A vector for each patch, or the mean of each window.
-        dtype: Precision of stored vectors; int8 has a scale for each dimension.
-        format: Cloud-Optimized GeoTIFF with a band for each dimension, Zarr, or GeoParquet.
-        preview: Also draw the principal components as colours.
+        layer: Layer of the encoder, counted from 0, or backwards from -1.
+        temporal_pooling: How several dates become one vector (default: as a fine-tuned model was trained, else mean).
+        pool: none for a vector for each patch, mean for one vector for each window.
+        dtype: Type of the stored vectors; int8 has a scale for each dimension.
+        format: cog for a Cloud-Optimized GeoTIFF with a band for each dimension, zarr, or parquet for GeoParquet.
+        preview: Also draw the first three principal components as colours.
     """
     from terramind_plugin.inference.embedding import Storage, embed
 
@@ -201,7 +201,7 @@ def _plan_embedding(
     source: ModelArguments,
     places: SatelliteArguments | None,
 ) -> dict[str, Any]:
-    """Return the arguments of `embed` that say what is read, and by which model."""
+    """Return the arguments of `embed` that say which files are read and which model reads them."""
     from terramind_plugin.backbones.series import SeriesPooling
     from terramind_plugin.inference.embedder import read_trained
     from terramind_plugin.inference.scenes import name_bands, name_modality, name_scenes

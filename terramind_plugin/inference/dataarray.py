@@ -1,4 +1,4 @@
-"""Between xarray and a model: two functions for rasters that rioxarray has opened."""
+"""Conversion between xarray's DataArray and a model's tensors, for rasters opened by rioxarray."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ FILL_KEYS = ("_FillValue", "missing_value", "nodata")
 def to_tensor(array: xr.DataArray, modality: str) -> Tensor:
     """Return the values of a raster as a model's input [1, bands, H, W], float32, in the modality's units.
 
-    Bands are taken by their names where the raster has names (the coordinate `band`, or the attribute `long_name` that
-    rioxarray makes of GDAL's descriptions), else by position. Missing values become the mean of the pre-training data,
-    which a model reads as 0; missing land cover becomes class 0. The values are not standardised: build the model with
-    `standardize=True`.
+    Bands are selected by name if the raster names them (in the coordinate `band`, or in the attribute `long_name`, in
+    which rioxarray stores GDAL's descriptions), otherwise by position. Missing values become the mean of the
+    pre-training data, which is 0 after standardisation; missing land cover becomes class 0. The values are not
+    standardised: build the model with `standardize=True`.
 
     Args:
-        array: [y, x] or [band, y, x], for example of `rioxarray.open_rasterio`.
+        array: Raster [y, x] or [band, y, x], for example from `rioxarray.open_rasterio`.
         modality: Name of the modality, such as 'S2L2A'.
 
     Raises:
         ConfigError: The modality is not known or has no pixels, or the array has other dimensions.
-        DataError: The bands are others than the modality's, no value is there, or the unit is another.
+        DataError: The bands are not the modality's, all values are missing, or the unit is wrong.
     """
     entry = _image_modality(modality)
     name = str(array.name or array.encoding.get("source") or f"the {modality} array")
@@ -60,7 +60,7 @@ def to_tensor(array: xr.DataArray, modality: str) -> Tensor:
     values = values[positions]
     missing = is_odd(values) | _equal_fill(array, values)
     if missing.all():
-        raise DataError(f"{name} holds no data: all of its values are NaN, infinite or the value for no data.")
+        raise DataError(f"{name} holds no data: all of its values are NaN, infinite or nodata.")
     if entry.kind == "image":
         guess = other_unit(entry, values[~missing])
         if guess is not None:
@@ -77,10 +77,10 @@ def to_dataarray(tensor: Tensor, modality: str, like: xr.DataArray) -> xr.DataAr
     cover, `class_names`. `result.rio.to_raster("land_cover.tif")` writes it.
 
     Args:
-        tensor: [1, channels, H, W] or [channels, H, W]: the bands of the modality or, for land cover, one band of class
-            ids or a score for each class, of which the class with the highest score is taken.
+        tensor: [1, channels, H, W] or [channels, H, W]. Channels are the bands of the modality or, for land cover, one
+            band of class ids or a score for each class; the class with the highest score is used.
         modality: Name of the modality, such as 'LULC'.
-        like: Raster [..., y, x] whose coordinates and CRS the result takes.
+        like: Raster [..., y, x] whose coordinates and CRS the result gets.
 
     Raises:
         ConfigError: The modality is not known or has no pixels, or the tensor has another shape.
@@ -117,14 +117,14 @@ def to_dataarray(tensor: Tensor, modality: str, like: xr.DataArray) -> xr.DataAr
 def _image_modality(name: str) -> Modality:
     entry = resolve(name)
     if not entry.bands:
-        raise ConfigError(f"{entry.name} has no pixels. Take a modality of images, such as S2L2A, S1GRD, DEM or LULC.")
+        raise ConfigError(f"{entry.name} has no pixels. Use a modality of images, such as S2L2A, S1GRD, DEM or LULC.")
     return entry
 
 
 def _band_names(array: xr.DataArray, count: int) -> list[str | None]:
-    """Return the name of each band; None where the raster has numbers alone.
+    """Return the name of each band; None for a band that only has a number.
 
-    Selecting bands leaves `long_name` as it was, so the numbers of the coordinate say which of its names are meant.
+    Selecting bands does not change `long_name`, so the band numbers in the coordinate select the names from it.
     """
     listed = (
         np.atleast_1d(array.coords["band"].values).tolist() if "band" in array.coords else list(range(1, count + 1))

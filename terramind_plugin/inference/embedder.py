@@ -1,4 +1,4 @@
-"""The model of `terramind embed`: a backbone of any origin, and what its inputs look like on disk."""
+"""The model of `terramind embed`: a published or fine-tuned backbone, and the format of its input files."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ from terramind_plugin.raster.writer import Layer
 logger = logging.getLogger("terramind_plugin")
 
 MAPS = ("mean", "max", "concat")
-"""Ways of merging modalities that give one feature map."""
+"""Merge methods that give one feature map for all modalities."""
 
 
 class Embedder(nn.Module):
-    """A backbone as the model of a scene: a vector for each patch.
+    """A backbone as the model of a scene, which gives a vector for each patch.
 
     Args:
-        backbone: Backbone with the weights asked for.
+        backbone: Backbone with weights.
         inputs: Inputs that come from files.
-        layer: Position of the layer among those that the backbone returns.
+        layer: Position of the layer among the layers that the backbone returns.
         pooling: Pooling of several dates; None for images of one date.
         positions: Name of the input that is the position of a window; None if there is none.
     """
@@ -76,7 +76,7 @@ class Embedder(nn.Module):
         return self.positions is None
 
     def numbers(self) -> dict[str, list[Any]]:
-        """Return what standardises each input, see `Standardised.numbers`."""
+        """Return the numbers that standardise each input, see `Standardised.numbers`."""
         scales: Any = self.inputs.items()
         return {name: scale.numbers() for name, scale in scales}
 
@@ -117,20 +117,20 @@ class Embedder(nn.Module):
         return features
 
     def finish(self, blended: Tensor) -> list[Tensor]:
-        """Return the vectors [dimensions, rows, W], NaN in all dimensions where one is not finite."""
+        """Return the vectors [dimensions, rows, W]; a vector with a value that is not finite becomes all NaN."""
         return [blended.masked_fill(~blended.isfinite().all(dim=0), torch.nan)]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A checkpoint of a fine-tuned task, as far as its backbone and inputs go."""
+    """The backbone and the inputs in a checkpoint of a fine-tuned task."""
 
     path: Path
     arguments: Mapping[str, Any]
     """Name and arguments of the backbone."""
     tensors: Mapping[str, Tensor]
     inputs: Mapping[str, FileInput]
-    """Inputs as the data module of the training has described them; empty if it has not."""
+    """Inputs as described by the data module of the training; empty without a description."""
     positions: str | None
     """Name of the input that is a position; None if there is none."""
 
@@ -145,13 +145,13 @@ class Trained:
         return read_pooling(self.arguments)
 
     def describe_bands(self) -> str:
-        """Return the bands that the backbone takes, for messages."""
+        """Return the bands that the backbone expects, for messages."""
         bands = self.arguments.get("bands") or {}
         return "; ".join(f"{name}: {', '.join(map(str, names))}" for name, names in bands.items()) or "all bands"
 
 
 def read_trained(path: Path | None) -> Trained | None:
-    """Return what a checkpoint says of the task that it is of; None if it says nothing, or there is none.
+    """Return the backbone and inputs of the task in a checkpoint; None if it describes no task, or `path` is None.
 
     Raises:
         WeightsError: The file cannot be read.
@@ -182,23 +182,23 @@ def build_embedder(
     pooling: SeriesPooling | None = None,
     trained: Trained | None = None,
 ) -> tuple[Embedder, dict[str, Expected]]:
-    """Return the model, and what the files of each modality hold.
+    """Return the model, and the bands and units of each modality's files.
 
-    A checkpoint of a fine-tuned task says itself which bands, statistics and adapters its backbone has.
+    The bands, statistics and adapters of a fine-tuned task's backbone come from its checkpoint.
 
     Args:
         variant: Architecture.
         ckpt_path: Weights; None for published or random ones.
-        modalities: Modalities that there are files of.
+        modalities: Modalities of the files.
         pretrained: Load the published weights if there is no `ckpt_path`.
-        bands: Bands of a modality in the order of the model's input, where it has not all of them.
-        layer: Layer of the encoder, from 0 on, or from -1 backwards.
-        pooling: Pooling of several dates; None for images of one date, or as the task was trained.
-        trained: What `read_trained` has read of `ckpt_path`; None to read it.
+        bands: Bands of a modality in the order of the model's input, if the files lack some of them.
+        layer: Layer of the encoder, counted from 0, or backwards from -1.
+        pooling: Pooling of several dates; None for images of one date, or for the pooling of the task.
+        trained: Result of `read_trained` for `ckpt_path`; None to read the file.
 
     Raises:
         ConfigError: An argument is not possible, or the checkpoint's model has other modalities.
-        WeightsError: The weights are not there or do not fit.
+        WeightsError: The weights are missing or do not fit.
     """
     if not -variant.depth <= layer < variant.depth:
         raise ConfigError(
@@ -228,7 +228,7 @@ def _build_trained(
     path = trained.path
     if bands:
         raise ConfigError(
-            f"{path} says which bands it was trained with: {trained.describe_bands()}. Leave --bands out."
+            f"{path} contains the bands that it was trained with: {trained.describe_bands()}. Leave --bands out."
         )
     own = trained.pooling
     if own is not None and pooling is not None and own.pooling != pooling.pooling:
@@ -246,7 +246,7 @@ def _build_trained(
         )
     missing = [name for name in images if name not in modalities]
     if missing:
-        logger.warning("%s was trained with %s, too, which is missing here.", path, ", ".join(missing))
+        logger.warning("%s was also trained with %s, which is missing here.", path, ", ".join(missing))
     pooling = own or pooling
     taken = trained.arguments.get("bands") or {}
     known = {}
@@ -262,7 +262,7 @@ def _build_trained(
 
 
 def _load_backbone(trained: Trained, layer: int) -> tuple[TerraMindBackbone, int]:
-    """Return the backbone of a task's checkpoint, and the position of the layer among those it returns."""
+    """Return the backbone of a task's checkpoint, and the position of the layer among the layers that it returns."""
     path = trained.path
     kept = {key: value for key, value in trained.arguments.items() if not key.startswith(OF_TERRATORCH)}
     has_adapters = bool(kept.get("lora"))
@@ -272,7 +272,7 @@ def _load_backbone(trained: Trained, layer: int) -> tuple[TerraMindBackbone, int
         kept |= {"pretrained": False, "ckpt_path": None, "out_indices": [layer]}
     if str(kept.get("merge_method", "mean")).lower() not in MAPS:
         logger.warning(
-            "%s keeps the modalities apart (merge_method %s); here their vectors are averaged.",
+            "%s keeps the modalities separate (merge_method %s); here their vectors are averaged.",
             path, kept["merge_method"],
         )  # fmt: skip
         kept["merge_method"] = "mean"

@@ -1,4 +1,4 @@
-"""Embeddings of chips and scenes: a vector for each patch or window, with its place on the ground."""
+"""Embeddings of chips and scenes: a vector for each patch or window, with its position on the ground."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ from terramind_plugin.system.files import hash_content, write_figure
 ENDINGS = {"cog": ".tif", "zarr": ".zarr", "parquet": ".parquet"}
 """Endings of files by format."""
 OF_SEED = ("seed", "steps")
-"""Entries of `Settings.describe` that say how a model samples; a backbone does not."""
+"""Entries of `Settings.describe` about sampling, which do not apply to a backbone."""
 
 
 @dataclass(frozen=True)
 class Storage:
-    """The way in which vectors are stored."""
+    """Format of stored vectors."""
 
     format: Literal["cog", "zarr", "parquet"] = "cog"
     dtype: Literal["float32", "float16", "int8"] = "float32"
@@ -68,14 +68,14 @@ class Storage:
     """Whether to draw the principal components."""
 
     def check(self) -> None:
-        """Raise a ConfigError if a package is missing that the format needs."""
+        """Raise a ConfigError if a package that the format needs is missing."""
         if self.format == "zarr":
             need("zarr", self.format)
         if self.format == "parquet":
             need("pyarrow", self.format)
 
     def describe(self) -> dict[str, str]:
-        """Return what decides on the files."""
+        """Return the settings that determine the files."""
         return {"format": self.format, "dtype": self.dtype, "pool": self.pool}
 
 
@@ -87,7 +87,7 @@ class EmbeddingJob(Job):
 
     @property
     def draws(self) -> bool:
-        """Whether there is a picture."""
+        """Return whether there is a picture."""
         return self.storage.preview
 
     def target(self, layer: Layer) -> Path:
@@ -137,7 +137,7 @@ class EmbeddingJob(Job):
             write_layer(path, rows, stored, grid, tags, cog=True)
 
     def _day(self) -> date | None:
-        """Return the day of the images; None where it is not known, or where there are several."""
+        """Return the day of the images; None if it is unknown, or if there are several."""
         if self.taken is not None or not self.later:
             return self.taken or taken_on(self.path)
         days = {taken_on(path) for path in self.files_of(next(iter(self.later)))}
@@ -173,23 +173,23 @@ def embed(
     """Write the embeddings of scenes, and return the files written.
 
     Args:
-        scenes: For each scene its files by modality, or those of several dates in the order of time; the modality that
-            gives the grid first.
+        scenes: For each scene the file of each modality, or its files of several dates in the order of time. The first
+            modality gives the grid.
         variant: Model.
         settings: Weights of the model.
         options: How to go through scenes.
         storage: How to store vectors.
-        layer: Layer of the encoder, from 0 on, or from -1 backwards.
-        bands: Bands of a modality in the order of the model's input, where it has not all of them.
-        pooling: Pooling of several dates; None for one date, or as a fine-tuned model was trained.
-        trained: What is known of a fine-tuned model; None to read it.
-        satellites: Catalogues that give the scenes in place of `scenes`.
+        layer: Layer of the encoder, counted from 0, or backwards from -1.
+        bands: Bands of a modality in the order of the model's input, if the files lack some of them.
+        pooling: Pooling of several dates; None for one date, or for the pooling of a fine-tuned model.
+        trained: Description of a fine-tuned model; None to read it.
+        satellites: Catalogues that give the scenes instead of `scenes`.
         modalities: Inputs that are read from catalogues.
 
     Raises:
         ConfigError: An argument is not possible.
         DataError: A file cannot be used or written.
-        WeightsError: The weights are not there or do not fit.
+        WeightsError: The weights are missing or do not fit.
     """
     storage.check()
     names = list(scenes[0]) if scenes else list(modalities)
@@ -231,7 +231,7 @@ def _describe(
     expected: Mapping[str, Expected],
     layer: int,
 ) -> dict[str, str]:
-    """Return what decides on vectors beside files and windows."""
+    """Return what determines the vectors, apart from files and windows."""
     described = settings.describe(variant.name, variant)
     described = {key: value for key, value in described.items() if key not in OF_SEED} | storage.describe()
     described |= {"layer": str(layer % variant.depth), "weights_sha256": hash_weights(model.state_dict())[:16]}
@@ -243,11 +243,11 @@ def _describe(
 
 
 def _settle_dates(model: Embedder, jobs: Sequence[Job]) -> None:
-    """Tell a model how many dates scenes have.
+    """Tell a model the number of dates of the scenes.
 
     Raises:
-        DataError: A scene has another number of dates than the model takes, or, where vectors of dates are put side by
-            side, than the first scene.
+        DataError: A scene has another number of dates than the model expects or, if the vectors of dates are
+            concatenated, than the first scene.
     """
     if model.pooling is None or not jobs:
         return
@@ -266,7 +266,7 @@ def _describe_dates(job: Job) -> dict[str, str]:
 
 
 def _refuse_folder(job: Job) -> None:
-    """Raise a ConfigError if a Zarr store would replace a folder that is none of ours."""
+    """Raise a ConfigError if a Zarr store would replace a folder that this program has not written."""
     for path in job.written:
         if not path.is_dir():
             continue

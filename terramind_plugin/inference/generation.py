@@ -1,4 +1,4 @@
-"""Scenes whose modalities a model generates from others, or encodes to tokens and decodes again."""
+"""The commands `generate` and `reconstruct` for scenes of any size."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ def reconstruct(
     *,
     probabilities: bool = False,
 ) -> list[Path]:
-    """Write scenes encoded to tokens and decoded again, and return the files written.
+    """Encode scenes to tokens, decode them again, and return the files written.
 
     Args:
         files: Rasters with the modality in its units.
         modality: Name of the modality.
         settings: How to run the tokenizer.
         options: How to go through scenes.
-        variant: Model whose tokenizer it is.
+        variant: Model that the tokenizer belongs to.
         probabilities: Also write the probability of each pixel's class.
 
     Raises:
         ConfigError: The modality has no tokenizer, or a setting is not possible.
         DataError: A file cannot be used.
-        WeightsError: The weights are not there or do not fit.
+        WeightsError: The weights are missing or do not fit.
     """
     settings.check()
     entry = resolve(modality)
     known = tokenizers_of(variant.family)
     if entry.name not in known:
-        raise ConfigError(f"{entry.name} has no image tokenizer. These have one: {', '.join(known)}.")
+        raise ConfigError(f"{entry.name} has no image tokenizer. Modalities that have one: {', '.join(known)}.")
     name, patch = known[entry.name].name, known[entry.name].patch_size
     expected = {entry.name: Expected.of(entry)}
     options = options.settle(known[entry.name].image_size, patch)
@@ -81,24 +81,24 @@ def generate(
     bands: Sequence[str] | None = None,
     probabilities: bool = False,
 ) -> list[Path]:
-    """Write other modalities of scenes, generated window by window, and return the files written.
+    """Generate other modalities of scenes window by window, and return the files written.
 
     Args:
         files: Rasters with the modality in its units.
         modality: Name of the modality.
-        to: Names of the outputs, in the order of generation; each conditions those after it.
+        to: Names of the outputs, in the order of generation; each output conditions the later ones.
         settings: How to run the model.
         options: How to go through scenes.
         variant: Model.
-        samples: Number of samples, from seeds one after the other.
-        further: Other inputs of one scene: rasters by modality, and 'longitude,latitude' for coords.
-        bands: Bands of `files`, where they have not all of the modality; None for all.
+        samples: Number of samples, from consecutive seeds.
+        further: Other inputs of one scene, by modality: the path of a raster, or 'longitude,latitude' for coords.
+        bands: Bands of `files`, if they lack some of the modality's; None for all.
         probabilities: Also write the probability of each pixel's class.
 
     Raises:
         ConfigError: A modality or setting is not possible.
         DataError: A file cannot be used.
-        WeightsError: The weights are not there or do not fit.
+        WeightsError: The weights are missing or do not fit.
     """
     settings.check()
     if samples < 1:
@@ -130,13 +130,13 @@ def _place(jobs: Sequence[Job], positions: Mapping[str, Tensor], sequences: Sequ
     """Set the positions of scenes.
 
     Raises:
-        ConfigError: A position is wanted of a scene of several windows.
+        ConfigError: A position is to be generated for a scene of several windows.
         DataError: The only scene has no data.
     """
     for job in jobs:
         if sequences and len(job.plan) > 1:
             raise ConfigError(
-                f"{sequences[0]} says where one chip is, not a scene: {job.path} is larger than a window. Leave "
+                f"{sequences[0]} is the location of one window, and {job.path} is larger than a window. Leave "
                 f"{sequences[0]} out of --to, or set --crop to the size of the image."
             )
         job.positions = {name: position[0].tolist() for name, position in positions.items()}
@@ -182,7 +182,7 @@ def _run(
 def sort_inputs(
     files: Sequence[Path], modality: str, further: Mapping[str, str]
 ) -> tuple[list[dict[str, Path]], dict[str, Tensor]]:
-    """Return the files of each scene by modality, and positions [1, 2] that are the same for all.
+    """Return the files of each scene by modality, and the positions [1, 2] that all scenes share.
 
     Args:
         files: As in `generate`.
@@ -190,7 +190,7 @@ def sort_inputs(
         further: As in `generate`.
 
     Raises:
-        ConfigError: A modality is unknown or named twice, a position is none, or there are several scenes.
+        ConfigError: A modality is unknown or named twice, a position is not valid, or there are several scenes.
     """
     first = resolve(modality).name
     positions: dict[str, Tensor] = {}
@@ -209,17 +209,17 @@ def sort_inputs(
 
 
 def _expect_some(name: str, bands: Sequence[str]) -> Expected:
-    """Return what a raster with some of a modality's bands holds."""
+    """Return the bands and units of a raster with some of a modality's bands."""
     entry = resolve(name)
     some = [entry.bands[entry.band_index(band)] for band in bands]
     return replace(Expected.of(entry), bands=tuple(band.name for band in some), fill=tuple(band.mean for band in some))
 
 
 def read_position(entry: Modality, text: str) -> Tensor:
-    """Return [1, 2] of a text 'longitude,latitude'.
+    """Return the position [1, 2] in a text 'longitude,latitude'.
 
     Raises:
-        ConfigError: The text is no position.
+        ConfigError: The text is not a position.
     """
     try:
         longitude, latitude = map(float, text.split(","))
@@ -236,10 +236,10 @@ def check_modalities(
     Args:
         given: Names of the inputs.
         targets: Outputs by name.
-        bands: Bands of an input that has not all of its modality.
+        bands: Bands of an input that lacks some of its modality's.
 
     Raises:
-        ConfigError: One is no input, or input and output.
+        ConfigError: One is not an input, or is both input and output.
     """
     plan_inputs(given, bands, tokens=True)
     both = [name for name in targets if name in given]

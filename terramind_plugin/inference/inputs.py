@@ -1,4 +1,4 @@
-"""What the files of a model's inputs hold, and how their values become the model's inputs."""
+"""Description of a model's input files, and the conversion of their values to the model's inputs."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ class FileInput:
     """One input of a model: its files, and the numbers that standardise them."""
 
     name: str
-    """Name of the input, which is that of its modality unless the configuration gives another one."""
+    """Name of the input: that of its modality, unless the configuration gives another one."""
     modality: Modality | None
-    """Entry of the modality table; None for an input that is none of TerraMind's."""
+    """Entry of the modality table; None for an input of the user's own."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
     scale: float = 1.0
-    """Factor of the values of files after `shift` is added."""
+    """Factor by which the values of files are multiplied after `shift` is added."""
     shift: float = 0.0
-    """Number that is added to the values of files."""
+    """Number added to the values of files."""
     fill: float | None = None
-    """Number for pixels without data, as the data module takes it; None for the mean of the band."""
+    """Fill value of pixels without data, as in the data module; None for the mean of the band."""
     stored: tuple[str, ...] = ()
-    """Names of the files' bands where the configuration gives them."""
+    """Names of the files' bands, if the configuration gives them."""
     read: tuple[str, ...] = ()
-    """Names of the bands that the model takes, where they are not all of `stored`."""
+    """Names of the model's bands, if they are not all of `stored`."""
     dated: bool = False
     """True if files may hold several dates."""
     by_band: bool = False
-    """True if such files hold all dates of a band together."""
+    """True if files of several dates hold all dates of a band together, not all bands of a date."""
     keep_missing: bool = False
     """True if dates without data are left out instead of filled."""
 
@@ -45,7 +45,7 @@ class FileInput:
 
         Args:
             name: Name of a modality.
-            bands: Some of its bands; all if there are none.
+            bands: Some of its bands; empty for all.
             dated: Whether files may hold several dates; dates without data are left out.
 
         Raises:
@@ -59,12 +59,12 @@ class FileInput:
         return cls(name, modality, tuple(mean), tuple(std), read=names, dated=dated, keep_missing=dated)
 
     def expect(self) -> Expected:
-        """Return what the files hold."""
+        """Return the bands and units that the files must have."""
         modality = self.modality
         bands = self.read or self.stored or (modality.band_names if modality is not None else ())
         if len(bands) != len(self.mean):
             bands = tuple(f"{self.name}_{number + 1}" for number in range(len(self.mean)))
-        # In the numbers of the files: the data module scales its fill value without shifting it.
+        # Converted to the numbers of the files. The data module scales its fill value, but does not shift it.
         filled = [(mean / self.scale if self.fill is None else self.fill) - self.shift for mean in self.mean]
         plain = self.scale == 1 and not self.shift
         return Expected(
@@ -81,7 +81,7 @@ class FileInput:
         )
 
     def standardise(self) -> Standardised:
-        """Return the module that makes the model's inputs of the files' values."""
+        """Return the module that converts the files' values to the model's inputs."""
         return Standardised(self.mean, self.std, self.scale, self.shift)
 
 
@@ -89,7 +89,7 @@ def inputs_of_state(state: Mapping[str, Any]) -> tuple[dict[str, FileInput], str
     """Return the inputs that a data module has described in a checkpoint, and the name of the positions among them.
 
     Args:
-        state: What `TerraMindDataModule.state_dict` returns, or the data module's arguments; an empty mapping without.
+        state: Result of `TerraMindDataModule.state_dict`, or the data module's arguments; may be empty.
     """
     means, stds = state.get("means"), state.get("stds")
     if not isinstance(means, Mapping) or not isinstance(stds, Mapping):
@@ -120,7 +120,7 @@ def inputs_of_state(state: Mapping[str, Any]) -> tuple[dict[str, FileInput], str
 
 
 def entry_of(settings: Mapping[str, Any], what: str, name: str) -> Any:
-    """Return a setting of a modality, given for each modality or for all at once."""
+    """Return the setting of a modality, which may be given for each modality or once for all."""
     value = settings.get(what)
     return value.get(name) if isinstance(value, Mapping) else value
 

@@ -1,4 +1,4 @@
-"""One scene to work on: its files, its windows, and the files of its result."""
+"""The work on one scene: its input files, its windows, and its output files."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from terramind_plugin.system.process import refuse_inputs, today
 logger = logging.getLogger("terramind_plugin")
 
 RUN_TAG = "terramind_run"
-"""Tag that holds the fingerprint of everything that decides on a file."""
+"""Tag with the fingerprint of everything that determines the content of a file."""
 
 
 @dataclass
 class Job:
-    """A scene with its plan."""
+    """A scene with its input files, its windows and its output files."""
 
     inputs: dict[str, Path]
-    """Files by modality; the first gives the grid and the name."""
+    """Files by modality; the first one gives the grid and the name."""
     expected: dict[str, Expected]
-    """What the files have to hold, by modality."""
+    """Bands and units that the files must have, by modality."""
     grid: Grid
     plan: Plan
     folder: Path
@@ -50,11 +50,11 @@ class Job:
     record: dict[str, Any] = field(default_factory=dict)
     """Everything that decides the results, and the day of writing."""
     warped: tuple[str, ...] = ()
-    """Inputs that lie on another grid."""
+    """Names of the inputs on another grid."""
     positions: dict[str, Sequence[float]] = field(default_factory=dict)
-    """Inputs that are no rasters: longitude and latitude, by modality."""
+    """Inputs that are not rasters: longitude and latitude, by modality."""
     found: tuple[str, ...] = ()
-    """Results that are no rasters: endings of JSON files."""
+    """Results that are not rasters: endings of JSON files."""
     later: dict[str, tuple[Path, ...]] = field(default_factory=dict)
     """Files of a series after the first, in the order of time, by modality."""
     dates: dict[str, int] = field(default_factory=dict)
@@ -62,9 +62,9 @@ class Job:
     before: Callable[[int, int], object] = lambda first, last: None
     """Called before rows of the inputs are read, see `Source.before`."""
     identity: Mapping[str, Any] = field(default_factory=dict)
-    """What changes when the inputs do, in place of what their files say."""
+    """Values that change when the inputs change, used instead of the identities of the files."""
     taken: date | None = None
-    """Day of the images where their files do not say it."""
+    """Day of the images, if their files do not give it."""
 
     def files_of(self, name: str) -> tuple[Path, ...]:
         """Return the files of a modality, in the order of time."""
@@ -72,7 +72,7 @@ class Job:
 
     @property
     def files(self) -> list[Path]:
-        """Paths of all inputs."""
+        """Return the paths of all inputs."""
         return [path for name in self.inputs for path in self.files_of(name)]
 
     @property
@@ -124,7 +124,7 @@ class Job:
         """Yield the opened inputs.
 
         Args:
-            warn: Whether to warn of values that look like those of another unit.
+            warn: Whether to warn of values that seem to be in another unit.
         """
         threads = THREADS if parent_process() is None else 1  # a forked process cannot use its parent's
         lock = Lock()
@@ -158,7 +158,7 @@ class Job:
         Args:
             command: Name of what is done.
             layers: Rasters of the result.
-            described: What is known of the model.
+            described: Description of the model.
             options: How the model goes through the scene.
             found: Endings of the JSON files of the result.
 
@@ -179,12 +179,12 @@ class Job:
         refuse_inputs(self.written, self.files)
 
     def fingerprint(self) -> str:
-        """Return a hash of everything that decides on the results."""
+        """Return a hash of everything that determines the results."""
         settled = {key: value for key, value in self.record.items() if key not in NOT_DECISIVE}
         return hash_content(settled)
 
     def is_done(self) -> bool:
-        """Return whether all files of the result are there and say that the same run has made them."""
+        """Return whether all files of the result exist and have this run's fingerprint."""
         if not all(path.exists() for path in self.written):
             return False
         runs = set()
@@ -220,7 +220,7 @@ class Job:
         """Read a file of the result to its end.
 
         Raises:
-            OSError: It is damaged or incomplete; another error of `GDAL_ERRORS` or a ValueError means the same.
+            OSError: The file is damaged or incomplete; another error of `GDAL_ERRORS` or a ValueError means the same.
         """
         check_complete(path, overviews=len(overview_factors(self.cells)))
 
@@ -230,7 +230,7 @@ class Job:
         Args:
             layer: Content of the file.
             partial: The finished rows.
-            tags: What made the result.
+            tags: Description of the run.
 
         Raises:
             DataError: The file cannot be written.
@@ -246,7 +246,7 @@ class Job:
         Args:
             sources: The opened inputs.
             partial: The finished rows.
-            tags: What made the result.
+            tags: Description of the run.
 
         Raises:
             DataError: The picture cannot be written.
@@ -260,7 +260,7 @@ class Job:
         write_figure(self.picture, draw_scene(sources, layers, tags, given, found))
 
     def write_found(self, found: Mapping[str, Mapping[str, Any]], record: Mapping[str, Any]) -> None:
-        """Write the results that are no rasters, with the position of the scene.
+        """Write the results that are not rasters, with the position of the scene.
 
         Args:
             found: Contents by ending.
@@ -304,7 +304,7 @@ class Job:
 
 
 def _identities(paths: Sequence[Path]) -> Any:
-    """Return what changes when a file of a modality does."""
+    """Return a value that changes when a file of a modality changes."""
     found = [_identity(path) for path in paths]
     return found[0] if len(found) == 1 else found
 

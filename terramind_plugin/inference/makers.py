@@ -1,4 +1,4 @@
-"""Models of scenes that make modalities: a generator, and a tokenizer that encodes and decodes."""
+"""Models of scenes that produce modalities: a generator, and a tokenizer that encodes and decodes."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from terramind_plugin.tokenizers.image import ImageTokenizer
 from terramind_plugin.tokenizers.noise import Noise
 
 LIKELY_POSITIONS = 5
-"""Number of the likeliest positions that are written."""
+"""Number of most likely positions that are written."""
 
 
 class SceneImages(nn.Module):
-    """A model of a scene that makes modalities: images in their units, and classes as probabilities.
+    """A model of a scene that produces modalities: images in their units, and classes as probabilities.
 
     Args:
-        targets: Modalities that the model makes; those without pixels get no layer.
+        targets: Modalities that the model produces; those without pixels get no layer.
         patch: Patch size of the model in pixels.
         names: First part of the endings of a modality's files.
         seed: Seed of the first sample.
-        samples: Number of samples, from seeds one after the other.
+        samples: Number of samples, from consecutive seeds.
         probabilities: Also make layers with the probability of the class.
     """
 
@@ -68,16 +68,16 @@ class SceneImages(nn.Module):
                 module.for_inference(mode)
 
     def make(self, images: Mapping[str, Tensor], noise: Noise) -> Mapping[str, Tensor]:
-        """Return what the model makes of windows, by modality: images [B, bands, h, w] or scores of the classes.
+        """Return the model's results for windows, by modality: images [B, bands, h, w], or class scores.
 
         Args:
-            images: By modality [B, bands, h, w] in its units, or class ids [B, h, w].
+            images: Images by modality, [B, bands, h, w] in their units, or class ids [B, h, w].
             noise: Random numbers of the windows.
         """
         raise NotImplementedError
 
     def forward(self, images: Mapping[str, Tensor], corners: Sequence[tuple[int, int]]) -> Tensor:
-        """Return all samples of all modalities one after the other, [B, channels, h, w]."""
+        """Return all samples of all modalities, concatenated to [B, channels, h, w]."""
         x = {name: image[:, 0].long() if _has_classes(name) else image for name, image in images.items()}
         first = next(iter(images.values()))
         count, _, height, width = first.shape
@@ -89,7 +89,7 @@ class SceneImages(nn.Module):
                 if modality.kind == "classes":
                     made.append(values.softmax(dim=1))
                     continue
-                # The lower end of the decoder's range is below the smallest reflectance of some bands.
+                # The decoder's range extends below the smallest reflectance of some bands.
                 finite = values.isfinite()
                 made.append(values.clamp(*modality.valid_range).masked_fill(~finite, torch.nan))
         return torch.cat(made, dim=1) if made else first.new_empty(count, 0, height, width)
@@ -136,7 +136,7 @@ class SceneGenerator(SceneImages):
 
     @property
     def mixes_scenes(self) -> bool:
-        """Return whether windows of several scenes may be in one batch: positions that are found belong to one."""
+        """Return whether windows of several scenes may be in one batch; not if positions are generated."""
         return bool(self.layers) and not self.sequences
 
     def make(self, images: Mapping[str, Tensor], noise: Noise) -> Mapping[str, Tensor]:
@@ -167,7 +167,7 @@ class SceneGenerator(SceneImages):
 
 
 def _position(longitude: float, latitude: float) -> dict[str, float] | None:
-    """Return a position for JSON; None for NaN, where the drawn text is no position."""
+    """Return a position for JSON; None for NaN, where the drawn text is not a position."""
     return None if math.isnan(longitude) else {"longitude": longitude, "latitude": latitude}
 
 
@@ -176,7 +176,7 @@ class SceneTokenizer(SceneImages):
 
     Args:
         tokenizer: Tokenizer of one modality.
-        steps: Denoising steps of an image.
+        steps: Number of denoising steps of an image.
         seed: Seed of the random numbers.
         probabilities: As in `SceneImages`.
     """
@@ -192,7 +192,7 @@ class SceneTokenizer(SceneImages):
     def make(self, images: Mapping[str, Tensor], noise: Noise) -> Mapping[str, Tensor]:
         """Return the reconstruction, see `SceneImages.make`."""
         ((name, image),) = images.items()
-        if self.scale is None:  # a decoder of classes starts from no noise
+        if self.scale is None:  # a decoder of classes needs no noise
             return {name: self.tokenizer(image)}
         start = noise.normal(self.tokenizer.channels, *image.shape[-2:])
         return {name: self.scale.undo(self.tokenizer(self.scale(image), self.steps, noise=start))}

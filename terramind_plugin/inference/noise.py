@@ -1,7 +1,7 @@
-"""Random numbers that belong to positions in a scene, so that overlapping windows draw the same ones.
+"""Random numbers that belong to positions in a scene, so that overlapping windows draw the same numbers.
 
-A number is a hash of the seed, its purpose and its position, in integer arithmetic and exact float32 operations. A CPU
-and a GPU therefore draw the same numbers, on the device that needs them.
+A number is a hash of the seed, its purpose and its position, computed in integers and exact float32 operations. A CPU
+and a GPU therefore draw the same numbers, each on its own device.
 
 Source: SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014) with a position as
 its counter; normal numbers by inversion of the distribution function.
@@ -22,15 +22,15 @@ from terramind_plugin.tokenizers.noise import Noise
 
 ORDER, UNIFORM, NORMAL = 0, 1, 2
 AT_ONCE = 2**16
-"""Hashes that a CPU works on at once: they stay in its cache."""
+"""Number of hashes that a CPU computes at once, so that they stay in its cache."""
 BINS = 8
-"""Bits of a tail probability's mantissa that choose a bin of the normal table; values in between are interpolated."""
+"""Number of mantissa bits of a tail probability that select a bin of the normal table, with interpolation in a bin."""
 MANTISSA = 23
-"""Bits of the mantissa of a float32."""
+"""Number of mantissa bits of a float32."""
 
 
 def _signed(word: int) -> int:
-    """Return 64 bits as the integer that a tensor of int64 holds."""
+    """Return the int64 number that has the given 64 bits."""
     return word - 2**64 if word >= 2**63 else word
 
 
@@ -39,10 +39,10 @@ STEP, FIRST, SECOND = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94
 
 
 class SceneNoise(Noise):
-    """Random numbers for windows of a scene: each depends on the seed, its purpose, and its position alone.
+    """Random numbers for windows of a scene, each of which depends only on the seed, its purpose and its position.
 
-    Neighbouring windows therefore draw the same tokens where their scores agree, and start from the same noise. Nothing
-    depends on the batch or on other windows.
+    Neighbouring windows therefore draw the same tokens if their scores agree, and start from the same noise. Numbers
+    do not depend on the batch or on other windows.
 
     Args:
         seed: Seed of the scene.
@@ -60,7 +60,7 @@ class SceneNoise(Noise):
         patch: int,
         device: torch.device | str = "cpu",
     ) -> None:
-        # Numbers without a position, such as those of a text, belong to the first pixel of the window.
+        # Numbers without a position, such as those for texts, depend on the first pixel of the window.
         super().__init__([torch.Generator().manual_seed(_mix(seed, *corner)) for corner in corners])
         self.seed = seed
         self.corners = list(corners)
@@ -71,7 +71,7 @@ class SceneNoise(Noise):
         self._order: Tensor | None = None
 
     def order(self, count: int) -> Tensor:
-        """Return the numbers of the tokens of each window in random order, [B, count].
+        """Return the indices of the tokens of each window in random order, [B, count].
 
         Raises:
             ConfigError: The windows have another number of tokens.
@@ -83,7 +83,7 @@ class SceneNoise(Noise):
         return self._order
 
     def uniform(self, *shape: int) -> Tensor:
-        """Return numbers in [0, 1), [B, *shape]; those of tokens belong to positions, in the order asked for last."""
+        """Return numbers in [0, 1), [B, *shape]; those of tokens belong to positions, in the last order returned."""
         count, *each = shape
         if count != self.tokens[0] * self.tokens[1] or len(each) != 1:
             return super().uniform(*shape)
@@ -98,12 +98,12 @@ class SceneNoise(Noise):
         return self._draw(NORMAL, self.corners, shape)
 
     def _positions(self, kind: int, each: int) -> Tensor:
-        """Return for each token numbers [B, each, rows, columns]."""
+        """Return numbers for each token, [B, each, rows, columns]."""
         corners = [(row // self.patch, column // self.patch) for row, column in self.corners]
         return self._draw(kind, corners, (each, *self.tokens))
 
     def _draw(self, kind: int, corners: Sequence[tuple[int, int]], shape: Sequence[int]) -> Tensor:
-        """Return the next numbers of some purpose for windows, [B, channels, height, width], float32.
+        """Return the next numbers of a purpose for windows, [B, channels, height, width], float32.
 
         Args:
             kind: Purpose.
@@ -114,7 +114,7 @@ class SceneNoise(Noise):
         channels, height, width = shape
         state = np.random.SeedSequence([self.seed, kind, self._draws]).generate_state(channels, np.uint64)
         keys = torch.from_numpy(state.view(np.int64)).to(self.device, non_blocking=True)
-        # All windows at once where launching counts, a piece that stays in the cache where memory counts.
+        # On a GPU all windows at once, because launches are slow; on a CPU pieces that fit into its cache.
         together = len(corners) if self.device.type != "cpu" else 1
         out = torch.empty(len(corners), *shape, device=self.device)
         for at in range(0, len(corners), together):
@@ -132,19 +132,19 @@ def _hash(keys: Tensor, corners: Sequence[tuple[int, int]], height: int, width: 
     Args:
         keys: Int64 [keys].
         corners: Row and column of the first position of each window.
-        height: Rows of a window.
-        width: Columns of a window.
+        height: Number of rows of a window.
+        width: Number of columns of a window.
     """
     device = keys.device
     odd = [column % 2 for _, column in corners]
-    # A hash gives the bits of two columns.
+    # One hash of 64 bits gives the bits of two columns.
     starts = torch.tensor([(row << 32) + column // 2 for row, column in corners]).to(device, non_blocking=True)
     rows = torch.arange(height, device=device) << 32
     columns = torch.arange((width + max(odd) + 1) // 2, device=device)
     counter = starts[:, None, None, None] + rows[:, None] + columns
     state = counter * STEP + keys[:, None, None]
     for shift, factor in ((30, FIRST), (27, SECOND), (31, 1)):
-        # Tensors shift signed: the mask makes zeros of what comes in from the left.
+        # Shifts of tensors keep the sign: the mask zeroes the bits that come in from the left.
         state ^= (state >> shift) & (2 ** (64 - shift) - 1)
         if factor != 1:
             state *= factor
@@ -155,14 +155,14 @@ def _hash(keys: Tensor, corners: Sequence[tuple[int, int]], height: int, width: 
 
 
 def _uniform(bits: Tensor) -> Tensor:
-    """Return numbers in [0, 1), float32, made of the upper 24 of 32 bits."""
+    """Return numbers in [0, 1), float32, from the upper 24 of 32 bits."""
     return ((bits >> 8) & (2**24 - 1)).float().mul_(2.0**-24)
 
 
 def _normal(bits: Tensor) -> Tensor:
-    """Return standard normal numbers, float32, of 32 bits: a sign, and a tail probability in steps of 2 ** -32.
+    """Return standard normal numbers, float32, from 32 bits: a sign, and a tail probability in steps of 2 ** -32.
 
-    Only operations that are exact or rounded once: all devices give the same.
+    All operations are exact or rounded once, so that all devices give the same numbers.
     """
     values, slopes = _normal_table(bits.device)
     tail = ((bits & (2**31 - 1)) | 1).float().view(torch.int32) - (127 << MANTISSA)

@@ -1,4 +1,4 @@
-"""Options that several commands share; no heavy import."""
+"""Options that several commands share. This module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from terramind_plugin.model.variants import Variant
 from terramind_plugin.raster.paths import RemotePath
 
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
-"""Lightning's name of each precision, which is written into the tags of results."""
+"""Lightning's name for each precision, which is written to the tags of results."""
 WINDOW_OVERLAP = 0.15
-"""Share of a window that overlaps the next one, if no stride is given."""
+"""Default overlap of neighbouring windows, as a share of a window."""
 MANY_BATCHES = 1000
 """Batches from which compiling a model is worth the wait: on an H200 compiling takes 20 to 45 s, and saves 70 ms of a
 batch of 8 that is decoded in ten steps, and a few ms of one that is encoded."""
@@ -25,8 +25,8 @@ class ModelArguments:
 
     Args:
         model: Registry name such as terramind_sim_nano, path of a checkpoint, or hub:ORG/NAME.
-        pretrained: Published weights, or those that ship; false for random ones, to see that it runs.
-        ckpt_path: Weights to take instead, beside a registry name.
+        pretrained: Load published or shipped weights; false for random ones, as a test.
+        ckpt_path: Weights to load instead, for a model given by its registry name.
     """
 
     model: str = "terramind_v1_base"
@@ -34,11 +34,11 @@ class ModelArguments:
     ckpt_path: Path | None = None
 
     def look_up(self) -> tuple[Variant, Path | None]:
-        """Return the architecture, and the file of weights; None for the published or random ones.
+        """Return the architecture and the file of weights; the file is None for published or random weights.
 
         Raises:
             ConfigError: There is no such model.
-            WeightsError: A file of weights is not there, or holds no known model.
+            WeightsError: A file of weights is missing, or holds no known model.
         """
         from terramind_plugin.model.lookup import look_up_model
 
@@ -47,16 +47,16 @@ class ModelArguments:
 
 @dataclass(frozen=True)
 class SatelliteArguments:
-    """Satellite catalogues in place of files.
+    """Satellite catalogues instead of files.
 
     Args:
-        stac: STAC API, catalog.json, items.json or items.parquet; MODALITY=ADDRESS for one modality alone.
-        aoi: GeoJSON of the area, in longitude and latitude; one map for each of its UTM zones.
-        date: Day or range of days, e.g. 2023-06-01/2023-06-30. For a model of several dates a range for each, between
-            commas, or one that is cut into as many parts.
-        catalogue: Names of assets and offsets: planetary_computer, earth_search, cdse, or a YAML of rules; by default
-            the address decides.
-        collection: Collection of a modality, where it is not the usual one; repeatable.
+        stac: STAC API, catalog.json, items.json or items.parquet; MODALITY=ADDRESS for a single modality.
+        aoi: GeoJSON of the area, in longitude and latitude. Each of its UTM zones gets a map.
+        date: Day or range of days, e.g. 2023-06-01/2023-06-30. For a model of several dates, a range for each date,
+            separated by commas, or one range that is divided evenly.
+        catalogue: Rules for names of assets and offsets: planetary_computer, earth_search, cdse, or a YAML file
+            (default: chosen by the address).
+        collection: Collection of a modality, if it is not the usual one; repeatable.
         skip_scenes: Ids of scenes that are not used.
         workers: Processes that read scenes ahead of the model.
         scheduler: Address or file of a running dask scheduler.
@@ -72,17 +72,17 @@ class SatelliteArguments:
     scheduler: str | None = None
 
     def asked(self, *, given: bool, otherwise: str = "FILE ... --modality NAME") -> bool:
-        """Return whether catalogues give the scenes, for which the area and the dates are there.
+        """Return whether the scenes come from catalogues, after checking that area and dates are given.
 
         Args:
-            given: Whether there are files.
-            otherwise: Words that give files.
+            given: Whether files are given.
+            otherwise: Arguments that would give files, for the message.
 
         Raises:
             ConfigError: Both or neither are given, or the area or the dates are missing.
         """
         if given == (self.stac is not None):
-            raise ConfigError(f"Give {otherwise}, or --stac CATALOGUE --aoi AREA.geojson --date RANGE: one of both.")
+            raise ConfigError(f"Give {otherwise}, or --stac CATALOGUE --aoi AREA.geojson --date RANGE: one of the two.")
         if self.stac is not None:
             self.where_and_when()
         return self.stac is not None
@@ -101,15 +101,15 @@ class SatelliteArguments:
 
 @dataclass(frozen=True)
 class Options:
-    """Windows, machines and files.
+    """Windows, devices and files.
 
     Args:
         out: Folder to write to.
-        crop: Height and width of a window in pixels (default: as the images of the training).
-        stride: Pixels from one window to the next (default: 0.85 of a crop).
-        margin: Pixels at the edge of a window that do not count.
-        batch_size: Windows at once.
-        precision: Precision of numbers; bf16 takes half the time.
+        crop: Height and width of a window in pixels (default: as in training).
+        stride: Distance between neighbouring windows in pixels (default: 0.85 of crop).
+        margin: Pixels at the edges of a window that are not used.
+        batch_size: Number of windows in a batch.
+        precision: Precision of the model; bf16 takes half the time.
         cog: Write Cloud-Optimized GeoTIFFs.
         restart: Do not go on with an unfinished run.
         accelerator: Kind of device; auto takes a GPU if there is one.
@@ -133,11 +133,11 @@ class Options:
     compile: Literal["auto", "graphs", "default", "off"] = "auto"
 
     def settle(self, crop: int, patch: int) -> Options:
-        """Return options with numbers for the windows.
+        """Return options in which crop and stride are set.
 
         Args:
-            crop: Height and width of a window, if none is given.
-            patch: Patch size of the model in pixels; a stride that is not given is a multiple of it.
+            crop: Height and width of a window in pixels, used if none is given.
+            patch: Patch size of the model in pixels; a default stride is a multiple of it.
 
         Raises:
             ConfigError: The margin is not possible.
@@ -152,7 +152,7 @@ class Options:
         return replace(self, crop=crop, stride=stride)
 
     def check(self) -> None:
-        """Raise a ConfigError if a number is not possible, or this machine lacks what is asked for."""
+        """Raise a ConfigError if a number is not possible, or this machine lacks the devices asked for."""
         import torch
 
         for name in ("batch_size", "devices", "nodes"):
@@ -167,7 +167,7 @@ class Options:
             raise ConfigError("precision 16 needs a GPU. On a CPU use precision bf16.")
 
     def device_type(self) -> str:
-        """Return `device_type` of the accelerator."""
+        """Return PyTorch's name of the accelerator, see the function `device_type`."""
         return device_type(self.accelerator)
 
     def for_batches(self, count: int) -> Options:
@@ -175,28 +175,28 @@ class Options:
         return replace(self, compile=choose_mode(self.compile, count))
 
     def compiles(self) -> bool:
-        """Return whether the model runs as compiled graphs, for which batches of one size are best."""
+        """Return whether the model runs as compiled graphs, which work best with batches of one size."""
         from terramind_plugin.model.compiled import compiles_on
 
         return compiles_on(self.compile, self.device_type())
 
     def describe(self) -> dict[str, Any]:
-        """Return what decides on the results."""
+        """Return the options that determine the results."""
         names = ("crop", "stride", "margin", "batch_size", "cog")
         return {**{name: getattr(self, name) for name in names}, "precision": PRECISIONS[self.precision]}
 
 
 @dataclass(frozen=True)
 class EmbeddingOptions(Options):
-    """Windows, machines and files.
+    """Windows, devices and files.
 
     Args:
         out: Folder to write to.
-        crop: Height and width of a window in pixels (default: as the images of the training).
-        stride: Pixels from one window to the next (default: no overlap); where windows overlap, vectors are blended.
-        margin: Pixels at the edge of a window that do not count, a multiple of the patch.
-        batch_size: Windows at once.
-        precision: Precision of the model's numbers; bf16 takes half the time.
+        crop: Height and width of a window in pixels (default: as in training).
+        stride: Distance between neighbouring windows in pixels (default: no overlap). Overlapping vectors are blended.
+        margin: Pixels at the edges of a window that are not used, a multiple of the patch size.
+        batch_size: Number of windows in a batch.
+        precision: Precision of the model; bf16 takes half the time.
         cog: Write Cloud-Optimized GeoTIFFs, as --format cog does.
         restart: Do not go on with an unfinished run.
         accelerator: Kind of device; auto takes a GPU if there is one.
@@ -209,7 +209,7 @@ class EmbeddingOptions(Options):
     margin: int = 0
 
     def settle(self, crop: int, patch: int) -> Options:
-        """Return options with numbers for the windows, see `Options.settle`; by default windows do not overlap."""
+        """Return options in which crop and stride are set, see `Options.settle`; by default windows do not overlap."""
         crop = crop if self.crop is None else self.crop
         stride = max(1, crop - 2 * self.margin) if self.stride is None else self.stride
         return Options.settle(replace(self, stride=stride), crop, patch)

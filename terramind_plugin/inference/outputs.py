@@ -12,9 +12,9 @@ from terramind_plugin.model.modalities import Modality
 from terramind_plugin.raster.writer import Layer, parse_color
 
 NO_DATA = 255
-"""Value of a class map where no input has data, or the model's result is not finite."""
+"""Value of a class map where no input has data or the model's result is not finite."""
 NO_LAND_COVER = 0
-"""Class id of land cover that means the same."""
+"""Class id of land cover that means no data."""
 
 
 def class_layer(
@@ -25,8 +25,8 @@ def class_layer(
     Args:
         ending: End of the file's name.
         names: Names of the classes.
-        colors: Their colours as '#rrggbb', repeated if there are fewer.
-        nodata: Value where the class is not known.
+        colors: Colours of the classes as '#rrggbb', repeated if there are fewer.
+        nodata: Value where the class is unknown.
         tags: Further tags.
         more: Further fields of `Layer`.
     """
@@ -40,7 +40,7 @@ def class_layer(
 
 
 def value_layer(ending: str, bands: Sequence[str], units: str, **more: Any) -> Layer:
-    """Return the layer of continuous values, NaN where they are not known.
+    """Return the layer of continuous values, with NaN where they are unknown.
 
     Args:
         ending: End of the file's name.
@@ -57,8 +57,8 @@ def modality_layers(
     """Return the layers of one modality: for each sample an image and, if asked for, probabilities; then the spread.
 
     Args:
-        modality: What the model makes.
-        name: Beginning of the endings.
+        modality: Modality that the model produces.
+        name: Beginning of the files' endings.
         seed: Seed of the first sample.
         samples: Number of samples.
         probabilities: Add a layer with the probability of the class, for a modality of classes.
@@ -92,7 +92,7 @@ def _derived(modality: Modality, ending: str, what: str, units: str, tags: Mappi
 
 
 def count_channels(modality: Modality) -> int:
-    """Return the count of numbers per pixel that a model makes: a probability for each class, or the bands."""
+    """Return the number of values per pixel that a model produces: the number of classes, or of bands."""
     return len(modality.class_names) or len(modality.bands)
 
 
@@ -100,8 +100,8 @@ def finish_modality(modality: Modality, samples: Tensor, probabilities: bool = F
     """Return the values of `modality_layers`, each [bands, rows, W].
 
     Args:
-        modality: What the model makes.
-        samples: Blended images, or probabilities of the classes, [samples, channels, rows, W].
+        modality: Modality that the model produces.
+        samples: Blended images or class probabilities, [samples, channels, rows, W].
         probabilities: As in `modality_layers`.
     """
     if modality.kind != "classes":
@@ -122,9 +122,9 @@ def choose_classes(probabilities: Tensor, nodata: int) -> tuple[Tensor, Tensor]:
     """Return class ids [1, ...], uint8, and their probabilities [1, ...].
 
     Args:
-        probabilities: [classes, ...].
-        nodata: Id where a probability is not finite, so that no class can be chosen.
+        probabilities: Probabilities [classes, ...].
+        nodata: Id for pixels with a probability that is not finite, where no class can be chosen.
     """
-    # Over the first dimension several times as fast as argmax. NaN counts as the largest number.
+    # Several times as fast as argmax along the first dimension. NaN counts as the largest number.
     best = probabilities.max(dim=0, keepdim=True)
     return best.indices.to(torch.uint8).masked_fill_(~best.values.isfinite(), nodata), best.values

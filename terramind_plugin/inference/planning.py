@@ -1,4 +1,4 @@
-"""Jobs of scenes, planned by a look at the headers of their files, and scenes that are refused."""
+"""Planning of jobs from the headers of the scenes' files, and checks that refuse scenes."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def plan_jobs(
     """Return scenes with their plans, after a look at the headers of their files.
 
     Args:
-        scenes: For each scene its file by modality, or its files in the order of time; the one that gives the grid
-            first.
-        expected: What the files have to hold, by modality.
-        options: How to go through the scenes; settled.
+        scenes: For each scene the file of each modality, or its files in the order of time. The first modality gives
+            the grid.
+        expected: Bands and units that the files must have, by modality.
+        options: Settled options of the run.
         patch: Patch size of the model in pixels: heights and widths of windows are multiples of it.
-        align: Whether windows also start at multiples of it.
-        planner: Plans the windows of results that are coarser than the scene.
-        kind: Kind of the jobs, for results that are no GeoTIFFs.
+        align: Whether windows also start at multiples of the patch size.
+        planner: Planner of windows for results that are coarser than the scene; None for results in pixels.
+        kind: Class of the jobs, for results other than GeoTIFFs.
 
     Raises:
         ConfigError: The windows are not possible.
@@ -114,7 +114,7 @@ def refuse_dates(jobs: Sequence[Job], taken: DatesTaken | None) -> None:
 
     Args:
         jobs: The scenes.
-        taken: Number of dates that the model takes; None for any.
+        taken: Number of dates that the model expects; None for any.
     """
     for job in jobs:
         count = max(job.dates.values(), default=None)

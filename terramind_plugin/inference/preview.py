@@ -1,4 +1,4 @@
-"""A quick look at a scene and what was made of it."""
+"""A picture of a scene and of its results at reduced size."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from terramind_plugin.raster.series import Series
 from terramind_plugin.raster.writer import Layer
 
 LONGER_SIDE = 900
-"""Pixels of a scene in the picture."""
+"""Maximum height and width of a scene in the picture, in pixels."""
 MOST_COLUMNS = 4
 MOST_SAMPLES = 4
-"""Samples of a modality that are drawn."""
+"""Maximum number of samples of a modality that are drawn."""
 
 
 def draw_scene(
@@ -34,15 +34,15 @@ def draw_scene(
     found: Mapping[str, NDArray[Any]] | None = None,
     pictures: Mapping[str, NDArray[np.uint8]] | None = None,
 ) -> Figure:
-    """Return a figure of the inputs and all files that were made of them, at reduced size.
+    """Return a figure of the inputs and results of a scene, at reduced size.
 
     Args:
-        sources: By modality, the first of them with the name of the scene.
-        layers: Rasters of the result; of many samples the first ones are drawn.
-        tags: What made the result.
-        given: Positions [2] that are inputs, by modality.
-        found: Likely positions [N, 2] that are results, by modality.
-        pictures: Results that are drawn already, [h, w, 3], by title.
+        sources: Inputs by modality; the first one gives the name of the scene.
+        layers: Rasters of the result; of many samples, only the first ones are drawn.
+        tags: Description of the run.
+        given: Positions [2] in degrees that are inputs, by modality.
+        found: Likely positions [N, 2] in degrees that are results, by modality.
+        pictures: Results that are already pictures, [h, w, 3], by title.
     """
     given, found, pictures = given or {}, found or {}, pictures or {}
     layers = [(path, layer) for path, layer in layers if _sample_of(layer) <= MOST_SAMPLES]
@@ -79,7 +79,7 @@ def draw_scene(
 
 
 def _panels(name: str, source: Source | Series, size: tuple[int, int]) -> list[tuple[str, Expected, FilledPixels]]:
-    """Return title, bands and pixels of an input: one panel, or one for each of a few dates."""
+    """Return the title, bands and pixels of each panel of an input: one panel, or one for each of a few dates."""
     expected = source.expected
     shown = bands_shown(expected.name, expected.bands, len(expected.bands))
     if isinstance(source, Source):
@@ -89,13 +89,13 @@ def _panels(name: str, source: Source | Series, size: tuple[int, int]) -> list[t
 
 
 def _sample_of(layer: Layer) -> int:
-    """Return the number of the sample that a layer shows, from 1 on."""
+    """Return the number of the sample that a layer shows, counted from 1."""
     number = layer.ending.partition("_sample")[2].partition("_")[0]
     return int(number) if number.isdigit() else 1
 
 
 def size_shown(grid: Grid) -> tuple[int, int]:
-    """Return height and width of a scene in the picture."""
+    """Return the height and width of a scene in the picture, in pixels."""
     factor = min(1.0, LONGER_SIDE / max(grid.shape))
     return max(1, round(grid.height * factor)), max(1, round(grid.width * factor))
 

@@ -19,7 +19,7 @@ from terramind_plugin.inference.options import Options
 from terramind_plugin.system.process import Stopped, StopSignals
 
 LONGEST_WAIT = timedelta(days=7)
-"""Longest time that a process waits for another one."""
+"""Maximum time that a process waits for another one."""
 AUTOCAST = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
@@ -37,7 +37,7 @@ class Processes:
         self._fabric: Any = None
         if options.devices * options.nodes == 1:
             return
-        # Here and not at the top: the import takes seconds, and a single process does not need it.
+        # Imported here, because the import takes seconds and a single process does not need it.
         from lightning.fabric import Fabric
         from lightning.fabric.strategies.ddp import DDPStrategy
 
@@ -63,14 +63,14 @@ class Processes:
         """Wait for all processes, and stop if one of them was asked to stop.
 
         Raises:
-            DataError: One has ended.
-            Stopped: One was asked to stop.
+            DataError: Another process has ended.
+            Stopped: A process was asked to stop.
         """
         if self.count == 1:
             return
         number = torch.tensor([signals.number or 0], device=self.device)
         try:
-            # A barrier would keep signals waiting until it is over.
+            # A barrier would delay signals until it is over.
             meeting: Any = distributed.all_reduce(number, distributed.ReduceOp.MAX, async_op=True)
             while not meeting.is_completed():
                 time.sleep(0.02)
@@ -78,8 +78,8 @@ class Processes:
         except RuntimeError as error:
             signals.check()
             raise DataError(
-                "Another process of this run has ended. See its message, and run the same command again; what is "
-                "finished is kept."
+                "Another process of this run has ended. See its message, and run the same command again: finished "
+                "parts are kept."
             ) from error
         if number.item():
             raise Stopped(signals.number or int(number))
@@ -93,7 +93,7 @@ class Processes:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hide what Lightning says about loaders, loggers and devices that nobody chose."""
+    """Hide Lightning's advice on loaders, loggers and devices that the user has not chosen."""
     names = ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric")
     before = {name: logging.getLogger(name).level for name in names}
     for name in names:

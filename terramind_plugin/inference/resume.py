@@ -1,4 +1,4 @@
-"""Finished rows of a scene on disk, so that an interrupted run can go on."""
+"""Finished rows of a scene on disk, so that an interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ RAW = "{}.raw"
 FINISHED = "rows-{}.txt"
 LOCK = "lock"
 NOT_DECISIVE = ("written", "made_by", "terramind_plugin_version")
-"""Entries of a record that may change while a run is unfinished: no number in the results depends on them."""
+"""Entries of a record that may differ when a run is resumed, because the results do not depend on them."""
 OWNER = "terramind_plugin"
-"""Value of 'made_by' in a record: the folder is this program's and may be deleted."""
+"""Value of 'made_by' in a record, which shows that the folder belongs to this program and may be deleted."""
 _LIST = re.compile(r"rows-[0-9a-f]{12}\.txt")
 _LINE = re.compile(r"(\d{1,9}) (\d{1,9}) ([0-9a-f]{8})")
-"""A line of a list: first and last-plus-one row, checksum of their values in all layers."""
+"""A line of a list: first row, row after the last one, and checksum of the rows' values in all layers."""
 _TEMPORARY = re.compile(rf"\.{re.escape(RECORD)}\..*\.tmp")
 _CHECKED = 32 * 2**20
-"""Target size in bytes of what is read at once for a checksum."""
+"""Approximate number of bytes read at once for a checksum."""
 
 
 class Partial:
-    """A folder with raw rows of each layer, the record of the run, and a list of finished rows for each process.
+    """A folder with the raw rows of each layer, the record of the run, and a list of finished rows for each process.
 
-    Rows are listed after they are on the disk, so a run that is killed at any moment goes on with the listed rows. The
-    lists hold checksums: damaged or wrongly listed rows are computed again. The folder is removed when the files of the
-    scene are complete.
+    Rows are listed only when they are on the disk, so a run that was killed at any moment can be resumed with the
+    listed rows. The lists hold checksums: damaged or wrongly listed rows are computed again. The folder is removed when
+    the files of the scene are complete.
 
     Args:
-        folder: Path of the folder; made if it does not exist.
+        folder: Path of the folder; it is created if it does not exist.
         layers: Files that will hold the rows.
         shape: Height and width of the scene in pixels.
     """
@@ -59,19 +59,19 @@ class Partial:
         self.layers = tuple(layers)
         self.height, self.width = shape
         self._held = ExitStack()
-        # No other process writes to this list, so that a line that was cut off stays the last one.
+        # No other process writes to this list, so that only its last line can be incomplete.
         self._list = FINISHED.format(uuid4().hex[:12])
 
     def start(self, record: Mapping[str, Any], *, anew: bool = False) -> dict[str, Any]:
-        """Begin, or go on with the rows that another run has left, and return its record.
+        """Start a run or resume the one in the folder, and return its record.
 
         Args:
-            record: Everything that decides on the results, and 'written', which does not.
-            anew: Remove the rows of another run.
+            record: Everything that determines the results, and 'written', which does not.
+            anew: Whether to remove the rows of an earlier run.
 
         Raises:
-            ConfigError: The other run had another record, or is still going on, or the folder is not a run's.
-            DataError: There is no room for the results.
+            ConfigError: The earlier run had other settings or is still running, or the folder holds other files.
+            DataError: There is not enough space for the results.
         """
         self._look()
         try:
@@ -85,7 +85,7 @@ class Partial:
                     return {key: found.get(key, value) for key, value in record.items()}
             if not anew and any(path.name != LOCK for path in self.folder.iterdir()):
                 logger.warning(
-                    "%s: the unfinished run in it is incomplete or damaged, so it is begun anew.", self.folder
+                    "%s: the unfinished run in it is incomplete or damaged, so it is started again.", self.folder
                 )
             self._clear()
             self._reserve()
@@ -100,7 +100,7 @@ class Partial:
             self.remove()
             raise DataError(
                 f"Cannot keep results in {self.folder}: {error.strerror}. They need {_gib(self._needed)} while the "
-                "command runs. Make room, or give another folder with --out."
+                "command runs. Free some space, or give another folder with --out."
             ) from error
         return dict(record)
 
@@ -116,16 +116,16 @@ class Partial:
         return self.folder / RAW.format(layer.ending)
 
     def _look(self) -> dict[str, Any] | None:
-        """Return the record in the folder, or None if it has none that can be read.
+        """Return the record in the folder, or None if there is no readable record.
 
         Raises:
-            ConfigError: The folder is not one of this program, so nothing in it may be changed.
+            ConfigError: The folder does not belong to this program, so nothing in it may be changed.
         """
         if not os.path.lexists(self.folder):
             return None
         if self.folder.is_symlink() or not self.folder.is_dir():
             raise ConfigError(
-                f"{self.folder} is no folder, and a folder of this name is needed for unfinished results. Move it "
+                f"{self.folder} is not a folder, and a folder of this name is needed for unfinished results. Move it "
                 "away, or give another folder with --out."
             )
         record = self._read_record()
@@ -134,7 +134,7 @@ class Partial:
             known = path.name in (RECORD, LOCK, *raws) or _LIST.fullmatch(path.name) or _TEMPORARY.fullmatch(path.name)
             if (not known and not _is_ours(record)) or (known and stat.S_ISDIR(path.lstat().st_mode)):
                 raise ConfigError(
-                    f"{self.folder} holds {path.name}, which is not of an unfinished run. Move it away, or give "
+                    f"{self.folder} holds {path.name}, which is not part of an unfinished run. Move it away, or give "
                     "another folder with --out."
                 )
         return record
@@ -152,43 +152,43 @@ class Partial:
         return record
 
     def _hold(self) -> None:
-        """Keep other runs away until this process ends, however it ends.
+        """Lock the folder against other runs until this process ends, however it ends.
 
         Raises:
-            ConfigError: Another run is working on the folder, or its lock is no plain file.
+            ConfigError: Another run is working on the folder, or its lock is not a plain file.
         """
         self.release()
         path = self.folder / LOCK
         if os.path.lexists(path) and not _is_plain_file(path):
-            raise ConfigError(f"{path} is no plain file. Remove it, or give another folder with --out.")
+            raise ConfigError(f"{path} is not a plain file. Remove it, or give another folder with --out.")
         busy = f"Another run is working on {self.folder}. Wait for it, or give another folder with --out."
         self._held.enter_context(locked(path, busy))
 
     def _raws_are_whole(self) -> bool:
-        """Return whether the raw files of all layers have the size that they were made with."""
+        """Return whether the raw files of all layers have their full size."""
         return all(
             _is_plain_file(self._raw(layer)) and self._raw(layer).stat().st_size == self._size(layer)
             for layer in self.layers
         )
 
     def _reserve(self) -> None:
-        """Reserve the space of all layers, so that a full disk shows now and not in some hours.
+        """Reserve the space of all layers, so that a full disk shows now and not hours later.
 
         Raises:
-            DataError: There is not enough.
+            DataError: There is not enough space.
         """
         free = shutil.disk_usage(self.folder).free
         if self._needed > free:
             raise DataError(
                 f"Cannot keep results in {self.folder}: they need {_gib(self._needed)} while the command runs, and "
-                f"{_gib(free)} are free. Make room, or give another folder with --out."
+                f"{_gib(free)} are free. Free some space, or give another folder with --out."
             )
         for layer in self.layers:
             with open(self._raw(layer), "xb") as file:
                 reserve(file.fileno(), self._size(layer))
 
     def _keep_right_rows(self) -> None:
-        """Remove rows from the lists whose checksum is wrong."""
+        """Remove the rows with a wrong checksum from the lists."""
         lists = self._lists()
         lines = [line for path in lists for line in _lines(path)]
         right: dict[tuple[int, int], str] = {}
@@ -209,7 +209,7 @@ class Partial:
             path.unlink()
 
     def _checksum(self, first: int, last: int) -> str:
-        """Return the checksum of rows on the disk."""
+        """Return the checksum of some rows on the disk."""
         rows = max(1, _CHECKED // (self.width * 8))
         value = 0
         for layer in self.layers:
@@ -222,7 +222,7 @@ class Partial:
         return [path for path in sorted(self.folder.glob(FINISHED.format("*"))) if _LIST.fullmatch(path.name)]
 
     def finished(self) -> list[tuple[int, int]]:
-        """Return first and last-plus-one row of each finished row block."""
+        """Return the first row of each finished row block and the row after its last one."""
         lines = (_LINE.fullmatch(line) for path in self._lists() for line in _lines(path))
         return [(int(line[1]), int(line[2])) for line in lines if line is not None]
 
@@ -231,12 +231,12 @@ class Partial:
 
         Args:
             first: Number of the first row.
-            arrays: For each layer [bands, rows, width].
+            arrays: Values of each layer, [bands, rows, width].
 
         Raises:
-            DataError: They cannot be written.
+            DataError: The rows cannot be written.
         """
-        # Without layers there is one row block: what has no pixels belongs to a scene of one window.
+        # Without layers there is one row block: results without pixels belong to a scene of one window.
         count, checksum = arrays[0].shape[1] if arrays else self.height, 0
         try:
             for layer, array in zip(self.layers, arrays, strict=True):
@@ -255,13 +255,13 @@ class Partial:
         except OSError as error:
             raise DataError(
                 f"Rows {first} to {first + count - 1} cannot be written to {self.folder}: {error.strerror}. "
-                "Run the same command again when it is possible; what is finished is kept."
+                "Run the same command again when it is possible: finished parts are kept."
             ) from error
 
     def read(self, layer: Layer, first: int, last: int) -> NDArray[Any]:
         """Return finished rows of a layer, [bands, rows, width]."""
         bands = len(layer.descriptions)
-        if (first, last) == (0, self.height):  # at once: layers of small scenes may have hundreds of bands
+        if (first, last) == (0, self.height):  # all bands at once: layers of small scenes may have hundreds of bands
             values = np.fromfile(self._raw(layer), layer.dtype)
             if values.size == bands * self.height * self.width:
                 return values.reshape(bands, self.height, self.width)
@@ -273,7 +273,7 @@ class Partial:
         )
         if values.size != (last - first) * self.width:
             raise DataError(
-                f"{self._raw(layer)} has become shorter while the command ran. Run the same command again, alone."
+                f"{self._raw(layer)} was shortened while the command ran. Run the same command again, alone."
             )
         return values.reshape(last - first, self.width)
 
@@ -281,21 +281,21 @@ class Partial:
         return (band * self.height + row) * self.width * np.dtype(layer.dtype).itemsize
 
     def _clear(self) -> None:
-        """Delete the files of a run except its lock; files that no run makes stay."""
+        """Delete the files of a run except its lock; other files are kept."""
         if not self.folder.is_dir():
             return
         raws = {RAW.format(layer.ending) for layer in self.layers}
         ours = _is_ours(self._read_record())
-        # The record is deleted last, since it says that the other files are a run's.
+        # The record is deleted last, because it shows that the other files belong to a run.
         for path in sorted(self.folder.iterdir(), key=lambda path: path.name == RECORD):
             made = path.name == RECORD or path.name in raws or _LIST.fullmatch(path.name)
-            # Raw files of other layers, and lists with a wrong name.
+            # Raw files of layers of an earlier run, and lists with a wrong name.
             other = ours and _is_plain_file(path) and (path.suffix == ".raw" or path.match(FINISHED.format("*")))
             if made or other or _TEMPORARY.fullmatch(path.name):
                 path.unlink()
 
     def remove(self) -> None:
-        """Delete the folder, unless it holds files of others."""
+        """Delete the folder, unless it holds other files."""
         with suppress(OSError, ConfigError):
             self._look()
             self._clear()
@@ -328,16 +328,16 @@ class FinishedRows(Protocol):
         ...
 
     def remove(self) -> None:
-        """Forget the rows."""
+        """Delete the rows."""
         ...
 
 
 class Finished:
-    """Finished rows of a small scene in memory, with what files are written from.
+    """Finished rows of a small scene in memory.
 
     Args:
         layers: Files that will hold the rows.
-        arrays: For each layer [bands, height, width].
+        arrays: Values of each layer, [bands, height, width].
     """
 
     def __init__(self, layers: Sequence[Layer], arrays: Sequence[NDArray[Any]]) -> None:
@@ -349,17 +349,17 @@ class Finished:
         return self._arrays[layer.ending][:, first:last]
 
     def remove(self) -> None:
-        """Forget the rows."""
+        """Delete the rows."""
         self._arrays.clear()
 
 
 def _is_ours(record: Mapping[str, Any] | None) -> bool:
-    """Return whether a record is one that `Partial` has written."""
+    """Return whether a record was written by `Partial`."""
     return record is not None and record.get("made_by") == OWNER
 
 
 def _is_plain_file(path: Path) -> bool:
-    """Return whether a path is a file, and no link, folder, pipe or device."""
+    """Return whether a path is a regular file, not a link, folder, pipe or device."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
@@ -367,7 +367,7 @@ def _is_plain_file(path: Path) -> bool:
 
 
 def _lines(path: Path) -> list[str]:
-    """Return the whole lines of a list. A line without its end was being written when the run was killed."""
+    """Return the complete lines of a list. An incomplete line was being written when the run was killed."""
     text = path.read_bytes().decode("ascii", errors="replace") if _is_plain_file(path) else "damaged\n"
     return text.split("\n")[:-1]
 
@@ -377,10 +377,10 @@ def _gib(size: int) -> str:
 
 
 def _compare(known: Mapping[str, Any], record: Mapping[str, Any], folder: Path) -> None:
-    """Raise if an unfinished run had other settings.
+    """Raise an error if an unfinished run had other settings.
 
     Raises:
-        ConfigError: The message says which.
+        ConfigError: Settings differ; the message lists them.
     """
     differing = [
         f"{key}: {known.get(key)} there, {record.get(key)} now"
@@ -389,6 +389,6 @@ def _compare(known: Mapping[str, Any], record: Mapping[str, Any], folder: Path) 
     ]
     if differing:
         raise ConfigError(
-            f"{folder} holds an unfinished run with other settings ({'; '.join(differing)}). Finish it with the "
-            "settings it has, start anew with --restart, or give another folder with --out."
+            f"{folder} holds an unfinished run with other settings ({'; '.join(differing)}). Finish it with "
+            "its own settings, start again with --restart, or give another folder with --out."
         )

@@ -1,4 +1,4 @@
-"""Scenes through a model, on one process or on many."""
+"""Running a model over scenes, in one process or in several."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from terramind_plugin.system.process import Stopped, StopSignals, refuse_inputs
 logger = logging.getLogger("terramind_plugin")
 
 CACHE, CACHE_TO_WARP = 16 * 2**20, 256 * 2**20
-"""Smallest size of GDAL's block cache in bytes; GDAL's own default is a twentieth of all memory."""
+"""Minimum sizes of GDAL's block cache in bytes, for reading and for warping; GDAL's default is 5 % of the memory."""
 Unit = tuple[int, int, int]
-"""Number of the scene, first and last-plus-one number of its row blocks."""
+"""Number of the scene, number of its first row block, and number after its last one."""
 
 
 def plan_units(blocks: Sequence[int], processes: int) -> list[Unit]:
-    """Return pieces of work: whole scenes, or consecutive row blocks where there are fewer scenes than processes.
+    """Return pieces of work: whole scenes, or consecutive row blocks if there are fewer scenes than processes.
 
     Args:
         blocks: Number of row blocks of each scene.
@@ -54,14 +54,14 @@ def plan_units(blocks: Sequence[int], processes: int) -> list[Unit]:
 
 
 class SceneRun:
-    """Scenes, a model, and the processes that share the work.
+    """A run of a model over scenes, shared by several processes.
 
     Args:
         model: A `SceneModel`.
         jobs: The scenes.
         options: How the model goes through them.
         processes: Processes of the run.
-        signals: Requests to stop, which are followed after the row block at work.
+        signals: Requests to stop; the run stops after the present row block.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class SceneRun:
         self._partials: dict[int, tuple[Partial, dict[str, Any]]] = {}
         self._writer: Executor
         self._written: tuple[Future[None], int] | None = None
-        """Files of a scene on their way, and the number of the scene."""
+        """Files of a scene that are being written, and the number of the scene."""
 
     def _blocks(self, job: Job) -> list[RowBlock]:
         return job.plan.blocks(self.options.batch_size)
@@ -94,7 +94,7 @@ class SceneRun:
         self.signals.check()
         try:
             self._begin()
-            # A thread writes the files of a scene while the model works on the next one.
+            # A thread writes the files of a scene while the model computes the next one.
             with ThreadPoolExecutor(1) as self._writer:
                 for unit in self.units:
                     self._compute(*unit)
@@ -106,14 +106,14 @@ class SceneRun:
                 rows.release()
 
     def _begin(self) -> None:
-        """Begin all scenes, or go on with them."""
+        """Start or resume all scenes."""
         for number, job in enumerate(self.jobs):
             rows, record = job.partial, job.record
             self._partials[number] = rows, record
             if self.processes.rank == 0:
                 lost = not all(job.text(ending).is_file() for ending in job.found)  # written before rows are listed
                 record = rows.start(record, anew=self.options.restart or lost)
-            # The others take the date of the first.
+            # All processes use the date of the first one.
             self._partials[number] = rows, self.processes.share(record)
         prepare_model(self.model, self.processes.device, self.options.compile)
         self._progress.start()
@@ -129,7 +129,7 @@ class SceneRun:
         model: Any = self.model
 
         def write(first: int, arrays: list[NDArray[Any]]) -> None:
-            if job.found:  # before the rows are listed: a run that goes on does not compute them again
+            if job.found:  # before the rows are listed, because a resumed run does not compute listed rows
                 job.write_found(model.found, record)
             rows.write(first, arrays)
 
@@ -140,7 +140,7 @@ class SceneRun:
                 source.keep_type = True
                 source.keep_rows(job.plan.window[0], size_shown(job.grid) if job.draws else None, shown)
             begin = getattr(model, "begin", None)
-            if begin is not None:  # a model that reads where it is
+            if begin is not None:  # the model uses the position of the scene
                 begin(job.grid)
             streamer = Streamer(
                 model,
@@ -162,14 +162,14 @@ class SceneRun:
             say_what_was_wrong(job, streamer.not_finite, sources.values())
             if (first, last) == (0, len(blocks)):
                 self._wait_for_files()
-                if job.draws:  # in the main thread, with the inputs at hand
+                if job.draws:  # in the main thread, while the inputs are open
                     job.finish(rows, record, sources)
                     del self._partials[number]
                 else:
                     self._written = self._writer.submit(job.finish, rows, record, {}), number
 
     def _wait_for_files(self) -> None:
-        """Wait for the files of the scene before; at most one scene is behind."""
+        """Wait for the files of the previous scene, so that at most one scene is being written."""
         if self._written is not None:
             written, number = self._written
             self._written = None
@@ -194,24 +194,24 @@ class SceneRun:
         if missing:
             raise DataError(
                 f"{rows.folder} lacks rows {missing[0][0]} to {missing[0][1] - 1}. All processes need one folder: "
-                "give one with --out that every machine sees, and run the command again."
+                "give one with --out that all machines share, and run the command again."
             )
 
 
 def run_jobs(model: nn.Module, jobs: Sequence[Job], options: Options) -> list[Path]:
-    """Return the files of all scenes, computed where they are not there yet; further processes return nothing.
+    """Compute the results of scenes that lack them, and return the files of all scenes (in the first process only).
 
     Args:
         model: A `SceneModel`.
-        jobs: Scenes for which all is decided.
+        jobs: Scenes after `Job.decide`.
         options: How the model goes through them.
 
     Raises:
-        ConfigError: An unfinished run has other settings, or is still going on, or a file of the results is an input.
+        ConfigError: An unfinished run has other settings or is still running, or a file of the results is an input.
         DataError: A file cannot be read or written.
-        Stopped: A signal has stopped the run, which goes on when it is started again.
+        Stopped: A signal has stopped the run. It is resumed when it is started again.
     """
-    # The result of one scene may be the file of another scene.
+    # The result of one scene may have the path of another scene's input.
     refuse_inputs((path for job in jobs for path in job.written), (path for job in jobs for path in job.files))
     options.out.mkdir(parents=True, exist_ok=True)
     open_ = [job for job in jobs if options.restart or not _is_complete(job)]
@@ -238,11 +238,11 @@ def run_jobs(model: nn.Module, jobs: Sequence[Job], options: Options) -> list[Pa
 def _is_complete(job: Job) -> bool:
     if not job.is_done():
         return False
-    print(f"{job.path}: its results are there. Reading them to see that they are whole.", file=sys.stderr)
+    print(f"{job.path}: its results exist. Reading them to check that they are complete.", file=sys.stderr)
     return job.is_whole()
 
 
 def _cache(sources: Collection[Source | Series], height: int) -> int:
-    """Return the size of GDAL's block cache in bytes for windows of some height. Warping needs some blocks again."""
+    """Return the size of GDAL's block cache in bytes for windows of the given height; warping rereads some blocks."""
     least = CACHE_TO_WARP if any(source.warped for source in sources) else CACHE
     return max(least, sum(source.cache_bytes(height) for source in sources))

@@ -1,4 +1,4 @@
-"""Scenes from satellite catalogues in place of files: a region for each UTM zone of an area, made while it is read."""
+"""Scenes from satellite catalogues: one region for each UTM zone of an area, computed while it is read."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from terramind_plugin.sources.search import STATIC
 
 @dataclass
 class OpenJobs:
-    """Jobs of a command, of files or of an area."""
+    """The jobs of a command, on files or on an area."""
 
     jobs: list[Job]
     regions: SatelliteScenes | None = None
     """The area; None for files."""
 
     def describe(self, number: int) -> dict[str, str]:
-        """Return the tags of a result that say where its pixels come from."""
+        """Return the tags of a result that describe the sources of its pixels."""
         return {} if self.regions is None else self.regions.describe(number)
 
     def finish(self, written: list[Path]) -> list[Path]:
-        """Delete what is not needed any more, and return the files written.
+        """Delete temporary files, and return the files written.
 
         Raises:
             DataError: Satellite scenes could not be read; the message lists them.
@@ -58,14 +58,14 @@ def open_jobs(
     command: str,
     taken: DatesTaken | None = None,
 ) -> Iterator[OpenJobs]:
-    """Give the jobs of a command; the end of the block ends the workers that read satellite scenes.
+    """Yield the jobs of a command. The workers that read satellite scenes end with the context.
 
     Args:
-        jobs: Jobs of files; not used where an area is asked for.
-        arguments: What is asked of catalogues; None for files.
+        jobs: Jobs of files; ignored if an area is given.
+        arguments: Request to catalogues; None for files.
         expected: As for `SatelliteScenes`.
         options: As for `SatelliteScenes`.
-        plan: Returns the jobs of scenes, given as files by modality.
+        plan: Function that returns the jobs of scenes, which are given as files by modality.
         command: As for `SatelliteScenes`.
         taken: As for `SatelliteScenes`.
 
@@ -91,14 +91,14 @@ class SatelliteScenes:
     """The regions of an area as scenes of a run.
 
     Args:
-        arguments: What is asked of catalogues.
-        expected: What the inputs of the model have to hold, by modality.
-        options: How to go through the regions.
+        arguments: Request to catalogues.
+        expected: Bands and units of the model's inputs, by modality.
+        options: Options of the run.
         command: Name of the command, for messages.
-        taken: Number of dates that the model takes, where it takes a series of a fixed length.
+        taken: Number of dates that the model expects; None for any.
 
     Raises:
-        ConfigError: An argument is missing or not possible, or a modality is not read from catalogues.
+        ConfigError: An argument is missing or not possible, or a modality cannot be read from catalogues.
         DataError: A catalogue does not answer.
     """
 
@@ -116,13 +116,13 @@ class SatelliteScenes:
             raise ConfigError(f"Cannot write into {options.out}: it is a file. Give a folder.")
         options.check()
         self.periods = choose_periods(when, taken, dated=any(one.dated for one in expected.values()))
-        """Range of dates of each date of a series; one range where the model takes no series."""
+        """Range of dates for each image of a series; one range if the model takes no series."""
         names = {name: one.name for name, one in expected.items()}
         self.folder = options.out / f"{clean_id(aoi.stem)}_sources"
-        """Folder of the plans and of the blocks that are not needed any more when the maps are finished."""
+        """Folder of the plans and of temporary blocks, which are deleted when the maps are finished."""
         requests = [_ask(arguments, names.values(), period, first=not k) for k, period in enumerate(self.periods)]
         for number, request in enumerate(requests, start=1):
-            if len(requests) > 1:  # all are searched before anything is read
+            if len(requests) > 1:  # all dates are searched before anything is read
                 self.say(f"date {number} of {len(requests)}: {request.dates}")
                 search_regions(request, aoi, self._folder_of(number), self.say)
         regions = [self._plan(arguments, aoi, request, number) for number, request in enumerate(requests, start=1)]
@@ -130,9 +130,9 @@ class SatelliteScenes:
             [self._feed(own[zone], arguments, number) for number, own in enumerate(regions, start=1)]
             for zone in _zones_of_all(regions, self.periods)
         ]
-        """Makers of the blocks of each region, one for each date."""
+        """Feeds that produce the blocks of each region, one for each date."""
         self.inputs = [_prepare(feeds, names) for feeds in self.feeds]
-        """Files of each region, in the order of time, by the name of the modality in the configuration."""
+        """Files of each region in the order of time, by the configuration's name of the modality."""
 
     def _folder_of(self, number: int) -> Path:
         """Return the folder of the plan of a date, counted from 1."""
@@ -141,7 +141,7 @@ class SatelliteScenes:
     def _plan(
         self, arguments: SatelliteArguments, aoi: Path, request: SourceRequest, number: int
     ) -> dict[str, MapRegion]:
-        """Return the regions of a date by their name."""
+        """Return the regions of a date by name."""
         folder = self._folder_of(number)
         regions = plan_regions(
             request, aoi, folder, workers=arguments.workers, scheduler=arguments.scheduler, say=self.say
@@ -149,13 +149,13 @@ class SatelliteScenes:
         return {region.name: region for region in regions}
 
     def _feed(self, region: MapRegion, arguments: SatelliteArguments, number: int) -> Feed:
-        # The first file names the map.
+        # The map is named after the first file.
         name = region.name if number == 1 else f"{region.name}_date_{number}"
         folder = self._folder_of(number) / region.name
         return Feed(region, folder, arguments.workers, arguments.scheduler, name)
 
     def attach(self, jobs: Sequence[Job]) -> None:
-        """Let jobs wait for the rows of their regions."""
+        """Make jobs wait for the rows of their regions."""
         for job, feeds in zip(jobs, self.feeds, strict=True):
             job.before = partial(_need, feeds)
             plans = [feed.region.fingerprint for feed in feeds]
@@ -165,7 +165,7 @@ class SatelliteScenes:
             job.taken = days[0] if len(days) == 1 else None
 
     def describe(self, number: int) -> dict[str, str]:
-        """Return the tags of a region's maps that say where its pixels come from, the dates of a series by '; '."""
+        """Return the tags of a region's maps that describe the sources of the pixels; dates are separated by '; '."""
         regions = [feed.region for feed in self.feeds[number]]
         scenes = {scene.key: scene for region in regions for scene in region.scenes.values()}
         tags = {
@@ -176,22 +176,22 @@ class SatelliteScenes:
         return tags if len(regions) == 1 else {**tags, "periods": "; ".join(map(str, self.periods))}
 
     def finish(self) -> None:
-        """Delete the blocks, and raise a DataError that lists scenes which could not be read, if there are any."""
+        """Delete the blocks, and raise a DataError that lists the scenes that could not be read, if there are any."""
         failed: dict[str, str] = {}
         for feed in chain(*self.feeds):
             failed |= feed.failed
             feed.remove()
-        with suppress(OSError):  # what a user has put there stays
+        with suppress(OSError):  # the folder stays if it holds files of the user
             self.folder.rmdir()
         refuse_failures(failed)
 
 
 def choose_periods(asked: str, taken: DatesTaken | None, *, dated: bool) -> list[DateRange]:
-    """Return the range of dates of each image that a model takes.
+    """Return the range of dates of each image that a model expects.
 
     Args:
-        asked: A range for each date, between commas; a single range is cut into as many parts as the model takes dates.
-        taken: Number of dates that the model takes; None for any number.
+        asked: A range for each date, separated by commas; a single range is divided by the model's number of dates.
+        taken: Number of dates that the model expects; None for any number.
         dated: Whether the model takes a series.
 
     Raises:
@@ -212,14 +212,14 @@ def choose_periods(asked: str, taken: DatesTaken | None, *, dated: bool) -> list
     if taken is None:
         first, second = periods[0].cut(2)
         raise ConfigError(
-            "The model takes any number of dates: give a range for each, between commas and in the order of time, e.g. "
+            "The model takes any number of dates: give a range for each, with commas and in the order of time, e.g. "
             f"--date {first},{second}."
         )
     return periods[0].cut(taken.count)
 
 
 def _ask(arguments: SatelliteArguments, modalities: Iterable[str], period: DateRange, *, first: bool) -> SourceRequest:
-    """Return what is asked of catalogues for one date; heights belong to the first, since they do not change."""
+    """Return the request to catalogues for one date. Heights, which do not change, are requested for the first date."""
     names = list(modalities)
     return make_request(
         names if first else [name for name in names if name != "DEM"] or names,
@@ -232,7 +232,7 @@ def _ask(arguments: SatelliteArguments, modalities: Iterable[str], period: DateR
 
 
 def _zones_of_all(regions: Sequence[Mapping[str, MapRegion]], periods: Sequence[DateRange]) -> list[str]:
-    """Return the names of the regions, which every date must show.
+    """Return the names of the regions, each of which needs a scene of every date.
 
     Raises:
         ConfigError: A date has no scene of a region.
@@ -242,26 +242,26 @@ def _zones_of_all(regions: Sequence[Mapping[str, MapRegion]], periods: Sequence[
         lacking = [name for name in names if name not in own]
         if lacking:
             raise ConfigError(
-                f"There is no scene of {', '.join(lacking)} from {period.first} to {period.last}, but of other dates. "
+                f"There is no scene of {', '.join(lacking)} from {period.first} to {period.last}, only of other dates. "
                 "Widen that range of --date, or leave this part of the area out."
             )
     return names
 
 
 def _prepare(feeds: Sequence[Feed], names: Mapping[str, str]) -> dict[str, tuple[Path, ...]]:
-    """Write the rasters that join the blocks of a region, and return those of each modality in the order of time."""
+    """Write the rasters that join the blocks of a region, and return them by modality in the order of time."""
     made = [feed.prepare() for feed in feeds]
     return {name: tuple(own[modality] for own in made if modality in own) for name, modality in names.items()}
 
 
 def _days(scenes: Iterable[Scene]) -> list[date]:
-    """Return the days on which satellites passed, in order."""
+    """Return the days of the satellite passes, in order."""
     passes = [scene for scene in scenes if scene.modality not in STATIC]
     return sorted({moment.date() for scene in passes for moment in (scene.start, scene.end)})
 
 
 def _need(feeds: Sequence[Feed], first: int, last: int) -> None:
-    """Wait until some rows of a region are there, of all dates."""
+    """Wait until rows of a region are available for all dates."""
     for feed in feeds:
         feed.need(first, last)
 

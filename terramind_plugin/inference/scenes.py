@@ -1,4 +1,4 @@
-"""Files of scenes as people type them."""
+"""Parsing of the files of scenes, as typed on the command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from terramind_plugin.raster.paths import is_remote, raster_path
 def pair_series(
     typed: Sequence[Sequence[str]], names: Sequence[str], *, dated: bool
 ) -> list[dict[str, tuple[Path, ...]]]:
-    """Return the files of each modality for each scene, in the order of time, the modality typed first in front.
+    """Return the files of each scene by modality, in the order of time. The modality typed first comes first.
 
     Args:
         typed: Files as in `map_scenes`; those of a series are separated by commas.
@@ -37,8 +37,8 @@ def pair_series(
             raise ConfigError(f"The configuration has {', '.join(names)}: write {example}, got '{first}'.")
         if name in files:
             raise ConfigError(
-                f"{name} is given twice. Several scenes go behind one --scene: --scene {name}=A B C"
-                + (f", the dates of a scene between commas: --scene {name}=A,B,C." if dated else ".")
+                f"{name} is given twice. For several scenes write --scene {name}=A B C"
+                + (f", for the dates of one scene --scene {name}=A,B,C." if dated else ".")
             )
         files[name] = [_split(one, dated) for one in (path, *others)]
     missing = [name for name in names if name not in files]
@@ -51,7 +51,7 @@ def pair_series(
 
 
 def _split(text: str, dated: bool) -> tuple[Path, ...]:
-    """Return the files of one scene; a name that a file has, or a URL, is one file whatever commas it holds."""
+    """Return the files of one scene. The name of an existing file or a URL is one file, even if it contains commas."""
     parts = [part.strip() for part in text.split(",")]
     if len(parts) == 1 or Path(text).exists() or (is_remote(text) and not all(is_remote(part) for part in parts)):
         return (raster_path(text),)
@@ -71,13 +71,13 @@ def name_scenes(
     typed: Sequence[Sequence[Path | str]],
     known: Sequence[str] = (),
 ) -> list[dict[str, tuple[Path, ...]]]:
-    """Return the files of each scene by modality, in the order of time, where no configuration names the modalities.
+    """Return the files of each scene by modality, in the order of time, for commands without a configuration.
 
     Args:
         scenes: Rasters of one modality; those of a series are separated by commas.
-        modality: Its name.
-        typed: Instead of `scenes`: for each modality NAME=FILE and the files of further scenes, in one order. A
-            modality may come several times.
+        modality: Name of that modality.
+        typed: Instead of `scenes`: for each modality NAME=FILE and the files of further scenes, in the same order. A
+            modality may be given several times.
         known: Names of the inputs of a fine-tuned model.
 
     Raises:
@@ -108,7 +108,7 @@ def name_scenes(
 
 
 def name_modality(given: str, known: Sequence[str] = ()) -> str:
-    """Return the name of an input: as a fine-tuned model calls it, or else as the modality table does.
+    """Return the name of an input: the one in a fine-tuned model, or else the one in the modality table.
 
     Raises:
         ConfigError: There is no such modality.
@@ -117,10 +117,10 @@ def name_modality(given: str, known: Sequence[str] = ()) -> str:
 
 
 def name_bands(words: Sequence[str], modalities: Iterable[str]) -> dict[str, list[str]]:
-    """Return the bands of each modality from names of bands, in which NAME=BAND begins another modality.
+    """Return the bands of each modality from a list of names of bands, in which NAME=BAND starts another modality.
 
     Args:
-        words: Names as in ['BLUE', 'RED', 'S1GRD=VV']; those in front belong to the first modality.
+        words: Names as in ['BLUE', 'RED', 'S1GRD=VV']; those before the first '=' belong to the first modality.
         modalities: Names of the modalities.
 
     Raises:
@@ -132,7 +132,7 @@ def name_bands(words: Sequence[str], modalities: Iterable[str]) -> dict[str, lis
         given, equals, band = word.rpartition("=")
         found = _match(given, known) if equals else name
         if found is None:
-            raise ConfigError(f"--bands names {given}, but the scenes are of {', '.join(known)}.")
+            raise ConfigError(f"--bands names {given}, but the scenes show {', '.join(known)}.")
         name = found
         bands.setdefault(name, []).append(band)
     return bands

@@ -1,4 +1,4 @@
-"""A fine-tuned task over whole scenes."""
+"""Running a fine-tuned task over whole scenes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Network = TypeVar("Network", bound=nn.Module)
 SETTINGS = (
     "constant_scale", "offsets", "no_data_replace", "dataset_bands", "output_bands", "allow_missing_modalities",
 )  # fmt: skip
-"""Attributes of data modules that say how files are read."""
+"""Attributes of data modules that determine how files are read."""
 
 
 class SceneTask(nn.Module):
@@ -56,14 +56,14 @@ class SceneTask(nn.Module):
         task: Task that segments or regresses pixels.
         inputs: Standardisation of each modality.
         dates: Number of dates of each series of a scene, by modality; empty if the task takes no series.
-        joined: Whether the task takes one image of the bands of all modalities.
-        probabilities: Also make a file with the probabilities of all classes.
+        joined: Whether the task expects one image of the bands of all modalities.
+        probabilities: Also write a file with the probabilities of all classes.
         window: Height and width of a window in pixels.
-        class_names: Names of the classes; none for their numbers.
+        class_names: Names of the classes; empty to use their numbers.
         positions: Name of the input that is the position of a window; None if there is none.
 
     Raises:
-        ConfigError: The task makes no maps.
+        ConfigError: The task does not predict maps.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class SceneTask(nn.Module):
         """Grid of the scene, set by `begin`."""
         if not isinstance(task, SemanticSegmentationTask | PixelwiseRegressionTask):
             raise ConfigError(
-                f"{type(task).__name__} makes no maps. `terramind map` runs SemanticSegmentationTask and "
+                f"{type(task).__name__} does not predict maps. `terramind map` runs SemanticSegmentationTask and "
                 "PixelwiseRegressionTask; for others cut the scene into chips and use `terramind predict`."
             )
         self.task = task
@@ -122,7 +122,7 @@ class SceneTask(nn.Module):
         """Prepare for windows of one size, see `SceneModel`."""
         decoder: Any = getattr(self.task.model, "decoder", None)
         if isinstance(decoder, nn.Module) and next((one.is_cuda for one in decoder.parameters()), False):
-            decoder.to(memory_format=torch.channels_last)  # as its inputs are, which are tokens side by side
+            decoder.to(memory_format=torch.channels_last)  # like its inputs, which come from tokens
         network = network_of(self.task)
         if network is not None:
             compile_network(network, mode)
@@ -153,7 +153,7 @@ class SceneTask(nn.Module):
 
 
 def _dates_of(name: str, dates: Mapping[str, int] | None) -> tuple[int, ...]:
-    """Return the dimension of dates of a modality's images; nothing for images of one date."""
+    """Return the size of the dimension of dates, as a tuple; an empty tuple for images of one date."""
     return (dates[name],) if dates else ()
 
 
@@ -171,18 +171,18 @@ def map_scenes(
     """Write a fine-tuned task's maps of scenes, and return the files written.
 
     Args:
-        config: YAML of TerraTorch that the task was trained with; None where the model describes its task.
+        config: TerraTorch YAML that the task was trained with; None with `model`.
         ckpt_path: Weights of the task: a Lightning checkpoint; None with `model`.
-        files: For each modality the files of all scenes, in one order; the first may be written NAME=FILE. The files of
-            a series are separated by commas, in the order of time.
-        options: How to go through the scenes.
+        files: For each modality the files of all scenes, in the same order; the first may be written NAME=FILE. The
+            files of a series are separated by commas, in the order of time.
+        options: Options of the run.
         overrides: Further options, as for `terramind fit`.
         probabilities: Also write the probabilities of all classes.
-        satellites: Catalogues that give the scenes in place of `files`.
-        model: Weights that describe their task: 'hub:ORG/NAME', an exported folder or a checkpoint.
+        satellites: Catalogues that give the scenes instead of `files`.
+        model: Fine-tuned model that contains its configuration: 'hub:ORG/NAME', an exported folder or a checkpoint.
 
     Raises:
-        ConfigError: The configuration, the windows or the names are not possible, or the checkpoint is of another
+        ConfigError: The configuration, the windows or the names are not possible, or the checkpoint belongs to another
             model.
         DataError: A file cannot be used.
         WeightsError: The checkpoint cannot be read or does not fit.
@@ -210,7 +210,7 @@ def map_scenes(
 
 
 def _describe(cli: TerraMindCLI, weights: str, scales: Mapping[str, Standardised], dated: bool) -> dict[str, Any]:
-    """Return what decides on the map beside files and windows."""
+    """Return what determines the map, apart from files and windows."""
     described = {
         "model": _name(cli.model),
         "weights": weights,
@@ -226,10 +226,10 @@ def _describe(cli: TerraMindCLI, weights: str, scales: Mapping[str, Standardised
 def _build_network(
     cli: TerraMindCLI, scales: Mapping[str, Standardised], jobs: Sequence[Job], probabilities: bool
 ) -> SceneTask:
-    """Return the task as the model of scenes, which have the windows of the first.
+    """Return the task as the model of scenes, for windows of the first scene's size.
 
     Raises:
-        ConfigError: The task makes no maps.
+        ConfigError: The task does not predict maps.
         DataError: A scene has no georeference, and the model needs one.
     """
     refuse_nowhere(jobs, getattr(cli.datamodule, "positions", None))
@@ -252,7 +252,7 @@ def patch_size(task: LightningModule) -> int:
 
 
 def _hash_inputs(inputs: Mapping[str, Standardised]) -> str:
-    """Return a hash of the numbers that standardise inputs: other numbers make another map."""
+    """Return a hash of the numbers that standardise inputs, because the map depends on them."""
     return hash_content({name: scale.numbers() for name, scale in inputs.items()})
 
 
@@ -263,14 +263,14 @@ def _name(task: LightningModule) -> str:
 
 
 def read_data_module(datamodule: Any, task: LightningModule) -> tuple[dict[str, Expected], dict[str, Standardised]]:
-    """Return what the files of each modality hold, and how the task's inputs are standardised.
+    """Return the bands and units of each modality's files, and the standardisation of the task's inputs.
 
     Args:
         datamodule: TerraMindDataModule, or one of TerraTorch's generic ones.
-        task: Names the modality where the data module does not.
+        task: Task, which names the modality if the data module does not.
 
     Raises:
-        ConfigError: The data module has no means and stds, or makes something else of files than images.
+        ConfigError: The data module has no means and stds, or its inputs are not images.
     """
     means, stds = (
         getattr(datamodule, f"band_{what}", None) or getattr(datamodule, what, None) for what in ("means", "stds")
@@ -308,7 +308,7 @@ def read_data_module(datamodule: Any, task: LightningModule) -> tuple[dict[str, 
 
 
 def _describe_series(task: LightningModule, datamodule: Any, joined: bool) -> str:
-    """Return what decides on the map of a series beside weights and files."""
+    """Return what determines the map of a series, apart from weights and files."""
     args = task.hparams.get("model_args") or {}
     parts = [f"{key.removeprefix('backbone_')} {args[key]}" for key in sorted(args) if "temporal_" in key]
     parts += [f"dates of a band together: {', '.join(sorted(by_band(datamodule)))}"] if by_band(datamodule) else []
@@ -316,7 +316,7 @@ def _describe_series(task: LightningModule, datamodule: Any, joined: bool) -> st
 
 
 def by_band(datamodule: Any) -> frozenset[str]:
-    """Return the modalities whose files of several dates hold all dates of a band together."""
+    """Return the modalities whose files hold all dates of a band together, not all bands of a date."""
     return frozenset(getattr(datamodule, "by_band", ()))
 
 
@@ -326,12 +326,12 @@ def _modality(name: str, task: LightningModule) -> str:
 
 
 def for_inference(model: Network) -> Network:
-    """Return a model in evaluation mode that cannot be trained any more.
+    """Return a model in evaluation mode, optimised so that it can no longer be trained.
 
-    UNet blocks upsample and convolve at once, and batch norms become part of the convolutions before them.
+    UNet blocks upsample and convolve in one step, and batch norms are merged into the preceding convolutions.
 
     Args:
-        model: Model; it and its weights are changed in place.
+        model: Model; its modules and weights are changed in place.
     """
     model.eval().requires_grad_(False)
     upsample_at_once(model)

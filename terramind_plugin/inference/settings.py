@@ -1,4 +1,4 @@
-"""The weights and settings that `reconstruct` and `generate` run a model with."""
+"""The weights and settings of a model in `reconstruct`, `generate` and `embed`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from terramind_plugin.model.variants import Variant
 from terramind_plugin.tokenizers.diffusion import TRAINING_STEPS
 
 WEIGHTS_SEED = 0
-"""Seed of random weights: one for all runs, so that a run can be repeated."""
+"""Seed of random weights. It is fixed, so that runs can be repeated."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Settings:
     """Weights and sampling of a model."""
 
     pretrained: bool = True
-    """Load the published weights."""
+    """Whether to load the published weights."""
     ckpt_path: Path | None = None
-    """File with weights that goes before the published ones."""
+    """File with weights; it takes precedence over the published weights."""
     steps: int = 10
-    """Denoising steps of an image."""
+    """Number of denoising steps of an image."""
     seed: int = 0
     """Seed of the first sample; sample i has seed + i."""
     tokenizer_ckpt_paths: Mapping[str, Path] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class Settings:
     """Vocabulary of coordinates; for generation."""
 
     def check(self) -> None:
-        """Raise a ConfigError if a number is not possible, before anything slow begins."""
+        """Raise a ConfigError if a number is not possible, before slow work begins."""
         if not 1 <= self.steps <= TRAINING_STEPS:
             raise ConfigError(f"steps must be from 1 to {TRAINING_STEPS}, got {self.steps}.")
         check_seed(self.seed)
@@ -47,7 +47,7 @@ class Settings:
 
         Args:
             model: Name of the model.
-            variant: Says where weights come from.
+            variant: Architecture, which tells the origin of the weights.
         """
         own = "published" if variant.hub_repo else "shipped with terramind_plugin, trained on simulated worlds"
         weights = own if self.pretrained else f"random, from seed {WEIGHTS_SEED}"
@@ -68,7 +68,7 @@ def fixed_random_weights() -> Iterator[None]:
 
 @contextmanager
 def loading_weights() -> Iterator[None]:
-    """Draw the same random weights in every run, and name the options of the command where weights are missing."""
+    """Draw the same random weights in every run, and name the command's options if weights are missing."""
     try:
         with fixed_random_weights():
             yield

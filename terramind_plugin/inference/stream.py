@@ -1,4 +1,4 @@
-"""A scene through a model, row block after row block, in memory that depends on the width of the scene alone."""
+"""Running a model over a scene, row block by row block, in memory that depends only on the width of the scene."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from terramind_plugin.system.process import give_back
 Read = TypeVar("Read")
 
 READ_AHEAD = 2
-"""Batches that are read while the model works on another."""
+"""Number of batches that are read while the model computes another one."""
 TIDY = 40
 """Number of windows after which freed memory is returned to the system."""
 
@@ -35,15 +35,16 @@ class SceneModel(Protocol):
     """A model of windows of a scene."""
 
     channels: int
-    """Numbers per pixel that are blended."""
+    """Number of blended values per pixel."""
     layers: tuple[Layer, ...]
     """Files that hold the results."""
 
     def __call__(self, images: Mapping[str, Tensor], corners: Sequence[tuple[int, int]]) -> Tensor:
-        """Return [B, channels, h, w].
+        """Return the results of windows, [B, channels, h, w].
 
         Args:
-            images: By modality [B, bands, h, w], a series [B, bands, dates, h, w], in its units, gaps filled.
+            images: Images by modality, [B, bands, h, w] or series [B, bands, dates, h, w], in their units, with gaps
+                filled.
             corners: Row and column of the first pixel of each window.
         """
         ...
@@ -52,37 +53,37 @@ class SceneModel(Protocol):
         """Return the values of each layer, [bands, rows, W].
 
         Args:
-            blended: [channels, rows, W].
+            blended: Blended results [channels, rows, W].
         """
         ...
 
-    # A model may have `mixes_scenes`, True if windows of several scenes may be in one batch, `begin(grid)`, which is
-    # called with the grid of the scene whose windows come next, and `prepare(mode)`, which is called once on the device
-    # of the run: all batches that follow have windows of one size, and `mode` is one of `compile_model`.
+    # Optional attributes of a model: `mixes_scenes`, True if windows of several scenes may be in one batch;
+    # `begin(grid)`, called with the grid of the scene whose windows come next; `prepare(mode)`, called once on the
+    # device of the run with a mode of `compile_model`. All later batches have windows of one size.
 
 
 class Batch(NamedTuple):
-    """Windows for the model at once, or the end of a row block."""
+    """A batch of windows for the model, or the end of a row block."""
 
     images: dict[str, Tensor]
     windows: list[tuple[int, int]]
     """Row and column number of each window."""
     marks: list[tuple[int, int, NDArray[np.bool_]]]
-    """Cells with data of each window, those without any data included."""
+    """Position and cells with data of each window, including windows without any data."""
     valid: list[NDArray[np.bool_]]
     """Pixels with data of each of `windows`."""
     block: RowBlock
     ends: bool
-    """Whether the row block ends here."""
+    """Whether the row block ends with this batch."""
     ready: Any = None
     """CUDA event after which the images are on the device."""
 
 
 @dataclass
 class Streamer:
-    """Runs a model over row blocks of one scene.
+    """Runner of a model over the row blocks of one scene.
 
-    Memory holds the results of a row block, a few batches of windows, and GDAL's blocks.
+    It keeps the results of a row block, a few batches of windows and GDAL's blocks in memory.
     """
 
     model: SceneModel
@@ -92,13 +93,13 @@ class Streamer:
     batch_size: int
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     whole_batches: bool = False
-    """Whether all batches have `batch_size` windows, the last one some of them repeatedly: for compiled models."""
+    """Whether all batches have `batch_size` windows, as compiled models need; the last one repeats windows."""
     on_windows: Callable[[int], object] = lambda count: None
-    """Called with the number of windows that are done."""
+    """Called with the number of windows that were finished."""
     on_block: Callable[[], object] = lambda: None
-    """Called when a row block was handed to `write`; an exception ends the run after the block is written."""
+    """Called when a row block was passed to `write`. An exception ends the run after the block is written."""
     not_finite: int = 0
-    """Number of pixels with data so far whose result is not finite."""
+    """Number of pixels so far that have data but no finite result."""
 
     def run(
         self,
@@ -109,9 +110,10 @@ class Streamer:
         """Compute row blocks that are not finished.
 
         Args:
-            blocks: Some of `plan.blocks(batch_size)`, one after the other.
-            finished: First and last-plus-one row of what is finished.
-            write: Gets the number of the first row and for each layer [bands, rows, W], in the order of rows.
+            blocks: Consecutive blocks of `plan.blocks(batch_size)`.
+            finished: First row, and row after the last one, of each finished block.
+            write: Called in the order of rows with the number of the first row and the values of each layer, [bands,
+                rows, W].
         """
         every = self.plan.blocks(self.batch_size)
         numbers = [every.index(block) for block in blocks]
@@ -128,19 +130,19 @@ class Streamer:
         with ThreadPoolExecutor(max_workers=1) as pool:
             written: Future[None] | None = None
             for start, stop in _runs(open_):
-                # Closed before anything else is: a thread reads the sources until then.
+                # Closed before anything else, because a thread reads the sources until then.
                 with closing(self._blend(every, start, stop)) as blended:
                     for first, rows in blended:
                         if written is not None:
-                            written.result()  # one block waits at most
+                            written.result()  # at most one block waits
                         written = pool.submit(put, first, rows)
                         self.on_block()
             if written is not None:
                 written.result()
 
     def _blend(self, every: list[RowBlock], start: int, stop: int) -> Generator[tuple[int, TakenRows]]:
-        """Yield first row and the layers of each row block from one number to before another."""
-        # Windows of earlier blocks reach into the first rows. Computed in the same batches they give the same bytes.
+        """Yield the first row and the layers of each row block, from block `start` to before block `stop`."""
+        # Windows of earlier blocks reach into the first rows. In the same batches they give the same bytes.
         begin = next(number for number in range(start + 1) if self.plan.reach(every[number]) > every[start].first)
         blend = RollingBlend(self.plan, every, self.model.channels, every[begin].first, self.device)
         windows = 0
@@ -175,13 +177,13 @@ class Streamer:
             blend.add(row, column, self.plan.gather(result, valid))
 
     def _read(self, blocks: Sequence[RowBlock]) -> Iterator[Batch]:
-        """Yield the batches of some row blocks; windows without data are left out of them."""
+        """Yield the batches of some row blocks, without windows that have no data."""
         with ThreadPoolExecutor(len(self.sources), thread_name_prefix="reading inputs") as readers:
             yield from self._read_batches(blocks, readers)
 
     def _read_batches(self, blocks: Sequence[RowBlock], readers: Executor) -> Iterator[Batch]:
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        # Used in turn: one is filled, some wait, one is worked on.
+        # Used in turn: one is being filled, some wait, one is in use by the model.
         memories = cycle([WindowMemory(self.batch_size, self.device) for _ in range(READ_AHEAD + 2)])
         for block in blocks:
             batch, memory = Batch({}, [], [], [], block, False), next(memories)
@@ -209,7 +211,7 @@ class Streamer:
         try:
             parts = {first[0]: first[1].read(*window)}
         finally:
-            wait(waiting.values())  # an error must not leave a thread in a file that is about to be closed
+            wait(waiting.values())  # after an error, no thread may still read a file that is about to be closed
         parts |= {name: one.result() for name, one in waiting.items()}
         valid = np.logical_or.reduce([part.valid for part in parts.values()])
         return {name: part.values for name, part in parts.items()}, valid
@@ -231,7 +233,7 @@ def run_windows(
         model: Model of the scene.
         images: As in `SceneModel`.
         corners: As in `SceneModel`.
-        least: Smallest number of windows that the model is given: the first one is repeated.
+        least: Minimum number of windows in a batch of the model; the first window is repeated to reach it.
     """
     lacking = least - len(corners)
     if lacking <= 0:
@@ -255,7 +257,7 @@ def prepare_model(model: Any, device: torch.device, mode: str) -> None:
 
 
 def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the first and last-plus-one of numbers that follow one another."""
+    """Return the first number of each run of consecutive numbers, and the number after its last one."""
     runs: list[tuple[int, int]] = []
     for number in numbers:
         if runs and runs[-1][1] == number:
@@ -266,11 +268,11 @@ def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def ahead(items: Iterable[Read], count: int = 2) -> Generator[Read]:
-    """Yield the items of an iterable that a thread works through in advance; its exceptions are raised here.
+    """Yield the items of an iterable that a thread reads in advance. Exceptions of the thread are raised here.
 
     Args:
-        items: Used in the thread alone.
-        count: Number of items that the thread is ahead.
+        items: Iterable, used only in the thread.
+        count: Maximum number of items that are read in advance.
     """
     iterator, end = iter(items), object()
     with ThreadPoolExecutor(1, thread_name_prefix="reading ahead") as pool:

@@ -1,4 +1,4 @@
-"""Windows on their way to the device, and finished rows on their way back, without waiting in between."""
+"""Asynchronous copies of windows to the device and of finished rows back."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from terramind_plugin.raster.writer import Layer
 FINISH_ROWS = 32
 """Number of blended rows that are turned into layers at once."""
 STORED_AS = {"uint8": torch.uint8, "int8": torch.int8, "int16": torch.int16, "uint16": torch.int16}
-"""Type of the memory for values of a file's type. PyTorch's uint16 can do little: its bits are sent as int16."""
+"""Tensor type for values of each file type. PyTorch supports little on uint16, so its bits are sent as int16."""
 UNSIGNED = 2**16 - 1
-"""Bits of a uint16."""
+"""Mask of the bits of a uint16."""
 
 
 class WindowMemory:
-    """Memory of a batch of windows, used again for later batches: new memory costs as much as reading.
+    """Memory of a batch of windows, reused for later batches because new memory costs as much as reading.
 
-    Windows are sent in the type of their file where all windows of a batch have it, and become float32 on the device.
+    If all windows of a batch have the type of their file, they are sent in it and become float32 on the device.
 
     Args:
-        batch_size: Most windows of a batch.
+        batch_size: Maximum number of windows in a batch.
         device: Device of the model. Memory for a GPU is pinned.
         keep_types: Whether windows keep their type until they are on the device.
     """
@@ -40,7 +40,7 @@ class WindowMemory:
         self._sent: Any = None
 
     def begin(self) -> None:
-        """Wait until an earlier batch has left this memory, so that the next one can be put there."""
+        """Wait until the previous batch has been copied to the device."""
         if self._sent is not None:
             self._sent.synchronize()
         self._sent = None
@@ -51,16 +51,16 @@ class WindowMemory:
 
         Args:
             name: Modality.
-            number: Number of the window in the batch; windows are put there one after the other.
+            number: Number of the window in the batch; windows are added one after the other.
             image: Values [bands, h, w] or [bands, dates, h, w].
         """
         wanted = image.dtype.name if self.keep_types and image.dtype.name in STORED_AS else "float32"
         here = self._types.setdefault(name, wanted)
-        if here not in (wanted, "float32"):  # the first one with gaps, which are filled with means
+        if here not in (wanted, "float32"):  # the first window with gaps, which are filled with means
             earlier = self._room(name, here, image.shape)[:number]
             self._room(name, "float32", image.shape)[:number] = earlier
             here = self._types[name] = "float32"
-        # By NumPy: Torch would start threads for this one, beside those of the model.
+        # Copied by NumPy: Torch would start threads for it, which compete with those of the model.
         self._room(name, here, image.shape)[number] = image
 
     def _room(self, name: str, dtype: str, shape: Sequence[int]) -> NDArray[Any]:
@@ -74,7 +74,7 @@ class WindowMemory:
         return room.view(np.uint16) if dtype == "uint16" else room
 
     def send(self, count: int, stream: torch.cuda.Stream | None = None) -> tuple[dict[str, Tensor], Any]:
-        """Return the images on the device by modality, float32, and the CUDA event after which they are there.
+        """Return the images on the device by modality, float32, and the CUDA event that marks the end of the copy.
 
         Args:
             count: Number of windows.
@@ -97,13 +97,13 @@ def as_float(stored: Tensor, dtype: str) -> Tensor:
 
     Args:
         stored: Values, of a type of `STORED_AS` or float32.
-        dtype: Type of the file's values, whose bits `stored` holds.
+        dtype: Type of the values in the file, whose bits `stored` holds.
     """
     return (stored.int() & UNSIGNED).float() if dtype == "uint16" else stored.float()
 
 
 class FinishingModel(Protocol):
-    """A model that makes layers of blended rows, see `SceneModel`."""
+    """A model that turns blended rows into layers, see `SceneModel`."""
 
     layers: tuple[Layer, ...]
 
@@ -113,12 +113,12 @@ class FinishingModel(Protocol):
 
 
 class TakenRows:
-    """Layers of finished rows, which may still be on their way from the device.
+    """Layers of finished rows, whose copy from the device may still be under way.
 
     Args:
         model: Model of the scene.
-        blended: Results [channels, rows, W]; may change as soon as this is made.
-        valid: Boolean [rows, W], True where there is data; may change likewise.
+        blended: Results [channels, rows, W]; they may change as soon as this object exists.
+        valid: Boolean [rows, W], True where there is data; it may change as soon as this object exists.
         stream: CUDA stream of the copies; None without CUDA.
     """
 
@@ -131,7 +131,7 @@ class TakenRows:
         self._coming: list[tuple[NDArray[Any], Tensor]] = []
         self._event: Any = None
         with torch.no_grad():
-            for first in range(0, len(valid), FINISH_ROWS):  # a few at once: models need room for what they make
+            for first in range(0, len(valid), FINISH_ROWS):  # a few rows at once, to limit the model's memory
                 rows = slice(first, first + FINISH_ROWS)
                 made = [blended[:, rows].isfinite().all(dim=0), *model.finish(blended[:, rows])]
                 places = [self._finite[rows], *(array[:, rows] for array in self._arrays)]
@@ -154,10 +154,10 @@ class TakenRows:
         self._coming.append((place, host))
 
     def finish(self) -> tuple[list[NDArray[Any]], int]:
-        """Return the layers, and the number of pixels with data that have no finite result.
+        """Return the layers, and the number of pixels that have data but no finite result.
 
-        Pixels without data or without a finite result hold the layer's nodata value. Models write the nodata value of
-        classes: they know which probabilities are not finite.
+        Pixels without data or without a finite result get the layer's nodata value. In class maps the model itself
+        writes the nodata value, because it knows which probabilities are not finite.
         """
         if self._event is not None:
             self._event.synchronize()
@@ -174,7 +174,7 @@ class TakenRows:
 
 
 def finish_rows(model: FinishingModel, blended: Tensor, valid: NDArray[np.bool_]) -> tuple[list[NDArray[Any]], int]:
-    """Return the layers of finished rows, and the number of pixels with data that have no finite result.
+    """Return the layers of finished rows, and the number of pixels that have data but no finite result.
 
     Args:
         model: As in `TakenRows`.

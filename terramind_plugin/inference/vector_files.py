@@ -1,4 +1,4 @@
-"""Vectors as Zarr and GeoParquet, written whole or not at all."""
+"""Writing vectors to Zarr and GeoParquet, completely or not at all."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ class Vectors:
     grid: Grid
     precision: Precision
     read: Callable[[int, int], NDArray[Any]]
-    """Function that returns the stored rows from a first one to before a last one, [dimensions, rows, columns]."""
+    """Function of two row numbers: the rows from the first number to before the second, [dimensions, rows, columns]."""
 
     @property
     def row_bytes(self) -> int:
-        """Return the bytes of a row."""
+        """Return the size of a row in bytes."""
         return self.grid.width * len(self.names) * np.dtype(self.precision.dtype).itemsize
 
 
 def need(name: str, format: str) -> None:
-    """Raise a ConfigError if a package is missing that a format needs."""
+    """Raise a ConfigError if a package that a format needs is missing."""
     import importlib.util
 
     if importlib.util.find_spec(name) is None:
@@ -59,7 +59,7 @@ def _saying(path: Path) -> Iterator[None]:
     except OSError as error:
         raise DataError(
             f"{path} cannot be written: {one_line(error.strerror or error)}. Is the disk full? Make room in "
-            f"{path.parent} and run the same command again; what is finished is kept."
+            f"{path.parent} and run the same command again: finished parts are kept."
         ) from error
 
 
@@ -68,7 +68,7 @@ def write_zarr(path: Path, vectors: Vectors, tags: Mapping[str, str]) -> None:
 
     Args:
         path: Folder to write; an existing one is replaced.
-        vectors: Content: variable 'embedding' [dimension, y, x]; for int8 also 'scale' [dimension].
+        vectors: Content of the variable 'embedding' [dimension, y, x]; int8 also gets 'scale' [dimension].
         tags: Further attributes.
 
     Raises:
@@ -108,7 +108,7 @@ def write_zarr(path: Path, vectors: Vectors, tags: Mapping[str, str]) -> None:
         parts = chunks(grid.height, vectors.row_bytes, side)
         for first, last in parts:
             array[:, first:last] = vectors.read(first, last)
-        with warnings.catch_warnings(action="ignore"):  # it is no part of Zarr's version 3, but xarray looks for it
+        with warnings.catch_warnings(action="ignore"):  # not part of Zarr's version 3, but xarray looks for it
             zarr.consolidate_metadata(root.store)
         for file in folder.rglob("*"):
             if file.is_file():
@@ -117,11 +117,11 @@ def write_zarr(path: Path, vectors: Vectors, tags: Mapping[str, str]) -> None:
         written: Any = zarr.open_group(folder, mode="r")[NAME]
         for first, last in parts:
             if not np.array_equal(written[:, first:last], vectors.read(first, last), equal_nan=dtype.kind == "f"):
-                raise OSError(f"rows {first} to {last - 1} are not what was written")
+                raise OSError(f"rows {first} to {last - 1} differ from the values written")
 
 
 def _add_positions(add: Callable[..., None], grid: Grid) -> list[str]:
-    """Add the CRS, and the middle of each cell, and return the names of what is no dimension."""
+    """Add the CRS and the middles of cells, and return the names of coordinates that are not dimensions."""
     import pyproj
 
     numbers = grid.transform[:6]
@@ -149,7 +149,7 @@ def read_zarr_tag(path: Path, name: str) -> str | None:
     """Return an attribute of a Zarr store.
 
     Raises:
-        OSError: It is no Zarr store; a ValueError means the same.
+        OSError: It is not a Zarr store; a ValueError means the same.
     """
     import zarr
 
@@ -168,7 +168,7 @@ def check_zarr(path: Path) -> None:
     root = zarr.open_group(path, mode="r")
     for name, array in root.arrays():
         if array.nchunks_initialized != array.nchunks:
-            raise OSError(f"{name} has {array.nchunks_initialized} chunks of {array.nchunks}")
+            raise OSError(f"{name} has {array.nchunks_initialized} of {array.nchunks} chunks")
         if array.ndim != 3:
             array[...]
             continue
@@ -188,7 +188,7 @@ def write_parquet(
 
     Args:
         path: File to write; an existing one is replaced.
-        vectors: Content of the column 'vector'; for int8 the file's metadata hold the scales as JSON.
+        vectors: Content of the column 'vector'; for int8 the file's metadata contain the scales as JSON.
         tags: Further metadata.
         outlines: Function that returns the footprints of rows of cells, [rows, columns, 5, 2].
         source: Name of the scene.
@@ -255,7 +255,7 @@ def read_parquet_tag(path: Path, name: str) -> str | None:
     """Return an entry of the metadata of a Parquet file.
 
     Raises:
-        OSError: It is no Parquet file; a ValueError means the same.
+        OSError: It is not a Parquet file; a ValueError means the same.
     """
     import pyarrow.parquet as pq
 

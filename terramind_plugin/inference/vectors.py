@@ -1,4 +1,4 @@
-"""Vectors of patches or windows as they are stored: precision, footprints, dates."""
+"""Properties of stored vectors of patches or windows: precision, footprints, dates."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from terramind_plugin.raster.writer import Layer
 DTYPES = ("float32", "float16", "int8")
 """Precisions of stored vectors."""
 NO_VECTOR = -128
-"""Value of int8 where there is no vector; other values are from -127 to 127."""
+"""Value of int8 where there is no vector; true values lie between -127 and 127."""
 STEPS = 127
-"""Largest value of int8 that stands for a number."""
+"""Largest int8 value of a vector."""
 LARGEST_HALF = float(np.finfo(np.float16).max)
 MOST_AT_ONCE = 8 * 2**20
-"""Target size in bytes of vectors that are worked on at once."""
+"""Approximate size in bytes of the vectors processed at once."""
 FIRST_YEAR = 1972
-"""Year of the first Landsat images: earlier numbers in names of files are no dates."""
+"""Year of the first Landsat images: earlier numbers in names of files are not dates."""
 DATE_TAGS = ("acquisition_date", "datetime", "date", "sensing_time", "product_start_time", "tifftag_datetime")
-"""Tags of rasters that say when an image was taken, in lower case, the most certain one first."""
+"""Tags of rasters with the date of an image, in lower case, the most reliable one first."""
 _DATE = re.compile(r"(?<!\d)((?:19|20)\d\d)([-_:]?)(\d\d)\2(\d\d)(?!\d)")
 
 
 @dataclass(frozen=True)
 class Precision:
-    """The way in which vectors are stored."""
+    """Type and scales of stored vectors."""
 
     dtype: str
     scales: tuple[float, ...] = ()
-    """Factor of each dimension from int8 to true values; none for other types."""
+    """Factor of each dimension that converts int8 to true values; empty for other types."""
 
     @classmethod
     def fit(cls, dtype: str, partial: FinishedRows, layer: Layer) -> Precision:
-        """Return the precision of one scene; int8 gets the largest value of each dimension as its range.
+        """Return the precision of one scene. The range of int8 is the largest value of each dimension.
 
         Args:
             dtype: One of `DTYPES`.
@@ -61,11 +61,11 @@ class Precision:
 
     @property
     def nodata(self) -> float:
-        """Return the value where there is no vector."""
+        """Return the value that stands for no vector."""
         return NO_VECTOR if self.scales else float("nan")
 
     def store(self, vectors: NDArray[np.float32]) -> NDArray[Any]:
-        """Return vectors [dimensions, rows, columns] as they are stored; NaN stands for none."""
+        """Return vectors [dimensions, rows, columns] converted to the stored type; NaN means no vector."""
         if self.dtype == "float16":
             return vectors.clip(-LARGEST_HALF, LARGEST_HALF).astype(np.float16)
         if not self.scales:
@@ -75,19 +75,19 @@ class Precision:
 
 
 def chunks(length: int, row_bytes: int, multiple: int = 1) -> list[tuple[int, int]]:
-    """Return first and last-plus-one of the rows that are worked on at once.
+    """Return the first row of each chunk, and the row after its last one.
 
     Args:
         length: Number of rows.
         row_bytes: Size of a row in bytes.
-        multiple: Number that lengths are multiples of, except the last one.
+        multiple: Number of which all lengths except the last are multiples.
     """
     step = max(1, MOST_AT_ONCE // row_bytes // multiple) * multiple
     return [(first, min(first + step, length)) for first in range(0, length, step)]
 
 
 def tile_side(shape: tuple[int, int], bytes_per_pixel: int) -> int:
-    """Return the side of a tile of vectors: a multiple of 16 with which tiles have a few MiB and little padding.
+    """Return the side of a tile of vectors: a multiple of 16 that gives tiles of a few MiB with little padding.
 
     Args:
         shape: Height and width of the image.
@@ -104,9 +104,9 @@ def outline(grid: Grid, rows: Sequence[tuple[int, int]], columns: Sequence[tuple
     """Return the corners of parts of an image in its CRS, [rows, columns, 5, 2]; the last corner is the first one.
 
     Args:
-        grid: Grid of the image; parts end with it.
-        rows: First and last-plus-one pixel row of each row of parts.
-        columns: First and last-plus-one pixel column of each column of parts.
+        grid: Grid of the image; parts are cut off at its edge.
+        rows: First pixel row of each row of parts, and the row after its last one.
+        columns: First pixel column of each column of parts, and the column after its last one.
     """
     tops, bottoms = np.minimum(np.array(rows, np.float64), grid.height).T[:, :, None]
     lefts, rights = np.minimum(np.array(columns, np.float64), grid.width).T[:, None, :]
@@ -117,7 +117,7 @@ def outline(grid: Grid, rows: Sequence[tuple[int, int]], columns: Sequence[tuple
 
 
 def taken_on(path: Path) -> date | None:
-    """Return when an image was taken, by its tags or else its name; None if neither says so.
+    """Return the date of an image from its tags or else from its name; None if neither has one.
 
     Args:
         path: The raster.
@@ -144,14 +144,15 @@ def _dates(text: str) -> list[date]:
 
 
 def principal_components(partial: FinishedRows, layer: Layer, side: int = 900) -> NDArray[np.uint8]:
-    """Return the first three principal components of vectors as red, green and blue, [h, w, 3]; grey for none.
+    """Return the first three principal components as red, green and blue, [h, w, 3], with grey for missing vectors.
 
-    Each component is stretched between its 2nd and 98th percentile, and has the sign that makes its skewness positive.
+    Each component is stretched between its 2nd and 98th percentiles. Its sign is chosen so that its skewness is
+    positive.
 
     Args:
         partial: Finished rows of the scene.
         layer: Layer of the vectors.
-        side: Largest height and width of the picture; of larger ones every second, third, ... vector is taken.
+        side: Maximum height and width of the picture in pixels; larger images are thinned to every n-th vector.
     """
     every = max(1, -(-max(partial.height, partial.width) // side))
     rows = [partial.read(layer, row, row + 1)[:, 0, ::every] for row in range(0, partial.height, every)]

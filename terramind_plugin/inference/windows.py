@@ -1,4 +1,4 @@
-"""Overlapping windows over an image of any size, the weights that blend them, and the size that suits a task."""
+"""Overlapping windows over an image of any size, their blending weights, and the window size of a task."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from terramind_plugin.raster.georeference import Grid, apply_affine
 from terramind_plugin.raster.netcdf import raster_name
 
 UNFILLED = 0.1
-"""Largest share of a row block's windows that its last batch may lack, if up to two more rows can avoid that."""
+"""Maximum share of empty places in a row block's batches, if adding up to two rows of windows can avoid more."""
 LARGEST_WINDOW = 1024
-"""Longest side of a window in pixels: larger images are cropped in training, or the batch size is 1."""
+"""Maximum side of a window in pixels; larger training images are cropped, or used with batch size 1."""
 USUAL_WINDOW = 224
-"""Side of a window in pixels where neither data nor model have a size: that of the pre-training images."""
+"""Side of a window in pixels if neither data nor model define one: that of the pre-training images."""
 
 
 @dataclass(frozen=True)
@@ -33,23 +33,23 @@ class Axis:
     """Windows along one side of an image."""
 
     length: int
-    """Pixels of the image."""
+    """Length of the image in pixels."""
     size: int
-    """Pixels of a window. The last window may reach beyond the image by less than a patch."""
+    """Length of a window in pixels. The last window may extend beyond the image by less than a patch."""
     starts: tuple[int, ...]
     """First pixel of each window."""
     margin: int
-    """Pixels at the edges of a window that do not count, except at the edges of the image."""
+    """Number of unused pixels at the edges of a window; at the edges of the image all pixels are used."""
     ramp: int
-    """Pixels over which the weight of a window rises."""
+    """Number of pixels over which the weight of a window rises."""
     cell: int = 1
-    """Pixels of a cell. All other numbers count cells: those of the result, which are pixels unless it is coarser."""
+    """Length of a cell of the result in pixels; 1 unless the result is coarser. All other numbers count cells."""
     exclusive: bool = False
-    """True if a window does not count for what an earlier one counts for."""
+    """True if a cell gets its result from the first window that covers it, without blending."""
 
     @property
     def pixels(self) -> int:
-        """Return the pixels of a window."""
+        """Return the length of a window in pixels."""
         return self.size * self.cell
 
     def pixel(self, index: int) -> int:
@@ -57,15 +57,15 @@ class Axis:
         return self.starts[index] * self.cell
 
     def placement(self) -> tuple[float, float]:
-        """Return where the first cell of the result begins, and the distance to the next one, in pixels."""
+        """Return the start of the first cell of the result and the distance between cells, in pixels."""
         return 0.0, float(self.cell)
 
     def extent(self, index: int) -> tuple[int, int]:
-        """Return the first pixel that a cell of the result describes, and the one after the last."""
+        """Return the first pixel that a cell of the result describes, and the pixel after the last one."""
         return index * self.cell, (index + 1) * self.cell
 
     def used(self, index: int) -> tuple[int, int]:
-        """Return the first image pixel that a window counts for, and the one after the last."""
+        """Return the first image pixel that a window contributes to, and the pixel after the last one."""
         first = 0 if index == 0 else self.starts[index] + self.margin
         if self.exclusive and index > 0:
             first = max(first, self.starts[index - 1] + self.size - self.margin)
@@ -73,7 +73,7 @@ class Axis:
         return first, self.length if index == len(self.starts) - 1 else min(last, self.length)
 
     def weights(self, index: int) -> NDArray[np.float32]:
-        """Return the weight of a window at each pixel that it counts for. The weights of all windows sum to one."""
+        """Return the weight of a window at each pixel that it contributes to. The weights of all windows sum to 1."""
         first, last = self.used(index)
         return (self._profile(index) / self._total[first:last]).astype(np.float32)
 
@@ -98,7 +98,7 @@ class Axis:
 
 
 class RowBlock(NamedTuple):
-    """Rows of windows that are computed together, and the image rows that they finish."""
+    """Rows of windows that are computed together, with the image rows that they finish."""
 
     rows: range
     """Numbers of the rows of windows."""
@@ -129,10 +129,10 @@ class Plan:
         return self.rows.pixel(row), self.columns.pixel(column)
 
     def shrink(self, valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Return which cells of a window have data in some pixel.
+        """Return a mask of the cells of a window that have data in some pixel.
 
         Args:
-            valid: Boolean [h, w], the pixels of the window that have data.
+            valid: Boolean [h, w], True where the window has data.
         """
         height, width = valid.shape
         rows, columns = self.rows.size, self.columns.size
@@ -142,11 +142,13 @@ class Plan:
         return np.asarray(cells.any(axis=(1, 3)))
 
     def gather(self, result: Tensor, valid: NDArray[np.bool_]) -> Tensor:
-        """Return the result of a window by cells, [channels, rows, columns].
+        """Return the result of a window in cells, [channels, rows, columns].
+
+        If the window is one cell, the result is the mean of the parts with data.
 
         Args:
-            result: [channels, h, w]. Where the window is one cell, this is the mean of the parts that have data.
-            valid: Boolean, the pixels of the window that have data.
+            result: Result of the window, [channels, h, w].
+            valid: Boolean, True where the window has data.
         """
         if result.shape[1:] == (self.rows.size, self.columns.size):
             return result
@@ -172,11 +174,11 @@ class Plan:
         """Return row blocks from top to bottom, each with enough rows of windows to nearly fill its batches.
 
         Args:
-            batch_size: Windows that a model takes at once.
+            batch_size: Number of windows in a batch of the model.
         """
         count, across = len(self.rows.starts), len(self.columns.starts)
         least = max(1, batch_size // across)
-        # Each further row takes memory.
+        # As few rows as possible, because each row needs memory.
         together = next(
             (n for n in range(least, least + 3) if -n * across % batch_size <= UNFILLED * n * across), least
         )
@@ -189,11 +191,11 @@ class Plan:
         return blocks
 
     def reach(self, block: RowBlock) -> int:
-        """Return the image row after the last one that the windows of a row block count for."""
+        """Return the image row after the last one that the windows of a row block contribute to."""
         return max(self.rows.used(row)[1] for row in block.rows)
 
     def windows(self, block: RowBlock) -> Iterator[tuple[int, int]]:
-        """Yield row and column numbers of the windows of a row block."""
+        """Yield the row and column numbers of the windows of a row block."""
         for row in block.rows:
             for column in range(len(self.columns.starts)):
                 yield row, column
@@ -206,12 +208,12 @@ def plan_axis(length: int, crop: int, stride: int, margin: int = 0, *, multiple:
     `align`, a little beyond it.
 
     Args:
-        length: Pixels of the image, at least 1.
-        crop: Pixels of a window.
-        stride: Pixels from one window to the next, at most crop - 2 * margin.
-        margin: Pixels at the edges of a window that do not count inside the image.
-        multiple: Number that window sizes are multiples of.
-        align: Number that window starts are multiples of.
+        length: Length of the image in pixels, at least 1.
+        crop: Length of a window in pixels.
+        stride: Distance between neighbouring windows in pixels, at most crop - 2 * margin.
+        margin: Number of unused pixels at the edges of a window inside the image.
+        multiple: Number of which window sizes are multiples.
+        align: Number of which window starts are multiples.
 
     Raises:
         ConfigError: The numbers do not fit together.
@@ -228,7 +230,7 @@ def plan_axis(length: int, crop: int, stride: int, margin: int = 0, *, multiple:
             f"stride must be from {align} to {crop - 2 * margin}{step} (crop {crop} without margin {margin} on both "
             f"sides), got {stride}. With a longer stride some pixels would get no result."
         )
-    # At most half a window, so that every window has full weight somewhere.
+    # At most half a window, so that every window reaches full weight somewhere.
     ramp = min(crop - 2 * margin - stride, (crop - 2 * margin) // 2)
     if length <= crop:
         return Axis(length, _up(length, multiple), (0,), margin, ramp)
@@ -258,7 +260,7 @@ def _up(number: int, multiple: int) -> int:
 
 
 def locate_windows(grid: Grid | None, corners: Sequence[tuple[int, int]], window: Sequence[int]) -> Tensor:
-    """Return longitude and latitude [B, 2] of the middles of windows in degrees, float32; zeros without a grid.
+    """Return the longitude and latitude [B, 2] of the middle of each window in degrees, float32; zeros without a grid.
 
     Args:
         grid: Grid of the scene, which has a CRS.
@@ -272,14 +274,14 @@ def locate_windows(grid: Grid | None, corners: Sequence[tuple[int, int]], window
 
 
 def training_size(config: Any, datamodule: Any, task: Any, patch: int) -> int:
-    """Return the side in pixels of the images that a task was trained on, a multiple of the patch size.
+    """Return the side in pixels of a task's training images, as a multiple of the patch size.
 
-    The size is the one that train_transform crops to, else that of the first training file, else that of the
-    backbone's position embeddings.
+    It comes from the crop in train_transform, else from the first training file, else from the backbone's position
+    embeddings.
 
     Args:
         config: The parsed configuration.
-        datamodule: Data module of the configuration; not set up.
+        datamodule: Data module of the configuration, before `setup`.
         task: Task of the configuration.
         patch: Patch size of the model in pixels.
     """
@@ -288,7 +290,7 @@ def training_size(config: Any, datamodule: Any, task: Any, patch: int) -> int:
 
 
 def _cropped(transforms: Any) -> int | None:
-    """Return the shorter side of what the last cropping transform of a list gives."""
+    """Return the shorter side of the output of the last cropping transform in a list."""
     found = None
     for entry in transforms if isinstance(transforms, list) else []:
         name = str(entry.get("class_path", "")) if hasattr(entry, "get") else ""
@@ -311,7 +313,7 @@ def _first_file(datamodule: Any) -> int | None:
                 with rasterio.open(raster_name(path)) as raster:
                     return int(min(raster.shape))
             except (*GDAL_ERRORS, DataError):
-                break  # no raster: the next modality may be one
+                break  # not a raster; the next modality may have one
     return None
 
 

@@ -183,7 +183,7 @@ class SegmentationImages(Callback):
         for name in images.keys() - _drawable(images).keys():
             if is_position(name):
                 continue
-            self._say(f"{name} is not drawn: it is no image.")
+            self._say(f"{name} is not drawn: it is not an image.")
         self._batch = {**batch, "image": copy(batch["image"])}
 
     def on_validation_batch_end(

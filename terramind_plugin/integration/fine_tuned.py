@@ -77,7 +77,7 @@ def task_files(model: str | None, config: Path | None, ckpt_path: Path | None) -
         raise ConfigError(f"There is no configuration {config}. Check -c.")
     if model is not None and not is_location(model):
         raise ConfigError(
-            f"--model {model} is no fine-tuned model: give a checkpoint of terramind fit, an exported folder, or "
+            f"--model {model} is not a fine-tuned model: give a checkpoint of terramind fit, an exported folder, or "
             f"{HUB}ORG/NAME."
         )
     weights = fetch_weights(model) if model is not None else Path(str(ckpt_path))

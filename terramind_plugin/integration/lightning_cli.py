@@ -111,7 +111,7 @@ class TerraMindCLI(MyLightningCLI):  # type: ignore[misc]
         Raises:
             ConfigError: It is of another one.
             WeightsNotFoundError: There is no such file.
-            WeightsError: The file cannot be read, is damaged, or is no checkpoint of Lightning.
+            WeightsError: The file cannot be read, is damaged, or is not a checkpoint of Lightning.
         """
         options = self.config.get(self.config.get("subcommand") or "", None)
         path = options.get("ckpt_path") if options is not None else None
@@ -121,7 +121,7 @@ class TerraMindCLI(MyLightningCLI):  # type: ignore[misc]
         for key, kind in (("state_dict", Mapping), ("pytorch-lightning_version", str)):
             if not isinstance(content.get(key), kind):
                 raise WeightsError(
-                    f"{path} is no checkpoint of a run: it has no {key}. --ckpt_path takes what `terramind fit` has "
+                    f"{path} is not a checkpoint of a run: it has no {key}. --ckpt_path takes what `terramind fit` has "
                     "written; published weights to start from are given as backbone_ckpt_path."
                 )
 
@@ -206,7 +206,7 @@ def _settle_class_names(options: Any, content: Mapping[str, Any], path: str) -> 
 
     Raises:
         ConfigError: They differ.
-        WeightsError: Those of the checkpoint are no list of texts.
+        WeightsError: Those of the checkpoint are not a list of texts.
     """
     kind = str(options.get("data.class_path") or "").rpartition(".")[2]
     parts = [settings_of(content, path), content.get(kind)]

@@ -70,7 +70,7 @@ def settings_of(content: Mapping[str, Any], path: str | Path) -> Mapping[str, An
     """Return the settings of its task that a checkpoint or the config.json beside it holds; empty if there are none.
 
     Raises:
-        WeightsError: They are no mapping from names to values.
+        WeightsError: They are not a mapping from names to values.
     """
     return _mapping(content.get(SETTINGS), SETTINGS, path)
 
@@ -122,7 +122,7 @@ def with_tables(module: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
 
     Args:
         module: Module that the weights are for.
-        tensors: Weights by the module's names. Statistics of batch norms are learnt, so they are no tables.
+        tensors: Weights by the module's names. Statistics of batch norms are learnt, so they are not tables.
     """
     stored = set(module.state_dict())
     tables = {name: x for name, x in module.named_buffers() if name in stored and not name.endswith(BATCH_STATISTICS)}
@@ -187,7 +187,7 @@ def _load(path: Path) -> Mapping[str, Any]:
 
     Raises:
         WeightsNotFoundError: There is no such file.
-        WeightsError: It cannot be read or is no mapping.
+        WeightsError: It cannot be read or is not a mapping.
     """
     _check_path(path)
     try:
@@ -204,7 +204,7 @@ def _load(path: Path) -> Mapping[str, Any]:
         raise
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except Exception as error:  # bytes that are no checkpoint make unpicklers raise anything
+    except Exception as error:  # unpicklers raise anything on bytes that are not a checkpoint
         raise WeightsError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}: {_reason(error)}). "
             f"Expected a .pt, .ckpt or .safetensors file with tensors and plain values only. {AGAIN}"
@@ -356,5 +356,5 @@ def _mapping(value: Any, name: str, path: str | Path) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise WeightsError(f"{path}: its {name} is a {type(value).__name__}, expected a mapping. {AGAIN}")
     if any(not isinstance(key, str) for key in value):
-        raise WeightsError(f"{path}: its {name} has a key that is no text. {AGAIN}")
+        raise WeightsError(f"{path}: its {name} has a key that is not a string. {AGAIN}")
     return value

@@ -9,22 +9,22 @@ from terramind_plugin.errors import counted
 
 @dataclass(frozen=True)
 class DatesTaken:
-    """Number of dates that a model takes."""
+    """Number of dates that a model expects."""
 
     count: int
     reason: str
     """Part of the configuration that needs this number, e.g. 'temporal_pooling: diff'."""
 
     def refuse(self, where: str, found: int) -> str:
-        """Return a message about files with another number of dates.
+        """Return the error message for files with another number of dates.
 
         Args:
-            where: The files, e.g. 'scene.tif: S2L2A'.
+            where: Name of the files, e.g. 'scene.tif: S2L2A'.
             found: Their number of dates.
         """
         return f"{where} has {counted(found, 'date')}, expected {self.count} for {self.reason}. {self.advice}"
 
     @property
     def advice(self) -> str:
-        """Return what to do about another number of dates."""
+        """Return the advice for files with another number of dates."""
         return f"Give {counted(self.count, 'date')}, or change backbone_temporal_* in model_args."

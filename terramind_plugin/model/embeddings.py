@@ -231,7 +231,7 @@ class SequenceEmbedding(nn.Module):
 
 
 def positions_of(ids: Tensor) -> Tensor:
-    """Return the position of each token of sequences [B, L], counted from 0 over the tokens that are no padding."""
+    """Return the position of each token of sequences [B, L], counted from 0 over the tokens that are not padding."""
     return ((ids != PAD_ID).cumsum(dim=1) - 1).clamp(min=0)
 
 

@@ -30,7 +30,7 @@ class FiniteGuard:
         """Check images.
 
         Args:
-            images: By name, of any shape; those that are no float tensors are left out.
+            images: By name, of any shape; those that are not float tensors are left out.
             wait: Whether the caller may wait for a GPU.
 
         Raises:

@@ -64,7 +64,7 @@ def read_variant(path: Path) -> Variant:
         if (variant.dim, variant.depth) == (dim, len(blocks)):
             return variant
     raise WeightsError(
-        f"{path} holds an encoder of {len(blocks)} blocks and width {dim}, which is no known size: "
+        f"{path} holds an encoder of {len(blocks)} blocks and width {dim}, which is not a known size: "
         + ", ".join(f"{one.name} has {one.depth} and {one.dim}" for one in VARIANTS.values())
         + "."
     )

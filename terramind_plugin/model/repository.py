@@ -53,7 +53,7 @@ def read_pretrained_cfg(folder: Path) -> dict[str, Any]:
     """Return the settings of task and data in a folder's config.json; empty if it has none.
 
     Raises:
-        WeightsError: The file cannot be read, or the settings are no mapping.
+        WeightsError: The file cannot be read, or the settings are not a mapping.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
@@ -61,7 +61,7 @@ def read_pretrained_cfg(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} is no JSON that can be read: {one_line(error)}. Download it again.") from error
+        raise WeightsError(f"{path} is not valid JSON: {one_line(error)}. Download it again.") from error
     settings = content.get(KEY) if isinstance(content, Mapping) else None
     if settings is None:
         return {}

@@ -126,7 +126,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     content, tensors = read_file(path)
     if any(".lora_A." in name for name in tensors):
         raise WeightsError(
-            f"{path} holds LoRA adapters, which are no weights to start from. Make a plain checkpoint of them: "
+            f"{path} holds LoRA adapters, which are not weights to start from. Make a plain checkpoint of them: "
             f"terramind merge --model {path} --out FILE, and give that one."
         )
     prefixes = {name.split(ANCHOR)[0] for name in tensors if ANCHOR in name}

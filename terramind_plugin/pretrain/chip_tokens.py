@@ -52,7 +52,7 @@ def tokenize_folders(
     Raises:
         ConfigError: The family has no tokenizer of a modality, or a file to write holds weights of a tokenizer.
         DataError: A store is there and out of date, or a chip cannot be read or is smaller than a tile.
-        WeightsError: The weights are not there or do not fit.
+        WeightsError: The weights are missing or do not fit.
     """
     known = tokenizers_of(family)
     for name in [*folders, *ckpt_paths]:
@@ -84,7 +84,7 @@ def build_tokenizer(
         symmetries: 1, or 8 for all symmetries of a square.
 
     Raises:
-        WeightsError: The weights are not there or do not fit.
+        WeightsError: The weights are missing or do not fit.
     """
     tile = next(variant.img_size for variant in VARIANTS.values() if variant.family == family)
     variant = tokenizers_of(family)[name]

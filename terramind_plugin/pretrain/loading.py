@@ -43,7 +43,7 @@ class ChipReader:
         """Return a chip: standardised [bands, H, W] float16, or class ids [1, H, W] uint8; gaps are filled.
 
         Raises:
-            DataError: The file cannot be read, is no chip of that modality, or holds a number too far from its mean.
+            DataError: The file cannot be read, is not a chip of that modality, or holds a number too far from its mean.
         """
         path, modality = folder.path(name), folder.modality
         if path in self._kept:

@@ -94,7 +94,7 @@ class MaskedModellingTask(PretrainingTask):
 
         Raises:
             ConfigError: The variant or a modality is unknown or of another kind, or a budget is not possible.
-            WeightsError: The weights are not there or do not fit.
+            WeightsError: The weights are missing or do not fit.
         """
         settings = self.hparams
         numbers = find_variant(settings["variant"])

@@ -48,7 +48,7 @@ def standardise(image: NDArray[np.float32], modality: Modality, name: str) -> ND
         Standardised [bands, H, W] float32, or class ids [1, H, W] int64.
 
     Raises:
-        DataError: The image has several dates, or holds numbers that are no class ids.
+        DataError: The image has several dates, or holds numbers that are not class ids.
     """
     if image.ndim != 3:
         raise DataError(f"{name} has {image.shape[1]} dates; pre-training takes samples of one date.")
@@ -83,7 +83,7 @@ def find_modalities(store: ShardStore, split: str, known: Mapping[str, Any], nam
     """Return the modalities of a split to tokenise: those named, or all that have a tokenizer.
 
     Args:
-        store: SamplePlace of the data set.
+        store: Store of the data set.
         split: Folder of the split.
         known: Tokenizers by modality.
         names: Names given by the user.
@@ -123,7 +123,7 @@ def tokenize_shards(
 
     Args:
         family: Family of the tokenizers. A tile is as large as an image of its models.
-        store: SamplePlace of the data set.
+        store: Store of the data set.
         out: Folder to write to.
         ckpt_paths: Weights of tokenizers by modality; the family's own for the others.
         splits: Folders of splits; those of `SPLITS` that are there by default.
@@ -135,7 +135,7 @@ def tokenize_shards(
     Raises:
         ConfigError: A name is unknown.
         DataError: Shards are damaged, or a file is there and out of date.
-        WeightsError: The weights are not there or do not fit.
+        WeightsError: The weights are missing or do not fit.
     """
     known = tokenizers_of(family)
     written: list[Path] = []

@@ -93,7 +93,7 @@ class TokenFile:
         shard: Path of a shard below the store, without the ending; None for a store of chips in folders.
 
     Raises:
-        DataError: There is no such file, or it is no file of a token store.
+        DataError: There is no such file, or it is not a file of a token store.
     """
 
     def __init__(self, folder: str | Path, modality: Modality, shard: str | None = None) -> None:
@@ -113,7 +113,7 @@ class TokenFile:
             counts = [int(chip.rows) * int(chip.columns) for chip in self.chips.values()]
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f"{self.path} is no file of a token store ({error}). Delete it and run terramind tokenize again."
+                f"{self.path} is not a file of a token store ({error}). Delete it and run terramind tokenize again."
             ) from error
         starts = np.cumsum([0, *counts])[:-1].tolist()
         self._start = dict(zip(self.chips, starts, strict=True))

@@ -1,4 +1,4 @@
-"""Bands by name: the descriptions in a file are compared with the bands to read."""
+"""Bands by name: comparison of the descriptions in a file with the bands to read."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from terramind_plugin.model.modalities import MODALITIES, find
 
 POLARISATIONS = ("VV", "VH", "HH", "HV")
 POLARISATION = re.compile(r"(?:(?:SIGMA|GAMMA|BETA)_?0?_|AMPLITUDE_|INTENSITY_)?(VV|VH|HH|HV)(?:_DB)?")
-"""Names that radar software gives a polarisation, e.g. 'Sigma0_VV_db'."""
+"""Pattern of the names that radar software gives to a polarisation, e.g. 'Sigma0_VV_db'."""
 KNOWN = {*POLARISATIONS, *(band.common_name for modality in MODALITIES.values() for band in modality.bands)}
-"""Names that `band_key` returns."""
+"""All names that `band_key` can return."""
 MOST = 3
-"""Largest number of corrections in a message."""
+"""Maximum number of corrections in a message."""
 
 
 def band_key(modality: str, name: object) -> str | None:
     """Return the common name of a band for all its spellings, or None for an unknown text.
 
     Args:
-        modality: Name of the modality; its own names go before those of others.
+        modality: Name of the modality; its own names take precedence over those of others.
         name: A description such as 'B4', 'RED', 'vv', 'Sigma0_VH_db' or 'B4, central wavelength 665 nm'.
     """
     text = str(getattr(name, "value", name)).split(",")[0].strip()
@@ -44,16 +44,17 @@ def find_bands(
     *,
     binding: bool = False,
 ) -> list[int]:
-    """Return the position in the file of each band to read, from 0 on.
+    """Return the position in the file of each band to read, counted from 0.
 
-    The descriptions in the file decide. A file without descriptions is read in the order of `stored`, or of `wanted`.
+    The positions follow the descriptions in the file. A file without descriptions is read in the order of `stored`, or
+    else of `wanted`.
 
     Args:
         path: The file, for messages.
         modality: Name of the modality that the file shows.
         names: Descriptions of the file's bands; None for a band without one.
         wanted: Names of the bands to read.
-        stored: Names of the file's bands in their order, where the configuration gives them.
+        stored: Names of the file's bands in their order, if the configuration gives them.
         binding: Whether the file must have the bands of `stored`, so that other descriptions are an error.
 
     Raises:
@@ -73,8 +74,8 @@ def find_bands(
         twice = [name for name in asked if found.count(name) > 1]
         if twice:
             raise DataError(
-                f"{path} describes its bands as {_shown(names)}, more than one as {twice[0]}. Describe each by its own "
-                f"name: rio edit-info --bidx N --description NAME {path}"
+                f"{path} describes its bands as {_shown(names)}, several of them as {twice[0]}. Describe each by its "
+                f"own name: rio edit-info --bidx N --description NAME {path}"
             )
         return [found.index(name) for name in asked]
     if agree and set(asked) <= set(there):
@@ -95,12 +96,12 @@ def find_bands(
 
 
 def bands_of_date(count: int, dates: int, date: int, *, by_band: bool) -> list[int]:
-    """Return the positions of the bands of one date in a file with several, from 0 on.
+    """Return the positions of the bands of one date in a file with several dates, counted from 0.
 
     Args:
         count: Number of bands of a date.
         dates: Number of dates.
-        date: Number of the date, from 0 on.
+        date: Number of the date, counted from 0.
         by_band: Whether all dates of a band are together, not all bands of a date.
     """
     return [band * dates + date if by_band else date * count + band for band in range(count)]
@@ -109,14 +110,14 @@ def bands_of_date(count: int, dates: int, date: int, *, by_band: bool) -> list[i
 def check_dated_names(
     path: str | Path, modality: str, names: Sequence[str | None], stored: Sequence[object], *, by_band: bool
 ) -> None:
-    """Raise if a file of several dates names its bands in another order than it is read.
+    """Raise an error if a file of several dates names its bands in another order than the one in which it is read.
 
     Args:
         path: The file, for messages.
         modality: Name of the modality.
         names: Descriptions of the file's bands; None for a band without one.
         stored: Names of the bands of one date in their order.
-        by_band: Whether all dates of a band are taken to be together, not all bands of a date.
+        by_band: Whether the file is read as if all dates of a band were together, not all bands of a date.
 
     Raises:
         DataError: The descriptions contradict the order.
@@ -140,7 +141,7 @@ def check_dated_names(
 
 
 def _names_agree(modality: str, names: Sequence[str | None], stored: Sequence[object], *, by_band: bool) -> bool:
-    """Return whether all bands of a file are named, as they are in one order of bands and dates."""
+    """Return whether all bands of a file are named, in the given order of bands and dates."""
     found = [None if name is None else band_key(modality, name) for name in names]
     wanted = [band_key(modality, name) for name in stored]
     dates = len(names) // len(stored)
@@ -149,7 +150,7 @@ def _names_agree(modality: str, names: Sequence[str | None], stored: Sequence[ob
 
 
 def check_one_band(path: object, count: int) -> None:
-    """Raise a DataError if a label has several bands: TerraTorch would take the first.
+    """Raise a DataError if a label has several bands: TerraTorch would silently use the first one.
 
     Args:
         path: Name of the file.
@@ -157,8 +158,8 @@ def check_one_band(path: object, count: int) -> None:
     """
     if count != 1:
         raise DataError(
-            f"{path} has {count} bands, expected a label with one band of class ids or values. Take the right one, "
-            f"e.g. gdal_translate -b 1 {path} label.tif; the colours of a picture are no ids."
+            f"{path} has {count} bands, expected a label with one band of class ids or values. Extract the right band, "
+            f"e.g. gdal_translate -b 1 {path} label.tif; the colours of a picture are not ids."
         )
 
 
@@ -172,7 +173,7 @@ def _other_number(
 ) -> str:
     missing = [str(name) for name, key in zip(wanted, asked, strict=True) if key not in found]
     return (
-        f"{path} has {len(names)} {'band' if len(names) == 1 else 'bands'}, {modality} has {len(wanted)}: "
+        f"{path} has {len(names)} {'band' if len(names) == 1 else 'bands'}, but {modality} has {len(wanted)}: "
         f"{', '.join(map(str, wanted))}."
         + (f" Missing: {', '.join(missing)}." if any(names) and len(missing) < len(wanted) else "")
         + " Give a file with these bands, or name its bands in their descriptions."
@@ -198,7 +199,7 @@ def _contradiction(
         choice = f"If the file is right, write dataset_bands: {{{modality}: [{described}]}}."
     else:
         head = f"{path} describes its bands as {described}, expected {', '.join(taken)} for {modality}."
-        choice = "If the file is right, give one that has these bands."
+        choice = "If the descriptions are right, give another file that has these bands."
     return f"{head} {choice} If the descriptions of bands {numbers} are wrong, correct them: {'; '.join(commands)}"
 
 

@@ -1,4 +1,4 @@
-"""Small rasters read at once: chips as models take them, and images with NaN for gaps."""
+"""Small rasters read as a whole: chips as models expect them, and images with NaN for gaps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Chip:
     path: Path
     modality: Modality
     values: NDArray[Any]
-    """[bands, H, W] float32 in the modality's units, or class ids [1, H, W] int64; gaps are filled."""
+    """Values [bands, H, W] float32 in the modality's units, or class ids [1, H, W] int64; gaps are filled."""
     valid: NDArray[Any]
     """Boolean [H, W], True where some band was measured."""
     grid: Grid
@@ -58,14 +58,14 @@ def read_chip(
 
     Args:
         path: A raster with the modality in its units.
-        modality: What it shows.
-        side: Largest height and width; of a larger raster the middle is read. None for all of it.
-        multiple: Heights and widths become multiples of this number, by mirrored pixels.
-        bands: Names of the file's bands, where they are in another order and not named in the file.
+        modality: Modality that the raster shows.
+        side: Maximum height and width in pixels; of a larger raster, the middle is read. None to read the whole raster.
+        multiple: Number of which height and width become multiples, by adding mirrored pixels.
+        bands: Names of the file's bands, if they are in another order and the file does not name them.
 
     Raises:
         ConfigError: The modality is a text and has no raster.
-        DataError: The file cannot be read, has other bands, no data, or values that are no class ids.
+        DataError: The file cannot be read, has other bands, no data, or values that are not class ids.
     """
     source = Source(path, Expected.of(modality, bands))
     try:
@@ -99,8 +99,8 @@ def mark_gaps(pixels: Pixels, descriptions: tuple[str | None, ...]) -> Image:
     """Return pixels with NaN where values are missing.
 
     Args:
-        pixels: Pixels of a raster, which stay as they are.
-        descriptions: Names of its bands.
+        pixels: Pixels of a raster; they are not changed.
+        descriptions: Names of the raster's bands.
     """
     marked = pixels.missing is not None
     wide = pixels.values.astype(np.result_type(pixels.values.dtype, np.float32), copy=marked)

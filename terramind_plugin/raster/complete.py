@@ -1,4 +1,4 @@
-"""Checks that a GeoTIFF is whole: GDAL does not report a disk that was full when it closed a file."""
+"""Checks that a GeoTIFF is complete: GDAL does not report a full disk when it closes a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio._err import CPLE_BaseError  # no public name, though some functions of rasterio raise it
+from rasterio._err import CPLE_BaseError  # not a public name, though functions of rasterio raise it
 from rasterio.enums import Compression, Interleaving
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
@@ -18,9 +18,9 @@ from rasterio.windows import Window
 from terramind_plugin.errors import one_line
 
 GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError)
-"""Errors that rasterio raises where a raster cannot be read or written."""
+"""Errors that rasterio raises if a raster cannot be read or written."""
 ROWS = 256
-"""Number of rows that are read at once, about, unless they are long or have many bands."""
+"""Approximate number of rows that are read at once; fewer if they are long or have many bands."""
 MOST_BYTES = 128 * 2**20
 """Target size in bytes of rows that are read at once."""
 Rows = Callable[[int, int], NDArray[Any]]
@@ -28,12 +28,12 @@ Rows = Callable[[int, int], NDArray[Any]]
 
 
 def check_complete(path: Path, rows: Rows | None = None, overviews: int | None = None) -> None:
-    """Read a closed GeoTIFF and its overviews again, and compare every block with what was written.
+    """Read a closed GeoTIFF and its overviews again, and compare every block with the values written.
 
     Args:
         path: The file.
-        rows: Expected values; None relies on the checksums of the blocks, where the compression is deflate.
-        overviews: Expected number of overviews; None takes those that are there.
+        rows: Expected values; None checks only the checksums of the blocks, if the compression is deflate.
+        overviews: Expected number of overviews; None accepts any number.
 
     Raises:
         OSError: A block or an overview is missing or damaged, or values differ from the expected ones.
@@ -50,7 +50,7 @@ def check_overviews(path: Path, count: int) -> None:
     with rasterio.open(path, driver="GTiff") as file:
         for band in file.indexes:
             if len(file.overviews(band)) != count:
-                raise OSError(f"{len(file.overviews(band))} overviews were written of {count}")
+                raise OSError(f"{len(file.overviews(band))} of {count} overviews were written")
     for level in range(count):
         with rasterio.open(path, driver="GTiff", overview_level=level) as file:
             _check_blocks(path, file)
@@ -66,7 +66,7 @@ def is_complete(path: Path) -> bool:
 
 
 def check_checksums(path: Path, file: Any) -> None:
-    """Check that the blocks of a GeoTIFF are as deflate wrote them: GDAL ignores deflate's checksums.
+    """Check the checksums that deflate stores in the blocks of a GeoTIFF: GDAL ignores them.
 
     Args:
         path: The file; rasters of another format or compression pass.
@@ -88,7 +88,7 @@ def check_checksums(path: Path, file: Any) -> None:
 
 
 def _check_blocks(path: Path, file: Any, rows: Rows | None = None) -> None:
-    """Raise an OSError if a block was never written (GDAL reads it as zeros), or is not as it was written."""
+    """Raise an OSError if a block was never written (GDAL reads it as zeros), or differs from the expected values."""
     for where, _, size in _blocks(file):
         if not size:
             raise OSError(f"the block in {where} was not written")
@@ -102,11 +102,11 @@ def _check_blocks(path: Path, file: Any, rows: Rows | None = None) -> None:
         last = min(first + step, file.height)
         written = file.read(window=Window(0, first, file.width, last - first))
         if rows is not None and not _equal(written, rows(first, last)):
-            raise OSError(f"rows {first} to {last - 1} are not what was written")
+            raise OSError(f"rows {first} to {last - 1} differ from the values written")
 
 
 def _blocks(file: Any) -> Iterator[tuple[str, int, int]]:
-    """Yield the row and column of each block in words, and its offset and size in the file; 0 if it is not there."""
+    """Yield the row and column of each block as text, and its offset and size in the file; 0 if it is missing."""
     bands = file.indexes if file.interleaving is Interleaving.band else file.indexes[:1]
     for band in bands:
         tall, wide = file.block_shapes[band - 1]
@@ -119,7 +119,7 @@ def _blocks(file: Any) -> Iterator[tuple[str, int, int]]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the reason of an error in one line, in GDAL's own words where rasterio hides them."""
+    """Return the reason of an error in one line, with GDAL's own message if rasterio hides it."""
     while error.__cause__ is not None and "See previous exception" in str(error):
         error = error.__cause__
     return one_line(error)

@@ -1,8 +1,8 @@
-"""Decoded chips on disk: each raster of a data set once, in its own type, mapped into memory when it is read again.
+"""Cache of decoded chips on disk: each raster of a data set in its own type, mapped into memory when it is read again.
 
-A file holds a header in JSON, the values [bands, H, W] and, where the raster has one, its mask. Files get their names
-when they are complete, so that processes and runs may share a folder. A file is checked when a process maps it for the
-first time: its size, and the sum of its words.
+A file holds a header in JSON, the values [bands, H, W] and the mask, if the raster has one. Files get their final names
+only when they are complete, so that processes and runs may share a folder. When a process maps a file for the first
+time, it checks the size and a checksum.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ from terramind_plugin.system.files import completing, hash_content
 logger = logging.getLogger("terramind_plugin")
 
 MAGIC = b"TMchip1\n"
-"""First bytes of a file; another format gets another number."""
+"""First bytes of a file; the number is raised when the format changes."""
 FIXED = 24
-"""Bytes before the header: the first ones, the header's length and its checksum."""
+"""Number of bytes before the header: the first bytes, the header's length and its checksum."""
 PAGE = 4096
 """Values begin at a multiple of this number of bytes."""
 CHIP_FILE = ".chip"
 MAPPED = 2048
-"""Maximum number of files that a process keeps mapped: systems allow 65530."""
+"""Maximum number of files that a process keeps mapped; Linux allows 65530 mappings."""
 UNUSED = 24 * 3600
-"""Seconds after which a file that nobody has used makes room for others."""
+"""Seconds after which an unused file may be deleted to make room."""
 REFRESH = 3600
-"""Minimum number of seconds between two updates of a file's time of use."""
+"""Minimum number of seconds between two updates of a file's time of last use."""
 RECOUNT = 0.05
-"""Share of the limit after whose writing the folder is measured again: others write, too."""
+"""Share of the limit after which the folder is measured again, because other processes write to it as well."""
 
 
 class _DamagedError(ValueError):
-    """A file is not as it was written."""
+    """Error of a file that differs from what was written."""
 
 
 class DecodedChips:
-    """Decoded rasters in a folder.
+    """Cache of decoded rasters in a folder.
 
     Args:
-        folder: The folder, which is created when it is needed.
-        limit: Maximum number of bytes of all files. Where it is reached, files that nobody has used for a day make
-            room; otherwise further rasters are not stored.
+        folder: The folder; it is created when it is needed.
+        limit: Maximum size of all files in bytes. When it is reached, files that were not used for a day are deleted;
+            if there are none, further rasters are not stored.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -73,11 +73,11 @@ class DecodedChips:
         self.__init__(**state)  # type: ignore[misc]  # a copy maps files itself
 
     def get(self, path: str, settings: Any) -> tuple[DecodedImage | None, str]:
-        """Return the decoded copy of a file, None if there is none, and the key to store it under.
+        """Return the decoded copy of a file (None if there is none) and the key under which to store it.
 
         Args:
             path: The file; its size and time of change are part of the key.
-            settings: Plain values that decide what is read of the file.
+            settings: Plain values that decide what is read from the file.
 
         Raises:
             OSError: There is no such file.
@@ -96,7 +96,7 @@ class DecodedChips:
         except (OSError, _DamagedError) as error:
             self._drop(place, error)
             return None, key
-        with suppress(OSError):  # of another user: its time of use stays
+        with suppress(OSError):  # a file of another user keeps its time of use
             if time.time() - place.stat().st_mtime > REFRESH:
                 os.utime(place)
         self._keep(key, image)
@@ -107,7 +107,7 @@ class DecodedChips:
 
         Args:
             name: Name by which GDAL opens it.
-            path: The file, for those who look into the folder.
+            path: The file; its name is stored for people who look into the folder.
             key: Key from `get`.
 
         Raises:
@@ -120,7 +120,7 @@ class DecodedChips:
         return image
 
     def measure(self) -> int:
-        """Return the bytes of all files."""
+        """Return the size of all files in bytes."""
         return sum(size for _, size, _ in self._list())
 
     def _place(self, key: str) -> Path:
@@ -132,16 +132,16 @@ class DecodedChips:
             self._mapped.popitem(last=False)
 
     def _drop(self, place: Path, error: Exception) -> None:
-        """Remove a damaged file, and say so once."""
+        """Remove a damaged file, with a warning for the first one."""
         if not self._named_damage:
             self._named_damage = True
             logger.warning(
-                "%s is damaged (%s); its chip is decoded and stored anew, as others that are damaged. If this comes "
-                "again, the disk of the cache may be failing.",
+                "%s is damaged (%s); its chip is decoded and stored again, and so are others, silently. If this "
+                "happens again, the disk of the cache may be failing.",
                 place,
                 one_line(error),
             )
-        with suppress(OSError):  # a folder that cannot be written to: the file is replaced by none
+        with suppress(OSError):  # the folder may be read-only
             place.unlink()
 
     def _store(self, key: str, source: str, image: DecodedImage) -> None:
@@ -153,8 +153,8 @@ class DecodedChips:
             if not self._make_room(size):
                 self._full = True
                 logger.warning(
-                    "cache: %s is full: it holds cache_gib: %.3g. Other chips are decoded anew in each epoch. A larger "
-                    "cache_gib keeps them, too.",
+                    "cache: %s is full: cache_gib is %.3g. Further chips are decoded again in each epoch. Set a larger "
+                    "cache_gib to keep them.",
                     self.folder,
                     self.limit / 2**30,
                 )
@@ -167,7 +167,7 @@ class DecodedChips:
         except OSError as error:
             self._full = True
             logger.warning(
-                "cache: nothing more can be stored in %s: %s. The run goes on. Make room or name another folder.",
+                "cache: nothing more can be stored in %s: %s. The run continues. Free space or set another folder.",
                 self.folder,
                 error.strerror or one_line(error),
             )
@@ -176,7 +176,7 @@ class DecodedChips:
         self._written += size
 
     def _make_room(self, size: int) -> bool:
-        """Return whether the limit allows some bytes more, after dropping what nobody has used for long."""
+        """Return whether the limit allows `size` more bytes, after deleting files unused for long if necessary."""
         if self._used < 0 or self._written > self.limit * RECOUNT:
             self._used, self._written = self.measure(), 0
         if self._used + size <= self.limit:
@@ -190,10 +190,10 @@ class DecodedChips:
         return self._used + size <= self.limit
 
     def _list(self) -> list[tuple[float, int, Path]]:
-        """Return time of use, size and path of each file."""
+        """Return the time of last use, the size and the path of each file."""
         found = []
         for path in self.folder.glob(f"??/*{CHIP_FILE}"):
-            with suppress(FileNotFoundError):  # another process has dropped it
+            with suppress(FileNotFoundError):  # another process has deleted it
                 stat = path.stat()
                 found.append((stat.st_mtime, stat.st_size, path))
         return found
@@ -237,11 +237,11 @@ def _map(path: Path) -> DecodedImage:
         begin = file.read(PAGE)
         length = int.from_bytes(begin[8:16], "little")
         if begin[:8] != MAGIC or not 0 < length < 2**24:
-            raise _DamagedError("its first bytes are others than were written")
+            raise _DamagedError("its first bytes are wrong")
         begin += file.read(max(0, FIXED + length - len(begin)))
     text = begin[FIXED : FIXED + length]
     if zlib.crc32(text) != int.from_bytes(begin[16:FIXED], "little"):
-        raise _DamagedError("its header is other than was written")
+        raise _DamagedError("its header does not match its checksum")
     header = json.loads(text)
     start = -(-(FIXED + length) // PAGE) * PAGE
     expected = start + header["bytes"]
@@ -249,7 +249,7 @@ def _map(path: Path) -> DecodedImage:
         raise _DamagedError(f"it has {path.stat().st_size} bytes, expected {expected}")
     content = np.memmap(path, np.uint8, "r", start, (header["bytes"],)).view(np.ndarray)
     if _sum(content.view(np.uint64)) != header["sum"]:
-        raise _DamagedError("its content is other than was written")
+        raise _DamagedError("its content does not match its checksum")
     shape, dtype = tuple(header["shape"]), np.dtype(header["dtype"])
     size = int(np.prod(shape)) * dtype.itemsize
     mask = content[size : size + int(np.prod(shape))].view(np.bool_).reshape(shape) if header["masked"] else None

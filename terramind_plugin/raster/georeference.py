@@ -19,7 +19,7 @@ from terramind_plugin.errors import DataError
 
 @dataclass(frozen=True)
 class Grid:
-    """Size and position of an image."""
+    """Size and position of an image on Earth."""
 
     height: int
     width: int
@@ -33,20 +33,20 @@ class Grid:
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
-        """Return left, bottom, right and top in units of the CRS, of an image that is not rotated."""
+        """Return left, bottom, right and top in units of the CRS; the image must not be rotated."""
         left, bottom = apply_affine(self.transform, 0, self.height)
         right, top = apply_affine(self.transform, self.width, 0)
         return left, bottom, right, top
 
     def centre(self) -> tuple[float, float] | None:
-        """Return longitude and latitude of the middle in degrees, or None if there is no CRS."""
+        """Return the longitude and latitude of the middle in degrees, or None if there is no CRS."""
         return self.positions([(self.height / 2, self.width / 2)])[0] if self.crs else None
 
     def positions(self, pixels: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-        """Return longitude and latitude in degrees of places given by row and column, counted from the first corner.
+        """Return the longitudes and latitudes, in degrees, of positions in the image. The grid must have a CRS.
 
         Args:
-            pixels: Rows and columns; the grid has a CRS.
+            pixels: Row and column of each position, counted from the upper left corner.
         """
         rows, columns = np.array(pixels, dtype=float).T
         x, y = apply_affine(self.transform, columns, rows)
@@ -61,10 +61,10 @@ class Grid:
 
 
 def find_centre(path: Any) -> tuple[float, float] | None:
-    """Return longitude and latitude of the middle of a raster in degrees, or None if the raster does not say them.
+    """Return the longitude and latitude of the middle of a raster in degrees; None without a georeference.
 
     Args:
-        path: File that GDAL can read; another file has no position.
+        path: A raster; for a file that GDAL cannot read the result is None.
     """
     try:
         with warnings.catch_warnings():
@@ -73,24 +73,24 @@ def find_centre(path: Any) -> tuple[float, float] | None:
                 if lies_nowhere(raster.transform):
                     return None
                 return Grid(raster.height, raster.width, raster.crs, raster.transform).centre()
-    except (RasterioIOError, TypeError):  # an array of a table, or a format without georeference
+    except (RasterioIOError, TypeError):  # a row of a table, or a format without georeference
         return None
 
 
 def move_transform(transform: Affine, column: float, row: float) -> Affine:
-    """Return the transform of a window that starts at some column and row."""
+    """Return the transform of a window that starts at the given column and row."""
     x, y = apply_affine(transform, column, row)
     return Affine(transform.a, transform.b, x, transform.d, transform.e, y)
 
 
 def apply_affine(transform: Affine, x: Any, y: Any) -> tuple[Any, Any]:
-    """Return positions after a transform; both coordinates are numbers or arrays of one shape."""
+    """Return transformed coordinates; `x` and `y` are numbers, or arrays of one shape."""
     # Written out: the operator that applies a transform is `*` in affine 2 and `@` in affine 3.
     return transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f
 
 
 def lies_nowhere(transform: Affine) -> bool:
-    """Return whether the pixels of a raster have no size, or one that is not finite."""
+    """Return whether the geotransform gives the pixels no size, or a size that is not finite."""
     return not np.isfinite(transform[:6]).all() or transform.determinant == 0
 
 
@@ -100,7 +100,7 @@ def is_indirect(raster: Any) -> bool:
 
 
 def check_georeference(raster: Any) -> None:
-    """Raise unless results can be written to the position of a raster. A raster without a position passes.
+    """Raise an error if results cannot be written to the position of a raster. No position at all is accepted.
 
     Args:
         raster: An open raster of rasterio.
@@ -111,13 +111,13 @@ def check_georeference(raster: Any) -> None:
     if lies_nowhere(raster.transform):
         numbers = ", ".join(f"{number:g}" for number in raster.transform[:6])
         raise DataError(
-            f"{raster.name} lies nowhere: its transform is [{numbers}], expected pixels with width and height. "
+            f"{raster.name} has no usable position: its transform is [{numbers}], expected pixels with a size. "
             f"Correct it: gdal_edit.py -a_ullr LEFT TOP RIGHT BOTTOM {raster.name}"
         )
     if is_indirect(raster):
         points, _ = raster.gcps
         means, option = (f"{len(points)} ground control points", "-tps") if points else ("an RPC model", "-rpc")
         raise DataError(
-            f"{raster.name} is placed by {means}, which its results would lose. Warp it first: "
+            f"{raster.name} is located by {means}, which its results would lose. Warp it first: "
             f"gdalwarp {option} -r bilinear -t_srs EPSG:4326 {raster.name} warped.tif"
         )

@@ -17,7 +17,7 @@ from terramind_plugin.raster.missing import Pixels, find_missing, needs_mask, no
 Slices = tuple[slice, slice]
 """Rows and columns of a window."""
 Buffer = Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
-"""Returns an array of a shape and type whose content may be overwritten."""
+"""Function of a shape and a type that returns an array whose content may be overwritten."""
 
 
 class OpenImage(Protocol):
@@ -36,12 +36,12 @@ class OpenImage(Protocol):
         """Return the nodata value of the first band."""
 
     def read(self, window: Slices | None = None, *, declared: bool = True, buffer: Buffer | None = None) -> Pixels:
-        """Return values [bands, h, w] in the type of the file, with their gaps.
+        """Return values [bands, h, w] in the type of the file, and their gaps.
 
         Args:
             window: Rows and columns; None for all.
             declared: Whether to use the file's nodata values and masks.
-            buffer: Gives the array for the values; without it, values are the caller's own.
+            buffer: Makes the array for the values; None for a new array.
 
         Raises:
             DataError: The raster holds complex numbers.
@@ -77,12 +77,12 @@ class RasterImage:
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """All values of a raster in the type of the file, and what the file says of them."""
+    """All values of a raster in the type of the file, with mask, nodata values and names of bands."""
 
     values: NDArray[Any]
     """Values [bands, H, W]."""
     mask: NDArray[np.bool_] | None
-    """Mask [bands, H, W] of the file, True where it has data; None where values alone decide."""
+    """Mask [bands, H, W] of the file, True where it has data; None if nodata values alone tell what is missing."""
     nodatavals: tuple[float | None, ...]
     """Nodata value of each band."""
     dtypes: tuple[str, ...]
@@ -133,13 +133,13 @@ class DecodedImage:
 
 @contextmanager
 def open_image(name: str) -> Iterator[OpenImage]:
-    """Give an open raster.
+    """Yield an open raster.
 
     Args:
         name: Name by which GDAL opens it.
 
     Raises:
-        RasterioError: It cannot be opened.
+        RasterioError: The raster cannot be opened.
     """
     with rasterio.open(name) as raster:
         yield RasterImage(raster)

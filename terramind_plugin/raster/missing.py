@@ -1,7 +1,7 @@
-"""The rule of missing values, for everything that reads pixels.
+"""The rule for missing values that all reading of pixels uses.
 
-A value is missing where it is not finite, where it is farther from 0 than `FAR`, or where the file says so: by its
-nodata value, a mask, or an alpha band.
+A value is missing if it is not finite, if it is farther from 0 than `FAR`, or if the file declares it as missing by a
+nodata value, a mask or an alpha band.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ logger = logging.getLogger("terramind_plugin")
 FAR = 1e30
 """Magnitude above which a number means no data: float rasters are often filled with -3.4e38 without a nodata tag."""
 WIDE_INTEGERS = ("int64", "uint64")
-"""Types whose nodata value rasterio rounds, so that GDAL has to compare."""
+"""Types whose nodata value rasterio rounds, so that GDAL's mask is needed."""
 
 
 class Pixels(NamedTuple):
@@ -62,10 +62,10 @@ def read_pixels(
 
     Args:
         raster: An open raster of rasterio.
-        bands: Numbers of the bands, from 1 on; None for all.
+        bands: Numbers of the bands, counted from 1; None for all.
         declared: Whether to use the file's nodata values and masks. If not, pixels that they mark are ordinary values.
-        out: Array for the values; None to make one.
-        window: `window` and `out_shape` of rasterio.
+        out: Array for the values; None for a new array.
+        window: Arguments `window` and `out_shape` of rasterio.
 
     Raises:
         DataError: The raster holds complex numbers.
@@ -83,7 +83,7 @@ def read_pixels(
 def find_missing(values: NDArray[Any], nodata: Sequence[Any] = (), mask: NDArray[np.bool_] | None = None) -> Pixels:
     """Return values with the mask of missing values.
 
-    Least and greatest value come first: most images have no gaps, and then no mask is made.
+    The minimum and maximum are looked at first, because most images have no gaps and then need no mask.
 
     Args:
         values: Values [bands, H, W] in the type of the file.
@@ -104,12 +104,12 @@ def find_missing(values: NDArray[Any], nodata: Sequence[Any] = (), mask: NDArray
 
 
 def nodata_of(nodatavals: Sequence[float | None], dtypes: Sequence[str], bands: Sequence[int]) -> list[Any]:
-    """Return the nodata value of each band in its type, None where there is none that a pixel could have.
+    """Return the nodata value of each band in its type; None if the band has none, or none that its type can hold.
 
     Args:
         nodatavals: Nodata value of each band of the file.
         dtypes: Type of each band of the file.
-        bands: Numbers of the bands to answer for, from 1 on.
+        bands: Numbers of the bands, counted from 1.
     """
     found: list[Any] = []
     for band in bands:
@@ -124,7 +124,7 @@ def nodata_of(nodatavals: Sequence[float | None], dtypes: Sequence[str], bands: 
 
 
 def needs_mask(raster: Any, bands: Sequence[int]) -> bool:
-    """Return whether only GDAL can tell where some band has data: by a mask, an alpha band, a 64-bit nodata value."""
+    """Return whether GDAL's mask is needed: for a mask, an alpha band, or a 64-bit nodata value."""
     flags = raster.mask_flag_enums
     return any(
         MaskFlags.per_dataset in flags[band - 1]
@@ -137,7 +137,7 @@ def needs_mask(raster: Any, bands: Sequence[int]) -> bool:
 def _find_declared(
     values: NDArray[Any], nodata: Sequence[Any], mask: NDArray[np.bool_] | None
 ) -> NDArray[np.bool_] | None:
-    """Return where a file says that values [bands, ...] are missing; None for nowhere.
+    """Return a mask of the values [bands, ...] that the file declares as missing; None if there are none.
 
     The mask is True where the file has data; None for everywhere.
     """
@@ -161,21 +161,21 @@ def refuse_complex(path: object, dtypes: Iterable[object]) -> None:
     """
     if any(str(dtype).startswith("complex") for dtype in dtypes):  # NumPy knows no complex_int16
         raise DataError(
-            f"{path} holds complex numbers, expected real ones: of radar, take the intensity in decibels, "
+            f"{path} holds complex numbers, expected real ones. For radar, compute the intensity in decibels: "
             "10 * log10(abs(x) ** 2)."
         )
 
 
 def warn_of_undeclared(path: str | Path, count: int) -> None:
-    """Log a warning if a file has pixels that are missing though it does not say so."""
+    """Log a warning if a file has undeclared missing pixels."""
     if count:
         logger.warning("%s", describe_undeclared(path, count))
 
 
 def describe_undeclared(path: str | Path, count: int) -> str:
-    """Return a sentence on the number of pixels that are missing though their file does not say so."""
+    """Return a sentence on the number of undeclared missing pixels of a file."""
     pixels = "1 pixel is" if count == 1 else f"{count} pixels are"
     return (
-        f"{path}: {pixels} not finite or beyond 1e30 and taken as missing. If that is meant, declare the number in the "
+        f"{path}: {pixels} not finite or beyond 1e30 and count as missing. If that is meant, declare the number in the "
         "file: gdal_edit.py -a_nodata NUMBER."
     )

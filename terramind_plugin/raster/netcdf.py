@@ -1,4 +1,4 @@
-"""NetCDF files: the names by which GDAL opens their variables as one raster."""
+"""NetCDF files: names by which GDAL opens their variables as one raster."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ TYPES = {
     "uint32": "UInt32",
     "float32": "Float32",
 }
-"""GDAL's names of number types; others become `LARGEST_TYPE`."""
+"""GDAL's names of number types; variables of other types are read as `LARGEST_TYPE`."""
 
 
 class _WithoutDimensions(logging.Filter):
-    """Drops GDAL's warning at each opening of a file whose dimensions have no coordinates: none are needed."""
+    """Filter of GDAL's warnings about dimensions without coordinates, which are not needed here."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return "No 1D variable is indexed by dimension" not in record.getMessage()
@@ -41,20 +41,20 @@ logging.getLogger("rasterio._env").addFilter(_WithoutDimensions())
 
 
 def is_netcdf(path: object) -> bool:
-    """Return whether a path, which may be something else, names a NetCDF file."""
+    """Return whether an object is the path of a NetCDF file."""
     return isinstance(path, str | Path) and str(path).lower().endswith(NETCDF)
 
 
 def raster_name(path: str | Path, modality: str = "", bands: Sequence[object] = ()) -> str:
     """Return the name by which GDAL opens a file as the raster of a modality.
 
-    A file of another kind, or with one variable, has its own name; a zarr.zip chip that of a raster in memory. Of
-    several variables the one with the modality's name counts, or those with the names of its bands, one band each (or
-    one series of dates each).
+    For a file of another format, or with one variable, this is the file's own name; for a zarr.zip chip, that of a
+    raster in memory. Of several variables, the one with the modality's name is used, or those with the names of its
+    bands, each of which holds one band or one series of dates.
 
     Args:
         path: The file.
-        modality: Name of the modality; '' for any variable, of which all have one grid.
+        modality: Name of the modality; '' for any variable, because all variables have one grid.
         bands: Names of the bands of one date in the file, in their order.
 
     Raises:
@@ -77,14 +77,14 @@ def raster_name(path: str | Path, modality: str = "", bands: Sequence[object] = 
     wanted = [band_key(modality, band) for band in bands]
     if not wanted or not all(key in keyed for key in wanted):
         raise DataError(
-            f"{path} has the variables {', '.join(variables)}: none is named {modality}, and they are not its bands "
+            f"{path} has the variables {', '.join(variables)}. None is named {modality}, and they are not its bands "
             f"{', '.join(str(getattr(band, 'value', band)) for band in bands)}. Rename them, or give a GeoTIFF."
         )
     return _join([(str(band), keyed[key]) for band, key in zip(bands, wanted, strict=True) if key is not None])
 
 
 def _join(variables: Sequence[tuple[str, str]]) -> str:
-    """Return a virtual raster of the bands of one date after the other; each variable holds one band of all dates.
+    """Return a virtual raster with the bands of one date after those of another; a variable holds all dates of a band.
 
     Args:
         variables: Names of the bands and of GDAL's data sets.
@@ -99,7 +99,7 @@ def _join(variables: Sequence[tuple[str, str]]) -> str:
                 if (variable.height, variable.width, variable.count) != (height, width, dates):
                     raise DataError(
                         f"{name} has {variable.count} x {variable.height} x {variable.width} values, "
-                        f"{variables[0][1]} has {dates} x {height} x {width}. Bands need one size."
+                        f"{variables[0][1]} has {dates} x {height} x {width}. All bands need one size."
                     )
                 nodata, kind = variable.nodatavals[date - 1], TYPES.get(variable.dtypes[date - 1], LARGEST_TYPE)
                 bands.append(

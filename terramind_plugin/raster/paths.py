@@ -1,4 +1,4 @@
-"""Names of rasters: files on disk, and URLs and virtual paths that GDAL opens."""
+"""Paths of rasters: files on disk, and URLs and virtual paths that GDAL opens."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from terramind_plugin.system.files import ZARR_ZIP
 
 
 class RemotePath(type(Path())):  # type: ignore[misc]
-    """Name of a raster outside the file system: a URL, or a path below /vsizip/, /vsicurl/, /vsis3/...
+    """Path of a raster outside the file system: a URL, or a path below /vsizip/, /vsicurl/, /vsis3/...
 
-    A `Path` would fold the double slash of 'https://host/a.tif' and '/vsizip//data/a.zip/b.tif'. This class prints the
-    name as it was written. Its `name` is the name of the raster, without the query of a URL.
+    A `Path` would replace the double slash in 'https://host/a.tif' and '/vsizip//data/a.zip/b.tif'. This class keeps
+    the text as it was written. Its `name` is the name of the raster, without the query of a URL.
     """
 
     text: str
@@ -40,7 +40,7 @@ class RemotePath(type(Path())):  # type: ignore[misc]
         return hash(self.text)
 
     def resolve(self, strict: bool = False) -> RemotePath:
-        """Return the path itself: links are a matter of the file system."""
+        """Return the path itself: there are no links outside the file system."""
         return self
 
     @property
@@ -65,7 +65,7 @@ class RemotePath(type(Path())):  # type: ignore[misc]
 
 
 def is_remote(text: object) -> bool:
-    """Return whether a path or its text is a URL or one of GDAL's virtual paths."""
+    """Return whether a path or a text is a URL or one of GDAL's virtual paths."""
     return "://" in str(text) or str(text).startswith("/vsi")
 
 
@@ -73,7 +73,7 @@ def remote_path(text: str | Path) -> RemotePath:
     """Return the path of a URL or of one of GDAL's virtual paths.
 
     Raises:
-        ValueError: The text is a name of the file system.
+        ValueError: The text is a path of the file system.
     """
     if not is_remote(text):
         raise ValueError(f"{text} is neither a URL nor one of GDAL's virtual paths")
@@ -90,5 +90,5 @@ RASTERS = (".tif", ".tiff", ".nc", ".nc4", ZARR_ZIP)
 
 
 def is_raster(path: Any) -> bool:
-    """Return whether a path, which may be something else, names a raster of a data set."""
+    """Return whether an object is the path of a raster of a data set."""
     return isinstance(path, str | Path) and str(path).lower().endswith(RASTERS)

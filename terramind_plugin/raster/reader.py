@@ -29,15 +29,15 @@ from terramind_plugin.raster.warped import WarpedRaster
 from terramind_plugin.system.parallel import usable
 
 SMALL_INTEGERS = ("uint8", "int8", "uint16", "int16")
-"""Types of files that `Source.keep_type` keeps."""
+"""Types of values that `Source.keep_type` keeps."""
 TOLERANCE = 0.01
-"""Largest distance, in pixels, between two grids that count as one."""
+"""Maximum distance in pixels between two grids that count as the same."""
 THREADS = min(16, usable())
-"""Number of threads that decode blocks of a file: a GPU takes windows faster than some cores decode them."""
+"""Number of threads that decode blocks of a file: few cores decode windows more slowly than a GPU uses them."""
 MOST_CACHE = 2**30
-"""Largest size in bytes of the cache of decoded blocks, which the next row of windows uses again."""
+"""Maximum size in bytes of the cache of decoded blocks, which the next row of windows uses again."""
 PREVIEW_TILE = 1024
-"""Largest height and width of a window that is read for a preview."""
+"""Maximum height and width in pixels of a window that is read for a preview."""
 
 
 @dataclass(frozen=True)
@@ -49,35 +49,35 @@ class Expected:
     bands: tuple[str, ...]
     """Names of the bands to read, in order. Of a file that does not name its bands, only their number is checked."""
     fill: tuple[float, ...]
-    """Number for pixels without data, by band."""
+    """Fill value of pixels without data, for each band."""
     file_bands: tuple[str, ...] = ()
-    """Names of the file's bands, where they differ from `bands` and the file does not name them."""
+    """Names of the file's bands, if they differ from `bands` and the file does not name them."""
     classes: int = 0
-    """Number of classes, if values are class ids."""
+    """Number of classes if values are class ids; 0 otherwise."""
     scale: float = 1.0
-    """Factor from the values of the file, after `offset` is added, to the units of the modality."""
+    """Factor that converts the values of the file, after `offset` is added, to the units of the modality."""
     offset: float = 0.0
-    """Number that is added to the values of the file."""
+    """Number added to the values of the file."""
     dated: bool = False
     """True if the file may hold several dates, each with these bands."""
     by_band: bool = False
-    """True if such a file holds all dates of a band together, not all bands of a date."""
+    """True if a file of several dates holds all dates of a band together, not all bands of a date."""
     keep_missing: bool = False
-    """True if a date without data in a window is NaN there, not filled."""
+    """True if a date without data in a window stays NaN there, instead of being filled."""
 
     @classmethod
     def of(cls, modality: Modality, file_bands: Sequence[str] = ()) -> Expected:
-        """Return the bands and units of a modality. Gaps take the pre-training mean, or class 0, which is no data.
+        """Return the bands and units of a modality. Gaps get the pre-training mean, or class 0, which means no data.
 
         Args:
             modality: Modality of the file.
-            file_bands: Names of the file's bands, where their order is another one.
+            file_bands: Names of the file's bands, if their order differs from the modality's.
 
         Raises:
             ConfigError: The modality is a text and has no raster.
         """
         if not modality.bands:
-            raise ConfigError(f"{modality.name} is no image, so it cannot be read from a file.")
+            raise ConfigError(f"{modality.name} is not an image, so it cannot be read from a file.")
         fill = (0.0,) if modality.kind == "classes" else modality.mean
         return cls(modality.name, modality.band_names, fill, tuple(file_bands), len(modality.class_names))
 
@@ -99,9 +99,9 @@ class Source:
     Args:
         path: The raster.
         expected: Bands and units that the raster must have.
-        grid: Grid to read it on; None for its own grid.
-        threads: Number of threads that decode blocks. They do not survive a fork: a forked process that reads waits
-            for them forever.
+        grid: Grid on which it is read; None for its own grid.
+        threads: Number of threads that decode blocks. They do not survive a fork: a forked process that reads would
+            wait for them forever.
         warn: Whether to warn of values that look like those of another unit.
 
     Raises:
@@ -135,28 +135,28 @@ class Source:
         self._fill = np.array(expected.fill * self.dates, dtype=np.float32)[:, None, None]
         self._warned = not warn
         self.before: Callable[[int, int], object] = lambda first, last: None
-        """Called with the first row and the row after the last one before rows are read, e.g. to wait for them."""
+        """Function called before rows are read, with the first row and the row after the last one."""
         self._thumbnail: Thumbnail | None = None
         self._undeclared = 0
         self._counted = _Counted()
         self.keep_type = False
         """Whether windows without gaps keep the type of a file of small integers, instead of becoming float32."""
         self.measured: NDArray[np.bool_] = np.ones(self.dates, bool)
-        """For each date whether it had data in the window that was read last."""
+        """Whether each date had data in the window that was read last."""
 
     def _matches(self, grid: Grid) -> bool:
         own = self.native
         if own.crs != grid.crs and not (own.crs and grid.crs):
             raise DataError(
-                f"{self.path} has CRS {own.crs or 'none'}, the first input has {grid.crs or 'none'}. "
+                f"{self.path} has the CRS {own.crs or 'none'}, but the first input has {grid.crs or 'none'}. "
                 "Give both a CRS, e.g. with gdal_edit.py -a_srs."
             )
         if own.crs == grid.crs and own.shape == grid.shape and grid.distance(own) <= TOLERANCE:
             return True
         if not own.crs:
             raise DataError(
-                f"{self.path} has {own.height} x {own.width} pixels, the first input has {grid.height} x {grid.width}, "
-                "and without a CRS none can be warped to the other. Give both a CRS, or cut them to one size."
+                f"{self.path} has {own.height} x {own.width} pixels, but the first input has {grid.height} x "
+                f"{grid.width}, and without a CRS they cannot be aligned. Give both a CRS, or cut them to one size."
             )
         return False
 
@@ -170,8 +170,8 @@ class Source:
             raise DataError(f"{self.path} cannot be warped to {self.grid.crs}: {reason_of(error)}") from error
         if there[0] >= here[2] or there[2] <= here[0] or there[1] >= here[3] or there[3] <= here[1]:
             raise DataError(
-                f"{self.path} does not overlap the first input: it covers {_shown(there)}, that {_shown(here)} in "
-                f"{self.grid.crs}. Check its CRS, {self.native.crs}."
+                f"{self.path} does not overlap the first input: it covers {_shown(there)}, the first input covers "
+                f"{_shown(here)} in {self.grid.crs}. Check its CRS, {self.native.crs}."
             )
         resampling = Resampling.nearest if self.expected.classes else Resampling.bilinear
         return WarpedRaster(self._file, self.grid, resampling)
@@ -182,8 +182,8 @@ class Source:
         Args:
             row: First row.
             column: First column.
-            height: Rows.
-            width: Columns.
+            height: Number of rows.
+            width: Number of columns.
 
         Raises:
             DataError: A block cannot be read, or values are not class ids.
@@ -197,11 +197,11 @@ class Source:
         return FilledPixels(np.pad(part.values, ((0, 0), *beyond), mode="reflect"), np.pad(part.valid, beyond))
 
     def preview(self, size: tuple[int, int], bands: Sequence[int]) -> FilledPixels:
-        """Return the whole image at a reduced size, each pixel the nearest one.
+        """Return the whole image at a reduced size, by nearest-neighbour resampling.
 
         Args:
             size: Height and width in pixels.
-            bands: Positions of the bands to read, among those expected.
+            bands: Positions of the bands to read among the expected bands.
 
         Raises:
             DataError: As in `read`.
@@ -211,7 +211,7 @@ class Source:
         thumbnail = self._thumbnail
         if thumbnail is None or (thumbnail.size, thumbnail.bands) != (size, list(bands)):
             thumbnail = Thumbnail(self.grid.shape, size, bands)
-        # Block by block: at once GDAL would decode each block again for each band.
+        # Block by block, because GDAL would otherwise decode each block again for each band.
         tall, wide = (max(PREVIEW_TILE // side, 1) * side for side in self._raster.block_shapes[0])
         for top in range(0, self.grid.height, tall):
             for left in range(0, self.grid.width, wide):
@@ -222,11 +222,11 @@ class Source:
 
     @property
     def _reduces_itself(self) -> bool:
-        """Return whether GDAL gives a reduced image without reading all of it."""
+        """Return whether GDAL can make a reduced image without reading the whole image."""
         return not self.warped and bool(self._file.overviews(1))
 
     def _gather(self, row: int, column: int, inside: tuple[int, int], part: FilledPixels) -> None:
-        """Take pixels for a preview from a window that was read."""
+        """Copy the pixels of a preview from a window that was read."""
         thumbnail = self._thumbnail
         if thumbnail is not None and thumbnail.lacks(row, column, *inside):
             thumbnail.add(row, column, part.values[thumbnail.bands], part.valid)
@@ -239,7 +239,7 @@ class Source:
         size: tuple[int, int],
         bands: Sequence[int] | None = None,
     ) -> FilledPixels:
-        """Return some bands of a window that lies inside the image, at some size."""
+        """Return some bands of a window that lies inside the image, resampled to a size."""
         indexes = self.indexes if bands is None else [self.indexes[band] for band in bands]
         self.before(row, row + inside[0])
         try:
@@ -253,14 +253,14 @@ class Source:
         except GDAL_ERRORS as error:
             raise DataError(
                 f"{self.path}: rows {row} to {row + inside[0] - 1}, columns {column} to {column + inside[1] - 1} "
-                f"cannot be read: {reason_of(error).rstrip('.')}. The file may be damaged or incomplete; copy or "
+                f"cannot be read: {reason_of(error).rstrip('.')}. The file may be damaged or incomplete: copy or "
                 "download it again."
             ) from error
         known = None if pixels.missing is None else ~pixels.missing
         values = pixels.values
         keeps = self.keep_type and bands is None and known is None and values.dtype.name in SMALL_INTEGERS
         if not keeps:
-            with np.errstate(over="ignore"):  # what is too large for float32 is missing
+            with np.errstate(over="ignore"):  # numbers too large for float32 count as missing
                 values = values.astype(np.float32, copy=False)
         measured = values if known is None else values[known]
         expected = self.expected
@@ -280,12 +280,12 @@ class Source:
         return FilledPixels(np.where(known, values, fill), np.asarray(known.any(axis=0)))
 
     def keep_rows(self, height: int, size: tuple[int, int] | None = None, bands: Sequence[int] = ()) -> None:
-        """Prepare for windows that are read row by row of windows, top to bottom.
+        """Prepare for reading windows in rows of windows, from top to bottom.
 
         Args:
             height: Height of the windows.
-            size: Size of a later preview, whose pixels are gathered along the way.
-            bands: Bands of the preview.
+            size: Height and width of a later preview, whose pixels are gathered while windows are read.
+            bands: Positions of the bands of the preview.
         """
         if self.warped:
             self._raster.keep_rows(height, len(self.indexes), MOST_CACHE)
@@ -293,7 +293,7 @@ class Source:
             self._thumbnail = Thumbnail(self.grid.shape, size, bands)
 
     def cache_bytes(self, height: int) -> int:
-        """Return the bytes of decoded blocks that GDAL needs so that `keep_rows` decodes none twice.
+        """Return the size in bytes of the decoded blocks that GDAL must keep so that no block is decoded twice.
 
         Args:
             height: Height of the windows.
@@ -307,7 +307,7 @@ class Source:
     def undeclared(self) -> int:
         """Return the number of undeclared missing pixels so far: NaN, infinite or far from 0.
 
-        A pixel of two windows counts once if windows are read row by row of windows, top to bottom.
+        A pixel of two windows counts once if windows are read in rows of windows, from top to bottom.
         """
         return self._raster.undeclared if self.warped else self._undeclared
 
@@ -320,7 +320,7 @@ class Source:
 
 @dataclass
 class _Counted:
-    """The part of an image that windows have covered, row by row of windows."""
+    """Record of the part of an image that windows have covered, one row of windows after the other."""
 
     row: int = -1
     above: int = 0
@@ -353,7 +353,7 @@ def _find_dates(path: object, expected: Expected, names: Sequence[str | None]) -
         return find_bands(str(path), expected.name, names, expected.bands, expected.file_bands), 1
     if not whole:
         raise DataError(
-            f"{path} has {counted(len(names), 'band')}, no multiple of the {count} of one date of {expected.name}: "
+            f"{path} has {counted(len(names), 'band')}, not a multiple of the {count} of one date of {expected.name}: "
             f"{', '.join(stored)}."
         )
     check_dated_names(str(path), expected.name, names, stored, by_band=expected.by_band)

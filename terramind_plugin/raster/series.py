@@ -1,4 +1,4 @@
-"""Time series on disk: rasters of one modality, in the order of time, read as one."""
+"""Time series on disk: rasters of one modality in the order of time, read as one image."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Series:
     Args:
         paths: Rasters in the order of time; each holds one date or several.
         expected: Bands and units of one date.
-        grid: Grid to read the rasters on; None for that of the first.
+        grid: Grid on which the rasters are read; None for that of the first raster.
         threads: Number of threads that decode blocks, see `Source`.
         warn: Whether to warn of values that look like those of another unit.
 
     Raises:
-        DataError: A raster cannot be used, or the names of the files say another order of time.
+        DataError: A raster cannot be used, or the dates in the names of the files are not in the order of time.
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class Series:
     def read(self, row: int, column: int, height: int, width: int) -> FilledPixels:
         """Return a window as `Source.read` does, with values [bands, dates, height, width].
 
-        A pixel is valid where some band was measured at some date. Dates without data are NaN where the series is
-        expected to keep them missing.
+        A pixel is valid if some band was measured at some date. Dates without data are NaN if `expected` has
+        `keep_missing`.
         """
         parts = [source.read(row, column, height, width) for source in self.sources]
         measured = [source.measured for source in self.sources]
@@ -75,14 +75,14 @@ class Series:
         return FilledPixels(values[0] if len(values) == 1 else np.concatenate(values, axis=1), valid)
 
     keep_type = False
-    """Windows of a series are float32 always: a date may be missing."""
+    """Windows of a series are always float32, because a date may be missing."""
 
     def previews(self, size: tuple[int, int], bands: Sequence[int]) -> list[tuple[int, FilledPixels]]:
-        """Return some dates, counted from 1, of the whole image at a reduced size.
+        """Return the numbers (from 1) and the reduced images of some dates of the whole image.
 
         Args:
             size: Height and width in pixels.
-            bands: Positions of the bands to read, among those of one date.
+            bands: Positions of the bands to read among those of one date.
         """
         found = []
         for source, first, shown in self._shown():
@@ -99,7 +99,7 @@ class Series:
             source.keep_rows(height, size if numbers else None, self._bands(numbers or [], bands))
 
     def cache_bytes(self, height: int) -> int:
-        """Return the bytes of decoded blocks that GDAL needs, see `Source.cache_bytes`."""
+        """Return the size in bytes of the decoded blocks that GDAL must keep, see `Source.cache_bytes`."""
         return sum(source.cache_bytes(height) for source in self.sources)
 
     @property
@@ -113,7 +113,7 @@ class Series:
             source.close()
 
     def _shown(self) -> list[tuple[Source, int, list[int]]]:
-        """Return the rasters that a preview shows, with the number of dates before each and the dates to show of it."""
+        """Return the rasters of a preview, each with the number of dates before it and its dates to show."""
         numbers = np.unique(np.linspace(0, self.dates - 1, min(self.dates, MOST_SHOWN)).round().astype(int))
         found, first = [], 0
         for source in self.sources:
@@ -134,7 +134,7 @@ def open_input(
     """Return the raster of a modality, or its series, opened for reading.
 
     Args:
-        paths: Its files in the order of time; one where a series is not expected.
+        paths: Files of the modality in the order of time; one file if no series is expected.
         expected: Bands and units.
         grid: As for `Source`.
         threads: As for `Source`.
@@ -150,7 +150,7 @@ def open_input(
 
 
 def check_time(paths: Sequence[Path]) -> None:
-    """Raise a DataError if the dates in the names of files, where all have one, are not in the order of time."""
+    """Raise a DataError if all names of files hold a date and the dates are not in the order of time."""
     dated = [(date_of(path), path) for path in paths]
     for (earlier, one), (later, other) in pairwise(dated):
         if earlier and later and later < earlier:
@@ -160,6 +160,6 @@ def check_time(paths: Sequence[Path]) -> None:
 
 
 def date_of(path: Path) -> str:
-    """Return the last date in a file's name as sortable text, '' if there is none."""
+    """Return the last date in a file's name as sortable text; '' if there is none."""
     found = DATE.findall(path.name)
     return "" if not found else "".join(found[-1][:1] + found[-1][2:])

@@ -1,4 +1,4 @@
-"""An image at a reduced size, gathered from the windows of the image that are read."""
+"""An image at a reduced size, gathered from the windows of the image while they are read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 class Thumbnail:
-    """A smaller version of an image, each pixel the nearest one.
+    """An image at a reduced size, made by nearest-neighbour resampling.
 
     Args:
         shape: Height and width of the image.
@@ -28,17 +28,17 @@ class Thumbnail:
         )
 
     def lacks(self, top: int, left: int, height: int, width: int) -> bool:
-        """Return whether a window of the image has pixels that are still missing here."""
+        """Return whether a window of the image has pixels that the thumbnail still lacks."""
         return bool(self._missing[self._inside(top, left, height, width)].any())
 
     def add(self, top: int, left: int, values: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
-        """Take the pixels of a window of the image.
+        """Copy the pixels of a window of the image.
 
         Args:
             top: First row of the window.
-            left: First column.
-            values: All its pixels, [bands, rows, columns].
-            valid: Where they have data, [rows, columns].
+            left: First column of the window.
+            values: Pixels of the window, [bands, rows, columns].
+            valid: True where the pixels have data, [rows, columns].
         """
         here = down, across = self._inside(top, left, *valid.shape)
         there = np.ix_(self._rows[down] - top, self._columns[across] - left)

@@ -1,4 +1,4 @@
-"""Checks of a raster's values: class ids and units."""
+"""Checks of the values of a raster: class ids and units."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger("terramind_plugin")
 
 
 def check_classes(path: Path, name: str, values: NDArray[np.float32], classes: int) -> None:
-    """Raise unless values are class ids.
+    """Raise an error unless the values are class ids.
 
     Args:
         path: The raster.
@@ -31,22 +31,22 @@ def check_classes(path: Path, name: str, values: NDArray[np.float32], classes: i
     if wrong.size:
         found = ", ".join(f"{value:g}" for value in wrong[:5])
         raise DataError(
-            f"{path}: class ids of {name} are whole numbers from 0 to {classes - 1}, found {found}. Map what is "
-            "missing to 0, or declare it as nodata of the file."
+            f"{path}: class ids of {name} are whole numbers from 0 to {classes - 1}, found {found}. Map missing "
+            "pixels to 0, or declare their value as nodata of the file."
         )
 
 
 def warn_of_units(
     path: Path, modality: Modality, values: NDArray[np.float32], *, all_values: bool, scale: float = 1.0
 ) -> None:
-    """Log a warning if values look like another unit, in which the model would see a very unusual image.
+    """Log a warning if values seem to be in another unit, because the model would then see a very unusual image.
 
     Args:
         path: The raster.
         modality: Modality of the raster.
-        values: At least one number.
-        all_values: Whether these are all values of the file. A dark window of a scene may lack large values.
-        scale: Factor of the configuration by which the values of the file were multiplied.
+        values: Values of any shape, at least one.
+        all_values: Whether these are all values of the file. (A dark window of a scene may lack large values.)
+        scale: Factor by which the values of the file were multiplied.
     """
     guess = other_unit(modality, values)
     if guess is None and all_values and is_eight_bit(modality, values):

@@ -18,27 +18,27 @@ from terramind_plugin.raster.georeference import Grid, apply_affine, move_transf
 from terramind_plugin.raster.missing import read_pixels
 
 BLOCK = (256, 1024)
-"""Height and width in pixels of a block that is warped at once, so that results do not depend on the windows read."""
+"""Height and width in pixels of a block that is warped at once. Fixed, so that results do not depend on the windows."""
 LARGEST = 2**24
-"""Largest number of values that are read of the file at once. A block that needs more is warped in parts."""
+"""Maximum number of values that are read from the file at once. A block that needs more is warped in parts."""
 KEPT = 8
-"""Smallest number of warped blocks that are kept: windows that follow one another share some."""
+"""Minimum number of warped blocks that are kept, because neighbouring windows share blocks."""
 SAME_SIZE = 0.05
-"""Share by which sizes of pixels may differ and count as one, as GDAL has it."""
+"""Relative difference up to which sizes of pixels count as the same, as in GDAL."""
 SAMPLES = 21
-"""Number of positions along each side of a block that are projected to find the pixels it needs."""
+"""Number of positions along each side of a block that are projected to find the pixels that the block needs."""
 
 
 class WarpedRaster:
-    """An open raster on another grid, with the attributes of rasterio that this package uses: float32, NaN for gaps.
+    """An open raster, read on another grid as float32 with NaN for gaps. It has the attributes of rasterio in use here.
 
-    Missing values are set to NaN before they are warped, by the rule of `terramind_plugin.raster.missing`. GDAL's own
-    virtual raster knows one number for no data and would mix any other, such as infinity, into its neighbours.
+    Missing values are set to NaN before warping, by the rule of `terramind_plugin.raster.missing`. GDAL's own virtual
+    raster supports one nodata value and would mix other missing values, such as infinity, into their neighbours.
 
     Args:
         raster: An open raster of rasterio.
         grid: The other grid.
-        resampling: Method that makes one pixel of several.
+        resampling: Resampling method.
     """
 
     def __init__(self, raster: Any, grid: Grid, resampling: Resampling) -> None:
@@ -61,7 +61,7 @@ class WarpedRaster:
         """Return a window [bands, height, width] that lies inside the grid.
 
         Args:
-            bands: Numbers of the bands, from 1 on.
+            bands: Numbers of the bands, counted from 1.
             window: Window of the grid; None for all.
 
         Raises:
@@ -94,7 +94,7 @@ class WarpedRaster:
     def _parts(
         self, row: int, column: int, height: int, width: int, bands: int
     ) -> Iterator[tuple[int, int, int, int, Window]]:
-        """Yield the parts of a block that lie on the raster, each with the window of the raster that it needs."""
+        """Yield the parts of a block that overlap the raster, each with the window of the raster that it needs."""
         window = self._needed(row, column, height, width)
         if window is None:
             return
@@ -108,7 +108,7 @@ class WarpedRaster:
             yield from self._parts(row, column + width // 2, height, width - width // 2, bands)
 
     def _needed(self, row: int, column: int, height: int, width: int) -> Window | None:
-        """Return the window of the raster that pixels of the grid need; None if there is none."""
+        """Return the window of the raster that a part of the grid needs; None if they do not overlap."""
         x, y = np.meshgrid(np.linspace(column, column + width, SAMPLES), np.linspace(row, row + height, SAMPLES))
         east, north = apply_affine(self.transform, x.ravel(), y.ravel())
         if self.crs != self._raster.crs:
@@ -123,7 +123,7 @@ class WarpedRaster:
             (rows[known], height, self._raster.height),
             (columns[known], width, self._raster.width),
         ):
-            # GDAL uses as many pixels as one pixel of the grid covers, in both directions.
+            # In both directions GDAL uses as many source pixels as one pixel of the grid covers.
             margin = 4 + int(np.ceil(np.ptp(positions) / count))
             first, last = max(int(positions.min()) - margin, 0), min(int(np.ceil(positions.max())) + margin, limit)
             if first >= last:
@@ -136,7 +136,7 @@ class WarpedRaster:
         self, bands: tuple[int, ...], window: Window, top: int, left: int, shape: tuple[int, int]
     ) -> NDArray[np.float32]:
         pixels = read_pixels(self._raster, bands, window=window)
-        with np.errstate(over="ignore"):  # what is too large for float32 is missing
+        with np.errstate(over="ignore"):  # numbers too large for float32 count as missing
             values = pixels.values.astype(np.float32)
         if pixels.missing is not None:
             values[pixels.missing] = np.nan
@@ -168,34 +168,34 @@ class WarpedRaster:
             dst_transform=move_transform(self.transform, left, top),
             dst_nodata=np.nan,
             resampling=resampling,
-            # Each band by itself: a gap of one band is no gap of the others.
+            # A gap in one band is not a gap in the others.
             UNIFIED_SRC_NODATA="NO",
             **self._ratio,
         )
         return result
 
     def keep_rows(self, height: int, bands: int, most: int) -> None:
-        """Keep the blocks of a row of windows, so that none is warped again for the next row.
+        """Keep the blocks of a row of windows, so that no block is warped again for the next row.
 
         Args:
             height: Height of the windows.
             bands: Number of bands.
-            most: Maximum number of bytes of blocks to keep.
+            most: Maximum size of the kept blocks in bytes.
         """
         tall, wide = BLOCK
         row = ((height - 1) // tall + 2) * -(-self.width // wide)
         self._block = lru_cache(max(KEPT, min(row, most // (4 * bands * tall * wide))))(self._warp_block)
 
     def close(self) -> None:
-        """Forget all blocks. Whoever opened the raster closes it."""
+        """Drop all blocks. The raster itself must be closed by the code that opened it."""
         self._block.cache_clear()
 
 
 def pixel_ratio(grid: Grid, crs: Any, transform: Affine) -> dict[str, float]:
-    """Return GDAL's options XSCALE and YSCALE: the size of a file's pixels in pixels of a grid, in the grid's middle.
+    """Return GDAL's options XSCALE and YSCALE: the size of a file's pixels in pixels of a grid, at the grid's middle.
 
-    Without them GDAL compares the sizes of two windows. In another UTM zone the window of a block is turned, so that it
-    has to be larger than the block: GDAL takes that for finer pixels, and blurs them as it would to make larger ones.
+    Without them GDAL compares the sizes of source and target window. In another UTM zone the source window of a block
+    is rotated and therefore larger than the block. GDAL would infer finer pixels, and blur the result.
 
     Args:
         grid: The grid to warp to.
@@ -214,5 +214,5 @@ def pixel_ratio(grid: Grid, crs: Any, transform: Affine) -> dict[str, float]:
 
 
 def _snap(ratio: float) -> float:
-    """Return 1 for a ratio of about 1: the scale of UTM differs by less than 1 % between zones."""
+    """Return 1 for a ratio close to 1: the scale of UTM differs by less than 1 % between zones."""
     return 1.0 if abs(ratio - 1) < SAME_SIZE else ratio

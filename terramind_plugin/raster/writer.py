@@ -1,4 +1,4 @@
-"""GeoTIFFs written whole or not at all: images in memory, and layers of any size, row by row."""
+"""Writing complete GeoTIFFs: images in memory, and layers of any size, row by row."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from terramind_plugin.system.files import completing, flush_to_disk, temporary, 
 TILE = 256
 """Height and width of a tile in pixels."""
 SMALLEST_OVERVIEW = 256
-"""Overviews are added until the image fits into a square of this many pixels per side."""
+"""Height and width in pixels of a square; overviews are added until the image fits into it."""
 FASTEST = 1
-"""Level of deflate that is fastest."""
+"""Fastest level of deflate."""
 DTYPES = ("uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")
 COG_PREDICTORS = {1: "NO", 2: "STANDARD", 3: "FLOATING_POINT"}
 """Names of the predictors in GDAL's COG driver."""
@@ -41,7 +41,7 @@ Color = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Layer:
-    """Content of one GeoTIFF of a result."""
+    """Description of one GeoTIFF of a result."""
 
     ending: str
     """End of the file's name, after the name of the scene."""
@@ -58,17 +58,17 @@ class Layer:
     tags: Mapping[str, str] = field(default_factory=dict)
     """Further tags."""
     scales: tuple[float, ...] = ()
-    """Factor of each band from stored to true values; none for 1."""
+    """Factor of each band that converts stored to true values; empty for 1."""
     half: bool = False
-    """Whether to store values of float32 that float16 can hold in 16 bits."""
+    """Whether float32 values that float16 can represent are stored with 16 bits."""
     tile: int | None = None
-    """Height and width of a tile in pixels, small where there are many bands; None for 256, of a COG 512."""
+    """Height and width of a tile in pixels, small if there are many bands; None for 256 (512 in a COG)."""
     noisy: bool = False
-    """Whether values are much like noise, which takes long to compress and hardly gets smaller."""
+    """Whether values are similar to noise, which is slow to compress and hardly gets smaller."""
 
     @property
     def bytes_per_pixel(self) -> int:
-        """Return the bytes of all bands of a pixel."""
+        """Return the size of a pixel with all bands in bytes."""
         return len(self.descriptions) * np.dtype(self.dtype).itemsize
 
 
@@ -91,12 +91,12 @@ def write_geotiff(
 
     Args:
         path: Where to write; its folder must exist. An existing file is replaced.
-        array: Values, [bands, height, width], of an integer type of 8 to 32 bits or a float type.
-        crs: Coordinate reference system, anything that rasterio reads, e.g. 'EPSG:32646'.
-        transform: From pixel corners to coordinates in `crs`.
-        descriptions: Name of each band, or nothing.
-        units: Unit of each band, or nothing.
-        nodata: Value that stands for a missing one; readers that mask turn it into NaN.
+        array: Values [bands, height, width], of an integer type of 8 to 32 bits or a float type.
+        crs: Coordinate reference system in any form that rasterio accepts, e.g. 'EPSG:32646'.
+        transform: Transform from pixel corners to coordinates in `crs`.
+        descriptions: Name of each band; may be empty.
+        units: Unit of each band; may be empty.
+        nodata: Value that marks missing values.
         colormap: Colour of each value of a one-band image.
         tags: Further metadata of the file.
 
@@ -111,11 +111,11 @@ def write_geotiff(
     try:
         system = CRS.from_user_input(crs)
     except CRSError as error:
-        raise DataError(f"{path}: cannot read the CRS {crs!r}; write it like 'EPSG:32632'. ({error})") from error
+        raise DataError(f"{path}: cannot read the CRS {crs!r}; write it as in 'EPSG:32632'. ({error})") from error
     layer = Layer("", array.dtype.name, tuple(descriptions), "", nodata, colormap, tags=tags or {})
     grid = Grid(array.shape[1], array.shape[2], system, transform)
     try:
-        # In memory: GDAL does not report a full disk when it closes a file.
+        # Made in memory, because GDAL does not report a full disk when it closes a file.
         with MemoryFile() as memory:
             _write_rows(memory.name, lambda first, last: array[:, first:last], layer, grid, len(array), units)
             write_bytes(path, memory.getbuffer())
@@ -128,9 +128,7 @@ def _check(
 ) -> None:
     """Raise a DataError unless the array can be written as described."""
     if array.ndim != 3 or 0 in array.shape:
-        raise DataError(
-            f"{path}: got an array of shape {array.shape}, expected [bands, height, width], none of them 0."
-        )
+        raise DataError(f"{path}: got an array of shape {array.shape}, expected [bands, height, width], all above 0.")
     if array.dtype.name not in DTYPES:
         raise DataError(f"{path}: cannot store values of type {array.dtype}; convert to one of {', '.join(DTYPES)}.")
     for what, given in (("descriptions", descriptions), ("units", units)):
@@ -152,7 +150,7 @@ def write_layer(
     Args:
         path: Where to write; its folder must exist. An existing file is replaced.
         rows: Function of two row numbers: the rows from the first number to before the second, [bands, rows, width].
-        layer: What the file holds.
+        layer: Description of the file.
         grid: Size and position of the image.
         tags: Further metadata.
         cog: Write a Cloud-Optimized GeoTIFF.
@@ -169,7 +167,7 @@ def write_layer(
             check_complete(target, rows, overviews=0)
             factors = overview_factors(grid)
             if factors:
-                # On a file that is closed and whole: where the disk fills up, GDAL can crash on an open one.
+                # The file is closed before: if the disk fills up, GDAL can crash on an open file.
                 with rasterio.open(target, "r+") as file:
                     file.build_overviews(factors, Resampling.average if layer.colormap is None else Resampling.mode)
                 check_overviews(target, len(factors))
@@ -182,17 +180,17 @@ def write_layer(
                     rasterio.shutil.copy(tiles, partial, driver="COG", **options)
                 check_complete(partial, rows, len(factors))
             with open(partial, "rb") as file:
-                flush_to_disk(file.fileno())  # GDAL hides what network file systems say when it closes a file
+                flush_to_disk(file.fileno())  # GDAL hides errors of network file systems when it closes a file
     except GDAL_ERRORS as error:
         raise DataError(
             f"{path} cannot be written: {reason_of(error)}. Is the disk full? Make room in {path.parent} and run the "
-            "same command again; what is finished is kept."
+            "same command again: finished parts are kept."
         ) from error
 
 
 @contextmanager
 def _small_blocks() -> Iterator[None]:
-    """Hide GDAL's advice that blocks of a COG should have 128 pixels or more: with many bands they would be huge."""
+    """Hide GDAL's advice to use blocks of at least 128 pixels in a COG: with many bands they would be huge."""
     log = logging.getLogger("rasterio._env")
 
     def other(record: logging.LogRecord) -> bool:
@@ -206,7 +204,7 @@ def _small_blocks() -> Iterator[None]:
 
 
 def overview_factors(grid: Grid) -> list[int]:
-    """Return the reduction factor of each overview of an image; a small image has none."""
+    """Return the reduction factor of each overview of an image; an empty list for a small image."""
     factors = [2] if max(grid.shape) > SMALLEST_OVERVIEW else []
     while factors and max(grid.shape) / factors[-1] > SMALLEST_OVERVIEW:
         factors.append(2 * factors[-1])
@@ -214,12 +212,12 @@ def overview_factors(grid: Grid) -> list[int]:
 
 
 def _predictor(layer: Layer) -> int:
-    """Return the predictor of the compression. Differences of neighbouring class ids do not compress better."""
+    """Return the predictor of the compression; none for class ids, whose differences do not compress better."""
     dtype = np.dtype(layer.dtype)
     if layer.noisy:
         return 1
     if dtype.kind == "f":
-        return 1 if layer.half else 3  # GDAL 3.11 and later have none for half precision, and files get no smaller
+        return 1 if layer.half else 3  # GDAL 3.11 and later have no predictor for half precision
     return 1 if layer.colormap is not None or dtype.itemsize == 1 else 2
 
 
@@ -247,7 +245,7 @@ def _write_rows(
     if min(grid.shape) >= tile:
         profile |= {"tiled": True, "blockxsize": tile, "blockysize": tile}
     with rasterio.open(target, "w", **profile) as file:
-        # Tags first: of a file that was cut off GDAL notices missing values, but not missing tags.
+        # Tags first: in a truncated file GDAL notices missing values, but not missing tags.
         if layer.descriptions:
             file.descriptions = layer.descriptions
         if units:
@@ -266,7 +264,7 @@ def parse_color(color: str) -> Color:
     """Return red, green, blue and alpha (0 to 255) of a colour written as '#rrggbb'.
 
     Raises:
-        ConfigError: The text has another form.
+        ConfigError: The text has another format.
     """
     digits = color.removeprefix("#")
     try:

@@ -1,4 +1,4 @@
-"""Zarr.zip chips: the names by which GDAL opens them, as rasters in memory."""
+"""Zarr.zip chips: names by which GDAL opens them as rasters in memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rasterio.transform import Affine
 from terramind_plugin.shards.chips import read_zarr_chip
 
 KEPT = 32
-"""Number of chips that stay in memory: more than threads open at once, few enough to be small beside a batch."""
+"""Number of chips kept in memory: more than threads open at once, and small compared with a batch."""
 
 
 def zarr_name(path: str | Path) -> str:
@@ -31,7 +31,7 @@ def zarr_name(path: str | Path) -> str:
 
 @lru_cache(KEPT)
 def _raster_of(path: str, size: int, changed: int) -> MemoryFile:
-    """Return a chip as a GeoTIFF in memory, which ends with the last reference to it."""
+    """Return a chip as a GeoTIFF in memory, which exists as long as there is a reference to it."""
     chip = read_zarr_chip(path)
     count, height, width = chip.values.shape
     memory = MemoryFile()

@@ -1,4 +1,4 @@
-"""The command of split lists; heavy imports wait until it runs."""
+"""The command that makes split lists; it imports heavy packages only when it runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def run_splits(*, csv_dir: Path, out: Path) -> None:
     """Turn the official Sen1Floods11 CSV lists into .txt split files.
 
     Args:
-        csv_dir: Folder v1.1/splits/flood_handlabeled.
+        csv_dir: Folder v1.1/splits/flood_handlabeled of the data set.
         out: Folder to write to.
     """
     from terramind_plugin.samples.splits import convert_sen1floods11_lists

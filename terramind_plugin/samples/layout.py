@@ -1,4 +1,4 @@
-"""The files of each sample of a data set."""
+"""Search for the files of each sample of a data set."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ logger = logging.getLogger("terramind_plugin")
 
 LABEL = "label"
 """Key of a sample's label beside the names of modalities."""
-ONE_A_LINE = "It should hold one sample id a line, as UTF-8 text."
+ONE_A_LINE = "It should hold one sample id per line, as UTF-8 text."
 SHOWN = 5
 """Maximum number of problems that a message shows."""
 
 
 @dataclass
 class SplitFile:
-    """A split file as it is."""
+    """Content of a split file, unchanged."""
 
     lines: list[str] = field(default_factory=list)
-    """All lines without their ends, or the ids of a table."""
+    """All lines without line ends, or the ids of a table."""
     windows_ends: bool = False
     problem: str = ""
     """Reason why the file cannot be used, with its path; empty if there is none."""
 
     @property
     def ids(self) -> list[str]:
-        """Return the sample ids in their order, including repeated ones."""
+        """Return the sample ids in the file's order, including repeated ones."""
         return [line.strip() for line in self.lines if line.strip()]
 
     @classmethod
     def read(cls, path: Path) -> SplitFile:
-        """Return the content of a file, or why it cannot be used."""
+        """Return the content of a file, or the reason why it cannot be used."""
         if not path.is_file():
             return cls(problem=f"{path} does not exist")
         found = cls()
@@ -55,7 +55,7 @@ class SplitFile:
         except UnicodeDecodeError:
             found.problem = f"{path} is not UTF-8 text"
         except (ValueError, OSError) as error:
-            found.problem = f"{path} is no table: {one_line(error)}"
+            found.problem = f"{path} is not a table: {one_line(error)}"
         else:
             found.problem = "" if found.ids else f"{path} names no sample id"
         return found
@@ -65,7 +65,7 @@ def read_split(path: str | os.PathLike[str]) -> list[str]:
     """Return the sample ids in a split file, in order; blank lines are skipped, repeated ids used once.
 
     Args:
-        path: Text file with one id a line, or a .csv or .parquet table with the ids in its index (first column).
+        path: Text file with one id per line, or a .csv or .parquet table with the ids in its index (first column).
 
     Raises:
         DataError: There is no such file, it is not UTF-8 text, or it holds no id.
@@ -90,10 +90,10 @@ class Layout:
     Files are matched as in TerraTorch's multi-modal data sets.
 
     Args:
-        roots: Folders of modalities and labels. A path that is no folder, such as a table, has no files.
+        roots: Folders of modalities and labels. A path that is not a folder, such as a table, counts as empty.
         patterns: Patterns of the text after the sample id in file names, by modality, e.g. '*_S2Hand.tif'.
         prefix: Folder or beginning of names that split files leave out; None or '*' for none.
-        substrings: Whether the wildcard of a pattern may stand for text between id and ending.
+        substrings: Whether the wildcard of a pattern may stand for text between the id and the ending.
         optional: Modalities that a sample may lack. A sample without any other modality needs one of them.
     """
 
@@ -118,7 +118,7 @@ class Layout:
         return [os.path.join(self.prefix, name) for name in ids]
 
     def found(self) -> list[str]:
-        """Return the ids of the samples that have a file of the first modality, or of any that may be missing."""
+        """Return the ids of the samples that have a file of the first modality, or of any optional modality."""
         ids: dict[str, None] = {}
         for key in self.optional or list(self.folders)[:1]:
             pattern = self.patterns[key]
@@ -132,7 +132,7 @@ class Layout:
         return list(ids)
 
     def files(self, name: str) -> dict[str, list[str]]:
-        """Return the files that a sample id may mean, by modality; an exact name means one file alone."""
+        """Return the files that match a sample id, by modality. A file whose name is exact is the only match."""
         return {key: self._match(os.path.join(root, name), self.patterns[key]) for key, root in self.folders.items()}
 
     def _match(self, stem: str, pattern: str) -> list[str]:
@@ -148,14 +148,14 @@ class Layout:
         return [os.path.join(folder, name) for name in _beginning(names, start, pattern)] if self.substrings else []
 
     def check(self, ids: Sequence[str], split: str) -> None:
-        """Check that every sample has exactly one file of everything that it needs.
+        """Raise an error unless every sample has exactly one file of each modality and label that it needs.
 
         Args:
             ids: Sample ids.
-            split: Name of the split file, for messages.
+            split: Name of the split file, for the message.
 
         Raises:
-            DataError: Files are missing, or an id stands for several; the message shows the first ones.
+            DataError: Files are missing, or an id matches several; the message shows the first problems.
         """
         problems: list[str] = []
         concerned = 0
@@ -171,7 +171,7 @@ class Layout:
                 f"{len(ids)} samples:\n"
                 f"  {shown}\n"
                 "Check the data roots, image_grep and label_grep, or remove the ids. "
-                "Samples that may lack a modality need allow_missing_modalities: true."
+                "If samples may lack a modality, set allow_missing_modalities: true."
             )
 
     def _problems_of(self, name: str) -> Iterator[str]:
@@ -179,7 +179,7 @@ class Layout:
         for key, files in found.items():
             if len(files) > 1:
                 shown = ", ".join(Path(file).name for file in files[:3])
-                yield f"{name}: {len(files)} files for {key} ({shown}); make the id or the suffix exact"
+                yield f"{name}: {len(files)} files for {key} ({shown}); make the id or the suffix more specific"
             elif not files and key not in self.optional:
                 yield f"{name}: no file for {key} at {Path(self.folders[key]) / name}{self.patterns[key]}"
         if self.optional and not any(found[key] for key in self.optional):
@@ -187,7 +187,7 @@ class Layout:
 
 
 def _beginning(names: list[str], start: str, pattern: str) -> Iterator[str]:
-    """Yield the names, of a sorted list, that consist of a beginning and what a pattern matches."""
+    """Yield the names of a sorted list that consist of a beginning and an end that matches a pattern."""
     for name in names[bisect_left(names, start) :]:
         if not name.startswith(start):
             return
@@ -197,7 +197,7 @@ def _beginning(names: list[str], start: str, pattern: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class ChipFolder:
-    """The chips of one modality for pre-training: files whose names are an id and a common ending."""
+    """The chips of one modality for pre-training: files named by an id and a common suffix."""
 
     modality: Modality
     folder: Path
@@ -212,7 +212,7 @@ class ChipFolder:
         """Return the ids of all chips, sorted.
 
         Raises:
-            DataError: There is none.
+            DataError: The folder holds no chip.
         """
         found = sorted(path.name.removesuffix(self.suffix) for path in self.folder.glob(f"*{self.suffix}"))
         if not found:
@@ -223,11 +223,11 @@ class ChipFolder:
 
 
 def make_folders(folders: Mapping[str, str | Path], suffixes: Mapping[str, str]) -> dict[str, ChipFolder]:
-    """Return the folders by the modality's name.
+    """Return the folders of chips by modality.
 
     Args:
-        folders: Folder by modality.
-        suffixes: End of the file names by modality; '.tif' where none is given.
+        folders: Folder of each modality.
+        suffixes: Ending of the file names of each modality (default: '.tif').
 
     Raises:
         ConfigError: A modality is unknown, or has no raster.
@@ -237,23 +237,23 @@ def make_folders(folders: Mapping[str, str | Path], suffixes: Mapping[str, str])
     for given, folder in folders.items():
         modality = resolve(given)
         if modality.kind == "sequence":
-            raise ConfigError(f"{modality.name} is no raster: places come from the georeferences of the others.")
+            raise ConfigError(f"{modality.name} is not a raster: positions come from the georeferences of the others.")
         made[modality.name] = ChipFolder(modality, Path(folder), ends.pop(modality.name, ".tif").lstrip("*"))
     if ends:
-        raise ConfigError(f"suffixes names {', '.join(ends)}, which folders does not: {', '.join(made)}.")
+        raise ConfigError(f"suffixes names {', '.join(ends)}, which folders lacks: {', '.join(made)}.")
     return made
 
 
 def choose_chips(folders: Sequence[ChipFolder], split: str | Path | None, *, validation: bool) -> list[str]:
-    """Return the ids of the chips that are in all folders and in a split.
+    """Return the ids of the chips of a split that are in all folders.
 
     Args:
-        folders: One for each modality.
-        split: List of ids; None for every twentieth chip as validation and the others as training.
+        folders: The folder of each modality.
+        split: File with a list of ids. None takes every twentieth chip for validation and the others for training.
         validation: Whether to return the chips for validation.
 
     Raises:
-        DataError: A chip of the list lacks a file, or no chip is left.
+        DataError: A chip of the list lacks a file, or no chip remains.
     """
     from terramind_plugin.shards.order import VALIDATION_SHARE  # numpy, which --help does not need
 

@@ -1,4 +1,4 @@
-"""Plan of a data set: the files of each sample, as a data module's configuration says."""
+"""Plan of a data set: the files of each sample and how they are read, as a data module configures them."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class ImagePlan:
     modality: Modality | None
     """Entry of the modality table; None for a new modality."""
     file_bands: tuple[str, ...]
-    """Names of the files' bands of one date; empty if unknown."""
+    """Names of the bands of one date in the files; empty if unknown."""
     read: tuple[int, ...]
-    """Positions in the file of the model's bands; empty for all."""
+    """Positions of the model's bands in the file; empty for all."""
     means: tuple[float, ...]
-    """Means of the model's bands; empty if values are not standardised."""
+    """Mean of each band of the model; empty if values are not standardised."""
     stds: tuple[float, ...]
     scale: float = 1.0
-    """Factor on the values of the files."""
+    """Factor by which the values of the files are multiplied."""
     offset: float | None = None
-    """Offset that is added to the values of the files before they are scaled; None if not configured."""
+    """Offset added to the values of the files before scaling; None if not configured."""
     dates: bool = False
-    """True if images are series, of which a file may hold several dates."""
+    """True if images are time series, so that a file may hold several dates."""
     by_band: bool = False
     """True if files of a series hold all dates of a band together, not all bands of a date."""
     binding: bool = False
@@ -47,20 +47,20 @@ class ImagePlan:
 
 @dataclass
 class Split:
-    """The samples of training, validation, test or prediction."""
+    """The samples of training, validation or test."""
 
     name: str
     """'train', 'val' or 'test'."""
     file: Path | None
-    """Split file; None if the samples are those in the folders."""
+    """Split file; None if all files in the folders are samples."""
     content: SplitFile
     """Content of the split file; empty if there is none."""
     samples: dict[str, dict[str, Path]] = field(default_factory=dict)
-    """Files by modality and 'label', by sample id; only those found."""
+    """Files that were found, by sample id and then by modality or 'label'."""
     several: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    """Names of files where a sample has more than one, by sample id and modality."""
+    """Names of the files if a sample has more than one, by sample id and modality."""
     needed: tuple[str, ...] = ()
-    """Modalities, and 'label', that each sample has to have."""
+    """Modalities, and perhaps 'label', of which each sample must have a file."""
 
     @property
     def problem(self) -> str:
@@ -70,12 +70,12 @@ class Split:
 
 @dataclass
 class DataPlan:
-    """All that the checks need to know of a data module."""
+    """Properties of a data module that the checks use."""
 
     images: list[ImagePlan]
     splits: list[Split]
     roots: dict[str, str]
-    """Configured folders by a text such as 'train S2L1C'."""
+    """Configured folders by description, e.g. 'train S2L1C'."""
     own: bool
     """True for this package's data module, which also fills missing pixels and checks values."""
     task: str
@@ -88,16 +88,16 @@ class DataPlan:
     batch_size: int
     drop_last: bool
     transformed: tuple[str, ...]
-    """Splits with a transform that may change sizes."""
+    """Names of the splits whose transforms may change the size of images."""
     pretraining: bool = False
-    """True for pre-training, which reads chips as the modality table says and has no options for other files."""
+    """True for pre-training, which reads chips as the modality table says, without options for other formats."""
     smallest: int = 0
-    """Minimum side of each image in pixels."""
+    """Minimum height and width of each image in pixels."""
     chips_are_samples: bool = True
-    """True if a sample is one chip; otherwise tiles of it are samples."""
+    """True if a sample is one chip; False if the tiles of a chip are samples."""
 
     def chips(self) -> list[tuple[str, str, dict[str, Path]]]:
-        """Return split, id and files of each chip; a chip that several splits name comes once."""
+        """Return the split, the id and the files of each chip; a chip in several splits comes once."""
         once: dict[object, tuple[str, str, dict[str, Path]]] = {}
         for split in self.splits:
             for name, files in split.samples.items():
@@ -107,11 +107,11 @@ class DataPlan:
 
 
 def describe(module: Any) -> DataPlan | None:
-    """Return the plan of a data module, or None for a data module of another kind.
+    """Return the plan of a data module, or None if its class is not known.
 
     Args:
-        module: A TerraMindDataModule, GenericMultiModalDataModule, TokenizerDataModule or MaskedDataModule, not set
-            up.
+        module: A TerraMindDataModule, GenericMultiModalDataModule, TokenizerDataModule or MaskedDataModule, before
+            `setup`.
     """
     if hasattr(module, "chips_are_samples"):
         return _describe_pretraining(module)
@@ -255,7 +255,7 @@ def _image(module: Any, name: str, own: bool) -> ImagePlan:
 
 
 def _names(bands: Sequence[Any] | None) -> tuple[str, ...]:
-    """Return names of bands; intervals such as 0-3, which stand for several, are not taken apart."""
+    """Return the names of bands; an interval such as 0-3 stays one name, though it stands for several bands."""
     texts = tuple(map(band_text, bands or ()))
     return () if any("-" in text for text in texts) else texts
 

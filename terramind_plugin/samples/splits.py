@@ -13,15 +13,15 @@ SEN1FLOODS11_LISTS = ("flood_train_data", "flood_valid_data", "flood_test_data",
 
 
 def convert_sen1floods11_lists(csv_dir: str | os.PathLike[str], out: str | os.PathLike[str]) -> list[Path]:
-    """Return the .txt split files written from the official Sen1Floods11 CSV lists.
+    """Write the official Sen1Floods11 CSV lists as .txt split files, and return their paths.
 
     Args:
-        csv_dir: Folder with flood_train_data.csv, flood_valid_data.csv, flood_test_data.csv and, if wanted,
-            flood_bolivia_data.csv; each line names an S1 file and its label file.
+        csv_dir: Folder with flood_train_data.csv, flood_valid_data.csv, flood_test_data.csv and, optionally,
+            flood_bolivia_data.csv. Each line names an S1 file and its label file.
         out: Folder to write to; created if it does not exist.
 
     Raises:
-        DataError: There is no list, or a line has another form.
+        DataError: There is no list, or a line has another format.
     """
     csv_dir, out = Path(csv_dir), Path(out)
     sources = [csv_dir / f"{name}.csv" for name in SEN1FLOODS11_LISTS if (csv_dir / f"{name}.csv").is_file()]

@@ -17,22 +17,22 @@ from terramind_plugin.system.files import read_table, write_rows
 
 @dataclass(frozen=True)
 class LabelPlan:
-    """Requirements on a table of labels."""
+    """Requirements for a table of labels."""
 
     task: str | None = None
-    """Task of the data module, e.g. 'classification'; None and others accept any numbers."""
+    """Task of the data module, e.g. 'classification'; None and other tasks accept any numbers."""
     class_names: Sequence[str] = ()
     """Names of the classes; empty if unknown."""
     num_classes: int | None = None
-    """Number of classes, if there are classes."""
+    """Number of classes; None if there are no classes."""
     num_outputs: int | None = None
-    """Number of values that a regression predicts, if known."""
+    """Number of values that a regression predicts; None if unknown."""
     missing: float | None = None
     """Label that the task's loss ignores; None if labels may not be missing."""
 
 
 class LabelTable:
-    """Labels of whole images by sample id, checked.
+    """Checked labels of whole images, by sample id.
 
     Args:
         path: CSV or Parquet file with the ids in its index (first column).
@@ -51,16 +51,16 @@ class LabelTable:
             raise DataError(f"{path} cannot be read as a table of labels: {error}") from error
         repeated = table.index[table.index.duplicated()]
         if len(repeated):
-            raise DataError(f"{path} has several rows for {repeated[0]!r}. Leave one row for each id.")
+            raise DataError(f"{path} has several rows for {repeated[0]!r}. Keep one row for each id.")
         self.columns = self._choose([str(name) for name in table.columns])
         self._table = table[[table.columns[list(map(str, table.columns)).index(name)] for name in self.columns]]
 
     def _choose(self, columns: list[str]) -> list[str]:
-        """Return the columns that hold labels, in the order of the classes where they are named."""
+        """Return the columns that hold labels; if they are classes with names, in the order of the classes."""
         plan = self.plan
         names = list(map(str, plan.class_names))
         if not columns:
-            raise DataError(f"{self.path} has no column of labels beside the ids in its first column.")
+            raise DataError(f"{self.path} has no column of labels, only the ids in its first column.")
         if plan.task == "multilabel_classification":
             lacking = [name for name in names if name not in columns]
             if names and not lacking:
@@ -81,14 +81,14 @@ class LabelTable:
         return columns
 
     def check_ids(self, ids: Sequence[str], split: str) -> None:
-        """Raise if samples have no row.
+        """Raise an error if samples have no row.
 
         Args:
             ids: Sample ids.
             split: Name of the split file, for the message.
 
         Raises:
-            DataError: The message shows the first ones.
+            DataError: Samples have no row; the message shows the first one.
         """
         lacking = [name for name in ids if name not in self._table.index]
         if lacking:
@@ -96,7 +96,7 @@ class LabelTable:
             has = ", ".join(map(repr, self._table.index[:2].tolist()))
             raise DataError(
                 f"{self.path} has no label for {len(lacking)} of {len(ids)} samples of {split}, e.g. {lacking[0]!r}; "
-                f"it has {has}. Its first column must hold the ids as the split file has them, below one line of names."
+                f"it has {has}. Its first column must hold the ids of the split file, below one line of column names."
                 + (" Ids of digits alone are read as numbers: put a letter before them." if numbers else "")
             )
 
@@ -111,7 +111,7 @@ class LabelTable:
             row: Number of its row.
 
         Raises:
-            DataError: A label is missing and the task ignores none, or is no number and no name of a class.
+            DataError: A label is missing and the task ignores none, or is neither a number nor the name of a class.
         """
         values = zip(self.columns, self._table.iloc[row].tolist(), strict=True)
         numbers = [self._number(self._table.index[row], column, value) for column, value in values]
@@ -129,12 +129,12 @@ class LabelTable:
         try:
             number = float("nan") if value is None else float(value)
         except (TypeError, ValueError):
-            raise DataError(f"{place}: {value!r} is no number.") from None
+            raise DataError(f"{place}: {value!r} is not a number.") from None
         if not np.isfinite(number):
             if plan.missing is None or np.isinf(number):
                 several = plan.task == "multilabel_classification"
                 raise DataError(
-                    f"{place}: the label is missing or not finite ({value!r}). Take the sample out of the split files; "
+                    f"{place}: the label is missing or not finite ({value!r}). Remove the sample from the split files; "
                     + ("multi-label losses ignore none." if several else "set ignore_index and no_label_replace to -1.")
                 )
             return plan.missing
@@ -144,5 +144,5 @@ class LabelTable:
             count = plan.num_classes
             if number != int(number) or number < 0 or (count is not None and number >= count):
                 last = "num_classes - 1" if count is None else count - 1
-                raise DataError(f"{place}: {number:g} is no class id, expected 0 to {last}.")
+                raise DataError(f"{place}: {number:g} is not a class id, expected 0 to {last}.")
         return number

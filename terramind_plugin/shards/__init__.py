@@ -1,1 +1,1 @@
-"""TerraMesh and data sets of its layout: tar shards of zipped zarr groups, read without zarr and webdataset."""
+"""TerraMesh and data sets with its layout: tar shards of zipped Zarr groups, read without zarr or webdataset."""

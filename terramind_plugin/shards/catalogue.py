@@ -1,4 +1,4 @@
-"""The samples of a data set of tar shards: which shards there are, and where each sample lies in them."""
+"""Catalogue of a data set of tar shards: the list of shards, and the position of each sample in them."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ logger = logging.getLogger("terramind_plugin")
 OnError = Literal["raise", "skip"]
 TAR = ".tar"
 INDEX_THREADS = 8
-"""Threads that read headers of shards: they wait for the disk or the network most of the time."""
+"""Number of threads that read headers of shards; most of the time they wait for the disk or the network."""
 SUBSET = re.compile(r"(.*?)(?:_(?:train|val|test))?(?:_(?:shard|seasonal_data))?_\d+")
-"""Name of a shard: subset, number, e.g. 'majortom_shard_000001'."""
+"""Pattern of a shard's name, which consists of subset and number, e.g. 'majortom_shard_000001'."""
 
 
 class SamplePlace(NamedTuple):
-    """Where a sample lies."""
+    """Position of a sample."""
 
     shard: int
     """Number of the shard in the catalogue."""
@@ -41,16 +41,16 @@ class SamplePlace(NamedTuple):
 class ShardCatalogue:
     """Shards and samples of one split.
 
-    A shard is several tars of one name, one in each modality's folder, with the same keys in the same order. Shards are
-    listed, never counted on: published copies number them differently. A subset, e.g. ssl4eos12, may lack a modality as
-    a whole, as S1RTC; a subset that has it has it in all its shards.
+    A shard consists of several tars of one name, one in each modality's folder, with the same keys in the same order.
+    Shards are found by listing the folders, because published copies number them differently. A subset, e.g. ssl4eos12,
+    may lack a modality, e.g. S1RTC; otherwise all shards of the subset must have it.
 
     Args:
-        store: SamplePlace of the data set.
+        store: Store of the data set.
         split: Folder of the split, e.g. 'train' or 'val'.
         modalities: Modalities to read, in any spelling.
-        on_error: 'raise' to stop at damage, 'skip' to leave out and count the samples concerned.
-        cache_dir: Folder where indices of shards are kept; None for nowhere.
+        on_error: 'raise' to stop at damage, 'skip' to leave out and count the affected samples.
+        cache_dir: Folder in which indices of shards are kept; None to keep none.
 
     Raises:
         ConfigError: A modality is unknown, named twice, or a text.
@@ -69,17 +69,17 @@ class ShardCatalogue:
             raise ConfigError(f"modalities must be a list such as [S2L2A, S1RTC], got {modalities!r}.")
         self.store, self.split, self.on_error = store, split, on_error
         self.modalities: dict[str, Modality] = {}
-        """Modalities by the caller's names."""
+        """Modalities by the names that the caller has given."""
         for name in modalities:
             modality = resolve(name)
             if modality.kind == "sequence":
-                raise ConfigError(f"{modality.name} is no image. Each sample has its 'center'; leave it out.")
+                raise ConfigError(f"{modality.name} is not an image. Each sample has its 'center'; leave it out.")
             if modality in self.modalities.values():
                 raise ConfigError(f"modalities names {modality.name} twice.")
             self.modalities[name] = modality
         self._cache = IndexCache(cache_dir) if cache_dir is not None else None
         self.skipped: Counter[str] = Counter()
-        """Samples that were left out when the shards were listed, by reason."""
+        """Number of samples left out when the shards were listed, by reason."""
         self._folders = self._find_folders()
         self._entries = {
             name: {
@@ -97,7 +97,7 @@ class ShardCatalogue:
         self.subsets = [subset_of(shard) for shard in self.shards]
         """Subset of each shard."""
         self.lacking = self._compare_folders()
-        """Modalities that a subset lacks as a whole, by subset."""
+        """Modalities that all shards of a subset lack, by subset."""
         self._indices: dict[tuple[str, int], TarIndex] = {}
         self._first = self._index_shards()
         self._ends = np.cumsum([len(self._first[shard].keys) for shard in range(len(self.shards))])
@@ -109,8 +109,8 @@ class ShardCatalogue:
         if not listed:
             there = ", ".join(entry.name for entry in self.store.list("")) or "nothing that can be listed"
             raise DataError(
-                f"{self.store.shown(self.split)} holds no folder of a modality. Found beside it: {there}. root is the "
-                "folder that holds train/ and val/, split one of them."
+                f"{self.store.shown(self.split)} holds no folder of a modality. Found beside it: {there}. root must be "
+                "the folder that holds train/ and val/, and split one of them."
             )
         by_modality = {modality.name: name for name in listed if (modality := find_exact(name)) is not None}
         missing = [name for name, modality in self.modalities.items() if modality.name not in by_modality]
@@ -128,7 +128,7 @@ class ShardCatalogue:
         }
 
     def _compare_folders(self) -> dict[str, list[str]]:
-        """Return which modalities each subset lacks, after checking that the others are complete."""
+        """Return the modalities that each subset lacks, after checking that the others are complete."""
         lacking: dict[str, list[str]] = {}
         for subset in dict.fromkeys(self.subsets):
             shards = [shard for shard, its in zip(self.shards, self.subsets, strict=True) if its == subset]
@@ -158,7 +158,7 @@ class ShardCatalogue:
         return f"{self.split}/{self._folders[name]}/{self.shards[shard]}{TAR}" if there else None
 
     def _index_shards(self) -> dict[int, TarIndex]:
-        """Return an index of each shard: of its smallest tar, or, where damage is skipped, of its longest one."""
+        """Return an index of each shard: that of its smallest tar or, if damage is skipped, of its longest one."""
         present = [
             (name, shard) for shard in range(len(self.shards)) for name in self._folders if self.path(name, shard)
         ]
@@ -205,14 +205,14 @@ class ShardCatalogue:
         return index
 
     def index(self, name: str, shard: int) -> TarIndex:
-        """Return where the samples of a shard lie, after comparing the keys with the shard's other modalities.
+        """Return the positions of a shard's samples, after comparing the keys with the shard's other modalities.
 
         Args:
             name: The caller's name of a modality that the shard has.
             shard: Number of the shard.
 
         Raises:
-            DataError: The tar is damaged, or its keys are others; not where damage is skipped.
+            DataError: The tar is damaged or its keys differ, and damage is not skipped.
         """
         place = (name, shard)
         if place not in self._indices:
@@ -239,10 +239,10 @@ class ShardCatalogue:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def place(self, number: int) -> SamplePlace:
-        """Return where a sample lies.
+        """Return the position of a sample.
 
         Args:
-            number: Number of the sample, from 0 on: shard by shard.
+            number: Number of the sample, counted from 0 shard by shard.
         """
         shard = int(np.searchsorted(self._ends, number, side="right"))
         return SamplePlace(shard, number - int(self._ends[shard - 1] if shard else 0))
@@ -261,7 +261,7 @@ class ShardCatalogue:
         return np.arange(end - len(self._first[shard].keys), end)
 
     def wrong(self, shard: int) -> NDArray[np.bool_]:
-        """Return which samples of a shard have another key in some modality, or none; all False unless skipping."""
+        """Return a mask of the samples whose key differs or is missing in some modality; all False unless skipping."""
         if shard not in self._wrong:
             keys = self._first[shard].keys
             wrong = np.zeros(len(keys), bool)
@@ -274,7 +274,7 @@ class ShardCatalogue:
             if wrong.any():
                 self.skipped["keys"] += int(wrong.sum())
                 logger.warning(
-                    "%s: %s without the same key in all modalities, left out, e.g. %s.",
+                    "%s: %s left out, because the key differs between modalities, e.g. %s.",
                     self.shards[shard],
                     counted(int(wrong.sum()), "sample"),
                     keys[int(wrong.argmax())],
@@ -306,13 +306,13 @@ class ShardCatalogue:
         return f"{self.store.shown(str(path))}: {self.key(place)}"
 
     def fingerprint(self) -> str:
-        """Return a hash of the shards and their numbers of samples: resuming needs the same ones."""
+        """Return a hash of the shards and their numbers of samples, which must be the same for resuming."""
         lines = [f"{shard} {len(self._first[number].keys)}" for number, shard in enumerate(self.shards)]
         text = "\n".join([str(self.store.revision), self.split, *lines])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def subset_of(shard: str) -> str:
-    """Return the subset that a shard's name begins with, e.g. 'majortom' of 'majortom_shard_000001'."""
+    """Return the subset in a shard's name, e.g. 'majortom' for 'majortom_shard_000001'."""
     found = SUBSET.fullmatch(shard)
     return found[1] if found else shard

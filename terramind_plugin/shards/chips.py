@@ -1,4 +1,4 @@
-"""Chips in zarr.zip files, such as ImpactMesh's, as rasters: all dates and bands one after the other."""
+"""Reading chips in zarr.zip files, such as ImpactMesh's, as rasters with all dates and bands one after the other."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ class ZarrChip(NamedTuple):
     """A chip of one modality."""
 
     values: NDArray[Any]
-    """Values [dates * bands, H, W], date by date; float16 has become float32, missing decimal numbers are NaN."""
+    """Values [dates * bands, H, W], date by date; float16 is converted to float32, missing decimal numbers are NaN."""
     nodata: float | None
     """Number that means no data; None if there is none."""
     names: tuple[str | None, ...]
-    """Name of each band, repeated for each date; None where the chip names none."""
+    """Name of each band, repeated for each date; None for bands without a name."""
     crs: str | int | None
     """EPSG code or WKT; None if unknown."""
     transform: tuple[float, float, float, float, float, float] | None
-    """Coefficients a to f from column and row to coordinates; None if unknown."""
+    """Coefficients a to f of the transform from column and row to coordinates; None if unknown."""
 
 
 def read_zarr_chip(path: str | Path) -> ZarrChip:
     """Return a chip.
 
-    Scale and offset of the CF conventions are applied. A fill value of the array's header counts as no data unless it
-    is 0, which writers put there by themselves.
+    Scale and offset of the CF conventions are applied. A fill value in the array's header means no data unless it is 0,
+    which is the default of writers.
 
     Args:
         path: A .zarr.zip file.
@@ -79,7 +79,7 @@ def _repeated(names: list[str], count: int, dates: int) -> tuple[str | None, ...
 
 
 def _place(group: ZarrGroup) -> tuple[str | int | None, tuple[float, float, float, float, float, float] | None]:
-    """Return coordinate reference system and transform of a chip, as far as it has them."""
+    """Return the coordinate reference system and the transform of a chip; None for what it lacks."""
     crs: str | int | None = None
     for name in ("crs", "spatial_ref"):
         if name in group and crs is None:
@@ -94,5 +94,5 @@ def _place(group: ZarrGroup) -> tuple[str | int | None, tuple[float, float, floa
         return crs, None
     width, height = ((axis[-1] - axis[0]) / (len(axis) - 1) for axis in (x, y))
     if not np.isfinite([width, height]).all() or 0 in (width, height):
-        raise DataError(f"{group.name}: coordinates x and y do not grow evenly.")
+        raise DataError(f"{group.name}: coordinates x and y are not evenly spaced.")
     return crs, (float(width), 0.0, float(x[0] - width / 2), 0.0, float(height), float(y[0] - height / 2))

@@ -1,4 +1,4 @@
-"""TerraMesh as an iterable data set of PyTorch."""
+"""TerraMesh as an iterable PyTorch data set."""
 
 from __future__ import annotations
 
@@ -17,43 +17,44 @@ from terramind_plugin.shards.order import part_of
 from terramind_plugin.shards.samples import BUFFER, Read, TerraMeshSamples, shared_counts
 
 MISSING_SIZE = 264
-"""Height and width in pixels of the NaN that stand for a missing modality of a sample without any image."""
+"""Height and width in pixels of a missing modality (all NaN) in a sample without any image."""
 
 
 class TerraMeshDataset(IterableDataset[dict[str, Any]]):
-    """Samples of TerraMesh, or of another data set of its layout such as SSL4EO-S12 v1.1.
+    """Samples of TerraMesh, or of another data set with its layout such as SSL4EO-S12 v1.1.
 
-    A sample is a dict: 'key'; 'image' with float32 tensors [bands, 264, 264] by modality, as published: offsets are
-    neither added nor taken away, radar and NDVI may hold NaN; 'modality_mask' with True for each modality that the
-    sample has and that is not NaN all over; 'center', float64 longitude and latitude in degrees. A missing modality is
-    NaN: TerraMesh has S1GRD or S1RTC of a place, never both. Samples of several dates are [bands, dates, H, W].
+    A sample is a dict with these entries: 'key'; 'image', float32 tensors [bands, 264, 264] by modality, as published
+    (offsets are neither added nor removed, radar and NDVI may contain NaN); 'modality_mask', True for each modality
+    that the sample has and that is not all NaN; 'center', float64 longitude and latitude in degrees. A missing modality
+    is all NaN: for each place TerraMesh has either S1GRD or S1RTC. Samples of several dates are [bands, dates, H, W].
 
     Each sample comes once in an epoch, whatever the numbers of shards, ranks and workers. `set_epoch` changes the
-    order: call it before each epoch. `state_dict` and `load_state_dict` go on in the middle of an epoch. With workers
-    of a DataLoader only the loop over the loader knows how many batches were used: count them, and use `start`.
+    order: call it before each epoch. `state_dict` and `load_state_dict` resume in the middle of an epoch. With workers
+    of a DataLoader, only the loop over the loader knows how many batches were used: count them, and use `start`.
 
-    Reads with tarfile, zipfile and numcodecs alone. Source: https://huggingface.co/datasets/ibm-esa-geospatial/TerraMesh.
+    Shards are read with tarfile, zipfile and numcodecs only.
+    Source: https://huggingface.co/datasets/ibm-esa-geospatial/TerraMesh.
 
     Args:
         root: Folder that holds train/ and val/, URL of such a folder, or hub:ORG/NAME[@REVISION].
         split: Folder of the split.
         modalities: Modalities to read, in any spelling; they are the keys of 'image'.
         shuffle: Whether to shuffle.
-        seed: Start of the order.
-        buffer: Number of places by which shuffling moves a sample from where its shard has it.
-        weights: Share of the samples by subset, e.g. {majortom: 0.8, ssl4eos12: 0.2}; an epoch ends with the first
-            subset that has no sample left. None for all samples.
-        max_cloud_cover: Largest cloud_cover in the metadata table, in its unit.
+        seed: Seed of the order.
+        buffer: Maximum number of places by which shuffling moves a sample within its shards.
+        weights: Share of the samples by subset, e.g. {majortom: 0.8, ssl4eos12: 0.2}; an epoch ends when the first
+            subset has no sample left. None for all samples.
+        max_cloud_cover: Maximum cloud_cover in the metadata table, in its unit.
         area: West, south, east and north in degrees, compared with the metadata table.
-        ranges: Smallest and largest value by further columns of the metadata table.
-        on_error: 'raise' to stop at damage, 'skip' to leave it out; `skipped` counts.
-        batch_size: Batch size of the loader, if batches are to be the same for any number of workers.
-        details: Whether samples have 'details': by modality time, crs, x, y, sample, cloud_mask and file_id as
+        ranges: Minimum and maximum for further columns of the metadata table.
+        on_error: 'raise' to stop at damage, 'skip' to leave out damaged samples and count them in `skipped`.
+        batch_size: Batch size of the loader, needed if batches must be the same for any number of workers.
+        details: Whether samples have 'details': time, crs, x, y, sample, cloud_mask and file_id of each modality, as
             published.
-        rank: Number of this process; by default that of torch.distributed.
-        world_size: Number of processes; by default that of torch.distributed.
-        revision: Branch, tag or commit on the hub; the commit in use is the attribute `revision`.
-        cache_dir: Folder for indices of shards; by default only those of remote shards are kept, in the user's cache.
+        rank: Number of this process (default: from torch.distributed).
+        world_size: Number of processes (default: from torch.distributed).
+        revision: Branch, tag or commit on the hub. The attribute `revision` is the commit in use.
+        cache_dir: Folder for indices of shards (default: only indices of remote shards, in the user's cache).
 
     Raises:
         ConfigError: An argument is wrong.
@@ -97,14 +98,14 @@ class TerraMeshDataset(IterableDataset[dict[str, Any]]):
         self._rank = rank
         self._world_size = world_size
         self._count = len(self.samples.order(0))
-        # Shared, so that set_epoch reaches persistent workers: epoch, samples used before, number of calls of start.
+        # Epoch, samples already used, number of calls of start; shared, so that set_epoch reaches persistent workers.
         self._position = shared_counts(3)
         self._begun = 0
         self._used = 0
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Number of samples left out so far by reason."""
+        """Return the number of samples left out so far, by reason."""
         return self.samples.skipped
 
     def _process(self) -> tuple[int, int]:
@@ -115,30 +116,30 @@ class TerraMeshDataset(IterableDataset[dict[str, Any]]):
         return 0, 1
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker that is spawned knows nothing of torch.distributed.
+        # torch.distributed is not initialised in a spawned worker.
         rank, ranks = self._process()
         return {**self.__dict__, "_rank": rank, "_world_size": ranks}
 
     def __len__(self) -> int:
-        """Return the number of samples that this process gets in a whole epoch, including those to be skipped."""
+        """Return the number of samples of this process in a whole epoch, including those that will be skipped."""
         rank, ranks = self._process()
         return len(
             part_of(np.arange(self._count), rank=rank, ranks=ranks, worker=0, workers=1, batch_size=self.batch_size)
         )
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin another epoch, whose order differs."""
+        """Start another epoch, which has its own order."""
         self.start(epoch, 0)
 
     def start(self, epoch: int, used: int) -> None:
-        """Go on in the middle of an epoch.
+        """Resume in the middle of an epoch.
 
         Args:
             epoch: Number of the epoch.
-            used: Number of samples that this process has had in that epoch; whole batches of `batch_size`.
+            used: Number of samples that this process has used in that epoch; a multiple of `batch_size`.
 
         Raises:
-            ConfigError: A number is negative, or not of whole batches.
+            ConfigError: A number is negative, or `used` is not a multiple of `batch_size`.
         """
         if epoch < 0 or used < 0 or used % self.batch_size:
             raise ConfigError(
@@ -150,7 +151,7 @@ class TerraMeshDataset(IterableDataset[dict[str, Any]]):
         self._used = used
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position: epoch, samples used in it, and a hash of what they were drawn from."""
+        """Return the position: epoch, number of samples used in it, and a hash of the data set and the arguments."""
         return {
             "epoch": int(self._position[0]),
             "used": self._used,
@@ -159,20 +160,20 @@ class TerraMeshDataset(IterableDataset[dict[str, Any]]):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a position.
+        """Resume at a position.
 
         Args:
             state: Result of `state_dict` of a data set with the same arguments.
 
         Raises:
-            ConfigError: The data set has other shards, samples or arguments now.
+            ConfigError: The data set now has other shards, samples or arguments.
         """
         if state["shards"] != self._fingerprint():
             raise ConfigError(
-                f"{self.samples.catalogue.store.root} is not what the position belongs to: other shards, numbers of "
-                "samples, filters, weights, seed or revision. Give the same arguments, or start anew."
+                f"The position does not belong to {self.samples.catalogue.store.root}: shards, numbers of samples, "
+                "filters, weights, seed or revision differ. Give the same arguments, or start again."
             )
-        # A batch that was broken off is given again as a whole.
+        # An incomplete batch is repeated as a whole.
         self.start(int(state["epoch"]), int(state["used"]) // self.batch_size * self.batch_size)
 
     def _fingerprint(self) -> str:
@@ -185,7 +186,7 @@ class TerraMeshDataset(IterableDataset[dict[str, Any]]):
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         epoch, used, calls = self._position.tolist()
-        # Once: a second loop over the data set begins at the beginning.
+        # Only for the first loop: a second loop over the data set starts at the beginning.
         self._used = used if calls != self._begun else 0
         self._begun = calls
         numbers = part_of(

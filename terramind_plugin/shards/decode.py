@@ -1,4 +1,4 @@
-"""Images and positions of samples, decoded from zarr groups."""
+"""Decoding images and positions of samples from Zarr groups."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ UNITS = {
     "hours": 3600 * 10**9,
     "days": 86400 * 10**9,
 }
-"""Nanoseconds of the CF conventions' units of time."""
+"""Length in nanoseconds of the CF conventions' units of time."""
 KINDS = {"i": "whole numbers", "u": "whole numbers", "f": "decimal numbers"}
-"""Names of NumPy's kinds of numbers."""
+"""Names of the kinds of numbers, by NumPy's letters."""
 
 
 def allowed_kinds(modality: Modality) -> str:
-    """Return NumPy's letters of the kinds of numbers in which a modality is published."""
+    """Return NumPy's letters for the kinds of numbers in which a modality is published."""
     if modality.name in (*OPTICAL, "RGB") or modality.kind == "classes":
         return "iu"
     return "f" if modality.name in (*RADAR, "NDVI") else "iuf"
 
 
 def read_pixels_of(group: ZarrGroup) -> tuple[NDArray[Any], list[str]]:
-    """Return the pixels of a group [dates, bands, H, W] as stored, and the names of the bands; [] if it names none.
+    """Return the stored pixels of a group [dates, bands, H, W], and the names of the bands ([] if there are none).
 
     Raises:
-        DataError: There is no such array, or it has other dimensions.
+        DataError: The group has no array of pixels, or the array has other dimensions.
     """
     name = ARRAY if ARRAY in group else only_image(group)
     values = group.read(name)
@@ -66,10 +66,10 @@ def read_pixels_of(group: ZarrGroup) -> tuple[NDArray[Any], list[str]]:
 
 
 def only_image(group: ZarrGroup) -> str:
-    """Return the name of the one array with three or four dimensions.
+    """Return the name of the only array with three or four dimensions.
 
     Raises:
-        DataError: There is none, or there are several.
+        DataError: There is no such array, or there are several.
     """
     found = [name for name in group.arrays if len(group.header(name).shape) in (3, 4)]
     if len(found) != 1:
@@ -78,14 +78,14 @@ def only_image(group: ZarrGroup) -> str:
 
 
 def read_image_of(group: ZarrGroup, modality: Modality) -> NDArray[np.float32]:
-    """Return the image of a modality as published: no offset is taken away, NaN stays NaN.
+    """Return the image of a modality as published, without removing offsets or filling NaN.
 
     Args:
         group: A sample.
         modality: Modality of the sample.
 
     Returns:
-        float32 [bands, H, W], or [bands, dates, H, W] of several dates, with the bands in the order of the modality.
+        float32 [bands, H, W], or [bands, dates, H, W] for several dates, with bands in the order of the modality.
 
     Raises:
         DataError: The group holds other bands or another kind of numbers, or cannot be decoded.
@@ -104,7 +104,7 @@ def read_image_of(group: ZarrGroup, modality: Modality) -> NDArray[np.float32]:
 
 
 def _order(name: str, modality: Modality, names: Sequence[str], count: int) -> list[int]:
-    """Return the position of each of the modality's bands among those of a sample."""
+    """Return the position of each of the modality's bands among the bands of a sample."""
     positions = [modality.find_band(text) for text in names]
     wanted = list(range(len(modality.bands)))
     if len(wanted) == 1 and count == 1:  # a single band is named after the product, or not at all
@@ -118,7 +118,7 @@ def _order(name: str, modality: Modality, names: Sequence[str], count: int) -> l
 
 
 def read_sample_centre(group: ZarrGroup) -> tuple[float, float]:
-    """Return longitude and latitude of a sample's centre in degrees; NaN if the sample does not tell.
+    """Return the longitude and latitude of a sample's centre in degrees; NaN if they are unknown.
 
     Raises:
         DataError: The numbers cannot be decoded.
@@ -141,10 +141,10 @@ def read_sample_centre(group: ZarrGroup) -> tuple[float, float]:
 
 
 def read_details(group: ZarrGroup) -> dict[str, Any]:
-    """Return what a sample says of itself: time, crs, x, y, sample, cloud_mask and file_id, as far as it has them.
+    """Return the metadata of a sample: those of time, crs, x, y, sample, cloud_mask and file_id that it has.
 
-    Arrays have the published type; a text of one item is a str, a whole number of one item an int, and 'time' is
-    datetime64[ns] [dates].
+    Arrays have the published type. A single text becomes a str, a single whole number an int, and 'time' datetime64[ns]
+    [dates].
 
     Raises:
         DataError: An array cannot be decoded.
@@ -161,7 +161,7 @@ def read_details(group: ZarrGroup) -> dict[str, Any]:
 
 
 def _dates(group: ZarrGroup, value: NDArray[Any]) -> NDArray[Any]:
-    """Return times as datetime64[ns]; without a unit they are nanoseconds since 1970, as xarray keeps them."""
+    """Return times as datetime64[ns]. Without a unit they are nanoseconds since 1970, as in xarray."""
     unit, _, start = str(group.attributes("time").get("units", "nanoseconds since 1970-01-01")).partition(" since ")
     if unit not in UNITS:
         raise DataError(
@@ -170,5 +170,5 @@ def _dates(group: ZarrGroup, value: NDArray[Any]) -> NDArray[Any]:
     try:
         first = np.datetime64(start.strip().replace(" ", "T").removesuffix("+00:00"), "ns")
     except ValueError as error:
-        raise DataError(f"{group.name}: 'time' counts from '{start}', which is no date.") from error
+        raise DataError(f"{group.name}: 'time' counts from '{start}', which is not a date.") from error
     return first + np.round(value * UNITS[unit]).astype("timedelta64[ns]")

@@ -1,4 +1,4 @@
-"""Choice of samples by the metadata table of a data set."""
+"""Selection of samples by the metadata table of a data set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger("terramind_plugin")
 CLOUDS = "cloud_cover"
 CENTRE = ("center_lon", "center_lat")
 MEMBER = "zarr"
-"""Column with the names of the members; `tar`, the shard, is not needed: names are unique."""
+"""Column with the names of the samples, which are unique, so that the column `tar` (the shard) is not needed."""
 
 
 def choose_samples(
@@ -29,14 +29,14 @@ def choose_samples(
     area: Sequence[float] | None = None,
     ranges: Mapping[str, Sequence[float]] | None = None,
 ) -> list[NDArray[np.bool_]]:
-    """Return for each shard which samples fit all conditions; samples that the table lacks do not.
+    """Return a mask for each shard: samples that meet all conditions. Samples that the table lacks do not.
 
     Args:
-        catalogue: The data set; {split}_metadata.parquet in its root is read.
-        max_cloud_cover: Largest value of 'cloud_cover', in the table's unit.
-        area: West, south, east and north in degrees around 'center_lon' and 'center_lat'; west above east crosses the
-            antimeridian.
-        ranges: Smallest and largest value by further columns.
+        catalogue: The data set, whose {split}_metadata.parquet is read.
+        max_cloud_cover: Maximum of 'cloud_cover', in the table's unit.
+        area: West, south, east and north in degrees, as limits of 'center_lon' and 'center_lat'. If west is larger than
+            east, the area crosses the antimeridian.
+        ranges: Minimum and maximum for further columns.
 
     Raises:
         ConfigError: The table lacks a column, or a condition is wrong.
@@ -63,7 +63,7 @@ def choose_samples(
     absent = sum(key not in known for shard in range(len(catalogue.shards)) for key in catalogue.keys(shard))
     if absent:
         logger.warning(
-            "%s not in the metadata table: left out, since a filter was given.", counted(absent, "sample", "is/are")
+            "%s left out: not in the metadata table, which the filters need.", counted(absent, "sample", "is/are")
         )
     logger.info("%d of %d samples fit the filters.", left, len(catalogue))
     if not left:
@@ -97,7 +97,7 @@ def _read_table(catalogue: ShardCatalogue, columns: Sequence[str]) -> Any:
         there = pq.read_schema(content).names
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{store.shown(path)} cannot be read: {one_line(error)}. Filters need the metadata table; download it."
+            f"{store.shown(path)} cannot be read: {one_line(error)}. Filters need the metadata table: download it."
         ) from error
     missing = [name for name in columns if name not in there]
     if missing:

@@ -1,4 +1,4 @@
-"""Order of the samples in an epoch, and the part of each process: a function of seed and epoch alone."""
+"""Order of the samples in an epoch and the share of each process, which depend only on seed and epoch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from terramind_plugin.errors import ConfigError, DataError, suggest
 Numbers = NDArray[np.int64]
 
 VALIDATION_SHARE = 20
-"""Without a split for validation, every 20th sample is for validation."""
+"""Interval of validation samples: without a validation split, every 20th sample is used for validation."""
 
 
 def draw_order(
@@ -25,20 +25,19 @@ def draw_order(
     buffer: int,
     weights: Mapping[str, float] | None = None,
 ) -> Numbers:
-    """Return the numbers of the samples of an epoch, none of them twice.
+    """Return the numbers of the samples of an epoch, each at most once.
 
-    Shuffling orders the shards anew and moves each sample by less than `buffer` places from there, as a buffer of
-    that size would: reads stay near each other, and nothing has to be held in memory.
+    Shuffling reorders the shards and then moves each sample by less than `buffer` places, like a shuffle buffer of that
+    size. Consecutive reads therefore stay close to each other, and no samples need to be held in memory.
 
     Args:
         shards: Numbers of each shard's samples.
         subsets: Subset of each shard.
         shuffle: Whether to shuffle; otherwise samples come shard by shard.
-        seed: Start of the order, not negative.
+        seed: Seed of the order, not negative.
         epoch: Number of the epoch.
-        buffer: Places; 1 leaves the samples of a shard in their order.
-        weights: Share of each subset; the epoch ends with the first subset that has no sample left. None for all
-            samples.
+        buffer: Number of places; 1 keeps the order of samples within a shard.
+        weights: Share of each subset; the epoch ends when the first subset has no sample left. None for all samples.
 
     Raises:
         ConfigError: A weight is negative, of an unknown subset, or no weight is above 0.
@@ -57,14 +56,14 @@ def draw_order(
     counts = {name: min(int(total * shares[name] + 1e-9), len(part)) for name, part in parts.items()}
     if not sum(counts.values()):
         raise DataError(f"weights leave no sample: {', '.join(f'{n} has {len(p)}' for n, p in parts.items())}.")
-    # Sample k of n of a subset comes at (k + 0.5) / n of the epoch, so that the shares hold all along.
+    # Sample k of n of a subset comes at (k + 0.5) / n of the epoch, so that the shares hold throughout the epoch.
     places = np.concatenate([(np.arange(count) + 0.5) / count for count in counts.values() if count])
     numbers = _joined([parts[name][:count] for name, count in counts.items()])
     return np.asarray(numbers[places.argsort(kind="stable")])
 
 
 def check_weights(weights: Mapping[str, float], subsets: Sequence[str]) -> dict[str, float]:
-    """Return the share of each subset; they add up to 1.
+    """Return the share of each subset; shares sum to 1.
 
     Args:
         weights: Weight by subset, of any sum.
@@ -104,19 +103,19 @@ def part_of(
     batch_size: int = 1,
     first_step: int = 0,
 ) -> Numbers:
-    """Return the samples of one worker process, so that all processes together get each sample once.
+    """Return the samples of one worker process, so that all processes together use each sample once.
 
-    Steps are dealt out to the workers in turn, as a DataLoader asks its workers for batches. The batches of a rank are
+    Batches are assigned to workers in turn, in the order in which a DataLoader requests them. The batches of a rank are
     therefore the same for any number of workers.
 
     Args:
         order: Samples of the epoch.
         rank: Number of the process in a distributed run.
-        ranks: Number of such processes.
-        worker: Number of the loader's worker.
-        workers: Number of workers; 1 for none.
-        batch_size: Samples of a batch of the loader.
-        first_step: Batches of the rank to leave out: they were used before.
+        ranks: Number of processes in the distributed run.
+        worker: Number of the worker of the loader.
+        workers: Number of workers; 1 if there are none.
+        batch_size: Number of samples in a batch of the loader.
+        first_step: Number of batches of the rank to leave out, because they were used before.
     """
     begin = (
         np.arange(first_step + worker, -(-len(order) // (batch_size * ranks)), workers) * ranks + rank

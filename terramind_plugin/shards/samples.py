@@ -1,4 +1,4 @@
-"""Samples of TerraMesh's shards by their numbers."""
+"""Access to the samples of TerraMesh's shards by number."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ logger = logging.getLogger("terramind_plugin")
 BUFFER = 4096
 """Default number of places by which shuffling moves a sample."""
 CACHE = "~/.cache/terramind_plugin/shards"
-"""Folder for indices of remote shards, and for copies where a server sends whole files only."""
+"""Folder for indices of remote shards, and for copies of shards if a server sends whole files only."""
 
 
 class Read(NamedTuple):
-    """One sample as it is in the shards."""
+    """One sample, as stored in the shards."""
 
     key: str
     images: dict[str, NDArray[np.float32]]
@@ -38,25 +38,25 @@ class Read(NamedTuple):
     centre: tuple[float, float]
     """Longitude and latitude in degrees; NaN if unknown."""
     details: dict[str, dict[str, Any]]
-    """What each modality says of itself, where asked for."""
+    """Metadata of each modality; empty unless asked for."""
 
 
 class TerraMeshSamples:
-    """The samples of a split by their numbers.
+    """The samples of a split, accessed by number.
 
     Args:
         root: Folder that holds train/ and val/, URL of such a folder, or hub:ORG/NAME[@REVISION].
         split: Folder of the split.
         modalities: Modalities to read, in any spelling.
         on_error: 'raise' to stop at a damaged shard or sample, 'skip' to leave it out and count it.
-        max_cloud_cover: Largest cloud_cover in the metadata table.
+        max_cloud_cover: Maximum cloud_cover in the metadata table.
         area: West, south, east and north in degrees.
-        ranges: Smallest and largest value by further columns of the table.
+        ranges: Minimum and maximum for further columns of the table.
         weights: Share of the samples by subset.
         shuffle: Whether epochs are shuffled.
-        seed: Start of the order.
-        buffer: Number of places by which shuffling moves a sample.
-        details: Whether to read what samples say of themselves.
+        seed: Seed of the order.
+        buffer: Maximum number of places by which shuffling moves a sample.
+        details: Whether to read the metadata of samples.
         revision: Branch, tag or commit on the hub.
         cache_dir: Folder for indices of shards.
 
@@ -117,7 +117,7 @@ class TerraMeshSamples:
             if self._masks is not None:
                 keep = keep & self._masks[shard]
             if len(self.catalogue.lacking.get(self.catalogue.subsets[shard], ())) == len(self.catalogue.modalities):
-                keep = np.zeros_like(keep)  # nothing of what is asked for
+                keep = np.zeros_like(keep)  # the subset has none of the modalities
             shards.append(numbers[keep])
         order = draw_order(
             shards,
@@ -150,7 +150,7 @@ class TerraMeshSamples:
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Number of samples left out so far by reason; those of a loader's workers are included."""
+        """Return the number of samples left out so far by reason, including those of a loader's workers."""
         found = dict(self.catalogue.skipped)
         if int(self.damaged):
             found["damaged"] = int(self.damaged)
@@ -185,7 +185,7 @@ class TerraMeshSamples:
             images[name] = read_image_of(group, modality)
             if images[name].shape[-2:] != size and any(size):
                 raise DataError(
-                    f"{group.name} has {images[name].shape[-2]} x {images[name].shape[-1]} pixels, "
+                    f"{group.name} has {images[name].shape[-2]} x {images[name].shape[-1]} pixels, but "
                     f"{next(iter(images))} has {size[0]} x {size[1]}. Modalities of a sample must lie on one grid."
                 )
             size = images[name].shape[-2:]

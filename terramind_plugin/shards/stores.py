@@ -1,4 +1,4 @@
-"""Places that hold shards: folders, HTTP servers, and data sets on the Hugging Face hub."""
+"""Stores of shards: folders, HTTP servers, and data sets on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from terramind_plugin.system.files import completing
 logger = logging.getLogger("terramind_plugin")
 
 HUB_PREFIXES = ("hub:", "hf://datasets/")
-"""Prefixes of a data set on the hub, in front of ORG/NAME or ORG/NAME@REVISION."""
+"""Prefixes of a data set on the hub, followed by ORG/NAME or ORG/NAME@REVISION."""
 OPEN_FILES = 64
-"""Maximum number of local files that stay open."""
+"""Maximum number of local files kept open."""
 TRIES = 4
-"""Number of times that a remote read is tried."""
+"""Maximum number of attempts of a remote read."""
 PAUSE = 0.5
-"""Seconds before the second try; each further pause is twice as long."""
+"""Seconds before the second attempt; each further pause is twice as long."""
 Answer = TypeVar("Answer")
 
 
@@ -35,29 +35,29 @@ class Entry(NamedTuple):
 
     name: str
     size: int | None
-    """Bytes; None if the store has not said."""
+    """Size in bytes; None if unknown."""
     identity: str
-    """Text that changes when the content does, as far as the store tells."""
+    """Text that changes when the content changes, as far as the store reports it."""
 
 
 class _OpenFile:
-    """A file that is open for reading until nobody holds it: closed earlier, its number could be another file's."""
+    """File open for reading until the last reference is gone, because a closed file's descriptor may be reused."""
 
     def __init__(self, path: str) -> None:
         self.number = os.open(path, os.O_RDONLY)
 
     def __del__(self) -> None:
-        if hasattr(self, "number"):  # it has none where opening failed
+        if hasattr(self, "number"):  # missing if opening failed
             os.close(self.number)
 
 
 class LocalStore:
-    """A folder on this machine. Threads may read from one.
+    """A folder on this machine. Several threads may read from it.
 
     Args:
         root: Path of the folder.
         revision: Commit of the data set, if it is known.
-        create: Whether to make the folder.
+        create: Whether to create the folder.
 
     Raises:
         DataError: There is no such folder.
@@ -75,7 +75,7 @@ class LocalStore:
             raise DataError(f"There is no folder {self.root}. Give the folder that holds train/ and val/.")
 
     def list(self, folder: str) -> list[Entry]:
-        """Return what a folder holds, sorted by name; nothing if there is no such folder."""
+        """Return the content of a folder, sorted by name; an empty list if there is no such folder."""
         path = os.path.join(self.root, folder)
         if not os.path.isdir(path):
             return []
@@ -91,7 +91,7 @@ class LocalStore:
         return os.stat(os.path.join(self.root, path)).st_size
 
     def read(self, path: str, start: int, length: int) -> bytes:
-        """Return bytes of a file; fewer than asked for where it ends.
+        """Return bytes of a file; fewer than `length` at its end.
 
         Args:
             path: Path below the root.
@@ -103,11 +103,11 @@ class LocalStore:
         """
         file = self._open.pop(path, None) or _OpenFile(os.path.join(self.root, path))
         self._open[path] = file
-        with suppress(KeyError):  # another thread was faster
+        with suppress(KeyError):  # another thread has removed it
             while len(self._open) > OPEN_FILES:
                 self._open.popitem(last=False)
         parts = [os.pread(file.number, length, start)]
-        while parts[-1] and sum(map(len, parts)) < length:  # Linux reads at most 2 GiB at once
+        while parts[-1] and sum(map(len, parts)) < length:  # Linux reads at most 2 GiB in one call
             done = sum(map(len, parts))
             parts.append(os.pread(file.number, length - done, start + done))
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -129,9 +129,9 @@ class RemoteStore:
 
     Args:
         protocol: 'http' or 'hf'.
-        root: Path as the file system takes it.
+        root: Path in the form that the file system expects.
         revision: Commit of the data set, for the hub.
-        cache_dir: Folder for copies of files, needed where a server sends whole files only.
+        cache_dir: Folder for copies of files, needed if a server sends whole files only.
     """
 
     remote = True
@@ -145,7 +145,7 @@ class RemoteStore:
 
     @property
     def _files(self) -> Any:
-        """The file system of this process: fsspec makes another one after a fork."""
+        """Return the file system of this process; fsspec makes a new one after a fork."""
         if self.protocol == "hf":
             from huggingface_hub import HfFileSystem
 
@@ -160,7 +160,7 @@ class RemoteStore:
             ) from error
 
     def list(self, folder: str) -> list[Entry]:
-        """Return what a folder holds, sorted by name; nothing if there is no such folder or it cannot be listed.
+        """Return the content of a folder, sorted by name; an empty list if it does not exist or cannot be listed.
 
         Raises:
             DataError: The server cannot be reached.
@@ -184,15 +184,15 @@ class RemoteStore:
 
         Raises:
             OSError: There is no such file.
-            DataError: The server cannot be reached, or does not say.
+            DataError: The server cannot be reached, or does not report the size.
         """
         size = self._try(lambda: self._files.info(f"{self.root}/{path}"), path).get("size")
         if size is None:
-            raise DataError(f"{self.shown(path)}: the server does not say how large it is. Download it first.")
+            raise DataError(f"{self.shown(path)}: the server does not report its size. Download it first.")
         return int(size)
 
     def read(self, path: str, start: int, length: int) -> bytes:
-        """Return bytes of a file; fewer than asked for where it ends.
+        """Return bytes of a file; fewer than `length` at its end.
 
         Args:
             path: Path below the root.
@@ -233,7 +233,7 @@ class RemoteStore:
             return content
 
     def _try(self, call: Callable[[], Answer], path: str) -> Answer:
-        """Return the answer of a call, repeated where the network fails."""
+        """Return the result of a call, which is repeated if the network fails."""
         for number in range(TRIES):
             try:
                 return call()
@@ -255,14 +255,14 @@ class RemoteStore:
         return f"{prefix}{whole}"
 
     def close(self) -> None:
-        """Do nothing: connections belong to the file system."""
+        """Do nothing, because connections belong to the file system."""
 
 
 ShardStore = LocalStore | RemoteStore
 
 
 def sends_parts(address: str) -> bool:
-    """Return whether a server answers a request for some bytes of a file with these bytes.
+    """Return whether a server answers a request for a range of bytes with these bytes alone.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -281,17 +281,17 @@ def sends_parts(address: str) -> bool:
 
 
 def open_store(root: str | Path, revision: str | None = None, cache_dir: Path | None = None) -> ShardStore:
-    """Return the place that a root names.
+    """Return the store of a root.
 
     Args:
         root: A folder, the URL of a folder, 'hub:ORG/NAME', 'hub:ORG/NAME@REVISION', or the same after
             'hf://datasets/'.
-        revision: Branch, tag or commit on the hub; by default the newest commit. The store's `revision` is the commit.
-        cache_dir: Folder for copies of files, needed where a server sends whole files only.
+        revision: Branch, tag or commit on the hub (default: the newest commit). The store's `revision` is the commit.
+        cache_dir: Folder for copies of files, needed if a server sends whole files only.
 
     Raises:
-        ConfigError: The name is none of these, or a revision is given for a place without revisions.
-        DataError: The place is not there.
+        ConfigError: The root has another form, or a revision is given for a store without revisions.
+        DataError: The data set does not exist.
     """
     text = str(root)
     prefix = next((prefix for prefix in HUB_PREFIXES if text.startswith(prefix)), None)
@@ -313,7 +313,7 @@ def open_store(root: str | Path, revision: str | None = None, cache_dir: Path | 
 
 
 def _open_hub(name: str, revision: str | None) -> ShardStore:
-    """Return a data set on the hub at one commit, or its copy on this machine in offline mode."""
+    """Return the store of a data set on the hub at one commit; in offline mode its copy on this machine."""
     from huggingface_hub import HfApi, constants, snapshot_download
 
     if constants.HF_HUB_OFFLINE:

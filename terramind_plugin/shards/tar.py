@@ -1,4 +1,4 @@
-"""Where the samples of a tar shard lie, so that each can be read alone."""
+"""Index of a tar shard, so that each sample can be read alone."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from terramind_plugin.shards.stores import ShardStore
 from terramind_plugin.system.files import ZARR_ZIP, write_bytes
 
 BLOCK = 512
-"""Bytes of a tar header; data is padded to a multiple of it."""
+"""Size of a tar header in bytes; data is padded to a multiple of it."""
 READAHEAD = 4096
-"""Bytes that are read for a header: the next header follows at once where a member is tiny."""
+"""Number of bytes read for a header; after a tiny member they include the next header."""
 PLAIN = (b"0", b"\0")
 """Type flags of ordinary files."""
 FOLDER = b"5"
@@ -28,25 +28,25 @@ FOLDER = b"5"
 
 @dataclass(frozen=True)
 class TarIndex:
-    """Places of the samples in a shard, in their order."""
+    """Positions of the samples in a shard, in their order."""
 
     path: str
     keys: list[str]
-    """Names of the members up to the first dot, as webdataset counts."""
+    """Names of the members up to the first dot, as in webdataset."""
     starts: NDArray[np.int64]
-    """First byte of each member's content."""
+    """Offset of each member's content in bytes."""
     sizes: NDArray[np.int64]
     damage: str = ""
     """Reason why the rest of the shard cannot be read; empty if it is complete."""
 
 
 def index_tar(store: ShardStore, path: str, size: int) -> TarIndex:
-    """Return where the zarr.zip members of a tar lie; only headers are read.
+    """Return the positions of the zarr.zip members of a tar; only headers are read.
 
     Args:
-        store: Place of the file.
+        store: Store of the file.
         path: Path of the tar in the store.
-        size: Bytes of the tar.
+        size: Size of the tar in bytes.
 
     Raises:
         OSError: The file cannot be read.
@@ -79,7 +79,7 @@ def index_tar(store: ShardStore, path: str, size: int) -> TarIndex:
 
 
 def _parse(header: bytes) -> tuple[str, int, bytes] | None:
-    """Return name, size and type of a plain header; None for what tarfile has to read."""
+    """Return the name, size and type in a plain header; None for a header that needs tarfile."""
     kind = header[156:157]
     try:
         length, checksum = int(header[124:136].strip(b" \0") or b"0", 8), int(header[148:156].strip(b" \0"), 8)
@@ -93,7 +93,7 @@ def _parse(header: bytes) -> tuple[str, int, bytes] | None:
 
 
 def _index_slowly(store: ShardStore, path: str, size: int) -> TarIndex:
-    """Return the index as tarfile sees it: long names, extended headers, and damage."""
+    """Return the index made with tarfile, which handles long names, extended headers and damage."""
     found, others, damage = [], [], ""
     try:
         with tarfile.open(fileobj=io.BufferedReader(_RangeFile(store, path, size), READAHEAD), mode="r:") as tar:
@@ -109,7 +109,7 @@ def _index_slowly(store: ShardStore, path: str, size: int) -> TarIndex:
             if not damage and (len(end) < BLOCK or any(end)):
                 damage = f"its header at byte {tar.offset} is damaged"
     except tarfile.TarError as error:
-        damage = f"it is no tar file that can be read: {one_line(error)}"
+        damage = f"it is not a readable tar file: {one_line(error)}"
     return _make(path, found, others, damage)
 
 
@@ -154,7 +154,7 @@ class _RangeFile(io.RawIOBase):
 
 
 class IndexCache:
-    """Indices of shards that are kept on disk: one request a sample is slow on a remote store.
+    """Indices of shards kept on disk, because one request per sample is slow on a remote store.
 
     Args:
         folder: Folder of the files.
@@ -168,12 +168,12 @@ class IndexCache:
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npz"
 
     def index(self, store: ShardStore, path: str, size: int, identity: str) -> TarIndex:
-        """Return the index of a tar, from the folder if it is there; arguments as for `index_tar`.
+        """Return the index of a tar, from the folder if possible.
 
         Args:
-            store: Place of the file.
+            store: Store of the file.
             path: Path of the tar in the store.
-            size: Bytes of the tar.
+            size: Size of the tar in bytes.
             identity: Text that changes with the file.
         """
         file = self._file(store, path, size, identity)

@@ -1,4 +1,4 @@
-"""Writing zarr groups (version 2) and tar shards, without zarr."""
+"""Writing Zarr groups (version 2) and tar shards, without the package zarr."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from terramind_plugin.shards.decode import AXES, DIMENSIONS
 from terramind_plugin.system.files import ZARR_ZIP, completing
 
 DATE = (1980, 1, 1, 0, 0, 0)
-"""Date of the members, so that the same arrays give the same bytes."""
+"""Fixed date of the members, so that the same arrays give the same bytes."""
 COMPRESSOR = {"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 1, "blocksize": 0}
 """Compression of all arrays: the default of zarr 2 and numcodecs."""
 
@@ -27,7 +27,7 @@ COMPRESSOR = {"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 1, "blocksi
 def write_group(
     arrays: Mapping[str, tuple[Sequence[str], ArrayLike]], *, compressor: Mapping[str, Any] | None = COMPRESSOR
 ) -> bytes:
-    """Return a zipped zarr group with consolidated metadata, each array in one chunk.
+    """Return a zipped Zarr group with consolidated metadata, each array in one chunk.
 
     Args:
         arrays: Names of the dimensions, and numbers or texts, by array.
@@ -85,7 +85,7 @@ def write_sample(
     resolution: float = 10.0,
     more: Mapping[str, tuple[Sequence[str], ArrayLike]] | None = None,
 ) -> bytes:
-    """Return the member of a shard for one modality of a sample, laid out as in TerraMesh.
+    """Return the member of a shard for one modality of a sample, with TerraMesh's layout.
 
     Args:
         values: Pixels [bands, H, W] or [dates, bands, H, W] in the type to store.
@@ -95,7 +95,7 @@ def write_sample(
         epsg: Code of the coordinate reference system.
         centre: Longitude and latitude of the centre in degrees.
         sample: Name of the sample, e.g. '433D_629L_3_1'.
-        times: Nanoseconds since 1970, one a date.
+        times: Time of each date in nanoseconds since 1970.
         resolution: Side of a pixel in metres.
         more: Further arrays with their dimensions, e.g. cloud_mask.
 
@@ -128,7 +128,7 @@ def write_sample(
 
 
 class ShardWriter:
-    """The tars of one shard, in the folders of their modalities; use it as `write_shard` gives it.
+    """Writer of the tars of one shard, one for each modality's folder. Made by `write_shard`.
 
     Args:
         files: Open tars by folder.
@@ -160,10 +160,10 @@ class ShardWriter:
 
 @contextmanager
 def write_shard(root: str | Path, split: str, shard: str, folders: Sequence[str]) -> Iterator[ShardWriter]:
-    """Give a writer of one shard; its tars get their names when the block ends, and are removed if the block raises.
+    """Yield a writer of one shard. Its tars get their names when the context ends, and are removed after an error.
 
     Args:
-        root: Folder of the data set; folders are made.
+        root: Folder of the data set; folders are created.
         split: Folder of the split.
         shard: Name of the shard, e.g. 'majortom_shard_000001'.
         folders: Folders of the modalities, e.g. S2L2A.

@@ -27,7 +27,7 @@ MOST_BYTES = 2**31
 
 
 class ArrayHeader(NamedTuple):
-    """ArrayHeader of one array on disk."""
+    """Metadata of one array on disk."""
 
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
@@ -43,14 +43,14 @@ class ArrayHeader(NamedTuple):
 
 
 class ZarrGroup:
-    """Arrays of a zipped zarr group.
+    """Arrays of a zipped Zarr group.
 
     Args:
         content: Bytes of the zip file, or its path.
         name: Name of the file for messages.
 
     Raises:
-        DataError: The file is no zip file, or it holds no zarr group of version 2.
+        DataError: The file is not a zip file, or it holds no Zarr group of version 2.
         OSError: The file cannot be read.
     """
 
@@ -65,7 +65,7 @@ class ZarrGroup:
             raise self._damaged(error) from error
 
     def _damaged(self, error: object) -> DataError:
-        return DataError(f"{self.name} is no zarr group that can be read: {one_line(error)}. Download it again.")
+        return DataError(f"{self.name} is not a readable Zarr group: {one_line(error)}. Download it again.")
 
     def _read_metadata(self) -> dict[str, Any]:
         """Return the JSON documents of the group by their path, e.g. 'bands/.zarray'."""
@@ -77,7 +77,7 @@ class ZarrGroup:
             return found
         if "zarr.json" in members:
             raise DataError(
-                f"{self.name} is of version 3 of the zarr format, expected version 2. Write it with zarr_format=2."
+                f"{self.name} has version 3 of the Zarr format, expected version 2. Write it with zarr_format=2."
             )
         if ".zgroup" not in members:
             raise KeyError("it has no .zgroup")
@@ -90,7 +90,7 @@ class ZarrGroup:
 
     @property
     def arrays(self) -> list[str]:
-        """Names of the arrays."""
+        """Return the names of the arrays."""
         return [name.removesuffix("/.zarray") for name in self._metadata if name.endswith("/.zarray")]
 
     def attributes(self, array: str = "") -> dict[str, Any]:
@@ -151,7 +151,7 @@ class ZarrGroup:
         return made
 
     def _chunk(self, array: str, header: ArrayHeader, numbers: tuple[int, ...]) -> NDArray[Any]:
-        """Return one chunk, also where it reaches beyond the array."""
+        """Return one whole chunk, even if it extends beyond the array."""
         member = f"{array}/{header.separator.join(map(str, numbers or (0,)))}"
         if member not in self._zip.NameToInfo:
             return np.full(header.chunks, 0 if header.fill is None else _number(header.fill), header.dtype)
@@ -167,7 +167,7 @@ class ZarrGroup:
 
 
 def _number(fill: Any) -> Any:
-    """Return a fill value of a header, which JSON writes as a text if it is not finite."""
+    """Return the fill value in a header; JSON stores values that are not finite as text."""
     return float(fill.replace("Infinity", "inf")) if isinstance(fill, str) and fill.strip("-") in _WORDS else fill
 
 
@@ -184,6 +184,6 @@ def _codec(settings: str) -> Any:
             raise ConfigError(
                 "Reading zarr needs numcodecs, which is not installed: pip install 'terramind-plugin[shards]'."
             ) from error
-        numcodecs.blosc.use_threads = False  # loaders have processes; threads do not survive a fork
+        numcodecs.blosc.use_threads = False  # loaders use processes, and threads do not survive a fork
         _codecs[settings] = numcodecs.get_codec(json.loads(settings))
     return _codecs[settings]

@@ -25,14 +25,14 @@ _ID = re.compile(r"[^A-Za-z0-9_.-]+")
 
 @dataclass(frozen=True)
 class DateRange:
-    """Days from a first one to a last one, both included."""
+    """Range of days; the first and the last day are included."""
 
     first: date
     last: date
 
     @classmethod
     def read(cls, text: str) -> DateRange:
-        """Return the range that a text such as '2023-05-01/2023-09-30' or '2023-06-12' stands for.
+        """Return the range given by a text such as '2023-05-01/2023-09-30' or '2023-06-12'.
 
         Raises:
             ConfigError: A date is wrong, or the last one is before the first.
@@ -40,7 +40,7 @@ class DateRange:
         parts = text.strip().split("/")
         try:
             if not 1 <= len(parts) <= 2 or not all(re.fullmatch(r"\d{4}-\d{2}-\d{2}", part) for part in parts):
-                raise ValueError("it has another form")
+                raise ValueError("it has another format")
             first, last = date.fromisoformat(parts[0]), date.fromisoformat(parts[-1])
         except ValueError as error:
             raise ConfigError(
@@ -66,10 +66,10 @@ class DateRange:
         return self.start + (self.end - self.start) / 2
 
     def cut(self, count: int) -> list[DateRange]:
-        """Return parts of about equal length, in the order of time.
+        """Return `count` parts of about equal length, in the order of time.
 
         Raises:
-            ConfigError: The range has fewer days.
+            ConfigError: The range has fewer days than parts.
         """
         days = (self.last - self.first).days + 1
         if days < count:
@@ -82,16 +82,16 @@ class DateRange:
 
 
 def read_periods(text: str) -> list[DateRange]:
-    """Return the ranges between the commas of a text, one for each date of a series.
+    """Return the ranges in a text with commas, one for each date of a series.
 
     Raises:
-        ConfigError: A date is wrong, or a range begins before the one in front of it has ended.
+        ConfigError: A date is wrong, or a range begins before the previous range has ended.
     """
     periods = [DateRange.read(part) for part in text.split(",")]
     for earlier, later in pairwise(periods):
         if later.first <= earlier.last:
             raise ConfigError(
-                f"--date lists {later} after {earlier}: give ranges in the order of time that share no day."
+                f"--date lists {later} after {earlier}: give ranges in the order of time, without common days."
             )
     return periods
 
@@ -109,7 +109,7 @@ def read_geojson(path: Path) -> list[dict[str, Any]]:
     """Return the features of a GeoJSON in longitude and latitude, each with a geometry.
 
     Raises:
-        ConfigError: The file cannot be read, is no GeoJSON, is empty, or is in another CRS.
+        ConfigError: The file cannot be read, is not GeoJSON, is empty, or is in another CRS.
     """
     if not path.is_file():
         raise ConfigError(f"There is no file {path}. Give a GeoJSON in longitude and latitude.")
@@ -117,11 +117,11 @@ def read_geojson(path: Path) -> list[dict[str, Any]]:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{path} is no GeoJSON that can be read: {one_line(error)}. Convert other formats: "
+            f"{path} is not valid GeoJSON: {one_line(error)}. Convert other formats: "
             f"ogr2ogr -f GeoJSON -t_srs EPSG:4326 area.geojson {path}"
         ) from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} is no GeoJSON: it holds a {type(content).__name__}.")
+        raise ConfigError(f"{path} is not GeoJSON: it holds a {type(content).__name__}.")
     name = ((content.get("crs") or {}).get("properties") or {}).get("name")
     if name is not None and not str(name).upper().endswith(DEGREES):
         raise ConfigError(f"{path} is in {name}, expected longitude and latitude. {_reproject(path)}")
@@ -145,7 +145,7 @@ def read_shape(path: Path, feature: dict[str, Any]) -> Any:
     """Return the geometry of a feature as a shapely geometry, with valid rings.
 
     Raises:
-        ConfigError: The geometry is broken, or its coordinates are no longitudes and latitudes.
+        ConfigError: The geometry is broken, or its coordinates are not longitudes and latitudes.
     """
     from shapely import make_valid
     from shapely.geometry import shape
@@ -170,7 +170,7 @@ def read_area(path: Path) -> Any:
     """Return the area of a GeoJSON as a shapely geometry in longitude and latitude.
 
     Raises:
-        ConfigError: The file is wrong, has no area, or lies over the antimeridian or outside of UTM's latitudes.
+        ConfigError: The file is wrong, has no area, crosses the antimeridian, or lies outside UTM's latitudes.
     """
     from shapely import union_all
 
@@ -195,7 +195,7 @@ def check_extent(path: Path, bounds: tuple[float, float, float, float]) -> None:
     left, bottom, right, top = bounds
     if left < -180 or right > 180 or right - left > 180:
         raise ConfigError(
-            f"{path} lies over the antimeridian (longitudes {left:g} to {right:g}): cut it at 180 degrees and run the "
+            f"{path} crosses the antimeridian (longitudes {left:g} to {right:g}): cut it at 180 degrees and run the "
             "command once for each side."
         )
     if top > FARTHEST_NORTH or bottom < FARTHEST_SOUTH:
@@ -206,10 +206,10 @@ def check_extent(path: Path, bounds: tuple[float, float, float, float]) -> None:
 
 
 def read_points(path: Path) -> list[Point]:
-    """Return the points of a GeoJSON, or of a CSV or Parquet with the columns id, longitude and latitude.
+    """Return the points of a GeoJSON, or of a CSV or Parquet file with the columns id, longitude and latitude.
 
     Raises:
-        ConfigError: The file is wrong, or a point lies outside of UTM's latitudes.
+        ConfigError: The file is wrong, or a point lies outside UTM's latitudes.
     """
     points = _read_table_of_points(path) if path.suffix in TABLES else _read_features_of_points(path)
     names = [one.id for one in points]
@@ -227,7 +227,7 @@ def _read_table_of_points(path: Path) -> list[Point]:
     try:
         table = read_table(path).reset_index()
     except (ValueError, OSError) as error:
-        raise ConfigError(f"{path} is no table that can be read: {one_line(error)}.") from None
+        raise ConfigError(f"{path} is not a readable table: {one_line(error)}.") from None
     missing = [name for name in ("longitude", "latitude") if name not in table.columns]
     if missing or not len(table):
         problem = f"lacks the column {missing[0]}" if missing else "has no row"
@@ -237,7 +237,7 @@ def _read_table_of_points(path: Path) -> list[Point]:
     try:
         return [Point(clean_id(str(name)), float(x), float(y)) for name, x, y in rows]
     except ValueError as error:
-        raise ConfigError(f"{path} holds a position that is no number: {one_line(error)}.") from None
+        raise ConfigError(f"{path} holds a position that is not a number: {one_line(error)}.") from None
 
 
 def _read_features_of_points(path: Path) -> list[Point]:
@@ -256,5 +256,5 @@ def _read_features_of_points(path: Path) -> list[Point]:
 
 
 def clean_id(text: str) -> str:
-    """Return a text as part of a file name."""
+    """Return a text in which characters that do not suit a file name are replaced."""
     return _ID.sub("_", text).strip("_.") or "_"

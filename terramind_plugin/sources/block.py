@@ -1,4 +1,4 @@
-"""The work of one block: the clearest date of each chip is chosen, its scenes are read once, its files are written."""
+"""The work on one block: choose the clearest date of each chip, read its scenes once, write its files."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from terramind_plugin.sources.scenes import Scene
 from terramind_plugin.system.files import SOFTWARE, write_text
 
 WHOLE = 0.99
-"""Share of a chip that a radar pass must show; of a pass that shows less, the next ones are tried, too."""
+"""Share of a chip that a radar pass must show. If it shows less, further passes are tried."""
 MOST_PASSES = 3
-"""Largest number of radar passes that are tried for a chip."""
+"""Maximum number of radar passes that are tried for a chip."""
 DONE = "done"
 """Folder of the records of finished chips."""
 
@@ -50,7 +50,7 @@ def chip_path(out: Path, modality: str, chip: str) -> Path:
 
 
 def read_record(out: Path, chip: str, own_hash: str | None = None) -> ChipRecord | None:
-    """Return the record of a finished chip, or None if there is none or it is of other settings or scenes."""
+    """Return the record of a finished chip, or None if there is none or it has other settings or scenes."""
     try:
         found = ChipRecord(**json.loads(done_path(out, chip).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -59,7 +59,7 @@ def read_record(out: Path, chip: str, own_hash: str | None = None) -> ChipRecord
 
 
 def make_block(task: BlockTask) -> list[ChipRecord]:
-    """Write the chips of a block and return what became of each; what is finished is not written again.
+    """Write the chips of a block and return their records. Finished chips are not written again.
 
     Raises:
         DataError: A file cannot be written.
@@ -80,7 +80,7 @@ def make_block(task: BlockTask) -> list[ChipRecord]:
 
 
 def _read(task: BlockTask, chips: Sequence[WorkingChip], modality: str) -> None:
-    """Read a modality of all chips that have a date."""
+    """Read a modality for all chips that have a date."""
     radar = modality == "S1RTC"
     if not any(chip.needed for chip in chips):
         return
@@ -110,7 +110,7 @@ def _read_group(
     group: Sequence[tuple[WorkingChip, int, int, int, int]],
     failed: dict[str, SceneError],
 ) -> None:
-    """Read a modality of chips that lie in one rectangle; what cannot be read costs these chips alone."""
+    """Read a modality for the chips in one rectangle. An error affects only these chips."""
     try:
         raise_known(keys, failed)
         pixels = read_modality(grid, modality, [task.scenes[key] for key in keys])
@@ -133,17 +133,17 @@ def _is_covered(chip: WorkingChip, modality: str) -> bool:
 
 
 def _check_cover(task: BlockTask, chip: WorkingChip, modality: str) -> None:
-    """Mark a chip of which a modality shows too little."""
+    """Mark a chip as uncovered if a modality shows too little of it."""
     part = chip.parts.get(modality)
     share = 0.0 if part is None else float(part[0].valid.mean())
     least = 1 - task.settings.max_cloud
     if share < least:
         chip.record.status = "uncovered"
-        chip.record.reason = f"{modality} shows {share:.0%} of it, {least:.0%} are asked for"
+        chip.record.reason = f"{modality} shows {share:.0%} of it, at least {least:.0%} are needed"
 
 
 def _finish(task: BlockTask, chip: WorkingChip, out: Path) -> None:
-    """Write the files of a chip, and last the record that it is finished."""
+    """Write the files of a chip, and finally its record."""
     if chip.known is not None:
         return
     if chip.alive:
@@ -182,7 +182,7 @@ def _write(
 
 
 def provenance(scenes: Sequence[Scene], clear_share: float | None = None) -> dict[str, str]:
-    """Return the tags of a file that say where its pixels come from."""
+    """Return the tags of a file that describe the sources of its pixels."""
     tags = {
         "scenes": " ".join(scene.id for scene in scenes),
         "collection": " ".join(dict.fromkeys(scene.collection for scene in scenes)),

@@ -1,4 +1,4 @@
-"""Chips for training from satellite catalogues: plan, read, write, split lists and a configuration."""
+"""Making training chips from satellite catalogues: plan, chips, split lists and a configuration."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from terramind_plugin.sources.volume import Volume, estimate
 from terramind_plugin.system.files import write_text
 
 PARAMETERS = "chips.json"
-"""File that records what the chips in a folder were made with."""
+"""File that records the settings of the chips in a folder."""
 FEWEST = 6
-"""Number of groups of chips below which smaller groups are made, so that each split gets some."""
+"""Minimum number of groups of chips. If there are fewer, smaller groups are made, so that each split gets some."""
 
 
 def plan_chips(request: ChipRequest, say: Callable[[str], None] = lambda text: None) -> SourcePlan:
-    """Return the plan of chips, and write it into the folder; a plan of the same request that is there is taken.
+    """Return the plan of chips and write it to the folder. An existing plan of the same request is used again.
 
     Raises:
         ConfigError: The request is not possible, or the folder holds something else.
@@ -50,11 +50,11 @@ def plan_chips(request: ChipRequest, say: Callable[[str], None] = lambda text: N
     if record.is_file():
         _check_folder(request.out, wanted)
         if (request.out / "plan.parquet").is_file():
-            say(f"taking the plan in {request.out}")
+            say(f"using the plan in {request.out}")
             return read_plan(request.out)
     elif request.out.exists() and (not request.out.is_dir() or any(request.out.iterdir())):
         raise ConfigError(
-            f"{request.out} already holds something that terramind chips has not made. Choose another folder: --out."
+            f"{request.out} already holds files that terramind chips has not made. Choose another folder with --out."
         )
     places, labels, notes = find_places(request)
     splits, leaks = _split(request, places, labels)
@@ -88,11 +88,11 @@ def _check_folder(out: Path, wanted: Mapping[str, Any]) -> None:
 
 
 def _split(request: ChipRequest, places: Sequence[Place], labels: PlaceLabels | None) -> tuple[list[str], set[int]]:
-    """Return the split of each place, and those that share ground with another split."""
+    """Return the split of each place, and the places that share ground with another split."""
     shapes = outlines(places)
     groups = [place.group for place in places]
     free = request.points is not None or any(place.label for place in places)
-    if free:  # no place is left out, so those on the same ground go together
+    if free:  # no place is left out, because places on the same ground get the same split
         groups = merge_groups(groups, shapes)
     for side in range(GROUP - 1, 0, -1):
         if len(set(groups)) >= FEWEST:
@@ -105,7 +105,7 @@ def _split(request: ChipRequest, places: Sequence[Place], labels: PlaceLabels | 
 
 
 def make_tasks(request: ChipRequest, plan: SourcePlan) -> list[BlockTask]:
-    """Return the blocks of a plan in the order in which they are read."""
+    """Return the blocks of a plan in the order of reading."""
     settings = ChipSettings(
         str(request.out.resolve()),
         request.source.modalities,
@@ -129,7 +129,7 @@ def make_tasks(request: ChipRequest, plan: SourcePlan) -> list[BlockTask]:
 
 
 def estimate_volume(request: ChipRequest, plan: SourcePlan) -> Volume:
-    """Return what the plan reads, about."""
+    """Return an estimate of what the plan reads."""
     return estimate(make_tasks(request, plan))
 
 
@@ -141,16 +141,16 @@ def write_chips(
     scheduler: str | None = None,
     on_block: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[ChipRecord]:
-    """Write the chips of a plan, split lists and a configuration, and return what became of each chip.
+    """Write the chips of a plan, split lists and a configuration, and return the records of the chips.
 
-    Chips that are finished are not read again.
+    Finished chips are not read again.
 
     Args:
-        request: What is asked for.
-        plan: Its plan.
+        request: The request.
+        plan: The plan of the request.
         workers: Number of processes.
         scheduler: Address of a dask scheduler.
-        on_block: Called after each block with the number of finished blocks and of all blocks.
+        on_block: Called after each block with the numbers of finished blocks and of all blocks.
 
     Raises:
         ConfigError: The scheduler does not answer.

@@ -1,4 +1,4 @@
-"""Which scenes each chip of a block is read from, and which chips are read together."""
+"""Choice of the scenes for each chip of a block, and of the chips that are read together."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from terramind_plugin.sources.reading import ScenePixels, read_mask
 from terramind_plugin.sources.scenes import Scene, group_passes, is_same_pass, nearest_years
 
 CLEAR = (2, 4, 5, 6, 7, 11)
-"""Clear values of the scene classification: dark areas, vegetation, bare soil, water, unclassified, snow."""
+"""Classes of the scene classification that count as clear: dark, vegetation, bare soil, water, unclassified, snow."""
 DENSE = 0.6
-"""Smallest share of chips in a rectangle that is read in one piece."""
+"""Minimum share of a rectangle that chips must cover for it to be read in one piece."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class ChipSettings:
     """Folder of the data set."""
     modalities: tuple[str, ...]
     wanted: datetime
-    """Date that is preferred where several are equally clear."""
+    """Preferred date if several are equally clear."""
     max_cloud: float = 0.1
-    """Largest share of a chip without clear data."""
+    """Maximum share of a chip without clear data."""
     per_place: int = 1
-    """Number of dates of each place."""
+    """Number of dates for each place."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,15 @@ class BlockTask:
     name: str
     chips: tuple[ChipPlan, ...]
     hashes: tuple[str, ...]
-    """Hash of all that decides on each chip."""
+    """Hash of everything that determines each chip."""
     scenes: Mapping[str, Scene]
-    """Scenes of these chips by their key."""
+    """Scenes of these chips by key."""
     settings: ChipSettings
 
 
 @dataclass
 class ChipRecord:
-    """What became of a chip."""
+    """Result of the work on a chip."""
 
     id: str
     place: str
@@ -71,7 +71,7 @@ class ChipRecord:
 
 @dataclass
 class WorkingChip:
-    """A chip at work."""
+    """A chip that is being made."""
 
     plan: ChipPlan
     record: ChipRecord
@@ -79,28 +79,28 @@ class WorkingChip:
     """Keys of the scenes of the pass that was chosen."""
     time: datetime | None = None
     parts: dict[str, tuple[ScenePixels, tuple[str, ...]]] = field(default_factory=dict)
-    """Pixels of each modality, and the keys of the scenes that they were read from."""
+    """Pixels of each modality, with the keys of the scenes from which they were read."""
     known: ChipRecord | None = None
-    """Record of an earlier run that finished this chip. The chip still takes part in the choice of what is read
-    together, so that a run that was interrupted gives the same pixels."""
+    """Record of an earlier run that finished this chip. The chip still counts when rectangles are chosen, so that an
+    interrupted run gives the same pixels."""
 
     @property
     def alive(self) -> bool:
-        """Return whether nothing speaks against writing the chip."""
+        """Return whether the chip can still be written."""
         return self.record.status == ""
 
     @property
     def needed(self) -> bool:
-        """Return whether its pixels are needed."""
+        """Return whether the pixels of the chip are needed."""
         return self.alive and self.known is None
 
     def fail(self, error: SceneError) -> None:
-        """Note that a scene of the chip cannot be read."""
+        """Record that a scene of the chip cannot be read."""
         self.record.status, self.record.reason, self.record.failed_scene = "failed", error.reason, error.scene
 
 
 def by_pass(task: BlockTask, chips: Iterable[WorkingChip]) -> dict[tuple[str, ...], list[WorkingChip]]:
-    """Return the chips that each pass of Sentinel-2 may show."""
+    """Return the chips by the passes of Sentinel-2 that may show them."""
     found: dict[tuple[str, ...], list[WorkingChip]] = {}
     for chip in chips:
         for keys in passes_of(chip.plan, task.scenes, "S2L2A"):
@@ -114,16 +114,16 @@ def chip_ids(place: str, count: int) -> list[str]:
 
 
 def passes_of(chip: ChipPlan, scenes: Mapping[str, Scene], modality: str) -> list[tuple[str, ...]]:
-    """Return the passes of a satellite over a chip, as the keys of their scenes in the order of preference.
+    """Return the passes of a satellite over a chip, each as the keys of its scenes, in the order of preference.
 
-    The scenes of a pass have one date by the sun, one platform and one relative orbit.
+    The scenes of a pass have the same solar date, platform and relative orbit.
     """
     own = [scene for key in chip.scenes if (scene := scenes[key]).modality == modality]
     return [tuple(scene.key for scene in found) for found in group_passes(own, chip.place.meridian).values()]
 
 
 def choose_passes(task: BlockTask, chips: Sequence[WorkingChip]) -> None:
-    """Choose the pass that decides on the date of each chip."""
+    """Choose the pass that determines the date of each chip."""
     settings = task.settings
     leading = next((one for one in DATED if one in settings.modalities), None)
     if leading is None:
@@ -147,7 +147,7 @@ def choose_passes(task: BlockTask, chips: Sequence[WorkingChip]) -> None:
             chip.record.clear_share = None if share is None else round(share, 4)
             if share is not None and share < 1 - settings.max_cloud:
                 chip.record.status = "cloudy"
-                chip.record.reason = f"at most {share:.0%} of it are clear on one date"
+                chip.record.reason = f"at most {share:.0%} of it is clear on one date"
         for chip in members[len(best) :]:
             if chip.alive:
                 chip.record.status, chip.record.reason = "uncovered", f"there are {len(best)} dates at this place"
@@ -189,14 +189,14 @@ def _measure_clear(task: BlockTask, chips: Sequence[WorkingChip]) -> dict[tuple[
 
 
 def raise_known(keys: Iterable[str], failed: Mapping[str, SceneError]) -> None:
-    """Raise the error of a scene that has failed in this block before."""
+    """Raise the earlier error of a scene that has already failed in this block."""
     for key in keys:
         if key in failed:
             raise failed[key]
 
 
 def reading_options(task: BlockTask, chip: WorkingChip, modality: str) -> list[tuple[str, ...]]:
-    """Return the passes, or tiles, that a modality of a chip may be read from, the preferred one first."""
+    """Return the passes or tiles from which a modality of a chip may be read, the preferred one first."""
     assert chip.time is not None
     own = chip.time
     leading = next((one for one in DATED if one in task.settings.modalities), None)
@@ -209,7 +209,7 @@ def reading_options(task: BlockTask, chip: WorkingChip, modality: str) -> list[t
         return [tuple(scene.key for scene in year) for year in nearest_years(classes, own)[:1]]
     found = passes_of(chip.plan, task.scenes, modality)
     found.sort(key=lambda keys: (abs(_time(task, keys) - own), keys))
-    if modality == "S2L1C":  # the same pass as that of S2L2A, or none
+    if modality == "S2L1C":  # only the pass of S2L2A
         found = [keys for keys in found if is_same_pass(_time(task, keys), own)][:1]
     return found
 
@@ -217,11 +217,11 @@ def reading_options(task: BlockTask, chip: WorkingChip, modality: str) -> list[t
 def group_rectangles(
     chips: Sequence[WorkingChip], *, coarse: bool = False
 ) -> Iterator[tuple[Grid, list[tuple[WorkingChip, int, int, int, int]]]]:
-    """Yield grids to read at once, each with the chips in it and their row, column, height and width there.
+    """Yield grids to read in one piece, each with its chips and their row, column, height and width in it.
 
     Args:
         chips: Chips that are read from the same scenes.
-        coarse: Take pixels of twice the size where that divides all chips, as the scene classification has them.
+        coarse: Use pixels of twice the size, as in the scene classification, if that divides all chips evenly.
     """
     groups: dict[tuple[Any, ...], list[WorkingChip]] = {}
     for chip in chips:
@@ -264,13 +264,13 @@ def _corners(place: Place) -> tuple[float, float, float, float]:
 
 
 def _lattice(place: Place) -> tuple[Any, ...]:
-    """Return CRS, pixel size and phase of a chip's pixels."""
+    """Return the CRS, the pixel size and the offset of a chip's pixels within the lattice."""
     phases = (place.left / place.pixel_width % 1, place.top / place.pixel_height % 1)
     return place.crs, place.pixel_width, place.pixel_height, *(round(one, 6) % 1 for one in phases)
 
 
 def _halves(place: Place) -> bool:
-    """Return whether a chip of 10 m pixels is made of whole 20 m pixels of Sentinel-2."""
+    """Return whether a chip of 10 m pixels consists of whole 20 m pixels of Sentinel-2."""
     return (
         place.pixel_width == place.pixel_height == 10
         and place.crs.startswith("EPSG:32")

@@ -1,4 +1,4 @@
-"""The command `chips`; heavy imports wait until it runs."""
+"""The command `chips`; it imports heavy packages only when it runs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from terramind_plugin.raster.paths import RemotePath
 
 @dataclass(frozen=True)
 class CatalogueArguments:
-    """Satellite catalogues, and what is asked of them.
+    """Satellite catalogues, and the request to them.
 
     Args:
-        stac: STAC API, catalog.json, items.json or items.parquet; MODALITY=ADDRESS for one modality alone.
+        stac: STAC API, catalog.json, items.json or items.parquet; MODALITY=ADDRESS for a single modality.
         date: Day or range of days, e.g. 2023-05-01/2023-09-30.
-        modalities: Of S2L2A, S2L1C, S1RTC, DEM, LULC.
-        catalogue: planetary_computer, earth_search, cdse, or a YAML of rules, where the address does not tell.
-        collection: Collection of a modality, where it is not the usual one; repeatable.
+        modalities: Modalities, out of S2L2A, S2L1C, S1RTC, DEM, LULC.
+        catalogue: Rules for names of assets and offsets: planetary_computer, earth_search, cdse, or a YAML file
+            (default: chosen by the address).
+        collection: Collection of a modality, if it is not the usual one; repeatable.
         skip_scenes: Ids of scenes that are not used.
-        workers: Processes that read.
+        workers: Number of processes that read scenes.
         scheduler: Address or file of a running dask scheduler.
     """
 
@@ -38,17 +39,17 @@ class CatalogueArguments:
 
 @dataclass(frozen=True)
 class PlaceArguments:
-    """Where chips lie, and which of them are written.
+    """Positions of the chips, and the choice of those that are written.
 
     Args:
         aoi: GeoJSON of the area, in longitude and latitude.
-        labels: Folder of label rasters, whose grid the chips take, or a GeoJSON that is burned.
+        labels: Folder of label rasters, whose grids the chips get, or a GeoJSON that is rasterised.
         label_field: Property of the GeoJSON that holds the class.
-        points: GeoJSON or table of points; a chip around each.
-        grid: Places of chips; majortom makes those of TerraMesh.
-        size: Pixels per side of a chip (default: 256; 264 with majortom; those of label rasters).
-        max_cloud: Largest share of a chip in cloud, in shadow or without data.
-        per_place: Number of dates of each place.
+        points: GeoJSON or table of points; each point gets a chip around it.
+        grid: Grid of the chips; majortom gives the chips of TerraMesh.
+        size: Height and width of a chip in pixels (default: 256; 264 with majortom; that of label rasters).
+        max_cloud: Maximum share of a chip in cloud, in shadow or without data.
+        per_place: Number of dates for each place.
     """
 
     aoi: Path | None = None
@@ -71,15 +72,15 @@ def run_chips(
 ) -> None:
     """Make co-registered training chips from satellite catalogues.
 
-    Writes a folder for each modality, labels, split lists and config.yaml for terramind fit. The same command goes on
-    with an interrupted run.
+    The command writes a folder for each modality, labels, split lists and config.yaml for terramind fit. Run the same
+    command again to resume an interrupted run.
 
     Args:
-        source: Satellite catalogues, and what is asked of them.
-        places: Where chips lie, and which of them are written.
+        source: Satellite catalogues, and the request to them.
+        places: Positions of the chips, and the choice of those that are written.
         out: Folder to write to.
         model: Backbone of config.yaml.
-        plan_only: Write plan.parquet and print chips, scenes and bytes alone.
+        plan_only: Only write plan.parquet, and print the numbers of chips, scenes and bytes.
     """
     from terramind_plugin.sources import chips
     from terramind_plugin.sources.plan import make_request
@@ -111,7 +112,7 @@ def _say(text: str) -> None:
 
 
 def _print_volume(volume: Any) -> None:  # a Volume; jsonargparse would import its module for --help
-    """Print how many chips have a clear date, and how many bytes are read."""
+    """Print the number of chips with a clear date, and the number of bytes to read."""
     about = "" if volume.exact else "about "
     print(f"{about}{volume.chips:.0f} of them have a clear date; {about}{volume.bytes / 2**20:.1f} MiB to read")
     for scene, reason in volume.unreadable.items():
@@ -119,7 +120,7 @@ def _print_volume(volume: Any) -> None:  # a Volume; jsonargparse would import i
 
 
 def _write(request: Any, plan: Any, source: CatalogueArguments) -> None:  # a ChipRequest and a SourcePlan
-    """Write the chips of a plan under a progress bar, and print what became of them and what to do next."""
+    """Write the chips of a plan with a progress bar, and print a summary and the next commands."""
     from rich.progress import Progress
 
     from terramind_plugin.sources import chips, outcome

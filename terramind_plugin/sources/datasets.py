@@ -1,4 +1,4 @@
-"""Files of scenes that stay open between blocks, with attempts, signatures and GDAL's settings."""
+"""Files of scenes that stay open between blocks, with repeated attempts, signatures and GDAL's settings."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ Answer = TypeVar("Answer")
 ATTEMPTS = 3
 """Number of attempts to read a file of a scene."""
 PAUSE = 0.5
-"""Seconds before another attempt; twice as many before each further one."""
+"""Seconds before the second attempt; each further pause is twice as long."""
 KEPT_OPEN = 64
-"""Files that stay open: neighbouring blocks need the same headers and file blocks."""
+"""Maximum number of open files; they stay open because neighbouring blocks need the same headers and file blocks."""
 LIFETIME = 20 * 60.0
-"""Seconds after which an open file is opened anew: signatures last for about 45 minutes."""
+"""Seconds after which an open file is opened again: signatures are valid for about 45 minutes."""
 
 
 class SceneError(DataError):
-    """A scene cannot be read; `scene` is its key and `reason` says why."""
+    """Error of a scene that cannot be read; `scene` is its key and `reason` says why."""
 
     def __init__(self, scene: str, reason: str) -> None:
         super().__init__(f"{scene}: {reason}")
@@ -43,7 +43,7 @@ class SceneError(DataError):
 
 
 class _Open(threading.local):
-    """Open files of a thread: GDAL's datasets belong to one thread."""
+    """Open files of a thread, because GDAL's datasets belong to one thread."""
 
     def __init__(self) -> None:
         self.files: OrderedDict[str, tuple[Any, float]] = OrderedDict()
@@ -56,11 +56,11 @@ _open = _Open()
 def with_dataset(scene: Scene, band: str, read: Callable[[Any], Answer]) -> Answer:
     """Return what a function reads from an open file of a scene.
 
-    A file that fails is opened anew, with a fresh signature, and read again.
+    After an error the file is opened again, with a new signature, and read again.
 
     Args:
         scene: The scene.
-        band: Name of the file among its assets.
+        band: Name of the file among the scene's assets.
         read: Function of an open dataset of rasterio.
 
     Raises:
@@ -76,7 +76,7 @@ def with_dataset(scene: Scene, band: str, read: Callable[[Any], Answer]) -> Answ
             _open.attempts[address] = _open.attempts.get(address, 0) + 1
             reason = f"{band} ({address.split('?')[0]}) cannot be read: {reason_of(error)}"
             if not is_remote(address):
-                break  # a file on a disk fails for good
+                break  # a second attempt does not help with a local file
             if attempt + 1 < ATTEMPTS:
                 time.sleep(PAUSE * 2**attempt)
     raise SceneError(scene.key, reason)
@@ -101,8 +101,8 @@ def _get(address: str) -> Any:
     target = sign(address)
     failed = _open.attempts.get(address, 0)
     if failed and target.startswith(("http://", "https://")):
-        # GDAL remembers what failed by its address; a fragment, which is not sent, makes it another one. rasterio
-        # would drop the fragment of a plain URL.
+        # GDAL remembers addresses that failed. A fragment, which is not sent, makes a new address. rasterio would drop
+        # the fragment of a plain URL.
         target = f"/vsicurl/{target}#{failed}"
     dataset = rasterio.open(target)
     _open.files[address] = dataset, time.monotonic()

@@ -1,7 +1,7 @@
-"""Tasks on one process, or on the workers of a dask scheduler: a bounded number at once, tried again where they fail.
+"""Running tasks in this process or on the workers of a dask scheduler, a bounded number at once, with retries.
 
-Tasks are coarse (seconds of work), independent and idempotent. A worker that is killed loses only the task at hand,
-which another worker repeats; `sources` writes files that are complete or absent, so that nothing half done remains.
+Tasks are coarse (seconds of work), independent and idempotent. A killed worker loses only its present task, which
+another worker repeats. Files are complete or absent, so that nothing unfinished remains.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ GDAL: dict[str, Any] = {
     "GDAL_HTTP_MULTIPLEX": "YES",
     "GDAL_HTTP_VERSION": "2",
     "GDAL_HTTP_CONNECTTIMEOUT": 20,  # seconds
-    "GDAL_HTTP_LOW_SPEED_TIME": 30,  # seconds below that speed, after which a request counts as failed
-    "GDAL_HTTP_LOW_SPEED_LIMIT": 1000,  # bytes a second
+    "GDAL_HTTP_LOW_SPEED_TIME": 30,  # seconds below the limit of speed after which a request counts as failed
+    "GDAL_HTTP_LOW_SPEED_LIMIT": 1000,  # bytes per second
     "GDAL_HTTP_MAX_RETRY": 3,  # for 429 and 5xx, with growing delays
-    "GDAL_HTTP_RETRY_DELAY": 0.5,  # seconds before the first
+    "GDAL_HTTP_RETRY_DELAY": 0.5,  # seconds before the first retry
     "CPL_VSIL_CURL_CACHE_SIZE": 64 * 2**20,  # bytes
-    "VSI_CACHE": "FALSE",  # would read 32 kB around every block a second time
+    "VSI_CACHE": "FALSE",  # the cache would read 32 kB around every block a second time
 }
 """GDAL's settings in every worker, for rasterio.Env. Source: the docs of GDAL's virtual file systems."""
 TASKS_A_WORKER = 2
-"""Tasks in flight for each thread of a worker: one at work, and one that waits so that the worker never does."""
+"""Number of submitted tasks for each thread of a worker: one that runs, and one that is ready to run next."""
 DELAY = 0.5
-"""Seconds before a failed task is tried again; twice as many before each further attempt."""
+"""Seconds before a failed task is tried again; each further pause is twice as long."""
 FRESH = 5.0
-"""Seconds for which the number of workers is not asked again."""
+"""Seconds after which the number of workers is looked up again."""
 STARTS = 3
 """Number of attempts to start workers."""
 PATIENCE = 30.0
-"""Seconds in which a scheduler has to answer."""
+"""Seconds within which a scheduler must answer."""
 EXTRA = "pip install 'terramind-plugin[sources]'"
-"""Command that installs what this room needs."""
+"""Command that installs the packages for satellite catalogues."""
 _LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
-"""Failures of the disk that results are written to: no attempt and no other task would fare better."""
+"""Errors of the disk to which results are written; they would affect every attempt and every task."""
 
 
 def run(
@@ -64,15 +64,15 @@ def run(
     scheduler: str | None = None,
     retries: int = 3,
 ) -> Generator[tuple[Task, Result | Exception], None, None]:
-    """Yield each task with its result, or with the error of its last attempt, in the order in which they finish.
+    """Yield each task with its result, or with the error of its last attempt, in the order of completion.
 
-    Tasks are taken from the iterable only as results are taken from this one, so memory does not grow with their
-    number. One worker without a scheduler needs no dask: the tasks run here, one after the other.
+    Tasks are taken from the iterable only as fast as results are consumed, so that memory does not grow with their
+    number. One worker without a scheduler needs no dask: the tasks run in this process, one after the other.
 
     Args:
         tasks: Independent tasks that can be pickled.
-        work: Function that can be pickled; it may run twice for one task, so it must be idempotent.
-        workers: Number of processes of a cluster on this machine; not used with a scheduler.
+        work: Function that can be pickled. It may run twice for one task, so it must be idempotent.
+        workers: Number of processes of a cluster on this machine; ignored if a scheduler is given.
         scheduler: Address of a running dask scheduler, e.g. 'tcp://host:8786', or its scheduler file.
         retries: Number of attempts before a task counts as failed.
 
@@ -93,7 +93,7 @@ def run(
 
 @contextmanager
 def kept(workers: int = 1, scheduler: str | None = None) -> Iterator[None]:
-    """Keep the cluster of the first `run` with these arguments for further ones until the block ends.
+    """Keep the cluster of the first `run` with these arguments for further runs in this context.
 
     Args:
         workers: As in `run`.
@@ -120,7 +120,7 @@ def _run_here(
 
 
 def _attempt(work: Callable[[Task], Result], task: Task, retries: int) -> Result | Exception:
-    """Return the result of a task, or its last error; a worker calls this."""
+    """Return the result of a task, or its last error. Workers call this function."""
     import rasterio
 
     for attempt in range(retries):
@@ -137,7 +137,7 @@ def _attempt(work: Callable[[Task], Result], task: Task, retries: int) -> Result
 
 
 def _is_final(error: Exception) -> bool:
-    """Return whether another attempt cannot help: a setting is wrong, the disk is full, or a library is missing."""
+    """Return whether another attempt cannot help: a setting is wrong, the disk is full, or a package is missing."""
     return isinstance(error, ConfigError | ImportError) or _is_local(error)
 
 
@@ -146,11 +146,11 @@ def _is_local(error: BaseException | None) -> bool:
 
 
 def _checked(result: Result | Exception) -> Result | Exception:
-    """Return a result, or raise an error that all further tasks would share."""
+    """Return a result, or raise an error that would affect all further tasks."""
     if isinstance(result, ConfigError):
         raise result
     if isinstance(result, ImportError):
-        raise ConfigError(f"A worker lacks a library: {one_line(result)}. Install it there: {EXTRA}") from result
+        raise ConfigError(f"A worker lacks a package: {one_line(result)}. Install it there: {EXTRA}") from result
     if isinstance(result, Exception) and _is_local(result):
         raise result
     return result
@@ -163,7 +163,7 @@ def _run_on_cluster(
     with _connect(workers, scheduler) as client:
         import distributed
 
-        run_id, number = uuid4().hex[:8], 0  # a scheduler would give back the results of keys that it knows
+        run_id, number = uuid4().hex[:8], 0  # for a known key, a scheduler would return the earlier result
         rest = iter(tasks)
         waiting: dict[str, Task] = {}
         done: Any = distributed.as_completed()  # type: ignore[no-untyped-call]
@@ -174,7 +174,7 @@ def _run_on_cluster(
                 future = client.submit(_attempt, work, task, retries, key=key, pure=False)
                 waiting[key] = task
                 done.add(future)
-                del future  # the scheduler forgets a result when nobody holds its future
+                del future  # the scheduler drops a result when its future is deleted
             if not waiting:
                 return
             future = next(done)
@@ -185,7 +185,7 @@ def _run_on_cluster(
 
 
 class _Room:
-    """Number of tasks that may be in flight; workers come and go.
+    """Number of tasks that may be submitted, which follows the number of workers.
 
     Args:
         client: Client of the scheduler.
@@ -198,7 +198,7 @@ class _Room:
         self._tasks, self._until = 0, 0.0
 
     def tasks(self) -> int:
-        """Return the number of tasks, asking the scheduler once in a while.
+        """Return the number of tasks; the scheduler is asked at most every `FRESH` seconds.
 
         Raises:
             DataError: The scheduler was lost.
@@ -213,16 +213,16 @@ class _Room:
 
 
 def _lost(scheduler: str) -> DataError:
-    # What dask was about to send fails in the background, after all that is said here.
+    # Hide errors of dask's unsent messages, which would follow this error.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     return DataError(
-        f"The dask scheduler of {scheduler} has ended. Start one, and run the same command again; what is finished is "
+        f"The dask scheduler of {scheduler} has ended. Start one, and run the same command again: finished parts are "
         "kept."
     )
 
 
 def _result_of(future: Any, scheduler: str) -> Any:
-    """Return what a finished future holds: a result, or the error of a task.
+    """Return the result of a finished future, or the error of its task.
 
     Raises:
         DataError: The scheduler was lost.
@@ -236,15 +236,13 @@ def _result_of(future: Any, scheduler: str) -> Any:
     if error is None:
         raise _lost(scheduler)
     if type(error).__name__ == "KilledWorker":
-        return DataError(
-            "The workers that had this task were killed, again and again. Is their memory full? See their logs."
-        )
+        return DataError("Several workers were killed while they ran this task. Is their memory full? See their logs.")
     return error
 
 
 @contextmanager
 def _connect(workers: int, scheduler: str | None) -> Iterator[Any]:
-    """Give a client of a scheduler, or of a cluster of worker processes that lasts as long as the block."""
+    """Yield a client of a scheduler, or of a cluster of worker processes that ends with the context."""
     key = workers, scheduler
     stack = _kept.get(key)
     if stack is None:
@@ -258,20 +256,20 @@ def _connect(workers: int, scheduler: str | None) -> Iterator[Any]:
 
 @contextmanager
 def _start(workers: int, scheduler: str | None) -> Iterator[Any]:
-    """Give a new client."""
+    """Yield a new client."""
     try:
         import dask
         from distributed import Client, LocalCluster
     except ImportError as error:
         raise ConfigError(f"Several workers need dask: {EXTRA}, or leave out --workers and --scheduler.") from error
     with ExitStack() as stack:
-        # Lasts as long as the cluster: what workers keep beside results would otherwise lie in the working folder.
+        # Temporary folder of the workers, which would otherwise use the working folder.
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="terramind-dask-", ignore_cleanup_errors=True))
         settings = {
             "temporary-directory": scratch,
             "distributed.comm.timeouts.connect": f"{PATIENCE:g}s",
             "distributed.worker.memory.spill": False,
-            "distributed.admin.tick.limit": "1h",  # no warning of a busy machine
+            "distributed.admin.tick.limit": "1h",  # avoids warnings on a busy machine
         }
         stack.enter_context(dask.config.set(settings))
         stack.enter_context(_silent())
@@ -284,7 +282,7 @@ def _start(workers: int, scheduler: str | None) -> Iterator[Any]:
 
 
 def _start_workers(local_cluster: Any, workers: int) -> Any:
-    """Return a cluster on this machine; where a worker ends while it starts, all of it is started anew.
+    """Return a cluster on this machine. If a worker ends while it starts, the whole cluster is started again.
 
     Raises:
         DataError: Workers end at every attempt.
@@ -296,8 +294,8 @@ def _start_workers(local_cluster: Any, workers: int) -> Any:
                 threads_per_worker=1,
                 processes=True,
                 dashboard_address=None,
-                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # its HTTP server would ask for port 8787
-                memory_limit=0,  # a block has a fixed size; dask pauses a worker for good where freed memory is kept
+                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # any free port instead of 8787
+                memory_limit=0,  # dask would pause workers whose freed memory is not returned
                 silence_logs=logging.CRITICAL,
             )
         except (RuntimeError, OSError) as error:
@@ -305,7 +303,7 @@ def _start_workers(local_cluster: Any, workers: int) -> Any:
         time.sleep(DELAY * attempt)
     raise DataError(
         f"The {workers} workers ended while they started: {one_line(last)}. Is the memory full? Run the same command "
-        "again, or with fewer --workers; what is finished is kept."
+        "again, or with fewer --workers: finished parts are kept."
     ) from last
 
 

@@ -1,4 +1,4 @@
-"""Grids of chips: UTM, Major TOM with TerraMesh's ids, around points, and those of label rasters."""
+"""Grids of chips: UTM, Major TOM (with TerraMesh's ids), and chips around points."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from terramind_plugin.raster.georeference import Grid
 from terramind_plugin.sources.area import Point
 
 PIXEL_METRES = 10.0
-"""Side of a pixel in metres, that of Sentinel-2's finest bands."""
+"""Side of a pixel in metres: that of Sentinel-2's finest bands."""
 BLOCK_PIXELS = 1024
-"""Pixels per side of a block, about: the unit of work, in which neighbouring chips share what is read."""
+"""Approximate side in pixels of a block: the unit of work, in which neighbouring chips share reads."""
 GROUP = 4
-"""Chips per side of a group that goes into one split together."""
+"""Number of chips per side of a group of chips that get the same split."""
 SMALLEST_CHIP, LARGEST_CHIP = 16, 1024
-"""Bounds of a chip's side in pixels: a patch of the model, and a block."""
+"""Minimum and maximum side of a chip in pixels: a patch of the model, and a block."""
 MAJORTOM_RADIUS = 6378.137
 """Radius of Major TOM's grid in kilometres."""
 CELL = 10
 """Side of a cell of Major TOM in kilometres."""
 MESH = 264
-"""Pixels per side of a chip of TerraMesh."""
+"""Side of a chip of TerraMesh in pixels."""
 MESH_SIDE = 4
-"""Chips per side of a cell in TerraMesh."""
+"""Number of chips per side of a cell in TerraMesh."""
 MESH_LEFT, MESH_TOP = -540.0, 10540.0
-"""Metres from the lower left corner of a cell to the left and the upper edge of its chips."""
+"""Distances in metres from the lower left corner of a cell to the left edge and to the upper edge of its chips."""
 MOST_CHIPS = 2_000_000
-"""Largest number of chips of a plan."""
+"""Maximum number of chips of a plan."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Position of a chip."""
+    """Position and size of a chip."""
 
     id: str
     crs: str
@@ -53,13 +53,13 @@ class Place:
     """Width of a pixel in units of the CRS."""
     pixel_height: float
     block: str
-    """Name of the block that is read at once."""
+    """Name of the block, whose chips are read together."""
     group: str
-    """Name of the group that goes into one split together."""
+    """Name of the group, whose chips get the same split."""
     label: str = ""
-    """File of its label; empty if there is none."""
+    """File of the label; empty if there is none."""
     label_row: int = 0
-    """Row of its upper left pixel in that file."""
+    """Row of the chip's upper left pixel in the file of the label."""
     label_column: int = 0
 
     @property
@@ -75,7 +75,7 @@ class Place:
 
     @property
     def meridian(self) -> float:
-        """Return the longitude of the UTM zone's middle, which decides on dates by the sun; 0 in any other CRS."""
+        """Return the longitude of the UTM zone's middle, by which solar dates are computed; 0 in any other CRS."""
         epsg = self.epsg or 0
         return 6.0 * (epsg % 100) - 183 if epsg // 100 in (326, 327) else 0.0
 
@@ -88,7 +88,7 @@ class Place:
 
 @cache
 def read_crs(text: str) -> CRS:
-    """Return a CRS by its name; the same object for the same name."""
+    """Return the CRS of a name; equal names give the same object."""
     return CRS.from_user_input(text)
 
 
@@ -109,12 +109,12 @@ def _from_degrees(crs: str) -> Transformer:
 
 
 def to_degrees(crs: str, x: Any, y: Any) -> tuple[Any, Any]:
-    """Return longitudes and latitudes of positions in a CRS."""
+    """Return the longitudes and latitudes in degrees of positions in a CRS."""
     return _to_degrees(crs).transform(x, y)
 
 
 def from_degrees(crs: str, longitude: Any, latitude: Any) -> tuple[Any, Any]:
-    """Return positions in a CRS of longitudes and latitudes."""
+    """Return the positions in a CRS of longitudes and latitudes in degrees."""
     return _from_degrees(crs).transform(longitude, latitude)
 
 
@@ -143,7 +143,7 @@ def outlines(places: Sequence[Place]) -> Any:
     for crs, members in by_crs.items():
         left, bottom, right, top = np.array([places[index].bounds for index in members]).T
         x, y = (left + right) / 2, (bottom + top) / 2
-        # Corners and middles of the sides: a side in UTM is no straight line in degrees.
+        # Corners and middles of the sides, because a side in UTM is not a straight line in degrees.
         xs = np.stack([left, x, right, right, right, x, left, left, left], axis=1)
         ys = np.stack([top, top, top, y, bottom, bottom, bottom, y, top], axis=1)
         rings[members, :, 0], rings[members, :, 1] = to_degrees(crs, xs, ys)
@@ -151,14 +151,14 @@ def outlines(places: Sequence[Place]) -> Any:
 
 
 def make_utm_grid(area: Any, size: int) -> list[Place]:
-    """Return the chips of a UTM grid that share ground with an area.
+    """Return the chips of a UTM grid that overlap an area.
 
-    Edges lie at multiples of a chip's side in each zone, and so on the pixel edges of Sentinel-2. A chip belongs to
-    the zone of its middle.
+    Edges of chips lie at multiples of a chip's side in each zone, and therefore on the pixel edges of Sentinel-2. A
+    chip belongs to the zone of its middle.
 
     Args:
         area: Shapely geometry in longitude and latitude.
-        size: Pixels per side of a chip.
+        size: Side of a chip in pixels.
     """
     side = size * PIXEL_METRES
     found: list[Place] = []
@@ -170,15 +170,15 @@ def make_utm_grid(area: Any, size: int) -> list[Place]:
         rows = np.arange(math.floor(bottom / side) + 1, math.ceil(top / side) + 1)
         if len(columns) * len(rows) > MOST_CHIPS:
             raise ConfigError(
-                f"The area has up to {len(columns) * len(rows)} chips in UTM zone {epsg % 100}, {MOST_CHIPS} are "
-                "possible. Give parts of it, or larger chips with --size."
+                f"The area has up to {len(columns) * len(rows)} chips in UTM zone {epsg % 100}, expected at most "
+                f"{MOST_CHIPS}. Give parts of it, or larger chips with --size."
             )
         found += _keep(projected, crs, epsg, columns, rows, size)
     return found
 
 
 def _keep(area: Any, crs: str, epsg: int, columns: Any, rows: Any, size: int) -> Iterator[Place]:
-    """Yield the chips that share ground with an area in the CRS and whose middle lies in its zone."""
+    """Yield the chips that overlap an area in the CRS and whose middle lies in its zone."""
     from shapely import box, intersects, prepare, touches
 
     side = size * PIXEL_METRES
@@ -206,7 +206,7 @@ def _keep(area: Any, crs: str, epsg: int, columns: Any, rows: Any, size: int) ->
 
 
 def _by_zone(area: Any) -> Iterator[tuple[int, Any]]:
-    """Yield the UTM zones of an area, each with the part near it: chips at its edges reach into the neighbours."""
+    """Yield the UTM zones of an area with the part of the area near each zone; chips may reach into other zones."""
     from shapely import box
 
     left, bottom, right, top = area.bounds
@@ -224,7 +224,7 @@ def _by_zone(area: Any) -> Iterator[tuple[int, Any]]:
 
 
 def project_area(area: Any, crs: str) -> Any:
-    """Return an area in a CRS, with points along its sides so that they bend as in the CRS."""
+    """Return an area in a CRS, with additional points along its sides, because projected sides are curved."""
     from shapely import segmentize, transform
 
     return transform(
@@ -233,14 +233,15 @@ def project_area(area: Any, crs: str) -> Any:
 
 
 def make_majortom_grid(area: Any, size: int = MESH) -> list[Place]:
-    """Return the chips of TerraMesh that share ground with an area: four by four in each cell of Major TOM's grid.
+    """Return the chips of TerraMesh that overlap an area: four by four in each cell of Major TOM's grid.
 
-    The grid of cells is that of Major TOM (Francis and Czerkawski 2024, arXiv:2402.12095). The position of chips was
-    found on published chips of TerraMesh.
+    The cells are those of Major TOM (Francis and Czerkawski 2024, arXiv:2402.12095). The positions of chips in a cell
+    were derived from published chips of TerraMesh.
 
     Args:
         area: Shapely geometry in longitude and latitude.
-        size: Pixels per side; a smaller chip than TerraMesh's is its middle, as in the published examples of 224.
+        size: Side of a chip in pixels; if it is below 264, the middle of TerraMesh's chip is used, as in the published
+            examples of 224 pixels.
     """
     from shapely import intersects, prepare
 
@@ -280,12 +281,12 @@ def make_majortom_grid(area: Any, size: int = MESH) -> list[Place]:
 
 
 def name_cell(row: int, column: int) -> str:
-    """Return the name of a cell of Major TOM's grid, e.g. '433D_629L', for its row and column from the origin."""
+    """Return the name of a cell of Major TOM's grid, e.g. '433D_629L', by its row and column from the origin."""
     return f"{abs(row)}{'U' if row >= 0 else 'D'}_{abs(column)}{'R' if column >= 0 else 'L'}"
 
 
 def _cells(left: float, bottom: float, right: float, top: float) -> Iterator[tuple[int, int, float, float]]:
-    """Yield row, column, longitude and latitude of the lower left corner of the cells around an extent in degrees."""
+    """Yield row, column, longitude and latitude of the lower left corner of each cell around an extent in degrees."""
     rows = math.ceil(math.pi * MAJORTOM_RADIUS / CELL)
     latitudes = np.linspace(-90, 90, rows + 1)[:-1]
     equator = int(np.searchsorted(latitudes, 0))

@@ -1,4 +1,4 @@
-"""Labels of chips: rasters whose grid is the chips' grid, and vectors that are burned."""
+"""Labels of chips: rasters, whose grids the chips get, and vectors, which are rasterised."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from terramind_plugin.sources.grids import (
 )
 
 UNLABELLED = -1
-"""Value of a pixel without label."""
+"""Value of a pixel without a label."""
 FIELDS = ("label", "class", "class_id", "class_name", "category", "value")
-"""Properties of a feature that are taken for its class, where --label_field names none."""
+"""Properties of a feature that may hold its class, used if --label_field is not given."""
 
 
 @dataclass(frozen=True)
 class Burnable:
-    """Vectors of labels."""
+    """Labels as vectors."""
 
     path: Path
     shapes: tuple[Any, ...]
     """Shapely geometries in longitude and latitude."""
     values: tuple[int, ...]
-    """Class id of each."""
+    """Class id of each geometry."""
     class_names: tuple[str, ...]
-    """Name of each class id from 0 on."""
+    """Name of each class id, counted from 0."""
     background: int
-    """Value of pixels outside of all geometries: 0, or -1 (no label) where 0 is the class of a geometry."""
+    """Value of pixels outside all geometries: 0, or -1 (no label) if 0 is the class of a geometry."""
 
 
 def label_files(folder: Path) -> list[Path]:
@@ -67,7 +67,7 @@ def label_files(folder: Path) -> list[Path]:
 
 
 def make_label_grid(folder: Path, size: int | None = None) -> list[Place]:
-    """Return the chips of label rasters: each raster is one chip, or is cut into chips of `size` pixels.
+    """Return the chips of label rasters. Each raster is one chip, or is cut into chips of `size` pixels.
 
     Raises:
         ConfigError: A raster cannot be read, has no position or several bands, or is too large for one chip.
@@ -91,7 +91,7 @@ def make_label_grid(folder: Path, size: int | None = None) -> list[Place]:
 def _cut(path: Path, file: Any, size: int | None) -> list[Place]:
     transform = file.transform
     if not file.crs or transform.is_identity:
-        raise ConfigError(f"{path} has no position: chips cannot be found for it. Georeference it first.")
+        raise ConfigError(f"{path} has no position, so no scenes can be found for it. Georeference it first.")
     if transform.b or transform.d or transform.a <= 0 or transform.e >= 0:
         raise ConfigError(f"{path} is rotated or upside down. Warp it first: gdalwarp {path} label.tif")
     if file.count != 1:
@@ -99,8 +99,8 @@ def _cut(path: Path, file: Any, size: int | None) -> list[Place]:
     height, width = (size, size) if size is not None else file.shape
     if max(height, width) > LARGEST_CHIP or min(height, width) < SMALLEST_CHIP:
         raise ConfigError(
-            f"{path} has {file.width} x {file.height} pixels, chips {SMALLEST_CHIP} to {LARGEST_CHIP} a side. Cut "
-            "it with --size 256."
+            f"{path} has {file.width} x {file.height} pixels, expected {SMALLEST_CHIP} to {LARGEST_CHIP} per side. "
+            "Cut it with --size 256."
         )
     epsg = file.crs.to_epsg()
     crs = f"EPSG:{epsg}" if epsg else file.crs.to_wkt()
@@ -132,12 +132,12 @@ def _cut(path: Path, file: Any, size: int | None) -> list[Place]:
 
 
 def read_vectors(path: Path, label_field: str | None) -> Burnable:
-    """Return the geometries of a GeoJSON with the class of each.
+    """Return the geometries of a GeoJSON with their classes.
 
     Args:
         path: GeoJSON in longitude and latitude.
-        label_field: Property with the class, a number or a name; None takes a usual one, and without any all
-            geometries are class 1.
+        label_field: Property with the class, a number or a name. None uses a property of `FIELDS`; if there is none,
+            all geometries are class 1.
 
     Raises:
         ConfigError: The file is wrong, or a feature has no class.
@@ -168,12 +168,12 @@ def read_vectors(path: Path, label_field: str | None) -> Burnable:
 
 
 def burn(place: Place, vectors: Burnable, near: Sequence[int]) -> NDArray[np.int16]:
-    """Return the label [height, width] of a chip: a pixel belongs to the geometry that holds its centre.
+    """Return the label [height, width] of a chip: a pixel belongs to the geometry that contains its centre.
 
     Args:
         place: Position of the chip.
-        vectors: Geometries; of overlapping ones the later one counts.
-        near: Positions of the geometries that may lie on the chip.
+        vectors: Geometries; where they overlap, the later one is used.
+        near: Indices of the geometries that may overlap the chip.
     """
     from shapely import transform
 
@@ -197,7 +197,7 @@ def burn(place: Place, vectors: Burnable, near: Sequence[int]) -> NDArray[np.int
 
 
 def find_near(places: Sequence[Place], vectors: Burnable) -> list[list[int]]:
-    """Return the positions of the geometries that share ground with each chip."""
+    """Return the indices of the geometries that overlap each chip."""
     from shapely import STRtree
 
     rows, columns = STRtree(list(vectors.shapes)).query(outlines(places), predicate="intersects")
@@ -229,7 +229,7 @@ def read_class_names(path: str) -> dict[int, str]:
 
 
 def classes_of(values: NDArray[Any], nodata: float | None) -> frozenset[int]:
-    """Return the class ids in a label; numbers below 0 and nodata are none."""
+    """Return the class ids in a label; numbers below 0 and nodata are left out."""
     found = np.unique(values[np.isfinite(values)]) if values.dtype.kind == "f" else np.unique(values)
     return frozenset(int(value) for value in found.tolist() if value >= 0 and value != nodata)
 

@@ -1,6 +1,6 @@
-"""Blocks of a region on a local disk, made ahead of whoever reads them, and a VRT that joins them.
+"""Blocks of a region on a local disk, written ahead of their reader, and a VRT that joins them.
 
-The files are the queue: workers write a block as soon as few enough wait to be read.
+The files serve as a queue: workers write further blocks when few unread blocks are left.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from terramind_plugin.sources.scenes import Scene, is_same_pass
 from terramind_plugin.system.files import write_text
 
 DTYPES = {"S2L2A": "UInt16", "S2L1C": "UInt16", "S1RTC": "Float32", "DEM": "Int16", "LULC": "Byte"}
-"""GDAL's name of the type of each modality's blocks."""
+"""GDAL's name for the type of each modality's blocks."""
 NODATA: dict[str, float] = {"S2L2A": 0, "S2L1C": 0, "S1RTC": float("nan"), "DEM": NO_DEM, "LULC": 0}
-"""Value without data of each modality's blocks."""
+"""Nodata value of each modality's blocks."""
 SHOWN = 5
 """Maximum number of scenes that a message lists."""
 
@@ -45,25 +45,25 @@ class MosaicTask:
 
     block: RegionBlock
     scenes: Mapping[str, Scene]
-    """Scenes of the block by their key."""
+    """Scenes of the block by key."""
     folder: str
     """Folder of the region's blocks."""
     fingerprint: str
-    """Hash of all that decides on the pixels of the region."""
+    """Hash of everything that determines the pixels of the region."""
 
 
 @dataclass
 class MosaicRecord:
-    """What became of a block; it is written last."""
+    """Result of the work on a block; its file is written last."""
 
     block: str
     fingerprint: str
     failed: dict[str, str] = field(default_factory=dict)
-    """Reason why each scene that could not be read was left out."""
+    """Reason for each scene that was left out because it could not be read."""
 
 
 def read_block_record(folder: Path, block: str, fingerprint: str) -> MosaicRecord | None:
-    """Return the record of a finished block; None if there is none, or one of another plan or without some scenes."""
+    """Return the record of a finished block; None if there is none, or if its plan differs or scenes are missing."""
     try:
         found = MosaicRecord(**json.loads(done_path(folder, block).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -72,7 +72,7 @@ def read_block_record(folder: Path, block: str, fingerprint: str) -> MosaicRecor
 
 
 def make_mosaic_block(task: MosaicTask) -> MosaicRecord:
-    """Write the files of a block, and return what became of it; a finished block is not written again.
+    """Write the files of a block, and return its record. A finished block is not written again.
 
     Raises:
         DataError: A file cannot be written.
@@ -84,7 +84,7 @@ def make_mosaic_block(task: MosaicTask) -> MosaicRecord:
     record = MosaicRecord(name, task.fingerprint)
     grid = task.block.place.grid
     choice: _Choice | None = None
-    for modality in sorted(task.block.passes, key=lambda one: one != "S2L2A"):  # its clouds decide for S2L1C, too
+    for modality in sorted(task.block.passes, key=lambda one: one != "S2L2A"):  # its clouds also decide for S2L1C
         passes = [[task.scenes[key] for key in keys] for keys in task.block.passes[modality]]
         fusion = _Fusion(grid, modality, passes, record.failed)
         if modality == "S2L2A":
@@ -102,7 +102,7 @@ def make_mosaic_block(task: MosaicTask) -> MosaicRecord:
 
 
 class _Choice(NamedTuple):
-    """The pass of Sentinel-2 that is preferred at each pixel."""
+    """The preferred pass of Sentinel-2 at each pixel."""
 
     times: list[datetime]
     """Time of each pass."""
@@ -111,13 +111,13 @@ class _Choice(NamedTuple):
 
 
 class _Fusion:
-    """Passes over a block, read where they are needed.
+    """The passes over a block, each of which is read only where it is needed.
 
     Args:
         grid: Grid of the block.
         modality: Name of the modality.
-        passes: Scenes of each pass, in the order in which passes are taken.
-        failed: Gets the reason for each scene that cannot be read; such scenes are left out.
+        passes: Scenes of each pass, in the order of preference.
+        failed: Mapping to which the reason is added for each scene that cannot be read; such scenes are left out.
     """
 
     def __init__(self, grid: Grid, modality: str, passes: Sequence[Sequence[Scene]], failed: dict[str, str]) -> None:
@@ -127,7 +127,7 @@ class _Fusion:
         self.failed = failed
 
     def choose(self) -> _Choice:
-        """Return which pass each pixel is taken from: the first that is clear there, else the first that has data."""
+        """Return the pass to use for each pixel: the first that is clear there, else the first that has data."""
         chosen = np.full(self.grid.shape, -1, np.int16)
         cloudy = chosen.copy()
         for number, scenes in enumerate(self.passes):
@@ -159,7 +159,7 @@ class _Fusion:
         return values
 
     def _wanted(self, choice: _Choice | None, number: int, *, only_chosen: bool) -> NDArray[np.bool_]:
-        """Return where a pass may be taken, [H, W]."""
+        """Return where a pass may be used, [H, W]."""
         if choice is None:
             return np.ones(self.grid.shape, bool)
         if not only_chosen:  # a pixel at the edge of a swath, where a band of the chosen pass has no data
@@ -172,10 +172,10 @@ class _Fusion:
         return read_modality(self.grid, self.modality, scenes)
 
     def _attempt(self, scenes: Sequence[Scene], read: Callable[[Sequence[Scene]], ScenePixels]) -> ScenePixels | None:
-        """Return what can be read of scenes without those that fail; None if nothing can."""
+        """Return the pixels of scenes, without those that cannot be read; None if nothing can be read."""
         while True:
             whole = [scene for scene in scenes if scene.key not in self.failed]
-            if not whole and self.modality != "DEM":  # without tiles, the DEM is the sea
+            if not whole and self.modality != "DEM":  # where the DEM has no tile, there is sea
                 return None
             try:
                 return read(whole)
@@ -184,10 +184,10 @@ class _Fusion:
 
 
 def write_vrt(path: Path, region: MapRegion, modality: str) -> None:
-    """Write the raster that joins a region's blocks of a modality; blocks need not be there yet.
+    """Write the VRT that joins a region's blocks of a modality. The blocks need not exist yet.
 
     Args:
-        path: Where to write, in the folder of the region.
+        path: File to write, in the folder of the region.
         region: The region.
         modality: Name of the modality.
     """
@@ -227,7 +227,7 @@ def _source(block: RegionBlock, modality: str, band: int) -> str:
 
 
 class Feed:
-    """Makes the blocks of a region in the order in which rows are read, a bounded number ahead.
+    """Producer of the blocks of a region, in the order in which rows are read, a bounded number ahead.
 
     Args:
         region: The region.
@@ -249,7 +249,7 @@ class Feed:
         self.folder = folder
         self._name = name or region.name
         self.failed: dict[str, str] = {}
-        """Reason why each scene that could not be read was left out."""
+        """Reason for each scene that was left out because it could not be read."""
         self._workers = workers
         self._scheduler = scheduler
         self._ready: set[str] = set()
@@ -267,7 +267,7 @@ class Feed:
         return paths
 
     def need(self, first: int, last: int) -> None:
-        """Wait until the blocks of some rows of the region are there.
+        """Wait until the blocks of some rows of the region exist.
 
         Args:
             first: First row.
@@ -281,16 +281,16 @@ class Feed:
             for block in self.region.blocks
             if block.row < last and block.row + block.place.height > first
         }
-        if first < self._start:  # rows above those that are being made
+        if first < self._start:  # rows above those in work
             self.close()
-        for _ in range(2):  # what is being made may end without them: the second time they come first
+        for _ in range(2):  # the blocks in work may not include them; in the second round they come first
             while wanted - self._ready and self._advance(first):
                 pass
         if wanted - self._ready:
             raise DataError(f"Blocks {', '.join(sorted(wanted - self._ready)[:SHOWN])} were not made.")
 
     def _advance(self, first: int) -> bool:
-        """Wait for one more block, and return whether there is any; blocks from some row on are begun if none are."""
+        """Wait for one more block, and return whether there is one. If none is in work, start from row `first`."""
         if self._results is None:
             self._start = first
             self._results = engine.run(
@@ -333,13 +333,13 @@ class Feed:
 
 
 def refuse_failures(failed: Mapping[str, str]) -> None:
-    """Raise a DataError that lists scenes which could not be read, if there are any."""
+    """Raise a DataError that lists the scenes that could not be read, if there are any."""
     if not failed:
         return
     shown = "; ".join(f"{scene}: {reason}" for scene, reason in list(failed.items())[:SHOWN])
     more = f"; and {len(failed) - SHOWN} more" if len(failed) > SHOWN else ""
     raise DataError(
-        f"The maps are written, but without {counted(len(failed), 'scene')} that cannot be read: other dates stand "
+        f"The maps are written, but without {counted(len(failed), 'scene')} that cannot be read: they show other dates "
         f"there, or no data. {shown}{more}. Run the command with --restart to try again, or leave them out with "
         "--skip_scenes ID."
     )

@@ -1,4 +1,4 @@
-"""What a finished run leaves: labels, split lists, a table, a configuration, and a report."""
+"""Output of a finished run: labels, split lists, a table, a configuration, and a report."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SHOWN_SCENES = 5
 
 
 def complete_folder(request: ChipRequest, plan: SourcePlan, records: Sequence[ChipRecord]) -> None:
-    """Write labels, split lists, chips.parquet and, where there are labels, the configuration."""
+    """Write labels, split lists, chips.parquet and, if there are labels, the configuration."""
     out = request.out
     places = {chip.place.id: chip.place for chip in plan.chips}
     written = [record for record in records if record.status == "written"]
@@ -86,7 +86,7 @@ def _write_labels(request: ChipRequest, places: Mapping[str, Place], written: Se
         values, nodata = values_of(record)
         seen[record.split].update(classes_of(values, nodata))
     found = set().union(*seen.values())
-    if request.labels is None:  # of land cover, classes that validation lacks are no label: their score would be empty
+    if request.labels is None:  # leave out land cover classes that validation lacks: their scores would be empty
         found = (set(seen["train"]) & set(seen["val"])) - {0}
     ids = {value: number for number, value in enumerate(sorted(found))}
     for record in written:
@@ -121,7 +121,7 @@ def _class_name(request: ChipRequest, vectors: Burnable | None, value: int, name
 
 
 def summarise_chips(request: ChipRequest, records: Iterable[ChipRecord]) -> list[str]:
-    """Return what became of the chips, one sentence each."""
+    """Return sentences on the numbers of chips that were written and left out."""
     all_of_them = list(records)
     by_status = Counter(record.status for record in all_of_them)
     written = [record for record in all_of_them if record.status == "written"]
@@ -137,7 +137,7 @@ def summarise_chips(request: ChipRequest, records: Iterable[ChipRecord]) -> list
 
 
 def report_failures(records: Iterable[ChipRecord]) -> None:
-    """Raise a DataError that lists the scenes which could not be read, if there are any."""
+    """Raise a DataError that lists the scenes that could not be read, if there are any."""
     failed = [record for record in records if record.status == "failed"]
     if not failed:
         return
@@ -148,8 +148,8 @@ def report_failures(records: Iterable[ChipRecord]) -> None:
         shown.append(f"{scene} ({counted(count, 'chip')}): {reason}")
     more = len(scenes) - len(shown)
     raise DataError(
-        f"{counted(len(failed), 'chip', 'is/are')} not written, since {counted(len(scenes), 'scene')} cannot be read: "
+        f"{counted(len(failed), 'chip', 'is/are')} not written because {counted(len(scenes), 'scene')} cannot be read: "
         + "; ".join(shown)
         + (f"; and {more} more" if more > 0 else "")
-        + ". Run the same command again to go on, or leave scenes out with --skip_scenes ID and another --out."
+        + ". Run the same command again to try again, or leave scenes out with --skip_scenes ID and another --out."
     )

@@ -1,4 +1,4 @@
-"""The plan of chips: where each lies, its split, and the scenes that could show it."""
+"""The plan of chips: the position and split of each chip, and the scenes that may show it."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from terramind_plugin.sources.search import Catalogue, find_scenes
 from terramind_plugin.system.files import hash_content, write_bytes
 
 READING_VERSION = 2
-"""Version of what is written for a plan: raise it when the same plan gives other pixels."""
+"""Version of the pixels of a plan: raise it when the same plan gives other pixels."""
 BESIDE = 0.005
-"""Degrees around a chip in which tiles of heights are looked for: some of their pixels, also where these are wide."""
+"""Margin in degrees around a chip in which DEM tiles are searched: a few of their pixels, even of wide pixels."""
 DATED = ("S2L2A", "S2L1C", "S1RTC")
-"""Modalities whose scenes have a date, in the order in which they decide on it."""
+"""Modalities whose scenes have a date. The first of them in a request determines the date of a chip."""
 
 
 @dataclass(frozen=True)
 class SourceRequest:
-    """What is asked of catalogues."""
+    """Request to catalogues."""
 
     modalities: tuple[str, ...]
     dates: DateRange
     sources: Mapping[str, str]
     """Address of the catalogue of each modality."""
     catalogues: Mapping[str, str | None]
-    """Name of the rules of each modality's catalogue; None where the address decides."""
+    """Name of the rules of each modality's catalogue; None if the address determines them."""
     collections: Mapping[str, str] = field(default_factory=dict)
-    """Collection of a modality, where it is not the first of the catalogue."""
+    """Collection of a modality, if it is not the first one of the catalogue."""
     skipped: frozenset[str] = frozenset()
     """Ids of scenes that are not used."""
 
@@ -79,21 +79,21 @@ class ChipPlan:
     place: Place
     split: str
     scenes: tuple[str, ...]
-    """Keys of the scenes that could show the chip, the preferred ones of each date first."""
+    """Keys of the scenes that may show the chip, the preferred ones of each date first."""
 
 
 @dataclass
 class SourcePlan:
-    """Chips and the scenes that they may be read from."""
+    """Chips, and the scenes from which they may be read."""
 
     chips: list[ChipPlan]
     scenes: dict[str, Scene]
-    """Scenes by their key."""
+    """Scenes by key."""
     notes: list[str] = field(default_factory=list)
-    """What was left out and why, one sentence each."""
+    """Sentences on what was left out and why."""
 
     def blocks(self) -> dict[str, list[ChipPlan]]:
-        """Return the chips of each block, the blocks in an order in which neighbours follow each other."""
+        """Return the chips of each block. Neighbouring blocks come close to each other."""
         found: dict[str, list[ChipPlan]] = {}
         for chip in self.chips:
             found.setdefault(chip.place.block, []).append(chip)
@@ -101,7 +101,7 @@ class SourcePlan:
 
 
 def _order(place: Place) -> tuple[str, int, str]:
-    """Return a key that sorts positions along a curve without jumps, Morton's."""
+    """Return a key that sorts positions along the Morton curve."""
     column, row = (int(value // (10240 * place.pixel_width / 10)) + 2**20 for value in (place.left, place.top))
     code = sum(((column >> bit & 1) << 2 * bit) | ((row >> bit & 1) << (2 * bit + 1)) for bit in range(22))
     return place.crs, code, place.block
@@ -115,18 +115,18 @@ def make_request(
     collections: Mapping[str, str] | None = None,
     skipped: Iterable[str] = (),
 ) -> SourceRequest:
-    """Return a request as users type it.
+    """Return a request made from the arguments that users type.
 
     Args:
         modalities: Names of modalities.
         dates: Day or range of days.
         sources: Addresses; 'MODALITY=ADDRESS' for one modality, one without a name for all others.
-        catalogues: Names of catalogues or YAMLs of rules, in the same form.
+        catalogues: Names of catalogues or YAMLs of rules, also with 'MODALITY='.
         collections: Collection by modality.
         skipped: Ids of scenes that are not used.
 
     Raises:
-        ConfigError: Something is unknown, missing, or not possible.
+        ConfigError: An argument is unknown, missing, or not possible.
     """
     names = read_modalities(modalities)
     range_ = dates if isinstance(dates, DateRange) else DateRange.read(dates)
@@ -151,7 +151,7 @@ def make_request(
 
 
 def _read_pairs(option: str, texts: Sequence[str], modalities: Sequence[str]) -> tuple[dict[str, str], str | None]:
-    """Return what is given for single modalities, and what is given for all others."""
+    """Return the values for single modalities, and the value for all others."""
     own: dict[str, str] = {}
     common: str | None = None
     for text in texts:
@@ -179,14 +179,14 @@ def plan_scenes(
     prefer_whole: bool = True,
     say: Any = lambda text: None,
 ) -> SourcePlan:
-    """Return the plan for chips at some places: the same arguments and catalogue give the same plan.
+    """Return the plan for chips at given places. The same arguments and catalogue give the same plan.
 
     Args:
-        request: What is asked for.
+        request: The request.
         places: Positions of the chips.
-        splits: Split of each chip; nothing for 'train'.
-        prefer_whole: Prefer scenes that show all of a chip to those that show a part. False keeps one order of scenes
-            everywhere, as a map without seams needs.
+        splits: Split of each chip; empty for 'train'.
+        prefer_whole: Prefer scenes that show the whole chip. False keeps one order of scenes everywhere, as a map
+            without seams needs.
         say: Called with a text before each part of the work.
 
     Raises:
@@ -230,7 +230,7 @@ def _assign_scenes(
     scenes: Mapping[str, Sequence[Scene]],
     prefer_whole: bool,
 ) -> tuple[list[ChipPlan], dict[str, Scene], list[str]]:
-    """Return the chips that have scenes of every modality, the scenes, and what the others lack."""
+    """Return the chips that have scenes of every modality, the scenes, and notes on the other chips."""
     from shapely import STRtree, buffer, contains_properly, from_wkb, prepare
 
     own: list[list[Scene]] = [[] for _ in places]
@@ -239,7 +239,7 @@ def _assign_scenes(
     for modality in request.modalities:
         footprints = from_wkb(np.array([one.outline for one in scenes[modality]], object))
         prepare(footprints)
-        # Heights at a chip's edge are interpolated with those beyond it, which may lie in the next tile.
+        # Interpolation at a chip's edge needs heights beyond it, which may lie in the next tile.
         ground = buffer(shapes, BESIDE) if modality == "DEM" else shapes
         rows, columns = STRtree(footprints).query(ground, predicate="intersects")
         whole = contains_properly(footprints[columns], shapes[rows])
@@ -249,7 +249,7 @@ def _assign_scenes(
             near.setdefault(row, []).append((_rank(places[row], scene, all_of_it or not prefer_whole), scene))
         for row, found in near.items():
             own[row] += [scene for _, scene in sorted(found, key=lambda pair: pair[0])]
-        if modality != "DEM":  # Copernicus has no tiles of the open sea
+        if modality != "DEM":  # Copernicus DEM has no tiles of the open sea
             there = np.zeros(len(places), bool)
             there[list(near)] = True
             lacking[modality] = int((~there).sum())
@@ -269,12 +269,12 @@ def _assign_scenes(
         if count
     ]
     if sea:
-        notes.append(f"{counted(sea, 'chip', 'lies/lie')} outside all tiles of the DEM, as at sea: their height is 0.")
+        notes.append(f"{counted(sea, 'chip', 'lies/lie')} outside all tiles of the DEM, as at sea: the height is 0.")
     return chips, dict(sorted(used.items())), notes
 
 
 def _rank(place: Place, scene: Scene, whole: bool) -> tuple[Any, ...]:
-    """Return a key that sorts the scenes of a chip: by time; of one pass, those of the chip's zone first."""
+    """Return a key that sorts the scenes of a chip by time, and within a pass those of the chip's UTM zone first."""
     other_zone = scene.epsg is not None and place.epsg != scene.epsg
     day = scene.day(place.meridian)
     newest = tuple(-int(part) for part in scene.baseline.split(".")) if scene.baseline else (0, 0)
@@ -282,19 +282,19 @@ def _rank(place: Place, scene: Scene, whole: bool) -> tuple[Any, ...]:
 
 
 def hash_scene(scene: Scene) -> str:
-    """Return a hash of all that decides on the pixels of a scene; signatures of addresses do not."""
+    """Return a hash of everything that determines the pixels of a scene, without signatures of addresses."""
     assets = {band: address.split("?")[0] for band, address in scene.assets.items()}
     content = asdict(replace(scene, outline=b"", assets=assets))
     return hash_content(content)
 
 
 def hash_chip(chip: ChipPlan, scenes: Mapping[str, str], settings: Mapping[str, Any]) -> str:
-    """Return a hash of all that decides on the pixels of a chip.
+    """Return a hash of everything that determines the pixels of a chip.
 
     Args:
         chip: The chip.
         scenes: Hash of each scene by its key.
-        settings: Settings that decide on pixels.
+        settings: Settings that determine the pixels.
     """
     content = [READING_VERSION, asdict(chip.place), [scenes[key] for key in chip.scenes], dict(settings)]
     return hash_content(content)
@@ -355,7 +355,7 @@ def read_plan(folder: Path) -> SourcePlan:
             for row in scenes
         ]
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{folder / 'plan.parquet'} is of another version ({one_line(error)}). Delete it.") from None
+        raise DataError(f"{folder / 'plan.parquet'} has another version ({one_line(error)}). Delete it.") from None
     return SourcePlan(chips, {scene.key: scene for scene in found}, json.loads(meta.get("notes", "[]")))
 
 

@@ -1,4 +1,4 @@
-"""Pixels of scenes on the grid of a chip or a block, in the units of the modality."""
+"""Reading the pixels of scenes on the grid of a chip or a block, in the units of the modality."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from terramind_plugin.sources.rules import ESRI_TO_LULC, GRD, MASK
 from terramind_plugin.sources.scenes import Scene
 
 ALIGNED = 1e-6
-"""Share of a pixel by which two grids may differ and count as one."""
+"""Maximum difference of two grids that count as the same, as a share of a pixel."""
 MARGIN = 3
-"""Pixels of a scene around a grid that interpolation needs."""
+"""Number of pixels of a scene around a grid that interpolation needs."""
 NO_DEM = -32768
-"""Height of a pixel whose tile has no value there."""
+"""Height of pixels without data."""
 EDGE_POINTS = 21
-"""Points along the side of a grid that are transformed to find what it needs of a file."""
+"""Number of points along the side of a grid that are transformed to find the window of a file that it needs."""
 LULC_TABLE = np.array([ESRI_TO_LULC.get(number, 0) for number in range(256)], np.uint8)
-"""TerraMind's class id for each id of Esri's."""
+"""TerraMind's class id for each class id of Esri's land cover."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class ScenePixels:
     """Pixels of a modality on a grid."""
 
     values: NDArray[Any]
-    """[bands, height, width]: uint16 reflectance x 10000 without offset, 0 for no data; float32 dB, NaN for no data;
-    int16 metres; uint8 class ids."""
+    """Values [bands, height, width]: uint16 reflectance x 10000 without offset, 0 for no data; float32 dB, NaN for no
+    data; int16 metres; uint8 class ids."""
     origin: NDArray[np.uint8]
-    """Number [height, width] of the scene that gave each pixel, from 1 on; 0 for no data."""
+    """Number [height, width] of the source scene of each pixel, counted from 1; 0 for no data."""
 
     @property
     def valid(self) -> NDArray[np.bool_]:
@@ -61,9 +61,9 @@ def read_modality(grid: Grid, modality: str, scenes: Sequence[Scene]) -> ScenePi
     """Return the pixels of a modality on a grid, from scenes of one date.
 
     Args:
-        grid: Size and position, in any CRS.
+        grid: Grid, in any CRS.
         modality: S2L2A, S2L1C, S1RTC, DEM or LULC.
-        scenes: Scenes of one pass; the first one that has data at a pixel gives its value.
+        scenes: Scenes of one pass; a pixel gets its value from the first scene that has data there.
 
     Raises:
         SceneError: A scene cannot be read.
@@ -93,7 +93,7 @@ def read_mask(grid: Grid, scenes: Sequence[Scene]) -> ScenePixels:
 
 
 def _read_reflectance(grid: Grid, scenes: Sequence[Scene], *, bands: Sequence[str]) -> ScenePixels:
-    """Return digital numbers without offset; a pixel is taken whole from the first scene that has all bands of it."""
+    """Return digital numbers without offset. All bands of a pixel come from the first scene that has all of them."""
     found = np.zeros((len(bands), *grid.shape), np.uint16)
     origin = np.zeros(grid.shape, np.uint8)
     partly: list[tuple[int, NDArray[np.uint16]]] = []
@@ -106,7 +106,7 @@ def _read_reflectance(grid: Grid, scenes: Sequence[Scene], *, bands: Sequence[st
         origin[whole] = number
         if ((values > 0).any(axis=0) & (origin == 0)).any():
             partly.append((number, values))
-    for number, values in partly:  # at the edge of a swath, where bands end at different pixels
+    for number, values in partly:  # at the edge of a swath, bands end at different pixels
         rest = (values > 0).any(axis=0) & (origin == 0)
         np.copyto(found, values, where=rest)
         origin[rest] = number
@@ -114,7 +114,7 @@ def _read_reflectance(grid: Grid, scenes: Sequence[Scene], *, bands: Sequence[st
 
 
 def _read_numbers(grid: Grid, scene: Scene, band: str) -> NDArray[np.uint16]:
-    """Return the digital numbers of a band without the offset of its processing baseline; 0 stays no data."""
+    """Return the digital numbers of a band without the offset of its processing baseline; 0 still means no data."""
     nodata = 0 if scene.nodata is None else scene.nodata
     values = with_dataset(scene, band, partial(_warp, grid=grid, resampling=Resampling.bilinear, nodata=nodata))
     numbers = values.astype(np.int32)
@@ -126,7 +126,7 @@ def _read_numbers(grid: Grid, scene: Scene, band: str) -> NDArray[np.uint16]:
 
 
 def _read_decibels(grid: Grid, scenes: Sequence[Scene]) -> ScenePixels:
-    """Return radar backscatter in dB, interpolated as linear power; both polarisations come from one scene."""
+    """Return radar backscatter in dB, interpolated as linear power. Both polarisations come from one scene."""
     bands = MODALITIES["S1RTC"].band_names
     power = np.full((len(bands), *grid.shape), np.nan, np.float32)
     origin = np.zeros(grid.shape, np.uint8)
@@ -142,7 +142,7 @@ def _read_decibels(grid: Grid, scenes: Sequence[Scene]) -> ScenePixels:
 
 
 def _warp_power(dataset: Any, *, grid: Grid) -> NDArray[np.float32]:
-    """Return linear power on a grid; what is no power is no data, whatever the file declares."""
+    """Return linear power on a grid. Values that cannot be power count as missing, whatever the file declares."""
     _check_placed(dataset)
     offset = _offset_in(dataset, grid)
     window = None if offset is not None else _needed(dataset, grid)
@@ -169,13 +169,13 @@ def _warp_power(dataset: Any, *, grid: Grid) -> NDArray[np.float32]:
 
 
 def _read_heights(grid: Grid, scenes: Sequence[Scene]) -> ScenePixels:
-    """Return heights in metres; tiles are joined before they are interpolated, and where none lies the sea is 0."""
+    """Return heights in metres. Tiles are joined before interpolation; without a tile the height is 0 (sea)."""
     heights = np.full(grid.shape, np.nan, np.float32)
     groups = _by_lattice(scenes)
     for tiles in groups:
         values = _warp_tiles(grid, tiles, alone=len(groups) == 1)
         heights = np.where(np.isnan(heights), values, heights)
-    # Of one lattice, the sea is 0 already, so that what is left are holes of a tile.
+    # With one lattice the sea is already 0, so that the remaining gaps are holes in a tile.
     rest = NO_DEM if len(groups) == 1 else 0
     metres = np.where(np.isnan(heights), rest, np.rint(heights)).astype(np.int16)
     return ScenePixels(metres[None], (metres != NO_DEM).astype(np.uint8))
@@ -200,7 +200,7 @@ def _warp_tiles(grid: Grid, tiles: Sequence[tuple[Scene, tuple[Any, ...]]], *, a
     Args:
         grid: Size and position.
         tiles: Scenes with transform, CRS and shape of their files.
-        alone: Whether there is no other lattice, so that the sea lies where no tile does.
+        alone: Whether there is no other lattice, so that pixels without a tile are sea.
     """
     _, (transform, crs, _) = tiles[0]
     left, top, right, bottom = _extent(grid, crs, transform)
@@ -218,7 +218,7 @@ def _warp_tiles(grid: Grid, tiles: Sequence[tuple[Scene, tuple[Any, ...]]], *, a
         np.copyto(whole[here], values, where=np.isnan(whole[here]))
         covered[here] = True
     if alone:
-        # Before interpolation, so that a coast has no gap.
+        # Before interpolation, so that there is no gap along a coast.
         whole[~covered] = 0
     elif not covered.any():
         return np.full(grid.shape, np.nan, np.float32)
@@ -247,7 +247,7 @@ def _read_classes(grid: Grid, scenes: Sequence[Scene]) -> ScenePixels:
         if odd:
             raise SceneError(
                 scene.key,
-                f"{scene.assets[band]}: {', '.join(map(str, odd[:5]))} is no class of Esri's land cover with nine "
+                f"{scene.assets[band]}: {', '.join(map(str, odd[:5]))} is not a class of Esri's land cover with nine "
                 f"classes ({', '.join(map(str, ESRI_TO_LULC))})",
             )
         rest = (values > 0) & (origin == 0)
@@ -257,9 +257,9 @@ def _read_classes(grid: Grid, scenes: Sequence[Scene]) -> ScenePixels:
 
 
 def _warp(dataset: Any, *, grid: Grid, resampling: Resampling, nodata: float) -> NDArray[Any]:
-    """Return the first band of a file on a grid, `nodata` where it has none.
+    """Return the first band of a file on a grid, with `nodata` where the file has no data.
 
-    Pixels of a file on the same lattice are copied; others are interpolated among those with data.
+    If the file has the same lattice, its pixels are copied. Otherwise pixels with data are interpolated.
     """
     _check_placed(dataset)
     offset = _offset_in(dataset, grid)
@@ -283,7 +283,7 @@ def _warp(dataset: Any, *, grid: Grid, resampling: Resampling, nodata: float) ->
 
 
 def window_in(dataset: Any, grid: Grid) -> Window | None:
-    """Return the window of a file that a grid is read from, or None if they share no ground."""
+    """Return the window of a file to read for a grid, or None if they do not overlap."""
     offset = _offset_in(dataset, grid)
     if offset is None:
         return _needed(dataset, grid)
@@ -295,13 +295,13 @@ def window_in(dataset: Any, grid: Grid) -> Window | None:
 
 def _check_placed(dataset: Any) -> None:
     if is_indirect(dataset):
-        raise DataError(f"it is placed by ground control points alone, as GRD is. {GRD}")
+        raise DataError(f"it has only ground control points, like GRD products. {GRD}")
     if not dataset.crs:
         raise DataError("it has no CRS")
 
 
 def _offset_in(dataset: Any, grid: Grid) -> tuple[int, int] | None:
-    """Return column and row of a grid's corner in a file with the same lattice, or None for another lattice."""
+    """Return the column and row of a grid's corner in a file with the same lattice; None if the lattice differs."""
     own = dataset.transform
     if dataset.crs != grid.crs or own.b or own.d or grid.transform.b or grid.transform.d:
         return None
@@ -326,7 +326,7 @@ def _copy(dataset: Any, grid: Grid, column: int, row: int, nodata: float) -> NDA
 
 
 def _needed(dataset: Any, grid: Grid) -> Window | None:
-    """Return the window of a file that a grid needs, or None if they share no ground."""
+    """Return the window of a file that a grid needs, or None if they do not overlap."""
     _check_placed(dataset)
     left, top, right, bottom = _extent(grid, dataset.crs, dataset.transform)
     left, top = max(left, 0), max(top, 0)
@@ -335,13 +335,13 @@ def _needed(dataset: Any, grid: Grid) -> Window | None:
 
 
 def _extent(grid: Grid, crs: Any, transform: Affine) -> tuple[int, int, int, int]:
-    """Return left, top, right and bottom in pixels of another lattice of what a grid needs there."""
+    """Return the part of another lattice that a grid needs: left, top, right and bottom in pixels."""
     corners = apply_affine(grid.transform, np.array([0, grid.width]), np.array([0, grid.height]))
     bounds = min(corners[0]), min(corners[1]), max(corners[0]), max(corners[1])
     if crs != grid.crs:
         bounds = transform_bounds(grid.crs, crs, *bounds, densify_pts=EDGE_POINTS)
     columns, rows = apply_affine(~transform, np.array(bounds[::2]), np.array(bounds[1::2]))
-    # A pixel of a coarser grid is the mean of the pixels around it.
+    # A pixel of a coarser grid averages all pixels that it covers.
     wide, tall = (math.ceil(np.ptp(one) / count) for one, count in ((columns, grid.width), (rows, grid.height)))
     return (
         math.floor(columns.min()) - MARGIN * wide,

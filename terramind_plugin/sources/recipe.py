@@ -1,4 +1,4 @@
-"""A configuration of fine-tuning for chips: what `terramind check` accepts and `terramind fit` runs."""
+"""Writing a configuration that fine-tunes on chips, for `terramind check` and `terramind fit`."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from terramind_plugin.model.variants import Variant, find_variant
 from terramind_plugin.system.files import write_text
 
 CHANNELS = {128: [64, 32, 16, 8], 192: [256, 128, 64, 32], 384: [256, 128, 64, 32]}
-"""Channels of the decoder by the width of a token, as in the configurations of this repository."""
+"""Channels of the decoder by the width of the model, as in the configurations of this repository."""
 WIDE_CHANNELS = [512, 256, 128, 64]
 LARGEST_BATCH = 8
-"""Number of chips in a batch, where there are as many."""
+"""Maximum number of chips in a batch."""
 YAML_WIDTH = 110
-"""Characters of a line of YAML."""
+"""Maximum number of characters in a line of YAML."""
 MOST_CROP = 512
-"""Largest side of an image in training, in pixels."""
+"""Maximum side of a training image in pixels."""
 
 
 def write_recipe(
     path: Path, out: Path, modalities: Sequence[str], class_names: Sequence[str], sizes: Sequence[int], model: str
 ) -> None:
-    """Write the YAML.
+    """Write the configuration as YAML.
 
     Args:
         path: File to write.
         out: Folder of the chips, with its lists of splits.
-        modalities: Modalities that the model takes.
+        modalities: Modalities of the model.
         class_names: Name of each class of the labels.
         sizes: Heights and widths of the chips in pixels.
         model: Registry name of the backbone.
@@ -65,14 +65,14 @@ def write_recipe(
     )
     if variant.hub_repo is None:
         head += (
-            "# Model:     the small one that ships with the package. For the published weights make the chips' YAML\n"
-            "#            anew: the same terramind chips with --model terramind_v1_base.\n"
+            "# Model:     the small one that ships with the package. For the published weights, write this YAML\n"
+            "#            again: run the same terramind chips command with --model terramind_v1_base.\n"
         )
     write_text(path, head + yaml.safe_dump(content, sort_keys=False, width=YAML_WIDTH))
 
 
 def _model(model: str, modalities: Sequence[str], classes: int, variant: Variant) -> dict[str, Any]:
-    """Return the arguments of the model, with the features of four layers at equal distances."""
+    """Return the arguments of the model, with the features of four evenly spaced layers."""
     return {
         "backbone": model,
         "backbone_pretrained": True,
@@ -104,13 +104,13 @@ def _data(
         "predict_split": str(root / "splits" / "test.txt"),
     }
     if any(MODALITIES[name].name in ("S2L2A", "S2L1C") for name in modalities):
-        # The offset of newer products is removed already.
+        # The files are written without the offset of newer products.
         data["offsets"] = {name: 0 for name in modalities if name in ("S2L2A", "S2L1C")}
     return data | describe_transforms(choose_crop(sizes, variant.patch_size))
 
 
 def describe_decoder(variant: Variant) -> dict[str, Any]:
-    """Return the arguments of neck and decoder for a value of each pixel."""
+    """Return the arguments of neck and decoder for a pixel-wise task."""
     return {
         "necks": [{"name": "terramind_pyramid", "patch_size": variant.patch_size}],
         "decoder": "terramind_unet",
@@ -119,7 +119,7 @@ def describe_decoder(variant: Variant) -> dict[str, Any]:
 
 
 def describe_optimizer(variant: Variant) -> dict[str, Any]:
-    """Return the optimizer's and the scheduler's part of a configuration."""
+    """Return the optimizer and scheduler sections of a configuration."""
     lr = 5e-4 if variant.dim == 128 else 1e-4
     return {
         "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": lr, "fused": True}},
@@ -131,11 +131,11 @@ def describe_optimizer(variant: Variant) -> dict[str, Any]:
 
 
 def describe_transforms(crop: int | None, random_crop: int | None = None) -> dict[str, Any]:
-    """Return the transforms: symmetries in training, and crops where there are any.
+    """Return the transforms: dihedral symmetries in training, and crops if asked for.
 
     Args:
         crop: Side of the crops in pixels; None for whole chips.
-        random_crop: Side of those in training, if it is another one.
+        random_crop: Side of the crops in training, if it differs.
     """
     found: dict[str, Any] = {}
     if crop is not None:
@@ -151,17 +151,17 @@ def _describe_crop(name: str, side: int) -> dict[str, Any]:
 
 
 def choose_layers(variant: Variant) -> list[int]:
-    """Return four layers of a model at about equal steps, the last one included."""
+    """Return four about evenly spaced layers of a model, including the last one."""
     step = variant.depth // 4 if variant.depth % 4 == 0 else None
     return [step * (one + 1) - 1 for one in range(4)] if step else [1, 2, 4, 5]
 
 
 def describe_trainer(folder: str, monitor: str = "val/mIoU", mode: str = "max") -> dict[str, Any]:
-    """Return the trainer's part of a configuration.
+    """Return the trainer section of a configuration.
 
     Args:
         folder: Folder of checkpoints and logs.
-        monitor: Metric that says which epoch is the best.
+        monitor: Metric by which the best epoch is chosen.
         mode: 'max' if a larger metric is better, or 'min'.
     """
     return {
@@ -193,7 +193,7 @@ def describe_trainer(folder: str, monitor: str = "val/mIoU", mode: str = "max") 
 
 
 def choose_crop(sizes: Sequence[int], patch: int) -> int | None:
-    """Return the side of a crop that all chips have room for, or None if chips can be used whole.
+    """Return the side of a crop that fits into all chips, or None if whole chips can be used.
 
     The decoder halves images five times, so sides are multiples of twice the patch size.
     """

@@ -1,7 +1,7 @@
-"""The plan of a map: one grid for each UTM zone of an area, its blocks, and the order in which passes are taken.
+"""The plan of a map: one grid for each UTM zone of an area, its blocks, and the order of passes.
 
-All blocks of a zone take passes in one order, so that a map has no seam where blocks meet: the pass that shows most of
-the area without clouds comes first, and others fill what it does not show.
+All blocks of a zone use passes in the same order, so that a map has no seam between blocks: the pass that shows most of
+the area without clouds comes first, and further passes fill its gaps.
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ from terramind_plugin.sources.scenes import Scene, group_passes, nearest_years
 from terramind_plugin.system.files import hash_content, write_text
 
 SNAP = 60.0
-"""Distance in m of which the corners of a map are multiples: pixels of 10, 20 and 60 m begin there."""
+"""Distance in metres of which the corners of a map are multiples, so that pixels of 10, 20 and 60 m are aligned."""
 LATITUDES = (-80, 0, 56, 64, 72, 84)
 """Latitudes in degrees between which the limits of UTM zones are meridians."""
 STRIP = 3
 """Distance in degrees of which the limits of UTM zones are multiples."""
 COVERED = 0.99
-"""Share of a region that a radar pass must show to count as showing all of it."""
+"""Share of a region that a radar pass must show to count as complete."""
 BLOCK_SIDE = 1024
-"""Pixels per side of a block: few enough for a worker's memory, enough to read each file block of a scene once."""
+"""Side of a block in pixels: it fits into a worker's memory, and most file blocks of a scene are read only once."""
 MOSAIC_NUMERICS = 2
-"""Version of what is written for a region: raise it when the same plan gives other pixels."""
+"""Version of the pixels of a region: raise it when the same plan gives other pixels."""
 REQUEST, ORDERS = "request.json", "orders.json"
 """Names of the files of a plan."""
 
 Passes = tuple[tuple[str, ...], ...]
-"""Keys of the scenes of each pass, in the order in which passes are taken."""
+"""Keys of the scenes of each pass, in the order of preference."""
 
 
 @dataclass(frozen=True)
 class RegionBlock:
-    """A part of a region that is read at once."""
+    """A part of a region that is read in one piece."""
 
     place: Place
     row: int
-    """First row of the region."""
+    """First row of the block in the region."""
     column: int
     passes: Mapping[str, Passes]
     """Passes by modality."""
@@ -73,11 +73,11 @@ class MapRegion:
     blocks: tuple[RegionBlock, ...]
     """Blocks that touch the area, row by row."""
     scenes: Mapping[str, Scene]
-    """Scenes by their key."""
+    """Scenes by key."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all that decides on the pixels."""
+        """Return a hash of everything that determines the pixels."""
         content = [
             MOSAIC_NUMERICS, self.name, list(self.grid.transform)[:6], list(self.grid.shape),
             [[block.row, block.column, dict(block.passes)] for block in self.blocks],
@@ -87,7 +87,7 @@ class MapRegion:
 
 
 def describe_scene(scene: Scene) -> dict[str, Any]:
-    """Return what decides on the pixels of a scene: addresses without signatures."""
+    """Return the properties of a scene that determine its pixels, with addresses without signatures."""
     assets = {band: url.split("?")[0] for band, url in scene.assets.items()}
     return {"key": scene.key, "assets": assets, "offset": scene.offset, "nodata": scene.nodata}
 
@@ -101,13 +101,13 @@ def plan_regions(
     scheduler: str | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[MapRegion]:
-    """Return the regions of an area, one a UTM zone, and write the plan; the same plan that is there is taken.
+    """Return the regions of an area, one for each UTM zone, and write the plan. An existing plan is used again.
 
     Args:
         request: Modalities, dates and catalogues.
         aoi: GeoJSON of the area.
         folder: Folder of the plan.
-        workers: Number of processes that look at clouds.
+        workers: Number of processes that measure clouds.
         scheduler: Address of a dask scheduler.
         say: Called with a text before each part of the work.
 
@@ -145,7 +145,7 @@ def search_regions(
     }  # fmt: skip
     zones = list(_zones(area))
     if _is_there(folder, wanted):
-        say(f"taking the plan in {folder}")
+        say(f"using the plan in {folder}")
         return read_plan(folder), zones
     places = [place for epsg, part in zones for place in _cut(f"{clean_id(aoi.stem)}_{epsg}", epsg, part)]
     plan = plan_scenes(request, places, prefer_whole=False, say=say)
@@ -166,7 +166,7 @@ def _is_there(folder: Path, wanted: Mapping[str, Any]) -> bool:
     if found != wanted:
         other = sorted(key for key in wanted if found.get(key) != wanted[key])
         raise ConfigError(
-            f"{folder} holds the plan of another request ({other[0]} {found.get(other[0])}, now {wanted[other[0]]}). "
+            f"{folder} holds the plan of another request ({other[0]}: {found.get(other[0])}, now {wanted[other[0]]}). "
             "Choose another folder with --out, or delete this one."
         )
     return (folder / "plan.parquet").is_file()
@@ -190,7 +190,7 @@ def _zones(area: Any) -> Iterator[tuple[int, Any]]:
 
 
 def _snapped(epsg: int, part: Any) -> Grid:
-    """Return the grid of a map: 10 m, around a part of an area."""
+    """Return the grid of a map of 10 m pixels around a part of an area."""
     left, bottom, right, top = project_area(part, f"EPSG:{epsg}").bounds
     left, bottom = math.floor(left / SNAP) * SNAP, math.floor(bottom / SNAP) * SNAP
     width, height = (round(math.ceil(x / SNAP) * SNAP / PIXEL_METRES) for x in (right - left, top - bottom))
@@ -245,7 +245,7 @@ def _read_orders(
     scheduler: str | None,
     say: Callable[[str], None],
 ) -> dict[str, dict[str, Passes]]:
-    """Return the order of passes by region and modality, from the folder or from a look at the clouds."""
+    """Return the order of passes by region and modality, from the folder or by measuring the clouds."""
     path = folder / ORDERS
     if path.is_file():
         try:
@@ -255,7 +255,7 @@ def _read_orders(
                 for name, own in found.items()
             }
         except ValueError:
-            say(f"{path} is damaged and made again")
+            say(f"{path} is damaged, so it is written again")
     shares = _measure(plan, workers, scheduler, say) if "S2L2A" in request.modalities else {}
     orders = {}
     for name in dict.fromkeys(chip.place.group for chip in plan.chips):
@@ -267,7 +267,7 @@ def _read_orders(
 def _order_region(
     name: str, plan: SourcePlan, request: SourceRequest, clear: Mapping[tuple[str, tuple[Any, ...]], int]
 ) -> dict[str, Passes]:
-    """Return the passes of a region by modality, in the order in which they are taken."""
+    """Return the passes of a region by modality, in the order of preference."""
     chips = [chip for chip in plan.chips if chip.place.group == name]
     meridian = chips[0].place.meridian
     scenes = [plan.scenes[key] for key in dict.fromkeys(key for chip in chips for key in chip.scenes)]
@@ -293,12 +293,12 @@ def _order_region(
 
 
 def _cloud(scenes: Sequence[Scene]) -> float:
-    """Return the share of clouds that the items of a pass name."""
+    """Return the share of clouds according to the items of a pass."""
     return float(np.mean([1.0 if scene.cloud is None else scene.cloud for scene in scenes]))
 
 
 def _rank_radar(passes: Sequence[list[Scene]], chips: Sequence[Any], wanted: datetime) -> list[list[Scene]]:
-    """Return radar passes: the nearest in time that shows the whole region, then those of its direction and orbit."""
+    """Return radar passes: the nearest in time that shows the whole region, then others of its direction and orbit."""
     from shapely import from_wkb, union_all
 
     ground = union_all(outlines([chip.place for chip in chips]))
@@ -320,7 +320,7 @@ def _rank_radar(passes: Sequence[list[Scene]], chips: Sequence[Any], wanted: dat
 
 @dataclass(frozen=True)
 class _Look:
-    """A look at the clouds over a block; can be pickled."""
+    """Task that measures the clouds over a block; can be pickled."""
 
     region: str
     grid: Grid
@@ -330,7 +330,7 @@ class _Look:
 def _measure(
     plan: SourcePlan, workers: int, scheduler: str | None, say: Callable[[str], None]
 ) -> dict[tuple[str, tuple[Any, ...]], int]:
-    """Return the number of clear pixels of 20 m of each region and pass of Sentinel-2."""
+    """Return the number of clear 20 m pixels for each region and pass of Sentinel-2."""
     looks = []
     for chip in plan.chips:
         own = [plan.scenes[key] for key in chip.scenes if plan.scenes[key].modality == "S2L2A"]
@@ -346,7 +346,7 @@ def _measure(
     looks = [look for look in looks if len(choices[look.region]) > 1]
     if not looks:
         return found
-    say(f"looking at the clouds over {len(looks)} blocks")
+    say(f"measuring the clouds over {len(looks)} blocks")
     for look, counts in engine.run(looks, _count_clear, workers=workers, scheduler=scheduler):
         if isinstance(counts, Exception):
             raise counts
@@ -356,7 +356,7 @@ def _measure(
 
 
 def _count_clear(look: _Look) -> dict[tuple[Any, ...], int]:
-    """Return the number of clear pixels of each pass; one that cannot be read has none, and is named when read."""
+    """Return the number of clear pixels of each pass: 0 for an unreadable pass, which is reported when it is read."""
     counts = {}
     for key, scenes in look.passes:
         try:

@@ -1,4 +1,4 @@
-"""What chips are asked for, and the places that follow from it."""
+"""The request for chips, and the places that follow from it."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from terramind_plugin.sources.plan import (
 )
 
 DEFAULT_SIZE = 256
-"""Pixels per side of a chip."""
+"""Default side of a chip in pixels."""
 
 
 @dataclass(frozen=True)
 class ChipRequest:
-    """What chips are asked for."""
+    """Request for chips."""
 
     source: SourceRequest
     out: Path
@@ -56,7 +56,7 @@ class ChipRequest:
     model: str = "terramind_sim_nano"
 
     def describe(self) -> dict[str, Any]:
-        """Return what decides on the plan, as JSON holds it."""
+        """Return the settings that determine the plan, as values for JSON."""
         files = {"aoi": self.aoi, "labels": self.labels, "points": self.points}
         return {
             "version": READING_VERSION,
@@ -87,7 +87,7 @@ class PlaceLabels:
 
     vectors: Burnable | None = None
     near: list[list[int]] = field(default_factory=list)
-    """Geometries near each place."""
+    """Indices of the geometries near each place."""
     classes: list[frozenset[int]] = field(default_factory=list)
     """Classes of each place's label."""
 
@@ -111,17 +111,17 @@ def check_request(request: ChipRequest) -> None:
     if folder and request.grid not in (None, "labels"):
         raise ConfigError(f"A folder of label rasters has its own grid: leave out --grid {request.grid}.")
     if folder and request.points is not None:
-        raise ConfigError("A folder of label rasters says where the chips lie: leave out --points.")
+        raise ConfigError("A folder of label rasters determines the positions of the chips: leave out --points.")
     if request.aoi is None and request.points is None and request.labels is None:
-        raise ConfigError("Where? Give --aoi AREA.geojson, --points POINTS.geojson, or --labels.")
+        raise ConfigError("No area is given. Give --aoi AREA.geojson, --points POINTS.geojson, or --labels.")
     if request.points is not None and request.grid == "majortom":
         raise ConfigError(
-            "--points makes chips around points, --grid majortom has places of its own: give one of them."
+            "--points makes chips around points, and --grid majortom has its own places: give one of them."
         )
 
 
 def is_vector(path: Path) -> bool:
-    """Return whether labels are vectors, and no folder of rasters."""
+    """Return whether labels are vectors, not a folder of rasters."""
     return path.suffix.lower() in (".geojson", ".json")
 
 

@@ -1,4 +1,4 @@
-"""The table of collections: what an asset of each catalogue holds, and how it becomes a modality."""
+"""The table of collections: the content of each catalogue's assets, and their conversion to a modality."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OffsetRule = Literal["baseline", "none", "earth_search_l2a"]
 
 @dataclass(frozen=True)
 class CollectionRule:
-    """How the items of one collection of one catalogue become a modality."""
+    """Rule for converting the items of one collection of a catalogue to a modality."""
 
     catalogue: str
     collection: str
@@ -39,12 +39,12 @@ class CollectionRule:
     assets: Mapping[str, str]
     """Asset of each band; for S2L2A also of 'SCL'."""
     units: Units
-    """'reflectance': digital numbers, 10000 for a reflectance of 1; 'power': linear gamma0; 'metres'; 'esri': ids."""
+    """'reflectance': digital numbers, 10000 for reflectance 1; 'power': linear gamma0; 'metres'; 'esri': class ids."""
     offset: OffsetRule = "none"
-    """'baseline': 1000 is subtracted from processing baseline 04.00 on; 'none': nothing; 'earth_search_l2a': nothing,
-    and scenes of which nobody knows whether they hold the offset are left out."""
+    """'baseline': 1000 is subtracted from processing baseline 04.00 on; 'none': nothing is subtracted;
+    'earth_search_l2a': nothing is subtracted, and scenes that may or may not have the offset are left out."""
     nodata: float | None = None
-    """Value of a pixel without data, whatever the file declares; None: what the file declares."""
+    """Value of a pixel without data, whatever the file declares; None for the file's own nodata value."""
     gdal: Mapping[str, str] = field(default_factory=dict)
     """Options of GDAL for reading the files."""
 
@@ -82,21 +82,21 @@ RULES = (
     ),
     CollectionRule("cdse", "cop-dem-glo-30-dged-cog", "DEM", {"DEM": "data"}, "metres", gdal=_CDSE_S3),
 )  # fmt: skip
-"""A row for each collection and catalogue; of several rows of one modality in a catalogue, the first is the default."""
+"""A row for each collection and catalogue. If a catalogue has several rows for a modality, the first is the default."""
 
 GRD = (
     "S1GRD is not read from catalogues: their Sentinel-1 GRD files hold uncalibrated amplitudes in radar geometry, "
     "which need calibration and terrain correction (SNAP, pyroSAR) before they are the model's dB. Ask for S1RTC, "
     "which is terrain-corrected gamma0."
 )
-"""Reason why GRD is refused, and what to do."""
+"""Message that GRD is refused, with advice."""
 
 
 def read_modalities(names: Iterable[str]) -> tuple[str, ...]:
     """Return the modalities to read, in the order of the names.
 
     Raises:
-        ConfigError: A modality is unknown, named twice, or not read from catalogues.
+        ConfigError: A modality is unknown, named twice, or cannot be read from catalogues.
     """
     found: list[str] = []
     for name in names:
@@ -105,12 +105,12 @@ def read_modalities(names: Iterable[str]) -> tuple[str, ...]:
             raise ConfigError(GRD)
         if modality not in SOURCE_MODALITIES:
             hint = " terramind generate makes it from S2L2A." if modality == "NDVI" else ""
-            raise ConfigError(f"{modality} is not read from catalogues: {', '.join(SOURCE_MODALITIES)} are.{hint}")
+            raise ConfigError(f"{modality} is not read from catalogues, only {', '.join(SOURCE_MODALITIES)}.{hint}")
         if modality in found:
             raise ConfigError(f"--modalities names {modality} twice.")
         found.append(modality)
     if not found:
-        raise ConfigError(f"--modalities names none: give some of {', '.join(SOURCE_MODALITIES)}.")
+        raise ConfigError(f"--modalities is empty: give some of {', '.join(SOURCE_MODALITIES)}.")
     return tuple(found)
 
 
@@ -124,7 +124,7 @@ def read_rules(name: str | None) -> tuple[CollectionRule, ...]:
     """Return the rows of one catalogue, or all of them.
 
     Args:
-        name: Name of a catalogue, the path of a YAML with rows of the same form, or None for the whole table.
+        name: Name of a catalogue, path of a YAML with rows of the same format, or None for the whole table.
 
     Raises:
         ConfigError: There is no such catalogue, or a row in the file is wrong.
@@ -136,8 +136,8 @@ def read_rules(name: str | None) -> tuple[CollectionRule, ...]:
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         raise ConfigError(
-            f"There is no catalogue '{name}'.{suggest(name, HOSTS)} Known: {', '.join(HOSTS)}; for another one write "
-            "its rules into a YAML: --catalogue rules.yaml."
+            f"There is no catalogue '{name}'.{suggest(name, HOSTS)} Known: {', '.join(HOSTS)}; for another one, write "
+            "its rules to a YAML: --catalogue rules.yaml."
         )
     rows = read_yaml(path)
     if not isinstance(rows, list) or not rows:
@@ -150,7 +150,7 @@ def _required() -> list[str]:
 
 
 def _read_row(path: Path, number: int, row: Any) -> CollectionRule:
-    """Return a row of a YAML; its catalogue is the file."""
+    """Return a row of a YAML; the name of its catalogue is the file."""
     where = f"{path}, collection {number}"
     if not isinstance(row, dict):
         raise ConfigError(f"{where} must be a mapping with {', '.join(_required())}.")
@@ -191,15 +191,15 @@ def _read_row(path: Path, number: int, row: Any) -> CollectionRule:
 
 
 def choose_rules(rules: Sequence[CollectionRule], modality: str, there: set[str] | None) -> list[CollectionRule]:
-    """Return the rows that could serve a modality, the preferred one first.
+    """Return the rows that may be used for a modality, the preferred one first.
 
     Args:
-        rules: Rows of the catalogue, or of all catalogues where none is known.
+        rules: Rows of the catalogue, or of all catalogues if the catalogue is unknown.
         modality: Name of the modality.
         there: Collections that the catalogue has; None if that is not known before a search.
 
     Raises:
-        ConfigError: The catalogue lacks the modality, or rows of several catalogues mean different things.
+        ConfigError: The catalogue lacks the modality, or the rows of several catalogues differ.
     """
     own = [rule for rule in rules if rule.modality == modality]
     names = {rule.catalogue for rule in rules}
@@ -215,7 +215,7 @@ def choose_rules(rules: Sequence[CollectionRule], modality: str, there: set[str]
     if not found:
         listed = ", ".join(sorted(there or ())) or "none"
         raise ConfigError(
-            f"The catalogue has no collection of {modality}: it has {listed}, known are "
+            f"The catalogue has no collection of {modality}: it has {listed}; known collections are "
             f"{', '.join(sorted({rule.collection for rule in own}))}. Leave {modality} out, give a source that has it "
             f"with --stac {modality}=URL, or describe the collection in a YAML: --catalogue rules.yaml."
         )
@@ -224,7 +224,7 @@ def choose_rules(rules: Sequence[CollectionRule], modality: str, there: set[str]
     if any((rule.assets, rule.offset, rule.units) != (first.assets, first.offset, first.units) for rule in same):
         meanings = ", ".join(rule.catalogue for rule in same)
         raise ConfigError(
-            f"Collection {first.collection} means other things in {meanings}: names of assets and offsets differ. Say "
-            f"which it is, e.g. --catalogue {first.catalogue}."
+            f"Collection {first.collection} differs between {meanings}, in names of assets or offsets. Choose one, "
+            f"e.g. --catalogue {first.catalogue}."
         )
     return found

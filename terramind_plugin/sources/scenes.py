@@ -1,4 +1,4 @@
-"""Scenes: what is kept of a STAC item, and the offset that its pixels hold."""
+"""Scenes: the properties of a STAC item that are used, and the offset in its pixels."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from terramind_plugin.errors import DataError
 from terramind_plugin.sources.rules import CollectionRule
 
 OFFSET_DN = 1000
-"""Digital numbers that ESA adds to Sentinel-2 from processing baseline 04.00 on."""
+"""Offset that ESA adds to the digital numbers of Sentinel-2 from processing baseline 04.00 on."""
 FIRST_WITH_OFFSET = (4, 0)
 """First processing baseline with the offset."""
 DOUBTFUL = (datetime(2022, 1, 25, tzinfo=UTC), datetime(2022, 4, 1, tzinfo=UTC))
-"""Acquisitions of Earth Search's sentinel-2-l2a in which the offset was removed from some files only."""
+"""Period of acquisitions of Earth Search's sentinel-2-l2a in which the offset was removed from some files only."""
 PASS = timedelta(hours=1)
-"""Longest time that a pass over an area takes; an orbit takes longer, so that no other pass begins within it."""
+"""Maximum duration of a pass over an area; it is shorter than an orbit, so that two passes are not confused."""
 L2A_BUCKET = "sentinel-s2-l2a/"
-"""Part of the addresses of L2A files, which some items of Earth Search's sentinel-2-l1c name by mistake."""
+"""Part of the addresses of L2A files, to which some items of Earth Search's sentinel-2-l1c refer by mistake."""
 _BASELINE = re.compile(r"(\d{1,2})\.(\d{1,2})")
 _IN_ID = re.compile(r"_N(\d{2})(\d{2})_|_N(\d{2})\.(\d{2})")
 _ORBIT = re.compile(r"^S2.*_R(\d{3})_")
@@ -37,17 +37,17 @@ class Scene:
     catalogue: str
     collection: str
     start: datetime
-    """Time of acquisition; of a product for a year, its first moment."""
+    """Time of acquisition; for an annual product, the beginning of the year."""
     end: datetime
-    """The same time, or the last moment of the year."""
+    """Time of acquisition; for an annual product, the end of the year."""
     outline: bytes
     """Footprint in longitude and latitude, as WKB."""
     assets: Mapping[str, str]
     """Address of each band, and of the scene classification 'SCL'."""
     epsg: int | None = None
-    """CRS that the item names; the file decides in the end."""
+    """CRS according to the item; the CRS in the file takes precedence."""
     offset: int = 0
-    """Digital numbers to subtract."""
+    """Offset to subtract from digital numbers."""
     baseline: str = ""
     """Processing baseline of Sentinel-2, e.g. '05.09'."""
     orbit: int | None = None
@@ -56,31 +56,31 @@ class Scene:
     """'ascending' or 'descending'."""
     platform: str = ""
     cloud: float | None = None
-    """Share of clouds in the whole scene that the item names, from 0 to 1."""
+    """Share of clouds in the whole scene according to the item, from 0 to 1."""
     nodata: float | None = None
-    """Value of a pixel without data, whatever the files declare; None: what they declare."""
+    """Value of a pixel without data, whatever the files declare; None for the files' own nodata values."""
     gdal: str = "{}"
     """Options of GDAL for reading the files, as JSON."""
 
     @property
     def key(self) -> str:
-        """Return a name that no other scene has."""
+        """Return a unique name of the scene."""
         return f"{self.collection}/{self.id}"
 
     def day(self, longitude: float) -> str:
-        """Return the date by the sun at some longitude, e.g. '2023-06-12'; a pass has one date everywhere."""
+        """Return the solar date at a longitude, e.g. '2023-06-12'; a pass has the same date everywhere."""
         return (self.start + timedelta(hours=longitude / 15)).strftime("%Y-%m-%d")
 
 
 def is_same_pass(one: datetime, other: datetime) -> bool:
-    """Return whether two times may be those of one pass of a satellite."""
+    """Return whether two times may belong to one pass of a satellite."""
     return abs(one - other) < PASS
 
 
 def group_passes(scenes: Iterable[Scene], longitude: float) -> dict[tuple[Any, ...], list[Scene]]:
-    """Return the scenes of each pass: one date by the sun at some longitude, one relative orbit, one platform.
+    """Return the scenes of each pass, which share the solar date at a longitude, the relative orbit and the platform.
 
-    Where items name no orbit, the time tells passes of one day apart.
+    If items do not give the orbit, passes of one day are distinguished by their time.
     """
     found: dict[tuple[Any, ...], list[Scene]] = {}
     for scene in scenes:
@@ -92,7 +92,7 @@ def group_passes(scenes: Iterable[Scene], longitude: float) -> dict[tuple[Any, .
 
 
 def nearest_years(scenes: Iterable[Scene], wanted: datetime) -> list[list[Scene]]:
-    """Return products for a year in groups of one year, the nearest to a time first."""
+    """Return annual products in groups by year, the nearest year to a time first."""
     years: dict[tuple[datetime, datetime], list[Scene]] = {}
     for scene in scenes:
         years.setdefault((scene.start, scene.end), []).append(scene)
@@ -104,14 +104,14 @@ def read_time(text: object) -> datetime:
     """Return a time of a STAC item in UTC.
 
     Raises:
-        ValueError: The text is no time.
+        ValueError: The text is not a time.
     """
     found = text if isinstance(text, datetime) else datetime.fromisoformat(str(text).strip().replace("Z", "+00:00"))
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
 
 def make_scene(item: Mapping[str, Any], rule: CollectionRule, outline: bytes) -> Scene:
-    """Return what is needed of an item.
+    """Return the scene of an item.
 
     Args:
         item: STAC item of version 1.0 or 1.1, with absolute addresses.
@@ -119,7 +119,7 @@ def make_scene(item: Mapping[str, Any], rule: CollectionRule, outline: bytes) ->
         outline: Footprint in longitude and latitude, as WKB.
 
     Raises:
-        DataError: The item lacks an asset, a time or, where it decides on the offset, the processing baseline.
+        DataError: The item lacks an asset, a time or, if the offset depends on it, the processing baseline.
     """
     properties = item.get("properties") or {}
     assets = item.get("assets") or {}
@@ -127,7 +127,7 @@ def make_scene(item: Mapping[str, Any], rule: CollectionRule, outline: bytes) ->
     if missing:
         raise DataError(f"it has no asset {', '.join(missing)}")
     if rule.modality == "S2L1C" and any(L2A_BUCKET in str(assets[name]["href"]) for name in rule.assets.values()):
-        raise DataError("it stands for L1C, but its files are those of L2A")
+        raise DataError("it is listed as L1C, but its files are L2A")
     try:
         first = properties.get("start_datetime") or properties.get("datetime")
         start = read_time(properties.get("datetime") or first)
@@ -160,12 +160,12 @@ def make_scene(item: Mapping[str, Any], rule: CollectionRule, outline: bytes) ->
 
 
 def _baseline(item: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return the processing baseline of a Sentinel-2 item, or None if nothing names it."""
+    """Return the processing baseline of a Sentinel-2 item, or None if it is unknown."""
     properties = item.get("properties") or {}
     for key in ("s2:processing_baseline", "processing:version"):
         value = properties.get(key)
         if value is not None:
-            # A number 5.1 is baseline 05.10: YAML and JSON drop trailing zeros.
+            # The number 5.1 means baseline 05.10: YAML and JSON drop trailing zeros.
             text = f"{value:05.2f}" if isinstance(value, int | float) else str(value).strip().removeprefix("N")
             text = f"{text[:2]}.{text[2:]}" if re.fullmatch(r"\d{4}", text) else text
             found = _BASELINE.fullmatch(text)
@@ -180,7 +180,7 @@ def _baseline(item: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _orbit(item: Mapping[str, Any]) -> int | None:
-    """Return the relative orbit that an item, or the name of its product, names."""
+    """Return the relative orbit from an item or from the name of its product."""
     properties = item.get("properties") or {}
     named = properties.get("sat:relative_orbit")
     if named is not None:
@@ -192,29 +192,27 @@ def _orbit(item: Mapping[str, Any]) -> int | None:
 def _offset(
     rule: CollectionRule, baseline: tuple[int, int] | None, start: datetime, properties: Mapping[str, Any]
 ) -> int:
-    """Return the digital numbers to subtract.
+    """Return the offset to subtract from digital numbers.
 
     Raises:
-        DataError: Nothing tells whether the pixels hold the offset.
+        DataError: It is unknown whether the pixels have the offset.
     """
     if rule.offset == "baseline":
         if baseline is None:
-            raise DataError(
-                "nothing names its processing baseline, so nobody knows whether it holds the offset of 1000"
-            )
+            raise DataError("its processing baseline is unknown, so it is not known whether it has the offset of 1000")
         return OFFSET_DN if baseline >= FIRST_WITH_OFFSET else 0
     if rule.offset == "earth_search_l2a":
         old = baseline is not None and baseline < FIRST_WITH_OFFSET
         applied = properties.get("earthsearch:boa_offset_applied") is True
         if not old and not applied and DOUBTFUL[0] <= start < DOUBTFUL[1]:
             raise DataError(
-                "Earth Search removed the offset of 1000 from some files of early 2022 only; take sentinel-2-c1-l2a"
+                "Earth Search removed the offset of 1000 from some files of early 2022 only; use sentinel-2-c1-l2a"
             )
     return 0
 
 
 def _epsg(item: Mapping[str, Any], asset: str) -> int | None:
-    """Return the CRS that an item, its asset or its MGRS tile names."""
+    """Return the EPSG code from an item, its asset or its MGRS tile."""
     properties = item.get("properties") or {}
     for source in ((item.get("assets") or {}).get(asset) or {}, properties):
         code = source.get("proj:epsg") or source.get("proj:code")

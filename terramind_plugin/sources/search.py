@@ -1,4 +1,4 @@
-"""Search of scenes in STAC APIs, static catalogues and files of items."""
+"""Search for scenes in STAC APIs, static catalogues and files of items."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from terramind_plugin.sources.rules import CollectionRule, choose_rules
 from terramind_plugin.sources.scenes import Scene, make_scene, read_time
 
 EXTRA = "pip install 'terramind-plugin[sources]'"
-"""Command that installs what this room needs."""
+"""Command that installs the packages for satellite catalogues."""
 PAGE = 250
-"""Items of one page of an API."""
+"""Number of items on a page of an API."""
 MOST_ITEMS = 900
-"""Items of one query, above which it is halved: Planetary Computer's pages end at 1000."""
+"""Number of items above which a query is halved: Planetary Computer returns at most 1000."""
 PART = 5.0
-"""Largest extent of one query in degrees."""
+"""Maximum extent of a query in degrees."""
 STATIC = ("DEM", "LULC")
-"""Modalities whose scenes are looked for without a date."""
+"""Modalities whose scenes are searched without a date."""
 
 
 @dataclass
 class Found:
-    """Scenes of a search."""
+    """Result of a search."""
 
     scenes: list[Scene] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Catalogue:
         address: URL or path of an API's landing page, a catalog.json, an items.json or an items.parquet.
 
     Raises:
-        ConfigError: Nothing answers there, or it is no STAC.
+        ConfigError: Nothing answers there, or it is not a STAC catalogue.
     """
 
     def __init__(self, address: str) -> None:
@@ -67,26 +67,26 @@ class Catalogue:
             self._items = [_with_absolute_links(item, address) for item in features or []]
         else:
             raise ConfigError(
-                f"{address} is no STAC: its type is {kind}. Give an API's landing page, a catalog.json, or items as "
-                "JSON or Parquet."
+                f"{address} is not a STAC catalogue: its type is {kind}. Give an API's landing page, a catalog.json, "
+                "or items as JSON or Parquet."
             )
         if self._items is not None and not self._items:
             raise ConfigError(f"{address} holds no item.")
 
     @property
     def collections(self) -> set[str] | None:
-        """Return the ids of the collections, or None for an API, which may have thousands."""
+        """Return the ids of the collections; None for an API, which may have thousands."""
         if self._items is None:
             return None
         return {str(item.get("collection") or "") for item in self._items} - {""}
 
     def days(self, collection: str) -> set[str]:
-        """Return the dates of a collection's items; none for an API, which would have to be asked for all of them."""
+        """Return the dates of a collection's items; an empty set for an API, which would need a full query."""
         found = (item for item in self._items or [] if item.get("collection") == collection)
         return {str((item.get("properties") or {}).get("datetime") or "")[:10] for item in found} - {""}
 
     def items(self, collection: str, area: Any, dates: DateRange | None) -> Iterator[dict[str, Any]]:
-        """Yield the items of a collection whose extent touches that of an area, each once.
+        """Yield the items of a collection whose extents touch that of an area, each item once.
 
         Args:
             collection: Id of the collection.
@@ -124,7 +124,7 @@ class Catalogue:
     def _page(
         self, collection: str, box: tuple[float, ...], dates: tuple[datetime, datetime] | None
     ) -> list[dict[str, Any]]:
-        """Return the items of a query; one that has too many is made again for each half of the dates."""
+        """Return the items of a query. If there are too many, each half of the dates is queried separately."""
         arguments = {"collections": [collection], "bbox": box, "limit": PAGE, "max_items": MOST_ITEMS}
         span = None if dates is None else "/".join(one.strftime("%Y-%m-%dT%H:%M:%SZ") for one in dates)
         found: list[dict[str, Any]] = list(self._client.search(**arguments, datetime=span).items_as_dicts())
@@ -167,7 +167,7 @@ def _open_api(address: str) -> Any:
     try:
         return Client.open(address, stac_io=StacApiIO(max_retries=retry, timeout=60))
     except Exception as error:  # pystac-client passes on errors of requests, urllib3 and its own
-        raise ConfigError(f"{address} is no STAC API that can be read: {one_line(error)}") from error
+        raise ConfigError(f"{address} is not a readable STAC API: {one_line(error)}") from error
 
 
 def _fetch(address: str) -> bytes:
@@ -194,8 +194,8 @@ def _read_json(address: str) -> Any:
         return json.loads(_fetch(address))
     except FileNotFoundError:
         raise ConfigError(f"There is no catalogue {address}.") from None
-    except ValueError as error:  # requests' own errors of JSON and addresses are ValueErrors, too
-        raise ConfigError(f"{address} is no JSON that can be read: {one_line(error)}") from None
+    except ValueError as error:  # errors of requests about JSON and addresses are also ValueErrors
+        raise ConfigError(f"{address} is not valid JSON: {one_line(error)}") from None
     except OSError as error:  # errors of requests derive from it
         raise ConfigError(f"The catalogue {address} cannot be read: {one_line(error)}") from None
 
@@ -215,7 +215,7 @@ def _walk(address: str, content: Mapping[str, Any]) -> Iterator[tuple[str, dict[
             seen.add(target)
             found = _read_json(target)
             if not isinstance(found, dict):
-                raise ConfigError(f"{target}, which {base} names, is no STAC.")
+                raise ConfigError(f"{target}, which {base} names, is not part of a STAC catalogue.")
             if found.get("type") == "Feature":
                 if page.get("type") == "Collection":
                     found.setdefault("collection", page.get("id"))
@@ -240,7 +240,7 @@ def join_address(base: str, href: str) -> str:
 
 
 def _with_absolute_links(item: dict[str, Any], address: str) -> dict[str, Any]:
-    """Return an item whose assets have absolute addresses: workers have another folder."""
+    """Return an item whose assets have absolute addresses, because workers may have another working folder."""
     own = next((str(link["href"]) for link in item.get("links") or [] if link.get("rel") == "self"), None)
     base = own if own is not None and is_remote(own) and not own.startswith("file://") else address
     assets = item.get("assets")
@@ -256,7 +256,7 @@ def _with_absolute_links(item: dict[str, Any], address: str) -> dict[str, Any]:
 
 
 def _read_parquet(address: str) -> list[dict[str, Any]]:
-    """Return the items of a stac-geoparquet: properties are columns, the geometry is WKB."""
+    """Return the items of a stac-geoparquet file, in which properties are columns and the geometry is WKB."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -267,10 +267,10 @@ def _read_parquet(address: str) -> list[dict[str, Any]]:
     except FileNotFoundError:
         raise ConfigError(f"There is no file {address}.") from None
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise ConfigError(f"{address} is no Parquet that can be read: {one_line(error)}") from None
+        raise ConfigError(f"{address} is not a readable Parquet file: {one_line(error)}") from None
     missing = [name for name in ("id", "assets", "geometry", "collection") if name not in table.column_names]
     if missing:
-        raise ConfigError(f"{address} is no stac-geoparquet: it lacks the column {', '.join(missing)}.")
+        raise ConfigError(f"{address} is not a stac-geoparquet file: it lacks the column {', '.join(missing)}.")
     return [_with_absolute_links(_from_row(row), address) for row in table.to_pylist()]
 
 
@@ -300,7 +300,7 @@ def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def outline_of(item: Mapping[str, Any]) -> Any:
-    """Return the footprint of an item as a shapely geometry within longitudes -180 to 180, or None without one."""
+    """Return the footprint of an item as a shapely geometry in longitudes -180 to 180, or None if it has none."""
     from shapely import make_valid, transform, union_all
     from shapely.geometry import box, shape
 
@@ -313,7 +313,7 @@ def outline_of(item: Mapping[str, Any]) -> Any:
         return None
     found = found if found.is_valid else make_valid(found)
     left, _, right, _ = found.bounds
-    if right - left > 180:  # over the antimeridian: longitudes from 0 to 360, cut at 180
+    if right - left > 180:  # across the antimeridian: use longitudes from 0 to 360 and cut at 180
         around = make_valid(transform(found, lambda points: points + [[360, 0]] * (points[:, :1] < 0)))
         west = transform(around.intersection(box(180, -90, 360, 90)), lambda points: points - [[360, 0]])
         found = union_all([around.intersection(box(0, -90, 180, 90)), west])
@@ -321,7 +321,7 @@ def outline_of(item: Mapping[str, Any]) -> Any:
 
 
 def _is_in(item: Mapping[str, Any], area: Any, dates: DateRange | None) -> bool:
-    """Return whether an item's extent touches that of an area and its time lies within dates."""
+    """Return whether an item's extent touches that of an area and its time is in a range of dates."""
     outline = outline_of(item)
     if outline is None or not outline.intersects(area.envelope):
         return False
@@ -341,14 +341,14 @@ def find_scenes(catalogue: Catalogue, rules: list[CollectionRule], modality: str
     """Return the scenes of a modality that touch an area, sorted by time and name.
 
     Args:
-        catalogue: Where to search.
+        catalogue: Catalogue to search.
         rules: Rows of the table for this catalogue.
         modality: Name of the modality.
         area: Shapely geometry in longitude and latitude.
-        dates: Range of dates; elevation and land cover are looked for at all dates.
+        dates: Range of dates; elevation and land cover are searched at all dates.
 
     Raises:
-        ConfigError: The catalogue lacks the modality, or has no scene there, or none that can be used.
+        ConfigError: The catalogue lacks the modality, or has no usable scene there.
         DataError: An API does not answer.
     """
     span = None if modality in STATIC else dates

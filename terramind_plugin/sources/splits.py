@@ -1,4 +1,4 @@
-"""Splits of chips by groups of neighbours, so that a test chip has no training chip at its side."""
+"""Splits of chips by groups of neighbours, so that few test chips lie beside training chips."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from terramind_plugin.sources.grids import Place
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 """Share of the groups of each split."""
 OVERLAP = 0.005
-"""Share of a chip that may lie on ground of another split: half of what `terramind check` allows."""
+"""Tolerated share of a chip on ground of another split: half of the share that `terramind check` allows."""
 MANY = 40
-"""Number of groups from which each one's hash alone decides; of fewer, splits would be far from their shares."""
+"""Number of groups from which splits follow the hash of each group; with fewer, shares would be far from `SHARES`."""
 LARGE = 0.35
-"""Largest share of the chips that a group of validation or test has, where there is a choice."""
+"""Maximum share of the chips in one group of validation or test, if there is a choice."""
 SALTS = 200
-"""Number of assignments to try until all classes are in training and validation."""
+"""Maximum number of assignments that are tried to get all classes into training and validation."""
 
 
 def hash_share(text: str, salt: int = 0) -> float:
-    """Return a number from 0 to 1 that a text always gets."""
+    """Return a number from 0 to 1 that depends only on a text and a salt."""
     return int(hashlib.sha256(f"{salt}:{text}".encode()).hexdigest()[:12], 16) / 16**12
 
 
 def assign_splits(groups: Sequence[str], classes: Sequence[frozenset[int]] | None = None) -> dict[str, str]:
     """Return the split of each group.
 
-    Of many groups, each keeps its split when others are added. Of fewer, the shares of the splits count more.
+    If there are many groups, a group keeps its split when others are added. If there are few, the splits are chosen to
+    match their shares.
 
     Args:
         groups: Group of each chip.
-        classes: Classes of each chip's label; the first assignment is taken that has all of them in training and in
-            validation, or as many as possible.
+        classes: Classes of each chip's label. The first assignment with all classes in training and in validation is
+            used, or the one with most of them.
     """
     sizes = Counter(sorted(groups))
     best: dict[str, str] = {}
@@ -68,7 +69,7 @@ def _assign(sizes: Mapping[str, int], salt: int) -> dict[str, str]:
 
 
 def _fill(sizes: Mapping[str, int], order: Sequence[str]) -> dict[str, str]:
-    """Return the split of each of a few groups: test and validation take groups from the end up to their shares."""
+    """Return the split of each of a few groups: test and validation get groups from the end up to their shares."""
     total = sum(sizes.values())
     found: dict[str, str] = {}
     rest = list(order)
@@ -86,7 +87,7 @@ def _fill(sizes: Mapping[str, int], order: Sequence[str]) -> dict[str, str]:
 
 
 def group_places(places: Sequence[Place], side: int) -> list[str]:
-    """Return the group of each chip where a group has `side` times `side` chips."""
+    """Return the group of each chip, for groups of `side` times `side` chips."""
     return [
         f"{place.crs}_{place.left // (side * place.width * place.pixel_width):.0f}"
         f"_{-place.top // (side * place.height * place.pixel_height):.0f}"
@@ -95,7 +96,7 @@ def group_places(places: Sequence[Place], side: int) -> list[str]:
 
 
 def merge_groups(groups: Sequence[str], outlines: Any) -> list[str]:
-    """Return the groups, where those with chips on the same ground become one.
+    """Return the groups after merging those with chips on the same ground.
 
     Args:
         groups: Group of each chip.
@@ -116,7 +117,7 @@ def merge_groups(groups: Sequence[str], outlines: Any) -> list[str]:
 
 
 def overlapping(outlines: Any) -> list[tuple[int, int]]:
-    """Return the pairs of chips that share more ground than `OVERLAP`, as positions, the smaller one first."""
+    """Return the pairs of chips that share more ground than `OVERLAP`, as indices with the smaller one first."""
     from shapely import STRtree, area, intersection
 
     if not len(outlines):
@@ -132,7 +133,7 @@ def overlapping(outlines: Any) -> list[tuple[int, int]]:
 
 
 def find_leaks(splits: Sequence[str], outlines: Any) -> set[int]:
-    """Return the chips to leave out so that no two splits share ground: those of training, then of validation.
+    """Return the chips to leave out so that no two splits share ground: first training chips, then validation chips.
 
     Args:
         splits: Split of each chip.

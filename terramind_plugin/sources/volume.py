@@ -1,4 +1,4 @@
-"""Estimate of what a plan reads: scenes, chips with a clear date, compressed bytes of the file blocks."""
+"""Estimate of the work in a plan: chips with a clear date, and compressed bytes of the file blocks to read."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ from terramind_plugin.sources.rules import MASK
 from terramind_plugin.sources.scenes import Scene
 
 HEADER = 16384
-"""Bytes that are read when a file is opened, see GDAL_INGESTED_BYTES_AT_OPEN."""
+"""Number of bytes read when a file is opened, see GDAL_INGESTED_BYTES_AT_OPEN."""
 RUN = 4
-"""Neighbouring blocks that are sampled together: they share file blocks."""
+"""Number of neighbouring blocks that are sampled together, because they share file blocks."""
 MOST_BLOCKS = 16
-"""Largest number of blocks that are sampled."""
+"""Maximum number of sampled blocks."""
 OTHER = 0.5
-"""Compressed bytes of a byte in files other than GeoTIFF, about."""
+"""Approximate compressed size per byte in files other than GeoTIFFs."""
 
 
 @dataclass
 class Volume:
-    """What a plan reads, about."""
+    """Estimate of the work in a plan."""
 
     chips: float = 0.0
-    """Chips with a date that is clear enough."""
+    """Number of chips with a date that is clear enough."""
     bytes: float = 0.0
     exact: bool = True
-    """Whether all blocks were looked at."""
+    """Whether all blocks were counted, not only a sample."""
     unreadable: dict[str, str] = field(default_factory=dict)
     """Scenes of the sample that cannot be read, with the reason."""
 
 
 def sample_blocks(tasks: Sequence[BlockTask]) -> list[BlockTask]:
-    """Return some blocks in runs of neighbours, or all if there are few."""
+    """Return a sample of blocks in runs of neighbours, or all blocks if there are few."""
     if len(tasks) <= MOST_BLOCKS:
         return list(tasks)
     runs = MOST_BLOCKS // RUN
@@ -64,7 +64,7 @@ def sample_blocks(tasks: Sequence[BlockTask]) -> list[BlockTask]:
 
 
 def estimate(tasks: Sequence[BlockTask]) -> Volume:
-    """Return what a plan reads; the scene classification of some blocks is read, and headers of files."""
+    """Return the estimate, after reading the scene classification of some blocks and headers of files."""
     chosen = sample_blocks(tasks)
     volume = Volume(exact=len(chosen) == len(tasks))
     files: dict[str, dict[tuple[int, int], int]] = {}
@@ -100,7 +100,7 @@ def _count(scene: Scene, band: str, grid: Grid, blocks: dict[tuple[int, int], in
 
 
 def block_sizes(dataset: Any, window: Window) -> dict[tuple[int, int], int]:
-    """Return the compressed bytes of each file block that a window touches, by row and column."""
+    """Return the compressed size in bytes of each file block that a window touches, by row and column."""
     tall, wide = dataset.block_shapes[0]
     rows = range(int(window.row_off) // tall, -(-int(window.row_off + window.height) // tall))
     columns = range(int(window.col_off) // wide, -(-int(window.col_off + window.width) // wide))
@@ -118,9 +118,9 @@ def block_sizes(dataset: Any, window: Window) -> dict[tuple[int, int], int]:
 
 
 def plan_reads(task: BlockTask) -> tuple[int, list[tuple[Scene, tuple[str, ...], Grid]]]:
-    """Return how many chips of a block have a date, and what is read for them: scene, names of its files, grid.
+    """Return the number of chips of a block that have a date, and the reads for them: scene, names of files, grid.
 
-    The scene classification is read, since it decides on both.
+    The scene classification is read, because both depend on it.
     """
     chips = [
         WorkingChip(plan, ChipRecord(name, plan.place.id, plan.split, ""))
@@ -147,7 +147,7 @@ def plan_reads(task: BlockTask) -> tuple[int, list[tuple[Scene, tuple[str, ...],
 
 
 def _needed_scenes(task: BlockTask, keys: Sequence[str], grid: Grid, modality: str) -> list[Scene]:
-    """Return the scenes of a pass that a grid is read from: the first ones that show all of it together."""
+    """Return the scenes of a pass to read for a grid: the first ones that together cover it."""
     scenes = [task.scenes[key] for key in keys]
     if modality == "DEM":
         return scenes

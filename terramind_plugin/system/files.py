@@ -203,7 +203,7 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 def check_aliases(path: Path) -> None:
     """Raise a ConfigError if a YAML file is too large once its aliases are expanded, or nested too deeply.
 
-    A file that is no YAML passes: its reader says more.
+    A file that is not valid YAML passes: its reader reports the reason.
     """
     with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
         _compose(yaml.SafeLoader(path.read_text(encoding="utf-8")), path)
@@ -213,7 +213,7 @@ def read_yaml(path: Path) -> Any:
     """Return the content of a YAML file.
 
     Raises:
-        ConfigError: The file cannot be read, is no YAML, or is too large once its aliases are expanded.
+        ConfigError: The file cannot be read, is not valid YAML, or is too large once its aliases are expanded.
     """
     if not path.is_file():
         raise ConfigError(f"There is no configuration {path}.")
@@ -224,7 +224,7 @@ def read_yaml(path: Path) -> Any:
     except ConfigError:
         raise
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: bytes, impossible dates
-        raise ConfigError(f"{path} is no YAML that can be read: {one_line(error)}") from error
+        raise ConfigError(f"{path} is not valid YAML: {one_line(error)}") from error
 
 
 def _compose(loader: yaml.SafeLoader, path: Path) -> yaml.Node | None:
@@ -291,8 +291,8 @@ def check_picture(path: Path | None) -> None:
         start = file.read(4096)  # the texts of a PNG come before its pixels
     if not start.startswith(b"\x89PNG") or b"tEXtSoftware\0" + SOFTWARE.encode() not in start:
         raise ConfigError(
-            f"{path} is no picture that terramind has drawn, so it is not replaced. Give another name, ending in .png, "
-            "or delete the file first."
+            f"{path} is not a picture that terramind has drawn, so it is not replaced. Give another name, ending in "
+            ".png, or delete the file first."
         )
 
 

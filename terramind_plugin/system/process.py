@@ -209,7 +209,7 @@ def today() -> str:
     """Return the date in UTC, e.g. '2026-01-31'; SOURCE_DATE_EPOCH fixes it, as for other programs.
 
     Raises:
-        ConfigError: SOURCE_DATE_EPOCH is no number of seconds.
+        ConfigError: SOURCE_DATE_EPOCH is not a number of seconds.
     """
     text = os.environ.get("SOURCE_DATE_EPOCH")
     try:

@@ -65,7 +65,7 @@ class CoordsTokenizer:
         tokenizer_file: A JSON file as `tokenizers.Tokenizer.save` writes it, or a tokenizer in memory.
 
     Raises:
-        WeightsError: The file is missing or is no vocabulary of coordinates.
+        WeightsError: The file is missing or is not a vocabulary of coordinates.
     """
 
     def __init__(self, tokenizer_file: str | Path | Tokenizer) -> None:
@@ -119,7 +119,7 @@ class CoordsTokenizer:
         return TokenSequence(ids, torch.ones_like(ids, dtype=torch.bool))
 
     def decode(self, ids: Tensor | Sequence[Sequence[int]]) -> Tensor:
-        """Return positions [B, 2] as (longitude, latitude) in degrees, float64; NaN where ids are no position.
+        """Return positions [B, 2] as (longitude, latitude) in degrees, float64; NaN where ids are not a position.
 
         Args:
             ids: Token ids [B, N], in any order and with any other tokens between; a row's first latitude and first

@@ -201,9 +201,9 @@ def test_a_block_or_overview_that_is_missing_is_seen(tmp_path: Path) -> None:
     with rasterio.open(path, "w", **profile) as file:
         file.write(image)
     check_complete(path, lambda first, last: image[:, first:last], overviews=0)
-    with pytest.raises(OSError, match="0 overviews were written of 2"):
+    with pytest.raises(OSError, match="0 of 2 overviews were written"):
         check_complete(path, overviews=2)
-    with pytest.raises(OSError, match="rows 256 to 511 are not what was written"):
+    with pytest.raises(OSError, match="rows 256 to 511 differ from the values written"):
         check_complete(path, lambda first, last: image[:, first:last] + (first == 256))
     with rasterio.open(path, "w", **profile) as file:
         file.write(image[:, :256], window=((0, 256), (0, 520)))

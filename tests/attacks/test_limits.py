@@ -102,8 +102,8 @@ def test_aliases_that_are_no_attack(tmp_path: Path) -> None:
     path.write_text("")
     assert read_yaml(path) is None
     path.write_bytes(b"\xff\xfe\xfa")
-    with pytest.raises(ConfigError, match="is no YAML that can be read"):
+    with pytest.raises(ConfigError, match="is not valid YAML"):
         read_yaml(path)
     path.write_text("when: 2026-13-45\n")
-    with pytest.raises(ConfigError, match="is no YAML that can be read"):
+    with pytest.raises(ConfigError, match="is not valid YAML"):
         read_yaml(path)

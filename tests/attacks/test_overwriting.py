@@ -96,9 +96,9 @@ def test_pictures_replace_pictures_of_ours_alone(scenes: SimulatedDataset, tmp_p
     kept = {path: path.read_bytes() for path in (raster, foreign, text, empty, config)}
     for path, before in kept.items():
         words = ["figure", "--data", data, "--predictions", predictions, "--out", path]
-        assert "is no picture that terramind has drawn" in refused(capsys, *words)
+        assert "is not a picture that terramind has drawn" in refused(capsys, *words)
         assert path.read_bytes() == before
-    assert "is no picture that terramind has drawn" in refused(capsys, "check", "-c", config, "--sheet", raster)
+    assert "is not a picture that terramind has drawn" in refused(capsys, "check", "-c", config, "--sheet", raster)
     assert raster.read_bytes() == kept[raster]
     own = tmp_path / "own.png"
     for _ in range(2):

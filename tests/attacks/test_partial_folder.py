@@ -204,7 +204,7 @@ def test_a_folder_that_is_none(kind: str, tmp_path: Path) -> None:
         if kind == "link":
             target.mkdir()
         folder.symlink_to(target)
-    with pytest.raises(ConfigError, match=r"x\.partial is no folder"):
+    with pytest.raises(ConfigError, match=r"x\.partial is not a folder"):
         Partial(folder, LAYERS, SHAPE).start(RECORD)
     assert folder.is_symlink() or folder.read_text() == "mine"
     assert not target.exists() or not list(target.iterdir())
@@ -214,7 +214,7 @@ def test_more_than_the_disk_holds(tmp_path: Path) -> None:
     """The message says what is needed and what is free, and nothing stays."""
     before = shutil.disk_usage(tmp_path).free
     side = 4 * int(before**0.5)
-    with pytest.raises(DataError, match=r"need \d+\.\d\d GiB while .* and \d+\.\d\d GiB are free\. Make room"):
+    with pytest.raises(DataError, match=r"need \d+\.\d\d GiB while .* and \d+\.\d\d GiB are free\. Free some space"):
         Partial(tmp_path / "x.partial", LAYERS, (side, side)).start(RECORD)
     assert list(tmp_path.iterdir()) == []
 

@@ -163,7 +163,7 @@ def test_a_killed_scheduler_ends_the_command_in_words_and_the_same_command_goes_
             status, errors = finish(process)
         if status:
             assert status == 2
-            late = r"The dask scheduler of .* has ended\. .* what is finished is kept\."
+            late = r"The dask scheduler of .* has ended\. .* finished parts are kept\."
             early = r"No dask scheduler answers at .*"  # it was killed before the command had joined it
             assert re.search(f"terramind: ({late}|{early})", errors)
             assert "Traceback" not in errors

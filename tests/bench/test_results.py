@@ -93,7 +93,7 @@ def test_chips_that_are_too_small(tmp_path):
 
 
 def test_data_that_are_not_simulated(tmp_path):
-    with pytest.raises(DataError, match="no folder of terramind simulate"):
+    with pytest.raises(DataError, match="is not a folder of terramind simulate"):
         write_results(tmp_path, tmp_path / "out", pretrained=False)
 
 

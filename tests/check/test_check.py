@@ -40,7 +40,7 @@ def test_an_offset_in_the_files(declared: int | None, chips: Any, check: Any) ->
 def test_no_offset_in_the_files(declared: int, sound: Any, check: Any) -> None:
     found = [f for f in check(sound, {"data.offsets": {S2: declared}}) if f.check == "values: S2L1C offset"]
     assert [f.verdict for f in found] == (["error"] if declared else [])
-    assert all("12 of 12 files have not the offset of +1000, but offsets adds -1000" in f.seen for f in found)
+    assert all("12 of 12 files lack the offset of +1000, but offsets adds -1000" in f.seen for f in found)
 
 
 @pytest.mark.parametrize(("words", "status"), [((), 0), (("--strict",), 0)])
@@ -73,7 +73,7 @@ def test_a_chip_of_two_splits_counts_once(chips: Any) -> None:
     every(S1, lambda v: v[::-1])(chips)
     val = str(chips.root / "splits" / "flood_valid_data.txt")
     found = {finding.check: finding for finding in look(chips, {"data.test_split": val})}
-    assert "10 of 10 files have VH brighter than VV" in found["values: S1GRD polarisations"].seen
+    assert "in 10 of 10 files VH is brighter than VV" in found["values: S1GRD polarisations"].seen
     assert "2 ids are in val and test" in found["files: splits"].seen
 
 

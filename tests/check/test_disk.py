@@ -46,7 +46,7 @@ def test_a_cache_that_is_too_small_is_named(check: Any, sound: Any, tmp_path: Pa
     (small,) = check(sound, {"data.cache": str(cache), "data.cache_gib": 0.001})
     assert (small.check, small.verdict) == ("run: cache", "warning")
     # Twelve chips of 13 bands in float32 or int16, 2 in float32 and a label.
-    assert "GiB, cache_gib is 0.001: the rest is decoded each time" in small.seen
+    assert "GiB, cache_gib is 0.001: the rest is not kept" in small.seen
     assert check(sound, {"data.cache": str(cache)}) == []
     assert not cache.exists()
     (wrong,) = check(sound, {"data.cache": str(next((sound.root / "splits").iterdir()))})

@@ -156,7 +156,7 @@ def check_configuration(few: SimulatedDataset, folder: Path, capfd: Any, cases: 
         status, out = run_check(data, folder, capfd)
         assert status in (0, 2)
         assert "Traceback" not in out
-        assert (status == 2) == ("terramind: the configuration or its data are not sound" in out)
+        assert (status == 2) == ("terramind: the configuration or its data have errors" in out)
 
     mutation()
 

@@ -47,7 +47,7 @@ ALONE: dict[str, tuple[dict[str, Any], str]] = {
         {"data.output_bands": {"S2L1C": ["RED"]}},
         "output_bands names bands of S2L1C, but dataset_bands does not",
     ),
-    "validation after the epoch": ({"trainer.val_check_interval": 99}, "an epoch has 4 batches: fit stops"),
+    "validation after the epoch": ({"trainer.val_check_interval": 99}, "an epoch has 4 batches: fit would stop"),
 }  # fmt: skip
 
 

@@ -72,14 +72,14 @@ def remove(chips: Any) -> None:
 
 
 MISTAKES: dict[str, tuple[Callable[[Any], Any], dict[str, Any], str]] = {
-    "file missing": (remove, {}, r"files: train split: 1 of 8 ids have no file .*\(DEM\). Check folders and suffixes"),
-    "suffix": (lambda chips: None, {"suffix": "_DEM.tif"}, "files: train split: 8 of 8 ids have no file"),
+    "file missing": (remove, {}, r"files: train split: 1 of 8 ids lack a file .*\(DEM\). Check folders and suffixes"),
+    "suffix": (lambda chips: None, {"suffix": "_DEM.tif"}, "files: train split: 8 of 8 ids lack a file"),
     "folder": (lambda chips: None, {"folder": "nowhere"}, "files: folders: DEM: nowhere does not exist"),
     "crop": (lambda chips: None, {"crop": 128}, r"files: size: 10 of 10 files are smaller than 128 x 128 .*lower crop"),
     "no lists": (lambda chips: None, {"train_split": None, "val_split": None, "batch_size": 16},
                  "files: train split: 11 samples do not fill one batch of 16"),
     "bands": (lambda chips: rewrite(heights(chips)[0], lambda v: np.repeat(v, 2, axis=0)), {"train_split": None,
-              "val_split": None}, "files: DEM bands: 1 of 12 files have not 1 band.*Change the files: pre-training"),
+              "val_split": None}, "files: DEM bands: 1 of 12 files do not have 1 band.*Change the files: pre-training"),
     "feet": (feet, {}, "values: DEM heights: heights up to .* look like feet"),
 }  # fmt: skip
 

@@ -70,5 +70,5 @@ def test_metadata_that_cannot_be_used(tmp_path: Path, metadata: Path):
     with pytest.raises(ConfigError, match="no centres"):
         read_centres(metadata)
     metadata.write_text("text")
-    with pytest.raises(ConfigError, match="no Parquet"):
+    with pytest.raises(ConfigError, match="is not a readable Parquet file"):
         read_centres(metadata)

@@ -68,15 +68,15 @@ def test_dates_are_compared_with_the_model_and_among_samples(sound: Any, tmp_pat
         return {finding.check: finding for finding in found if "dates" in finding.check}
 
     wrong = dates({"model_args.backbone_temporal_pooling": "diff"})["files: dates"]
-    assert (wrong.verdict, "of 4 samples have another number of dates than 2" in wrong.seen) == ("error", True)
-    assert "temporal_pooling: diff takes, e.g." in wrong.seen
+    assert (wrong.verdict, "of 4 samples do not have the 2 dates that" in wrong.seen) == ("error", True)
+    assert "temporal_pooling: diff needs, e.g." in wrong.seen
     assert "files: dates" not in dates({"model_args.backbone_temporal_pooling": "max"})
     with rasterio.open(tmp_path / "S2L2A" / "chip_3.tif") as file:
         two, profile = file.read()[: file.count // 3 * 2], file.profile
     with rasterio.open(tmp_path / "S2L2A" / "chip_3.tif", "w", **{**profile, "count": len(two)}) as file:
         file.write(two)
     odd = dates({"data.batch_size": 2})["files: dates"]
-    assert (odd.verdict, odd.seen.endswith("than 3, e.g. " + str(tmp_path / "S2L2A" / "chip_3.tif") + ": 2.")) == (
+    assert (odd.verdict, odd.seen.endswith(f"like the others, e.g. {tmp_path / 'S2L2A' / 'chip_3.tif'}: 2.")) == (
         "error",
         True,
     )

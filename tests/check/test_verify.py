@@ -72,8 +72,8 @@ def test_weights_that_are_not_there(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--model", "terramind_v1_tinny"], "is no published model. Did you mean 'terramind_v1_tiny'?"),
-        (["--model", "terramind_sim_nano"], "is no published model"),
+        (["--model", "terramind_v1_tinny"], "is not a published model. Did you mean 'terramind_v1_tiny'?"),
+        (["--model", "terramind_sim_nano"], "is not a published model"),
         (["--tokenizers", "S2L1C"], "'S2L1C' has no tokenizer"),
         (["--data", "nowhere"], "There is no folder nowhere"),
     ],

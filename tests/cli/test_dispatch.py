@@ -226,7 +226,7 @@ def test_a_file_of_arguments(taken: Callable[..., dict[str, Any]], tmp_path: Pat
         ("sead: 3", "generate.yaml: there is no option 'sead'. Did you mean 'seed'?"),
         ("seed: many", "generate.yaml: seed takes a whole number, got 'many'."),
         ("- seed", "must hold the names and values of options"),
-        ("seed: [", "is no YAML that can be read"),
+        ("seed: [", "is not valid YAML"),
     ):
         path.write_text(text)
         with pytest.raises(ConfigError) as caught:

@@ -59,7 +59,7 @@ def test_entries_of_modalities_that_are_not_in_use_may_stay(root: Path, make_mod
 
 
 def test_class_names_and_num_classes(root: Path, make_module: Any) -> None:
-    with pytest.raises(ConfigError, match="class_names has 3 names, num_classes is 2"):
+    with pytest.raises(ConfigError, match="class_names has 3 names, but num_classes is 2"):
         make_module(root, class_names=["a", "b", "c"])
 
 
@@ -148,7 +148,7 @@ def test_classes_travel_with_the_checkpoint(root: Path, make_module: Any, caplog
     without.load_state_dict(state)
     assert without.class_names == ["Land", "Water"]
     assert caplog.text == ""
-    with pytest.raises(ConfigError, match=r"\['Water', 'Land'\] in the configuration, \['Land', 'Water'\] in the chec"):
+    with pytest.raises(ConfigError, match=r"\['Water', 'Land'\] in the configuration, but \['Land', 'Water'\] in the"):
         make_module(root, class_names=["Water", "Land"]).load_state_dict(state)
     make_module(root, means={"S1GRD": [-9, -20]}).load_state_dict(state)
     assert "means of S1GRD are [-9.0, -20.0] here" in caplog.text

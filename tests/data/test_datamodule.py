@@ -78,10 +78,10 @@ def test_dataset_bands_alone_select_statistics(root: Path, make_module: Callable
         ),
         ({"dataset_bands": {"S1GRD": ["VV", "HH"]}}, "Unknown band 'HH' for modality S1GRD.*means and stds of S1GRD"),
         ({"allow_missing_modalities": True, "concat_bands": True}, "does not work with concat_bands"),
-        ({"temporal_channel_major": True}, "about series: set expand_temporal_dimension"),
+        ({"temporal_channel_major": True}, "needs time series: set expand_temporal_dimension"),
         (
             {"temporal_channel_major": ["S1GDR"], "expand_temporal_dimension": True},
-            "names 'S1GDR', modalities has S2L1C, S1GRD. Did you mean 'S1GRD'",
+            "names 'S1GDR', but modalities has S2L1C, S1GRD. Did you mean 'S1GRD'",
         ),
         ({"image_grep": {"S1GRD": ["*_a.tif", "*_b.tif"]}}, "image_grep lists 2 entries for S1GRD, one for each date"),
         (
@@ -90,7 +90,7 @@ def test_dataset_bands_alone_select_statistics(root: Path, make_module: Callable
                 "data_root": {"S1GRD": ["a", "b", "c"], "S2L1C": "d"},
                 "expand_temporal_dimension": True,
             },
-            "image_grep of S1GRD lists 2 dates, another argument 3: give one entry for each date",
+            "image_grep of S1GRD lists 2 dates, but another argument lists 3. Give one entry for each date",
         ),
         ({"train_transform": [{"class_path": "ToTensorV3"}]}, "Unknown transform 'ToTensorV3'.*mean 'ToTensorV2'"),
         ({"train_transform": [{"class_path": "albumentations.D4s"}]}, "Unknown transform.*mean 'D4'"),
@@ -404,7 +404,7 @@ def test_turning_images_that_are_not_square_is_explained(make_chips: Any, make_m
     module = make_module(make_chips(size=(32, 48)), train_transform=turn, batch_size=4)
     module.setup("fit")
     loaders = [module.train_dataloader() for _ in range(20)]
-    with pytest.raises(DataError, match="turns or transposes"):
+    with pytest.raises(DataError, match="rotates or transposes"):
         list(chain.from_iterable(loaders))
 
 

@@ -305,7 +305,7 @@ def test_a_number_of_bands_that_is_no_multiple(root: Path, dated: np.ndarray, ma
     path = write(root / "S2L1C" / "a_S2.tif", np.ones((17, 32, 32), np.float32))
     module = make_module(root, **_temporal())
     module.setup("validate")
-    with pytest.raises(DataError, match=f"{path} has 17 bands, no multiple of the 6"):
+    with pytest.raises(DataError, match=f"{path} has 17 bands, which is not a multiple of the 6"):
         module.val_dataset[0]
 
 
@@ -426,7 +426,7 @@ def test_labels_from_a_table(root: Path, make_module: Any, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("row", "message"), [("2", "2 is no class id, expected 0 to 1"), ("1,0", "2 columns beside the ids (one, two)")]
+    ("row", "message"), [("2", "2 is not a class id, expected 0 to 1"), ("1,0", "2 columns beside the ids (one, two)")]
 )
 def test_a_label_in_a_table_that_is_no_class(
     root: Path, make_module: Any, tmp_path: Path, row: str, message: str

@@ -117,8 +117,8 @@ def test_names_that_hold_a_modality(make_chips, make_module):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"modalities": ["coords"]}, "has no image: coords goes beside one"),
-        ({"modalities": ["S1GRD", "coords"], "concat_bands": True}, "so coords has no place"),
+        ({"modalities": ["coords"]}, "has no image: add one to coords"),
+        ({"modalities": ["S1GRD", "coords"], "concat_bands": True}, "which cannot hold coords"),
         ({"modalities": ["S1GRD", {"S1GRD": "S1GRD"}]}, "names 'S1GRD' twice"),
         ({"modalities": ["S1GRD", {"after": "S2L1"}]}, r"\{after: S2L1\}: Unknown modality 'S2L1'"),
         ({"modalities": ["S1GRD", "after"], "data_root": {"S1GRD": ".", "after": "."}}, r"\[\{after: S2L2A\}\]"),

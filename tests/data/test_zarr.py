@@ -107,10 +107,10 @@ def test_check_reads_them(flood, tmp_path):
     try:
         (flood / "S2L2A" / "EMSR1_a_S2L2A.zarr.zip").write_bytes(b"no zip file")
         found = [str(finding) for finding in check_data(plan, samples=4, ignored=-1) if finding.verdict == "error"]
-        assert any("EMSR1_a_S2L2A.zarr.zip" in text and "no zarr group" in text for text in found)
+        assert any("EMSR1_a_S2L2A.zarr.zip" in text and "not a readable Zarr group" in text for text in found)
         data = module(flood)
         data.setup("fit")
-        with pytest.raises(DataError, match=r"EMSR1_a_S2L2A.zarr.zip is no zarr group that can be read"):
+        with pytest.raises(DataError, match=r"EMSR1_a_S2L2A.zarr.zip is not a readable Zarr group"):
             data.val_dataset[0]
     finally:
         (tmp_path / "kept").rename(flood / "S2L2A" / "EMSR1_a_S2L2A.zarr.zip")

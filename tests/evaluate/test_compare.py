@@ -137,7 +137,7 @@ def test_other_folders_are_left_alone(configuration, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "There is no configuration"), ("a: [", "is no YAML"), ("- a", "holds no configuration")],
+    [(None, "There is no configuration"), ("a: [", "is not valid YAML"), ("- a", "holds no configuration")],
 )
 def test_configurations_that_cannot_be_read(tmp_path, text, message):
     path = tmp_path / "config.yaml"

@@ -138,7 +138,7 @@ def test_mistakes(world, tmp_path):
     path = folder / next(iter(known))
     with pytest.raises(ConfigError, match=r"There is no model 'base'.*terramind_v1_base"):
         places.build_locator("base", "S2L2A")
-    with pytest.raises(ConfigError, match="LULC is no image"):
+    with pytest.raises(ConfigError, match="LULC is not an image"):
         image_modality("LULC")
     with pytest.raises(DataError, match="No raster"):
         find_rasters([tmp_path])

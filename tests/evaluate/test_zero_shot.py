@@ -138,7 +138,7 @@ def test_units_of_files(runner):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--target", "lava"), "'lava' is no land cover class. Classes: water, trees"),
+        (("--target", "lava"), "'lava' is not a land cover class. Classes: water, trees"),
         (("--target", "watter"), "Did you mean 'water'?"),
         (("--target", ","), "names no class"),
         (("--target", "water", "--positive", "wet"), "--positive takes class ids"),

@@ -142,7 +142,7 @@ def test_repositories_that_are_no_task(on_hub: Path, map_with: Any, tmp_path: Pa
     smaller["pretrained_cfg"]["model"]["init_args"]["model_args"]["decoder_channels"] = [16, 16, 16, 8]
     other = json.dumps(smaller)
     for text, message in {
-        "{": "is no JSON that can be read",
+        "{": "is not valid JSON",
         "[]": "does not say what task it is of",
         '{"pretrained_cfg": 3}': "pretrained_cfg is a int, expected the settings of task and data",
         '{"pretrained_cfg": {"model": {"class_path": "a"}}}': "must have a class_path and init_args",
@@ -154,7 +154,7 @@ def test_repositories_that_are_no_task(on_hub: Path, map_with: Any, tmp_path: Pa
     (on_hub / "config.json").unlink()
     assert "no config.json with pretrained_cfg lies beside it" in refused(*hub)
     assert "not on this machine and could not be listed" in refused("--model", "hub:somebody/nothing")
-    assert "terramind_v1_base is no fine-tuned model" in refused("--model", "terramind_v1_base")
+    assert "terramind_v1_base is not a fine-tuned model" in refused("--model", "terramind_v1_base")
     assert "Give a fine-tuned model: --config YAML and --ckpt_path FILE" in refused()
     assert "Both --model" in refused(*hub, "--ckpt_path", "a.ckpt")
     assert not (tmp_path / "out").exists()

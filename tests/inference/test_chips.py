@@ -296,7 +296,7 @@ def test_places_belong_to_one_window(files: dict[str, Path], vocabulary: Path, t
     for first, second in zip(found["positions"], again["positions"], strict=True):
         assert first == pytest.approx(second, rel=1e-4)
     message = refused(capsys, [*words, "--out", tmp_path / "none", "--crop", "48"])
-    assert "coords says where one chip is, not a scene" in message
+    assert "coords is the location of one window" in message
     assert not (tmp_path / "none").exists()
 
 
@@ -437,9 +437,9 @@ def test_reconstruct_refuses(files: dict[str, Path], tmp_path: Path, capsys: Any
         common = ["--out", out, "--pretrained", "false"]
         return refused(capsys, ["reconstruct", chip, "--modality", modality, *common, *words])
 
-    assert "has 13 bands, DEM has 1: DEM" in told(files["S2L1C"], "DEM")
+    assert "has 13 bands, but DEM has 1: DEM" in told(files["S2L1C"], "DEM")
     assert "has 1 band, S2L2A has 12: B01, B02" in told(files["DEM"], "S2L2A")
-    assert "S2L1C has no image tokenizer. These have one: S2L2A" in told(files["S2L1C"], "S2L1C")
+    assert "S2L1C has no image tokenizer. Modalities that have one: S2L2A" in told(files["S2L1C"], "S2L1C")
     assert "Did you mean 'S2L2A'" in told(files["S2L2A"], "S2L2B")
     assert "ambiguous" in told(files["S2L2A"], "S2")
     assert "There is no file" in told(tmp_path / "none.tif", "S2L2A")
@@ -476,7 +476,7 @@ def test_generate_refuses(files: dict[str, Path], tmp_path: Path, capsys: Any) -
     assert "no tokenizer of" in told("LULC", "--tokenizer_ckpt_path", "DEM=x.pt")
     radar = _open(files["S1GRD"])[0]
     nowhere = _write(tmp_path / "nowhere.tif", radar[:, :32], files["S1GRD"], crs=None)
-    assert "has CRS none, the first input has EPSG" in told("LULC", "--input", f"S1GRD={nowhere}")
+    assert "has the CRS none, but the first input has EPSG" in told("LULC", "--input", f"S1GRD={nowhere}")
     elsewhere = _write(tmp_path / "elsewhere.tif", radar, files["S1GRD"], crs="EPSG:3857")
     assert "does not overlap the first input" in told("LULC", "--input", f"S1GRD={elsewhere}")
     assert not out.exists()

@@ -472,7 +472,7 @@ def test_what_is_refused(scene: Path, tmp_path: Path, capsys: Any) -> None:
     assert "crop must be a positive multiple of 8" in refused(*one, "--crop", "60")
     assert "--modality NAME is missing" in refused(scene)
     assert "has no name" in refused(scene, "--scene", f"S2L2A={scene}")
-    assert "one of both" in refused()
+    assert "one of the two" in refused()
     assert "--scene needs the name" in refused("--scene", scene)
     assert "contradict each other" in refused(*one, "--cog", "--format", "zarr")
     assert "batch_size must be at least 1" in refused(*one, "--batch_size", "0")

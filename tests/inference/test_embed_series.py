@@ -124,7 +124,7 @@ def test_what_is_refused_of_series(dates: list[Path], tmp_path: Path, capsys: An
     )
     backwards = ",".join(map(str, reversed(dates)))
     assert "Give the files in the order of time" in refused(capsys, [*base, backwards])
-    assert "one of both" in refused(capsys, [*base[:3], "--out", tmp_path / "out"])
+    assert "one of the two" in refused(capsys, [*base[:3], "--out", tmp_path / "out"])
     assert "--modality names one modality" in refused(capsys, [*base, dates[0], "--modality", "DEM"])
     assert not (tmp_path / "out").exists()
 

@@ -68,7 +68,7 @@ def test_a_scene(radar_task: tuple[Path, Path], tmp_path: Path, capsys: Any) -> 
     before = {path: path.stat().st_mtime_ns for path in printed}
     assert _map(radar_task, scene, tmp_path / "out", "--probabilities") == 0
     assert before == {path: path.stat().st_mtime_ns for path in printed}
-    assert "scene.tif: its results are there. Reading them" in capsys.readouterr().err
+    assert "scene.tif: its results exist. Reading them" in capsys.readouterr().err
     # Another setting is another map.
     assert _map(radar_task, scene, tmp_path / "out", "--probabilities", "--precision", "bf16", "--cog") == 0
     assert all(path.stat().st_mtime_ns > before[path] for path in printed)
@@ -148,7 +148,7 @@ def test_what_is_refused(
     assert "crop must be a positive multiple of 16" in refused(capsys, _words(radar_task, scene, out, "--crop", "60"))
     assert "batch_size must be at least 1" in refused(capsys, _words(radar_task, scene, out, "--batch_size", "0"))
     optical = write_modality(tmp_path / "optical.tif", "S2L1C", (40, 40))
-    assert "has 13 bands, S1GRD has 2: VV, VH" in refused(capsys, _words(radar_task, optical, out))
+    assert "has 13 bands, but S1GRD has 2: VV, VH" in refused(capsys, _words(radar_task, optical, out))
     far = write_modality(tmp_path / "far.tif", "S2L1C", (40, 40), crs="EPSG:32652")
     assert "does not overlap" in refused(capsys, _words(both_task, [f"S1GRD={scene}", f"S2L1C={far}"], out))
     other = (radar_task[0], tmp_path / "none.ckpt")

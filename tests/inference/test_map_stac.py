@@ -188,7 +188,7 @@ def test_ranges_follow_the_dates_of_the_model():
     ]  # fmt: skip
     assert len(choose_periods("2023-05-01,2023-06-12,2023-07-12", None, dated=True)) == 3
     for date, taken, dated, message in (
-        ("2023-06-01/2023-06-30,2023-06-30/2023-07-31", two, True, "share no day"),
+        ("2023-06-01/2023-06-30,2023-06-30/2023-07-31", two, True, "without common days"),
         ("2023-05-01,2023-06-12,2023-07-12", two, True, "has 3 dates, expected 2 for temporal_pooling: diff"),
         ("2023-06-12", two, True, "--date 2023-06-12/2023-06-12 has 1 day, fewer than the 2 dates of the model"),
         ("2023-06-01/2023-06-30", None, True, "--date 2023-06-01/2023-06-15,2023-06-16/2023-06-30"),

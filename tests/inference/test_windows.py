@@ -85,7 +85,7 @@ def test_bands_finish_each_row_once_and_never_too_early(
 
 def test_a_common_case() -> None:
     plan = plan_windows(500, 100, 224, 192, 8, multiple=16, align=16)
-    assert plan.rows.starts == (0, 192, 288)  # 276 would end with the image but is no multiple of 16
+    assert plan.rows.starts == (0, 192, 288)  # 276 would end with the image but is not a multiple of 16
     assert plan.columns.starts == (0,)
     assert plan.window == (224, 112)
     assert [plan.rows.used(i) for i in range(3)] == [(0, 216), (200, 408), (296, 500)]

@@ -93,7 +93,7 @@ def test_what_is_not_twofold_or_attends_takes_the_usual_way(more):
     theirs, ours = (model.eval() for model in pair(**more))
     x = maps()
     if not more:
-        x[3] = x[3][..., :1, :]  # as from an image whose height is no multiple of 32
+        x[3] = x[3][..., :1, :]  # as from an image whose height is not a multiple of 32
     with torch.no_grad():
         assert_near(ours(x), theirs(x))
 

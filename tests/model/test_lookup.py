@@ -74,7 +74,7 @@ def test_the_settings_of_a_lightning_checkpoint_name_the_model(weights, tmp_path
 def test_files_that_are_no_model(weights, tmp_path):
     path = tmp_path / "weights.pt"
     torch.save({name: value for name, value in weights.items() if not name.startswith("encoder.11.")}, path)
-    with pytest.raises(WeightsError, match="holds an encoder of 11 blocks and width 192, which is no known size"):
+    with pytest.raises(WeightsError, match="holds an encoder of 11 blocks and width 192, which is not a known size"):
         look_up_model(str(path))
     torch.save({"a": torch.ones(1)}, path)
     with pytest.raises(WeightsError, match="holds no TerraMind encoder"):

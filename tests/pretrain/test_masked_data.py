@@ -188,7 +188,7 @@ def test_mistakes_are_named(module, store, tmp_path, worlds):
     with pytest.raises(DataError, match="which is none of terramind_v1_tiny"):
         module(variant="terramind_v1_tiny").setup("fit")
     (tmp_path / "LULC.safetensors").write_bytes((store / "LULC.safetensors").read_bytes()[:-100])
-    with pytest.raises(DataError, match="no file of a token store"):
+    with pytest.raises(DataError, match="is not a file of a token store"):
         module(store=str(tmp_path), tokens=["LULC"]).setup("fit")
     changed = tmp_path / "S2L2A"
     changed.mkdir()
@@ -198,7 +198,7 @@ def test_mistakes_are_named(module, store, tmp_path, worlds):
         module(folders={"S2L2A": str(changed)}).setup("fit")
 
 
-@pytest.mark.parametrize(("name", "message"), [("RGB", "RGB has no tokenizer"), ("coords", "coords is no raster")])
+@pytest.mark.parametrize(("name", "message"), [("RGB", "RGB has no tokenizer"), ("coords", "coords is not a raster")])
 def test_what_has_no_tokens(worlds, tmp_path, name, message, capsys):
     assert main(["tokenize", "--model", NANO, "--data", f"{name}={worlds}", "--out", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err

@@ -90,9 +90,9 @@ def test_without_lists_every_twentieth_chip_is_for_validation(tmp_path):
 def test_mistakes_are_named(data, tmp_path, worlds):
     with pytest.raises(ConfigError, match="both train_split and val_split"):
         data(val_split=None)
-    with pytest.raises(ConfigError, match="coords is no raster"):
+    with pytest.raises(ConfigError, match="coords is not a raster"):
         data(modality="coords")
-    with pytest.raises(ConfigError, match="names S1GRD, which folders does not"):
+    with pytest.raises(ConfigError, match="names S1GRD, which folders lacks"):
         make_folders({"DEM": "a"}, {"S1GRD": "b"})
     module = data(folder=str(tmp_path))
     with pytest.raises(DataError, match=r"files of .*flood_train_data\.txt are not there"):

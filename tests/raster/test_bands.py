@@ -53,7 +53,7 @@ def test_names_decide(modality: str, names: Any, expected: list[int]) -> None:
         ("S1GRD", ("VH", None), r"VH, \(none\), expected VV, VH"),
         ("S1GRD", (None, "VV"), r"\(none\), VV, expected VV, VH"),
         ("S1GRD", ("VV", "VV"), "VV, VV, expected VV, VH.*bands 2 are wrong.*--bidx 2 --description VH a.tif"),
-        ("S1GRD", ("VV", "VH", "VV"), "more than one as VV"),
+        ("S1GRD", ("VV", "VH", "VV"), "several of them as VV"),
         ("S1GRD", ("B04", "B08"), "B04, B08, expected VV, VH"),
         ("S2L2A", SWAPPED, "B10, B11, B12, expected .*--bidx 10 --description B09 a.tif"),
         ("S2L2A", (L2A[1], L2A[0], *[None] * 10), "expected B01, B02"),
@@ -110,7 +110,7 @@ def test_other_texts_are_no_band_names(text: str) -> None:
 )
 def test_pixels_without_a_size(tmp_path: Path, transform: Affine) -> None:
     path = write(tmp_path / "dem.tif", np.ones((1, 8, 8), np.float32), transform=transform)
-    with pytest.raises(DataError, match=r"dem\.tif lies nowhere: .*gdal_edit\.py -a_ullr"):
+    with pytest.raises(DataError, match=r"dem\.tif has no usable position: .*gdal_edit\.py -a_ullr"):
         Source(path, Expected.of(MODALITIES["DEM"]))
 
 
@@ -119,5 +119,5 @@ def test_ground_control_points(tmp_path: Path) -> None:
         GroundControlPoint(row, column, 5e5 + 10 * column, 5e6 - 10 * row) for row, column in ((0, 0), (0, 8), (8, 0))
     ]
     path = write(tmp_path / "dem.tif", np.ones((1, 8, 8), np.float32), transform=None, gcps=points)
-    with pytest.raises(DataError, match=r"placed by 3 ground control points.*gdalwarp -tps"):
+    with pytest.raises(DataError, match=r"located by 3 ground control points.*gdalwarp -tps"):
         Source(path, Expected.of(MODALITIES["DEM"]))

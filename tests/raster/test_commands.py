@@ -124,7 +124,7 @@ def test_bands_and_places_that_are_refused(run: Any, tmp_path: Path, capsys: Any
     assert "rio edit-info --bidx 1 --description VV" in error
     nowhere = write(tmp_path / "b" / "b.tif", radar(), transform=rasterio.Affine(10, 0, 5e5, 0, 0, 5e6))
     assert run(command, [nowhere], tmp_path / "out") == 2
-    assert "b.tif lies nowhere" in capsys.readouterr().err
+    assert "b.tif has no usable position" in capsys.readouterr().err
     waves = write(tmp_path / "c" / "c.tif", radar().astype(np.complex64))
     assert run(command, [waves], tmp_path / "out") == 2
     assert "c.tif holds complex numbers" in capsys.readouterr().err

@@ -123,7 +123,7 @@ def test_a_full_disk_stops_storing_with_one_line(tmp_path: Path, caplog: Any, mo
         np.testing.assert_array_equal(_values(chips, path), _direct(path))
     assert len(_stored(chips)) == 1
     assert caplog.text.count("No space left on device") == 1
-    assert f"nothing more can be stored in {chips.folder}: No space left on device. The run goes on" in caplog.text
+    assert f"nothing more can be stored in {chips.folder}: No space left on device. The run continues" in caplog.text
 
 
 def test_the_limit_holds_and_what_nobody_uses_makes_room(tmp_path: Path, caplog: Any) -> None:
@@ -135,7 +135,7 @@ def test_the_limit_holds_and_what_nobody_uses_makes_room(tmp_path: Path, caplog:
     for path in paths:
         np.testing.assert_array_equal(_values(chips, path), _direct(path))
     assert len(_stored(chips)) == 3
-    assert caplog.text.count("is full: it holds cache_gib") == 1
+    assert caplog.text.count("is full: cache_gib is") == 1
     missing = next(path for path in paths if first.get(str(path), None)[0] is None)
     old = _stored(chips)[0]
     os.utime(old, (1, time.time() - 2 * decoded.UNUSED))

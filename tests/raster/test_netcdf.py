@@ -66,7 +66,7 @@ def test_one_variable_for_each_band(values: np.ndarray, tmp_path: Path) -> None:
     _check(path, values)
     with rasterio.open(raster_name(path, "S2L2A", BANDS)) as file:
         assert file.descriptions == BANDS * 2
-    with pytest.raises(DataError, match=r"has the variables SCL, B02, B03, B04: none is named S1GRD.* bands VV, VH"):
+    with pytest.raises(DataError, match=r"has the variables SCL, B02, B03, B04. None is named S1GRD.* bands VV, VH"):
         raster_name(path, "S1GRD", ("VV", "VH"))
 
 

@@ -96,7 +96,7 @@ def test_bands_by_name_and_by_place(tmp_path: Path) -> None:
 
 def test_what_is_refused(tmp_path: Path) -> None:
     one = _write(tmp_path / "one.tif", np.zeros((3, 8, 8), np.float32), ("VV", "angle", "x"))
-    with pytest.raises(DataError, match=r"one\.tif has 3 bands, S1GRD has 2: VV, VH\. Missing: VH\."):
+    with pytest.raises(DataError, match=r"one\.tif has 3 bands, but S1GRD has 2: VV, VH\. Missing: VH\."):
         Source(one, RADAR)
     with pytest.raises(DataError, match="There is no file"):
         Source(tmp_path / "none.tif", RADAR)
@@ -109,7 +109,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     ids = _write(tmp_path / "ids.tif", np.full((1, 8, 8), 12, np.uint8))
     with pytest.raises(DataError, match="whole numbers from 0 to 9, found 12"):
         Source(ids, Expected.of(MODALITIES["LULC"])).read(0, 0, 8, 8)
-    with pytest.raises(ConfigError, match="coords is no image"):
+    with pytest.raises(ConfigError, match="coords is not an image"):
         Expected.of(MODALITIES["coords"])
     grid = Grid(8, 8, CRS.from_epsg(32632), PLACE)
     placeless = _write(tmp_path / "placeless.tif", np.zeros((1, 8, 8), np.float32), crs=None)
@@ -118,7 +118,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     far = _write(tmp_path / "far.tif", np.zeros((1, 8, 8), np.float32), crs="EPSG:32652")
     with pytest.raises(DataError, match=r"does not overlap the first input.*Check its CRS, EPSG:32652"):
         Source(far, HEIGHTS, grid)
-    with pytest.raises(DataError, match="without a CRS none can be warped"):
+    with pytest.raises(DataError, match="without a CRS they cannot be aligned"):
         Source(placeless, HEIGHTS, Grid(9, 8, CRS(), PLACE))
 
 

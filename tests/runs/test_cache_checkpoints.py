@@ -1,4 +1,4 @@
-"""A cache is no part of the model: a checkpoint made with one is tested with another or none, on its own weights."""
+"""A cache is not part of the model: a checkpoint made with one is tested with another or none, on its own weights."""
 
 from __future__ import annotations
 

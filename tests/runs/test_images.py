@@ -233,7 +233,7 @@ def test_positions_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="terramind_plugin"):
         figures = _validate(task, [batch, batch])
     assert list(figures) == ["validation/a", "validation/b"]
-    assert not _said(caplog), "positions are no images, and nothing to say about"
+    assert not _said(caplog), "positions are not images, and nothing to say about"
 
 
 class OwnBands(SemanticSegmentationTask):

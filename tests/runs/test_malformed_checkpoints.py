@@ -81,7 +81,7 @@ def _attack(command: str, name: str, runner: Any, content: Any, fitted: Any, wan
 
 
 REFUSED = {"safetensors", "backbone_kwargs: none", "name: empty"}
-"""Kinds that hold sound weights but are no checkpoint of the configured run."""
+"""Kinds that hold sound weights but are not a checkpoint of the configured run."""
 QUICK = ["hyper_parameters: text", "model_args: list", "state_dict: none", "matrix: sparse", "matrix: one NaN"]
 QUICK += ["norm: int64", "norm: removed", "bits turned: 3", "name: number", "no version", "class_names: number"]
 

@@ -118,7 +118,7 @@ def test_predictions_replace_neither_images_nor_labels(
     assert label.read_bytes() == b"a label"
     # Among the images a prediction would be one of them in the next run.
     assert runner.terramind("predict", changes, *words, roots["S2L1C"]) == 2
-    assert "would stand among the images" in capsys.readouterr().err
+    assert "would lie among the images" in capsys.readouterr().err
     assert [path.name for path in roots["S2L1C"].iterdir()] == ["a.tif"]
     assert runner.terramind("predict", changes, *words, label / "below a file") == 2
     assert "below a file: Not a directory" in capsys.readouterr().err
@@ -148,9 +148,7 @@ def test_earlier_checkpoints_keep_a_name(runner: Runner, tmp_path: Path, caplog:
     now = {path.name for path in folder.iterdir()}
     assert len(now) == 6
     assert all(DATED.fullmatch(name) for name in now - names)
-    said = [
-        record.getMessage() for record in caplog.records if "is of an earlier run and now named" in record.getMessage()
-    ]
+    said = [record.getMessage() for record in caplog.records if "belongs to an earlier run" in record.getMessage()]
     assert len(said) == 3
     assert {(folder / name).read_bytes() for name in now - names} == set(first.values())
     newest = torch.load(folder / "best.ckpt", weights_only=False)

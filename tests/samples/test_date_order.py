@@ -75,7 +75,7 @@ def test_real_images_as_dates(name: str, tmp_path: Path) -> None:
 def test_values_that_show_nothing(tmp_path: Path) -> None:
     flat = [np.full((12, 8, 8), 100 * date, np.uint16) for date in (1, 2)]
     found = _look(tmp_path, "S2L2A", flat, stored=False, read=False)
-    assert (found.verdict, found.seen.endswith("the values do not show the order.")) == ("note", True)
+    assert (found.verdict, found.seen.endswith("the values do not show which order is right.")) == ("note", True)
     one = _plan("DEM", by_band=False)
     dem = [np.full((1, 8, 8), 100.0, np.float32)] * 2
     assert not list(check_date_order(one, _summaries(one, [_write(tmp_path / "d.tif", dem, by_band=False)])))

@@ -87,7 +87,7 @@ def damaged_header(root):
 
 def no_tar(root):
     (root / S2).write_bytes(b"<html>not found</html>" * 100)
-    return rf"{S2}: it is no tar file", 5
+    return rf"{S2}: it is not a readable tar file", 5
 
 
 def other_order(root):
@@ -102,12 +102,12 @@ def one_less(root):
 
 def truncated_member(root):
     repack(root / S2, lambda members: [members[0], (members[1][0], members[1][1][:-200]), *members[2:]])
-    return rf"{S2}: {KEYS[1]} is no zarr group that can be read", 1
+    return rf"{S2}: {KEYS[1]} is not a readable Zarr group", 1
 
 
 def empty_member(root):
     repack(root / S2, lambda members: [members[0], (members[1][0], b""), *members[2:]])
-    return rf"{S2}: {KEYS[1]} is no zarr group", 1
+    return rf"{S2}: {KEYS[1]} is not a readable Zarr group", 1
 
 
 def flipped_bits(root):
@@ -117,7 +117,7 @@ def flipped_bits(root):
     for place in range(start + size // 2, start + size // 2 + 64):
         content[place] ^= 255
     path.write_bytes(content)
-    return rf"{S2}: {KEYS[1]} is no zarr group that can be read.*CRC", 1
+    return rf"{S2}: {KEYS[1]} is not a readable Zarr group.*CRC", 1
 
 
 def replaced(content):
@@ -140,7 +140,7 @@ def with_values(values, text, bands=None):
 
 def other_size(root):
     replaced(member(1, "S2L2A", values_of(1, "S2L2A", side=20)))(root)
-    return rf"{KEYS[1]} has 24 x 24 pixels, S2L2A has 20 x 20", 1
+    return rf"{KEYS[1]} has 24 x 24 pixels, but S2L2A has 20 x 20", 1
 
 
 def wrong_length(root):
@@ -263,7 +263,7 @@ def test_version_3_is_refused():
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as file:
         file.writestr("zarr.json", "{}")
-    with pytest.raises(DataError, match=re.escape("version 3 of the zarr format, expected version 2")):
+    with pytest.raises(DataError, match=re.escape("version 3 of the Zarr format, expected version 2")):
         ZarrGroup(stream.getvalue(), "x.zarr.zip")
 
 

@@ -37,7 +37,7 @@ UTM = {"crs": {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::326
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "no GeoJSON"),
+        ("{", "is not valid GeoJSON"),
         ("[]", "holds a list"),
         ({"type": "FeatureCollection", "features": []}, "it is empty"),
         ({"type": "Polygon", "coordinates": []}, "empty geometry"),

@@ -181,4 +181,4 @@ def test_a_folder_of_other_chips_stays(words: list[str], chips: Path, tmp_path: 
     assert "holds chips of another request (max_cloud 0.1)" in capsys.readouterr().err
     (tmp_path / "mine.txt").write_text("mine")
     assert main([*words, "--out", str(tmp_path)]) == 2
-    assert "already holds something" in capsys.readouterr().err
+    assert "already holds files" in capsys.readouterr().err

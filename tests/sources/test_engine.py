@@ -104,7 +104,7 @@ def test_failures_are_tried_again_and_then_reported(tmp_path):
     [
         (fill_disk, DataError, "cannot be written"),
         (misconfigured, ConfigError, "bands are wrong"),
-        (lack_library, ConfigError, "A worker lacks a library: No module named 'pyarrow'"),
+        (lack_library, ConfigError, "A worker lacks a package: No module named 'pyarrow'"),
     ],
 )
 def test_what_all_tasks_would_share_ends_the_run_at_the_first(tmp_path, action, kind, words):
@@ -166,11 +166,11 @@ def test_a_lost_scheduler_ends_the_run_with_one_line(tmp_path):
         work.folder.joinpath("go").touch()
         results = dict(engine.run(range(4), work, scheduler=str(file)))
         assert [results[n] for n in (0, 2, 3)] == [0, 2, 3]
-        assert "workers that had this task were killed" in str(results[1])
+        assert "workers were killed while they ran this task" in str(results[1])
         running = engine.run(range(1000), square, scheduler=str(file))
         next(running)
         processes[0].kill()
-        with pytest.raises(DataError, match=r"The dask scheduler of .* has ended\. .* what is finished is kept"):
+        with pytest.raises(DataError, match=r"The dask scheduler of .* has ended\. .* finished parts are kept"):
             list(running)
     finally:
         for process in reversed(processes):

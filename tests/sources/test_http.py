@@ -80,7 +80,11 @@ def test_passing_failures_change_nothing(server: Server, words: list[str], chips
 
 @pytest.mark.parametrize(
     ("page", "message"),
-    [("missing.json", "cannot be read"), ("items.json/no", "cannot be read"), ("aoi.geojson", "no STAC")],
+    [
+        ("missing.json", "cannot be read"),
+        ("items.json/no", "cannot be read"),
+        ("aoi.geojson", "is not a STAC catalogue"),
+    ],
 )
 def test_addresses_that_are_no_catalogue(server: Server, words: list[str], tmp_path: Path, page, message, capsys):
     assert main([words[0], words[1], f"{server.url}/{page}", *words[3:], "--out", str(tmp_path / "data")]) == 2

@@ -186,7 +186,7 @@ def test_a_plan_that_is_there_is_taken_without_a_search(ground, area, tmp_path, 
     said = []
     (again,) = plan_regions(ask(ground.root), area, tmp_path / "plan", say=said.append)
     assert again.fingerprint == region.fingerprint
-    assert said[0].startswith("taking the plan")
+    assert said[0].startswith("using the plan")
 
 
 def test_zones_are_cut_at_their_meridians(tmp_path):

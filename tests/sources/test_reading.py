@@ -150,7 +150,7 @@ def test_classes_are_terraminds(made: truth.Ground):
     with rasterio.open(cover.assets["LULC"], "r+") as file:
         file.write(np.full((240, 240), 6, np.uint8), 1)
     datasets.close_datasets()
-    with pytest.raises(SceneError, match="6 is no class of Esri"):
+    with pytest.raises(SceneError, match="6 is not a class of Esri"):
         read_modality(GRID, "LULC", [cover])
 
 

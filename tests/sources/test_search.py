@@ -138,8 +138,8 @@ def test_files_of_items_hold_the_same_scenes(ground: Ground, tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "no JSON"),
-        ({"type": "Point"}, "no STAC"),
+        ("{", "is not valid JSON"),
+        ({"type": "Point"}, "is not a STAC catalogue"),
         ({"type": "FeatureCollection", "features": []}, "holds no item"),
         ({"type": "Catalog", "links": [{"rel": "item", "href": "gone.json"}]}, "There is no catalogue"),
     ],
@@ -155,7 +155,9 @@ def test_unknown_collections_are_named(ground: Ground, tmp_path: Path):
     path = tmp_path / "items.json"
     odd = [item | {"collection": "landsat-c2-l2"} for item in ground.items[:1]]
     path.write_text(json.dumps({"type": "FeatureCollection", "features": odd}))
-    with pytest.raises(ConfigError, match=r"it has landsat-c2-l2, known are sentinel-2-l2a.*--catalogue rules.yaml"):
+    with pytest.raises(
+        ConfigError, match=r"it has landsat-c2-l2; known collections are sentinel.*--catalogue rules.yaml"
+    ):
         find_scenes(Catalogue(str(path)), RULES, "S2L2A", AREA, DATES)
 
 

@@ -1,4 +1,4 @@
-"""Time series: the number of dates of each file, and the order of bands and dates in it."""
+"""Checks of time series: the number of dates of each file, and the order of bands and dates in it."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from terramind_plugin.samples.dates import modality_of
 from terramind_plugin.samples.plan import DataPlan, ImagePlan
 
 CLEARLY = 0.6
-"""Largest ratio of the distances from the table, in one order of bands and dates to the other, that tells the order.
+"""Maximum ratio of two distances from the modality table at which the order of bands and dates is considered known.
 
-Measured on TerraMesh samples and simulated chips, read as dates of one file: the right order has 0.05 to 0.46 times the
-distance of the wrong one."""
+The ratio compares one order with the other. Measured on TerraMesh samples and simulated chips, read as dates of one
+file: the right order has 0.05 to 0.46 times the distance of the wrong one."""
 SMALLEST_GAIN = 0.05
-"""Smallest difference of the distances that counts, in standard deviations."""
+"""Minimum difference of the two distances in standard deviations; smaller ones are ignored."""
 
 
 def check_dates(plan: DataPlan, headers: Mapping[Path, Header], taken: DatesTaken | None) -> Iterator[Finding]:
-    """Yield samples whose files have other numbers of dates than each other, the other samples, or the model.
+    """Yield findings about numbers of dates that differ within a sample, between samples, or from the model's number.
 
     Args:
         plan: The data set as configured.
         headers: Headers of its files.
-        taken: Number of dates that the model takes; None for any.
+        taken: Number of dates that the model expects; None for any.
     """
     bands = {image.name: len(image.file_bands) or len(image.means) for image in plan.images if image.dates}
     if not bands:
@@ -43,7 +43,7 @@ def check_dates(plan: DataPlan, headers: Mapping[Path, Header], taken: DatesTake
     for split, sample, files in plan.chips():
         read = {name: files[name] for name in bands if files.get(name) in headers and not headers[files[name]].problem}
         if any(not bands[name] or headers[path].bands % bands[name] for name, path in read.items()):
-            continue  # an error of its own, see check_headers
+            continue  # reported by check_headers
         dates: Counter[str] = Counter()
         for name, path in read.items():
             dates[modality_of(name)] += headers[path].bands // bands[name]
@@ -59,7 +59,7 @@ def check_dates(plan: DataPlan, headers: Mapping[Path, Header], taken: DatesTake
             "files: dates",
             "error",
             f"{counted(len(odd), 'sample', 'has/have')} modalities with different numbers of dates, e.g. {odd[0]}.",
-            "Give each modality as many dates, or one date, which is repeated.",
+            "Give each modality the same number of dates, or one date, which is repeated.",
         )
     yield from _compare_samples(plan, series, taken)
 
@@ -67,15 +67,15 @@ def check_dates(plan: DataPlan, headers: Mapping[Path, Header], taken: DatesTake
 def _compare_samples(
     plan: DataPlan, series: Mapping[str, tuple[int, Path]], taken: DatesTaken | None
 ) -> Iterator[Finding]:
-    """Yield a finding if samples have other numbers of dates than the model takes, or than most samples."""
+    """Yield a finding if samples have another number of dates than the model expects, or than most samples."""
     counts = Counter(count for count, _ in series.values())
     if taken is not None and any(count != taken.count for count in counts):
         wrong = [(count, path) for count, path in series.values() if count != taken.count]
         yield Finding(
             "files: dates",
             "error",
-            f"{len(wrong)} of {len(series)} samples have another number of dates than {taken.count}, which "
-            f"{taken.reason} takes, e.g. {wrong[0][1]}: {wrong[0][0]}.",
+            f"{len(wrong)} of {len(series)} samples do not have the {counted(taken.count, 'date')} that "
+            f"{taken.reason} needs, e.g. {wrong[0][1]}: {wrong[0][0]}.",
             taken.advice,
         )
     elif len(counts) > 1:
@@ -85,21 +85,21 @@ def _compare_samples(
         yield Finding(
             "files: dates",
             "note" if alone else "error",
-            f"{len(series) - counts[usual]} of {len(series)} samples have another number of dates than {usual}, e.g. "
-            f"{path}: {count}.",
-            "" if alone else "Give every sample as many dates, or use batch_size: 1.",
+            f"{len(series) - counts[usual]} of {len(series)} samples do not have {counted(usual, 'date')} like the "
+            f"others, e.g. {path}: {count}.",
+            "" if alone else "Give every sample the same number of dates, or use batch_size: 1.",
         )
 
 
 def check_date_order(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Finding]:
-    """Yield the order of bands and dates that the values of files show, an error if it is not the configured one.
+    """Yield the order of bands and dates that the files' values show: an error if it is not the configured one.
 
-    In the right order the bands of each date differ as the means of the modality table do, apart from the brightness of
-    the date.
+    In the right order, the bands of each date differ from each other as the means in the modality table do. The
+    brightness of a date does not count.
 
     Args:
-        image: What the configuration says.
-        summaries: What the files hold.
+        image: Configured properties of the modality.
+        summaries: Values of the files.
     """
     bands, modality = image.file_bands, image.modality
     places = [] if modality is None else [modality.find_band(band) for band in bands]
@@ -135,16 +135,16 @@ def check_date_order(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator
             where,
             "note",
             f"{counted(len(known), 'file')} of {shown} dates, read as {texts[image.by_band]}; the values do not show "
-            "the order.",
+            "which order is right.",
         )
 
 
 def is_other_date_order(image: ImagePlan, summaries: Sequence[Summary]) -> bool:
-    """Return whether values show another order of bands and dates than the plan.
+    """Return whether the values show another order of bands and dates than the configured one.
 
     Args:
-        image: How the files are read.
-        summaries: What they hold.
+        image: Configured properties of the modality.
+        summaries: Values of the files.
     """
     return any(finding.verdict == "error" for finding in check_date_order(image, summaries))
 
@@ -152,13 +152,13 @@ def is_other_date_order(image: ImagePlan, summaries: Sequence[Summary]) -> bool:
 def _distance(
     levels: NDArray[np.float64], means: NDArray[np.float64], stds: NDArray[np.float64], *, by_band: bool
 ) -> float:
-    """Return how far the bands of each date are from the means of the table, in standard deviations.
+    """Return the mean distance of the bands of each date from the means of the table, in standard deviations.
 
     Args:
-        levels: Median of each band of a file.
-        means: Means of the bands of one date.
-        stds: Their standard deviations.
-        by_band: The order of bands and dates.
+        levels: Median of each band of a file, [bands x dates].
+        means: Means of the bands of one date, [bands].
+        stds: Standard deviations of the bands of one date, [bands].
+        by_band: True if all dates of a band come together, False if all bands of a date do.
     """
     dates = len(levels) // len(means)
     orders = [bands_of_date(len(means), dates, date, by_band=by_band) for date in range(dates)]

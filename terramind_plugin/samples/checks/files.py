@@ -21,7 +21,7 @@ from terramind_plugin.samples.plan import DataPlan, ImagePlan, Split
 
 @dataclass(frozen=True)
 class PatchGrid:
-    """The sizes of images that a model takes."""
+    """The image sizes that a model accepts."""
 
     patch: int
     """Height and width of a patch in pixels."""
@@ -29,7 +29,7 @@ class PatchGrid:
     """Mode of torch.nn.functional.pad for images of other sizes; None if they are not padded."""
 
     def pad(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """Return how many pixels are added to height and width: up to an even number of patches, as TerraTorch does."""
+        """Return the pixels that TerraTorch adds to height and width to make an even number of patches."""
         step = 2 * self.patch
         return -shape[0] % step, -shape[1] % step
 
@@ -42,7 +42,7 @@ def check_folders(plan: DataPlan) -> Iterator[Finding]:
 
 
 def check_splits(plan: DataPlan) -> Iterator[Finding]:
-    """Yield findings about the lists of samples and their files."""
+    """Yield findings about the split files and the files of their samples."""
     for split in plan.splits:
         where = f"files: {split.name} split"
         if split.problem:
@@ -59,8 +59,8 @@ def check_splits(plan: DataPlan) -> Iterator[Finding]:
                 "files: splits",
                 "error",
                 f"{len(shared)} ids are in {one.name} and {other.name}: {some(shared)}."
-                + "".join(f" {name} has no list and takes every file." for name in whole),
-                f"Remove them from one: results on {other.name} would be too good.",
+                + "".join(f" {name} has no split file and takes every file." for name in whole),
+                f"Remove them from one of the splits: results on {other.name} would be too good.",
             )
     train = next((split for split in plan.splits if split.name == "train"), None)
     drops = plan.drop_last and plan.chips_are_samples
@@ -75,7 +75,7 @@ def check_splits(plan: DataPlan) -> Iterator[Finding]:
 
 
 def _images_of(split: Split) -> dict[tuple[str, str], str]:
-    """Return the sample id of each image, by its folder, links followed, and name."""
+    """Return the sample id of each image, by the folder (with links resolved) and the name of its file."""
     paths = {path: sample for sample, files in split.samples.items() for key, path in files.items() if key != LABEL}
     folders = {folder: os.path.realpath(folder) for folder in {path.parent for path in paths}}
     return {(folders[path.parent], path.name): sample for path, sample in paths.items()}
@@ -89,20 +89,20 @@ def _check_lines(plan: DataPlan, split: Split, where: str) -> Iterator[Finding]:
         yield Finding(
             where,
             "error",
-            f"{split.file} has {blank} blank lines; each adds a wrong sample.",
+            f"{split.file} has {counted(blank, 'blank line')}; each one adds a wrong sample.",
             "Remove them, or use terramind_plugin.TerraMindDataModule, which skips them.",
         )
     elif blank:
-        yield Finding(where, "note", f"{split.file} has {blank} blank lines, which are skipped.")
+        yield Finding(where, "note", f"{split.file} has {counted(blank, 'blank line')}, skipped.")
     if split.content.windows_ends:
-        yield Finding(where, "note", f"{split.file} has Windows line ends, which are removed.")
+        yield Finding(where, "note", f"{split.file} has Windows line ends, ignored.")
     repeated = [name for name, count in Counter(split.content.ids).items() if count > 1]
     if repeated:
         yield Finding(
             where,
             "warning",
             f"{split.file} names {len(repeated)} ids more than once: {some(repeated)}.",
-            "Remove the copies" + ("; each is used once." if plan.own else "; each counts several times."),
+            "Remove the copies" + ("; each id is used once." if plan.own else "; TerraTorch uses each of them."),
         )
 
 
@@ -122,9 +122,9 @@ def _check_found(plan: DataPlan, split: Split, where: str) -> Iterator[Finding]:
         yield Finding(
             where,
             "error",
-            f"{len(missing)} of {len(split.samples)} ids have no file of some modality: {some(names)}.",
+            f"{len(missing)} of {len(split.samples)} ids lack a file of some modality: {some(names)}.",
             f"Check {_keys_of_files(plan)}, or remove the ids."
-            + ("" if plan.own else " TerraTorch leaves them out without a word."),
+            + ("" if plan.own else " TerraTorch leaves them out without a message."),
         )
     elif missing:
         yield Finding(
@@ -140,7 +140,7 @@ def _check_found(plan: DataPlan, split: Split, where: str) -> Iterator[Finding]:
             where,
             "error",
             f"{len(split.several)} ids stand for several files, e.g. {sample} for {key}: {some(files)}.",
-            "Make the id or image_grep exact.",
+            "Make the id or image_grep more specific.",
         )
 
 
@@ -154,13 +154,13 @@ def check_headers(
     grid: PatchGrid | None = None,
     taken: DatesTaken | None = None,
 ) -> Iterator[Finding]:
-    """Yield findings about headers: damaged files, other bands, pairs on different grids, mixed sizes.
+    """Yield findings about headers: damaged files, wrong bands, pairs on different grids, mixed sizes.
 
     Args:
         plan: The data set as configured.
         headers: Headers of its files.
-        grid: Sizes that the model takes; None if unknown.
-        taken: Number of dates that the model takes; None for any.
+        grid: Sizes that the model accepts; None if unknown.
+        taken: Number of dates that the model expects; None for any.
     """
     broken = [header for header in headers.values() if header.problem]
     if broken:
@@ -193,7 +193,7 @@ def check_headers(
             yield Finding(
                 f"files: {image.name} bands",
                 "error",
-                f"{len(wrong)} of {len(own)} files have not {counted(count, 'band')}, "
+                f"{len(wrong)} of {len(own)} files do not have {counted(count, 'band')}, "
                 f"e.g. {wrong[0].path}: {wrong[0].bands}.",
                 f"Name the bands of the files in dataset_bands: {{{image.name}: [...]}}.",
             )
@@ -201,7 +201,7 @@ def check_headers(
 
 
 def _check_names(image: ImagePlan, headers: Sequence[Header], own: bool) -> Iterator[Finding]:
-    """Yield files that name their bands otherwise than the configuration."""
+    """Yield files whose names of bands differ from the configuration."""
     problems = []
     for header in headers:
         try:
@@ -218,15 +218,15 @@ def _check_names(image: ImagePlan, headers: Sequence[Header], own: bool) -> Iter
 
 
 def _check_georeference(headers: Mapping[Path, Header]) -> Iterator[Finding]:
-    """Yield files that lie nowhere, of which no map can be made."""
+    """Yield files without a usable georeference, which cannot be mapped."""
     nowhere = [h for h in headers.values() if not h.problem and (h.lies_nowhere or h.indirect)]
     if nowhere:
-        how = "ground control points or an RPC model alone" if nowhere[0].indirect else "pixels without a size"
+        how = "only ground control points or an RPC model" if nowhere[0].indirect else "pixels without a size"
         yield Finding(
             "files: places",
             "warning",
-            f"{len(nowhere)} of {len(headers)} files have {how}, e.g. {nowhere[0].path}: training does not mind, "
-            "predict and map refuse them.",
+            f"{len(nowhere)} of {len(headers)} files have {how}, e.g. {nowhere[0].path}: training works, "
+            "but predict and map refuse them.",
             "Warp them with gdalwarp." if nowhere[0].indirect else "Correct them: gdal_edit.py -a_ullr L T R B.",
         )
 
@@ -244,7 +244,7 @@ def _check_pairs(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Fin
                 problems["crs"].append(f"{text}, {str(first.crs)[:20]} and {str(header.crs)[:20]}")
             elif header.placed and first.placed and (shift := first.grid.distance(header.grid)) > 0.5:
                 problems["place"].append(f"{text}, {shift:.3g} pixels apart")
-    advice = "Resample them to one grid; pixels are matched by row and column."
+    advice = "Resample them to one grid: pixels are matched by row and column."
     for kind, texts in problems.items():
         if texts:
             verdict: Verdict = "error" if kind == "size" else "warning"
@@ -254,7 +254,7 @@ def _check_pairs(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Fin
 
 
 def _rasters_of(files: Mapping[str, Path], headers: Mapping[Path, Header]) -> dict[str, Header]:
-    """Return the headers of a sample's rasters that can be read, by modality."""
+    """Return the headers of a sample's readable rasters, by modality."""
     found = {key: headers[path] for key, path in files.items() if path in headers}
     return {key: header for key, header in found.items() if not header.problem}
 
@@ -279,14 +279,14 @@ def _check_sizes(plan: DataPlan, headers: Mapping[Path, Header], grid: PatchGrid
 
 
 def _check_patches(where: str, counts: Counter[tuple[int, int]], grid: PatchGrid) -> Iterator[Finding]:
-    """Yield sizes that do not make whole patches, with what becomes of them."""
+    """Yield sizes that are not a whole number of patches, and say how the model handles them."""
     odd = [shape for shape in counts if any(grid.pad(shape))]
     if grid.padding is None:
         odd = [shape for shape in counts if shape[0] % grid.patch or shape[1] % grid.patch]
     if not odd:
         return
     samples = sum(counts[shape] for shape in odd)
-    # A reflection needs more pixels than it adds on one side.
+    # Reflection needs more pixels than it adds on one side.
     small = [s for s in odd if any((added + 1) // 2 >= side for added, side in zip(grid.pad(s), s, strict=True))]
     if grid.padding is None or (grid.padding == "reflect" and small):
         shape = small[0] if grid.padding else odd[0]
@@ -302,6 +302,6 @@ def _check_patches(where: str, counts: Counter[tuple[int, int]], grid: PatchGrid
     yield Finding(
         where,
         "note",
-        f"{samples} samples do not make an even number of patches of {grid.patch} pixels, e.g. {list(odd[0])}: "
-        f"TerraTorch pads them ({grid.padding}), here to {padded}, and crops what comes out.",
+        f"{samples} samples are not an even number of patches of {grid.patch} pixels, e.g. {list(odd[0])}: "
+        f"TerraTorch pads them ({grid.padding}), here to {padded}, and crops the output.",
     )

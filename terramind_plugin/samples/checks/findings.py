@@ -1,4 +1,4 @@
-"""Findings of checks."""
+"""The findings of checks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Finding:
     """One row of the table."""
 
     check: str
-    """Group and name, e.g. 'values: S2L1C units'."""
+    """Group and name of the check, e.g. 'values: S2L1C units'."""
     verdict: Verdict
-    """'note' is worth knowing; a 'warning' trains and gives worse maps; an 'error' stops or spoils the run."""
+    """A 'note' is worth knowing; with a 'warning' training works but maps get worse; an 'error' stops or spoils it."""
     seen: str
     advice: str = ""
     """Remedy."""
@@ -26,17 +26,17 @@ class Finding:
 
 
 def worst(findings: Iterable[Finding]) -> Verdict:
-    """Return the gravest verdict, 'ok' if there is none."""
+    """Return the most severe verdict; 'ok' if there are no findings."""
     order: tuple[Verdict, ...] = ("ok", "note", "warning", "error")
     return max((finding.verdict for finding in findings), key=order.index, default="ok")
 
 
 def some(names: Sequence[object], count: int = 3) -> str:
-    """Return the first names, and how many more there are.
+    """Return a text with the first names and the number of the others.
 
     Args:
         names: Anything with a short text.
-        count: How many to name.
+        count: Maximum number of names in the text.
     """
     shown = ", ".join(str(name) for name in names[:count])
     return f"{shown} and {len(names) - count} more" if len(names) > count else shown

@@ -1,4 +1,4 @@
-"""Pixels without data, and bands that hold one value only."""
+"""Checks of pixels without data, and of constant bands."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from terramind_plugin.samples.checks.sample import Summary
 from terramind_plugin.samples.plan import DataPlan, ImagePlan
 
 GAPS = 0.01
-"""Share of zeros from which on they are taken for pixels without data."""
+"""Minimum share of zeros for which the zeros are suspected to mean no data."""
 MANY = 0.1
-"""Share of pixels without data that is worth knowing."""
+"""Minimum share of pixels without data that is reported."""
 
 
 def check_gaps(plan: DataPlan, image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Finding]:
-    """Yield what pixels without data would do, numbers that stand for them, and constant bands."""
+    """Yield the effects of pixels without data, numbers that may stand for no data, and constant bands."""
     yield from _check_missing(plan, image, summaries)
     yield from _check_odd(image, summaries)
     yield from _check_numbers(image, summaries)
@@ -39,7 +39,7 @@ def _check_missing(plan: DataPlan, image: ImagePlan, summaries: Sequence[Summary
     partly = [s for s in summaries if np.isnan(s.median).any() and s not in empty]
     if partly:
         yield Finding(
-            where, "warning", f"{counted(len(partly), 'file', 'has/have')} bands without data, e.g. {partly[0].path}."
+            where, "warning", f"{counted(len(partly), 'file', 'has/have')} empty bands, e.g. {partly[0].path}."
         )
     share = float(np.mean([summary.missing for summary in summaries if summary not in empty] or [0.0]))
     if share and plan.no_data_replace is None and not plan.own:
@@ -47,7 +47,7 @@ def _check_missing(plan: DataPlan, image: ImagePlan, summaries: Sequence[Summary
             where,
             "error",
             f"{share:.1%} of the pixels have no data and no_data_replace is not set: the loss becomes NaN.",
-            "Use terramind_plugin.TerraMindDataModule, which fills with the mean.",
+            "Use terramind_plugin.TerraMindDataModule, which fills them with the mean.",
         )
     elif share > 0 and plan.no_data_replace is not None:
         away = max(
@@ -57,19 +57,17 @@ def _check_missing(plan: DataPlan, image: ImagePlan, summaries: Sequence[Summary
             yield Finding(
                 where,
                 "warning",
-                f"{share:.1%} of the pixels have no data and take {plan.no_data_replace:g}, "
+                f"{share:.1%} of the pixels have no data and are set to {plan.no_data_replace:g}, which is "
                 f"{away:.1f} standard deviations from the mean.",
                 "Leave no_data_replace out." if plan.own else "Set it to a typical value.",
             )
     elif share > MANY:
         advice = "ignore_empty_pixels: true leaves pixels without any data out of loss and metrics." if plan.own else ""
-        yield Finding(
-            where, "note", f"{share:.1%} of the pixels have no data; they take the mean of their band.", advice
-        )
+        yield Finding(where, "note", f"{share:.1%} of the pixels have no data; they are set to the mean.", advice)
 
 
 def _check_odd(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Finding]:
-    """Yield numbers that stand for no data by being infinite or far from 0, and NaN that nobody declared."""
+    """Yield files with undeclared missing pixels: infinite or huge numbers, and NaN."""
     far = [summary for summary in summaries if summary.far]
     where = f"values: {image.name} not finite"
     if far:
@@ -79,7 +77,7 @@ def _check_odd(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Findi
             where,
             "warning",
             f"{len(far)} of {len(summaries)} files hold values that are infinite or beyond 1e30, {count} pixels, most "
-            f"of them ({worst.far}) in {worst.path.name}: {worst.number:g}. They are taken as missing.",
+            f"of them ({worst.far}) in {worst.path.name}: {worst.number:g}. They count as missing.",
             "Replace them by NaN."
             if worst.tagged or not np.isfinite(worst.number or 0)
             else f"If that is meant, declare it in the files: gdal_edit.py -a_nodata {worst.number!r}.",
@@ -92,29 +90,29 @@ def _check_odd(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Findi
             "note",
             f"{len(nan)} of {len(summaries)} files hold NaN that no nodata value declares, "
             f"{sum(summary.undeclared for summary in nan)} pixels, most of them ({worst.undeclared}) in "
-            f"{worst.path.name}. They are taken as missing.",
+            f"{worst.path.name}. They count as missing.",
         )
 
 
 def _check_numbers(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Finding]:
-    """Yield numbers such as -9999 and 0 that stand for no data without being declared."""
+    """Yield undeclared numbers, such as -9999 and 0, that seem to stand for no data."""
     where = f"values: {image.name} gaps"
     if image.modality is not None and image.modality.name not in ("DEM", "LULC"):
         low, high = image.modality.valid_range
         low, high = 2 * low - high, 2 * high - low
         if image.modality.name in RADAR:
-            high = np.inf  # linear power may be large, and is no placeholder
+            high = np.inf  # linear power may be large without being a placeholder
         odd = [s for s in summaries if s.pixels.size and (s.pixels.min() < low or s.pixels.max() > high)]
         shares = [float(((s.pixels < low) | (s.pixels > high)).mean()) for s in odd]
-        # Where it is most of the pixels, the unit is another one.
+        # If most pixels hold the number, the unit is a different one.
         if shares and max(shares) <= 0.5:
             pixels = odd[0].pixels
             number = (pixels.min() if pixels.min() < low else pixels.max()) / image.scale - (image.offset or 0)
             yield Finding(
                 where,
                 "error",
-                f"{len(odd)} of {len(summaries)} files hold {number:g}, e.g. {odd[0].path.name}: no value in "
-                f"{image.modality.units}, but no data.",
+                f"{len(odd)} of {len(summaries)} files hold {number:g}, e.g. {odd[0].path.name}. It cannot be a value "
+                f"in {image.modality.units} and seems to mean no data.",
                 f"Declare it in the files: gdal_edit.py -a_nodata {number:g}.",
             )
     if image.modality is None or image.modality.name in (*OPTICAL, *RADAR):
@@ -125,7 +123,7 @@ def _check_numbers(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[F
                 "warning",
                 f"{len(zeros)} of {len(summaries)} files have pixels that are 0 in all bands, up to "
                 f"{max(s.zero for s in zeros):.0%}: {some([s.path.name for s in zeros])}.",
-                "If 0 means no data, say so in the files: gdal_edit.py -a_nodata 0.",
+                "If 0 means no data, declare it in the files: gdal_edit.py -a_nodata 0.",
             )
 
 
@@ -137,7 +135,7 @@ def _check_constant(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[
         yield Finding(
             f"values: {image.name} constant",
             "warning",
-            f"{counted(len(flat), 'file', 'has/have')} one value only in {some(bands)}, e.g. {flat[0].path.name}.",
+            f"{counted(len(flat), 'file', 'has/have')} constant bands ({some(bands)}), e.g. {flat[0].path.name}.",
             "Check how the files were made.",
         )
 

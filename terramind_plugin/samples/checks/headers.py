@@ -1,4 +1,4 @@
-"""Headers of rasters: shape, bands, georeference, and whether the file is complete."""
+"""Headers of rasters: shape, bands, georeference and completeness of the file."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 NOWHERE = Affine.identity()
 UNREADABLE = (*GDAL_ERRORS, ValueError, MemoryError)
-"""Errors of reading a damaged file; ValueError comes from its CRS or texts."""
+"""Errors that a damaged file may cause; ValueError comes from its CRS or its texts."""
 OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_NUM_THREADS": "1"}
-"""Options of GDAL for many small files; setting them takes as long as reading one."""
+"""GDAL options for reading many small files. Set them once: that takes as long as reading one file."""
 
 
 def map_files(read: Callable[[Item], Made], jobs: Sequence[Item]) -> list[Made]:
-    """Return what a function reads for each job, in their order; threads or processes share the files.
+    """Return the results of a function for all jobs, in their order, computed in threads or processes.
 
     Args:
-        read: Function of a module that reads one file. GDAL is set up for it.
-        jobs: Arguments of the calls.
+        read: Module-level function that reads one file. It is called with `OPTIONS` set.
+        jobs: Argument of each call.
     """
-    # Threads that read NetCDF wait for each other: one holds its library's lock and warns, which needs Python's lock.
+    # Threads that read NetCDF can deadlock: one holds the library's lock and warns, which needs Python's lock.
     alone = any(is_netcdf(part) for job in jobs for part in (job if isinstance(job, tuple) else (job,)))
     return map_chunks(partial(_read_some, read), jobs, threads=not alone)
 
@@ -65,7 +65,7 @@ class Header:
 
     @property
     def lies_nowhere(self) -> bool:
-        """Return whether the pixels have no size."""
+        """Return whether the geotransform gives the pixels no size."""
         return lies_nowhere(self.transform)
 
     @property
@@ -77,17 +77,17 @@ class Header:
 
     @property
     def grid(self) -> Grid:
-        """Return size and position; the raster must have a location."""
+        """Return the grid of the raster, which must have a location."""
         assert self.crs is not None
         return Grid(*self.shape, self.crs, self.transform)
 
 
 def read_header(path: Path, modality: str = "", bands: tuple[str, ...] = ()) -> Header:
-    """Return a raster's header; 'problem' says so where the raster cannot be read or ends too early.
+    """Return a raster's header. If the raster cannot be read or is truncated, `problem` says so.
 
     Args:
         path: The file.
-        modality: Its modality, by which a variable of a NetCDF file is found; '' for any.
+        modality: Modality of the raster, which selects a variable of a NetCDF file; '' for any.
         bands: Names of the bands of one date in the file.
     """
     try:
@@ -108,13 +108,13 @@ def read_header(path: Path, modality: str = "", bands: tuple[str, ...] = ()) -> 
 
 @lru_cache
 def _system(wkt: str) -> CRS:
-    """Return one object for each CRS: a thousand headers that come from another process then bring it once."""
+    """Return one object for each CRS, so that headers sent from another process share it."""
     return CRS.from_wkt(wkt)
 
 
 def _missing_end(path: Path, raster: rasterio.DatasetReader) -> str:
-    """Return a text if the last block of a GeoTIFF lies behind the end of the file, or is not there without reason."""
-    if raster.driver != "GTiff" or raster.name != str(path):  # another format, or made of one in memory
+    """Return a text if the last block of a GeoTIFF is missing or lies beyond the end of the file; otherwise ''."""
+    if raster.driver != "GTiff" or raster.name != str(path):  # another format, or converted in memory
         return ""
     rows, columns = raster.block_shapes[0]
     last = f"{(raster.width - 1) // columns}_{(raster.height - 1) // rows}"
@@ -124,12 +124,12 @@ def _missing_end(path: Path, raster: rasterio.DatasetReader) -> str:
         if offset is not None and length is not None and int(offset) + int(length) > size:
             return f"it ends after {size} bytes, its last block at {int(offset) + int(length)}"
         if offset is None and raster.nodata is None:
-            return "its last block was never written and would be read as zeros"
+            return "its last block was never written and is read as zeros"
     return ""
 
 
 def read_headers(plan: DataPlan) -> dict[Path, Header]:
-    """Return the headers of all rasters of a plan; they are read several at a time."""
+    """Return the headers of all rasters of a plan, read in parallel."""
     everything = (item for split in plan.splits for files in split.samples.values() for item in files.items())
     known = {image.name: (modality_of(image.name), image.file_bands) for image in plan.images}
     jobs = {path: known.get(key, ("", ())) for key, path in everything if is_raster(path)}

@@ -21,10 +21,10 @@ from terramind_plugin.samples.layout import LABEL
 from terramind_plugin.samples.plan import DataPlan
 
 LARGEST = 8192
-"""Pixels per side that are read of a label file, from its middle."""
+"""Maximum height and width in pixels that is read of a label file, from its middle."""
 MOST_CLASSES = 65536
 MOST = 1000
-"""Label files that are read."""
+"""Maximum number of label files that are read."""
 RARE = 0.02
 
 
@@ -34,15 +34,15 @@ class Mask:
 
     path: Path
     splits: tuple[str, ...]
-    """Names of the splits of the file."""
+    """Names of the splits that use the file."""
     counts: dict[float, int] = field(default_factory=dict)
     nodata: float | None = None
     problem: str = ""
-    """Sentence that says why the file cannot be used; empty if it can."""
+    """Reason why the file cannot be used, as a sentence; empty if it can."""
 
 
 def read_labels(plan: DataPlan, most: int = MOST) -> list[Mask]:
-    """Return the values of label files and how often each occurs; at most `most` files, drawn from all splits."""
+    """Return the values of at most `most` label files, drawn from all splits, with their numbers of pixels."""
     splits: dict[Path, list[str]] = {}
     for split in plan.splits:
         for path in (files[LABEL] for files in split.samples.values() if LABEL in files):
@@ -73,7 +73,7 @@ def _read(job: tuple[tuple[str, ...], Path]) -> Mask:
 def check_labels(
     plan: DataPlan, masks: list[Mask], ignored: float | None, loss: str = "", weighted: bool = False
 ) -> Iterator[Finding]:
-    """Yield findings about the labels of a segmentation.
+    """Yield findings about the labels of a segmentation task.
 
     Args:
         plan: The data set as configured.
@@ -88,7 +88,7 @@ def check_labels(
     if plan.task != "segmentation" or not plan.num_classes:
         return
     if not 0 < plan.num_classes <= MOST_CLASSES:
-        yield Finding("labels: ids", "error", f"num_classes is {plan.num_classes}.", f"1 to {MOST_CLASSES}.")
+        yield Finding("labels: ids", "error", f"num_classes is {plan.num_classes}.", f"Give 1 to {MOST_CLASSES}.")
         return
     shift = 1 if plan.reduce_zero_label else 0
     classes = range(shift, plan.num_classes + shift)
@@ -115,13 +115,13 @@ def check_labels(
             "labels: empty",
             "warning" if len(empty) < len(masks) else "error",
             f"{len(empty)} of {len(masks)} files hold no class at all: {some([m.path.name for m in empty])}.",
-            "Remove these samples: they teach nothing.",
+            "Remove these samples: training cannot learn from them.",
         )
     yield from _check_balance(plan, [total[value] for value in classes], loss == "ce" and not weighted)
 
 
 def _check_balance(plan: DataPlan, counts: list[int], unweighted: bool) -> Iterator[Finding]:
-    """Yield the share of each class, with a loss that suits if one is rare and the present one does not see it."""
+    """Yield the share of each class. If one is rare and the loss ignores that, the advice names a better loss."""
     if not sum(counts):
         return
     shares = [count / sum(counts) for count in counts]
@@ -131,7 +131,7 @@ def _check_balance(plan: DataPlan, counts: list[int], unweighted: bool) -> Itera
     if rarest >= RARE or not unweighted:
         yield Finding("labels: balance", "ok", f"{seen}.")
         return
-    # By square roots: the plain inverse would make a class of few pixels drown all others.
+    # Square roots, because with the plain inverse a class of few pixels would outweigh all others.
     raw = [share**-0.5 if share else 1.0 for share in shares]
     weights = ", ".join(f"{weight * len(raw) / sum(raw):.2f}" for weight in raw)
     advice = (
@@ -156,7 +156,7 @@ def _check_ids(
         for value, count in mask.counts.items():
             missing = value == mask.nodata or value != value
             value = plan.no_label_replace if missing and plan.no_label_replace is not None else value
-            # Label 0 becomes -1 with reduce_zero_label, and what stands for no label is not shifted.
+            # With reduce_zero_label, label 0 becomes -1, and the value for missing labels is not shifted.
             fine = value in allowed or (missing and value == ignored)
             if not fine:
                 wrong.append(f"{mask.path.name} {value:g} ({counted(count, 'pixel')})")
@@ -173,7 +173,7 @@ def _check_ids(
         yield Finding(
             "labels: nodata",
             "warning" if plan.own else "error",
-            f"in {counted(len(colliding), 'file')} nodata is {colliding[0].nodata:g}, also the id of a class.",
-            "Take the tag away: gdal_edit.py -unsetnodata."
+            f"in {counted(len(colliding), 'file')} nodata is {colliding[0].nodata:g}, which is also a class id.",
+            "Remove the tag: gdal_edit.py -unsetnodata."
             + (" Here it counts as the class." if plan.own else " TerraTorch turns the class into no label."),
         )

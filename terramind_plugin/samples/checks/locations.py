@@ -1,4 +1,4 @@
-"""Overlap of chips on the ground."""
+"""Check for chips of different splits that overlap on the ground."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from terramind_plugin.samples.checks.headers import UNREADABLE, Header
 from terramind_plugin.samples.plan import DataPlan
 
 OVERLAP = 0.01
-"""Share of a chip that may overlap a chip of another split: neighbours may share a row of pixels."""
+"""Tolerated share of a chip that overlaps a chip of another split: neighbours may share a row of pixels."""
 OVERLAP_OF_SYSTEMS = 0.2
-"""Allowed share for chips of different CRSs: a box in degrees around a box in metres is larger than it."""
+"""Tolerated share for chips in different CRSs: a box in degrees around a box in metres is larger than the latter."""
 Bounds = tuple[float, float, float, float]
-"""Left, bottom, right, top."""
+"""Left, bottom, right and top, in the units of the CRS."""
 NOWHERE: Bounds = (np.nan, np.nan, np.nan, np.nan)
 TOGETHER = 256
-"""Number of chips that are looked up at once, which limits the memory where many overlap."""
+"""Number of chips looked up at once; it limits the memory if many chips overlap."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Footprint of a chip."""
+    """Footprint of a chip on the ground."""
 
     crs: CRS
     bounds: Bounds
@@ -41,7 +41,7 @@ class Footprint:
 
     @cached_property
     def degrees(self) -> Bounds:
-        """Return the bounds in longitude and latitude; NaN outside the Earth."""
+        """Return the bounds in degrees of longitude and latitude; NaN if they cannot be converted."""
         if self.crs.is_geographic:
             return self.bounds
         try:
@@ -67,7 +67,7 @@ def check_overlap(plan: DataPlan, headers: Mapping[Path, Header]) -> Iterator[Fi
                 "files: overlap in space",
                 "warning",
                 f"{counted(len(pairs), 'chip')} of {other} {show} ground of {one}: {some(pairs, 2)}.",
-                f"Split by place: results on {other} would be too good.",
+                f"Split by location: results on {other} would be too good.",
             )
 
 
@@ -80,7 +80,7 @@ def footprint_of(header: Header) -> Footprint:
 
 
 def find_same_ground(here: Mapping[str, Footprint], there: Mapping[str, Footprint]) -> list[str]:
-    """Return the names of each chip that overlaps one of another split and of that one, as 'A and B'.
+    """Return the names of overlapping chips of two splits, as 'A and B'; one pair for each chip of `there`.
 
     Args:
         here: Footprints of the other split's chips, by name.
@@ -98,14 +98,14 @@ def find_same_ground(here: Mapping[str, Footprint], there: Mapping[str, Footprin
         rows, columns = tree.query(theirs.outlines[first : first + TOGETHER])
         for row, column in zip(*_overlapping(theirs, rows + first, ours, columns), strict=True):
             name, other = ours.names[column], theirs.names[row]
-            # A sample that is in both lists is an error of its own.
+            # A sample in both lists is reported by check_splits.
             if name != other:
                 found.setdefault(other, name)
     return [f"{name} and {other}" for other, name in found.items()]
 
 
 class _Table:
-    """Footprints as arrays, in degrees where there are several CRSs; without those outside the Earth."""
+    """Footprints as arrays, in degrees if there are several CRSs; without those that cannot be converted."""
 
     def __init__(self, footprints: Mapping[str, Footprint], systems: Mapping[CRS, int]) -> None:
         from shapely import box
@@ -122,7 +122,7 @@ class _Table:
 def _overlapping(
     one: _Table, rows: NDArray[Any], other: _Table, columns: NDArray[Any]
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return those pairs of a row of one table and one of the other that share ground."""
+    """Return the pairs of rows, one of each table, whose footprints overlap."""
     same = one.systems[rows] == other.systems[columns]
     shares = np.where(
         same,
@@ -133,7 +133,7 @@ def _overlapping(
 
 
 def _share(boxes: NDArray[Any], others: NDArray[Any]) -> NDArray[Any]:
-    """Return the share of the smaller of two boxes that lies in the other one, for boxes [n, 4]."""
+    """Return the share of the smaller of two boxes that lies in the other one, [n], for boxes [n, 4]."""
     sides = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
     smaller = np.minimum(*(np.prod(each[:, 2:] - each[:, :2], axis=1) for each in (boxes, others)))
     shares: NDArray[Any] = np.prod(sides.clip(0), axis=1) / np.maximum(smaller, np.finfo(float).tiny)

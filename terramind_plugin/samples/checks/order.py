@@ -1,4 +1,4 @@
-"""Order of the bands of Sentinel-2 files, compared with the configuration."""
+"""Check of the band order of Sentinel-2 files against the configuration."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from terramind_plugin.samples.plan import ImagePlan
 MARGIN = 0.3
 """Minimum share of the missing correlation that another band order must recover before it is suggested."""
 SMALLEST_GAIN = 0.02
-"""Smallest difference of mean correlations that counts."""
+"""Minimum difference of mean correlations; smaller ones are ignored."""
 BY_RESOLUTION = ("B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11", "B12", "B01", "B09", "B10")
 SPECTRUM = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
-"""Bands by wavelength, without those of water vapour and cirrus, which show the air."""
+"""Bands by wavelength, without the water vapour and cirrus bands, which show the atmosphere."""
 
 
 def check_order(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Finding]:
-    """Yield a finding if bands look like they are in another order."""
+    """Yield a finding if the bands seem to be in another order than configured."""
     found = find_order(image, summaries)
     if found is not None:
         yield Finding(
             f"values: {image.name} band order",
             "warning",
-            f"the bands look like {found[0]}, not {', '.join(image.file_bands)}.",
+            f"the bands look like {found[0]}, not like {', '.join(image.file_bands)}.",
             f"Name the bands of the files in their order in dataset_bands: {{{image.name}: [...]}} "
             "and those of the model in output_bands.",
         )
 
 
 def find_order(image: ImagePlan, summaries: Sequence[Summary]) -> tuple[str, list[str]] | None:
-    """Return the order that bands look like, as a text and as names, or None if it is the configured one.
+    """Return the most plausible order of the bands, as a text and as names, or None if it is the configured one.
 
-    Neighbours in the spectrum are alike, and the cirrus band is the darkest.
+    In a plausible order, neighbours in the spectrum are correlated and the cirrus band is the darkest.
     """
     modality = image.modality
     if modality is None:
@@ -62,7 +62,7 @@ def find_order(image: ImagePlan, summaries: Sequence[Summary]) -> tuple[str, lis
 
 
 def _orders(names: list[str]) -> dict[str, list[str]]:
-    """Return orders that happen, by a description; '' is the configured one."""
+    """Return common orders of bands by description; '' is the configured one."""
     by_file_name = sorted(name for name in names if name != "B8A") + (["B8A"] if "B8A" in names else [])
     result = {
         "": names,
@@ -75,7 +75,7 @@ def _orders(names: list[str]) -> dict[str, list[str]]:
 
 
 def _fit(order: list[str], alike: NDArray[Any], levels: NDArray[Any]) -> float:
-    """Return how well the bands of files fit if they are in this order."""
+    """Return the mean correlation of neighbours in the spectrum, if the bands are in this order."""
     place = {name: index for index, name in enumerate(order)}
     present = [name for name in SPECTRUM if name in place]
     score = float(np.mean([alike[place[a], place[b]] for a, b in pairwise(present)]))

@@ -1,4 +1,4 @@
-"""All checks of data, in their order."""
+"""All checks of data, one after the other."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def check_data(
         ignored: The task's ignore_index.
         loss: Name of the task's loss.
         weighted: Whether the task has weights for its classes.
-        grid: Sizes that the model takes; None if unknown.
-        taken: Number of dates that the model takes; None for any.
+        grid: Sizes that the model accepts; None if unknown.
+        taken: Number of dates that the model expects; None for any.
         say: Called with a text before each part of the work.
     """
     found = [*check_folders(plan), *check_splits(plan)]
@@ -69,7 +69,7 @@ def check_data(
 
 
 def _with_summary(plan: DataPlan, found: list[Finding], group: str, looked_at: str) -> Iterator[Finding]:
-    """Yield the findings of a group and, without an error or warning among them, its summary."""
+    """Yield the findings of a group and, if none is an error or a warning, its summary."""
     for finding in found:
         if plan.pretraining and any(key in finding.advice for key in FINE_TUNING_KEYS):
             finding = replace(finding, advice="Change the files: pre-training reads them as the modality table says.")

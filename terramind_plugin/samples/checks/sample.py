@@ -1,4 +1,4 @@
-"""Pixels of a bounded random sample, summed up file by file."""
+"""Summaries of the files of a random sample of the data set, of limited size."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from terramind_plugin.samples.layout import LABEL
 from terramind_plugin.samples.plan import DataPlan, ImagePlan
 
 WHOLE = 64 * 2**20
-"""Maximum size in bytes of a file whose checksums are verified."""
+"""Maximum size in bytes of a file that is read as a whole, with its checksums."""
 LARGEST = 1024
-"""Side in pixels of the middle of a file that is read."""
+"""Maximum height and width in pixels that is read of a file, from its middle."""
 MOST_BANDS = 1024
-"""Maximum number of dates times bands; a file with more is damaged."""
+"""Maximum number of dates times bands; a file with more counts as damaged."""
 PIXELS = 2048
-"""Number of pixels of a file that are kept."""
+"""Maximum number of pixels of a file that are kept in memory."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Summary:
 
     path: Path
     low: NDArray[Any]
-    """First percentile of each band of the file, in the units the model gets; NaN where it has no pixel."""
+    """First percentile of each band of the file, in the units that the model reads; NaN for a band without data."""
     median: NDArray[Any]
     levels: NDArray[Any]
-    """Median of each band of each date, in the order of the file and in the units the model gets."""
+    """Median of each band of each date, in the order of the file and in the units that the model reads."""
     constant: NDArray[Any]
     """True for each band that holds one value only."""
     pixels: NDArray[Any]
@@ -50,27 +50,27 @@ class Summary:
     missing: float
     """Share of pixels in which some band is NaN or nodata."""
     zero: float
-    """Share of pixels in which all bands are 0, and which are not declared to be nodata."""
+    """Share of pixels in which all bands are 0 and that are not declared as nodata."""
     undeclared: int = 0
     """Number of undeclared missing pixels: NaN, infinite or far from 0."""
     far: int = 0
     """Number of undeclared missing pixels that are infinite or far from 0."""
     number: float | None = None
-    """An infinite value, or one far from 0."""
+    """Example of an infinite value or of one far from 0."""
     tagged: bool = False
     """True if the file has a nodata value."""
     harmonised: bool = False
-    """True if a tag says that the offset of newer Sentinel-2 products was removed, or never there."""
+    """True if a tag says that the offset of newer Sentinel-2 products was removed or never added."""
 
 
 @dataclass
 class Sample:
-    """Values of a random sample of the data."""
+    """Summaries of a random sample of the data set."""
 
     images: dict[str, list[Summary]] = field(default_factory=dict)
-    """Images by modality."""
+    """Summaries of the images by modality."""
     problems: list[tuple[Path, str]] = field(default_factory=list)
-    """Files that cannot be read, and why."""
+    """Files that cannot be read, with the reasons."""
     of: int = 0
     """Number of samples in the data set."""
     read: int = 0
@@ -107,7 +107,7 @@ def read_sample(plan: DataPlan, count: int) -> Sample:
 
 
 def read_middle(raster: rasterio.DatasetReader, bands: list[int] | None = None, largest: int = LARGEST) -> Pixels:
-    """Return pixels [bands, H, W] of a raster, or of its middle if it is large, and where they are missing.
+    """Return the pixels [bands, H, W] of a raster, or of its middle if it is large, with their missing values.
 
     Args:
         raster: An open file.
@@ -120,15 +120,15 @@ def read_middle(raster: rasterio.DatasetReader, bands: list[int] | None = None, 
 
 
 def order_of(image: ImagePlan, path: Path, names: Sequence[str | None]) -> list[int] | None:
-    """Return the positions of the bands that are read, by their names in the file; None for all as they are.
+    """Return the positions of the bands to read, found by their names in the file; None for all in the file's order.
 
     Args:
-        image: What the configuration says.
-        path: Of the file, for the message.
-        names: Descriptions of its bands.
+        image: Configured properties of the modality.
+        path: Path of the file, for the message.
+        names: Descriptions of the file's bands.
 
     Raises:
-        DataError: The file names its bands otherwise than the configuration.
+        DataError: The file's names of bands differ from the configuration.
     """
     count = len(image.file_bands)
     if not any(names) or not count:
@@ -156,10 +156,10 @@ def _summary(job: tuple[ImagePlan, Path]) -> Summary | str:
             try:
                 order = order_of(image, path, raster.descriptions)
             except DataError:
-                order = None  # an error of its own, see check_headers
+                order = None  # reported by check_headers
     except (*UNREADABLE, DataError) as error:
         return one_line(error)
-    # Damaged files hold numbers that float32 has not.
+    # Damaged files may hold numbers beyond the range of float32.
     with np.errstate(invalid="ignore", over="ignore"):
         return replace(_summarise(image, path, pixels, order, nodata), harmonised=harmonised)
 
@@ -204,18 +204,18 @@ def _summarise(image: ImagePlan, path: Path, pixels: Pixels, order: list[int] | 
 
 
 def _by_band(values: NDArray[Any], bands: int, together: bool) -> NDArray[Any]:
-    """Return [bands, n] of [dates * bands, H, W], or of [bands * dates, H, W] if dates of a band are together."""
+    """Return [bands, n] from [dates * bands, H, W], or from [bands * dates, H, W] if dates of a band are together."""
     if together:
         return values.reshape(bands, -1)
     return values.reshape(-1, bands, *values.shape[1:]).swapaxes(0, 1).reshape(bands, -1)
 
 
 def _read_bands(image: ImagePlan, pixels: NDArray[Any]) -> NDArray[Any]:
-    """Return the bands that the model gets."""
+    """Return the bands that the model reads."""
     return pixels[list(image.read)] if image.read and max(image.read) < len(pixels) else pixels
 
 
 def pooled(image: ImagePlan, summaries: Sequence[Summary]) -> NDArray[Any]:
-    """Return pixels [bands, n] of all files, at least one, of the bands that the model gets."""
+    """Return the pixels [bands, n] of all files (at least one), with the bands that the model reads."""
     bands = min(len(summary.pixels) for summary in summaries)
     return np.concatenate([_read_bands(image, summary.pixels)[:bands] for summary in summaries], axis=1)

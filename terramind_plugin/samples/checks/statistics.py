@@ -1,4 +1,4 @@
-"""Means and standard deviations of a configuration, compared with its data."""
+"""Check of the configured means and standard deviations against the data."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ LOOKALIKES = {
     },
     "the TerraMesh data set": {"RGB": (110.349, 99.507, 75.843), "DEM": (651.663,)},
 }  # fmt: skip
-"""Means that circulate beside the pre-training means of TerraMind 1.0, by origin.
+"""Means that are often used in place of the pre-training means of TerraMind 1.0, by origin.
 
 Source: terramind_register.py of TerraTorch; terramesh.py of the TerraMesh data set.
 """
 
 
 def check_statistics(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Finding]:
-    """Yield findings about means and stds: missing, of another modality, or far from the data."""
+    """Yield findings about means and stds that are missing, belong to another modality, or are far from the data."""
     where = f"values: {image.name} statistics"
     if not image.means or not image.stds:
         yield Finding(
             where,
             "error",
-            "no means and stds: its values are not standardised.",
-            "Names must match in modalities, means.",
+            "no means and stds: the values are not standardised.",
+            "Use the same names in modalities, means and stds.",
         )
         return
     if len(image.means) != len(image.stds) or min(image.stds) <= 0:
         yield Finding(
-            where, "error", f"{len(image.means)} means and stds {list(image.stds)}.", "One positive std for each mean."
+            where, "error", f"{len(image.means)} means and stds {list(image.stds)}.", "Give each mean a positive std."
         )
         return
     yield from _check_whose(image, where)
@@ -50,7 +50,7 @@ def check_statistics(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator
             where,
             "error",
             f"{len(image.means)} means for {len(pixels)} bands.",
-            "Give one mean and one std a band, or leave means and stds out.",
+            "Give one mean and one std for each band, or leave means and stds out.",
         )
         return
     away = np.abs(np.median(pixels, axis=1) - image.means) / image.stds

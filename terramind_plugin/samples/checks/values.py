@@ -1,4 +1,4 @@
-"""Checks of pixel values against the table of modalities."""
+"""Checks of pixel values against the modality table."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from terramind_plugin.samples.checks.statistics import check_statistics
 from terramind_plugin.samples.plan import DataPlan, ImagePlan
 
 DN_OFFSET = 1000
-"""Offset of Sentinel-2's digital numbers since processing baseline 4."""
+"""Offset of Sentinel-2's digital numbers since processing baseline 04.00."""
 FOOT = 0.3048
 """A foot in metres."""
 FLAT = 0.1
-"""Spread of values, in pre-training standard deviations, below which a scale has made them nearly equal."""
+"""Spread in pre-training standard deviations below which values are nearly equal, which points to a wrong scale."""
 
 
 def check_values(plan: DataPlan, sample: Sample) -> Iterator[Finding]:
@@ -44,7 +44,7 @@ def check_values(plan: DataPlan, sample: Sample) -> Iterator[Finding]:
         )
     for image in plan.images:
         summaries = sample.images.get(image.name, [])
-        # Another number of bands is an error of its own, see check_headers.
+        # Wrong numbers of bands are reported by check_headers.
         summaries = [s for s in summaries if len(s.median) == (len(image.file_bands) or len(summaries[0].median))]
         if not summaries:
             continue
@@ -60,7 +60,7 @@ def check_values(plan: DataPlan, sample: Sample) -> Iterator[Finding]:
 
 
 def _own_units(image: ImagePlan, pixels: NDArray[Any]) -> bool:
-    """Return whether given statistics, other than the table's, describe these values, whatever their unit."""
+    """Return whether the configured statistics differ from the table's and fit the values, whatever the unit."""
     if image.modality is None or len(image.means) != len(pixels):
         return False
     table = dict(zip(image.modality.band_names, image.modality.mean, strict=True))
@@ -83,7 +83,7 @@ def _check_units(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Fin
     pixels = pooled(image, summaries)
     expected = "-1 to 1" if image.modality.name == "NDVI" else image.modality.units
     if wrong:
-        mixed = "the others do not: one unit is needed" if len(wrong) < len(summaries) else "all of them"
+        mixed = "the others do not; all need one unit" if len(wrong) < len(summaries) else "all of them"
         yield Finding(
             where,
             "error",
@@ -102,16 +102,16 @@ def _check_units(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Fin
 
 
 def _conversion(image: ImagePlan, guess: Guess, pixels: NDArray[Any]) -> str:
-    """Return how to bring values into the units of their modality."""
+    """Return the advice on how to convert values into the units of their modality."""
     assert image.modality is not None
     if image.scale != 1:
         own = other_unit(image.modality, pixels / image.scale)
         if own is None and is_eight_bit(image.modality, pixels / image.scale):
             own = EIGHT_BIT
         return _correct_scale(image, pixels) or (
-            f"constant_scale, {image.scale:g} now, is not enough: the files look like {own}. {own.advice}"
+            f"constant_scale is {image.scale:g}, which is not enough: the files look like {own}. {own.advice}"
             if own is not None
-            else f"Remove constant_scale, {image.scale:g} now: without it the files look right."
+            else f"Remove constant_scale ({image.scale:g}): without it the files look right."
         )
     if guess.scale is None:
         return guess.advice
@@ -121,26 +121,26 @@ def _conversion(image: ImagePlan, guess: Guess, pixels: NDArray[Any]) -> str:
 
 
 def _correct_scale(image: ImagePlan, pixels: NDArray[Any]) -> str:
-    """Return how to correct a constant_scale of the configuration, '' if nothing speaks against it.
+    """Return the advice on how to correct a constant_scale of the configuration; '' if it may be right.
 
     Args:
-        image: What the configuration says.
-        pixels: [bands, n] in the units that the model gets.
+        image: Configured properties of the modality.
+        pixels: Values [bands, n] in the units that the model reads.
     """
     assert image.modality is not None
     stored = pixels / image.scale
     own = other_unit(image.modality, stored)
     if own is not None and own.scale is not None and not 0.5 < image.scale / own.scale < 2:
         return (
-            f"Without it the files look like {own}: correct it, constant_scale: {{{image.name}: {own.scale:g}}}, "
-            f"{image.scale:g} now."
+            f"Change constant_scale from {image.scale:g} to {{{image.name}: {own.scale:g}}}: without it the files "
+            f"look like {own}."
         )
     if own is not None or is_eight_bit(image.modality, stored):
         return ""
     usual = np.median(image.modality.std)
     spreads = [float(np.median(np.ptp(np.percentile(x, (5, 95), axis=1), axis=0))) / usual for x in (pixels, stored)]
     if spreads[0] < FLAT < 1 / 2 < spreads[1]:
-        return f"Remove constant_scale, {image.scale:g} now: without it the files look right, with it they are flat."
+        return f"Remove constant_scale ({image.scale:g}): without it the files look right, with it they are flat."
     return ""
 
 
@@ -160,36 +160,36 @@ def _check_modality(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[
 
 
 def check_offset(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Finding]:
-    """Yield a finding if the +1000 offset of newer Sentinel-2 products is not in the files as the configuration says.
+    """Yield a finding if `offsets` does not agree with the +1000 offset of newer Sentinel-2 products in the files.
 
     Args:
-        image: What the configuration says.
-        summaries: What the files hold.
+        image: Configured properties of the modality.
+        summaries: Values of the files.
     """
     shifted = [summary for summary in summaries if has_offset(image, summary) is True]
     plain = [summary for summary in summaries if has_offset(image, summary) is False]
     added = (image.offset or 0.0) * image.scale
     where, declared = f"values: {image.name} offset", f"offsets: {{{image.name}: {-DN_OFFSET / image.scale:g}}}"
     if shifted and plain:
-        few, what = (shifted, "have") if len(shifted) <= len(plain) else (plain, "have not")
+        few, what = (shifted, "have") if len(shifted) <= len(plain) else (plain, "lack")
         yield Finding(
             where,
             "warning",
             f"mixed: {len(few)} of {len(summaries)} files {what} the offset of +{DN_OFFSET}: "
             f"{some([s.path.name for s in few])}.",
-            f"Subtract {DN_OFFSET} from files of processing baseline 4 and later.",
+            f"Subtract {DN_OFFSET} from the files of processing baseline 04.00 and later.",
         )
     elif shifted and image.offset is None:
         yield Finding(
             where,
             "warning",
-            f"{len(shifted)} of {len(summaries)} files have the offset of +{DN_OFFSET}, none not; "
-            "offsets says nothing.",
-            f"Set {declared} to take it away while reading, or {{{image.name}: 0}} to keep it; the same for all data "
-            "that the model will see.",
+            f"{len(shifted)} of {len(summaries)} files have the offset of +{DN_OFFSET}, the others may have it; "
+            "offsets is not set.",
+            f"Set {declared} to remove it while reading, or {{{image.name}: 0}} to keep it. Do the same for all data "
+            "that the model will read.",
         )
     elif (added < 0 and plain) or (added > 0 and shifted):
-        wrong, what = (plain, "have not") if plain else (shifted, "have")
+        wrong, what = (plain, "lack") if plain else (shifted, "have")
         yield Finding(
             where,
             "error",
@@ -200,11 +200,11 @@ def check_offset(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[Fin
 
 
 def has_offset(image: ImagePlan, summary: Summary) -> bool | None:
-    """Return whether a Sentinel-2 file has the offset; None if that cannot be seen.
+    """Return whether a Sentinel-2 file has the offset; None if the values do not show it.
 
-    The cirrus band is nearly black in an image without clouds. Other images have some dark pixels; with the offset
-    several bands end in a wall just above it, while bright ground brightens with wavelength. Files that `terramind
-    chips` has written say in a tag that the offset was removed.
+    Without clouds the cirrus band is nearly black, so its lowest values show the offset. In other images the lowest
+    values of several bands lie just above the offset if there is one; bright ground alone would get brighter with
+    wavelength. Files that `terramind chips` has written say in a tag that the offset was removed.
     """
     if summary.harmonised:
         return False
@@ -212,7 +212,7 @@ def has_offset(image: ImagePlan, summary: Summary) -> bool | None:
 
 
 def holds_offset(in_file: NDArray[Any], bands: Sequence[str]) -> bool | None:
-    """Return whether digital numbers of Sentinel-2 hold the offset; None if that cannot be seen.
+    """Return whether digital numbers of Sentinel-2 include the offset; None if the values do not show it.
 
     Args:
         in_file: First percentile of each band; NaN where a band has no pixel.
@@ -238,7 +238,8 @@ def _check_polarisations(image: ImagePlan, summaries: Sequence[Summary]) -> Iter
         yield Finding(
             f"values: {image.name} polarisations",
             "error",
-            f"{len(swapped)} of {len(summaries)} files have VH brighter than VV, e.g. {swapped[0].path.name}: swapped.",
+            f"in {len(swapped)} of {len(summaries)} files VH is brighter than VV, so they seem to be swapped, e.g. "
+            f"{swapped[0].path.name}.",
             f"Name the bands of the files in their order, dataset_bands: {{{image.name}: [VH, VV]}}, and "
             f"output_bands: {{{image.name}: [VV, VH]}}.",
         )
@@ -253,7 +254,8 @@ def _check_heights(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[F
         yield Finding(
             where,
             "error",
-            f"{len(gaps)} of {len(summaries)} files hold {lowest:g}, e.g. {gaps[0].path.name}: no height, but no data.",
+            f"{len(gaps)} of {len(summaries)} files hold {lowest:g}, e.g. {gaps[0].path.name}. It cannot be a height "
+            "and seems to mean no data.",
             f"Declare it in the files: gdal_edit.py -a_nodata {lowest:g}.",
         )
     heights = np.concatenate([s.pixels[s.pixels >= low] for s in summaries])
@@ -262,12 +264,12 @@ def _check_heights(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[F
             where,
             "error",
             f"heights up to {heights.max():g} look like feet.",
-            f"Multiply by {FOOT}: metres are expected.",
+            f"Multiply by {FOOT} to get metres.",
         )
 
 
 def _whole_metres_in_feet(heights: NDArray[Any]) -> bool:
-    """Return whether the values are whole metres that were converted to feet, rounded or not."""
+    """Return whether the values are whole metres converted to feet, rounded or not."""
     values = np.unique(heights)
     if len(values) < 20 or np.allclose(values, values[0]):
         return False
@@ -285,7 +287,7 @@ def _check_classes(image: ImagePlan, summaries: Sequence[Summary]) -> Iterator[F
     if set(wrong) <= {10.0, 11.0}:
         seen, advice = (
             "codes 10 and 11 of ESRI's land cover",
-            "Map 1, 2, 4, 5, 7, 8, 9, 10, 11 to 1 to 9, in this order.",
+            "Map the codes 1, 2, 4, 5, 7, 8, 9, 10, 11 to 1 to 9, in this order.",
         )
     else:
         seen, advice = f"values {some([f'{value:g}' for value in wrong])}", "Class ids are 0 to 9."
