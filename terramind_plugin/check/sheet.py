@@ -187,7 +187,7 @@ def _bars(axis: Any, shares: dict[str, float], title: str, colors: Any) -> None:
 
 
 def _label_shares(plan: DataPlan) -> dict[str, float]:
-    """Return the share of each class in the labels; none if there are no classes."""
+    """Return the share of each class in the labels; an empty mapping if there are no classes."""
     if plan.task != "segmentation" or not plan.num_classes:
         return {}
     total: Counter[float] = Counter()

@@ -31,7 +31,7 @@ def write_group(
 
     Args:
         arrays: Names of the dimensions, and numbers or texts, by array.
-        compressor: Settings of a numcodecs codec; None to store the numbers as they are.
+        compressor: Settings of a numcodecs codec; None to store the numbers uncompressed.
 
     Raises:
         ConfigError: numcodecs is not installed.

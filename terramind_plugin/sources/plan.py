@@ -360,7 +360,7 @@ def read_plan(folder: Path) -> SourcePlan:
 
 
 def write_rows_as_parquet(path: Path, rows: Sequence[Mapping[str, Any]], meta: Mapping[str, str] | None = None) -> None:
-    """Write rows as a Parquet file that appears when it is complete; the same rows give the same bytes."""
+    """Write rows as a Parquet file that appears only when it is complete. The same rows give the same bytes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -97,7 +97,7 @@ class PlaceLabels:
 
 
 def check_request(request: ChipRequest) -> None:
-    """Raise a ConfigError if options do not go together or a number is not possible."""
+    """Raise a ConfigError if options exclude each other or a number is not possible."""
     find_variant(request.model)
     if not 0 <= request.max_cloud <= 1:
         raise ConfigError(f"--max_cloud is a share from 0 to 1, got {request.max_cloud:g}.")

@@ -20,7 +20,7 @@ FINE_TUNING_KEYS = (
     "allow_missing_modalities", "constant_scale", "dataset_bands", "ignore_empty_pixels",
     "no_data_replace", "offsets", "stds",
 )  # fmt: skip
-"""Arguments of the fine-tuning data module that advice names and that pre-training has not."""
+"""Arguments of the fine-tuning data module that some advice names and pre-training lacks."""
 FEW_SAMPLES = 8
 """Number of samples of the check before each training."""
 
@@ -79,5 +79,5 @@ def _with_summary(plan: DataPlan, found: list[Finding], group: str, looked_at: s
 
 
 def check_cheaply(plan: DataPlan) -> Iterator[Finding]:
-    """Yield findings about the values of a few samples; takes well under a second for usual chips."""
+    """Yield findings about the values of a few samples. For chips of usual size this takes less than a second."""
     yield from check_values(plan, read_sample(plan, FEW_SAMPLES))
