@@ -1,1 +1,1 @@
-"""TerraMind as a TerraTorch backbone: it takes images by modality and returns tokens by layer."""
+"""TerraMind as a TerraTorch backbone: images by modality in, tokens of each layer out."""

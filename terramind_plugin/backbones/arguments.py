@@ -1,4 +1,4 @@
-"""Arguments of builders as configurations and command lines give them: texts, and former names."""
+"""Conversion of builders' arguments from configurations and command lines: texts, and former names."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ FORMER_ARGUMENTS = {
     "tim_memo_gib": "tim_cache_gib",
     "tim_given": "tim_observed",
 }
-"""Former arguments of backbones and their names of today."""
+"""Former arguments of backbones and their present names."""
 
 
 def read_text(name: str, value: Any) -> Any:
-    """Return what a text says in YAML, and anything else as it is.
+    """Return the value of a text that is parsed as YAML, and any other value unchanged.
 
     Args:
         name: Argument that has the value, for the message.
-        value: TerraTorch hands on `--model...backbone_pretrained false` as the text 'false'.
+        value: Text or value. TerraTorch passes `--model...backbone_pretrained false` on as the text 'false'.
 
     Raises:
         ConfigError: The text is not YAML.
@@ -46,7 +46,7 @@ def read_text(name: str, value: Any) -> Any:
 def read_texts(*kept: str) -> Callable[[Callable[..., Model]], Callable[..., Model]]:
     """Return a decorator of builders that reads texts as YAML, except for the named arguments, such as paths.
 
-    The first argument by position is the name of a model, and stays as it is.
+    The first positional argument is the name of a model, and is not parsed.
     """
 
     def decorate(build: Callable[..., Model]) -> Callable[..., Model]:

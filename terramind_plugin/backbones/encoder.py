@@ -40,39 +40,39 @@ TOKENIZER = "tokenizer."
 
 
 class TerraMindBackbone(nn.Module):
-    """Tokens of selected encoder layers for images of one or several modalities.
+    """Backbone that returns the tokens of selected encoder layers for images of one or several modalities.
 
-    Images of LULC and NDVI, and positions, become token ids by frozen tokenizers, as in TerraTorch. LULC and NDVI may
-    come as token ids, too.
+    Frozen tokenizers turn images of LULC and NDVI, and positions, into token ids, as in TerraTorch. LULC and NDVI may
+    also be given as token ids.
 
     Source: TerraMind (arXiv:2504.11171); arguments are those of TerraTorch's implementation, plus the ones marked new.
 
     Args:
         variant: Architecture.
-        modalities: Names of the modality table, or longer names that hold one, such as S2L2A_before. New: a mapping
-            {name: modality} adds an input that starts from the weights of a modality. A mapping {name: channels} adds
-            one without pre-trained weights.
+        modalities: Names from the modality table, or longer names that contain one, such as S2L2A_before. New: a
+            mapping {name: modality} adds an input that starts from the weights of a modality. A mapping
+            {name: channels} adds an input without pre-trained weights.
         bands: Bands of a modality in the order of the input's channels, e.g. {'S2L2A': ['BLUE', 'GREEN', 'RED']}.
         new_bands: New. Entries of `bands` that the pre-training data did not have; they start from random weights.
-        merge_method: How modalities become one feature map: 'mean', 'max', 'concat' (side by side, in the order of
-            `modalities`), 'dict' (by name) or 'none' / None (all tokens, one after the other).
+        merge_method: How the tokens of the modalities are merged: 'mean', 'max', 'concat' (along the features, in the
+            order of `modalities`), 'dict' (separate, by name) or 'none' / None (all tokens, one after the other).
         out_indices: New. Layers to return, ascending; None for all.
-        img_size: Size in pixels that position embeddings are made for, one number or (height, width); None for that
-            of the variant, 224 for the published ones.
-        drop_path_rate: Stochastic depth of the last block.
-        drop_rate: Dropout of the attention output.
-        attn_drop_rate: Dropout of the attention weights.
-        modality_drop_rate: Probability with which a sample loses a modality during training; never its last.
-        num_register_tokens: Learnt tokens in front of the sequence that no feature map holds.
+        img_size: Size of the images in pixels for the position embeddings, one number or (height, width); None for the
+            variant's size, which is 224 for the published models.
+        drop_path_rate: Rate of stochastic depth of the last block.
+        drop_rate: Dropout rate of the attention output.
+        attn_drop_rate: Dropout rate of the attention weights.
+        modality_drop_rate: Probability of dropping a modality of a sample in training; its last one is never dropped.
+        num_register_tokens: Number of learnt tokens in front of the sequence, which are not part of feature maps.
         activation_checkpointing: New. Recompute activations in the backward pass: less memory, about a third slower.
-        share_embeddings: New. Whether inputs given as {name: modality} use the embedding of the modality instead of
-            one of their own. Names such as S2L2A_before and S2L2A_after share it in any case, as in TerraTorch.
-        in_chans: Channels of an input 'image' without pre-trained weights, for empty `modalities`.
+        share_embeddings: New. Whether inputs given as {name: modality} share the embedding of the modality instead of
+            having their own. Names such as S2L2A_before and S2L2A_after always share it, as in TerraTorch.
+        in_chans: Number of channels of an input 'image' without pre-trained weights, for empty `modalities`.
         coords: New. Function that returns the tokenizer of coordinates, needed if they are an input.
-        generated: New. Modalities that come as token ids, which a subclass makes itself.
+        generated: New. Modalities whose token ids a subclass generates.
 
     Raises:
-        ConfigError: A name or number is not possible; the message says what is.
+        ConfigError: A name or number is not possible; the message says which ones are.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class TerraMindBackbone(nn.Module):
         self.observed = plan_inputs(
             modalities, bands, new_bands, tokens=True, share_embeddings=share_embeddings, in_chans=in_chans
         )
-        """Modalities that `forward` takes."""
+        """Names of the modalities that `forward` accepts."""
         self.inputs = (*self.observed, *generated)
         """Inputs of the encoder."""
         self.modalities = [spec.name for spec in self.inputs]
@@ -127,17 +127,17 @@ class TerraMindBackbone(nn.Module):
 
         tokenized = [spec for spec in self.observed if spec.is_tokens]
         self.tokenizer = InputTokens(tokenized, variant.family, coords) if tokenized else None
-        """Frozen tokenizers of inputs; None if all enter as pixels."""
+        """Frozen tokenizers of inputs; None if all inputs are pixels."""
         self._describe_features(out_indices)
         self.trained: frozenset[str] | None = None
-        """Names of the parameters that train where the backbone has adapters; None for all."""
+        """Names of the trained parameters of a backbone with adapters; None if all parameters train."""
         refuse_adapters(self)
         self.feature_cache: Cache | None = None
-        """Cache around `compute`, for its log; None without."""
+        """Cache around `compute`, for its log; None if there is none."""
         self._one_size, self._advice = self.merge_method in ("mean", "max", "concat"), BACKBONE
 
     def _is_behind(self, name: str) -> bool:
-        """Return whether a weight lies behind the last returned layer: it gets no gradient, which stops plain DDP."""
+        """Return whether a weight lies behind the last returned layer: it gets no gradient, so plain DDP would stop."""
         last = self.layers[-1]
         if name.startswith("encoder_norm."):
             return last < self.variant.depth - 1
@@ -145,13 +145,11 @@ class TerraMindBackbone(nn.Module):
         return part == "encoder" and int(rest.partition(".")[0]) > last
 
     def _describe_features(self, out_indices: Sequence[int] | None) -> None:
-        """Set which modalities the feature maps hold, their channels, which necks read, and what trains."""
+        """Set the modalities and channels of the feature maps, which necks read, and the trained parameters."""
         self.mapped = tuple(spec.name for spec in self.inputs if not spec.is_sequence)
-        """Modalities that the feature maps hold: all but sequences."""
+        """Modalities in the feature maps: all but sequences."""
         if not self.mapped:
-            raise ConfigError(
-                f"{self.modalities} has no image: coords go beside one, e.g. modalities: [S2L2A, coords]."
-            )
+            raise ConfigError(f"{self.modalities} has no image: add one to coords, e.g. modalities: [S2L2A, coords].")
         width = self.variant.dim * (len(self.mapped) if self.merge_method == "concat" else 1)
         widths = [width] * len(self.layers)
         self.out_channels = widths if out_indices is None else LayerList(widths, self.layers, positions=True)
@@ -171,19 +169,19 @@ class TerraMindBackbone(nn.Module):
         """Return the features of the selected layers.
 
         Args:
-            x: Images [B, bands, H, W] by modality, standardised, in any order; or the image of the first modality.
-                LULC is class ids [B, 1, H, W] or [B, H, W]; LULC and NDVI may be token ids [B, rows, columns]; coords
-                are positions [B, 2] as (longitude, latitude) in degrees, or [B, 2, H, W], of which the middle counts.
-                Modalities of the model that are not given are missing for the whole batch.
-            modality_mask: For some modalities a boolean [B]; False where a sample lacks that modality. While a mask is
-                given, a sample whose pixels are all NaN lacks the modality, too, and single NaN pixels count as the
-                mean. The NaN mark survives tiling into batches that mix samples; the mask does so only if the tiles of
-                a batch are a multiple of the samples.
+            x: Standardised images [B, bands, H, W] by modality, in any order; or the image of the first modality. LULC
+                has class ids [B, 1, H, W] or [B, H, W]; LULC and NDVI may be token ids [B, rows, columns]; coords are
+                positions [B, 2] as (longitude, latitude) in degrees, or [B, 2, H, W], of which the middle is used. If
+                a modality of the model is not given, the whole batch lacks it.
+            modality_mask: Boolean [B] for some modalities, False where a sample lacks the modality. If a mask is given,
+                a sample whose pixels are all NaN also lacks the modality, and single NaN pixels count as the mean. NaN
+                images still mark missing modalities after tiling into batches that mix samples; a mask does so only if
+                the number of tiles in a batch is a multiple of the number of samples.
             image_size: Ignored; TerraTorch passes it to every backbone.
-            named: Images by modality, as keywords.
+            named: Images by modality, as keyword arguments.
 
         Returns:
-            For each layer a tensor [B, N, D]; [B, N, modalities * D] with 'concat'; a dict of [B, N, D] by modality
+            The features of each layer: [B, N, D]; [B, N, modalities * D] with 'concat'; a dict of [B, N, D] by modality
             with 'dict'; [B, all tokens, D] with 'none'.
 
         Raises:
@@ -193,12 +191,12 @@ class TerraMindBackbone(nn.Module):
         inputs = collect_inputs(self.observed, x, named)
         check_shapes(self.observed, inputs, self.patch_size, same_size=self._one_size, advice=self._advice)
         if not any(name in self.mapped for name in inputs):
-            raise ConfigError(f"The model got {list(inputs)} and no image. It takes {self.modalities}.")
+            raise ConfigError(f"The model got {list(inputs)} and no image. It accepts {self.modalities}.")
         present = None
         if modality_mask:
             present = find_present(inputs, collect_inputs(self.observed, modality_mask, {}))
             if len(self.mapped) < len(self.inputs):
-                # A sample without an image uses all inputs: positions alone make no feature map.
+                # A sample without an image uses all inputs, because positions alone give no feature map.
                 empty = ~torch.stack([there for name, there in present.items() if name in self.mapped]).any(dim=0)
                 present = {name: there | empty for name, there in present.items()}
             inputs = {name: zero_nan(image) for name, image in inputs.items()}
@@ -210,12 +208,12 @@ class TerraMindBackbone(nn.Module):
 
         Args:
             inputs: Tensors as in `forward`, by modality and in the model's order.
-            present: For each input a boolean [B], False where a sample lacks it; None if all samples have all.
+            present: Boolean [B] for each input, False where a sample lacks it; None if all samples have all inputs.
         """
         return self.encode({**inputs, **self.tokenize(inputs)}, present)
 
     def tokenize(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the token ids of the inputs that enter the encoder as such; arguments as in `compute`."""
+        """Return the token ids of the inputs that enter the encoder as token ids; arguments as in `compute`."""
         if self.tokenizer is None:
             return {}
         ids: dict[str, Tensor] = self.tokenizer(inputs, self.patch_size, wait=not self.training)
@@ -290,15 +288,15 @@ class TerraMindBackbone(nn.Module):
 
     @property
     def makes_tokens(self) -> bool:
-        """Return whether `compute` makes token ids, which no graph around it can hold."""
+        """Return whether `compute` makes token ids, which cannot be part of a compiled graph."""
         return self.tokenizer is not None
 
     def compile_parts(self, mode: str = "graphs", *, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Let the encoder, embeddings and merging included, run as compiled graphs; arguments as in `compile_model`."""
+        """Compile the encoder, with embeddings and merging; arguments as in `compile_model`."""
         compile_method(self, "encode", mode, backend=backend)
 
     def freeze(self) -> None:
-        """Freeze all parameters and turn off dropout, until `unfreeze()`; adapters still train."""
+        """Freeze all parameters and turn off dropout until `unfreeze` is called; adapters still train."""
         if trained_parameters(self) is not None:
             self.unfreeze()
             return
@@ -306,7 +304,7 @@ class TerraMindBackbone(nn.Module):
         self.eval()
 
     def unfreeze(self) -> None:
-        """Let all parameters train again, or with adapters those that belong to them, and switch to training mode."""
+        """Train all parameters again (with adapters, only the adapters), and switch to training mode."""
         trained = trained_parameters(self)
         for name, parameter in self.named_parameters():
             trains = (trained is None or name in trained) and not name.startswith(TOKENIZER)
@@ -314,13 +312,13 @@ class TerraMindBackbone(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> TerraMindBackbone:
-        """Set training mode; a backbone without trainable parameters stays in evaluation mode."""
+        """Set the training mode; a backbone without trainable parameters stays in evaluation mode."""
         super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
         return self
 
 
 def by_key(specs: Sequence[InputSpec]) -> dict[str, InputSpec]:
-    """Return for each embedding the first input that has it."""
+    """Return the first input that uses each embedding, by the embedding's key."""
     found: dict[str, InputSpec] = {}
     for spec in specs:
         found.setdefault(spec.key, spec)

@@ -19,11 +19,11 @@ def _where(present: Tensor, tokens: Tensor, other: Tensor | float) -> Tensor:
 
 
 def merge_mean(tokens: Mapping[str, Tensor], present: Mapping[str, Tensor] | None) -> Tensor:
-    """Return the mean over modalities [B, N, D]; a sample's mean is over the modalities it has.
+    """Return the mean over modalities [B, N, D], for each sample over the modalities that it has.
 
     Args:
         tokens: Tokens [B, N, D] of each modality.
-        present: Boolean [B] of each modality, True where the sample has it; None if all have all.
+        present: Boolean [B] of each modality, True where the sample has it; None if all samples have all modalities.
     """
     if present is None:
         return reduce(torch.add, tokens.values()) / len(tokens) if len(tokens) > 1 else next(iter(tokens.values()))
@@ -45,7 +45,7 @@ def merge_concat(
     names: tuple[str, ...],
     missing: Tensor,
 ) -> Tensor:
-    """Return the modalities side by side [B, N, names * D]; a missing one is filled with one learnt token.
+    """Return the modalities concatenated to [B, N, names * D]; a missing modality is filled with a learnt token.
 
     Args:
         tokens: As in `merge_mean`.

@@ -10,16 +10,16 @@ from torch.utils import _pytree as pytree
 
 
 class LayerList(list[Any]):
-    """The selected layers, in order: iterating yields them, indexing takes the layer's number in the encoder.
+    """List of the selected layers in order, which is indexed by the layer's number in the encoder.
 
     `SelectIndices` with indices [2, 5, 8, 11] thus selects the same layers, whatever layers `out_indices` leaves out.
     Negative indices count from the last selected layer.
 
     Args:
         items: One entry for each selected layer.
-        layers: Their numbers.
+        layers: Numbers of these layers.
         positions: Whether an index that is not a layer's number may be a position. True for channel counts, which are
-            equal for all layers and which some necks read by position. Index 0 of a single layer always is one.
+            equal for all layers and which some necks read by position. Index 0 of a single layer is always a position.
     """
 
     def __init__(self, items: Sequence[Any], layers: Sequence[int], *, positions: bool = False) -> None:

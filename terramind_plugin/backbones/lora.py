@@ -1,4 +1,4 @@
-"""Low-rank adapters in a backbone, which train while the backbone's weights are frozen.
+"""Low-rank adapters in a backbone, which are trained while the backbone's weights are frozen.
 
 Source: LoRA (arXiv:2106.09685); the layers are those of Hugging Face's peft.
 """
@@ -18,7 +18,7 @@ from terramind_plugin.model.checkpoints import check_stored, hash_weights
 from terramind_plugin.model.inputs import InputSpec
 
 BASE = "base_sha256"
-"""Name in a state dict of the SHA-256 of the weights that adapters were trained on."""
+"""Key in a state dict of the SHA-256 of the weights that adapters were trained on."""
 ADAPTER = "default"
 """peft's name for the only adapter of a model."""
 TARGETS = {
@@ -26,7 +26,7 @@ TARGETS = {
     "mlp": ("mlp.fc1", "mlp.fc2", "mlp.fc3"),
     "all": ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "mlp.fc3"),
 }
-"""Linear layers of a block by the value of `target`; only gated sizes have fc3."""
+"""Linear layers of a block by the value of `target`; only sizes with gated layers have fc3."""
 
 
 class Adaptable(Protocol):
@@ -44,7 +44,7 @@ class LoraSettings:
     rank: int = 16
     """Width of the adapters."""
     alpha: float | None = None
-    """Scale of the adapters' output, times rank; None for 2 * rank."""
+    """Scale of the adapters' output multiplied by the rank; None for 2 * rank."""
     dropout: float = 0.0
     """Dropout of the adapters' input."""
     target: str = "attention"
@@ -65,7 +65,7 @@ class LoraSettings:
 
     @property
     def scaled_by(self) -> float:
-        """Alpha, the default resolved."""
+        """Return alpha, or its default."""
         return 2 * self.rank if self.alpha is None else self.alpha
 
 
@@ -77,7 +77,7 @@ def read_settings(given: Any) -> LoraSettings | None:
     """Return the settings of `backbone_lora`, or None for no adapters.
 
     Args:
-        given: A mapping with some of rank, alpha, dropout and target; True for the defaults; None or False for no
+        given: Mapping with some of rank, alpha, dropout and target; True for the defaults; None or False for no
             adapters. Values may be texts, as on the command line.
 
     Raises:
@@ -95,7 +95,7 @@ def read_settings(given: Any) -> LoraSettings | None:
         )
     for key in given:
         if key not in keys:
-            raise ConfigError(f"lora has no key '{key}'.{suggest(str(key), keys)} It takes: {', '.join(keys)}.")
+            raise ConfigError(f"lora has no key '{key}'.{suggest(str(key), keys)} Its keys are: {', '.join(keys)}.")
     values = {key: yaml.safe_load(value) if isinstance(value, str) else value for key, value in given.items()}
     return LoraSettings(**values)
 
@@ -103,13 +103,13 @@ def read_settings(given: Any) -> LoraSettings | None:
 def add_lora(model: Any, settings: LoraSettings) -> None:
     """Put adapters into a backbone, in place, and freeze its other pre-trained weights.
 
-    Parameters without pre-trained weights train in full: embeddings of new modalities and of modalities with new bands,
-    register tokens and the token for missing modalities. The layer qkv gets one adapter, in which queries, keys and
-    values share the projection down and have their own projection up. A generator gets none, nor do blocks behind the
-    last layer that the backbone returns.
+    Parameters without pre-trained weights are trained in full: embeddings of new modalities and of modalities with new
+    bands, register tokens and the token for missing modalities. The layer qkv gets one adapter, in which queries, keys
+    and values share the projection down and have their own projections up. Neither a generator nor blocks behind the
+    last returned layer get adapters.
 
-    The model's state dict then holds the trained parameters and the SHA-256 of the others. Only such a state dict, with
-    the same SHA-256, can be loaded.
+    The model's state dict then holds the trained parameters and the SHA-256 of the others. Only a state dict of this
+    kind with the same SHA-256 can be loaded.
 
     Args:
         model: A `TerraMindBackbone` that has its weights.
@@ -149,7 +149,7 @@ def add_lora(model: Any, settings: LoraSettings) -> None:
 
 
 def merge_lora(model: Any) -> int:
-    """Add a backbone's adapters to its weights and take them out, in place; return how many there were.
+    """Merge a backbone's adapters into its weights in place, and return the number of adapters.
 
     Args:
         model: A `TerraMindBackbone` with adapters from `add_lora`.
@@ -168,7 +168,7 @@ def merge_lora(model: Any) -> int:
 
 
 def _fresh(model: Adaptable) -> frozenset[str]:
-    """Return the names of the parameters that no pre-trained weights can fill."""
+    """Return the names of the parameters for which there are no pre-trained weights."""
     assert isinstance(model, nn.Module)
     names = set()
     for spec in model.inputs:
@@ -187,10 +187,10 @@ def find_adapters(model: nn.Module) -> frozenset[str]:
 
 
 def trained_parameters(model: Any) -> frozenset[str] | None:
-    """Return the names of the parameters that train in a backbone with adapters; None for one without.
+    """Return the names of the trained parameters of a backbone with adapters; None for a backbone without adapters.
 
     Args:
-        model: A `TerraMindBackbone`, with adapters from here or from TerraTorch's `peft_config`.
+        model: A `TerraMindBackbone`, with adapters of this package or of TerraTorch's `peft_config`.
     """
     return model.trained if model.trained is not None else (find_adapters(model) or None)
 
@@ -199,7 +199,7 @@ def hash_base(tensors: Mapping[str, Tensor], without: Iterable[str] = ()) -> str
     """Return the SHA-256 of the weights that adapters are trained on, as 64 hexadecimal digits.
 
     Args:
-        tensors: Weights by name. Tables of positions are left out: they follow from the image size.
+        tensors: Weights by name. Tables of positions are left out, because they follow from the image size.
         without: Names to leave out.
     """
     left_out = set(without)

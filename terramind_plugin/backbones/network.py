@@ -14,11 +14,12 @@ from terramind_plugin.model.compiled import check_mode, compile_model
 def compile_network(
     model: nn.Module, mode: str = "graphs", *, backend: str | Callable[..., Any] = "inductor"
 ) -> list[nn.Module]:
-    """Let a network run as compiled graphs, in place; return the modules whose calls are compiled.
+    """Compile a network in place, and return the modules whose calls are compiled.
 
-    A network is one graph, for each shape of its inputs. Only a backbone that makes token ids, by frozen tokenizers or
-    a generator, has several: Python checks values between them. Then the encoder is one, each part behind the backbone
-    is one, and the generator has two for each modality: its encoder, and its decoder with the drawing of ids.
+    A network is one graph for each shape of its inputs. Only a backbone that makes token ids, by frozen tokenizers or a
+    generator, has several graphs, because Python checks values between them: one for the encoder, one for each part
+    behind the backbone, and two for each generated modality (the generator's encoder, and its decoder with the drawing
+    of ids).
 
     Args:
         model: Backbone, neck, decoder and head, or any other network.
@@ -38,7 +39,7 @@ def compile_network(
 
 
 def _parts_around(module: nn.Module, backbone: nn.Module) -> Iterator[nn.Module]:
-    """Yield the largest parts of a module that do not hold the backbone and can be called."""
+    """Yield the largest callable parts of a module that do not contain the backbone."""
     for child in module.children():
         if child is backbone:
             continue

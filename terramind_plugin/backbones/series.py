@@ -1,4 +1,4 @@
-"""Time series through a backbone of one date: dates become samples, and the features of a sample's dates are pooled."""
+"""Time series through a backbone of one date: dates are encoded as samples, and their features are pooled."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ POOLINGS = ("mean", "max", "diff", "concat", "keep")
 Encode = Callable[[Mapping[str, Tensor], Mapping[str, Tensor] | None], list[Any]]
 """Function that returns the features of each layer from images of one date by modality, and their masks [B]."""
 Pool = Callable[[Any, int, int, Tensor | None], Any]
-"""Function that pools one layer's features [B * dates, N, D], given B, dates, and which dates have data [B, dates]."""
+"""Function that pools one layer's features [B * dates, N, D], given B, dates, and a mask [B, dates] of known dates."""
 
 
 @dataclass(frozen=True)
 class SeriesPooling:
-    """The way in which the features of several dates become those of a sample, as in TerraTorch's TemporalWrapper."""
+    """Pooling of the features of several dates, as in TerraTorch's TemporalWrapper."""
 
     pooling: str = "mean"
-    """One of `POOLINGS`; 'keep', which leaves the dates to a decoder, puts vectors side by side as 'concat' does."""
+    """One of `POOLINGS`; 'keep', which leaves the dates to a decoder, concatenates vectors like 'concat'."""
     subsets: tuple[int, ...] = ()
-    """Lengths of the parts of a series that are averaged first; none for single dates."""
+    """Lengths of the parts of a series that are averaged first; empty for single dates."""
     dates: int | None = None
-    """Number of dates that the model was trained with, where the width of its features depends on it."""
+    """Number of dates that the model was trained with, if the width of its features depends on it."""
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
@@ -65,10 +65,10 @@ class SeriesPooling:
         """Return pooled features [B, N, D].
 
         Args:
-            features: [B * dates, N, D], those of a sample one after the other.
+            features: Features [B * dates, N, D], with the dates of a sample one after the other.
             batch: Number of samples.
             dates: Number of dates.
-            known: Boolean [B, dates], False where a date has no data; None if all have.
+            known: Boolean [B, dates], False where a date has no data; None if all dates have data.
 
         Raises:
             ConfigError: The pooling needs another number of dates.
@@ -96,12 +96,12 @@ def encode_series(
 
     Args:
         encode: Backbone of one date.
-        series: By modality [B, bands, dates, H, W]. A modality with one date, or without the dimension of dates, is
-            repeated for each date.
-        modality_mask: For some modalities a boolean [B, dates] or [B]; False where a sample lacks the modality. A date
-            that no series has takes the mean of the features of the sample's other dates, so that it changes neither
-            the mean nor the maximum over the dates.
-        pool: Pools one layer.
+        series: Series by modality, [B, bands, dates, H, W]. A modality with one date, or without the dimension of
+            dates, is repeated for each date.
+        modality_mask: Boolean [B, dates] or [B] for some modalities, False where a sample lacks the modality. A date
+            that all series lack gets the mean of the features of the sample's other dates; this mean does not change
+            the mean over the dates.
+        pool: Function that pools one layer.
 
     Raises:
         ConfigError: The modalities have different numbers of dates, or a mask does not fit.
@@ -132,24 +132,24 @@ def count_dates(series: Mapping[str, Tensor]) -> tuple[int, int]:
     if any(count not in (1, dates) for count in counts.values()):
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise ConfigError(
-            f"The modalities have different numbers of dates: {listed}. Give each as many dates, or one date, which is "
-            "repeated."
+            f"The modalities have different numbers of dates: {listed}. Give each the same number of dates, or one "
+            "date, which is repeated."
         )
     return len(next(iter(with_dates.values()))), dates
 
 
 def repeat_date(image: Tensor, dates: int) -> Tensor:
-    """Return an image [B, bands, H, W] or [B, bands, 1, H, W] for each date; other inputs as they are."""
+    """Return an image [B, bands, H, W] or [B, bands, 1, H, W] repeated for each date; other inputs unchanged."""
     image = image[:, :, None] if image.ndim == 4 else image
     return image.expand(-1, -1, dates, -1, -1) if image.ndim == 5 and image.shape[2] == 1 else image
 
 
 def fill_dates(features: Tensor, known: Tensor) -> Tensor:
-    """Return features in which dates without data have the mean of the sample's other dates.
+    """Return features in which dates without data are replaced by the mean of the sample's other dates.
 
     Args:
-        features: [B, dates, ...].
-        known: Boolean [B, dates], True for some date of each sample.
+        features: Features [B, dates, ...].
+        known: Boolean [B, dates], True for at least one date of each sample.
     """
     weights = known.to(features.dtype).view(*known.shape, *[1] * (features.ndim - 2))
     mean = (features * weights).sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True)
@@ -164,7 +164,7 @@ def _flatten(image: Tensor, dates: int) -> Tensor:
 
 
 def _flatten_mask(mask: Tensor, batch: int, dates: int) -> Tensor:
-    """Return a mask [B * dates] of one [B, dates] or [B]."""
+    """Return a mask [B * dates] from a mask [B, dates] or [B]."""
     mask = torch.as_tensor(mask).bool()
     if mask.shape not in ((batch,), (batch, 1), (batch, dates)):
         raise ConfigError(
@@ -175,7 +175,7 @@ def _flatten_mask(mask: Tensor, batch: int, dates: int) -> Tensor:
 
 
 def _known_dates(series: Mapping[str, Tensor], masks: Mapping[str, Tensor], batch: int, dates: int) -> Tensor | None:
-    """Return a boolean [B, dates], True where some series that changes has data; None if that is so at every date."""
+    """Return a boolean [B, dates], True where some series that was not repeated has data; None if True everywhere."""
     seen = []
     for name, image in series.items():
         if image.ndim == 5 and image.shape[2] == dates:
@@ -184,9 +184,9 @@ def _known_dates(series: Mapping[str, Tensor], masks: Mapping[str, Tensor], batc
             has_data = has_data if mask is None else has_data & mask.to(image.device).view(batch, dates)
             first = image[:, :, :1]
             changes = ((image != first) & ~(image.isnan() & first.isnan())).flatten(1).any(dim=1)
-            seen.append(has_data & changes[:, None])  # one date that was repeated says nothing about the others
+            seen.append(has_data & changes[:, None])  # a repeated date does not show whether other dates have data
     known = torch.stack(seen).any(dim=0)
-    known = known | ~known.any(dim=1, keepdim=True)  # without any date all count: there is nothing to take instead
+    known = known | ~known.any(dim=1, keepdim=True)  # without any known date all count, because there is no replacement
     return None if bool(known.all()) else known
 
 

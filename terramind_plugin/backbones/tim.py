@@ -1,4 +1,4 @@
-"""Thinking-in-Modalities: a backbone that first generates a modality it does not have, and then answers with it."""
+"""Thinking-in-Modalities: a backbone that first generates a missing modality and then uses it as an input."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ GENERATOR_KEY = "generator_sha256"
 
 
 class TerraMindTiM(TerraMindBackbone):
-    """Tokens of selected encoder layers for images and for token ids that a generator makes from them.
+    """Backbone that returns tokens of selected encoder layers for images and for token ids generated from them.
 
     The generator is frozen and owns its weights; the encoder, embeddings included, is fine-tuned. In evaluation mode
-    the generated tokens of a sample depend on the sample and `tim_seed` alone. In training they also depend on the
+    the generated tokens of a sample depend only on the sample and `tim_seed`. In training they also depend on the
     number of forward passes so far, which checkpoints save as `tim_step`, on the sample's position in the batch and on
-    the process, so that equal chips get different tokens. With a cache they depend on the sample and `tim_seed` alone,
-    in training as well. All images need one size. With merge_method 'dict' the tokens of a generated modality have its
-    name, or the name with 'tim_' in front where an image has that name.
+    the process, so that equal chips get different tokens. With a cache they depend only on the sample and `tim_seed`,
+    also in training. All images need the same size. With merge_method 'dict' the tokens of a generated modality have
+    its name, or the name with the prefix 'tim_' if an image has that name.
 
     Source: TerraMind (arXiv:2504.11171) section 3.3; arguments are those of TerraTorch's implementation, plus the ones
     marked new.
@@ -61,22 +61,22 @@ class TerraMindTiM(TerraMindBackbone):
         tim_top_p: Draw from the likeliest tokens that together have this probability.
         tim_top_k: Draw from this many likeliest tokens; 0 for all.
         tim_seed: New. Seed of the sampling.
-        tim_observed: New. Those of `tim_modalities` that are not generated but come with the images, e.g. true land
-            cover as class ids [B, 1, H, W]: frozen tokenizers turn them into token ids. With `tim_chained_generations`
-            they condition what is generated. If all modalities are observed, there is no generator.
-        tim_cache: New. Folder in which generated tokens are kept, so that none is generated twice for the same input;
-            True for 'cache' under the run's root.
+        tim_observed: New. Those of `tim_modalities` that are given with the images instead of generated, e.g. true land
+            cover as class ids [B, 1, H, W]; frozen tokenizers turn them into token ids. With `tim_chained_generations`
+            they condition the generated modalities. If all modalities are observed, there is no generator.
+        tim_cache: New. Folder of a cache of generated tokens, so that they are generated once for each input; True for
+            'cache' below the run's root.
         tim_cache_gib: New. Size limit of the cache in GiB; the least recently used tokens are dropped first.
         tim_generator_dtype: New. Precision of the frozen generator's weights: 'float32', or 'bfloat16' for half the
             memory and no conversion in each step of a run in bf16-mixed; the generated tokens differ.
-        tim_store_generator: New. Whether checkpoints hold the generator and the tokenizers of `tim_observed`. If not,
-            they hold their fingerprint, and are refused by a model with others.
+        tim_store_generator: New. Whether checkpoints contain the generator and the tokenizers of `tim_observed`. If
+            not, they contain a fingerprint, and a model with another generator or tokenizer refuses them.
         bands: As in `TerraMindBackbone`.
         new_bands: As in `TerraMindBackbone`.
         kwargs: Further arguments of `TerraMindBackbone`.
 
     Raises:
-        ConfigError: A name or number is not possible; the message says what is.
+        ConfigError: A name or number is not possible; the message says which ones are.
     """
 
     def __init__(
@@ -122,15 +122,15 @@ class TerraMindTiM(TerraMindBackbone):
         self.targets = targets
         """Modalities that are generated or observed as tokens, by the user's names."""
         self.generated_names = names
-        """Name among the model's inputs of each target."""
+        """Name of each target among the model's inputs."""
         self.generated_tokens: dict[str, Tensor] = {}
         """Token ids that the last forward pass generated, by name; empty with a feature cache."""
         self.given_tokens = ObservedTokens(tokenized, variant.family) if tokenized else None
-        """Tokenizers of observed modalities; checkpoints hold them under this name."""
+        """Tokenizers of observed modalities; this is also their name in checkpoints."""
         self._in_half = _check_dtype(tim_generator_dtype) == torch.bfloat16
         self.sampler = self._build_generator([spec for spec, _ in known], tokenized, tim_chained_generations)
         if tim_cache and self.sampler is None:
-            raise ConfigError("tim_cache keeps what is generated; tim_observed leaves nothing. Leave tim_cache out.")
+            raise ConfigError("tim_cache has no use if all modalities are in tim_observed. Leave tim_cache out.")
         self.decoding = Decoding(steps=tim_decoding_steps, temperature=tim_temps, top_p=tim_top_p, top_k=tim_top_k)
         self.tim_cache = Cache(tim_cache, "tim", tim_cache_gib) if tim_cache else None
         self.tim_seed, self.store_generator = tim_seed, tim_store_generator
@@ -154,11 +154,11 @@ class TerraMindTiM(TerraMindBackbone):
 
     @property
     def makes_tokens(self) -> bool:
-        """Return True: token ids are generated, or made of observed modalities."""
+        """Return True, because token ids are generated or made from observed modalities."""
         return True
 
     def compile_parts(self, mode: str = "graphs", *, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Let the encoder and the parts of the generator run as compiled graphs; arguments as in `compile_model`."""
+        """Compile the encoder and the parts of the generator; arguments as in `compile_model`."""
         super().compile_parts(mode, backend=backend)
         if self.sampler is not None:
             self.sampler.compile_parts(mode, backend=backend)
@@ -181,12 +181,12 @@ class TerraMindTiM(TerraMindBackbone):
 
     @property
     def thoughts(self) -> dict[str, Tensor]:
-        """Return `generated_tokens`, by its former name."""
+        """Return `generated_tokens`; this is its former name."""
         warnings.warn("thoughts is now called generated_tokens", DeprecationWarning, stacklevel=2)
         return self.generated_tokens
 
     def think(self, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Return what `generate_tokens` returns; its former name."""
+        """Return the result of `generate_tokens`; this is its former name."""
         warnings.warn("think is now called generate_tokens", DeprecationWarning, stacklevel=2)
         return self.generate_tokens(inputs, present)
 
@@ -196,15 +196,15 @@ class TerraMindTiM(TerraMindBackbone):
         """Return the token ids of `tim_modalities`, generated or observed, by name.
 
         Args:
-            inputs: Standardised images [B, bands, H, W], and token ids of inputs that enter as such, by the model's
-                names.
-            present: For some of them a boolean [B], False where a sample lacks it.
+            inputs: Standardised images [B, bands, H, W], and token ids of inputs that enter as token ids, by the
+                model's names.
+            present: Boolean [B] for some of the inputs, False where a sample lacks it.
 
         Returns:
-            Token ids [B, rows, columns]; [B, L] of coords.
+            Token ids [B, rows, columns]; [B, L] for coords.
 
         Raises:
-            ConfigError: None of the pre-trained modalities is there, or one of `tim_observed` is not.
+            ConfigError: No pre-trained modality is given, or a modality of `tim_observed` is missing.
             DataError: An observed modality holds impossible values, or an image is not finite. In a training
                 step on a GPU the next step raises the error about images.
         """
@@ -237,7 +237,7 @@ class TerraMindTiM(TerraMindBackbone):
             return ids
 
         if self.tim_cache is not None:
-            # Each sample has a seed of its own, so that no other sample decides its tokens.
+            # Each sample has its own seed, so that its tokens do not depend on other samples.
             return self.tim_cache.recall(
                 sampler,
                 seen,
@@ -276,7 +276,7 @@ class TerraMindTiM(TerraMindBackbone):
         return described
 
     def unfreeze(self) -> None:
-        """Let all parameters but those of the frozen parts train again and switch to training mode."""
+        """Train all parameters except those of the frozen parts again, and switch to training mode."""
         super().unfreeze()
         for part in self._frozen_parts().values():
             part.requires_grad_(False)
@@ -288,7 +288,7 @@ class TerraMindTiM(TerraMindBackbone):
         return torch.frombuffer(bytearray(digest), dtype=torch.uint8)
 
     def _frozen_parts(self) -> dict[str, nn.Module]:
-        """Return the generator and the tokenizers of observed modalities that there are, by their prefix."""
+        """Return the generator and the tokenizers of observed modalities, if any, by their prefix."""
         parts = zip(FROZEN, (self.sampler, self.given_tokens, self.tokenizer), strict=True)
         return {prefix: part for prefix, part in parts if part is not None}
 
@@ -299,7 +299,7 @@ def _plan_generated(
     """Return the name of each target among the encoder's inputs, and the inputs that are generated."""
     taken = {spec.name for spec in images}
     names = {target: f"tim_{target}" if target in taken else target for target in targets}
-    # A target that may also be given as an input has one name for both.
+    # A target that may also be an input has the same name in both roles.
     names |= {target: spec.name for target in targets for spec in images if spec.key == token_key(targets[target])}
     keys = {spec.key for spec in images}
     new = {target: modality for target, modality in targets.items() if token_key(modality) not in keys}
@@ -307,7 +307,7 @@ def _plan_generated(
 
 
 def _known_bands(spec: InputSpec) -> tuple[InputSpec, slice | list[int]]:
-    """Return the known bands of a modality, which the generator sees by its published name, and their channels."""
+    """Return the known bands of a modality under its published name, for the generator, and their channels."""
     spec = replace(spec, key=str(spec.source_key), new_bands=())
     if spec.band_sources is None or None not in spec.band_sources:
         return spec, slice(None)
@@ -335,7 +335,7 @@ def _rank() -> int:
 
 
 def _mix(*numbers: int) -> int:
-    """Return a seed that depends on all numbers; neighbouring numbers give unrelated seeds."""
+    """Return a seed that depends on all numbers; close numbers give unrelated seeds."""
     digest = hashlib.sha256("/".join(map(str, numbers)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 

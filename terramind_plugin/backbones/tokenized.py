@@ -1,4 +1,4 @@
-"""Modalities that enter a backbone as token ids: frozen tokenizers make them of images and positions."""
+"""Modalities that enter a backbone as token ids, which frozen tokenizers make from images and positions."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from terramind_plugin.tokenizers.variants import tokenizers_of
 
 
 class FrozenTokenizers(nn.Module):
-    """The encoding halves of frozen tokenizers, always in evaluation mode.
+    """Encoders of frozen tokenizers, always in evaluation mode.
 
     Args:
-        specs: Modalities that enter as token ids; those with one tokenizer share it.
+        specs: Modalities that enter as token ids; modalities with the same tokenizer share it.
         family: Models that the tokenizers belong to.
         coords: Function that returns the tokenizer of coordinates; needed if they are among `specs`.
 
@@ -66,7 +66,7 @@ class FrozenTokenizers(nn.Module):
         Args:
             spec: One of the modalities.
             x: Standardised images [B, bands, H, W], class ids [B, 1, H, W] or [B, H, W], or positions [B, 2].
-            wait: Whether the caller may wait for a GPU to see that images are finite.
+            wait: Whether the check that images are finite may wait for a GPU.
 
         Raises:
             DataError: A value is not a class id, NaN or infinite, or a position is out of range.
@@ -81,14 +81,14 @@ class FrozenTokenizers(nn.Module):
 
 
 class InputTokens(FrozenTokenizers):
-    """Tokenizers of the inputs of a backbone that enter it as token ids; checkpoints call them as TerraTorch does."""
+    """Tokenizers of a backbone's inputs that enter it as token ids; names in checkpoints are TerraTorch's."""
 
     def forward(self, inputs: Mapping[str, Tensor], patch_size: int, *, wait: bool = True) -> dict[str, Tensor]:
-        """Return the token ids by name, [B, rows, columns] or [B, N], of the inputs that are there.
+        """Return the token ids of the given inputs by name, [B, rows, columns] or [B, N].
 
         Args:
-            inputs: Tensors as `check_shapes` allows; those that hold token ids are returned as they are.
-            patch_size: Of the model.
+            inputs: Tensors as `check_shapes` allows; token ids are returned unchanged.
+            patch_size: Patch size of the model in pixels.
             wait: As in `tokenize`.
 
         Raises:
@@ -99,7 +99,7 @@ class InputTokens(FrozenTokenizers):
             x = inputs.get(spec.name)
             if x is None:
                 continue
-            if spec.is_sequence and x.ndim == 4:  # a tile's position is that of its middle
+            if spec.is_sequence and x.ndim == 4:  # the position of a tile is that of its middle
                 x = x[:, :, x.shape[2] // 2, x.shape[3] // 2]
             if spec.is_sequence or not is_token_ids(spec, inputs, patch_size):
                 try:
@@ -111,7 +111,7 @@ class InputTokens(FrozenTokenizers):
         return ids
 
     def _check_ids(self, spec: InputSpec, x: Tensor) -> Tensor:
-        """Return token ids as whole numbers, which a GPU checks itself."""
+        """Return token ids as whole numbers; on a GPU the check does not wait."""
         ids = x.long()
         count = self.tokenizers()[token_key(spec.pretrained)].quantize.codebook_size if spec.pretrained else 0
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -132,9 +132,9 @@ class ObservedTokens(FrozenTokenizers):
         """Return token ids [B, rows, columns] by name, computed in full precision.
 
         Args:
-            inputs: By name, standardised images [B, bands, H, W], or class ids [B, 1, H, W] for class maps. Those of
-                other modalities are ignored.
-            wait: Whether the caller may wait for a GPU to see that images are finite.
+            inputs: Standardised images [B, bands, H, W] by name, or class ids [B, 1, H, W] for class maps. Other
+                modalities are ignored.
+            wait: Whether the check that images are finite may wait for a GPU.
 
         Raises:
             ConfigError: An observed modality is missing.
@@ -162,7 +162,7 @@ def plan_observed(
     Args:
         names: Observed modalities.
         targets: Modalities that are generated or observed, by the user's names.
-        taken: What the model takes as images anyway.
+        taken: Inputs that the model takes as images.
         family: Models that the tokenizers belong to.
 
     Raises:
@@ -181,8 +181,8 @@ def plan_observed(
             )
         if modality.name not in known:
             raise ConfigError(
-                f"tim_observed: {modality.name} has no image tokenizer and can only be generated. Can be observed: "
-                f"{', '.join(known)}."
+                f"tim_observed: {modality.name} has no image tokenizer, so it can only be generated. Modalities that "
+                f"can be observed: {', '.join(known)}."
             )
     specs = []
     for name, modality in targets.items():
@@ -197,6 +197,6 @@ def plan_observed(
 
 
 def _drop_decoders(module: FrozenTokenizers, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Remove the decoding halves of tokenizers, which TerraTorch's checkpoints hold."""
+    """Remove the decoders of tokenizers, which TerraTorch's checkpoints contain."""
     for key in module.tokenizers():
         drop_unbuilt(module.get_submodule(key), state_dict, f"{prefix}{key}.")

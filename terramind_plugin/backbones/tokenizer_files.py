@@ -1,4 +1,4 @@
-"""Weights of the tokenizers inside a backbone, and the vocabulary of coordinates that a checkpoint holds."""
+"""Weights of the tokenizers inside a backbone, and the vocabulary of coordinates in a checkpoint."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def load_tokenizers(
 
     Args:
         part: The tokenizers; None if no input needs one.
-        pretrained: Load the published weights where no file has them.
-        ckpt_path: File of the backbone.
-        paths: Files by modality.
+        pretrained: Whether to load the published weights that no file contains.
+        ckpt_path: File with the weights of the backbone.
+        paths: Files with the weights of tokenizers, by modality.
         argument: Argument that names the inputs, for messages.
         prefix: Beginning of the argument that names the files.
 
     Raises:
-        ConfigError: A file is of an input that has no tokenizer.
+        ConfigError: A file belongs to an input without a tokenizer.
         WeightsError: The weights are missing or do not fit.
     """
     tokenizers = {} if part is None else part.tokenizers()

@@ -1,4 +1,4 @@
-"""What can be put around a backbone: adapters, a cache, and a warning of images that its weights do not understand."""
+"""Additions to a backbone: adapters, a cache, and a warning of images that are too large for its weights."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def wrap_backbone(
     feature_cache_dtype: str = "bfloat16",
     feature_cache_gib: float = 20.0,
 ) -> Backbone:
-    """Return a backbone, with adapters and a cache around it where asked for.
+    """Return a backbone with adapters and a cache, if asked for.
 
     Args:
         model: The backbone.
-        loaded: Whether it has more than random weights.
+        loaded: Whether weights were loaded, so that they are not random.
         lora: Train low-rank adapters beside the loaded weights: rank, alpha, dropout, target (attention, mlp or all).
-        feature_cache: Folder in which the features of a frozen backbone are kept, so that none is computed twice; True
-            for 'cache' under the run's root.
+        feature_cache: Folder of a cache of a frozen backbone's features, so that they are computed once; True for
+            'cache' below the run's root.
         feature_cache_dtype: Precision of cached features: 'bfloat16', 'float16' or 'float32'.
         feature_cache_gib: Size limit of the cache in GiB; the least recently used features are dropped first.
 
@@ -46,7 +46,7 @@ def wrap_backbone(
         if not loaded:
             logger.warning(
                 "%s gets adapters to random weights: set backbone_pretrained or backbone_ckpt_path. Checkpoints do "
-                "not hold these weights, and fit them only if the same seed draws them again.",
+                "not contain these weights, so they can only be used if the same seed draws the weights again.",
                 model.variant.name,
             )
         add_lora(model, settings)
@@ -60,13 +60,13 @@ def wrap_backbone(
 
 
 class _SizeWarning:
-    """Hook that says once that images are larger than those that the weights of a backbone were trained on."""
+    """Hook that warns once if images are larger than those on which a backbone's weights were trained."""
 
     def __init__(self) -> None:
         self.said = False
 
     def __call__(self, model: TerraMindBackbone, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        """Look at the inputs of a forward pass."""
+        """Check the inputs of a forward pass."""
         if self.said or torch.compiler.is_compiling():
             return
         known = model.variant.img_size
@@ -78,7 +78,7 @@ class _SizeWarning:
             return
         self.said = True
         logger.warning(
-            "%s was trained on images of %d x %d pixels and gets %d x %d, which it understands less. Cut the chips of "
+            "%s was trained on images of %d x %d pixels and gets %d x %d, which lowers its quality. Cut the chips of "
             "training, validation and test to %d pixels. In commands leave out --crop and --resize, or set them to %d.",
             *(model.variant.name, known, known, *largest, known, known),
         )

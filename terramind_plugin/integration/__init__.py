@@ -1,1 +1,1 @@
-"""What joins the package to TerraTorch and Lightning: registries, necks, decoders, callbacks, command line."""
+"""Integration with TerraTorch and Lightning: registries, necks, decoders, callbacks, command line."""

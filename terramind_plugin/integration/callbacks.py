@@ -35,9 +35,9 @@ logger = logging.getLogger("terramind_plugin")
 
 
 class FiniteLoss(Callback):
-    """Stops training with an error when the loss is NaN or infinite, and names the files of that batch.
+    """Stops training with an error that names the files of the batch if the loss is NaN or infinite.
 
-    On a GPU losses are checked every `log_every_n_steps` steps, all that are new at once, so that no step waits for the
+    On a GPU the losses of `log_every_n_steps` steps are checked together, so that single steps do not wait for the
     device.
     """
 
@@ -61,7 +61,7 @@ class FiniteLoss(Callback):
             self._check(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the losses that are left."""
+        """Check the remaining losses."""
         self._check(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -70,7 +70,7 @@ class FiniteLoss(Callback):
 
     def _check(self, trainer: Trainer) -> None:
         unchecked, self._unchecked = self._unchecked, []
-        # One answer for all: a GPU is waited for once.
+        # All losses are checked at once, so that the CPU waits for the GPU once.
         if not unchecked or torch.stack([loss.isfinite().all() for _, loss, _ in unchecked]).all():
             return
         for batch_idx, loss, names in unchecked:
@@ -89,7 +89,7 @@ def _some_names(names: Any) -> str:
 
 
 class BackboneUnfreeze(Callback):
-    """Freezes the backbone for some epochs, then trains it as well.
+    """Freezes the backbone for the first epochs, and then trains it as well.
 
     The task's `lr_overrides: {model.encoder.: 1.e-5}` sets the learning rate of the backbone. With several processes
     use the strategy ddp_find_unused_parameters_true.
@@ -110,7 +110,7 @@ class BackboneUnfreeze(Callback):
         backbone.eval()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Unfreeze the backbone from its epoch on, also where a run is resumed after that epoch."""
+        """Unfreeze the backbone from its epoch on, also if a run is resumed after that epoch."""
         backbone = _backbone(pl_module)
         if trainer.current_epoch >= self.epoch and not any(p.requires_grad for p in backbone.parameters()):
             backbone.unfreeze()
@@ -130,18 +130,18 @@ def _backbone(pl_module: LightningModule) -> Any:
 
 
 class SegmentationImages(Callback):
-    """Writes inputs, label and prediction of the first validation samples to TensorBoard, one tag a sample.
+    """Writes inputs, label and prediction of the first validation samples to TensorBoard, with one tag for each sample.
 
-    It draws what the task predicts: maps of classes; maps of continuous values, with a colour bar; boxes; or, where an
-    image has one answer, label and prediction as text below the inputs. Several dates are drawn side by side, the first
-    and the last if there are more than four. Modalities that the model generates are drawn beside the inputs. What
-    cannot be drawn is left out, and the log says once why.
+    The drawing depends on the task: maps of classes; maps of continuous values with a colour bar; boxes; or, for one
+    answer per image, label and prediction as text below the inputs. Several dates are drawn side by side, the first and
+    the last ones if there are more than four. Generated modalities are drawn beside the inputs. Samples that cannot be
+    drawn are left out, with the reason logged once.
 
     Args:
         samples: Number of samples.
-        every_n_epochs: Number of epochs from one drawing to the next.
-        tokenizer_ckpt_paths: Files with tokenizer weights by modality, to draw generated land cover as a map; without
-            one the published weights are used if they are in the hub's cache.
+        every_n_epochs: Interval of the drawings in epochs.
+        tokenizer_ckpt_paths: Files with tokenizer weights by modality, to draw generated land cover as a map. Without a
+            file, the published weights are used if they are in the hub's cache.
         unit: Unit of the labels of a regression, e.g. t/ha.
     """
 
@@ -170,7 +170,7 @@ class SegmentationImages(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Keep a copy of the batch if it will be drawn, since the plots of TerraTorch's tasks change it."""
+        """Keep a copy of the batch if it will be drawn, because the plots of TerraTorch's tasks change it."""
         self._batch = None
         due = trainer.is_global_zero and trainer.current_epoch % self.every_n_epochs == 0
         if not due or self._drawn >= self.samples:
@@ -201,7 +201,7 @@ class SegmentationImages(Callback):
             return
         try:
             self._draw(trainer, pl_module, kept, batch_idx)
-        except Exception as error:  # a picture is not worth a training run
+        except Exception as error:  # a failed picture must not stop the training
             self._say(f"no pictures: {type(error).__name__}: {one_line(str(error))}")
             self._drawn = self.samples  # no further attempt in this epoch
 
@@ -214,7 +214,7 @@ class SegmentationImages(Callback):
         datamodule = getattr(trainer, "datamodule", None)
         images = _as_measured(_drawable(_by_modality(pl_module, kept["image"])), datamodule)
         bands = getattr(datamodule, "bands_read", None) or _bands_of(pl_module)
-        # A model that sees tiles or dates one by one generates several modalities for a sample.
+        # A model that processes tiles or dates separately generates several images for a sample.
         parts = getattr(pl_module, "tiled_inference_on_validation", False) or any(x.ndim == 5 for x in images.values())
         tim = None if parts else find_tim(pl_module)
         names = kept.get("filename", {})
@@ -232,7 +232,7 @@ class SegmentationImages(Callback):
                 bands=bands,
                 pictures=None if tim is None else self._painter.paint(tim, index),
             )
-            figure.draw_without_rendering()  # TensorBoard draws once; the first layout has no room for long texts
+            figure.draw_without_rendering()  # TensorBoard draws once, and the first layout cuts off long texts
             writer.add_figure(f"validation/{name}", figure, global_step=trainer.global_step)
             self._drawn += 1
 
@@ -294,9 +294,9 @@ def _draw_pairs(images: Tensor, made: Tensor, modality: Modality) -> Any:
 
 
 def _obstacle(trainer: Trainer, task: LightningModule, batch: Any) -> str | None:
-    """Return why nothing of a batch can be drawn, or None if it can."""
+    """Return the reason why a batch cannot be drawn, or None if it can."""
     if _writer(trainer) is None:
-        return "no logger takes figures, as TensorBoardLogger does"
+        return "no logger accepts figures, as TensorBoardLogger does"
     keys = keys_of(task)
     if not keys:
         return (
@@ -309,7 +309,7 @@ def _obstacle(trainer: Trainer, task: LightningModule, batch: Any) -> str | None
 
 
 def _writer(trainer: Trainer) -> Any:
-    """Return the first logger that takes figures, or None."""
+    """Return the first logger that accepts figures, or None."""
     writers = (getattr(logger, "experiment", None) for logger in trainer.loggers)
     return next((writer for writer in writers if hasattr(writer, "add_figure")), None)
 
@@ -346,7 +346,7 @@ def _drawable(images: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _as_measured(images: Mapping[str, Tensor], datamodule: Any) -> Mapping[str, Tensor]:
-    """Return images in their units, where the data module knows mean and deviation."""
+    """Return images in their units, if the data module knows means and standard deviations."""
     means, stds = getattr(datamodule, "band_means", {}), getattr(datamodule, "band_stds", {})
 
     def measured(name: str, image: Tensor) -> Tensor:

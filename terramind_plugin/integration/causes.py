@@ -1,4 +1,4 @@
-"""The cause of a configuration's error, with the nearest valid name, out of the text that libraries print around it."""
+"""Extraction of the cause of a configuration error from the messages of libraries, with the nearest valid name."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ GENERAL = ("torch.", "lightning.", "jsonargparse.", "torchmetrics.", "importlib.
 
 
 def describe_error(error: BaseException) -> str:
-    """Return what an error of this package or of a library says, in one line that can stand alone.
+    """Return the message of an error of this package or of a library, in one line that can stand alone.
 
     Args:
         error: An exception that was raised while a configuration was parsed, built or run.
@@ -50,7 +50,7 @@ def describe_error(error: BaseException) -> str:
 
 
 def explain(error: BaseException) -> str:
-    """Return what an error says, so that it can stand alone: what a library's error is about, and where it comes from.
+    """Return the message of an error so that it can stand alone, with the origin of a library's error.
 
     Args:
         error: As for `describe_error`.
@@ -76,7 +76,7 @@ def _root(error: BaseException) -> BaseException:
 
 
 def _place(error: BaseException) -> str:
-    """Return the function that an error comes from, the innermost outside of PyTorch and Lightning."""
+    """Return the function that raised an error: the innermost one outside PyTorch and Lightning."""
     frames = [
         (f"{frame.f_globals.get('__name__', '')}.", frame.f_code) for frame, _ in traceback.walk_tb(error.__traceback__)
     ]
@@ -85,14 +85,14 @@ def _place(error: BaseException) -> str:
 
 
 def readable(message: str) -> str:
-    """Return what is wrong with a configuration, without the types and values that jsonargparse prints around it.
+    """Return the mistake in a configuration, without the types and values that jsonargparse prints around it.
 
     Args:
         message: Text of an error of jsonargparse.
     """
     place = re.search(r'Parser key "([^"]+)":', message)
     text, found = message, 1
-    while found:  # from the innermost choice of types outwards
+    while found:  # from the innermost union of types outwards
         text, found = re.subn(UNION, lambda union: _summary(union.group(1), union.group(2).strip()), text)
     if place is not None and text.startswith(place.group()):
         text = f"{place.group(1)}: {text.removeprefix(place.group()).strip()}"
@@ -101,10 +101,10 @@ def readable(message: str) -> str:
 
 
 def _summary(causes: str, value: str) -> str:
-    """Return what was expected of a value, without types that it is not meant to have.
+    """Return the expectation about a value, without types that the value is not meant to have.
 
     Args:
-        causes: For each type that is possible, why the value is not of it.
+        causes: Reasons why the value has none of the possible types.
         value: The value.
     """
     items = re.split(r"^ *- ", causes, flags=re.MULTILINE)
@@ -131,7 +131,7 @@ def _with_hint(text: str, hint: str) -> str:
 
 
 def nearest(message: str) -> str:
-    """Return a hint at the valid name that comes next to the one an error complains of, or an empty string.
+    """Return a hint at the valid name nearest to the name in an error, or an empty string.
 
     Args:
         message: Text of an error of jsonargparse or TerraTorch.
@@ -161,7 +161,7 @@ def nearest(message: str) -> str:
 
 
 def _arguments(class_path: str) -> list[str]:
-    """Return the names of all arguments of a class, those of its parents, too."""
+    """Return the names of all arguments of a class, including those of its parents."""
     module, _, name = class_path.rpartition(".")
     kind: Any = getattr(_import(module), name, None)
     initials = [vars(parent).get("__init__") for parent in inspect.getmro(kind)] if inspect.isclass(kind) else []

@@ -18,13 +18,14 @@ logger = logging.getLogger("terramind_plugin")
 class CompiledModel(Callback):
     """Compiles backbone, neck and decoder of any of TerraTorch's tasks, so that a GPU does not wait for Python.
 
-    Each shape of a batch has a graph of its own, the first one at once, others when they have come often. What is left
-    runs as before, such as the last, smaller batch of an epoch. Checkpoints have the same names as without. If
-    compilation fails, the log says why in one line, and training goes on without. Gradients must be set to None between
-    steps, as Lightning does: zeros would be written where CUDA graphs keep results of their own.
+    Each shape of a batch needs its own graph. The first shape is compiled at once, further shapes after they have
+    occurred often. All other batches, such as the smaller last batch of an epoch, run without compilation. The names in
+    checkpoints do not change. If compilation fails, the log gives the reason in one line, and training continues
+    without compilation. Gradients must be set to None between steps, as Lightning does: zeros would overwrite memory
+    that CUDA graphs use for other results.
 
     Args:
-        mode: 'graphs' compiles on a GPU, with CUDA graphs, and changes nothing on a CPU; 'default' compiles on any
+        mode: 'graphs' compiles on a GPU, with CUDA graphs, and has no effect on a CPU; 'default' compiles on any
             device, without CUDA graphs; 'off' does nothing.
     """
 
@@ -40,37 +41,37 @@ class CompiledModel(Callback):
         network = network_of(pl_module)
         self._parts = [] if network is None else compile_network(network, self.mode)
         if not self._parts:
-            logger.warning("CompiledModel: %s has no model to compile; it runs as it is.", type(pl_module).__name__)
+            logger.warning("CompiledModel: %s has no model to compile; it runs uncompiled.", type(pl_module).__name__)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note whether gradients are new or add up to those of the batches before."""
+        """Record whether gradients are new or are added to those of earlier batches."""
         self._is_first = batch_idx % trainer.accumulate_grad_batches == 0
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Copy gradients that others will be added to: where CUDA graphs wrote them, the next step writes its own."""
+        """Copy gradients to which others will be added: the next step overwrites the memory of CUDA graphs."""
         if self._parts and self.mode == "graphs" and trainer.accumulate_grad_batches > 1 and self._is_first:
             for parameter in pl_module.parameters():
                 if parameter.grad is not None:
                     parameter.grad = parameter.grad.clone()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say once if the task never calls what is compiled."""
+        """Warn once if the task never calls the compiled parts."""
         calls = [call for part in self._parts for call in _calls_of(part)]
         if self._parts and not any(call.calls for call in calls):
-            logger.warning("CompiledModel: %s calls no compiled part; it runs as it is.", type(pl_module).__name__)
+            logger.warning("CompiledModel: %s calls no compiled part; it runs uncompiled.", type(pl_module).__name__)
             self._parts = []
 
 
 def _calls_of(part: nn.Module) -> list[CompiledCall]:
-    """Return what runs the calls of a compiled part, and those of its methods."""
+    """Return the compiled calls of a part and of its methods."""
     found = [find_call(part), *part.__dict__.values()]
     return [call for call in found if isinstance(call, CompiledCall)]
 
 
 def network_of(task: LightningModule) -> nn.Module | None:
-    """Return the network of a task to compile: its whole model, or the backbone and neck of a detector; None without.
+    """Return the network of a task to compile: its whole model, or the backbone and neck of a detector; None if none.
 
-    What follows the backbone of a detector has the shape of what it finds.
+    The shapes behind the backbone of a detector depend on the number of detected boxes.
     """
     model: Any = getattr(task, "model", None)
     found = getattr(getattr(model, "torchvision_model", None), "backbone", model)

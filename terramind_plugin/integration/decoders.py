@@ -1,8 +1,8 @@
-"""UNet decoder that upsamples and convolves at once.
+"""UNet decoder that upsamples and convolves in one step.
 
-A 3 x 3 convolution of an image that was enlarged twofold by repeating its pixels sees each pixel up to four times. It
-is the same as a transposed convolution of the small image whose 4 x 4 kernel holds sums of the weights: 4/9 of the
-multiplications, and no large image to keep for the backward pass.
+A 3 x 3 convolution of an image that was enlarged twofold by repeating its pixels uses each pixel up to four times. It
+equals a transposed convolution of the small image whose 4 x 4 kernel contains sums of the weights. This takes 4/9 of
+the multiplications, and no large image needs to be kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class UpsamplingBlock(UnetDecoderBlock):  # type: ignore[misc]  # a library without types
-    """A faster block with the layers of segmentation_models_pytorch's and, up to rounding, the same result."""
+    """A faster version of segmentation_models_pytorch's block, with its layers and, up to rounding, its result."""
 
     _kernel: Tensor | None = None
     _made_of: tuple[Any, ...] = ()
@@ -53,12 +53,12 @@ class UpsamplingBlock(UnetDecoderBlock):  # type: ignore[misc]  # a library with
         return bool(self.interpolation_mode == "nearest") and not attends
 
     def _upsampling(self, deep: int) -> Tensor:
-        """Return the kernel for the first channels; it is kept if the weights do not train."""
+        """Return the kernel for the first channels. It is cached if the weights are not trained."""
         fixed: Tensor | None = getattr(self, "fixed_kernel", None)
         if fixed is not None:
             return fixed[:deep]
         weight = self.conv1[0].weight
-        # In validation as well: averages of weights are swapped in unseen. A traced graph keeps no tensor beside it.
+        # Not cached in validation either, because averaged weights may be swapped in; a traced graph cannot cache it.
         if weight.requires_grad or torch.compiler.is_compiling():
             return upsampling_kernel(weight[:, :deep])
         made_of = (weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype, deep)
@@ -67,7 +67,7 @@ class UpsamplingBlock(UnetDecoderBlock):  # type: ignore[misc]  # a library with
         return self._kernel
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy has weights of its own.
+        # A copy has its own weights.
         return {name: value for name, value in super().__getstate__().items() if name not in ("_kernel", "_made_of")}
 
 
@@ -85,7 +85,7 @@ def upsampling_kernel(weight: Tensor) -> Tensor:
 
 
 def upsample_at_once(model: Module) -> Module:
-    """Let all UNet blocks of a model upsample and convolve at once, and return the model.
+    """Make all UNet blocks of a model upsample and convolve in one step, and return the model.
 
     Layers and their names stay the same. Blocks of derived classes do not change.
 
@@ -99,9 +99,9 @@ def upsample_at_once(model: Module) -> Module:
 
 
 def fix_kernels(model: Module) -> Module:
-    """Let the UNet blocks of a model keep their kernels as buffers, and return the model.
+    """Store the kernels of a model's UNet blocks as buffers, and return the model.
 
-    The model becomes one graph with `torch.compile`, and the graph does not make the kernels again in each call.
+    The graph made by `torch.compile` then does not compute the kernels again in each call.
 
     Args:
         model: Changed in place. Its weights must not change afterwards.

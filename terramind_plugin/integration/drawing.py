@@ -1,4 +1,4 @@
-"""Figures of samples in validation: inputs, label and prediction of TerraTorch's tasks, and generated modalities."""
+"""Figures of validation samples: inputs, label and prediction of TerraTorch's tasks, and generated modalities."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ from terramind_plugin.tokenizers.variants import TokenizerVariant, tokenizers_of
 logger = logging.getLogger("terramind_plugin")
 
 MAPS = (SemanticSegmentationTask, PixelwiseRegressionTask)
-"""Tasks with an answer for each pixel."""
+"""Tasks that predict a value for each pixel."""
 ONE_ANSWER = (ClassificationTask, ScalarRegressionTask)
-"""Tasks with one answer for each image. Tasks with several labels derive from the first."""
+"""Tasks that predict one result for each image. Multi-label tasks derive from the first class."""
 
 
 def keys_of(task: Any) -> tuple[str, ...]:
@@ -68,7 +68,7 @@ def labels_of(task: Any, batch: Mapping[str, Any]) -> Any:
 
 
 def predict(task: Any, batch: Mapping[str, Any]) -> Any:
-    """Return the outputs of a batch as the task validates them, in the form of `labels_of`."""
+    """Return the outputs of a batch as in validation, in the format of `labels_of`."""
     images = batch["image"]
     if isinstance(task, ObjectDetectionTask):
         found = task(images).output
@@ -95,11 +95,11 @@ def draw_sample(
         images: Tensors [bands, H, W] or [bands, dates, H, W] by modality.
         label: The sample's part of `labels_of`.
         output: The sample's part of `predict`.
-        class_names: Names of the classes; empty where there are none.
+        class_names: Names of the classes; may be empty.
         title: Text below.
         unit: Unit of continuous values.
-        bands: Bands of a modality, where they are not all of them.
-        pictures: Further panels behind the inputs, [H, W, 3] in 0..1 by title.
+        bands: Bands of a modality, if some are missing.
+        pictures: Further panels after the inputs, [H, W, 3] in 0..1, by title.
     """
     if isinstance(task, ObjectDetectionTask):
         return plot_boxes(images, label, output, class_names, title, bands)
@@ -126,7 +126,7 @@ def plot_values(
     bands: Bands | None = None,
     pictures: Mapping[str, NDArray[Any]] | None = None,
 ) -> Figure:
-    """Return a figure with the inputs, and label and prediction of a regression on one scale with a colour bar.
+    """Return a figure with the inputs, and with label and prediction of a regression on one scale with a colour bar.
 
     The scale is that of the label, without its outer 2 percent, so that figures of several epochs can be compared.
 
@@ -224,7 +224,7 @@ def find_tim(model: nn.Module) -> TerraMindTiM | None:
 
 
 class GeneratedPainter:
-    """Draws generated token ids: land cover as a map where its tokenizer is on this machine, all else by its codes.
+    """Painter of generated token ids: land cover as a map if its tokenizer is on this machine, others by their codes.
 
     Similar codes have similar colours: the first three numbers of a code are red, green and blue.
 
@@ -238,10 +238,10 @@ class GeneratedPainter:
         self._tokenizers: dict[str, ImageTokenizer | None] = {}
 
     def paint(self, backbone: TerraMindTiM, index: int) -> dict[str, NDArray[Any]]:
-        """Return pictures [rows, columns, 3] in 0..1 by title, of what was generated last for one sample.
+        """Return pictures [rows, columns, 3] in 0..1, by title, of the modalities last generated for one sample.
 
         Args:
-            backbone: After a forward pass.
+            backbone: Backbone after a forward pass.
             index: Position of the sample in the batch.
         """
         pictures = {}
@@ -260,7 +260,7 @@ class GeneratedPainter:
         return pictures
 
     def _tokenizer(self, variant: TokenizerVariant) -> ImageTokenizer | None:
-        """Return the decoding half of a tokenizer, or None where its weights are not on this machine."""
+        """Return the decoder of a tokenizer, or None if its weights are not on this machine."""
         if variant.name in self._tokenizers:
             return self._tokenizers[variant.name]
         path = self.paths.get(variant.modality.name) or _local_weights(variant)
@@ -274,7 +274,7 @@ class GeneratedPainter:
 
 
 def _local_weights(variant: TokenizerVariant) -> str | Path | None:
-    """Return the file of a tokenizer's weights if no download is needed for it."""
+    """Return the file of a tokenizer's weights, or None if it would have to be downloaded."""
     if variant.hub_repo is None:
         shipped = SHIPPED / variant.hub_file
         return shipped if shipped.is_file() else None

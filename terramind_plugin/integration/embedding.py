@@ -1,4 +1,4 @@
-"""TerraTorch's task that writes embeddings, for several modalities and with their place on the ground."""
+"""TerraTorch's task that writes embeddings, extended to several modalities and georeferenced files."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from terramind_plugin.raster.writer import write_geotiff
 from terramind_plugin.system.files import completing, write_text
 
 KEEP = "keep"
-"""Value of backbone_temporal_pooling with which each date has vectors of its own."""
+"""Value of backbone_temporal_pooling with which each date has its own vectors."""
 
 
 class EmbeddingTask(EmbeddingGenerationTask):  # type: ignore[misc]  # TerraTorch has no types
     """Writes the features of a backbone for each sample: TerraTorch's EmbeddingGenerationTask.
 
-    Arguments and files are TerraTorch's, with these differences: batches may hold several modalities, as those of
-    `TerraMindDataModule` do, and lack some; files keep CRS and transform of the first modality; images need not be
-    square; GeoTIFFs hold NaN where no input has data; GeoTIFFs and Parquet files of samples appear only when they are
-    complete, and two samples never share one.
+    Arguments and files are TerraTorch's, with these differences: batches may have several modalities, as those of
+    `TerraMindDataModule`, and may lack some; files keep the CRS and transform of the first modality; images need not be
+    square; GeoTIFFs are NaN where no input has data; GeoTIFFs and Parquet files of samples appear only when they are
+    complete, and two samples never share a file.
 
     Run it with `terramind predict`; it needs no --predict_output_dir. Single scenes and chips need no configuration:
     see `terramind embed`.
@@ -44,15 +44,15 @@ class EmbeddingTask(EmbeddingGenerationTask):  # type: ignore[misc]  # TerraTorc
     Args:
         model_args: Arguments of TerraTorch's EncoderDecoderFactory, e.g. {backbone: terramind_v1_base,
             backbone_pretrained: true, backbone_modalities: [S2L2A, S1GRD]}.
-        output_dir: Folder to write to; each layer has a folder in it.
-        embed_file_key: Name of the files in a batch.
-        layers: Layers of the backbone, from 0 on, or from -1 backwards; None for the last.
+        output_dir: Folder to write to; each layer gets a folder in it.
+        embed_file_key: Key of the file names in a batch.
+        layers: Layers of the backbone, counted from 0, or backwards from -1; None for the last.
         output_format: 'tiff', 'parquet', 'parquet_joint' (one table for all samples, in the CRS of the first one) or
             'neuco_csv'.
         has_cls: Whether the first token is a class token; TerraMind has none.
-        embedding_pooling: None for a vector for each patch; 'mean', 'max', 'min' or 'cls' for one for each sample.
-        num_workers: Threads that write.
-        pixel_size: Side of a pixel in metres, for data that come with longitude and latitude alone.
+        embedding_pooling: None for a vector for each patch; 'mean', 'max', 'min' or 'cls' for a vector for each sample.
+        num_workers: Number of threads that write.
+        pixel_size: Side of a pixel in metres, for data that only have a longitude and a latitude.
         freeze_backbone: Whether the backbone is frozen.
     """
 
@@ -60,10 +60,10 @@ class EmbeddingTask(EmbeddingGenerationTask):  # type: ignore[misc]  # TerraTorc
     """Tells `TerraMindDataModule` to add no writer of predictions."""
 
     def setup(self, stage: str) -> None:
-        """Remove TerraTorch's writer of predictions, which there are none of.
+        """Remove TerraTorch's writer, because this task returns no predictions.
 
         Raises:
-            ConfigError: The backbone keeps modalities apart, which TerraTorch's necks cannot pool or reshape.
+            ConfigError: The backbone keeps modalities separate, which TerraTorch's necks cannot pool or reshape.
         """
         super().setup(stage)
         backbone = find_backbone(self.model)
@@ -88,7 +88,7 @@ class EmbeddingTask(EmbeddingGenerationTask):  # type: ignore[misc]  # TerraTorc
             dataloader_idx: Not used.
 
         Raises:
-            DataError: A file has no place on the ground that can be kept, or two samples have one name.
+            DataError: A file has a georeference that cannot be kept, or two samples have the same name.
         """
         files = batch.get(self.embed_file_key)
         if not isinstance(files, Mapping):
@@ -109,7 +109,7 @@ class EmbeddingTask(EmbeddingGenerationTask):  # type: ignore[misc]  # TerraTorc
             self.write_batch(embedding.float(), self._name(places, embedding), self._describe(places), folder)
 
     def _set_height(self, height: int) -> None:
-        """Tell TerraTorch's neck how many rows of patches an image has: it takes images for square."""
+        """Tell TerraTorch's neck the number of rows of patches in an image; it assumes square images."""
         backbone = find_backbone(self.model)
         if backbone is None:
             return
@@ -134,7 +134,7 @@ class EmbeddingTask(EmbeddingGenerationTask):  # type: ignore[misc]  # TerraTorc
         return [[f"{place.name}_{date}" for date in range(values.shape[1])] for place in places]
 
     def _describe(self, places: Sequence[_Place]) -> dict[str, list[Any]]:
-        """Return what TerraTorch's writers know of samples."""
+        """Return the metadata of samples for TerraTorch's writers."""
         if self.output_format == "parquet_joint":
             self._crs = self._crs or places[0].crs
             here = [place.bounds if place.crs == self._crs else place.bounds_in(self._crs) for place in places]
@@ -143,7 +143,7 @@ class EmbeddingTask(EmbeddingGenerationTask):  # type: ignore[misc]  # TerraTorc
         return {"place": list(places)}
 
     def iter_samples(self, embedding: Any, file_ids: Any, metadata: dict[str, Any], *, is_temporal: bool) -> Any:
-        """Yield vectors, name and metadata of each file; TerraTorch's own takes lists apart by their length."""
+        """Yield vectors, name and metadata of each file; TerraTorch's method would split lists by their length."""
         if "place" not in metadata:
             yield from super().iter_samples(embedding, file_ids, metadata, is_temporal=is_temporal)
             return
@@ -163,9 +163,9 @@ class EmbeddingTask(EmbeddingGenerationTask):  # type: ignore[misc]  # TerraTorc
         """Write the vectors of a sample as a GeoTIFF, with a band for each dimension.
 
         Args:
-            arr: [dimensions], [rows, columns] or [dimensions, rows, columns].
+            arr: Vectors [dimensions], [rows, columns] or [dimensions, rows, columns].
             filename: Name of the sample.
-            metadata: What is known of the sample.
+            metadata: Metadata of the sample.
             dir_path: Folder to write to.
             suffix: End of the file's name.
 
@@ -225,10 +225,10 @@ class EmbeddingTask(EmbeddingGenerationTask):  # type: ignore[misc]  # TerraTorc
 
 
 class _Place:
-    """Place of a sample on the ground, and where its files have data.
+    """Position of a sample on the ground, and the mask of its data.
 
     Args:
-        paths: Files of the sample by modality, the one that gives the place first.
+        paths: Files of the sample; the first one gives the position.
         shape: Height and width of the model's input in pixels.
     """
 
@@ -243,28 +243,28 @@ class _Place:
             self.bounds = tuple(raster.bounds)
         if found != shape:
             raise DataError(
-                f"{self.path} has {list(found)} pixels, the model gets {list(shape)}: test_transform changes the size, "
-                "so vectors would lie at the wrong place. Remove it, the model takes any size."
+                f"{self.path} has {list(found)} pixels, but the model gets {list(shape)}: test_transform changes the "
+                "size, so vectors would get wrong positions. Remove it: the model accepts any size."
             )
 
     def bounds_in(self, crs: Any) -> tuple[float, ...]:
         """Return left, bottom, right and top in another CRS."""
         if not crs or not self.crs:
-            raise DataError(f"{self.path} has CRS {self.crs or 'none'}, another sample {crs or 'none'}. Give both one.")
+            raise DataError(f"{self.path} has CRS {self.crs or 'none'}, another sample {crs or 'none'}. Use one CRS.")
         return tuple(transform_bounds(self.crs, crs, *self.bounds))
 
     def _cell(self, shape: Sequence[int]) -> tuple[int, int]:
-        """Return height and width of a vector's footprint in pixels, for maps of some height and width."""
+        """Return the height and width of a vector's footprint in pixels, for a map of the given height and width."""
         return -(-self.shape[0] // shape[0]), -(-self.shape[1] // shape[1])
 
     def transform_of(self, shape: Sequence[int]) -> Affine:
-        """Return the transform of a map of vectors of some height and width."""
+        """Return the transform of a map of vectors of the given height and width."""
         tall, wide = self._cell(shape)
         a, b, c, d, e, f = self.transform[:6]
         return Affine(a * wide, b * tall, c, d * wide, e * tall, f)
 
     def valid(self, shape: Sequence[int]) -> NDArray[np.bool_]:
-        """Return where vectors have data in some pixel of some modality, for maps of some height and width."""
+        """Return the mask of vectors that have data in some pixel of some modality, for a map of the given shape."""
         known, _ = find_data([path for path in self.paths if Path(path).is_file()], self.shape)
         tall, wide = self._cell(shape)
         padding = [(0, shape[0] * tall - known.shape[0]), (0, shape[1] * wide - known.shape[1])]
@@ -273,7 +273,7 @@ class _Place:
 
 
 def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let TerraTorch write a file of some name into a folder of its own, and give it its place when it is complete."""
+    """Call TerraTorch to write a file into a temporary folder, and move the file to its place when it is complete."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder, completing(path) as partial:
         write(Path(folder))
         (Path(folder) / path.name).replace(partial)

@@ -1,4 +1,4 @@
-"""A fine-tuned task that its weights describe: a repository on the hub, an exported folder, or a checkpoint."""
+"""Fine-tuned tasks that contain their configuration: a repository on the hub, an exported folder, or a checkpoint."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from terramind_plugin.system.files import write_text
 logger = logging.getLogger("terramind_plugin")
 
 PREFIX = "model."
-"""Begin of the names of a task's weights in Lightning's checkpoints; repositories on the hub have none."""
+"""Prefix of the names of a task's weights in Lightning's checkpoints; weights on the hub have no prefix."""
 OWN_DATA = "terramind_plugin.TerraMindDataModule"
 QUIET = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False}
-"""Settings of a trainer that trains nothing."""
+"""Settings of a trainer that is not used for training."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +50,21 @@ class TaskFiles:
     name: str
     """Name of the weights, for the tags of results."""
     size: int | None = None
-    """Height and width of the images that the model takes, in pixels; None if they are not known."""
+    """Height and width in pixels of the model's images; None if unknown."""
 
 
 @contextmanager
 def task_files(model: str | None, config: Path | None, ckpt_path: Path | None) -> Iterator[TaskFiles]:
-    """Give the files of a task; a configuration that is made from its weights exists during the block.
+    """Yield the files of a task. A configuration that is made from the weights exists only in the context.
 
     Args:
-        model: Weights that describe their task: 'hub:ORG/NAME', an exported folder, or a checkpoint of `terramind fit`.
-        config: Configuration of the fine-tuning, in place of that description.
-        ckpt_path: Checkpoint of the configuration's task, in place of `model`.
+        model: Model with its configuration: 'hub:ORG/NAME', an exported folder, or a checkpoint of `terramind fit`.
+        config: Configuration of the fine-tuning, used instead of `model`.
+        ckpt_path: Checkpoint for that configuration, used instead of `model`.
 
     Raises:
         ConfigError: Weights or settings are missing or named twice.
-        WeightsError: The weights are not there, or cannot be read.
+        WeightsError: The weights are missing or cannot be read.
     """
     if model is not None and ckpt_path is not None:
         raise ConfigError(f"Both --model {model} and --ckpt_path {ckpt_path} name weights. Give one of them.")
@@ -93,7 +93,7 @@ def task_files(model: str | None, config: Path | None, ckpt_path: Path | None) -
 
 
 def describe_task(weights: Path) -> tuple[dict[str, Any], int | None]:
-    """Return the configuration of a fine-tuned task, as far as its weights or the config.json beside them say it.
+    """Return the configuration of a fine-tuned task, as far as it is in the weights or in the config.json beside them.
 
     Args:
         weights: File of weights.
@@ -109,7 +109,7 @@ def describe_task(weights: Path) -> tuple[dict[str, Any], int | None]:
     stored = settings_of(content, weights)
     if not stored.get("model_args"):
         raise ConfigError(
-            f"{weights} does not say what task it is of: it has no model_args, and no {CONFIG_FILE} with {KEY} lies "
+            f"{weights} does not contain its task: it has no model_args, and there is no {CONFIG_FILE} with {KEY} "
             "beside it. Give the configuration of the fine-tuning as well: --config YAML."
         )
     kind = str(stored.get("_class_path") or "terratorch.tasks.SemanticSegmentationTask")
@@ -121,8 +121,8 @@ def describe_task(weights: Path) -> tuple[dict[str, Any], int | None]:
         data = _own_data(stored["model_args"], kept if isinstance(kept, Mapping) else {}, weights)
     elif not _importable(data["class_path"]):
         logger.warning(
-            "%s: its data module %s is not installed. Bands and statistics are read by %s with the same arguments; "
-            "what they leave out is that of the pre-training data.",
+            "%s: its data module %s is not installed. %s is used with the same arguments; bands and statistics that "
+            "they do not give are those of the pre-training data.",
             weights,
             data["class_path"],
             OWN_DATA,
@@ -135,11 +135,11 @@ def load_task(cli: TerraMindCLI, weights: Path) -> None:
     """Copy the weights that a command line has read into its task.
 
     Args:
-        cli: Made with `ckpt_path=weights`.
+        cli: Command line made with `ckpt_path=weights`.
         weights: File of weights, whose names have the prefix 'model.' or none.
 
     Raises:
-        WeightsError: They do not fit.
+        WeightsError: The weights do not fit.
     """
     content, tensors = cli.take_checkpoint()
     cli.model.on_load_checkpoint(dict(content))
@@ -148,14 +148,14 @@ def load_task(cli: TerraMindCLI, weights: Path) -> None:
 
 
 def name_as_task(task: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights by the names of a task, with the tables that a repository leaves out as the task has made them."""
+    """Return weights by the names of a task, with tables that a repository leaves out taken from the task."""
     if any(name.startswith(PREFIX) for name in tensors):
         return dict(tensors)
     return with_tables(task, {f"{PREFIX}{name}": value for name, value in tensors.items()})
 
 
 def _own_data(model_args: Mapping[str, Any], known: Mapping[str, Any], weights: Path) -> dict[str, Any]:
-    """Return the settings of our data module for a model, from what is known of its data."""
+    """Return the settings of our data module for a model, from the known properties of its data."""
     modalities = known.get("modalities") or model_args.get("backbone_modalities")
     if isinstance(modalities, Mapping):
         modalities = list(modalities)
@@ -196,6 +196,6 @@ def _image_size(described: Mapping[str, Any]) -> int | None:
 
 
 def _revision(weights: Path) -> str:
-    """Return the first digits of the commit that a file in the hub's cache belongs to; empty elsewhere."""
+    """Return the first digits of the commit of a file in the hub's cache; empty for other files."""
     parts = weights.parts
     return parts[parts.index("snapshots") + 1][:12] if "snapshots" in parts[:-1] else ""

@@ -42,7 +42,7 @@ from terramind_plugin.system.files import check_aliases, write_bytes
 logger = logging.getLogger("terramind_plugin")
 
 RASTER_OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
-"""Do not list a folder for each file that is opened; TerraTorch sets the same."""
+"""GDAL option that avoids listing the folder of each opened file; TerraTorch sets the same."""
 
 YAML_ENDINGS = (".yaml", ".yml", ".json")
 
@@ -61,7 +61,7 @@ class StatisticsTrainer(MyTrainer):  # type: ignore[misc]  # TerraTorch has no t
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes checkpoints that have their name only when they are complete; Lightning copies them to it."""
+    """Writer of checkpoints that get their name only when they are complete."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint to a local path; leave other places to Lightning."""
@@ -74,29 +74,29 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 class TerraMindCLI(MyLightningCLI):  # type: ignore[misc]
-    """TerraTorch's CLI, in which the configuration goes before what a checkpoint remembers of its own.
+    """TerraTorch's CLI, in which the configuration takes precedence over the settings in a checkpoint.
 
     Args:
-        ckpt_path: Checkpoint that is loaded where no subcommand names one.
+        ckpt_path: Checkpoint to load if no subcommand names one.
         kwargs: As for Lightning's CLI.
     """
 
     def __init__(self, *, ckpt_path: str | Path | None = None, **kwargs: Any) -> None:
         self.ckpt_path = ckpt_path
         self.stored: dict[str, Tensor] = {}
-        """Weights in the checkpoint that a subcommand names."""
+        """Weights in the checkpoint of the subcommand."""
         self._checkpoint: tuple[Mapping[str, Any], dict[str, Tensor]] = ({}, {})
         super().__init__(**kwargs)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Return the trainer, which writes checkpoints whole or not at all."""
+        """Return the trainer, which writes complete checkpoints only."""
         trainer: Trainer = super().instantiate_trainer(**kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that the user has chosen
             trainer.strategy.checkpoint_io = WholeCheckpoints()
         return trainer
 
     def before_instantiate_classes(self) -> None:
-        """Read and check the checkpoint that no subcommand names."""
+        """Read and check the checkpoint given as `ckpt_path`."""
         if self.ckpt_path is not None:
             self._checkpoint = check_checkpoint(self.config, self.ckpt_path)
 
@@ -106,10 +106,10 @@ class TerraMindCLI(MyLightningCLI):  # type: ignore[misc]
         return found
 
     def _parse_ckpt_path(self) -> None:
-        """Check that the checkpoint is of the configured model, and do not fetch weights it will replace.
+        """Check that the checkpoint belongs to the configured model, and avoid loading weights that it replaces.
 
         Raises:
-            ConfigError: It is of another one.
+            ConfigError: The checkpoint belongs to another model.
             WeightsNotFoundError: There is no such file.
             WeightsError: The file cannot be read, is damaged, or is not a checkpoint of Lightning.
         """
@@ -121,8 +121,8 @@ class TerraMindCLI(MyLightningCLI):  # type: ignore[misc]
         for key, kind in (("state_dict", Mapping), ("pytorch-lightning_version", str)):
             if not isinstance(content.get(key), kind):
                 raise WeightsError(
-                    f"{path} is not a checkpoint of a run: it has no {key}. --ckpt_path takes what `terramind fit` has "
-                    "written; published weights to start from are given as backbone_ckpt_path."
+                    f"{path} is not a checkpoint of a run: it has no {key}. --ckpt_path needs a checkpoint of "
+                    "`terramind fit`; published weights to start from are given as backbone_ckpt_path."
                 )
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -165,7 +165,7 @@ class ParsingCLI(TerraMindCLI):
 
 
 def _while_restoring(error: Exception) -> bool:
-    """Return whether an error was raised while Lightning took over the state in a checkpoint."""
+    """Return whether an error was raised while Lightning restored the state of a checkpoint."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return any(
         frame.f_code.co_name.lstrip("_").startswith(("restore", "resume"))
@@ -175,17 +175,17 @@ def _while_restoring(error: Exception) -> bool:
 
 
 def check_checkpoint(options: Any, path: str | Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
-    """Check that a checkpoint is of the configured model, and do not fetch weights it will replace.
+    """Check that a checkpoint belongs to the configured model, and avoid loading weights that it replaces.
 
     Args:
         options: A parsed configuration, whose backbone_pretrained may be changed.
         path: The checkpoint.
 
     Returns:
-        What it holds, and its weights by name.
+        The content of the checkpoint, and its weights by name.
 
     Raises:
-        ConfigError: It is of another model.
+        ConfigError: The checkpoint belongs to another model.
         WeightsNotFoundError: There is no such file.
         WeightsError: The file cannot be read or is damaged.
     """
@@ -202,11 +202,11 @@ def check_checkpoint(options: Any, path: str | Path) -> tuple[Mapping[str, Any],
 
 
 def _settle_class_names(options: Any, content: Mapping[str, Any], path: str) -> None:
-    """Compare the configured class names with those of a checkpoint, or take them over where there are none.
+    """Compare the configured class names with those of a checkpoint; if none are configured, use the latter.
 
     Raises:
-        ConfigError: They differ.
-        WeightsError: Those of the checkpoint are not a list of texts.
+        ConfigError: The names differ.
+        WeightsError: The names in the checkpoint are not a list of texts.
     """
     kind = str(options.get("data.class_path") or "").rpartition(".")[2]
     parts = [settings_of(content, path), content.get(kind)]
@@ -224,10 +224,10 @@ def _settle_class_names(options: Any, content: Mapping[str, Any], path: str) -> 
 
 
 def _compare(configured: Mapping[str, Any], stored: Mapping[str, Any], path: str) -> None:
-    """Raise if a checkpoint's model was configured otherwise.
+    """Raise an error if a checkpoint's model was configured differently.
 
     Raises:
-        ConfigError: The message shows each difference.
+        ConfigError: Settings differ; the message shows each difference.
     """
     own_matter = ["backbone_pretrained", "backbone_ckpt_path", "backbone_tim_tokenizer_ckpt_paths"]
     stored = {_renamed(key): value for key, value in stored.items()}
@@ -256,14 +256,14 @@ def _renamed(key: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value in the form YAML gives it: tuples as lists."""
+    """Return a value as in YAML, with lists instead of tuples."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _same_backbone(key: str, stored: Any, configured: Any) -> bool:
-    """Return whether both name one architecture: TerraTorch's own TerraMind has the same weights."""
+    """Return whether both names mean one architecture; TerraTorch's own TerraMind has the same weights."""
     if key != "backbone":
         return False
     return str(stored).removeprefix("terratorch_") == str(configured).removeprefix("terratorch_")
@@ -273,14 +273,14 @@ def run(words: list[str], kind: Callable[..., TerraMindCLI] = TerraMindCLI) -> N
     """Run a TerraTorch subcommand.
 
     Args:
-        words: The command line behind `terramind`.
+        words: Arguments after `terramind`.
         kind: Class of the command line.
 
     Raises:
-        ConfigError: The configuration is not possible; the message says what is wrong, and nothing else.
+        ConfigError: The configuration is not possible; the message contains only the mistake.
     """
     silence_libraries()
-    sys.argv = [sys.argv[0], *words]  # the program's path stays: Lightning starts further processes with it
+    sys.argv = [sys.argv[0], *words]  # the program's path is kept, because Lightning starts further processes with it
     patient: dict[str, Any] = {"exit_on_error": False}
     _make({**patient, **dict.fromkeys(TerraMindCLI.subcommands(), patient)}, kind)
 
@@ -288,11 +288,11 @@ def run(words: list[str], kind: Callable[..., TerraMindCLI] = TerraMindCLI) -> N
 def make_cli(
     words: list[str], ckpt_path: str | Path | None = None, kind: type[TerraMindCLI] = TerraMindCLI
 ) -> TerraMindCLI:
-    """Return trainer, model and data of a configuration, without running anything.
+    """Return the trainer, model and data of a configuration, without running anything.
 
     Args:
-        words: The command line behind a subcommand, e.g. ['--config', 'x.yaml'].
-        ckpt_path: A checkpoint whose weights will go into the model; it is checked, not loaded.
+        words: Arguments after a subcommand, e.g. ['--config', 'x.yaml'].
+        ckpt_path: Checkpoint whose weights will be loaded later; here it is only checked.
         kind: Class of the command line.
 
     Raises:

@@ -16,23 +16,23 @@ STRIDES = (4, 8, 16, 32)
 
 _CPU = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
 TRAINS_ON_PLANES = bool(_CPU.get("avx2", False) and not _CPU.get("avx512_f", False))
-"""Whether convolutions on this CPU train faster on maps whose channels are not last in memory.
+"""Whether training of convolutions is faster on this CPU if channels are not last in memory.
 
-Tokens have their channels last. With such maps convolutions copy their weights four times a step, and the backward pass
-is slow without AVX-512."""
+Tokens have their channels last. On such maps convolutions copy their weights four times in a step, and the backward
+pass is slow without AVX-512."""
 
 
 class TokenPyramid(nn.Module):
-    """Feature pyramid at strides 4, 8, 16 and 32, made from the tokens of four layers in one step.
+    """Neck that makes a feature pyramid with strides 4, 8, 16 and 32 from the tokens of four layers.
 
-    The neck replaces TerraTorch's SelectIndices, ReshapeTokensToImage and LearnedInterpolateToPyramidal. It takes the
-    token grid from the image size, so that images need not be square. Widths of levels and names of layers are those of
+    It replaces TerraTorch's SelectIndices, ReshapeTokensToImage and LearnedInterpolateToPyramidal. The token grid is
+    derived from the image size, so that images need not be square. Widths of levels and names of layers are those of
     LearnedInterpolateToPyramidal, so that its weights can be loaded.
 
     Args:
         channel_list: Channels of each layer of the backbone.
-        indices: Numbers of four layers, finest level first; None takes the third, sixth, ninth and last of twelve, and
-            the same shares of other depths.
+        indices: Numbers of four layers, finest level first; None for the third, sixth, ninth and last of twelve layers,
+            and for the same shares of other depths.
         patch_size: Pixels per token.
 
     Raises:
@@ -50,7 +50,7 @@ class TokenPyramid(nn.Module):
         layers = [kept[index] if -depth <= index < 0 else index for index in indices]
         if len(layers) != len(STRIDES) or not set(layers) <= set(kept):
             raise ConfigError(f"terramind_pyramid needs four layers out of {list(kept)}, got indices {list(indices)}.")
-        # Positions, not layer numbers: TerraTorch's TemporalWrapper turns the backbone's list into a plain one.
+        # Positions instead of layer numbers, because TerraTorch's TemporalWrapper makes a plain list of the backbone's.
         self.positions = [list(kept).index(layer) for layer in layers]
         self.token_size = patch_size
         self.channel_list = [list(channel_list)[position] for position in self.positions]

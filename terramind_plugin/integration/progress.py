@@ -1,4 +1,4 @@
-"""Progress of training: a bar with loss and score, and a line for each epoch, also where the output is a file."""
+"""Progress of training: a bar with loss and score, and a line for each epoch, even if the output is a file."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMPr
 LOSSES = ("train/loss", "val/loss", "train_loss", "val_loss")
 """Losses that are shown."""
 SCORES = ("val/mIoU", "val/RMSE", "val/F1_Score", "val/Accuracy", "val_map")
-"""Scores of TerraTorch's tasks, of which the first that there is is shown."""
+"""Scores of TerraTorch's tasks; the first one that a task has is shown."""
 
 
 class EpochProgress(RichProgressBar):
-    """Lightning's bar with loss, score and epochs counted from 1; a line for each epoch stays.
+    """Lightning's progress bar with loss, score and epochs counted from 1, and a permanent line for each epoch.
 
-    In a file or a pipe there is no bar, only the lines.
+    In a file or a pipe there are only the lines.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -59,7 +59,7 @@ class EpochProgress(RichProgressBar):
             print(line, flush=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where the checkpoints are, which the next command takes as --ckpt_path."""
+        """Print the paths of the checkpoints, which the next command needs as --ckpt_path."""
         super().on_fit_end(trainer, pl_module)
         if trainer.is_global_zero and not self.is_disabled:
             for line in describe_checkpoints(trainer):
@@ -67,7 +67,7 @@ class EpochProgress(RichProgressBar):
 
 
 def describe_checkpoints(trainer: Trainer) -> list[str]:
-    """Return a line for each checkpoint that a run has kept as its best, with the score, or else as its last."""
+    """Return a line for each checkpoint that a run has kept: the best one with its score, or else the last one."""
     lines = []
     for callback in trainer.checkpoint_callbacks:
         if not isinstance(callback, ModelCheckpoint) or not callback.best_model_path:
@@ -83,7 +83,7 @@ def describe_epoch(number: int, epochs: int | None) -> str:
     """Return the name of an epoch, counted from 1, e.g. 'Epoch 3/12'.
 
     Args:
-        number: Number of the epoch, from 0 on.
+        number: Number of the epoch, counted from 0.
         epochs: Number of epochs; None or -1 if it is not limited.
     """
     if epochs is None or epochs < 0:
@@ -92,7 +92,7 @@ def describe_epoch(number: int, epochs: int | None) -> str:
 
 
 def choose_metrics(trainer: Trainer) -> dict[str, float]:
-    """Return the losses, the usual score of the task, and what checkpoints go by, as far as they are known."""
+    """Return the known losses, the usual score of the task, and the metric by which checkpoints are chosen."""
     known: Mapping[str, Any] = trainer.callback_metrics
     monitors = [getattr(one, "monitor", None) for one in trainer.checkpoint_callbacks]
     names = [name for name in LOSSES if name in known]
@@ -102,7 +102,7 @@ def choose_metrics(trainer: Trainer) -> dict[str, float]:
 
 
 def replace_bars(trainer: Trainer) -> None:
-    """Put `EpochProgress` in the place of a bar of Lightning's."""
+    """Replace a progress bar of Lightning by `EpochProgress`."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     for place, callback in enumerate(callbacks):
         if type(callback) in (RichProgressBar, TQDMProgressBar):

@@ -1,4 +1,4 @@
-"""Messages of libraries about themselves, which the commands of this package leave out."""
+"""Suppression of messages in which libraries report on themselves."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ WARNINGS = (
     r"Use `@` matmul instead of `\*` mul operator",
     r"Error fetching version info",  # albumentations without a network
 )
-"""Beginnings of warnings that say nothing about a user's data or configuration."""
+"""Patterns of warnings that do not concern a user's data or configuration."""
 LINES = re.compile(r"💡 Tip|TPU available|HPU available|`Trainer\(limit_\w+=1\.0\)` was configured")
-"""Beginnings of Lightning's log lines that say nothing about a run."""
+"""Pattern of Lightning's log lines that do not concern a run."""
 
 
 class _WithoutTips(logging.Filter):
-    """Drops log lines that `LINES` describes."""
+    """Filter that drops the log lines of `LINES`."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not LINES.match(record.getMessage())
@@ -34,7 +34,7 @@ _FILTER = _WithoutTips()
 
 
 def silence_libraries() -> None:
-    """Leave out what libraries say about themselves in this process, unless Python was asked for warnings."""
+    """Suppress such messages in this process, unless Python was started with warnings turned on."""
     if not sys.warnoptions:
         for text in WARNINGS:
             warnings.filterwarnings("ignore", text)

@@ -1,6 +1,6 @@
 """Entries in TerraTorch's registries: the names that a configuration may use.
 
-TerraTorch's registries take the word before the first underscore as the name of a source. With the sources registered
+TerraTorch's registries use the word before the first underscore as the name of a source. With the sources registered
 here, `terramind_v1_base` means this package and `terratorch_terramind_v1_base` means TerraTorch's own model.
 """
 
@@ -33,9 +33,9 @@ SOURCE = "terramind"
 
 
 class UnknownNameError(ConfigError, InvalidModelError):  # type: ignore[misc]  # TerraTorch has no types
-    """A name that is not registered.
+    """Error of a name that is not registered.
 
-    TerraTorch takes an InvalidModelError as a sign to try its next source, if the name has no source.
+    If a name has no source, an InvalidModelError makes TerraTorch try its next source.
     """
 
     def __init__(self, message: str) -> None:
@@ -43,7 +43,7 @@ class UnknownNameError(ConfigError, InvalidModelError):  # type: ignore[misc]  #
 
 
 class PluginRegistry(Registry):  # type: ignore[misc]
-    """Builders by name without 'terramind_'; for other names, TerraTorch's own builder of the full name.
+    """Builders by name without 'terramind_'; unknown names are passed on to TerraTorch with their full name.
 
     Args:
         fallback: The registry of TerraTorch for names that this package lacks.
@@ -67,13 +67,13 @@ class PluginRegistry(Registry):  # type: ignore[misc]
 
         Raises:
             UnknownNameError: Neither package has the name.
-            ConfigError: The builder failed on a missing key.
+            ConfigError: The builder failed with a KeyError.
         """
         builder = self[name]
         try:
             return builder(*args, **kwargs)
         except KeyError as error:
-            # TerraTorch's registries take a KeyError for an unknown name and hide it.
+            # TerraTorch's registries would regard a KeyError as an unknown name and hide it.
             raise ConfigError(f"Building '{SOURCE}_{name}' failed: missing key {error}.") from error
 
     def __iter__(self) -> Iterator[str]:
@@ -110,10 +110,10 @@ def _lazily(name: str, module: str, function: str, *leading: Any) -> Callable[..
     """Return a builder that imports its function when it is called.
 
     Args:
-        name: Name of what the builder makes.
+        name: Name of the model that the builder returns.
         module: Module of the function, without the name of this package.
         function: Name of the function.
-        leading: Arguments before those of the configuration.
+        leading: Arguments that precede those of the configuration.
     """
 
     def build(*args: Any, **kwargs: Any) -> Any:
@@ -127,7 +127,7 @@ def _lazily(name: str, module: str, function: str, *leading: Any) -> Callable[..
 def _in_series(build: Callable[..., Any]) -> Callable[..., Any]:
     """Return a builder of backbones that first prepares TerraTorch's wrapper for time series.
 
-    The wrapper cannot be prepared when names are registered: TerraTorch is still being imported then.
+    The wrapper cannot be prepared when names are registered, because TerraTorch is still being imported then.
     """
 
     @wraps(build)

@@ -1,7 +1,7 @@
 """TerraTorch's wrapper for time series around a backbone of this package.
 
-TerraTorch puts its TemporalWrapper around a backbone where a configuration has `backbone_use_temporal: true`. `install`
-replaces two of its methods. Around other backbones the wrapper works as before, except that one-date inputs are
+TerraTorch puts its TemporalWrapper around a backbone if a configuration has `backbone_use_temporal: true`. `install`
+replaces two of its methods. Around other backbones the wrapper works as before, except that inputs of one date are
 repeated.
 """
 
@@ -23,9 +23,9 @@ _init, _forward = TemporalWrapper.__init__, TemporalWrapper.forward
 
 
 class UnknownWidths(Sequence[int]):
-    """Stands for the widths of features that are concatenated over an unknown number of dates.
+    """Placeholder for the widths of features that are concatenated over an unknown number of dates.
 
-    TerraTorch has None there, and fails at it without a reason when it builds necks and decoder.
+    TerraTorch uses None, and then fails without a clear message when it builds necks and decoder.
     """
 
     def __getitem__(self, index: Any) -> Any:
@@ -38,7 +38,7 @@ class UnknownWidths(Sequence[int]):
         return 0
 
     def copy(self) -> UnknownWidths:
-        """Refuse what TerraTorch does first with widths.
+        """Raise the error, because TerraTorch first copies the widths.
 
         Raises:
             ConfigError: Always.
@@ -54,7 +54,7 @@ def install() -> None:
 
 
 def _init_with_layers(self: Any, encoder: Any, *args: Any, **kwargs: Any) -> None:
-    """Wrap an encoder, and keep the numbers of its layers beside the widths of its features."""
+    """Wrap an encoder, and keep the numbers of its layers together with the widths of its features."""
     _init(self, encoder, *args, **kwargs)
     widths, own = getattr(self, "out_channels", None), getattr(encoder, "out_channels", None)
     if widths is None or own is None:
@@ -78,16 +78,15 @@ def _forward_series(
 
     Args:
         self: The wrapper.
-        x: By modality a series [B, bands, dates, H, W], standardised. A modality with one date, or without the
-            dimension of dates, is repeated for each date. An image alone is the first modality of the encoder.
-        modality_mask: For some modalities a boolean [B, dates] or [B]; False where a sample lacks the modality. A date
-            that no series has takes the mean of the features of the sample's other dates, so that it changes neither
-            the mean nor the maximum over the dates.
+        x: Standardised series by modality, [B, bands, dates, H, W]. A modality with one date, or without the dimension
+            of dates, is repeated for each date. A single tensor is the first modality of the encoder.
+        modality_mask: Boolean [B, dates] or [B] for some modalities, False where a sample lacks the modality. A date
+            that all series lack gets the mean of the features of the sample's other dates.
         image_size: Ignored, as by the backbone.
-        named: Arguments that an encoder of another package may take.
+        named: Further arguments for an encoder of another package.
 
     Returns:
-        For each layer what the encoder returns for one date, pooled as configured.
+        The features of each layer, pooled as configured.
 
     Raises:
         ConfigError: The modalities have different numbers of dates, or the encoder does not take a mask.

@@ -109,7 +109,7 @@ def test_a_cache_knows_what_was_given(chips, cover, tmp_path):
     first, changed = model.generate_tokens(chips), model.generate_tokens({**chips, "LULC": (cover + 1) % 10})
     assert not torch.equal(first["NDVI"], changed["NDVI"])
     assert torch.equal(build(**arguments).generate_tokens(chips)["NDVI"], first["NDVI"])
-    with pytest.raises(ConfigError, match="tim_observed leaves nothing"):
+    with pytest.raises(ConfigError, match="tim_cache has no use"):
         build(tim_cache=tmp_path / "cache")
 
 

@@ -143,7 +143,7 @@ def test_repositories_that_are_no_task(on_hub: Path, map_with: Any, tmp_path: Pa
     other = json.dumps(smaller)
     for text, message in {
         "{": "is not valid JSON",
-        "[]": "does not say what task it is of",
+        "[]": "does not contain its task",
         '{"pretrained_cfg": 3}': "pretrained_cfg is a int, expected the settings of task and data",
         '{"pretrained_cfg": {"model": {"class_path": "a"}}}': "must have a class_path and init_args",
         whole.replace("terramind_pyramid", "terramind_other"): "terramind_other",
@@ -152,7 +152,7 @@ def test_repositories_that_are_no_task(on_hub: Path, map_with: Any, tmp_path: Pa
         (on_hub / "config.json").write_text(text)
         assert message in refused(*hub), message
     (on_hub / "config.json").unlink()
-    assert "no config.json with pretrained_cfg lies beside it" in refused(*hub)
+    assert "there is no config.json with pretrained_cfg beside it" in refused(*hub)
     assert "not on this machine and could not be listed" in refused("--model", "hub:somebody/nothing")
     assert "terramind_v1_base is not a fine-tuned model" in refused("--model", "terramind_v1_base")
     assert "Give a fine-tuned model: --config YAML and --ckpt_path FILE" in refused()

@@ -32,7 +32,7 @@ def test_six_bands_by_their_names_or_by_their_order(tmp_path: Path, capsys: Any)
     with rasterio.open(tmp_path / "named" / "scene_LULC.tif") as file:
         assert file.tags()["bands"] == "BLUE, GREEN, RED, NIR_NARROW, SWIR_1, SWIR_2"
     assert main([str(word) for word in ["generate", few, "--modality", "S2L2A", "--out", tmp_path / "no", *model]]) == 2
-    assert "scene.tif has 6 bands, S2L2A has 12" in capsys.readouterr().err
+    assert "scene.tif has 6 bands, but S2L2A has 12" in capsys.readouterr().err
     words = ["generate", few, "--modality", "S2L2A", "--out", tmp_path / "no", *model, "--bands", "BLUE,GREN"]
     assert main([str(word) for word in words]) == 2
     assert "Did you mean 'GREEN'" in capsys.readouterr().err

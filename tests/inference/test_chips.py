@@ -438,7 +438,7 @@ def test_reconstruct_refuses(files: dict[str, Path], tmp_path: Path, capsys: Any
         return refused(capsys, ["reconstruct", chip, "--modality", modality, *common, *words])
 
     assert "has 13 bands, but DEM has 1: DEM" in told(files["S2L1C"], "DEM")
-    assert "has 1 band, S2L2A has 12: B01, B02" in told(files["DEM"], "S2L2A")
+    assert "has 1 band, but S2L2A has 12: B01, B02" in told(files["DEM"], "S2L2A")
     assert "S2L1C has no image tokenizer. Modalities that have one: S2L2A" in told(files["S2L1C"], "S2L1C")
     assert "Did you mean 'S2L2A'" in told(files["S2L2A"], "S2L2B")
     assert "ambiguous" in told(files["S2L2A"], "S2")

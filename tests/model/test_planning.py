@@ -153,7 +153,7 @@ def test_impossible_values(model, chips, changes, kind, message):
 def test_positions_alone_make_no_map(model, places):
     with pytest.raises(ConfigError, match="and no image"):
         model({"coords": places})
-    with pytest.raises(ConfigError, match=r"has no image: coords go beside one"):
+    with pytest.raises(ConfigError, match=r"has no image: add one to coords"):
         build_backbone(NANO, ["coords"])
 
 

@@ -113,7 +113,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         Expected.of(MODALITIES["coords"])
     grid = Grid(8, 8, CRS.from_epsg(32632), PLACE)
     placeless = _write(tmp_path / "placeless.tif", np.zeros((1, 8, 8), np.float32), crs=None)
-    with pytest.raises(DataError, match="has CRS none, the first input has EPSG:32632"):
+    with pytest.raises(DataError, match="has the CRS none, but the first input has EPSG:32632"):
         Source(placeless, HEIGHTS, grid)
     far = _write(tmp_path / "far.tif", np.zeros((1, 8, 8), np.float32), crs="EPSG:32652")
     with pytest.raises(DataError, match=r"does not overlap the first input.*Check its CRS, EPSG:32652"):

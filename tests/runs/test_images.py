@@ -129,7 +129,7 @@ def test_without_a_logger_the_log_says_once_why(runner: Any, scenes: Any, caplog
     changes = {"trainer.callbacks": [{"class_path": IMAGES}], "data.val_split": str(train), "data.batch_size": 1}
     with caplog.at_level(logging.WARNING, logger="terramind_plugin"):
         runner.terratorch("validate", changes)
-    assert _said(caplog) == ["SegmentationImages: no pictures: no logger takes figures, as TensorBoardLogger does."]
+    assert _said(caplog) == ["SegmentationImages: no pictures: no logger accepts figures, as TensorBoardLogger does."]
 
 
 def _said(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -1,1 +1,1 @@
-"""Cache of results of frozen parts, on disk: keys, store, log."""
+"""Cache on disk for the results of frozen parts."""

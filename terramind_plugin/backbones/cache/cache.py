@@ -1,4 +1,4 @@
-"""Cache of results of frozen parts: look samples up, compute the others, measure the saved time."""
+"""Cache of the results of frozen parts: looks samples up, computes missing ones, and measures the saved time."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from terramind_plugin.errors import ConfigError
 Tensors = Mapping[str, Tensor]
 """Tensors [B, ...] by name."""
 Compute = Callable[[Tensors, Tensors | None, list[bytes]], Tensors]
-"""Function that returns the values of some samples from their inputs, their present modalities and their keys."""
+"""Function that computes the values of samples from their inputs, their present modalities and their keys."""
 FOLDER = "cache"
-"""Name of the default folder under the run's root."""
+"""Name of the default folder below the run's root."""
 SECONDS = "seconds"
 """Name of the computing time in a value."""
 GIB = 2**30
@@ -36,11 +36,11 @@ class LookUps:
     look_up_seconds: float = 0.0
     """Seconds for keys, reading and storing."""
     seconds_spared: float = 0.0
-    """Seconds that hits did not have to compute."""
+    """Seconds of computation that hits have saved."""
 
     @property
     def hit_rate(self) -> float:
-        """Return the share of samples that were in the cache."""
+        """Return the share of samples that were found in the cache."""
         return self.hits / self.looked_up if self.looked_up else 0.0
 
 
@@ -67,7 +67,7 @@ class Cache:
         self.root = Path()
         """The run's root, for the default folder; set before the first look-up."""
         self.paused = False
-        """True if training continues without look-ups."""
+        """True if the cache is switched off because it does not pay."""
         self.training = LookUps()
         self.evaluation = LookUps()
         self.seconds_saved = 0.0

@@ -1,4 +1,4 @@
-"""A cache around a frozen backbone: its features are computed once."""
+"""A cache around a frozen backbone, so that its features are computed once."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def _recall(model: Any, dtype: torch.dtype, inputs: Tensors, present: Tensors | 
     """Return the features of a batch, rounded, those of known samples from the cache.
 
     Raises:
-        ConfigError: Something in the backbone trains or drops, so that features change, or a feature is too large for
-            float16.
+        ConfigError: A part of the backbone trains or uses dropout, so that features change, or a feature is too large
+            for float16.
     """
     check_frozen(model)
 
@@ -71,7 +71,7 @@ def _recall(model: Any, dtype: torch.dtype, inputs: Tensors, present: Tensors | 
     dtype_of_model = next(model.parameters()).dtype
     if model.feature_cache.paused and torch.is_grad_enabled():
         return restore(compute(inputs, present, []), dtype_of_model)
-    # What all samples of a batch lack is not in its features.
+    # Modalities that all samples of a batch lack are not in its features.
     settings = {"what": "features", "dtype": dtype, "inputs of the batch": list(inputs), **model.describe()}
     batch = model.feature_cache.recall(model, inputs, present, settings, compute)
     return restore(batch, dtype_of_model)
@@ -80,21 +80,21 @@ def _recall(model: Any, dtype: torch.dtype, inputs: Tensors, present: Tensors | 
 def _round(x: Tensor, dtype: torch.dtype) -> Tensor:
     rounded = x.to(dtype)
     if dtype == torch.float16 and not torch.equal(rounded.isinf(), x.isinf()):
-        raise ConfigError("feature_cache_dtype float16 ends at 65504 and a feature is larger. Use bfloat16.")
+        raise ConfigError("A feature is larger than 65504, the maximum of feature_cache_dtype float16. Use bfloat16.")
     return rounded
 
 
 def check_frozen(model: nn.Module) -> None:
-    """Raise a ConfigError that says why a backbone's features change, if they do."""
+    """Raise a ConfigError with the reason if a backbone's features may change."""
     if model.training or any(x.requires_grad for x in list_tensors(model)):
         training = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         reason = (
             f"{len(training)} of its parameters train, e.g. {training[0]}"
             if training
-            else "it is in training mode, in which it drops"
+            else "it is in training mode, with dropout"
         )
         raise ConfigError(
-            f"feature_cache keeps what a frozen backbone computes, but {reason}. Set freeze_backbone: true in "
+            f"feature_cache needs a frozen backbone, but {reason}. Set freeze_backbone: true in "
             "model.init_args, without backbone_lora and BackboneUnfreeze, or leave backbone_feature_cache out."
         )
 

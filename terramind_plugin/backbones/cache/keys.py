@@ -1,4 +1,4 @@
-"""Keys of samples: digests of all that a result depends on."""
+"""Keys of samples: digests of everything that a result depends on."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from terramind_plugin.system.parallel import map_in_threads
 
 
 class Fingerprint:
-    """SHA-256 of a module's weights, computed anew when the weights were written to or moved.
+    """SHA-256 of a module's weights, computed again when the weights were changed or moved.
 
-    Writing to a tensor (by loading, an optimiser, `.to()`) shows in its version and address. Writing to its `.data`
-    does not: the last number of each tensor is compared as well, so that a tensor written as a whole is noticed. The
-    comparison runs in each step and has to be cheap.
+    Writing to a tensor (by loading, an optimiser, `.to()`) changes its version or address. Writing to its `.data` does
+    not, so the last number of each tensor is compared as well, which detects a tensor that was written as a whole. The
+    comparison runs in each step and must be cheap.
     """
 
     def __init__(self) -> None:
         self._state: list[Any] = []
         self._ends: list[Tensor] = []
-        """The last number of each tensor, as a view: its memory is not given to another tensor meanwhile."""
+        """Last number of each tensor, as a view, so that the tensor's memory is not reused meanwhile."""
         self._probe = torch.empty(0)
         self._digest = ""
 
@@ -51,7 +51,7 @@ class Fingerprint:
 
 
 def list_tensors(module: nn.Module) -> list[Tensor]:
-    """Return all parameters and buffers; several times as fast as torch's own way, which also makes names."""
+    """Return all parameters and buffers, several times as fast as torch's methods, which also build names."""
     found: list[Tensor | None] = []
     modules: list[nn.Module | None] = [module]
     while modules:
@@ -64,10 +64,10 @@ def list_tensors(module: nn.Module) -> list[Tensor]:
 
 
 def describe_context(**settings: Any) -> bytes:
-    """Return a digest of what holds for all samples: settings, precision and the version of the numerics.
+    """Return a digest of what all samples share: settings, precision and the version of the numerics.
 
     Args:
-        settings: Whatever the result depends on; its `repr` must say all.
+        settings: Everything that the result depends on; its `repr` must be complete.
     """
     devices = ("cuda", "cpu")
     precision = [str(torch.get_autocast_dtype(name)) if torch.is_autocast_enabled(name) else "" for name in devices]
@@ -88,7 +88,7 @@ def describe_specs(specs: tuple[InputSpec, ...]) -> list[Any]:
 def sample_keys(context: bytes, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None) -> list[bytes]:
     """Return a key for each sample of a batch: a digest of the exact values of its inputs.
 
-    On a GPU this copies the inputs to the host, once a step.
+    On a GPU this copies the inputs to the host once in each step.
 
     Args:
         context: Result of `describe_context`.
@@ -99,7 +99,7 @@ def sample_keys(context: bytes, inputs: Mapping[str, Tensor], present: Mapping[s
     held = [list(hosts)] * len(next(iter(hosts.values())))
     if present is not None:
         masks = torch.stack([present[name] for name in hosts], dim=1).tolist()
-        # A sample without any input uses all of them, as models do.
+        # For a sample without any input, models use all inputs.
         held = [[name for name, has in zip(hosts, mask, strict=True) if has or not any(mask)] for mask in masks]
 
     def key_of(index: int) -> bytes:

@@ -1,6 +1,6 @@
-"""Values on disk by key, in an SQLite file that several processes and runs may share.
+"""Key-value store on disk, in an SQLite file that several processes and runs may share.
 
-A damaged entry is found by its checksum and dropped; a damaged file is moved away and created again.
+A damaged entry is detected by its checksum and dropped; a damaged file is moved away and created again.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR")
 
 
 class _OtherFormatError(Exception):
-    """The file has another format number: it is damaged, or of another version of this program."""
+    """Error of a file with another format number: it is damaged, or another version of this program wrote it."""
 
 
 class Store:
-    """Bytes by key; the first value that is put under a key stays.
+    """Store of bytes by key. The first value stored under a key is kept.
 
     Args:
-        path: The file, which is created with its folder when it is needed.
-        limit: Maximum number of bytes of values; the least recently used values are dropped first.
+        path: The file; it is created with its folder when it is needed.
+        limit: Maximum size of all values in bytes; the least recently used values are dropped first.
     """
 
     def __init__(self, path: Path, limit: int) -> None:
@@ -81,16 +81,16 @@ class Store:
         return self._try(lambda connection: self._read(connection, keys), [None] * len(keys))
 
     def put(self, values: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-        """Store values and return the values under their keys, which may be earlier ones.
+        """Store values, and return the stored values of their keys, which may be earlier ones.
 
-        If nothing can be written, return the values themselves.
+        If nothing can be written, the given values are returned.
         """
         if self.full:
             return dict(values)
         return self._try(lambda connection: self._write(connection, values), dict(values))
 
     def size(self) -> int:
-        """Return the bytes of all values."""
+        """Return the size of all values in bytes."""
         return self._try(_total, 0)
 
     def close(self) -> None:
@@ -101,12 +101,12 @@ class Store:
             self._connection = None
 
     def _try(self, action: Callable[[sqlite3.Connection], Answer], otherwise: Answer) -> Answer:
-        """Return an action's answer, or `otherwise` if the file does not allow it; replace a damaged file."""
+        """Return an action's result, or `otherwise` if the file does not allow it. A damaged file is replaced."""
         with self._lock:
             for _ in range(2):
                 try:
                     return action(self._open())
-                # Damaged schemas and headers have errors of their own.
+                # Damaged schemas and headers raise other errors.
                 except (sqlite3.DatabaseError, UnicodeDecodeError, _OtherFormatError) as error:
                     if not isinstance(error, sqlite3.DatabaseError) or _name(error).startswith(DAMAGED):
                         self._put_aside(error)
@@ -120,7 +120,7 @@ class Store:
             return otherwise
 
     def _open(self) -> sqlite3.Connection:
-        """Return this process's connection; a connection from before a fork must not be used."""
+        """Return this process's connection; a connection made before a fork must not be used."""
         if self._connection is not None and self._owner[0] == os.getpid():
             return self._connection
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ class Store:
             header = file.read(100)
         if not header.startswith(b"SQLite format 3\0") or header[68:72] == APPLICATION.to_bytes(4):
             return
-        # Files of earlier versions have no application_id, and that of ours may be damaged: the table decides.
+        # Files of earlier versions have no application_id, and ours may be damaged, so the tables are checked.
         address = f"file:{quote(str(self.path.absolute()))}?mode=ro&immutable=1"
         with closing(sqlite3.connect(address, uri=True)) as connection:
             columns = [row[1] for row in connection.execute("PRAGMA table_info(entries)")]
@@ -223,12 +223,12 @@ class Store:
         for ending in ("-wal", "-shm"):
             Path(f"{self.path}{ending}").unlink(missing_ok=True)
         os.replace(self.path, aside)
-        logger.warning("%s is damaged (%s). It is kept as %s and begun anew.", self.path, error, aside.name)
+        logger.warning("%s is damaged (%s). It is kept as %s, and a new one is started.", self.path, error, aside.name)
 
     def _give_up(self, reason: object) -> None:
         """Stop storing, and log the reason once."""
         if not self.full:
-            logger.warning("%s: %s. The run goes on without storing more.", self.path, reason)
+            logger.warning("%s: %s. The run continues without storing more.", self.path, reason)
         self.full = True
 
 
@@ -242,7 +242,7 @@ def _total(connection: sqlite3.Connection) -> int:
 
 
 def _is_whole(entry: tuple[Any, ...]) -> bool:
-    """Return whether the key, time of use, checksum and value of an entry are as they were stored."""
+    """Return whether the key, time of use, checksum and value of an entry are intact."""
     key, used, checksum, value = entry
     return isinstance(value, bytes) and isinstance(used, int) and bool(checksum == _checksum(key, value))
 

@@ -255,7 +255,7 @@ def test_larger_than_float16(frozen, chips):
     model = frozen(dtype="float16")
     with torch.no_grad():
         model.encoder_norm.weight.fill_(1e6)
-    with pytest.raises(ConfigError, match=r"ends at 65504.*bfloat16"):
+    with pytest.raises(ConfigError, match=r"larger than 65504.*bfloat16"):
         model(chips(0))
 
 

@@ -260,7 +260,7 @@ def test_a_full_disk(tmp_path):
     full, known = result.stdout.split()
     assert full == "True"
     assert 0 < int(known) < 100
-    assert result.stderr.count("goes on without storing more") == 1
+    assert result.stderr.count("continues without storing more") == 1
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
