@@ -98,7 +98,7 @@ class Cache:
         Args:
             part: The frozen module that computes.
             inputs: Tensors [B, ...] by name.
-            present: For each input a boolean [B], False where a sample lacks it; None if all samples have all.
+            present: Boolean [B] for each input, False where a sample lacks it; None if all samples have all inputs.
             settings: Everything that values depend on, apart from weights and inputs.
             compute: Returns the values of samples that are not in the cache.
         """
