@@ -131,7 +131,8 @@ def _compare(
     for batch in COMPARED:
         images = subject.example(batch, seed=batch)
         if standardize:
-            images = tuple(_unstandardise(image, model, number) for number, image in enumerate(images))
+            scales: Any = model.scales
+            images = tuple(scale.undo(image) for scale, image in zip(scales, images, strict=True))
         for name, got, want in zip(subject.outputs, run(images), _listed(model(*images)), strict=True):
             difference = float((got - want).abs().max() / want.abs().max().clamp(min=1e-12))
             if not difference <= LARGEST_DIFFERENCE:
@@ -141,12 +142,6 @@ def _compare(
                 )
             worst = max(worst, difference)
     return worst
-
-
-def _unstandardise(image: Tensor, model: Positional, number: int) -> Tensor:
-    """Return the values of a file whose standardised values are given."""
-    offset, scale = model.scales[number]
-    return (image * model.get_buffer(f"std_{number}") + model.get_buffer(f"mean_{number}")) / scale - offset
 
 
 def _listed(output: Any) -> list[Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from terramind_plugin._version import __version__
+from terramind_plugin.model.standardisation import Standardised
 
 PROBABILITIES = {
     "segmentation": "softmax over the classes",
@@ -116,22 +117,13 @@ class Positional(nn.Module):
         super().__init__()
         self.network = subject.network
         self.names = [one.name for one in subject.inputs]
-        self.scales = [(one.offset, one.scale) for one in subject.inputs]
+        self.scales = nn.ModuleList(Standardised(one.mean, one.std, one.scale, one.offset) for one in subject.inputs)
         self.standardize = standardize
-        for number, one in enumerate(subject.inputs):
-            shape = (-1, *[1] * (len(one.shape) - 1))
-            for what in ("mean", "std"):
-                self.register_buffer(
-                    f"{what}_{number}", torch.tensor(getattr(one, what)).reshape(shape), persistent=False
-                )
 
     def forward(self, *images: Tensor) -> Any:
         """Return the features of each layer, or the output of the task's model."""
         if self.standardize:
-            images = tuple(
-                ((image + offset) * scale - self.get_buffer(f"mean_{number}")) / self.get_buffer(f"std_{number}")
-                for number, (image, (offset, scale)) in enumerate(zip(images, self.scales, strict=True))
-            )
+            images = tuple(scale(image) for scale, image in zip(self.scales, images, strict=True))
         output = self.network(dict(zip(self.names, images, strict=True)))
         return tuple(output) if isinstance(output, list) else output.output
 

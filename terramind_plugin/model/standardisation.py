@@ -59,6 +59,12 @@ class Standardised(Standardisation):
         result = super().forward(moved if self.scale == 1 else moved * self.scale)
         return result.transpose(1, 2) if image.ndim == 5 else result
 
+    def undo(self, image: Tensor) -> Tensor:
+        """Return a copy of standardised images, shaped as in `forward`, in the values of files."""
+        moved = image.transpose(1, 2) if image.ndim == 5 else image
+        result = super().undo(moved) / self.scale - self.shift
+        return result.transpose(1, 2) if image.ndim == 5 else result
+
     def numbers(self) -> list[Any]:
         """Return shift, scale, means and standard deviations: other numbers make other inputs."""
         return [self.shift, self.scale, self.mean.tolist(), self.std.tolist()]
