@@ -76,4 +76,4 @@ def test_terratorchs_own_command_refuses_it(runner: Any, named_by_data: Fitted) 
 
 def test_data_and_model_must_agree(runner: Any, capfd: pytest.CaptureFixture[str]) -> None:
     assert runner.terramind("fit", {"data.class_names": SWAPPED}) == 2
-    assert "['Water', 'Land'] in data.init_args, ['Land', 'Water'] in model.init_args" in capfd.readouterr().err
+    assert "['Water', 'Land'] in data.init_args, but ['Land', 'Water'] in model.init_args" in capfd.readouterr().err
