@@ -38,8 +38,6 @@ SHARED_NAMES = {
     "table": "like draw",
 }
 """Public names that more than one module defines, and why."""
-TO_RENAME = "describe"
-"""Names that still stand for several things."""
 
 
 def normal(name: str) -> str:
@@ -122,9 +120,7 @@ def test_one_public_name_for_one_thing():
     several = {
         name: files for name, files in places.items() if len(files) > 1 and (not name.isupper() or name in taken)
     }
-    assert {
-        name: files for name, files in several.items() if name not in SHARED_NAMES.keys() | set(TO_RENAME.split())
-    } == {}
+    assert {name: files for name, files in several.items() if name not in SHARED_NAMES} == {}
 
 
 def test_the_version_is_that_of_the_newest_change():

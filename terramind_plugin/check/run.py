@@ -24,7 +24,7 @@ from terramind_plugin.data.dates import dates_taken
 from terramind_plugin.errors import one_line
 from terramind_plugin.samples.checks.findings import Finding
 from terramind_plugin.samples.checks.run import check_data
-from terramind_plugin.samples.plan import DataPlan, describe
+from terramind_plugin.samples.plan import DataPlan, describe_data
 from terramind_plugin.system.files import check_picture
 
 UNBUILT = ("yaml: data", "yaml: model")
@@ -96,7 +96,7 @@ def _look(
     if built.datamodule is None:
         return
     say("listing the samples")
-    plan = describe(built.datamodule)
+    plan = describe_data(built.datamodule)
     if plan is not None and plan.batch_size > 0 and plan.chips_are_samples:
         train = sum(len(split.samples) for split in plan.splits if split.name == "train")
         samples_shown = train * int(getattr(built.datamodule, "train_repeats", 1))

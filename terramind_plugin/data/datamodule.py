@@ -29,7 +29,7 @@ from terramind_plugin.data.terratorch_internals import collate_samples
 from terramind_plugin.data.writer import take_over
 from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.samples.checks.run import check_cheaply
-from terramind_plugin.samples.plan import describe
+from terramind_plugin.samples.plan import describe_data
 from terramind_plugin.samples.tables import LabelPlan
 
 logger = logging.getLogger("terramind_plugin")
@@ -275,7 +275,7 @@ class TerraMindDataModule(GenericMultiModalDataModule):  # type: ignore[misc]
                 )
 
     def _report_values(self) -> None:
-        plan = describe(self)
+        plan = describe_data(self)
         for finding in check_cheaply(plan) if plan is not None else ():
             if finding.verdict in ("warning", "error"):
                 logger.warning("%s terramind check says more. check_values: false turns this check off.", finding)

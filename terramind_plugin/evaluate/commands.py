@@ -119,7 +119,7 @@ def run_zero_shot(
         experiment = replace(experiment, variant=variant.name, ckpt_path=path, pretrained=True)
     sets = work.choose_inputs(list(experiment.test.expected), inputs or [])
     windows = work.settle_windows(options, experiment.variant)
-    described = work.describe(experiment, temperature, seed)
+    described = work.describe_experiment(experiment, temperature, seed)
     generator = work.build_target_generator(experiment, wanted, tokenizer_ckpt_path, temperature, seed)
     done = work.map_target(generator, experiment, sets, windows, described)
     rows = [work.score(experiment.test, wanted, names, pairs) for names, pairs in done.items()]

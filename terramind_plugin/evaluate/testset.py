@@ -21,7 +21,7 @@ from terramind_plugin.raster.complete import GDAL_ERRORS
 from terramind_plugin.raster.missing import is_odd, refuse_complex
 from terramind_plugin.raster.reader import Expected
 from terramind_plugin.samples.layout import LABEL
-from terramind_plugin.samples.plan import DataPlan, ImagePlan, describe
+from terramind_plugin.samples.plan import DataPlan, ImagePlan, describe_data
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def read_experiment(config: Path, overrides: Sequence[str] = ()) -> Experiment:
         raise ConfigError(
             f"{config}: model.init_args.model_args.backbone must be one of {', '.join(VARIANTS)}, got '{backbone}'."
         )
-    plan = describe(cli.datamodule)
+    plan = describe_data(cli.datamodule)
     if plan is None or plan.task != "segmentation":
         raise ConfigError(
             f"{config}: zero-shot mapping needs labelled maps: class_path: terramind_plugin.TerraMindDataModule with "

@@ -160,7 +160,7 @@ def settle_windows(options: Options, variant: str) -> Options:
     return options.settle(VARIANTS[variant].img_size, VARIANTS[variant].patch_size)
 
 
-def describe(experiment: Experiment, temperature: float, seed: int) -> dict[str, str]:
+def describe_experiment(experiment: Experiment, temperature: float, seed: int) -> dict[str, str]:
     """Return the tags of maps that an experiment's model generates."""
     return {
         "model": f"{experiment.variant}_generate",

@@ -106,7 +106,7 @@ class DataPlan:
         return list(once.values())
 
 
-def describe(module: Any) -> DataPlan | None:
+def describe_data(module: Any) -> DataPlan | None:
     """Return the plan of a data module, or None if its class is not known.
 
     Args:

@@ -14,7 +14,7 @@ import rasterio
 from terramind_plugin.samples.checks.files import PatchGrid
 from terramind_plugin.samples.checks.findings import Finding, Verdict
 from terramind_plugin.samples.checks.run import check_data
-from terramind_plugin.samples.plan import DataPlan, describe
+from terramind_plugin.samples.plan import DataPlan, describe_data
 from terramind_plugin.simulation.dataset import SimulatedDataset
 from tests.runs.running import change, segmentation_config
 
@@ -142,7 +142,7 @@ def plan(dataset: SimulatedDataset, changes: Mapping[str, Any] | None = None) ->
 
     config = change(segmentation_config(dataset), changes or {})["data"]
     kind = TerraMindDataModule if isinstance(config["class_path"], str) else config["class_path"]
-    found = describe(kind(**config["init_args"]))
+    found = describe_data(kind(**config["init_args"]))
     assert found is not None
     return found
 

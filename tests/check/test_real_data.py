@@ -11,7 +11,7 @@ import pytest
 from terramind_plugin.data.datamodule import TerraMindDataModule
 from terramind_plugin.samples.checks.findings import Finding
 from terramind_plugin.samples.checks.run import check_data
-from terramind_plugin.samples.plan import describe
+from terramind_plugin.samples.plan import describe_data
 from tests.check.spoiling import look
 from tests.runs.running import REPOSITORY, segmentation_config
 
@@ -57,7 +57,7 @@ def terramesh(names: list[str], pattern: str = "", **more: Any) -> list[Finding]
         **more,
     )
     module.test_root = module.val_root = None
-    plan = describe(module)
+    plan = describe_data(module)
     assert plan is not None
     return [finding for finding in check_data(plan) if finding.verdict != "ok"]
 

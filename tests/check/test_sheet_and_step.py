@@ -44,7 +44,7 @@ def test_a_sheet_and_a_timed_step(sound: Any, tmp_path: Path, capsys: pytest.Cap
 def test_a_sheet_of_other_modalities(sound: Any, tmp_path: Path) -> None:
     from terramind_plugin.check.sheet import draw_sheet
     from terramind_plugin.data.datamodule import TerraMindDataModule
-    from terramind_plugin.samples.plan import describe
+    from terramind_plugin.samples.plan import describe_data
 
     names = ["S2L2A", "DEM", "LULC", "NDVI"]
     root = sound.root / "data"
@@ -58,7 +58,7 @@ def test_a_sheet_of_other_modalities(sound: Any, tmp_path: Path) -> None:
         means={"S2L2A": [1.0, 2.0]},
         stds={"S2L2A": [1.0, 2.0]},
     )
-    plan = describe(module)
+    plan = describe_data(module)
     assert plan is not None
     draw_sheet(plan, tmp_path / "sheet.png", samples=4)
     assert imread(tmp_path / "sheet.png").shape[2] == 4

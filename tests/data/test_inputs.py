@@ -15,7 +15,7 @@ from terramind_plugin.errors import ConfigError, DataError
 from terramind_plugin.inference.scenes import pair_series
 from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.raster.georeference import find_centre
-from terramind_plugin.samples.plan import describe
+from terramind_plugin.samples.plan import describe_data
 
 CENTRE = (-2.99808, 41.55022)
 """Longitude and latitude of the middle of the chips: EPSG:32630, 160 m from (500000, 4600000)."""
@@ -35,7 +35,7 @@ def test_positions_come_from_the_georeference(make_chips, make_module):
     assert torch.allclose(batch["image"]["coords"], torch.tensor([CENTRE, CENTRE]), atol=1e-4)
     normalised = module.aug(batch)
     assert torch.equal(normalised["image"]["coords"], batch["image"]["coords"])
-    assert [image.name for image in describe(module).images] == ["S2L1C", "S1GRD"]
+    assert [image.name for image in describe_data(module).images] == ["S2L1C", "S1GRD"]
 
 
 def test_one_image_and_a_position(make_chips, make_module):
@@ -97,7 +97,7 @@ def test_two_images_of_one_modality(make_chips, make_module):
     module = make_module(root, **two_dates(root))
     assert module.sources == {"before": "S2L1C", "after": "S2L1C"}
     assert module.band_means["after"] == list(MODALITIES["S2L1C"].mean)
-    assert [image.modality.name for image in describe(module).images] == ["S2L1C", "S2L1C"]
+    assert [image.modality.name for image in describe_data(module).images] == ["S2L1C", "S2L1C"]
     module.setup("fit")
     sample = next(s for s in (module.train_dataset[n] for n in range(4)) if "a_S2" in str(s["filename"]["after"]))
     assert np.array_equal(sample["image"]["after"].numpy(), values.astype(np.float32))

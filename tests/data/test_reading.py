@@ -81,7 +81,7 @@ def test_bands_are_read_by_name(make_chips: Any, make_module: Any) -> None:
 
 def test_netcdf_files_keep_grid_and_fill_value(make_chips: Any, make_module: Any) -> None:
     from terramind_plugin.samples.checks.headers import read_headers
-    from terramind_plugin.samples.plan import describe
+    from terramind_plugin.samples.plan import describe_data
 
     root = make_chips()
     for path in sorted((root / "S1GRD").glob("*.tif")):
@@ -93,7 +93,7 @@ def test_netcdf_files_keep_grid_and_fill_value(make_chips: Any, make_module: Any
         array = array.rio.write_crs("EPSG:32630").rio.write_nodata(-9999).rio.write_coordinate_system()
         array.to_dataset().to_netcdf(path.with_suffix(".nc"), engine="scipy")
     module = make_module(root, image_grep={"S2L1C": "*_S2.tif", "S1GRD": "*_S1.nc"})
-    headers = read_headers(describe(module))
+    headers = read_headers(describe_data(module))
     header = headers[root / "S1GRD" / "a_S1.nc"]
     assert (header.problem, header.crs.to_epsg(), header.transform) == ("", 32630, transform)
     module.setup("validate")

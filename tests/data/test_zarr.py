@@ -15,7 +15,7 @@ from terramind_plugin.model.modalities import MODALITIES
 from terramind_plugin.raster.netcdf import raster_name
 from terramind_plugin.raster.reader import Expected, Source
 from terramind_plugin.samples.checks.run import check_data
-from terramind_plugin.samples.plan import describe
+from terramind_plugin.samples.plan import describe_data
 from terramind_plugin.shards.chips import read_zarr_chip
 from terramind_plugin.shards.writer import write_group, write_sample
 from tests.data.conftest import write_raster
@@ -99,7 +99,7 @@ def test_one_date_alone(flood, tmp_path):
 
 def test_check_reads_them(flood, tmp_path):
     none = {f"{split}_{key}": None for split in ("val", "test") for key in ("split", "data_root", "label_data_root")}
-    plan = describe(module(flood, **none))
+    plan = describe_data(module(flood, **none))
     found = list(check_data(plan, samples=4, ignored=-1))
     assert not [str(finding) for finding in found if finding.verdict == "error"]
     assert any("pixels of 3 of 3 samples read" in str(finding) for finding in found)
