@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from terramind_plugin.model.layers import Attention, GatedMlp, LayerNorm, Mlp, attend
@@ -35,7 +34,9 @@ class CrossAttention(nn.Module):
 
     def keys_values(self, context: Tensor) -> KeysValues:
         """Return keys and values, each [B, heads, N, dim / heads], of a context [B, N, dim]."""
-        keys, values = rearrange(self.kv(context), "b n (two h d) -> two b h n d", two=2, h=self.num_heads).unbind(0)
+        batch, count, dim = context.shape
+        parts = self.kv(context).view(batch, count, 2, self.num_heads, dim // self.num_heads)
+        keys, values = parts.permute(2, 0, 3, 1, 4).unbind(0)
         return keys, values
 
     def forward(self, x: Tensor, memory: KeysValues, mask: Tensor | None = None) -> Tensor:
@@ -46,10 +47,11 @@ class CrossAttention(nn.Module):
             memory: From `keys_values`. An empty context contributes nothing.
             mask: Boolean, broadcastable to [B, heads, M, N]; True means attend.
         """
-        q = rearrange(self.q(x), "b m (h d) -> b h m d", h=self.num_heads)
+        batch, count, dim = x.shape
+        q = self.q(x).view(batch, count, self.num_heads, dim // self.num_heads).transpose(1, 2)
         keys, values = memory
         out = attend(q, keys, values, mask) if keys.shape[2] else torch.zeros_like(q)
-        tokens: Tensor = self.proj(rearrange(out, "b h m d -> b m (h d)"))
+        tokens: Tensor = self.proj(out.transpose(1, 2).flatten(2))
         return tokens
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 MANY_KEYS = 1024
@@ -101,11 +100,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return tokens [B, N, dim]; `mask` as in `attend`."""
+        batch, count, dim = x.shape
         # Unbound before heads and tokens change places: the backward pass then writes one gradient, and copies none.
-        parts = rearrange(self.qkv(x), "b n (three h d) -> b n three h d", three=3, h=self.num_heads).unbind(2)
-        q, k, v = (rearrange(part, "b n h d -> b h n d") for part in parts)
+        parts = self.qkv(x).view(batch, count, 3, self.num_heads, dim // self.num_heads).unbind(2)
+        q, k, v = (part.transpose(1, 2) for part in parts)
         out = attend(q, k, v, mask, self.attn_drop if self.training else 0.0)
-        tokens: Tensor = self.proj_drop(self.proj(rearrange(out, "b h n d -> b n (h d)")))
+        tokens: Tensor = self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
         return tokens
 
 
@@ -115,15 +115,10 @@ class _SwiGlu(torch.autograd.Function):
     A step of the base size saves 16 % of activation memory by it.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(gate: Tensor, value: Tensor) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, value: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, value)
         return F.silu(gate).mul_(value)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,8 +133,11 @@ def swiglu(gate: Tensor, value: Tensor) -> Tensor:
         gate: Any shape.
         value: The same shape.
     """
-    if torch.compiler.is_compiling():  # the compiler fuses, and chooses itself what to keep
+    # A compiler fuses, and chooses itself what to keep; torch.func needs operations that it knows.
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return F.silu(gate) * value
+    if not torch.is_grad_enabled():
+        return F.silu(gate).mul_(value)
     product: Tensor = _SwiGlu.apply(gate, value)
     return product
 
