@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._dispatch.python import enable_python_dispatcher
 
 from terramind_plugin.errors import ConfigError, one_line
 from terramind_plugin.export.subject import Positional, Subject
@@ -49,12 +50,13 @@ def write_onnx(subject: Subject, out: Path, *, standardize: bool = False) -> flo
     onnx, onnxruntime = _import_onnx()
     model, program = _trace(subject, standardize)
     names = [one.name for one in subject.inputs]
-    with _quiet_exporters(), _explained(subject):
+    # With the dispatcher in Python, torch 2.6 also decomposes layers without biases for batches of any size.
+    with _quiet_exporters(), _explained(subject), enable_python_dispatcher():
         made = torch.onnx.export(
             program, input_names=names, output_names=list(subject.outputs), dynamo=True, external_data=False,
             verify=False, verbose=False,
         )  # fmt: skip
-    proto = made.model_proto  # type: ignore[union-attr]
+        proto = made.model_proto  # type: ignore[union-attr]
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     described = subject.describe(standardize)
