@@ -46,6 +46,7 @@ def _assert_graphs(model: nn.Module, name: str, graphs: int) -> None:
         assert count_graphs() == (graphs, 0)
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 7), reason="torch 2.6 breaks the graph where layers are chosen")
 def test_an_embedder_is_one_graph(traced: None) -> None:
     model, _ = build_embedder(VARIANTS["terramind_v1_tiny"], None, ["S1GRD"], pretrained=False)
     _assert_graphs(model, "S1GRD", 1)
