@@ -53,7 +53,7 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     if name in _RENAMED:
-        raise AttributeError(f"terramind_plugin.{name} is called terramind_plugin.{_RENAMED[name]} now.")
+        raise AttributeError(f"terramind_plugin.{name} is now called terramind_plugin.{_RENAMED[name]}.")
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'. It has: {', '.join(sorted(_LAZY))}.")
 
 

@@ -1,5 +1,5 @@
-"""The one place where versions are written."""
+"""Versions of the package and of its numerics."""
 
 __version__ = "0.2.0"
 NUMERICS = 3
-"""Version of what the models compute. Raise it when numbers change: caches and interrupted runs then start anew."""
+"""Version of the computed numbers. Raise it when they change, so that caches and interrupted runs start again."""

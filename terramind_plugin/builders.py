@@ -51,18 +51,18 @@ def build_backbone(
     tokenizer_file: str | Path | None = None,
     **arguments: Any,
 ) -> TerraMindBackbone:
-    """Return a backbone with the weights asked for.
+    """Return a backbone with weights.
 
     Args:
         variant: Name of a published model, e.g. 'terramind_v1_base'.
         modalities: See `TerraMindBackbone`.
         pretrained: Load the published weights.
         ckpt_path: Load a local .pt, .safetensors or Lightning .ckpt file instead.
-        tokenizer_ckpt_paths: New. Weights files of tokenizers of inputs, by modality. Others come from `ckpt_path` if
-            it holds them, else from the published weights with `pretrained`.
-        tokenizer_file: New. Vocabulary of the coordinates; by default that of `ckpt_path` or the published one.
-        arguments: Those of `wrap_backbone`, and further ones of `TerraMindBackbone`. `patch_size` must be that of the
-            variant. `padding` is for TerraTorch's EncoderDecoderFactory and not used here.
+        tokenizer_ckpt_paths: New. Files with weights of the inputs' tokenizers, by modality. Other tokenizers come from
+            `ckpt_path` if it contains them, otherwise from the published weights with `pretrained`.
+        tokenizer_file: New. Vocabulary of the coordinates (default: that of `ckpt_path`, or the published one).
+        arguments: Arguments of `wrap_backbone` and `TerraMindBackbone`. `patch_size` must be that of the variant.
+            `padding` is for TerraTorch's EncoderDecoderFactory and is ignored here.
 
     Raises:
         ConfigError: An argument is unknown or not possible.
@@ -87,15 +87,15 @@ def build_tim(
     tokenizer_file: str | Path | None = None,
     **arguments: Any,
 ) -> TerraMindTiM:
-    """Return a Thinking-in-Modalities backbone with the weights asked for, the generator's included.
+    """Return a Thinking-in-Modalities backbone with weights, including those of the generator.
 
     Args:
         variant: Name of the published model without '_tim', e.g. 'terramind_v1_base'.
         modalities: See `TerraMindTiM`.
         pretrained: As in `build_backbone`.
-        ckpt_path: Load encoder and generator from this published file, or from one that a TiM model was saved to.
-        tim_tokenizer_ckpt_paths: Weights files of the tokenizers of `tim_observed`, by modality. Other tokenizers come
-            from `ckpt_path` if it holds them, else from the published weights with `pretrained`.
+        ckpt_path: Load encoder and generator from this file: a published one, or one saved from a TiM model.
+        tim_tokenizer_ckpt_paths: Files with weights of the tokenizers of `tim_observed`, by modality. Other tokenizers
+            come from `ckpt_path` if it contains them, otherwise from the published weights with `pretrained`.
         tokenizer_ckpt_paths: As in `build_backbone`.
         tokenizer_file: As in `build_backbone`.
         arguments: As in `build_backbone`, and those of `TerraMindTiM`.
@@ -108,7 +108,7 @@ def build_tim(
     model, wrapping = _make_backbone(TerraMindTiM, variant, modalities, arguments, coords)
     loaded = _load(model, pretrained, ckpt_path)
     if not loaded:
-        logger.warning("%s_tim has random weights: what it generates means nothing until weights are loaded.", variant)
+        logger.warning("%s_tim has random weights: generated tokens mean nothing until weights are loaded.", variant)
     elif model.sampler is not None:
         logger.info("Generator. %s", load_encoder_decoder(model.sampler.model, ckpt_path))
     load_tokenizers(model.given_tokens, pretrained, ckpt_path, tim_tokenizer_ckpt_paths, "tim_observed", "tim_")
@@ -117,7 +117,7 @@ def build_tim(
 
 
 def build_by_name(name: str, **arguments: Any) -> TerraMindBackbone:
-    """Return the backbone that a configuration calls by its registered name, e.g. 'terramind_v1_base_tim'.
+    """Return the backbone with a registered name, e.g. 'terramind_v1_base_tim'.
 
     Raises:
         ConfigError: There is no such backbone, or an argument is not possible.
@@ -131,7 +131,7 @@ def build_by_name(name: str, **arguments: Any) -> TerraMindBackbone:
 
 
 def backbone_arguments(kind: type[TerraMindBackbone]) -> list[str]:
-    """Return the arguments that a configuration may give a kind of backbone, without 'backbone_', sorted."""
+    """Return the sorted names of the arguments of a kind of backbone, without 'backbone_'."""
     build = build_tim if issubclass(kind, TerraMindTiM) else build_backbone
     takers: list[Callable[..., Any]] = [build, wrap_backbone]
     takers += [parent for parent in kind.__mro__ if issubclass(parent, TerraMindBackbone)]
@@ -146,11 +146,11 @@ def _make_backbone(
     arguments: dict[str, Any],
     coords: Callable[[], CoordsTokenizer],
 ) -> tuple[Backbone, dict[str, Any]]:
-    """Return a backbone with its initial weights, and those of its arguments that `wrap_backbone` takes."""
+    """Return a backbone with its initial weights, and the arguments for `wrap_backbone`."""
     known = backbone_arguments(kind)
     for name in arguments:
         if name in FORMER_ARGUMENTS:
-            raise ConfigError(f"The argument '{name}' is called '{FORMER_ARGUMENTS[name]}' now.")
+            raise ConfigError(f"The argument '{name}' is now called '{FORMER_ARGUMENTS[name]}'.")
         if name not in known:
             raise _unknown_argument(variant, name, known)
     numbers = VARIANTS[variant]
@@ -165,7 +165,7 @@ def _make_backbone(
 
 
 def _unknown_argument(model: str, name: str, known: Collection[str]) -> ConfigError:
-    return ConfigError(f"{model} has no argument '{name}'.{suggest(name, known)} It takes: {', '.join(known)}.")
+    return ConfigError(f"{model} has no argument '{name}'.{suggest(name, known)} It accepts: {', '.join(known)}.")
 
 
 def _check_patch_size(name: str, variant: Variant, patch_size: int | None) -> None:
@@ -209,28 +209,28 @@ def build_generator(
     bands: BandNames = None,
     **unknown: Any,
 ) -> TerraMindGenerator:
-    """Return a generator with the weights asked for, in evaluation mode.
+    """Return a generator with weights, in evaluation mode.
 
     Args:
         variant: Name of a published model, e.g. 'terramind_v1_base'.
-        modalities: Inputs, by name; {name: channels} adds one without pre-trained weights. A call may leave some out.
-        output_modalities: Outputs, in the order of generation; each conditions those after it.
-        pretrained: Load the published weights, tokenizers included.
-        ckpt_path: Take the encoder-decoder from this file instead, and the tokenizers where it holds them. It is a
-            published file, or one that a generator or a TiM model was saved to, here or by TerraTorch.
+        modalities: Names of the inputs; {name: channels} adds one without pre-trained weights. A call may omit some.
+        output_modalities: Outputs, in the order of generation; each output conditions the later ones.
+        pretrained: Load the published weights, including those of the tokenizers.
+        ckpt_path: Load the encoder-decoder, and the tokenizers that it contains, from this file instead: a published
+            file, or one saved from a generator or a TiM model by this package or by TerraTorch.
         tokenizer_ckpt_paths: New. Files with tokenizer weights, by name of the modality.
-        tokenizer_file: New. Vocabulary of the coordinates; by default the published one.
-        standardize: Whether images come and go in the units of their modality, not standardised.
-        offset: Added to the pre-training mean of a modality, by its name, as input and as output.
-        timesteps: Denoising steps of an image.
-        decoding_steps: Steps in which tokens are drawn. This and the next three take a number, or one for each output.
+        tokenizer_file: New. Vocabulary of the coordinates (default: the published one).
+        standardize: Whether input and output images are in the units of their modality instead of standardised.
+        offset: Number added to the pre-training mean of inputs and outputs, by modality.
+        timesteps: Number of denoising steps of an image.
+        decoding_steps: Number of steps that draw tokens. This and the next three take a number, or one for each output.
         temps: Sampling temperature.
         top_p: Draw from the likeliest tokens that together have this probability; 0 for all.
         top_k: Draw from this many likeliest tokens; 0 for all.
         img_size: Height and width of position embeddings, and of outputs without input images (default: the variant's).
         patch_size: Must be that of the variant, 16 for the published models.
-        bands: New. Bands of an input in the order of its channels, for inputs that have not all of them.
-        unknown: Arguments that do not exist; an error names the first.
+        bands: New. Bands of an input in the order of its channels, for inputs that lack some bands.
+        unknown: Unknown arguments, which raise an error.
 
     Raises:
         ConfigError: An argument is unknown or not possible.
@@ -253,7 +253,7 @@ def build_generator(
 def _plan_images(variant: str, modalities: Modalities, bands: BandNames) -> tuple[InputSpec, ...]:
     inputs = plan_inputs(modalities, bands, tokens=True)
     if len(inputs) > len({spec.key for spec in inputs}):
-        raise ConfigError(f"{variant}_generate takes one image a modality, got {[spec.name for spec in inputs]}.")
+        raise ConfigError(f"{variant}_generate needs one image per modality, got {[spec.name for spec in inputs]}.")
     return inputs
 
 
@@ -330,14 +330,14 @@ def build_image_tokenizer(
     encoder: bool = True,
     decoder: bool = True,
 ) -> ImageTokenizer:
-    """Return an image tokenizer with the weights asked for, in evaluation mode.
+    """Return an image tokenizer with weights, in evaluation mode.
 
     Args:
         name: Name of a published tokenizer, e.g. 'terramind_v1_tokenizer_s2l2a'.
         pretrained: Load the published weights.
-        ckpt_path: Load a local .pt, .safetensors or Lightning .ckpt file instead; it goes before `pretrained`.
-        encoder: Build what `encode` and `tokenize` need.
-        decoder: Build what `decode_tokens` needs.
+        ckpt_path: Load a local .pt, .safetensors or Lightning .ckpt file; it takes precedence over `pretrained`.
+        encoder: Whether to build the encoder, for `encode` and `tokenize`.
+        decoder: Whether to build the decoder, for `decode_tokens`.
 
     Raises:
         ConfigError: The name is unknown, or an argument is not possible.
@@ -366,13 +366,13 @@ def build_coords_tokenizer(
     """Return the tokenizer of coordinates.
 
     Args:
-        tokenizer_file: A local vocabulary file; by default that of the family.
-        family: Models that use it: 'terramind_v1' or 'terramind_sim_nano'.
-        needed: Whether token ids must mean what they mean in the published weights. If not, and the published
-            vocabulary cannot be had, one of the same resolution is built.
+        tokenizer_file: A local vocabulary file (default: that of the family).
+        family: Family of the models: 'terramind_v1' or 'terramind_sim_nano'.
+        needed: Whether token ids must be those of the published weights. If not, and the published vocabulary is not
+            available, a vocabulary of the same resolution is built.
 
     Raises:
-        WeightsError: The vocabulary is not there or is none.
+        WeightsError: The vocabulary is missing or not valid.
     """
     if tokenizer_file is not None:
         return CoordsTokenizer(tokenizer_file)
@@ -384,7 +384,8 @@ def build_coords_tokenizer(
         if needed:
             raise
         logger.warning(
-            "The published vocabulary of coordinates is not here; token ids are numbered anew, which only suits "
-            "random weights and checkpoints of backbones, which hold theirs. For other weights set tokenizer_file."
+            "The published vocabulary of coordinates is not on this machine. New token ids are used, which only suit "
+            "random weights, and checkpoints of backbones, which contain their own. For other weights set "
+            "tokenizer_file."
         )
         return CoordsTokenizer(build_coords_vocabulary())

@@ -29,7 +29,7 @@ class DataError(ValueError):
 
 
 class CheckError(ValueError):
-    """A check has found something; the details have been printed. `status` is the exit status of the command."""
+    """Error of a check whose findings have been printed. `status` is the exit status of the command."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -54,10 +54,10 @@ _LIBRARY_FAILURES = {
     ("safetensors", "SafetensorError"),
     ("sqlite3", "Error"),
 }
-"""Package and class of the errors that libraries raise in place of an OSError."""
-_NO_ROOM = "Make room there, or choose another place, and run the same command again."
-_NO_FOLDER = "A file or a broken link is in the way of a folder. Choose another place, or remove it."
-_NOT_ALLOWED = "Choose a place that you may write to."
+"""Package and class of the errors that libraries raise instead of an OSError."""
+_NO_ROOM = "Free some space there, or choose another folder, and run the same command again."
+_NO_FOLDER = "There is a file or a broken link in place of a folder. Choose another folder, or remove it."
+_NOT_ALLOWED = "Choose a folder to which you may write."
 _ADVICE = {
     errno.ENOSPC: _NO_ROOM,
     errno.EDQUOT: _NO_ROOM,
@@ -68,7 +68,7 @@ _ADVICE = {
     errno.EACCES: _NOT_ALLOWED,
     errno.EPERM: _NOT_ALLOWED,
     errno.ENAMETOOLONG: "Choose a shorter name.",
-    errno.ELOOP: "The links there lead in a circle. Choose another place.",
+    errno.ELOOP: "The links there form a loop. Choose another folder.",
     errno.ENOENT: "Check the path.",
 }
 
@@ -87,7 +87,7 @@ def report(error: Exception) -> int:
 
 
 def _explain(error: Exception) -> str | None:
-    """Return the cause and the remedy, or None if only a fault of this program raises such an error."""
+    """Return the cause and the remedy of an error, or None if only a fault of this program can raise it."""
     if isinstance(error, CheckError | ConfigError | DataError | WeightsError):
         return _message_of(error)
     if isinstance(error, OSError) and error.errno is not None and error.strerror:

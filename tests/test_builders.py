@@ -56,12 +56,12 @@ def test_no_yaml():
 
 @pytest.mark.parametrize(("former", "name"), sorted(FORMER_ARGUMENTS.items()))
 def test_former_names_are_refused(former, name):
-    with pytest.raises(ConfigError, match=f"'{former}' is called '{name}' now"):
+    with pytest.raises(ConfigError, match=f"'{former}' is now called '{name}'"):
         build_by_name("terramind_v1_tiny_tim", modalities=["S2L2A"], **{former: True})
 
 
 def test_a_former_class_is_refused():
-    with pytest.raises(AttributeError, match=r"terramind_plugin\.MemoLog is called terramind_plugin\.CacheLog now"):
+    with pytest.raises(AttributeError, match=r"terramind_plugin\.MemoLog is now called terramind_plugin\.CacheLog"):
         terramind_plugin.MemoLog  # noqa: B018
 
 
@@ -69,5 +69,5 @@ def test_every_argument_has_its_place():
     tim = backbone_arguments(TerraMindTiM)
     assert {"feature_cache", "lora", "pretrained", "merge_method", "tim_cache", "tim_tokenizer_ckpt_paths"} <= set(tim)
     assert set(backbone_arguments(TerraMindBackbone)) < set(tim)
-    with pytest.raises(ConfigError, match=r"no argument 'tim_seed'.*It takes: .*feature_cache"):
+    with pytest.raises(ConfigError, match=r"no argument 'tim_seed'.*It accepts: .*feature_cache"):
         build_by_name("terramind_v1_tiny", modalities=["S2L2A"], tim_seed=1)

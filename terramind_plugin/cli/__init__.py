@@ -1,3 +1,3 @@
-"""The `terramind` command, and functions as commands: words, configuration files, help."""
+"""The `terramind` command, and commands made from functions: arguments, configuration files, help."""
 
 from terramind_plugin.cli.dispatch import main as main

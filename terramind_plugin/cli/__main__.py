@@ -1,4 +1,4 @@
-"""Runs the `terramind` command: python -m terramind_plugin.cli."""
+"""Entry point of `python -m terramind_plugin.cli`, which runs the `terramind` command."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""Functions as commands: what people can type follows from a signature, the help text from its docstring.
+"""Commands made from functions: the arguments follow from the signature, the help text from the docstring.
 
-Each command is a function in a module without heavy imports. In its signature parameters before `*` are positional, the
-others are options, and a parameter whose type is a dataclass stands for a group of options. Beyond what jsonargparse
-reads, `Command` takes lists and mappings as people type them.
+Each command is a function in a module without heavy imports. Parameters before `*` in its signature are positional, the
+others are options, and a parameter whose type is a dataclass is a group of options. In addition to jsonargparse's
+syntax, `Command` accepts lists and mappings as people type them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ COMMANDS = {
     "export": "export",
     "tokenize": "pretrain",
 }
-"""Folder of each command's function in the order of the help: of 'few-shot' `run_few_shot` in its commands.py."""
+"""Folder of each command's function, in the order of the help; 'few-shot' is `run_few_shot` in commands.py there."""
 RENAMED = {
     ("generate", "--size"): "--model",
     ("reconstruct", "--size"): "--model",
@@ -55,11 +55,11 @@ RENAMED = {
     ("export", ""): "--model",
     ("merge", ""): "--model",
 }
-"""Name of what was called otherwise until 0.1.0, by command and option; '' is a positional argument."""
+"""Present names of options that had other names until 0.1.0, by command and option; '' is a positional argument."""
 MODELS = {**SIZES, "terramind_v1": "terramind_v1_base"}
-"""Registry names for the values that --size and --family took."""
+"""Registry names for the former values of --size and --family."""
 WIDTH = 110
-"""Characters of a line of help."""
+"""Maximum number of characters in a line of help."""
 
 
 def load_command(name: str) -> Callable[..., None]:
@@ -70,10 +70,10 @@ def load_command(name: str) -> Callable[..., None]:
 
 
 class Command:
-    """A function as a command: what can be typed follows from its signature.
+    """A command made from a function.
 
     Args:
-        name: The command's name.
+        name: Name of the command.
     """
 
     def __init__(self, name: str) -> None:
@@ -89,7 +89,7 @@ class Command:
         self.groups = {one: types[one] for one in signature if is_dataclass(types[one])}
         self.takes_overrides = "overrides" in signature
         self.overrides: list[str] = []
-        """Options of TerraTorch among the words."""
+        """Options of TerraTorch among the arguments."""
         skip: set[str | int] = {one for one in signature if one in self.groups or one == "overrides"}
         self.parser = ArgumentParser(prog=f"terramind {name}", formatter_class=_Formatter, exit_on_error=False)
         if "config" not in signature:
@@ -103,10 +103,10 @@ class Command:
         self.defaults = self.parser.get_defaults()
 
     def read(self, words: Sequence[str]) -> Callable[[], None]:
-        """Return the call that words ask for.
+        """Return the call of the function with the typed arguments.
 
         Raises:
-            ConfigError: The words, or a value in the file that --config names, are wrong.
+            ConfigError: An argument, or a value in the file that --config names, is wrong.
         """
         typed = self._split(words)
         self._check_configs(typed.get("config", []))
@@ -126,7 +126,7 @@ class Command:
         return lambda: self.function(**arguments)
 
     def _split(self, words: Sequence[str]) -> dict[str, list[list[str]]]:
-        """Return the words of each use of each option, and keep those that are TerraTorch's."""
+        """Return the values of each use of each option, and keep TerraTorch's options apart."""
         uses: dict[str, list[list[str]]] = {}
         rest = list(words)
         while rest:
@@ -136,7 +136,7 @@ class Command:
                 continue
             option, equals, value = word.partition("=")
             name = "config" if option == "-c" else option.removeprefix("--")
-            name = f"{name}_" if f"{name}_" in self.types else name  # a word of Python, such as from
+            name = f"{name}_" if f"{name}_" in self.types else name  # a keyword of Python, such as from
             kind = self.types.get(name, Path if name == "config" else None)
             following = next((i for i, one in enumerate(rest) if one.startswith("--") or one == "-c"), len(rest))
             if equals:
@@ -168,7 +168,7 @@ class Command:
             )
 
     def _expect_positional(self, word: str) -> str:
-        """Return the name of the argument that a word without an option stands for."""
+        """Return the name of the argument to which a value without an option belongs."""
         if self.positional is None:
             renamed = RENAMED.get((self.name, ""))
             hint = f"A checkpoint is now given as {renamed}: {renamed} {word}." if renamed else "Options begin with --."
@@ -187,9 +187,9 @@ class Command:
             raise ConfigError(f"There is no option {option}.{near} See terramind {self.name} --help.")
 
     def _join(self, name: str, uses: Sequence[Sequence[str]]) -> str:
-        """Return the value of an option as jsonargparse reads it: lists and mappings as JSON.
+        """Return the value of an option in jsonargparse's syntax, with lists and mappings as JSON.
 
-        Texts of a list are separated by commas, paths are words of their own, NAME=VALUE are the items of a mapping.
+        Texts in a list are separated by commas, paths by spaces, and NAME=VALUE is an item of a mapping.
         """
         kind = self.types[name]
         words = [word for use in uses for word in use]
@@ -207,7 +207,7 @@ class Command:
         return json.dumps([part for word in words for part in _split(word)] if item is str else words)
 
     def _read_config(self, path: Path) -> dict[str, str]:
-        """Return the values in a YAML file, as `_join` gives them."""
+        """Return the values in a YAML file, in the format of `_join`."""
         content = read_yaml(path) or {}
         if not isinstance(content, dict):
             raise ConfigError(f"{path} must hold the names and values of options, e.g. 'seed: 1'.")
@@ -219,7 +219,7 @@ class Command:
         return values
 
     def _explain(self, error: str, values: Mapping[str, str], places: Mapping[str, str]) -> str:
-        """Return in one line what jsonargparse finds wrong; `places` name the values of a file."""
+        """Return jsonargparse's error in one line; `places` are the names of values from a file."""
         missing = re.search("arguments are required: (.*)", error)
         if missing:
             names = [
@@ -267,7 +267,7 @@ class Command:
 
 
 class _Formatter(HelpFormatter):
-    """Formats help in paragraphs."""
+    """Formatter that wraps help in paragraphs."""
 
     def __init__(self, prog: str, **options: Any) -> None:
         super().__init__(prog, max_help_position=32, width=min(WIDTH, get_terminal_size().columns), **options)
@@ -295,7 +295,7 @@ def _read_pairs(option: str, words: Sequence[str], form: str) -> dict[str, str]:
 
 
 def _without_none(kind: Any) -> Any:
-    """Return the type of an argument that is given."""
+    """Return the type of an argument without None."""
     kinds = [one for one in get_args(kind) if one is not type(None)]
     return kinds[0] if get_origin(kind) in (Union, UnionType) and len(kinds) == 1 else kind
 
@@ -310,7 +310,7 @@ def _has_lists(kind: Any) -> bool:
 
 
 def _placeholder(kind: Any) -> str:
-    """Return what stands for a value in help texts."""
+    """Return the placeholder of a value in help texts."""
     if get_origin(kind) is Literal:
         return "|".join(map(str, get_args(kind)))
     if get_origin(kind) is dict:
@@ -321,7 +321,7 @@ def _placeholder(kind: Any) -> str:
 
 
 def _describe(kind: Any) -> str:
-    """Return what values an argument takes, for messages."""
+    """Return a description of an argument's values, for messages."""
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, get_args(kind)))
     return {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, _placeholder(kind))

@@ -1,4 +1,4 @@
-"""The `terramind` command: TerraTorch's subcommands with this package loaded, and commands of its own."""
+"""The `terramind` command: TerraTorch's subcommands with this package loaded, and the commands of this package."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ TERRATORCH_HELP = """usage: terramind {name} -c YAML [options]
 
 options:
   -h, --help                  show this help message and exit
-  --help_all                  show every option; loads TerraTorch, which takes some seconds
-  -c YAML, --config YAML      configuration; of several, a later one replaces values of an earlier one
+  --help_all                  show every option; this loads TerraTorch, which takes a while
+  -c YAML, --config YAML      configuration; values of a later one replace those of an earlier one
   --KEY=VALUE                 value for a key, e.g. --trainer.max_epochs=5 or --data.init_args.batch_size=4
   --ckpt_path PATH            checkpoint; fit resumes it, validate, test and predict load it
   --predict_output_dir PATH   folder that predict writes to
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
     Args:
-        arguments: Words of the command line; None takes those of the process.
+        arguments: Arguments of the command line; None for those of the process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if is_further_rank():
@@ -75,7 +75,7 @@ def _run(command: Callable[[], None]) -> int:
     try:
         with StopSignals() as signals:
             status = _status(command, signals)
-            signals.check()  # Lightning notes SIGTERM, and may have come to its end all the same
+            signals.check()  # Lightning only records SIGTERM, and may finish normally
             return status
     except Stopped as stopped:
         print(f"terramind: stopped by {signal.Signals(stopped.number).name}.", file=sys.stderr)
@@ -88,7 +88,7 @@ def _status(command: Callable[[], None], signals: StopSignals) -> int:
     except Exception as error:
         try:
             return report(error)
-        except Exception:  # a signal also stops workers of data loaders, and each says so with an error of its own
+        except Exception:  # a signal also stops the workers of data loaders, each of which raises an error
             signals.check()
             raise
     return 0

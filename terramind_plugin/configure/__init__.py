@@ -1,1 +1,1 @@
-"""Configurations of fine-tuning: written after a look at a folder of chips, or copied from those that ship."""
+"""Configurations of fine-tuning: written for a folder of chips, or copied from those that ship."""

@@ -1,4 +1,4 @@
-"""The command `new`; heavy imports wait until it runs."""
+"""The command `new`; slow imports happen only when it runs."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def run_new(
 ) -> None:
     """Write a configuration for your own folder of chips, or copy one that ships with the package.
 
-    Looks at names, headers, values and labels of the files in --data, and writes a YAML for terramind check and fit;
-    beside it, where they are needed, lists of training, validation and test, and a table of labels.
+    Inspects names, headers, values and labels of the files in --data, and writes a YAML for terramind check and fit.
+    Where needed, it also writes split lists (train, val, test) and a table of labels beside the YAML.
 
     Args:
         data: Folder of the chips: a folder for each modality and one for the labels, or a table of labels.
         task: What to predict: pixels (segmentation, regression) or whole images.
-        modalities: Inputs, e.g. S2L2A,S1GRD; NAME=FOLDER or NAME=FOLDER/*SUFFIX names the files of one.
-        out: YAML to write (default: the name of the folder, in the working folder).
-        labels: Folder of label rasters, or table of labels, where names do not tell.
-        splits: Folder of lists such as train.txt, where there are several.
-        bands: Bands of files that do not name them, in their order, e.g. S2L2A=BLUE,GREEN,RED; repeatable.
+        modalities: Inputs, e.g. S2L2A,S1GRD; NAME=FOLDER or NAME=FOLDER/*SUFFIX says where the files of one are.
+        out: YAML to write (default: named after the folder, in the working folder).
+        labels: Folder of label rasters, or table of labels, if it is not found by its name.
+        splits: Folder of lists such as train.txt, if there are several.
+        bands: Bands in the order of the files, if the files do not name them, e.g. S2L2A=BLUE,GREEN,RED; repeatable.
         class_names: Names of the classes in the order of their ids.
-        columns: Columns of the table that are labels.
+        columns: Columns of the table that hold the labels.
         model: Backbone, e.g. terramind_v1_base for the published weights.
         list: List the configurations that ship.
         from_: Copy the configuration of this name.
@@ -65,8 +65,8 @@ def run_new(
         )
     if task == "detection":
         raise ConfigError(
-            "terramind new looks at no folders of boxes. Copy the configuration of a detection, whose header says how "
-            "files are laid out: terramind new --from vhr10_detection."
+            "terramind new cannot inspect boxes. Copy the configuration of a detection, whose header describes the "
+            "layout of the files: terramind new --from vhr10_detection."
         )
     target = out or Path(f"{data.resolve().name or 'config'}.yaml")
     _write_new(
@@ -113,7 +113,7 @@ def _write_new(
 
 
 def _check_out(path: Path) -> None:
-    """Raise a ConfigError if there is something at a place to write to."""
+    """Raise a ConfigError if the path to write to exists or does not end in .yaml."""
     if os.path.lexists(path):
         raise ConfigError(f"{path} exists and is not replaced. Choose another name with --out, or remove it.")
     if path.suffix not in (".yaml", ".yml", "") or (path.suffix == "" and not path.name.endswith("_splits")):
@@ -121,7 +121,7 @@ def _check_out(path: Path) -> None:
 
 
 def _read_bands(words: Sequence[str]) -> dict[str, list[str]]:
-    """Return bands by modality of words such as 'S2L2A=BLUE', 'GREEN', 'RED'."""
+    """Return bands by modality from words such as 'S2L2A=BLUE', 'GREEN', 'RED'."""
     from terramind_plugin.model.modalities import resolve
 
     found: dict[str, list[str]] = {}

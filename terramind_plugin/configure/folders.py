@@ -1,4 +1,4 @@
-"""The rasters of a folder in groups of one place and one suffix, and the choice of a group for each modality."""
+"""The rasters of a folder, grouped by folder and suffix, and the choice of a group for each modality."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from terramind_plugin.samples.checks.findings import some
 MOST_FILES = 2_000_000
 """Maximum number of files that are listed."""
 ORDERED = (("before", "after"), ("pre", "post"), ("first", "second"))
-"""Words of folders that are dates in this order."""
+"""Words in names of folders that stand for dates, in the order of time."""
 SHARED_FOLDER = ""
-"""Key of a folder that is not part of one split."""
+"""Key of a folder that all splits share."""
 
 
 @dataclass
 class Group:
-    """Rasters whose names are an id and a common suffix, in one folder or in one for each split."""
+    """Rasters whose names consist of an id and a common suffix, in one folder or in one for each split."""
 
     place: str
-    """Path below the data, without the part that names a split."""
+    """Path below the data folder, without the part that names a split."""
     suffix: str
     folders: dict[str, Path] = field(default_factory=dict)
     """Folder by split; `SHARED_FOLDER` where splits share it."""
@@ -39,7 +39,7 @@ class Group:
 
     @property
     def claims(self) -> frozenset[str]:
-        """Return the modalities that the suffix, or else the deepest folder with a meaning, may stand for."""
+        """Return the modalities that the suffix may mean, or else the deepest folder whose name has a meaning."""
         parts = [self.suffix.partition(".")[0] or self.suffix, *reversed(Path(self.place).parts)]
         return next((found for part in parts if (found := claim(part))), frozenset())
 
@@ -63,7 +63,7 @@ class Group:
 
     @property
     def labels(self) -> bool:
-        """Return whether suffix or folder say that these are labels."""
+        """Return whether the suffix or the folder says that these are labels."""
         parts = [self.suffix.removesuffix(ending(self.suffix)), *Path(self.place).parts]
         return any(is_label(part) for part in parts)
 
@@ -103,7 +103,7 @@ def group_rasters(data: Path, known: Collection[str] = (), *, nested: bool = Fal
     Args:
         data: The folder.
         known: Sample ids from lists.
-        nested: Whether folders without a meaning are a part of the ids, e.g. Forest/Forest_12.
+        nested: Whether folders whose names have no known meaning are part of the ids, e.g. Forest/Forest_12.
     """
     listed = list_rasters(data)
     roots = {folder: _root(data, folder, listed) if nested else folder for folder in listed}
@@ -125,7 +125,7 @@ def group_rasters(data: Path, known: Collection[str] = (), *, nested: bool = Fal
 
 
 def _root(data: Path, folder: Path, listed: Mapping[Path, object]) -> Path:
-    """Return the folder whose subfolders are classes; the folder itself if its name has a meaning."""
+    """Return the folder whose subfolders are classes; `folder` itself if its name has a meaning."""
     name = folder.name
     if folder == data or claim(name) or is_label(name) or split_of(name) is not None:
         return folder
@@ -144,9 +144,9 @@ def _without_split(place: Path) -> tuple[str, str]:
 
 
 def split_by_ids(groups: Sequence[Group], ids: Collection[str]) -> list[Group]:
-    """Return groups with those divided by suffix whose files hold several modalities of the samples with these ids.
+    """Divide groups that hold several modalities of the samples with these ids by suffix; return all groups.
 
-    Names such as a1_S1_00.tif and a1_S2_00.tif end in numbers, so they show their suffixes only once ids are known.
+    Names such as a1_S1_00.tif and a1_S2_00.tif end in numbers, so their suffixes can only be told once ids are known.
     """
     found: list[Group] = []
     for group in groups:
@@ -164,13 +164,13 @@ def split_by_ids(groups: Sequence[Group], ids: Collection[str]) -> list[Group]:
 
 
 def choose_named(groups: Sequence[Group], data: Path, text: str, what: str) -> list[Group]:
-    """Return the group that a user has named by its folder, or by its folder and suffix, FOLDER/*SUFFIX.
+    """Return the group that a user has named as FOLDER or FOLDER/*SUFFIX.
 
-    A suffix may hold a further `*`: it then names a group for each date, in the order of time.
+    A suffix may contain a further `*`: it then names a group for each date, in the order of time.
 
     Args:
         groups: All groups.
-        data: Folder of the data; names are seen from it, or from the working folder.
+        data: Folder of the data; names are relative to it or to the working folder.
         text: What the user has named.
         what: Option and name, for messages.
 
@@ -205,13 +205,13 @@ def _shown(groups: Iterable[Group]) -> str:
 
 
 def choose_images(groups: Sequence[Group], name: str, source: str, fits: Mapping[int, bool]) -> list[Group]:
-    """Return the group of a modality; several, in the order of time, if their names say that they are dates.
+    """Return the group of a modality, or several in the order of time if their names say that they are dates.
 
     Args:
         groups: Groups that are neither labels nor taken by another modality.
         name: Name of the input, for messages.
-        source: Modality of the table, '' for a new one.
-        fits: Whether the bands of a group, by its position, are those of the modality.
+        source: Name of the known modality; '' for a new one.
+        fits: Whether the bands of a group are those of the modality, by the position of the group.
 
     Raises:
         DataError: No group fits, or several do.
@@ -224,7 +224,7 @@ def choose_images(groups: Sequence[Group], name: str, source: str, fits: Mapping
         elif not claims and fits.get(position):
             ranks[1].append(group)
     unnamed = [group for group in groups if not group.claims]
-    if not ranks and len(unnamed) == 1:  # series, or bands that the user has named
+    if not ranks and len(unnamed) == 1:  # a series, or bands that the user has named
         ranks[0] = unnamed
     if not ranks:
         raise DataError(
@@ -241,7 +241,7 @@ def choose_images(groups: Sequence[Group], name: str, source: str, fits: Mapping
 
 
 def _dated(groups: Sequence[Group]) -> list[Group]:
-    """Return groups of dates in the order of time, as their folders or suffixes say; empty if these do not."""
+    """Return groups of dates in the order of time, by folder or suffix; empty if the names do not say the order."""
     suffixes = {group.suffix for group in groups}
     if any(len(group.files) != len(groups[0].files) for group in groups):
         return []
@@ -260,7 +260,7 @@ def _dated(groups: Sequence[Group]) -> list[Group]:
 
 
 def _number(place: str) -> int | None:
-    """Return the number at the end of a folder's name whose other part says date or time: t1, date_2, 2021-06-01."""
+    """Return the number at the end of a folder's name that means a date or time: t1, date_2, 2021-06-01."""
     name = Path(place).name
     digits = "".join(char for char in name if char.isdigit())
     letters = set(words(name)) | {

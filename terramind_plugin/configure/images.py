@@ -1,4 +1,4 @@
-"""What the files of a modality hold: bands, dates, units, offset, sizes."""
+"""Content of the files of a modality: bands, dates, units, offset, sizes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ USUAL = {
     4: "BLUE GREEN RED NIR_BROAD",
     3: "RED GREEN BLUE",
 }
-"""Usual bands of Sentinel-2 files by their number: all, 10 and 20 m, HLS, visible and near infrared."""
+"""Usual bands of Sentinel-2 files by number of bands: all (L1C, L2A), 10 and 20 m, HLS, visible and near infrared."""
 MOST_DATES = 60
 
 
@@ -40,9 +40,9 @@ class ImageSet:
     name: str
     modality: Modality | None
     file_bands: tuple[str, ...] = ()
-    """Names of the files' bands of one date; empty if they are those of the modality."""
+    """Names of the bands of one date in the files; empty if they are those of the modality."""
     read: tuple[str, ...] = ()
-    """Names of the bands that the model gets; empty for all of the files."""
+    """Names of the bands that the model gets; empty for all bands of the files."""
     scale: float | None = None
     offset: float | None = None
     dates: int = 1
@@ -53,18 +53,18 @@ class ImageSet:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     """Number of files by height and width."""
     notes: list[str] = field(default_factory=list)
-    """What was taken for granted or found, one sentence each."""
+    """Assumptions and findings, one sentence each."""
 
     @property
     def model_bands(self) -> tuple[str, ...]:
-        """Return the names of the model's bands; empty if they are all of the modality."""
+        """Return the names of the model's bands; empty for all bands of the modality."""
         bands = self.read or self.file_bands
         own = self.modality.band_names if self.modality is not None else ()
         return () if [*bands] == [*own] else bands
 
     @property
     def plan(self) -> ImagePlan:
-        """Return how the files are read, for checks."""
+        """Return the plan by which the checks read the files."""
         own = self.modality.band_names if self.modality is not None else ()
         bands = self.file_bands or own
         return ImagePlan(
@@ -83,7 +83,7 @@ class ImageSet:
 
 
 def fits_modality(modality: Modality, header: Header) -> bool:
-    """Return whether the bands of a file may be those of a modality, by their names or their number."""
+    """Return whether the bands of a file may be those of a modality, judged by their names or their number."""
     named = [band_key(modality.name, name) for name in header.descriptions if name]
     if named and None not in named:
         own = {band.common_name for band in modality.bands}
@@ -100,13 +100,13 @@ def describe_bands(
 
     Args:
         name: Name of the input.
-        modality: Its modality; None for a new one.
+        modality: The known modality; None for a new one.
         headers: Headers of its files, at least one.
         given: Names of the bands that the user has typed.
         listed: Number of dates that have files of their own.
 
     Raises:
-        DataError: A file cannot be read, files differ in bands, or which bands they have cannot be told.
+        DataError: A file cannot be read, files differ in bands, or their bands cannot be told.
     """
     broken = [header for header in headers if header.problem]
     if broken:
@@ -135,7 +135,7 @@ def _take_given(found: ImageSet, bands: int, given: Sequence[str]) -> ImageSet:
     dates = bands // len(given)
     if dates < 1 or bands % len(given):
         raise ConfigError(
-            f"--bands names {len(given)} bands of {found.name}, its files have {bands}. Name all of them."
+            f"--bands names {len(given)} bands of {found.name}, but its files have {bands}. Name all of them."
         )
     found.file_bands = tuple(given)
     own = set(map(str, found.modality.band_names)) if found.modality else set()
@@ -157,7 +157,7 @@ def _take_given(found: ImageSet, bands: int, given: Sequence[str]) -> ImageSet:
 
 
 def _take_described(found: ImageSet, modality: Modality, described: list[str]) -> ImageSet:
-    """Take the bands that all descriptions name."""
+    """Take the bands that the descriptions name."""
     names = list(dict.fromkeys(described))
     dates = len(described) // len(names)
     if len(described) % len(names) or any(described.count(name) != dates for name in names):
@@ -169,7 +169,7 @@ def _take_described(found: ImageSet, modality: Modality, described: list[str]) -
         found.notes.append(f"bands of {counted(dates, 'date')} named in the files")
     if not set(names) & set(own):
         raise DataError(f"{found.name}: the files describe their bands as {some(names, 13)}, none of {some(own, 13)}.")
-    if not set(own) <= set(names):  # the model takes what there is
+    if not set(own) <= set(names):  # the model gets the bands that exist
         found.file_bands = tuple(products.get(name, name) for name in names)
         found.read = tuple(products[name] for name in names if name in products)
         found.read = () if found.read == found.file_bands else found.read
@@ -177,12 +177,12 @@ def _take_described(found: ImageSet, modality: Modality, described: list[str]) -
         found.file_bands = tuple(products.get(name, name) for name in names)
         found.read = modality.band_names
     elif names != own:
-        found.notes.append("read by the names of their bands")
+        found.notes.append("bands read by name")
     return _set_dates(found, dates)
 
 
 def _take_number(found: ImageSet, modality: Modality, bands: int, example: Path) -> ImageSet:
-    """Take the bands that files of this number of bands usually have."""
+    """Take the bands that files with this number of bands usually have."""
     full = len(modality.bands)
     if bands == full:
         return found
@@ -207,7 +207,7 @@ def _take_number(found: ImageSet, modality: Modality, bands: int, example: Path)
             found.read = known
         found.notes.append(
             f"{counted(len(found.file_bands), 'band')} without names taken as {', '.join(found.file_bands)}; if that "
-            f"is wrong, make the YAML anew with --bands {found.name}=NAME,NAME,..."
+            f"is wrong, write the YAML again with --bands {found.name}=NAME,NAME,..."
         )
     return _set_dates(found, dates)
 
@@ -226,7 +226,7 @@ def _set_dates(found: ImageSet, dates: int) -> ImageSet:
 
 
 def settle_values(found: ImageSet, summaries: Sequence[Summary]) -> ImageSet:
-    """Return the images with the factor, offset and order of bands and dates that their values show.
+    """Return the images with the factor, the offset, and the order of bands and dates that follow from their values.
 
     Args:
         found: Bands and dates.
@@ -241,7 +241,7 @@ def settle_values(found: ImageSet, summaries: Sequence[Summary]) -> ImageSet:
         return found
     if found.in_files > 1 and found.by_band is False and is_other_date_order(found.plan, filled):
         found.by_band = True
-        found.notes.append("the values show all dates of a band together")
+        found.notes.append("by their values, files hold all dates of a band together")
     guesses = [guess for s in filled if (guess := other_unit(modality, s.pixels)) is not None]
     pixels = np.concatenate([summary.pixels for summary in filled], axis=1)
     if modality.name not in ("DEM", "LULC") and guesses:
@@ -268,9 +268,9 @@ def _settle_optical(found: ImageSet, filled: Sequence[Summary]) -> None:
     marks = [has_offset(plan, summary) for summary in filled]
     if True in marks and False not in marks:
         found.offset = float(-DN_OFFSET)
-        found.notes.append(f"they have the offset of +{DN_OFFSET} of products since 2022, which is taken away")
+        found.notes.append(f"they have the offset of +{DN_OFFSET} of products since 2022, which is removed")
     elif True in marks:
-        found.notes.append(f"some files have the offset of +{DN_OFFSET} and others not: see terramind check")
+        found.notes.append(f"some files have the offset of +{DN_OFFSET} and others do not: see terramind check")
     order = find_order(plan, filled) if found.in_files == 1 else None
     if order is not None and not found.read:
         text, bands = order
@@ -285,9 +285,9 @@ def check_same_size(
     """Raise a DataError if files of one sample differ in height or width.
 
     Args:
-        name: What `shapes` belong to.
+        name: Name of the files of `shapes`.
         shapes: Height and width by sample id.
-        first: What `others` belong to.
+        first: Name of the files of `others`.
         others: Height and width by sample id.
     """
     wrong = [one for one in shapes if one in others and shapes[one] != others[one]]

@@ -1,4 +1,4 @@
-"""What labels hold: class ids of rasters, columns of tables, folders of classes."""
+"""Content of labels: class ids of rasters, columns of tables, folders of classes."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ IGNORED = -1
 NEGATIVE = -9999
 """Label of pixels without one where -1 may be a value."""
 USUAL_GAPS = (255, 254, 127, 99, -9999, -999, -99, 65535, 32767)
-"""Values that stand for pixels without a label."""
+"""Values that often mark pixels without a label."""
 MOST_CLASSES = 256
 DENSITY = 4
-"""Largest class id for each class that occurs; with a larger one, ids are codes and not numbers of classes."""
+"""Maximum ratio of the largest class id to the number of classes that occur; above it, ids are taken for codes."""
 NAMED = ("label", "class", "category", "target", "value", "y", "class_name", "classname")
-"""Columns that hold the label where a table has several."""
+"""Names of columns that hold the label, if a table has several columns."""
 
 
 @dataclass
@@ -39,20 +39,20 @@ class LabelSet:
     num_classes: int | None = None
     class_names: tuple[str, ...] = ()
     ignored: int = IGNORED
-    """Label that loss and metrics leave out."""
+    """Label that loss and metrics ignore."""
     fills_gaps: bool = False
     """True if nodata and NaN are replaced by `ignored`."""
     shifted: bool = False
     """True if ids count from 1, and 0 is not a label."""
     columns: tuple[str, ...] = ()
-    """Columns of a table that are labels."""
+    """Columns of a table that hold labels."""
     rows: dict[str, list[Any]] = field(default_factory=dict)
     """Values of the columns by sample id; empty for rasters."""
     notes: list[str] = field(default_factory=list)
 
 
 def describe_masks(masks: Sequence[Mask], task: str, names: Sequence[str]) -> LabelSet:
-    """Return what label rasters hold.
+    """Return a description of label rasters.
 
     Args:
         masks: Values of label files, at least one.
@@ -60,7 +60,7 @@ def describe_masks(masks: Sequence[Mask], task: str, names: Sequence[str]) -> La
         names: Names of the classes that the user has typed.
 
     Raises:
-        DataError: A file cannot be used, or the values are not those of the task.
+        DataError: A file cannot be used, or the values do not suit the task.
     """
     broken = [mask for mask in masks if mask.problem]
     if broken:
@@ -107,7 +107,7 @@ def _describe_classes(total: Counter[float], gaps: bool, example: Mask, names: S
     values = sorted(int(value) for value in total)
     if values == [0, 255]:
         raise DataError(
-            f"Labels hold 0 and 255, e.g. {example.path}: a mask with 255 for a class. Write 1 in its place: "
+            f"Labels hold 0 and 255, e.g. {example.path}: a mask with 255 for a class. Write 1 instead of 255: "
             "gdal_calc.py -A MASK --calc 'A/255' --outfile LABEL."
         )
     negative = [value for value in values if value < 0]
@@ -121,7 +121,7 @@ def _describe_classes(total: Counter[float], gaps: bool, example: Mask, names: S
     if len(unlabelled) > 1:
         raise DataError(
             f"Labels hold {some(unlabelled)} beside the classes {some(classes, 10)}, e.g. {example.path}: one value "
-            "alone can stand for pixels without a label."
+            "alone can mark pixels without a label."
         )
     if unlabelled:
         found.ignored = unlabelled[0]
@@ -129,7 +129,7 @@ def _describe_classes(total: Counter[float], gaps: bool, example: Mask, names: S
     if classes[-1] >= MOST_CLASSES or classes[-1] > DENSITY * max(len(classes), len(names), 2):
         raise DataError(
             f"Labels hold the codes {some(classes, 12)}, e.g. {example.path}: class ids must be consecutive from 0 on. "
-            "Write the labels anew with numbers in place of the codes."
+            "Write labels with such ids instead of the codes."
         )
     if classes[0] > 0 and found.ignored == IGNORED:
         found.shifted = True
@@ -142,7 +142,7 @@ def _name_classes(found: LabelSet, classes: Sequence[int], example: Path, names:
     """Return labels with the number and the names of their classes."""
     found.num_classes = max(classes[-1] + 1, 2)
     if names and len(names) <= classes[-1]:
-        raise ConfigError(f"--class_names has {len(names)} names, the labels have class ids up to {classes[-1]}.")
+        raise ConfigError(f"--class_names has {len(names)} names, but the labels have class ids up to {classes[-1]}.")
     tagged = read_class_names(str(example)) if not names and not found.shifted else {}
     if names:
         found.class_names, found.num_classes = tuple(names), len(names)
@@ -155,7 +155,7 @@ def _name_classes(found: LabelSet, classes: Sequence[int], example: Path, names:
 
 
 def find_table(data: Path) -> Path | None:
-    """Return the table of labels below a folder: a CSV or Parquet file that is not a list of a split; None without one.
+    """Return the table of labels below a folder, a CSV or Parquet file that is not a split list; None if there is none.
 
     Raises:
         DataError: There are several.
@@ -168,10 +168,10 @@ def find_table(data: Path) -> Path | None:
 
 
 def read_label_table(path: Path) -> Any:
-    """Return a table of labels with ids as texts, without an ending of rasters.
+    """Return a table of labels whose ids are texts without the file endings of rasters.
 
     Raises:
-        DataError: The file is not a table, or has no row or no column beside the ids.
+        DataError: The file is not a table, has no row, has no column beside the ids, or repeats an id.
     """
     try:
         table = read_table(path)
@@ -189,7 +189,7 @@ def read_label_table(path: Path) -> Any:
 def describe_table(
     path: Path, task: str, names: Sequence[str], columns: Sequence[str], ids: Sequence[str], table: Any
 ) -> LabelSet:
-    """Return what a table of labels of whole images holds.
+    """Return a description of a table with labels of whole images.
 
     Args:
         path: The table, for messages.
@@ -197,11 +197,11 @@ def describe_table(
         names: Names of the classes that the user has typed.
         columns: Columns that the user has typed.
         ids: Ids of the samples that have images.
-        table: Its content, as of `read_label_table`.
+        table: Its content, from `read_label_table`.
 
     Raises:
-        ConfigError: A column that was typed is not there.
-        DataError: The columns are not those of the task.
+        ConfigError: A column that the user has typed does not exist.
+        DataError: The columns do not suit the task.
     """
     own = [one for one in ids if one in table.index]
     if not own:
@@ -257,9 +257,9 @@ def _describe_one_class(found: LabelSet, path: Path, names: Sequence[str]) -> La
             raise DataError(f"{path}: {odd[0]:g} in {name} is not a class id. Use --task scalar_regression.")
         ids = sorted(int(value) for value in values)
         if ids[-1] > DENSITY * max(len(ids), len(names), 2):
-            raise DataError(f"{path}: {some(ids, 8)} in {found.columns[0]} are codes, no class ids from 0 on.")
+            raise DataError(f"{path}: {some(ids, 8)} in {found.columns[0]} are codes, not class ids from 0 on.")
         if names and len(names) <= ids[-1]:
-            raise ConfigError(f"--class_names has {len(names)} names, {path} has class ids up to {ids[-1]}.")
+            raise ConfigError(f"--class_names has {len(names)} names, but {path} has class ids up to {ids[-1]}.")
         found.num_classes = len(names) or max(ids[-1] + 1, 2)
         found.class_names = tuple(names) or tuple(f"class {one}" for one in range(found.num_classes))
         found.rows = {one: [int(row[0])] for one, row in found.rows.items()}
@@ -277,7 +277,7 @@ def _describe_one_class(found: LabelSet, path: Path, names: Sequence[str]) -> La
 
 
 def describe_class_folders(ids: Sequence[str], names: Sequence[str]) -> LabelSet:
-    """Return the classes that folders of images stand for.
+    """Return the classes that are the folders of the images.
 
     Args:
         ids: Sample ids, such as 'Forest/Forest_12'.

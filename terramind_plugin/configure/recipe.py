@@ -1,4 +1,4 @@
-"""The configuration of a fine-tuning for what a survey has found, as YAML."""
+"""The YAML configuration of a fine-tuning, from the results of a survey."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ TASKS = {
 }
 """TerraTorch's task and a loss, by the data module's task."""
 CROP_OF_SMALL = 256
-"""Largest side of an image in training for the model that ships: it is meant for CPUs."""
+"""Maximum side of a training image in pixels for the model that ships: it is meant for CPUs."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """Files that a new configuration is made of."""
+    """Files of a new configuration."""
 
     config: Path
     lists: Path
-    """Folder of split lists and of the table of labels."""
+    """Folder of the split lists and the table of labels."""
 
     @classmethod
     def of(cls, out: Path) -> Files:
@@ -54,11 +54,11 @@ class Files:
 
 
 def write_configuration(survey: Survey, request: Request, model: str, files: Files) -> list[Path]:
-    """Write the YAML, and beside it the split lists and the table of labels that it needs; return their paths.
+    """Write the YAML, with the split lists and the table of labels that it needs beside it; return their paths.
 
     Args:
-        survey: What the folder holds.
-        request: What the user has asked for.
+        survey: Results of the survey of the folder.
+        request: Request of the user.
         model: Registry name of the backbone.
         files: Where to write.
     """
@@ -99,7 +99,7 @@ def write_configuration(survey: Survey, request: Request, model: str, files: Fil
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes lists of short values in one line, and repeats what occurs twice."""
+    """Writes lists of short values in one line, and values that occur twice in full, without anchors."""
 
     def ignore_aliases(self, data: Any) -> bool:
         """Return True: no anchors."""
@@ -112,7 +112,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def summarise_survey(survey: Survey, files: Files) -> list[str]:
-    """Return what was found, a line for each modality, the labels, and the splits."""
+    """Return the findings: a line for each modality, one for the labels, one for the splits."""
     lines = []
     for image in survey.images:
         groups = survey.groups[image.name]
@@ -136,7 +136,7 @@ def summarise_survey(survey: Survey, files: Files) -> list[str]:
         notes.append("chips differ in size: training takes random crops, validation and test the middle")
     if not survey.splits.get("test"):
         notes.append(
-            "no chips are left for a test: terramind validate gives scores, on the chips that chose the checkpoint"
+            "no chips are left for a test: terramind validate gives scores on the chips that chose the checkpoint"
         )
     return lines + [f"note: {note}." for note in notes]
 
@@ -158,8 +158,8 @@ def _header(survey: Survey, request: Request, variant: Variant, files: Files) ->
     if variant.hub_repo is None:
         lines += [
             "#",
-            "# The model is the small one that ships with the package. For the published weights make this file anew",
-            "# with --model terramind_v1_base.",
+            "# The model is the small one that ships with the package. For the published weights, write this file",
+            "# again with --model terramind_v1_base.",
         ]
     return "\n".join(lines) + "\n"
 
@@ -196,7 +196,7 @@ def _one_or_list(entries: Sequence[str]) -> Any:
 
 
 def _describe_roots(survey: Survey, table: Path | None) -> dict[str, Any]:
-    """Return the folders of images and labels, for each split where they differ."""
+    """Return the folders of images and labels, by split if they differ."""
     parts = {split: keys[0][0] for split, keys in survey.splits.items() if keys}
 
     def roots(part: str) -> dict[str, Any]:
@@ -237,7 +237,7 @@ def _describe_reading(images: Sequence[ImageSet]) -> dict[str, Any]:
 
 
 def _describe_transforms(survey: Survey, variant: Variant) -> dict[str, Any]:
-    """Return the transforms, with a crop where chips differ in size or do not make whole patches."""
+    """Return the transforms, with a crop if chips differ in size or their sides are not multiples of the patch size."""
     sizes = sorted({side for image in survey.images for shape in image.sizes for side in shape})
     crop = choose_crop(sizes, variant.patch_size)
     small = CROP_OF_SMALL if variant.hub_repo is None and sizes[0] > CROP_OF_SMALL else None

@@ -13,7 +13,7 @@ PACKAGE = Path(terramind_plugin.__file__).parent
 
 
 def folder() -> Path:
-    """Return the folder of the configurations: in the installed package, or beside it in a clone.
+    """Return the folder of the configurations, which is in the installed package, or beside it in a clone.
 
     Raises:
         ConfigError: There is none.
@@ -32,7 +32,7 @@ def list_configurations() -> dict[str, str]:
 
 
 def _title(path: Path) -> str:
-    """Return what the header says before its first full stop, blank line or key such as 'Command:'."""
+    """Return the text of the header before its first full stop, blank line or key such as 'Command:'."""
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         text = line.removeprefix("#").strip()
@@ -46,7 +46,7 @@ def copy_configuration(name: str, out: Path) -> None:
     """Write a copy of a configuration, whose header names the copy.
 
     Args:
-        name: Name as in `list_configurations`; an ending .yaml may follow.
+        name: Name from `list_configurations`, with or without the ending .yaml.
         out: File to write.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Lists of the samples of training, validation and test: found, or drawn."""
+"""Lists of the samples for training, validation and test, found or drawn."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def find_lists(data: Path, given: Path | None) -> dict[str, Path]:
         if split is not None and not path.name.startswith("."):
             found.setdefault(split, []).append(path)
     if given is not None and not found:
-        raise ConfigError(f"--splits {given}: no list such as train.txt, val.txt and test.txt there.")
+        raise ConfigError(f"--splits {given}: the folder has no list such as train.txt, val.txt or test.txt.")
     for split, paths in found.items():
         if len(paths) > 1:
             raise DataError(
@@ -59,12 +59,12 @@ def read_lists(lists: Mapping[str, Path]) -> dict[str, list[str]]:
     read = {split: SplitFile.read(path) for split, path in lists.items()}
     broken = next((content.problem for content in read.values() if content.problem), None)
     if broken:
-        raise DataError(f"Split list {broken}. It should hold one sample id a line, as UTF-8 text.")
+        raise DataError(f"Split list {broken}. Write it as UTF-8 text with one sample id in each line.")
     return {split: list(dict.fromkeys(content.ids)) for split, content in read.items()}
 
 
 def match_ids(text: str, known: Collection[str], suffixes: Collection[str]) -> str | None:
-    """Return the sample id that a line of a list stands for: an id, or the name or path of a file; None without one."""
+    """Return the sample id of a line, which holds an id or the name or path of a file; None if no sample matches."""
     for name in (text, text.replace("\\", "/").rpartition("/")[2]):
         for suffix in ("", ending(name), *suffixes):
             if (not suffix or name.endswith(suffix)) and name.removesuffix(suffix) in known:
@@ -75,21 +75,21 @@ def match_ids(text: str, known: Collection[str], suffixes: Collection[str]) -> s
 def draw_splits(
     ids: Sequence[str], headers: Mapping[str, Header], classes: Mapping[str, frozenset[int]] | None
 ) -> dict[str, list[str]]:
-    """Return about 70 % of the samples for training, 15 % for validation, 15 % for test; the same ids, the same splits.
+    """Return about 70 % of the samples for training, 15 % for validation and 15 % for test.
 
-    Chips that overlap on the ground stay together.
+    The same ids always give the same splits. Chips that overlap on the ground are in the same split.
 
     Args:
         ids: Sample ids.
         headers: Header of an image by sample id.
-        classes: Classes of each sample, which training and validation both get where possible; None if unknown.
+        classes: Classes of each sample, so that training and validation have all classes if possible; None if unknown.
 
     Raises:
         DataError: There are too few samples.
     """
     if len(ids) < FEWEST:
         raise DataError(
-            f"{counted(len(ids), 'sample')} with images and labels: {FEWEST} are needed at least, one for each of "
+            f"{counted(len(ids), 'sample')} with images and labels: at least {FEWEST} are needed, one each for "
             "training, validation and test."
         )
     groups = _ground(ids, headers)
@@ -97,7 +97,7 @@ def draw_splits(
     splits: dict[str, list[str]] = {split: [] for split in SPLIT_NAMES}
     for one, group in zip(ids, groups, strict=True):
         splits[found[group]].append(one)
-    if not all(splits.values()):  # all of one ground, or too uneven
+    if not all(splits.values()):  # all chips overlap, or the groups differ too much in size
         order = sorted(ids)
         held = max(1, round(SHARES["val"] * len(order)))
         splits = {"train": order[: -2 * held], "val": order[-2 * held : -held], "test": order[-held:]}
@@ -105,7 +105,7 @@ def draw_splits(
 
 
 def _ground(ids: Sequence[str], headers: Mapping[str, Header]) -> list[str]:
-    """Return a group for each sample, the same for those that share ground."""
+    """Return a group for each sample; chips that overlap on the ground have the same group."""
     from shapely import box
 
     placed = [one for one in ids if one in headers and headers[one].placed]

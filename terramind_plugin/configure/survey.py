@@ -1,4 +1,4 @@
-"""A look at a folder: which files are images and labels of which sample, what they hold, and how they are split."""
+"""Survey of a folder: which files are images and labels of which sample, their content, and the splits."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ from terramind_plugin.samples.layout import LABEL, SplitFile
 from terramind_plugin.samples.plan import DataPlan, Split
 
 SAMPLES = 64
-"""Samples whose pixels are read, as in `terramind check`."""
+"""Number of samples whose pixels are read, as in `terramind check`."""
 HELD = 6
-"""Every sixth training sample is for validation where there is no list of it."""
+"""Every sixth training sample is used for validation if there is no list of validation samples."""
 Key = tuple[str, str]
 """Split of the folder, or `SHARED_FOLDER`, and sample id."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asks for."""
+    """Options of the user."""
 
     data: Path
     task: str
     modalities: Sequence[str]
-    """Names of modalities; NAME=FOLDER and NAME=FOLDER/*SUFFIX name the files, too."""
+    """Names of modalities; NAME=FOLDER and NAME=FOLDER/*SUFFIX also say where the files are."""
     labels: Path | None = None
     splits: Path | None = None
     bands: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -64,40 +64,40 @@ class Request:
 
 @dataclass
 class Survey:
-    """What a folder holds, as a configuration describes it."""
+    """Content of a folder, in the terms of a configuration."""
 
     images: list[ImageSet]
     groups: dict[str, list[Group]]
     """Files of each modality, one group for each date with files of its own."""
     labels: LabelSet
     label_group: Group | None
-    """Label rasters; None where labels are a table."""
+    """Label rasters; None if labels are a table."""
     positions: str | None
-    """Name of the input that is the position of a chip."""
+    """Name of the input for the position of a chip; None without one."""
     splits: dict[str, list[Key]]
     """Samples of training, validation and test; test may be empty."""
     lists: dict[str, Path]
-    """Lists of the user that can be used as they are; empty if new ones are needed."""
+    """Lists of the user that can be used unchanged; empty if new ones are needed."""
     missing: bool
-    """True if samples lack some modality."""
+    """True if some samples lack a modality."""
     notes: list[str] = field(default_factory=list)
 
 
 def look(request: Request) -> Survey:
-    """Return what a folder holds.
+    """Survey a folder.
 
     Raises:
         ConfigError: An option is wrong.
-        DataError: The files are not enough for a configuration; the message says what to do.
+        DataError: The files do not suffice for a configuration; the message says what to do.
     """
     entries = _read_entries(request.modalities)
     positions = next((name for name in entries if is_position(name)), None)
     names = [name for name in entries if name != positions]
     if not names:
-        raise ConfigError("--modalities needs an image beside coords, e.g. S2L2A,coords.")
+        raise ConfigError("--modalities needs an image modality beside coords, e.g. S2L2A,coords.")
     for name in request.bands:
         if name not in names:
-            raise ConfigError(f"--bands names {name}, --modalities has {', '.join(names)}.")
+            raise ConfigError(f"--bands names {name}, but --modalities has {', '.join(names)}.")
     lists = find_lists(request.data, request.splits)
     listed = read_lists(lists)
     path = _table_path(request)
@@ -128,10 +128,10 @@ def look(request: Request) -> Survey:
 
 
 def _read_entries(entries: Sequence[str]) -> dict[str, str]:
-    """Return what the user has named as the files of each modality, '' where nothing is named.
+    """Return the user's text for the files of each modality; '' if there is none.
 
     Raises:
-        ConfigError: A modality is unknown or comes twice.
+        ConfigError: A modality is unknown or named twice.
     """
     found: dict[str, str] = {}
     for entry in entries:
@@ -144,7 +144,7 @@ def _read_entries(entries: Sequence[str]) -> dict[str, str]:
 
 
 def _table_path(request: Request) -> Path | None:
-    """Return the table of labels of a task of whole images, or None if there is none."""
+    """Return the table of labels for a task of whole images, or None if there is none."""
     if request.task in OF_PIXELS:
         return None
     if request.labels is not None:
@@ -175,7 +175,7 @@ def _find_labels(request: Request, groups: list[Group], known: set[str]) -> Grou
 def _choose_groups(
     data: Path, entries: Mapping[str, str], names: Sequence[str], groups: Sequence[Group]
 ) -> dict[str, list[Group]]:
-    """Return the files of each modality: what the user names first, then what names say, then what bands say."""
+    """Return the files of each modality, chosen by the user's text, else by names, else by bands."""
     free = list(groups)
     chosen: dict[str, list[Group]] = {}
     for name in names:
@@ -198,7 +198,7 @@ def _choose_groups(
 
 
 def _by_date(groups: list[Group], labels: Group) -> list[Group]:
-    """Return a group for each date where the files of one folder are several dates of each label's sample."""
+    """Return a group for each date if the files of one folder are several dates of each labelled sample."""
     if len(groups) > 1 or groups[0].ids & labels.ids:
         return groups
     found: dict[str, Group] = {}
@@ -213,7 +213,7 @@ def _by_date(groups: list[Group], labels: Group) -> list[Group]:
 
 
 def _pair(chosen: Mapping[str, list[Group]], labels: Group | None, rows: set[str] | None) -> dict[Key, dict[str, Path]]:
-    """Return the files by modality, and of the label, of each sample with an image and a label.
+    """Return the files of each sample with an image and a label, by modality or label.
 
     Raises:
         DataError: There is none.
@@ -251,8 +251,8 @@ def _unpaired(chosen: Mapping[str, list[Group]], labels: Group | None, rows: set
     if rows:
         parts.append(f"the table of labels such as {min(rows)!r}")
     return (
-        f"No image has a label: {', '.join(parts)}. A sample's files begin with one id, e.g. chip_1_S2.tif and "
-        "chip_1_label.tif."
+        f"No image has a label: {', '.join(parts)}. The files of a sample must begin with the same id, e.g. "
+        "chip_1_S2.tif and chip_1_label.tif."
     )
 
 
@@ -276,7 +276,7 @@ def _read_images(
     labels: Group | None,
     samples: Mapping[Key, Mapping[str, Path]],
 ) -> tuple[list[ImageSet], dict[Path, Header], dict[Path, Mask]]:
-    """Return what the files of each modality hold, all headers, and the values of labels."""
+    """Return the content of each modality's files, all headers, and the values of labels."""
     headers = read_headers(_plan([ImageSet(name, resolve(name)) for name in chosen], samples, request.task))
     _check_pairs(samples, headers)
     images = []
@@ -358,7 +358,7 @@ def _settle_splits(
         train = splits["train"]
         splits["val"] = train[HELD - 1 :: HELD] or train[-1:]
         splits["train"] = [key for key in train if key not in set(splits["val"])]
-        survey.notes.append("no samples for validation: every sixth of training is taken")
+        survey.notes.append("no samples for validation: every sixth training sample is taken")
         exact = False
     if not (splits.get("train") and splits.get("val")):
         if splits:

@@ -1,4 +1,4 @@
-"""The arms of a comparison: one configuration, changed to several ways of fine-tuning and numbers of labels."""
+"""The arms of a comparison: variants of one configuration for ways of fine-tuning and numbers of labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ARMS = {
     "lora": "adapters in a frozen backbone",
     "frozen": "only neck and decoder train",
     "frozen-cache": "only neck and decoder train, and the backbone's features are cached",
-    "oracle": "it gets the true modality in place of a generated one",
+    "oracle": "it gets the true modality instead of a generated one",
 }
 """Meaning of each arm, in the order of the report."""
 DEFAULT_ARMS = tuple(name for name in ARMS if name != "oracle")
@@ -51,7 +51,7 @@ def check_arms(names: Sequence[str]) -> list[str]:
 
 
 def make_arm(config: Mapping[str, Any], arm: str, seed: int, folder: Path) -> dict[str, Any]:
-    """Return the configuration of one run; `config` stays as it is.
+    """Return the configuration of one run; `config` is not changed.
 
     Args:
         config: Configuration of `terratorch fit` with a TerraMind backbone, with or without TiM.
@@ -91,7 +91,7 @@ def make_arm(config: Mapping[str, Any], arm: str, seed: int, folder: Path) -> di
 
 
 def _set_observed(data: dict[str, Any], arguments: dict[str, Any], *, oracle: bool) -> None:
-    """Let data and model agree on the observed modalities: those of an oracle, or none."""
+    """Set the same observed modalities in data and model: those of the oracle, or none."""
     before = arguments.pop("backbone_tim_observed", None) or []
     if before:
         data["modalities"] = [name for name in data.get("modalities", []) if name not in before]
@@ -111,7 +111,7 @@ def _set_observed(data: dict[str, Any], arguments: dict[str, Any], *, oracle: bo
 
 
 def _write_to(trainer: dict[str, Any], folder: Path) -> None:
-    """Let a run write its logs and checkpoints to its own folder."""
+    """Make a run write its logs and checkpoints to its own folder."""
     trainer["default_root_dir"] = str(folder)
     entries = [*(trainer.get("callbacks") or [])]
     loggers = trainer.get("logger")
@@ -125,7 +125,7 @@ def _write_to(trainer: dict[str, Any], folder: Path) -> None:
 
 
 def read_budgets(text: str) -> list[Budget]:
-    """Return the numbers in e.g. '8,32,all', ascending, each once.
+    """Return the numbers of labels in a text such as '8,32,all', ascending, each once.
 
     Raises:
         ConfigError: A word is neither a positive number nor 'all'.
@@ -141,7 +141,7 @@ def read_budgets(text: str) -> list[Budget]:
 
 
 def choose(config: Mapping[str, Any], count: int, seed: int) -> list[str]:
-    """Return the first ids of the shuffled training samples, so that many ids contain those of fewer.
+    """Return the first ids of the shuffled training samples, so that a larger number of ids contains a smaller one.
 
     Args:
         config: Configuration with a `TerraMindDataModule` and a split file for training.
@@ -154,14 +154,14 @@ def choose(config: Mapping[str, Any], count: int, seed: int) -> list[str]:
     """
     ids = _read_ids(config)
     if count > len(ids):
-        raise ConfigError(f"{count} labels are asked for, the training split has {len(ids)}. Use 'all'.")
-    import numpy as np  # here, so that --help does without it
+        raise ConfigError(f"{count} labels are requested, but the training split has {len(ids)}. Use 'all'.")
+    import numpy as np  # here, so that --help does not import it
 
     return [ids[index] for index in np.random.default_rng(seed).permutation(len(ids))[:count]]
 
 
 def limit_labels(config: dict[str, Any], ids: list[str], path: Path) -> None:
-    """Let a configuration train on some samples, in place.
+    """Change a configuration in place so that it trains on some samples only.
 
     The samples are repeated, so that an epoch has about as many steps as one of all samples.
 

@@ -1,4 +1,4 @@
-"""Chips of many files, read batch by batch, so that memory holds one batch."""
+"""Chips from many files, read batch by batch, so that memory holds one batch."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ CHIP_ENDINGS = (".tif", ".tiff")
 
 @dataclass(frozen=True)
 class ChipFiles:
-    """Rasters of one modality. Only their middles are read, since a model has seen images of one size."""
+    """Rasters of one modality; only their middles are read, since models were trained on images of one size."""
 
     paths: Sequence[Path]
     modality: Modality
     side: int
-    """Largest height and width that is read, in pixels."""
+    """Maximum height and width that is read, in pixels."""
     patch: int
-    """Number of which heights and widths become multiples, by mirrored pixels."""
+    """Patch size in pixels; heights and widths are padded to multiples of it with mirrored pixels."""
     bands: Sequence[str] = ()
-    """Names of the files' bands, if their order is another one and the files do not name them."""
+    """Names of the files' bands; needed only if their order is not the modality's and the files do not name them."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -76,7 +76,7 @@ def batches(chips: Iterable[Chip], batch_size: int) -> Iterator[list[Chip]]:
 
 
 def find_rasters(paths: Sequence[Path]) -> list[Path]:
-    """Return files as they are, and the rasters in folders by name.
+    """Return the given files, and the rasters in given folders, sorted by name.
 
     Raises:
         DataError: A folder has no raster.
@@ -93,7 +93,7 @@ def find_rasters(paths: Sequence[Path]) -> list[Path]:
 
 
 def open_chips(paths: Sequence[Path], options: ChipOptions, variant: Variant) -> ChipFiles:
-    """Return rasters as a model reads them.
+    """Return rasters that are read with the size, bands and padding that a model needs.
 
     Raises:
         ConfigError: The modality is not an image, or a number is not possible.

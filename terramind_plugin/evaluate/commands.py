@@ -1,4 +1,4 @@
-"""The commands of evaluation, `compare` to `figure`; heavy imports wait until one of them runs."""
+"""The commands of evaluation, `compare` to `figure`; slow imports happen only when one of them runs."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ def run_compare(
     metric: str = "test/mIoU",
     overrides: Sequence[str] = (),
 ) -> None:
-    """Fine-tune in several ways under the same budget.
+    """Fine-tune in several ways with the same budget.
 
-    Prints and plots result and costs of each way. --trainer.max_epochs=3 or --trainer.max_time=00:00:10:00 apply to all
-    runs. The same command resumes an interrupted run.
+    Prints and plots the result and the costs of each way. Options such as --trainer.max_epochs=3 or
+    --trainer.max_time=00:00:10:00 apply to all runs. The same command resumes an interrupted comparison.
 
-    Arms: plain, the whole backbone is fine-tuned; tim, it generates a modality first; tim-cache, with a cache of the
-    generated tokens; lora, adapters in a frozen backbone; frozen, only neck and decoder train; frozen-cache, with a
-    cache of the backbone's features; oracle, the true modality is given instead of generated.
+    Arms: plain, the whole backbone is fine-tuned; tim, it generates a modality first; tim-cache, like tim, but with a
+    cache of the generated tokens; lora, adapters in a frozen backbone; frozen, only neck and decoder train;
+    frozen-cache, like frozen, but with a cache of the backbone's features; oracle, like tim, with the true modality.
 
     Args:
         config: Configuration, as for terramind fit.
         out: Folder to write to.
         arms: Ways of fine-tuning (default: all but oracle).
-        labels: Training samples with labels, e.g. 8,32,all; the same for all arms of a seed, each with as many steps.
-        seeds: Runs of each arm.
-        metric: Metric of the test; more is better.
+        labels: Numbers of labelled training samples, e.g. 8,32,all; all arms of a seed get the same samples and steps.
+        seeds: Number of runs of each arm.
+        metric: Metric of the test for which more is better.
         overrides: Options of TerraTorch.
     """
     from terramind_plugin.evaluate.compare import Comparison, Run, compare
@@ -90,19 +90,20 @@ def run_zero_shot(
     tokenizer_ckpt_path: dict[str, Path] | None = None,
     overrides: Sequence[str] = (),
 ) -> None:
-    """Map a land cover class without training and compare with labels.
+    """Map a land cover class without training, and compare the maps with labels.
 
-    Land cover is generated from each set of a configuration's modalities, for its test split. The same command resumes.
+    Generates land cover for the test split of a configuration, from each combination of its modalities. The same
+    command resumes an interrupted run.
 
     Args:
         config: Configuration, as for terramind fit.
         target: Land cover classes, e.g. water or 'water,flooded vegetation'.
         options: Windows, devices and files.
-        positive: Ids in the labels that mean the same.
-        inputs: Set of modalities such as S2L1C,S1GRD; repeatable (default: all sets).
+        positive: Class ids of the target in the labels, separated by commas.
+        inputs: A combination of modalities such as S2L1C,S1GRD; repeatable (default: all combinations).
         model: Registry name, path of a checkpoint, or hub:ORG/NAME (default: the configuration's backbone).
-        temperature: 0 takes the likeliest tokens, 1 samples.
-        seed: Same seed, same maps.
+        temperature: Temperature of sampling; 0 takes the most likely tokens.
+        seed: Seed of the random numbers.
         tokenizer_ckpt_path: Weights of the tokenizer of a modality; repeatable.
         overrides: Options of TerraTorch.
     """
@@ -141,18 +142,18 @@ def run_localise(
     labelled: bool = False,
     mass: float = 0.999,
 ) -> None:
-    """Say where chips are.
+    """Estimate the locations of chips.
 
-    The probability of each location of the model's grid is written as a map. A model sees the middle of a chip that is
-    larger than its image.
+    Writes a map of the probability of each location of the model's grid. Of a chip larger than the model's image, the
+    model sees the middle.
 
     Args:
         chips: Rasters, or folders with rasters.
         options: Chips and results.
         source: Model.
-        tokenizer_file: Vocabulary of coords.
-        top: Number of likeliest locations to print.
-        labelled: Compare with the locations in the files' georeferences, without maps.
+        tokenizer_file: File with the vocabulary of coords.
+        top: Number of most likely locations to print.
+        labelled: Compare with the locations from the files' georeferences, and write no maps.
         mass: Leave out latitudes that together are less likely than 1 - mass.
     """
     from terramind_plugin.evaluate import locate as work
@@ -202,8 +203,8 @@ def _name_maps(out: Path, paths: Sequence[Path]) -> dict[Path, tuple[Path, Path]
         target = out / f"{path.stem}_places.tif"
         if target in inputs:
             raise DataError(
-                f"{inputs[target]} and {path} would both be written to {target}. Give them to two commands with "
-                "another --out each."
+                f"{inputs[target]} and {path} would both be written to {target}. Use two commands, each with another "
+                "--out."
             )
         inputs[target] = path
     names = {path: (target, target.with_suffix(".png")) for target, path in inputs.items()}
@@ -223,7 +224,7 @@ def run_few_shot(
     seed: int = 0,
     resize: int | None = None,
 ) -> None:
-    """Tell classes from a few labelled patches, without training.
+    """Classify patches by a few labelled ones, without training.
 
     Each patch gets the class with the nearest mean of the encoder's tokens. Band means and random weights are shown for
     comparison.
@@ -233,11 +234,11 @@ def run_few_shot(
         options: Chips and results.
         source: Model.
         ways: Classes in an episode.
-        shots: Labelled patches of each class.
-        queries: Further patches of each class, whose class is predicted.
-        episodes: Random choices of classes and patches.
+        shots: Number of labelled patches of each class.
+        queries: Number of further patches of each class whose class is predicted.
+        episodes: Number of random choices of classes and patches.
         seed: Seed of the episodes.
-        resize: Height and width in pixels that patches are resampled to (default: as they are).
+        resize: Height and width in pixels to which patches are resampled (default: not resampled).
     """
     from terramind_plugin.evaluate import few_shot as work
     from terramind_plugin.evaluate.chips import open_chips
@@ -276,11 +277,11 @@ def run_few_shot(
 def run_figure(
     *, data: Path, predictions: Path, out: Path, chips: int = 4, class_names: list[str] | None = None
 ) -> None:
-    """Draw inputs, labels and predictions of some chips, or of a simulated region, as a PNG, and print scores.
+    """Draw inputs, labels and predictions of some chips, or of a simulated region, as a PNG, and print the scores.
 
     Args:
         data: Folder with S2L1CHand, LabelHand, ..., or with a catalogue that simulate --world stac wrote.
-        predictions: Folder that predict wrote, or map --stac.
+        predictions: Folder that predict or map --stac wrote.
         out: Picture to write.
         chips: Number of chips.
         class_names: Names of the classes in their order (default: Land,Water).

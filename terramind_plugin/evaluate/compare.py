@@ -1,4 +1,4 @@
-"""One training in several arms and with several seeds, run after run."""
+"""One training in several arms and with several seeds, one run after another."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Comparison:
     out: Path
     """Folder to write to."""
     overrides: Sequence[str] = field(default=())
-    """Options of `terratorch fit` that hold for all runs, e.g. '--trainer.max_epochs=3'."""
+    """Options of `terratorch fit` for all runs, e.g. '--trainer.max_epochs=3'."""
     labels: Sequence[Budget] = (None,)
     """Numbers of training samples; None for all."""
 
@@ -81,11 +81,11 @@ def compare(plan: Comparison, on_run: Callable[[Run, bool], None] = lambda run, 
 
     Args:
         plan: Arms, seeds and numbers of labels.
-        on_run: Called before each run with the run and whether its result is there already.
+        on_run: Called before each run with the run and whether its result exists already.
 
     Raises:
         ConfigError: The configuration cannot be read or has no TerraMind backbone, an arm is unknown, or a run's folder
-            holds something else or is worked on by another comparison, or there are fewer labels than asked for.
+            holds other files or is in use by another comparison, or there are fewer labels than requested.
         DataError: A run failed; the message shows the end of its log.
     """
     arms = check_arms(plan.arms)
@@ -105,7 +105,7 @@ def compare(plan: Comparison, on_run: Callable[[Run, bool], None] = lambda run, 
     }
     for run in planned:
         if plan.config.resolve().is_relative_to(run.folder):
-            raise ConfigError(f"{plan.config} lies in {run.folder}, which is emptied. Copy it to another folder first.")
+            raise ConfigError(f"{plan.config} is in {run.folder}, which is emptied. Copy it to another folder first.")
     results = {}
     for run, settings in planned.items():
         known = _finished(run, settings)
@@ -185,13 +185,13 @@ def _claim(folder: Path) -> None:
         ConfigError: The folder holds other files.
     """
     if folder.exists() and not (folder / CONFIG).is_file() and any(path.name != LOCK for path in folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty and not of a comparison. Choose another --out.")
+        raise ConfigError(f"{folder} is not empty and is not the folder of a comparison. Choose another --out.")
     folder.mkdir(parents=True, exist_ok=True)
 
 
 def _empty(folder: Path) -> None:
     """Delete the files of an interrupted run: its caches must start empty."""
-    # The configuration marks the folder as one of a comparison, so it goes last.
+    # The configuration marks the folder as one of a comparison, so it is deleted last.
     for path in sorted(folder.iterdir(), key=lambda path: path.name == CONFIG):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

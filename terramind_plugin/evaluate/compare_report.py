@@ -26,7 +26,7 @@ class ArmSummary:
     metric: list[float]
     fit_seconds: list[float]
     last_epoch_seconds: list[float]
-    """Training part of the last epoch, when caches are warm."""
+    """Seconds of the training part of the last epoch, when caches are filled."""
     peak_mib: list[float]
     trained_parameters: int
     checkpoint_mib: float
@@ -75,9 +75,9 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 def gain(one: ArmSummary, other: ArmSummary) -> str:
-    """Return the mean difference between two arms over their common seeds, with its 95 % interval by Student's t.
+    """Return the mean difference between two arms over their common seeds, with its 95 % interval (Student's t).
 
-    Seeds are compared one by one, since both arms have the same samples with one seed.
+    Runs are paired by seed, since both arms have the same samples with the same seed.
     """
     from scipy.stats import t
 
@@ -93,7 +93,7 @@ def gain(one: ArmSummary, other: ArmSummary) -> str:
 
 
 def table(summaries: Sequence[ArmSummary], metric: str) -> list[list[str]]:
-    """Return head and rows; the other arms are compared with the first one."""
+    """Return head and rows of the table, in which all arms are compared with the first one."""
     first = {one.labels: one for one in reversed(summaries)}
     several = len({one.arm for one in summaries}) > 1
     limited = any(one.labels is not None for one in summaries)
@@ -195,7 +195,7 @@ def _widest(summaries: Sequence[ArmSummary], field: str) -> float:
 
 
 def _set_metric_axis(axis: Any, metric: str, summaries: Sequence[ArmSummary]) -> None:
-    """Let the axis of the metric begin at 0, so that differences are seen in proportion, and cut no point."""
+    """Make the axis of the metric start at 0, so that differences are in proportion, and include all points."""
     values = [value for one in summaries for value in one.metric]
     low, high = min([0.0, *values]), max([0.0, *values])
     axis.set_ylim(1.05 * low, 1.0 if 0 < high <= 1 else 1.05 * high or 1.0)

@@ -38,7 +38,7 @@ class Patch:
 
 @dataclass(frozen=True)
 class Task:
-    """Numbers of an episode."""
+    """Size and number of episodes."""
 
     ways: int = 5
     """Number of classes."""
@@ -160,9 +160,9 @@ def measure_features(
 
     Args:
         encoders: Encoders from `build_encoder`, by name.
-        modality: Modality of the chips, which are standardised with its pre-training statistics.
+        modality: Modality of the chips; its pre-training statistics standardise them.
         chips: Images in the units of the modality.
-        resize: Height and width in pixels that chips are resampled to.
+        resize: Height and width in pixels to which chips are resampled; None to keep their size.
         batch_size: Chips at once.
         on_batch: Called with the number of chips of each batch.
     """
@@ -186,7 +186,7 @@ def token_features(encoder: nn.Module, images: Tensor) -> NDArray[np.float32]:
 
 
 def band_features(modality: Modality, chips: Sequence[Chip]) -> NDArray[np.float32]:
-    """Return the mean of each chip's bands, standardised with the pre-training statistics, [chips, bands]."""
+    """Return the mean of each band of each chip, standardised with the pre-training statistics, [chips, bands]."""
     means = np.stack([chip.values.mean(axis=(1, 2), where=chip.valid) for chip in chips])
     return np.asarray((means - np.array(modality.mean)) / np.array(modality.std), np.float32)
 
@@ -196,9 +196,9 @@ class Episodes:
     """Patches of each episode."""
 
     support: NDArray[np.int64]
-    """Numbers of the labelled patches, [episodes, ways, shots]."""
+    """Indices of the labelled patches, [episodes, ways, shots]."""
     query: NDArray[np.int64]
-    """Numbers of the patches to classify, [episodes, ways, queries]; none of them is labelled."""
+    """Indices of the patches to classify, [episodes, ways, queries]; none of them is in `support`."""
 
 
 def draw_episodes(labels: Sequence[str], task: Task) -> Episodes:
@@ -233,7 +233,7 @@ def draw_episodes(labels: Sequence[str], task: Task) -> Episodes:
 
 
 def nearest_mean_accuracy(features: NDArray[Any], episodes: Episodes) -> NDArray[np.float64]:
-    """Return the share of queries whose nearest class mean, by Euclidean distance, is that of their class, [episodes].
+    """Return the share of queries [episodes] whose nearest class mean (Euclidean distance) is that of their class.
 
     Args:
         features: Features [patches, D].

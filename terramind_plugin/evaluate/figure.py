@@ -1,4 +1,4 @@
-"""One picture and the scores of what a model made of a test set in the Sen1Floods11 folder layout."""
+"""A picture and the scores of a model's predictions for a test set in the folder layout of Sen1Floods11."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ class PredictedChip:
 
 
 def class_ious(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the IoU of each class, NaN for one that is neither in labels nor in maps."""
+    """Return the IoU of each class [classes]; NaN for a class that is neither in labels nor in maps."""
     hits = np.diag(confusion)
     return intersection_over_union(np.stack([hits, confusion.sum(axis=0) - hits, confusion.sum(axis=1) - hits], -1))
 
 
 def compare_predictions(data: Path, predictions: Path, classes: int) -> list[PredictedChip]:
-    """Return the maps in a folder, compared with their labels, in the order of their names.
+    """Compare the maps in a folder with their labels; return the results in the order of the maps' names.
 
     Args:
         data: Folder with S2L1CHand, S1GRDHand and LabelHand; each may be absent.
@@ -96,7 +96,7 @@ def compare_predictions(data: Path, predictions: Path, classes: int) -> list[Pre
 
 
 def table(chips: Sequence[PredictedChip], class_names: Sequence[str]) -> list[list[str]]:
-    """Return head and rows: scores of the maps, and of a map that has the commonest class of the labels everywhere."""
+    """Return head and rows: the scores of the maps, and of a map with the most frequent class of the labels alone."""
     confusion = np.sum([chip.confusion for chip in chips], axis=0)
     commonest = int(confusion.sum(axis=1).argmax())
     constant = np.zeros_like(confusion)
@@ -113,7 +113,7 @@ def _scores(confusion: NDArray[np.int64]) -> list[str]:
 
 
 def pick_chips(chips: Sequence[PredictedChip], count: int) -> list[PredictedChip]:
-    """Return chips from the best to the worst: these two, and between them chips of other regions.
+    """Return the best chip, chips of other regions, and the worst chip, in the order of their scores.
 
     Args:
         chips: All chips, at least one.

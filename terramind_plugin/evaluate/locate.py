@@ -1,4 +1,4 @@
-"""Locations of chips: the probability of every location, the best guess, and its error."""
+"""Locations of chips: the probability of each location, the best estimate, and its error."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from terramind_plugin.raster.chips import Chip
 
 COORDS = "coords"
 CANDIDATES = 500
-"""Number of likeliest locations that are compared for the least expected distance."""
+"""Number of most likely locations among which the one of least expected distance is chosen."""
 NEAR = 1000.0
-"""Largest distance in km that counts as near."""
+"""Maximum distance in km that counts as near."""
 COARSE = 5.0
 """Step in degrees of the grid of locations that are compared for all chips."""
 
@@ -38,10 +38,10 @@ class Belief:
     latitudes: NDArray[np.float64]
     """[rows], descending."""
     probabilities: NDArray[np.float32]
-    """[rows, columns]; their sum is the requested mass or a little more."""
+    """Probabilities [rows, columns]; their sum is the requested mass or a little more."""
 
     def likeliest(self, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the likeliest locations [count, 2] as (longitude, latitude), and their probabilities [count]."""
+        """Return the most likely locations [count, 2] as (longitude, latitude), and their probabilities [count]."""
         flat = self.probabilities.ravel()
         count = min(count, flat.size)
         best = np.argpartition(-flat, count - 1)[:count]
@@ -50,7 +50,7 @@ class Belief:
         return np.stack([self.longitudes[columns], self.latitudes[rows]], axis=1), flat[best].astype(np.float64)
 
     def middle(self) -> NDArray[np.float64]:
-        """Return the location [2] with the least expected distance to the true one, among the likeliest locations."""
+        """Return the location [2] with the least expected distance to the true one, among the most likely ones."""
         locations, weights = self.likeliest(CANDIDATES)
         expected = great_circle(locations[:, None], locations[None]) @ weights
         return np.asarray(locations[int(expected.argmin())])
@@ -125,11 +125,11 @@ def locate(
 
 @dataclass(frozen=True)
 class Errors:
-    """Errors of one way to guess locations."""
+    """Errors of one way to estimate locations."""
 
     name: str
     distances: NDArray[np.float64]
-    """Distance of each chip's guess from the true location in km."""
+    """Distance of each chip's estimate from the true location in km."""
 
     @property
     def median(self) -> Score:
@@ -143,13 +143,13 @@ class Errors:
 
 
 def compare_errors(true: NDArray[Any], likeliest: NDArray[Any], middle: NDArray[Any]) -> list[Errors]:
-    """Return the errors of the model's guesses, and of the best single location for all chips.
+    """Return the errors of the model's estimates, and of the best single location for all chips.
 
-    The single location is chosen with the true ones known: no guess that ignores the chips can be better.
+    The single location is chosen by the true ones, so no estimate that ignores the chips can be better.
 
     Args:
         true: True locations [chips, 2] as (longitude, latitude) in degrees.
-        likeliest: Likeliest locations of the model, of the same shape.
+        likeliest: Most likely locations of the model, of the same shape.
         middle: Locations of least expected distance, of the same shape.
     """
     return [

@@ -26,13 +26,13 @@ from terramind_plugin.raster.writer import write_geotiff
 from terramind_plugin.system.files import write_figure, write_rows
 
 CELL = 10
-"""Degrees of a cell in the maps of many chips."""
+"""Side in degrees of a cell in the maps of many chips."""
 SHADES = 1e3
 """Ratio of the largest to the smallest probability in the colour scale."""
 
 
 def write_belief(path: Path, belief: Belief, tags: Mapping[str, str]) -> None:
-    """Write the probabilities of all locations as a GeoTIFF in degrees; pixels are centred on the grid's locations.
+    """Write the probabilities of all locations as a GeoTIFF in degrees, whose pixel centres are the grid's locations.
 
     Args:
         path: Path of the file.
@@ -53,12 +53,12 @@ def write_belief(path: Path, belief: Belief, tags: Mapping[str, str]) -> None:
 
 @dataclass(frozen=True)
 class LocatedChip:
-    """Location of a chip: what is printed and written of it."""
+    """Location of a chip, to be printed and written."""
 
     chip: str
     """Name of the file."""
     likeliest: NDArray[np.float64]
-    """Likeliest locations [N, 2], as (longitude, latitude)."""
+    """Most likely locations [N, 2], as (longitude, latitude)."""
     shares: NDArray[np.float64]
     """Probabilities of these locations [N]."""
     middle: NDArray[np.float64]
@@ -68,7 +68,7 @@ class LocatedChip:
 
     @classmethod
     def of(cls, chip: Chip, belief: Belief, count: int) -> LocatedChip:
-        """Return the location of a chip with its `count` likeliest places."""
+        """Return the location of a chip with its `count` most likely places."""
         return cls(chip.path.name, *belief.likeliest(count), belief.middle(), chip.grid.centre())
 
     def row(self) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def report_errors(out: Path, places: Sequence[LocatedChip], described: Mapping[s
 
 
 def remark_on_coasts(model: str) -> str:
-    """Return the end of a title that says so where a model's locations are not on the Earth, or an empty text."""
+    """Return the end of a title: a remark if the model's locations are not on the Earth, otherwise ''."""
     imaginary = model in VARIANTS and VARIANTS[model].hub_repo is None
     return "\nthis model's globe is imaginary; the coasts of the Earth are for orientation" if imaginary else ""
 
@@ -179,7 +179,7 @@ def _share_within(distance: float) -> float:
 
 
 def draw_chip(chip: Chip, modality: str, belief: Belief, count: int, title: str) -> Figure:
-    """Return a figure: the chip, and the probabilities of all locations with marks on the likeliest ones.
+    """Return a figure: the chip, and the probabilities of all locations with marks on the most likely ones.
 
     Args:
         chip: Chip.

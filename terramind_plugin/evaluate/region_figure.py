@@ -1,4 +1,4 @@
-"""One picture of the maps of a simulated region: colours, radar, the truth, and what a model made of them."""
+"""A picture of a simulated region: optical image, radar image, truth, and the model's map."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from terramind_plugin.simulation.catalogue import offset_of
 from terramind_plugin.system.files import check_picture, write_figure
 
 MAP_NO_DATA = 255
-"""Value without data of maps."""
+"""Nodata value of maps."""
 
 
 def draw_region(world: Path, maps: Path, out: Path, class_names: list[str]) -> None:
@@ -57,7 +57,7 @@ def draw_region(world: Path, maps: Path, out: Path, class_names: list[str]) -> N
 
 
 def _colours(world: Path, items: list[dict[str, Any]], grid: Grid) -> NDArray[Any]:
-    """Return the first date of Sentinel-2, [12, H, W] no offset; 0: no data, or a band that is not drawn."""
+    """Return the first date of Sentinel-2 without offset, [12, H, W]; 0 for no data and bands that are not drawn."""
     own = [one for one in items if one["collection"] == "sentinel-2-l2a"]
     first = min(one["properties"]["datetime"] for one in own)
     modality = MODALITIES["S2L2A"]

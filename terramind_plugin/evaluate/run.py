@@ -1,4 +1,4 @@
-"""One run of a comparison in a process of its own: `python -m terramind_plugin.evaluate.run CONFIG RESULT WORDS`."""
+"""A run of a comparison: `python -m terramind_plugin.evaluate.run CONFIG RESULT ARM SEED OPTIONS`."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class Result:
     metrics: dict[str, float]
     """Metrics of the test by name."""
     fit_seconds: float
-    """Seconds of training and validation, without imports and the building of model and data."""
+    """Seconds of training and validation, without imports and without building the model and the data module."""
     epoch_seconds: list[float]
     """Seconds of the training part of each epoch."""
     peak_bytes: int
-    """Peak of the resident set, less the resident set before the model was built; on a GPU, allocated memory."""
+    """Peak of the resident set minus the resident set before the model was built; on a GPU, peak of allocations."""
     trained_parameters: int
     checkpoint_bytes: int
     """Size of the checkpoint that was tested; 0 if there is none."""
 
 
 class EpochTimes(Callback):
-    """Seconds that the training part of each epoch takes."""
+    """Measures the seconds of the training part of each epoch."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -88,7 +88,7 @@ def execute(config: Path, overrides: list[str]) -> dict[str, Any]:
 
 
 def save(result: Result, path: Path) -> None:
-    """Write a result, whose file appears when it is complete."""
+    """Write a result; the file appears only when it is complete."""
     write_text(path, json.dumps(asdict(result), indent=1) + "\n")
 
 

@@ -54,11 +54,11 @@ def score_median(values: ArrayLike) -> Score:
 
 
 def score_chips(values: ArrayLike, measure: Callable[[NDArray[Any]], Any]) -> Score:
-    """Return a measure of chips, with a percentile bootstrap interval over chips; resamples that give NaN do not count.
+    """Return a measure of chips with a percentile bootstrap interval over chips; resamples that give NaN are left out.
 
     Args:
         values: [chips, ...].
-        measure: Returns a number for the values of some chips.
+        measure: Function of the values of some chips that returns a number.
     """
     from scipy.stats import bootstrap  # takes a second to import
 
@@ -83,7 +83,7 @@ def score_chips(values: ArrayLike, measure: Callable[[NDArray[Any]], Any]) -> Sc
 
 
 def score_mean(values: ArrayLike) -> Score:
-    """Return the mean of independent numbers, with its normal interval."""
+    """Return the mean of independent numbers, with its interval from the normal distribution."""
     numbers = np.asarray(values, dtype=np.float64)
     half = 1.96 * numbers.std(ddof=1) / np.sqrt(len(numbers)) if len(numbers) > 1 else np.nan
     return Score(float(numbers.mean()), (float(numbers.mean() - half), float(numbers.mean() + half)))
@@ -94,7 +94,7 @@ def great_circle(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
 
     Args:
         first: [..., 2] as (longitude, latitude) in degrees.
-        second: Positions of the same kind; both are broadcast.
+        second: Further positions; the shapes of both are broadcast.
     """
     one, other = np.broadcast_arrays(np.asarray(first, np.float64), np.asarray(second, np.float64))
     metres = GLOBE.inv(one[..., 0], one[..., 1], other[..., 0], other[..., 1])[2]

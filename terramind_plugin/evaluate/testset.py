@@ -33,7 +33,7 @@ class Labels:
     shifted: bool
     """True if files number classes from 1, and 0 means no label."""
     classes: int | None
-    """Number of classes; a nodata value among them is a class."""
+    """Number of classes; a nodata value below it is a class."""
 
     def read(self, path: Path) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return class ids [H, W], and a mask [H, W] of the pixels that count.
@@ -65,7 +65,7 @@ class LabelledChip:
 
     name: str
     files: Mapping[str, Path]
-    """Files by modality, as the configuration calls it; a chip may lack some."""
+    """Files by name of the modality in the configuration; some may be missing."""
     label: Path
 
 
@@ -77,11 +77,11 @@ class LabelledSet:
     expected: Mapping[str, Expected]
     """Expected content of the files by modality, in the order of the configuration."""
     scales: Mapping[str, tuple[float, float]]
-    """Offset and factor from a file's values to the units of the modality; the offset is added first."""
+    """Offset and factor that convert a file's values to the modality's units; the offset is added first."""
     labels: Labels
 
     def having(self, modalities: Sequence[str]) -> list[LabelledChip]:
-        """Return the chips that have all of some modalities."""
+        """Return the chips that have all these modalities."""
         return [chip for chip in self.chips if all(name in chip.files for name in modalities)]
 
 
@@ -96,7 +96,7 @@ class Experiment:
 
 
 def read_experiment(config: Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Return model and test set of a configuration for `terratorch fit`; nothing is trained or loaded.
+    """Return model and test set of a configuration for `terratorch fit`, without training or loading anything.
 
     Args:
         config: YAML file.
@@ -134,10 +134,10 @@ def read_experiment(config: Path, overrides: Sequence[str] = ()) -> Experiment:
 
 
 class _DataCLI(ParsingCLI):
-    """The command line that builds the data module alone."""
+    """A command line that builds only the data module."""
 
     def instantiate_classes(self) -> None:
-        """Build the data module alone: the model would need its decoder and weights."""
+        """Build only the data module: the model would need its decoder and weights."""
         self.datamodule = self.make_part("data")
 
 
@@ -181,7 +181,7 @@ def _is_known(image: ImagePlan) -> bool:
 
 
 def _expect(image: ImagePlan) -> Expected:
-    """Return the expected content of files: all bands of the pre-training, whatever the configuration selects."""
+    """Return the expected content of files: all pre-training bands, whichever the configuration selects."""
     modality: Any = image.modality
     return Expected(
         modality.name,

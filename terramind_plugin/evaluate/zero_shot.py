@@ -36,7 +36,7 @@ from terramind_plugin.plotting.pictures import LABEL_COLORS
 
 LAND_COVER = "LULC"
 TARGET = "target"
-"""End of the names of the files with the pixels of the target."""
+"""Suffix of the names of the files with the pixels of the target."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class TargetGenerator(SceneGenerator):
 
 
 def read_target(names: str, positive: str = "1") -> Target:
-    """Return the target of a command line.
+    """Return the target that the options of a command line describe.
 
     Args:
         names: Names of land cover classes, separated by commas, e.g. 'water,flooded vegetation'.
@@ -124,11 +124,11 @@ def read_target(names: str, positive: str = "1") -> Target:
 
 
 def choose_inputs(given: Sequence[str], wanted: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-    """Return sets of inputs in the spelling of the configuration.
+    """Return sets of inputs, with modalities spelt as in the configuration.
 
     Args:
         given: Modalities of the configuration.
-        wanted: Sets of modalities, e.g. [['S2L1C'], ['S1GRD', 'S2L1C']]; empty for all.
+        wanted: Sets of modalities, e.g. [['S2L1C'], ['S1GRD', 'S2L1C']]; empty for all possible sets.
 
     Raises:
         ConfigError: The configuration lacks a modality.
@@ -151,10 +151,10 @@ def choose_inputs(given: Sequence[str], wanted: Sequence[Sequence[str]]) -> list
 
 
 def settle_windows(options: Options, variant: str) -> Options:
-    """Return options with numbers for the windows of a model.
+    """Return options with the sizes of the windows of a model filled in.
 
     Raises:
-        ConfigError: A number is not possible, or this machine lacks what is asked for.
+        ConfigError: A number is not possible, or this machine lacks the requested device.
     """
     options.check()
     return options.settle(VARIANTS[variant].img_size, VARIANTS[variant].patch_size)
@@ -199,7 +199,7 @@ def build_land_cover_generator(
     tokenizer_ckpt_paths: Mapping[str, Path] | None = None,
     temperature: float = 0.0,
 ) -> TerraMindGenerator:
-    """Return a generator of land cover from images in their units; random weights are the same in every run.
+    """Return a generator of land cover from images in the modalities' units; random weights are the same in every run.
 
     Args:
         variant: Name of the model.
@@ -207,7 +207,7 @@ def build_land_cover_generator(
         pretrained: Load the published weights.
         ckpt_path: File with weights to load instead.
         tokenizer_ckpt_paths: Files with tokenizer weights, by modality.
-        temperature: Temperature of the sampling; 0 takes the likeliest tokens.
+        temperature: Temperature of sampling; 0 takes the most likely tokens.
 
     Raises:
         ConfigError: A setting is invalid.
@@ -233,7 +233,7 @@ def map_target(
     options: Options,
     described: Mapping[str, Any],
 ) -> dict[tuple[str, ...], list[tuple[LabelledChip, Job]]]:
-    """Write the missing maps of all chips from each set of inputs, and return chips and jobs by set.
+    """Write the missing maps of all chips for each set of inputs, and return chips and jobs by set.
 
     Args:
         model: Scene model that makes the maps.
@@ -267,7 +267,7 @@ def map_target(
 
 
 def read_map(job: Job, ending: str) -> NDArray[np.uint8]:
-    """Return a map of a finished job, [H, W], by the ending of its name."""
+    """Return the map [H, W] of a finished job whose name ends in `ending`."""
     layer = next(layer for layer in job.layers if layer.ending == ending)
     with rasterio.open(job.target(layer)) as file:
         return np.asarray(file.read(1))

@@ -41,7 +41,7 @@ CHIPS = 4
 
 
 def is_sen1floods11(test: LabelledSet, target: Target) -> bool:
-    """Return whether the target is water and the chips are those of Sen1Floods11, for which the paper has results."""
+    """Return whether the paper has results to compare with: water as target, and the chips of Sen1Floods11."""
     return target.name.lower() == "water" and all(SEN1FLOODS11.fullmatch(chip.name) for chip in test.chips)
 
 
@@ -58,7 +58,7 @@ def _cells(row: SetScore) -> list[str]:
 
 
 def record(rows: Sequence[SetScore], target: Target, described: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all numbers for a JSON file; a number that cannot be computed is null.
+    """Return all numbers for a JSON file; None where a number cannot be computed.
 
     Args:
         rows: Results.
@@ -91,7 +91,7 @@ def write(
     done: Mapping[tuple[str, ...], Sequence[tuple[LabelledChip, Job]]],
     described: Mapping[str, str],
 ) -> None:
-    """Write all numbers, and the figure of the largest set of inputs.
+    """Write all numbers and the figure of the largest set of inputs.
 
     Args:
         out: Folder.
@@ -144,7 +144,7 @@ def draw(
 
 
 def pick_panels(row: SetScore) -> list[int]:
-    """Return the numbers of some chips from the best IoU to the worst, at equal steps."""
+    """Return the indices of some chips from the best IoU to the worst, at equal steps."""
     each = intersection_over_union(row.overlaps)
     judged = [int(number) for number in np.argsort(-each, kind="stable") if np.isfinite(each[number])]
     ranked = judged or list(range(len(each)))

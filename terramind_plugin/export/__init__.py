@@ -1,1 +1,1 @@
-"""Models as files for other programs: weights, ONNX, torch.export, folders for the Hugging Face hub; serving."""
+"""Models as files for other programs (weights, ONNX, torch.export, folders for the Hugging Face hub), and serving."""

@@ -14,13 +14,13 @@ PIPELINES = {
     "classification": "image-classification",
     "features": "image-feature-extraction",
 }
-"""The hub's names of tasks, where it has one."""
+"""The hub's names of the tasks that it knows."""
 
 
 def write_card(subject: Subject) -> str:
-    """Return the text of README.md: how to run the model, what it takes and what it makes.
+    """Return the text of README.md: how to run the model, its inputs and its outputs.
 
-    What a user has to add stands under 'To be filled in': training data, scores and the licence are not known here.
+    The section 'To be filled in' lists what only the user knows: training data, scores and the licence.
     """
     head = {"library_name": "terratorch", "tags": ["terramind", "terratorch", "earth-observation"]}
     if subject.kind in PIPELINES:
@@ -35,7 +35,7 @@ def write_card(subject: Subject) -> str:
         _use(subject),
         "## Inputs",
         _table(("input", "shape", "bands", "units", "mean", "std"), [_row(one) for one in subject.inputs]),
-        "Values are standardised with these means and standard deviations; pixels without data take the mean.",
+        "Values are standardised with these means and standard deviations; pixels without data are set to the mean.",
     ]
     if subject.class_names:
         rows = [(str(number), name) for number, name in enumerate(subject.class_names)]

@@ -1,4 +1,4 @@
-"""The commands `export` and `merge`; heavy imports wait until one of them runs."""
+"""The commands `export` and `merge`; slow imports happen only when one of them runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from terramind_plugin.errors import ConfigError, counted
 from terramind_plugin.inference.options import ModelArguments
 
 FORMATS = {".safetensors": "weights", ".onnx": "onnx", ".pt2": "torch"}
-"""Formats by the ending of their files; a folder is for the hub."""
+"""Formats by file name ending; the format hub is a folder."""
 
 
 def run_export(
@@ -28,25 +28,26 @@ def run_export(
 ) -> None:
     """Write a model as a file for other programs, or as a folder for the Hugging Face hub.
 
-    A fine-tuned checkpoint is exported whole, with decoder and head; a registry name or pre-trained weights as an
-    encoder. The files say what they take: bands, units, statistics and classes.
+    A fine-tuned checkpoint is exported with decoder and head; a registry name or pre-trained weights are exported as an
+    encoder. The files describe their bands, units, statistics and classes.
 
     Args:
         out: File or folder to write.
         source: Model.
         modalities: Inputs, e.g. S2L2A,S1GRD (default: all of a fine-tuned model).
-        format: onnx; torch for torch.export; hub for a folder; weights for .safetensors (default: by the ending).
+        format: onnx; torch for torch.export; hub for a folder; weights for .safetensors (default: by the ending of
+            --out).
         config: Configuration of the fine-tuning, if the checkpoint does not hold its settings.
         layers: Layers of an encoder to return, from 0 (default: all).
-        crop: Height and width of images in pixels (default: as in the training).
-        standardize: Let an onnx or torch file standardise its inputs itself.
-        dtype: Type of the weights, for hub and weights.
+        crop: Height and width of images in pixels (default: as in training).
+        standardize: Include the standardisation of inputs in an onnx or torch file.
+        dtype: Type of the weights, for the formats hub and weights.
         overrides: Options of TerraTorch.
     """
     kind = format or FORMATS.get(out.suffix, "hub")
     out = _place(out, kind)
     if dtype != "float32" and kind in ("onnx", "torch"):
-        raise ConfigError(f"--dtype {dtype} is for hub and weights; a graph is written in float32.")
+        raise ConfigError(f"--dtype {dtype} is for the formats hub and weights; a graph is written in float32.")
     if standardize and kind not in ("onnx", "torch"):
         raise ConfigError(f"--standardize is for onnx and torch; the readers of {kind} standardise by its settings.")
     if kind == "weights":
@@ -67,7 +68,7 @@ def run_export(
 
 
 def _place(out: Path, kind: str) -> Path:
-    """Return the file to write: `out`, or model.onnx and the like in it if it is a folder.
+    """Return the file to write: `out`, or a file such as model.onnx in it if it is a folder.
 
     Raises:
         ConfigError: The file has the ending of another format.
@@ -98,13 +99,13 @@ def _export_weights(source: ModelArguments, out: Path, dtype: str) -> None:
 
 
 def run_merge(*, model: Path, out: Path, base: Path | None = None, config: Path | None = None) -> None:
-    """Make a plain checkpoint of one that holds LoRA adapters.
+    """Merge LoRA adapters into the weights of a checkpoint.
 
     Args:
         model: Checkpoint that fit wrote with backbone_lora.
         out: File to write.
-        base: Weights that the adapters belong to, if they are elsewhere now.
-        config: Configuration of the run, if the checkpoint has no settings.
+        base: File of the weights for which the adapters were made, if it is now in another place.
+        config: Configuration of the run, if the checkpoint does not hold its settings.
     """
     from terramind_plugin.export.merge import merge_checkpoint
 

@@ -1,4 +1,4 @@
-"""A model as one graph in a file: ONNX, or a program of torch.export, compared with the model before it is written."""
+"""A model as a graph in a file, ONNX or torch.export, which is compared with the model before it is written."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from terramind_plugin.inference.segmentation import for_inference
 from terramind_plugin.system.files import write_bytes
 
 LARGEST_DIFFERENCE = 1e-4
-"""Largest difference between a file's outputs and the model's, as a share of the model's largest value."""
+"""Maximum difference between a file's outputs and the model's, as a share of the model's largest value."""
 TRACED = 2
-"""Samples in the batch that the graph is made with. One sample would be taken for a fixed size."""
+"""Number of samples in the batch with which the graph is made; a batch of one would be taken for a fixed size."""
 COMPARED = (1, 3)
-"""Samples in the batches that a file is compared with."""
+"""Numbers of samples in the batches of the comparison."""
 LARGEST_ONNX = 2**31 - 1
-"""Bytes of an ONNX file, at most: the limit of protocol buffers."""
+"""Maximum number of bytes of an ONNX file: the limit of protocol buffers."""
 METADATA = "terramind.json"
 """Name of the description inside a file of torch.export."""
 
@@ -39,13 +39,13 @@ def write_onnx(subject: Subject, out: Path, *, standardize: bool = False) -> flo
     Args:
         subject: Model; batch norms become part of its convolutions.
         out: File to write.
-        standardize: Let the file standardise its inputs itself.
+        standardize: Whether the file standardises its inputs itself.
 
     Returns:
         Difference as a share of the largest value, measured with onnxruntime.
 
     Raises:
-        ConfigError: A library is missing, the model cannot be a graph, or its file would be too large or disagree.
+        ConfigError: A library is missing, the model cannot be made a graph, or the file would be too large or differ.
     """
     onnx, onnxruntime = _import_onnx()
     model, program = _trace(subject, standardize)
@@ -79,15 +79,15 @@ def write_onnx(subject: Subject, out: Path, *, standardize: bool = False) -> flo
 
 
 def write_program(subject: Subject, out: Path, *, standardize: bool = False) -> float:
-    """Write a model as a program of torch.export with any batch size, and return the largest difference from the model.
+    """Write a model as a torch.export program with any batch size, and return the largest difference from the model.
 
     Args:
         subject: As for `write_onnx`.
         out: File to write.
-        standardize: Let the file standardise its inputs itself.
+        standardize: Whether the file standardises its inputs itself.
 
     Raises:
-        ConfigError: The model cannot be a graph, or its file would disagree.
+        ConfigError: The model cannot be made a graph, or the file would differ from it.
     """
     model, program = _trace(subject, standardize)
     content = io.BytesIO()
@@ -108,8 +108,8 @@ def _trace(subject: Subject, standardize: bool) -> tuple[Positional, torch.expor
     """Return the model with its norms folded, and its graph for batches of any size."""
     if subject.positions is not None:
         raise ConfigError(
-            f"{subject.name} has the input {subject.positions}, which comes from the place of a scene and not from a "
-            "tensor of pixels. --format hub keeps such a model whole."
+            f"{subject.name} has the input {subject.positions}, which comes from the position of a scene and not from "
+            "pixels. --format hub writes the whole model."
         )
     for_inference(subject.network)
     model = Positional(subject, standardize).eval()
@@ -127,7 +127,7 @@ def _compare(
     """Return the largest difference between a file and the model over batches of several sizes.
 
     Raises:
-        ConfigError: It is larger than `LARGEST_DIFFERENCE`, or a value is not finite.
+        ConfigError: The difference is larger than `LARGEST_DIFFERENCE`, or a value is not finite.
     """
     worst = 0.0
     for batch in COMPARED:
@@ -168,21 +168,21 @@ def _import_onnx() -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def _explained(subject: Subject) -> Iterator[None]:
-    """Say in one line which model the exporters of torch cannot make a graph of."""
+    """Replace errors of torch's exporters by a message of one line."""
     try:
         yield
     except ConfigError:
         raise
-    except Exception as error:  # of torch's tracing, whose errors are of many kinds
+    except Exception as error:  # torch's tracing raises errors of many classes
         raise ConfigError(
-            f"{subject.name} cannot be made a graph ({type(error).__name__}: {one_line(error)[:300]}). Layers that "
-            "draw or choose by values have none; --format hub keeps such a model whole."
+            f"{subject.name} cannot be made a graph ({type(error).__name__}: {one_line(error)[:300]}). Layers with "
+            "random numbers or branches on values have no graph; --format hub writes the whole model."
         ) from error
 
 
 @contextlib.contextmanager
 def _quiet_exporters() -> Iterator[None]:
-    """Keep the exporters' progress and warnings about themselves off the terminal; their errors are raised."""
+    """Hide the progress and the warnings of the exporters; their errors are still raised."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [one.level for one in loggers]
     for one in loggers:

@@ -1,4 +1,4 @@
-"""A model as a folder that a repository on the Hugging Face hub holds: config.json, weights, and a card."""
+"""A model as a folder for a repository on the Hugging Face hub: config.json, weights, and a model card."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SERVED_DATA = "terramind_plugin.ServedDataModule"
 
 
 def check_place(out: Path, kind: str, source: ModelArguments, config: Path | None) -> None:
-    """Raise a ConfigError if an export would overwrite its own inputs, or files that it has not written.
+    """Raise a ConfigError if an export would overwrite its inputs, or files that terramind export has not written.
 
     Args:
         out: File or folder to write.
@@ -47,17 +47,17 @@ def check_place(out: Path, kind: str, source: ModelArguments, config: Path | Non
             content = None
         if not isinstance(content, dict) or "terramind_plugin" not in content:
             raise ConfigError(
-                f"{out / CONFIG_FILE} was not written by terramind export, so it stays. Choose another folder."
+                f"{out / CONFIG_FILE} was not written by terramind export and is kept. Choose another folder."
             )
 
 
 def write_folder(subject: Subject, out: Path, *, dtype: str = "float32") -> list[Path]:
     """Write config.json, the weights and a model card, and return their paths.
 
-    The config.json comes last: a folder without one is not complete.
+    The config.json is written last: a folder without it is not complete.
 
     Args:
-        subject: Model as it was trained: norms stay layers, so that TerraTorch's factory builds the same model.
+        subject: Model as trained, with norms as layers, so that TerraTorch's factory builds the same model.
         out: Folder to write.
         dtype: Type of the weights: float32, bfloat16 or float16.
 
@@ -85,13 +85,13 @@ def write_folder(subject: Subject, out: Path, *, dtype: str = "float32") -> list
 
 
 def make_settings(subject: Subject) -> dict[str, Any]:
-    """Return what `pretrained_cfg` holds: inputs, model and data, as TerraTorch's vLLM plugin reads them."""
+    """Return the content of `pretrained_cfg` (inputs, model and data), as TerraTorch's vLLM plugin reads it."""
     fields = {one.name: {"type": "torch.Tensor", "shape": list(one.shape)} for one in subject.inputs}
     settings: dict[str, Any] = {"input": {"data": fields}, "model": subject.settings["model"]}
     if subject.kind != "features":
         side = subject.inputs[0].shape[-1]
         init_args = settings["model"]["init_args"]
-        # Tiles as large as the images of the training; TerraTorch's own are 512 pixels.
+        # Tiles of the size of the training images; TerraTorch's default is 512 pixels.
         init_args.setdefault(
             "tiled_inference_parameters", {"crop": side, "stride": side - side // 8, "delta": side // 32}
         )
@@ -101,8 +101,8 @@ def make_settings(subject: Subject) -> dict[str, Any]:
 
 
 def _weights(network: nn.Module, dtype: str) -> dict[str, Tensor]:
-    """Return the weights without tables that each model makes for itself, and shared ones once."""
-    parameters = dict(network.named_parameters())  # vLLM's loader takes these and statistics of batch norms alone
+    """Return the weights: shared ones once, and without tables that each model computes itself."""
+    parameters = dict(network.named_parameters())  # vLLM loads only these and the statistics of batch norms
     tensors: dict[str, Tensor] = {}
     for name, value in network.state_dict().items():
         constant = name not in parameters and not name.endswith(BATCH_STATISTICS)

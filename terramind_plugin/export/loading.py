@@ -1,4 +1,4 @@
-"""The model that a user names, made ready for export: a fine-tuned task's whole model, or an encoder."""
+"""The model to export: the whole model of a fine-tuned task, or an encoder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KINDS = {
     "MultiLabelClassificationTask": "multilabel classification",
     "ScalarRegressionTask": "scalar regression",
 }
-"""Tasks of TerraTorch whose models have one tensor as output, and what each makes."""
+"""Tasks of TerraTorch whose models have one tensor as output, and the kind of output."""
 OF_THE_MACHINE = (
     "backbone_pretrained",
     "backbone_ckpt_path",
@@ -43,7 +43,7 @@ OF_THE_MACHINE = (
     "backbone_tim_cache",
     "backbone_feature_cache",
 )
-"""Begins of model arguments that a folder for others leaves out: places of files, and weights that it holds itself."""
+"""Prefixes of model arguments that an exported folder omits: local paths, and weights that the folder contains."""
 
 
 def load_subject(
@@ -55,14 +55,14 @@ def load_subject(
     crop: int | None = None,
     overrides: Sequence[str] = (),
 ) -> Subject:
-    """Return the model that a user names, in evaluation mode: a fine-tuned task's whole model, or a backbone.
+    """Return the named model in evaluation mode: the whole model of a fine-tuned task, or a backbone.
 
     Args:
         source: Model and weights.
         modalities: Inputs; None for all of a fine-tuned task.
         config: Configuration of the fine-tuning, if the checkpoint does not hold its settings.
         layers: Layers of a backbone to return; None for all.
-        crop: Height and width of images in pixels; None for those of the training.
+        crop: Height and width of images in pixels; None for those in training.
         overrides: Further options of the configuration.
 
     Raises:
@@ -71,7 +71,7 @@ def load_subject(
     """
     if config is None and not _is_task(source):
         if overrides:
-            raise ConfigError(f"{overrides[0]} changes a configuration, and none is given. Add --config YAML.")
+            raise ConfigError(f"{overrides[0]} changes a configuration, but none is given. Add --config YAML.")
         return _load_backbone(source, modalities, layers, crop)
     if layers:
         raise ConfigError("--layers is for backbones; a fine-tuned task has one output.")
@@ -83,7 +83,7 @@ def load_subject(
 
 
 def _is_task(source: ModelArguments) -> bool:
-    """Return whether weights say of themselves that they are of a fine-tuned task."""
+    """Return whether weights come with the settings of a fine-tuned task."""
     if source.model in VARIANTS or not is_location(source.model):
         return False
     path = fetch_weights(source.model)
@@ -132,8 +132,7 @@ def _describe_task(cli: TerraMindCLI, weights: str, modalities: Sequence[str] | 
     kind = KINDS.get(type(task).__name__)
     if kind is None:
         raise ConfigError(
-            f"{type(task).__name__} has no output that a file could give. Tasks that can be exported: "
-            f"{', '.join(KINDS)}."
+            f"{type(task).__name__} has no output that can be exported. Tasks that can be exported: {', '.join(KINDS)}."
         )
     if getattr(cli.datamodule, "concat_bands", False):
         raise ConfigError(
@@ -178,7 +177,7 @@ def _describe_task(cli: TerraMindCLI, weights: str, modalities: Sequence[str] | 
 
 
 def _choose(inputs: Sequence[Input], modalities: Sequence[str] | None) -> tuple[Input, ...]:
-    """Return the inputs that a user has named, in that order; all of them without names."""
+    """Return the inputs that a user has named, in that order, or all inputs if none is named."""
     if not modalities:
         return tuple(inputs)
     chosen = []
@@ -202,21 +201,21 @@ def check_crop(crop: int, patch: int) -> int:
 def _input_of(spec: InputSpec, size: int) -> Input:
     modality = spec.pretrained
     if modality is None or spec.is_sequence:
-        raise ConfigError(f"{spec.name} is not an image that a file could take.")
+        raise ConfigError(f"{spec.name} is not an image, so a file cannot have it as input.")
     return Input(
         spec.name, (len(modality.bands), size, size), modality.band_names, modality.units, modality.mean, modality.std
     )
 
 
 def _dates_of(task: nn.Module) -> tuple[int, ...]:
-    """Return the number of dates that a task's model takes, as one number; none where it takes images of one date."""
+    """Return the number of dates of a task's model as a tuple of one number; empty for images of one date."""
     settings = backbone_settings(getattr(task, "hparams", {}).get("model_args") or {})
     if not settings.get("use_temporal"):
         return ()
     taken = dates_taken(task)
     count = settings.get("temporal_n_timestamps") if taken is None else taken.count
     if not isinstance(count, int):
-        raise ConfigError("The model takes any number of dates, a file one: set backbone_temporal_n_timestamps.")
+        raise ConfigError("A file takes a fixed number of dates: set backbone_temporal_n_timestamps.")
     return (count,)
 
 
@@ -242,9 +241,9 @@ def _plain_task(task: nn.Module) -> dict[str, Any]:
 
 
 def _data_settings(datamodule: Any, inputs: Sequence[Input], names: Sequence[str]) -> dict[str, Any]:
-    """Return the arguments of our data module that read files as the training did, without places of files."""
+    """Return the arguments of our data module with which files are read as in training, without paths."""
     settings: dict[str, Any] = plain(datamodule.state_dict())
-    if "means" in settings:  # our own data module; others have another state, or none
+    if "means" in settings:  # our data module; others have another state, or none
         return {**settings, "class_names": list(names) or None}
     settings = {"modalities": [one.name for one in inputs], "class_names": list(names) or None}
     for what, of in (("means", "mean"), ("stds", "std")):

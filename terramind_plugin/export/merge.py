@@ -1,4 +1,4 @@
-"""Merging of adapters: a plain checkpoint of one with adapters."""
+"""Merging of LoRA adapters into the weights of a checkpoint."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ OF_THE_RUN = ("optimizer_states", "lr_schedulers", "callbacks")
 
 
 def merge_checkpoint(path: Path, out: Path, *, base: Path | None = None, config: Path | None = None) -> int:
-    """Write a checkpoint with the adapters added to the weights they adapt, and return how many there were.
+    """Write a checkpoint with the adapters added to the weights, and return the number of adapters.
 
-    The file is of the model without `backbone_lora`: it loads with --ckpt_path and as backbone_ckpt_path, here and in
-    TerraTorch's own TerraMind. It holds no optimiser state, so that no training can be resumed from it.
+    The file belongs to the model without `backbone_lora`: it loads with --ckpt_path and as backbone_ckpt_path, here and
+    in TerraTorch's TerraMind. It holds no optimiser state, so training cannot be resumed from it.
 
     Args:
-        path: A checkpoint made with `backbone_lora`.
-        out: The file to write.
+        path: Checkpoint made with `backbone_lora`.
+        out: File to write.
         base: File of the base weights; None for the file in the settings.
         config: YAML of the run; None for the settings in the checkpoint.
 
     Raises:
         ConfigError: The settings are missing or wrong, or the file to write is an input.
-        WeightsError: The file holds no adapters, or the base is missing or another one.
+        WeightsError: The file holds no adapters, or the base weights are missing or not those of the adapters.
     """
     refuse_inputs([out], [path, base, config])
     content, tensors = read_file(path)
@@ -86,15 +86,13 @@ def _load(model: Any, tensors: Mapping[str, Tensor], path: Path) -> None:
     try:
         load_into(model, tensors, path, "the settings")
     except WeightsError as error:
-        raise WeightsError(
-            f"{error} The weights that the adapters were made for are given with --base FILE."
-        ) from error
+        raise WeightsError(f"{error} Name the weights for which the adapters were made with --base FILE.") from error
 
 
 def _settings(content: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     model_args = model_args_of(content, path)
     if not model_args:
-        raise ConfigError(f"{path} does not say which model it is of: give the run's configuration with --config.")
+        raise ConfigError(f"{path} does not describe its model: give the run's configuration with --config.")
     return model_args
 
 
@@ -125,8 +123,8 @@ def _plain_settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _write(out: Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint, which gets its name only when it is complete."""
-    # In memory: on a full disk torch.save reports a wrong position.
+    """Write a checkpoint; the file appears only when it is complete."""
+    # In memory, since on a full disk torch.save reports a wrong position.
     checkpoint = io.BytesIO()
     torch.save(dict(content), checkpoint)
     try:

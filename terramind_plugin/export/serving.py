@@ -1,4 +1,4 @@
-"""The entry point that vLLM's engine process calls, so that `terramind_*` means this package's models there.
+"""The entry point that vLLM's engine process calls, so that names `terramind_*` refer to this package's models.
 
 vLLM loads the entry points of the group `vllm.general_plugins` in each of its processes, maybe more than once, before
 it builds a model (vllm/plugins/__init__.py). Its class for TerraTorch's models builds `model_factory` and `model_args`

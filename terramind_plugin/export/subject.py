@@ -1,4 +1,4 @@
-"""The model to export, with everything that a reader of its file has to know."""
+"""The model to export, with all information that its file must contain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROBABILITIES = {
     "classification": "softmax over the classes",
     "multilabel classification": "sigmoid",
 }
-"""Function that makes probabilities of the scores, by kind of task."""
+"""Function that turns scores into probabilities, by kind of task."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Input:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     offset: float = 0.0
-    """Number that is added to the values of a file first."""
+    """Number that is first added to the values of a file."""
     scale: float = 1.0
     """Factor of the shifted values."""
 
@@ -43,9 +43,9 @@ class Subject:
 
     name: str
     network: nn.Module
-    """Model that takes images by modality; a backbone, or what a task calls `model`."""
+    """Model that takes images by modality: a backbone, or the attribute `model` of a task."""
     kind: str
-    """'features', or what the task makes."""
+    """'features', or the kind of output of the task."""
     inputs: tuple[Input, ...]
     outputs: tuple[str, ...]
     weights: str
@@ -54,12 +54,12 @@ class Subject:
     settings: dict[str, Any] = field(default_factory=dict)
     """Parts 'model' and 'data' of a configuration that builds it."""
     positions: str | None = None
-    """Name of an input that the data module makes of the scene's place; None without."""
+    """Name of an input that the data module computes from the position of a scene; None without one."""
     base: str | None = None
-    """Repository of the published weights that the backbone has the architecture of."""
+    """Repository of the published weights with the backbone's architecture."""
 
     def describe(self, standardize: bool = False) -> dict[str, Any]:
-        """Return everything that a reader of the file has to know, as plain values.
+        """Return the description of the file as plain values.
 
         Args:
             standardize: Whether the file standardises its inputs itself.
@@ -93,24 +93,24 @@ class Subject:
 
     def _meaning(self, output: str) -> str:
         if self.kind == "features":
-            merged = "" if len(self.inputs) == 1 else ", modalities merged as merge_method says"
+            merged = "" if len(self.inputs) == 1 else ", modalities merged according to merge_method"
             return f"tokens [batch, patches in row order, width] of encoder layer {output.rpartition('_')[2]}{merged}"
         if self.kind in PROBABILITIES:
-            return f"scores of the classes; {PROBABILITIES[self.kind]} makes probabilities"
+            return f"scores of the classes; {PROBABILITIES[self.kind]} gives probabilities"
         return "values in the units of the labels"
 
     def example(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
-        """Return standardised images of random numbers, one tensor [batch, *shape] an input."""
+        """Return standardised images of random numbers, one tensor [batch, *shape] for each input."""
         generator = torch.Generator().manual_seed(seed)
         return tuple(torch.randn(batch, *one.shape, generator=generator) for one in self.inputs)
 
 
 class Positional(nn.Module):
-    """A model whose images come by position and whose outputs are tensors.
+    """A model that takes images as positional arguments and returns tensors.
 
     Args:
         subject: Model and its inputs.
-        standardize: Take images in the units of their files, and standardise them.
+        standardize: Whether to take images in the units of their files and standardise them.
     """
 
     def __init__(self, subject: Subject, standardize: bool = False) -> None:
@@ -132,5 +132,5 @@ def _expects(one: Input, standardize: bool) -> str:
     steps = "x" if not one.offset else f"(x {one.offset:+g})"
     steps = steps if one.scale == 1 else f"{steps} * {one.scale:g}"
     if standardize:
-        return "values as in the files; pixels without data as the mean"
-    return f"standardised: ({steps} - mean) / std for each band; pixels without data as 0"
+        return "values as in the files; pixels without data set to the mean"
+    return f"standardised: ({steps} - mean) / std for each band; pixels without data set to 0"

@@ -21,10 +21,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def export_weights(checkpoint: Path, out: Path, dtype: str = "float32") -> int:
     """Write the weights of a pre-training checkpoint as .safetensors and return the size of the file in bytes.
 
-    Position tables, which a model makes for itself, and the second name of shared weights are left out.
+    Position tables, which a model computes itself, and the second name of shared weights are left out.
 
     Args:
-        checkpoint: Checkpoint of `TokenizerTask` or `MaskedModellingTask`, of averaged weights if the run has them.
+        checkpoint: Checkpoint of `TokenizerTask` or `MaskedModellingTask`, with averaged weights if the run has them.
         out: File to write.
         dtype: Name in `DTYPES`. Rounding changes weights by at most 1 part in 2048 for float16, in 256 for bfloat16.
 
@@ -43,11 +43,11 @@ def export_weights(checkpoint: Path, out: Path, dtype: str = "float32") -> int:
         own = name.removeprefix(PREFIX)
         if own != name and not own.endswith(("pos_emb", "to_logits.weight")):
             if not value.is_floating_point():
-                raise WeightsError(f"{checkpoint}: {name} is {value.dtype}, expected numbers with decimals.")
+                raise WeightsError(f"{checkpoint}: {name} is {value.dtype}, expected floating-point numbers.")
             weights[own] = value.detach().to(DTYPES[dtype], copy=True).contiguous()
             if not weights[own].isfinite().all():
                 raise WeightsError(f"{checkpoint}: {name} is not finite as {dtype}. Choose float32, or train again.")
     if not weights:
-        raise WeightsError(f"{checkpoint} is not of a pre-training task: no name begins with '{PREFIX}'.")
+        raise WeightsError(f"{checkpoint} is not from a pre-training task: no name begins with '{PREFIX}'.")
     write_bytes(out, save(weights, {"format": "pt", "terramind_plugin": __version__}))
     return out.stat().st_size

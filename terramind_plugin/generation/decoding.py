@@ -17,27 +17,27 @@ from terramind_plugin.model.embeddings import PAD_ID
 from terramind_plugin.tokenizers.noise import Noise, send
 
 DrawFunction = Callable[[Tensor, Tensor | None, float], Any]
-"""Takes positions of tokens [B, M], uniform numbers [B, M, R] or None for the likeliest ids, and a temperature. Returns
-token ids [B, M]; where tokens compete, with the confidence of each, [B, M]."""
+"""Function of the positions of tokens [B, M], of uniform numbers [B, M, R] (None for the most likely ids), and of a
+temperature. It returns token ids [B, M] and, for 'maskgit', their confidence [B, M]."""
 Reveal = Callable[[Tensor, Tensor], None]
-"""Takes the positions of all tokens decoded so far [B, M] and their ids [B, M], after each step but the last."""
+"""Function called after each step except the last with the positions [B, M] and ids [B, M] of all decoded tokens."""
 
 START = 5
 """Token id that begins a generated sequence, '[S_1]'."""
 STOP = 6
-"""Token id that ends it, '[S_2]'."""
+"""Token id that ends a generated sequence, '[S_2]'."""
 SENTINELS = range(4, 204)
-"""Token ids '[S_0]' to '[S_199]', each of which begins a part of a sequence."""
+"""Token ids '[S_0]' to '[S_199]', each of which starts a part of a sequence."""
 
 
 def fill_in_random_order(
     draw: DrawFunction, reveal: Reveal, total: int, how: Decoding, noise: Noise, device: torch.device
 ) -> Tensor:
-    """Return token ids [B, total], drawn in a random order of each sample.
+    """Return token ids [B, total], drawn in a random order that differs between samples.
 
     Args:
-        draw: Draws tokens.
-        reveal: Called after each step but the last.
+        draw: Function that draws tokens.
+        reveal: Function called after each step except the last.
         total: Number of tokens.
         how: Steps and sampling.
         noise: Random numbers.
@@ -62,10 +62,10 @@ def fill_in_random_order(
 def fill_in_by_confidence(
     draw: DrawFunction, reveal: Reveal, total: int, how: Decoding, noise: Noise, device: torch.device
 ) -> Tensor:
-    """Return token ids [B, total]; each step draws all open tokens and keeps the most confident ones.
+    """Return token ids [B, total]; each step draws all missing tokens and keeps the most confident ones.
 
-    Args as in `fill_in_random_order`. At temperature 0 the confidence is the probability of the likeliest id; in the
-    public implementation all draws are equally confident there.
+    Args as in `fill_in_random_order`. At temperature 0 the confidence is the probability of the most likely id; in the
+    public implementation all draws then have the same confidence.
     """
     batch = len(noise.generators)
     remaining = torch.arange(total, device=device).expand(batch, total)
@@ -94,8 +94,8 @@ def continue_sequence(
     """Return the token ids after `START`, [B, how.max_tokens], drawn one after the other.
 
     Args:
-        score_next: Takes a sequence [B, L] and returns scores of the next id [B, V].
-        how: Sampling; its steps do not apply.
+        score_next: Function of a sequence [B, L] that returns the scores of the next id [B, V].
+        how: Settings of sampling; its steps are ignored.
         noise: Random numbers.
         device: Device of the scores.
     """
@@ -114,9 +114,9 @@ def continue_sequence(
 
 
 def first_piece(ids: Tensor, sentinels: Sequence[int] | range = SENTINELS) -> Tensor:
-    """Return the tokens of a generated sequence that follow `START`, without sentinels, filled up with `PAD_ID` [B, L].
+    """Return the tokens of a generated sequence after `START`, without sentinels, padded with `PAD_ID` to [B, L].
 
-    The sequence ends at `STOP`. After any other sentinel, tokens are left out until `START` comes again.
+    The sequence ends at `STOP`. After any other sentinel, tokens are left out until the next `START`.
 
     Args:
         ids: Token ids after `START`, [B, L].
@@ -133,7 +133,7 @@ def first_piece(ids: Tensor, sentinels: Sequence[int] | range = SENTINELS) -> Te
 
 
 def _is_among(ids: Tensor, numbers: Sequence[int] | range) -> Tensor:
-    """Return a boolean for each id, True if it is one of some numbers, which go to no device: runs of them compare."""
+    """Return a boolean for each id, True if it is among `numbers`; runs of numbers are compared without a tensor."""
     found = torch.zeros_like(ids, dtype=torch.bool)
     known = set(numbers)
     begins = sorted(one for one in known if one - 1 not in known)
@@ -144,7 +144,7 @@ def _is_among(ids: Tensor, numbers: Sequence[int] | range) -> Tensor:
 
 
 def _draws(noise: Noise, count: int, how: Decoding, each: int, device: torch.device) -> Tensor | None:
-    """Return uniform numbers [B, count, each], or None where the likeliest id is taken."""
+    """Return uniform numbers [B, count, each], or None if the most likely id is used."""
     if how.temperature <= NO_TEMPERATURE:
         return None
     return send(noise.uniform(count, each), device)

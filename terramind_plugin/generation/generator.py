@@ -1,4 +1,4 @@
-"""The any-to-any model: images and coordinates in, images and coordinates out."""
+"""The any-to-any model: it generates images and coordinates from images and coordinates."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from terramind_plugin.tokenizers.noise import Noise
 
 
 class TerraMindGenerator(nn.Module):
-    """Generates images and coordinates of some modalities from those of others.
+    """Model that generates images and coordinates of some modalities from those of others.
 
     Source: TerraMind (arXiv:2504.11171) section 3; arguments are those of TerraTorch's implementation.
 
     Args:
-        sampler: Draws token ids; its targets are the outputs.
+        sampler: Generator of token ids; its targets are the outputs.
         tokenizers: Image tokenizers by checkpoint key. An input that enters as token ids needs the encoder, an image
-            output the decoder.
-        coords: Tokenizer of coordinates, if they are an input or output.
+            output needs the decoder.
+        coords: Tokenizer of coordinates, needed if they are an input or output.
         standardize: Whether inputs and outputs are in the units of their modality; otherwise they are standardised.
-        offset: Offsets by modality, added to the pre-training mean of input and output.
-        timesteps: Denoising steps of an image.
+        offset: Offsets by modality, added to the pre-training means of inputs and outputs.
+        timesteps: Number of denoising steps of an image.
         decoding: Settings of decoding by output.
 
     Raises:
@@ -79,10 +79,10 @@ class TerraMindGenerator(nn.Module):
                 raise ConfigError(f"{name} needs the {part} of its tokenizer, '{key}'.")
 
     def for_inference(self, mode: str = "off") -> TerraMindGenerator:
-        """Return the generator, changed so that it cannot be trained any more and generates in less time.
+        """Return the generator, optimised so that it is faster and can no longer be trained.
 
         Args:
-            mode: See `compile_model`: encoder and decoder of tokens and the parts of the tokenizers are compiled.
+            mode: Mode of `compile_model` for encoder, decoder and the parts of the tokenizers.
 
         Raises:
             ConfigError: The mode is unknown.
@@ -108,19 +108,20 @@ class TerraMindGenerator(nn.Module):
     ) -> dict[str, Tensor]:
         """Return images [B, bands, H, W] by modality, class scores [B, classes, H, W], and positions [B, 2].
 
-        Positions are (longitude, latitude) in degrees, NaN where the drawn text is none; `locate` has the likeliest.
+        Positions are (longitude, latitude) in degrees, NaN if the drawn text is not a position; `locate` returns the
+        most likely positions.
 
         Args:
             x: Inputs by modality: images [B, bands, H, W], class ids [B, H, W], or positions [B, 2] as (longitude,
-                latitude) in degrees; or the tensor of the first modality. Never changed.
-            standardize: Replaces the model's own setting.
-            timesteps: Replaces the model's own setting.
+                latitude) in degrees; or the tensor of the first modality. It is not changed.
+            standardize: Overrides the model's setting.
+            timesteps: Overrides the model's setting.
             verbose: Show a progress bar for each image.
-            image_size: Height and width in pixels of the outputs, if no input is an image; by default the model's.
+            image_size: Height and width in pixels of the outputs, if no input is an image (default: the model's size).
             seed: One seed for every sample, so that its result does not depend on its batch, or one for each sample;
                 None for new seeds in each call.
-            noise: Random numbers in place of `seed`.
-            named: Inputs by modality, as keywords.
+            noise: Random numbers, used instead of `seed`.
+            named: Inputs by modality, as keyword arguments.
 
         Raises:
             ConfigError: An input is unknown or also an output, or its shape does not fit.
@@ -141,7 +142,7 @@ class TerraMindGenerator(nn.Module):
                 out[name] = self.coords.decode(ids)
                 continue
             tokenizer: Any = self.tokenizer[token_key(modality)]
-            # A decoder of classes starts from no noise.
+            # A decoder of classes needs no noise.
             rows, columns = (side * tokenizer.patch_size for side in ids.shape[1:])
             start = None if modality.kind == "classes" else noise.normal(tokenizer.channels, rows, columns)
             fits = modality.vocab_size == tokenizer.quantize.codebook_size  # all ids that can be drawn are known
@@ -159,7 +160,7 @@ class TerraMindGenerator(nn.Module):
         standardize: bool | None = None,
         **named: Tensor,
     ) -> LikelyLocations:
-        """Return the likeliest positions of the images, with probabilities.
+        """Return the most likely positions of the images, with probabilities.
 
         Args:
             x: As in `forward`.
@@ -190,10 +191,10 @@ class TerraMindGenerator(nn.Module):
 
         Args:
             x: As in `forward`.
-            mass: Below 1, latitudes that together have less than 1 - mass are left out. The model runs once for each
-                other latitude, of 721 in the published vocabulary.
+            mass: If below 1, latitudes with a joint probability of less than 1 - mass are left out. The model runs once
+                for each other latitude; the published vocabulary has 721.
             standardize: As in `forward`.
-            on_latitude: Called after each latitude with the number of those done and the number of all.
+            on_latitude: Called after each latitude with the numbers of finished latitudes and of all latitudes.
             named: As in `forward`.
 
         Raises:
@@ -252,7 +253,7 @@ class TerraMindGenerator(nn.Module):
 def _standardisation(
     inputs: Sequence[InputSpec], targets: Mapping[str, Modality], offset: Mapping[str, float]
 ) -> nn.ModuleDict:
-    """Return the standardisation of each image modality, by name; of an input with some of its bands, of these."""
+    """Return the standardisation of each image modality by name, for the bands that an input has."""
     numbers: dict[str, tuple[Sequence[float], Sequence[float]]] = {
         spec.name: _numbers(spec) for spec in inputs if spec.pretrained is not None and _is_image(spec.pretrained)
     }
@@ -273,7 +274,7 @@ def _is_image(modality: Modality) -> bool:
 
 
 def _numbers(spec: InputSpec) -> tuple[list[float], list[float]]:
-    """Return the mean and standard deviation of each channel of an input; 0 and 1 of a new band."""
+    """Return the mean and standard deviation of each channel of an input; 0 and 1 for a new band."""
     entry = spec.pretrained
     assert entry is not None
     sources = range(len(entry.bands)) if spec.band_sources is None else spec.band_sources
@@ -282,6 +283,6 @@ def _numbers(spec: InputSpec) -> tuple[list[float], list[float]]:
 
 
 def _drop_unbuilt_parts(module: TerraMindGenerator, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Remove weights of tokenizer parts that this model does not build. TerraTorch's model has both parts of each."""
+    """Remove weights of tokenizer parts that this model does not build; TerraTorch's model has both parts of each."""
     for key, tokenizer in module.tokenizer.items():
         drop_unbuilt(tokenizer, state_dict, f"{prefix}tokenizer.{key}.")

@@ -1,4 +1,4 @@
-"""Probabilities of positions, which are pairs of tokens: the likeliest pairs, or all of them."""
+"""Probabilities of positions, which are pairs of tokens: those of the most likely pairs, or of all pairs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from terramind_plugin.model.modalities import token_key
 
 
 class LikelyLocations(NamedTuple):
-    """Likely positions of a batch of samples, the likeliest first."""
+    """Likely positions of a batch of samples, the most likely first."""
 
     positions: Tensor
-    """[B, K, 2] as (longitude, latitude) in degrees, float64."""
+    """Positions [B, K, 2] as (longitude, latitude) in degrees, float64."""
     probabilities: Tensor
-    """[B, K] in [0, 1], among all positions of the model's grid."""
+    """Probabilities [B, K] in [0, 1], among all positions of the model's grid."""
     step: float
     """Resolution of the grid in degrees: 0.25 for the published models."""
 
@@ -28,19 +28,19 @@ class LocationMap(NamedTuple):
     """Probabilities of all positions for a batch of samples."""
 
     longitudes: Tensor
-    """[columns] in degrees, ascending, float64."""
+    """Longitudes [columns] in degrees, ascending, float64."""
     latitudes: Tensor
-    """[rows] in degrees, descending, float64."""
+    """Latitudes [rows] in degrees, descending, float64."""
     probabilities: Tensor
-    """[B, rows, columns]."""
+    """Probabilities [B, rows, columns]."""
 
 
 class PairScores:
-    """Scores of pairs of tokens as a sequence, given inputs that are encoded once.
+    """Scores of sequences of two tokens, given inputs that are encoded once.
 
     Args:
         generator: The model.
-        target: Name of a sequence among its targets.
+        target: Name of a sequence among the model's targets.
         inputs: As in `TokenGenerator.forward`.
         first: Ids of the first token; probabilities are among these.
         second: Ids of the second token; probabilities are among these.
@@ -64,9 +64,9 @@ class PairScores:
         self._start = torch.full((observed.batch, 1), START, device=device)
 
     def likeliest(self, count: int) -> tuple[Tensor, Tensor]:
-        """Return token ids [B, count, 2] of the likeliest pairs, and their probabilities [B, count], in falling order.
+        """Return the token ids [B, count, 2] of the most likely pairs, and their probabilities [B, count], descending.
 
-        This is a beam search: it considers the `count` likeliest first tokens only.
+        This is a beam search: it considers only the `count` most likely first tokens.
 
         Args:
             count: Number of pairs; all if there are fewer.
@@ -87,8 +87,9 @@ class PairScores:
         """Return the probability of each pair, [B, first, second], float32.
 
         Args:
-            mass: First tokens that together have less than 1 - mass in every sample are left out: their pairs get 0.
-            on_first: Called after each first token with the number of those done and the number of all.
+            mass: First tokens with a joint probability of less than 1 - mass in every sample are left out; their pairs
+                get 0.
+            on_first: Called after each first token with the numbers of finished first tokens and of all of them.
         """
         begins = self._scores_first().softmax(dim=1)
         ordered, order = begins.sort(dim=1, descending=True)

@@ -12,21 +12,21 @@ import torch
 from torch import Tensor
 
 NO_TEMPERATURE = 1e-10
-"""Largest temperature that takes the likeliest id."""
+"""Maximum temperature at which the most likely id is used."""
 REJECTION_MISS = 1e-6
-"""Probability that all draws of a token miss the nucleus; the id then comes from the nucleus alone."""
+"""Accepted probability that all draws of a token miss the nucleus; the id is then drawn from the nucleus itself."""
 MOST_DRAWS = 32
-"""Largest number of draws of a token that costs less than finding the whole nucleus."""
+"""Maximum number of draws of a token that is cheaper than finding the whole nucleus."""
 BITS = {torch.float32: (torch.int32, 0x3F800000), torch.float64: (torch.int64, 0x3FF0000000000000)}
-"""Whole numbers whose order is that of positive floats, and the number that stands for 1.0."""
+"""Integer type with the bits of each float type (positive floats have the same order), and the integer for 1.0."""
 
 
 def keep_top_k(logits: Tensor, top_k: int | float) -> Tensor:
-    """Return scores [..., V] with minus infinity for all but the likeliest ids; ties with the last one stay.
+    """Return scores [..., V] with minus infinity for all but the most likely ids; ties with the last one are kept.
 
     Args:
         logits: Scores [..., V].
-        top_k: Number of ids to keep, or share of V if it is a float; 0 for all.
+        top_k: Number of ids to keep, or their share of V as a float; 0 for all.
     """
     vocabulary = logits.shape[-1]
     count = int(top_k * vocabulary) if isinstance(top_k, float) else top_k
@@ -39,12 +39,12 @@ def keep_top_k(logits: Tensor, top_k: int | float) -> Tensor:
 def find_nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     """Return a boolean [..., V], True for the ids of the nucleus, without sorting and without waiting for a GPU.
 
-    The nucleus is the smallest set of likeliest ids whose probability exceeds `top_p`, so it is never empty; of equally
-    likely ids the first ones belong to it. It is what a stable sort finds. Bisection finds the smallest probability in
-    it: floats from 0 to 1 are in the order of their bits, so that 30 halvings leave one float (62 in float64).
+    The nucleus is the smallest set of most likely ids whose joint probability exceeds `top_p`, so it is never empty. Of
+    equally likely ids the first ones belong to it, as with a stable sort. Bisection finds the smallest probability in
+    the nucleus: floats from 0 to 1 have the order of their bits, so that 30 halvings leave one float (62 in float64).
 
     Args:
-        probabilities: [..., V], float32 or float64, summing to 1.
+        probabilities: Probabilities [..., V], float32 or float64, summing to 1.
         top_p: 0 keeps the likeliest id, 1 keeps all.
     """
     whole, one = BITS[probabilities.dtype]
@@ -79,13 +79,13 @@ def sample(
 ) -> tuple[Tensor, Tensor]:
     """Return token ids [B, M] and the confidence of each, [B, M] in [0, 1].
 
-    Filters apply to the distribution at temperature 1. The confidence is the id's probability in the distribution that
-    it is drawn from; at temperature 0 it is the unfiltered probability of the likeliest id.
+    Filters apply to the distribution at temperature 1. The confidence is the id's probability in the distribution from
+    which it is drawn; at temperature 0 it is the unfiltered probability of the most likely id.
 
     Args:
         logits: Scores [B, M, V], any float type.
         draws: Uniform numbers [B, M, R], of which the last is used; None at temperature 0.
-        temperature: 0 takes the likeliest id.
+        temperature: 0 for the most likely id.
         top_k: As in `keep_top_k`.
         top_p: As in `keep_top_p`.
     """
@@ -122,16 +122,16 @@ def sample_ids(
 
 
 def may_read(device: torch.device) -> bool:
-    """Return whether values of tensors may decide what is computed: on a CPU they are there, for a GPU Python waits."""
+    """Return whether Python may read values of tensors without waiting: True on a CPU, False on a GPU."""
     return device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def count_draws(top_p: float, temperature: float) -> int:
     """Return the number of uniform numbers that `sample_ids` needs for a token.
 
-    With several, ids are drawn until one is in the nucleus, which a draw hits with a probability of at least `top_p` up
-    to temperature 1. On a CPU that takes less time than finding the nucleus: with sorting, a decode by the base size of
-    196 tokens of 15,360 ids in one step takes 1.2 times as long.
+    With several numbers, ids are drawn until one is in the nucleus. Up to temperature 1 a draw hits the nucleus with a
+    probability of at least `top_p`. On a CPU this takes less time than finding the nucleus: with sorting, decoding 196
+    tokens of 15,360 ids in one step with the base size takes 1.2 times as long.
 
     Args:
         top_p: See `sample`.
@@ -147,9 +147,9 @@ def guide(unconditional: Tensor, conditional: Sequence[Tensor], strengths: Seque
     """Return scores moved away from the unconditional ones, towards those of each condition.
 
     Args:
-        unconditional: Scores without the conditions, any shape.
-        conditional: Scores with each condition, same shape.
-        strengths: Strength of each condition: 0 ignores it, 1 takes it as it is, more exaggerates it.
+        unconditional: Scores without the conditions, of any shape.
+        conditional: Scores with each condition, of the same shape.
+        strengths: Strength of each condition: 0 ignores it, 1 uses it unchanged, larger values exaggerate it.
 
     Source: classifier-free guidance (arXiv:2207.12598), several conditions as in arXiv:2206.01714.
     """
@@ -173,14 +173,14 @@ def _draw(probabilities: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """Return the ids [..., R] at which the cumulated probabilities [..., V] pass uniform numbers [..., R].
+    """Return the ids [..., R] at which the cumulative probabilities [..., V] exceed uniform numbers [..., R].
 
     An id of probability 0 is never returned.
     """
     mass = probabilities.cumsum(dim=-1)
     total = mass[..., -1:]
     below = torch.minimum(uniform * total, total.nextafter(torch.zeros_like(total)))
-    # Clamped for NaN, which is never passed: an id outside the vocabulary would end the process on a GPU.
+    # Clamped because of NaN: an id outside the vocabulary would end the process on a GPU.
     return torch.searchsorted(mass, below, right=True).clamp_(max=mass.shape[-1] - 1)
 
 
@@ -226,7 +226,7 @@ def _draw_by_rejection(logits: Tensor, uniform: Tensor, temperature: float, top_
         own = left.gather(1, candidate[:, None])
         mass = torch.ge(left, own, out=scratch[: len(rows)]).mul_(left).sum(dim=-1) - own[:, 0]
         outside = mass > top_p
-        if outside.any():  # of ids that are as likely, only those before the candidate count
+        if outside.any():  # of equally likely ids, only those before the candidate count
             some, same = left[outside], own[outside]
             before = (some == same) & (numbers < candidate[outside, None])
             mass = torch.where((some > same) | before, some, 0.0).sum(dim=-1)

@@ -1,4 +1,4 @@
-"""Schedules of decoding: number of tokens and temperature of each step.
+"""Decoding schedules: number of tokens and temperature of each step.
 
 Source: MaskGIT (arXiv:2202.04200) for the cosine, 4M (arXiv:2312.06647) appendix for the rest; numbers as in their
 public implementations.
@@ -17,7 +17,7 @@ import numpy as np
 from terramind_plugin.errors import ConfigError, suggest
 
 SMALLEST_TEMPERATURE = 1e-9
-"""Lower bound of falling schedules, so that their last steps still sample."""
+"""Lower bound of decreasing schedules, so that their last steps still sample."""
 
 SCHEMES = ("roar", "maskgit")
 USER_NAMES = {"steps": "decoding_steps", "temperature": "temps"}
@@ -35,30 +35,30 @@ class Step:
 
 @dataclass(frozen=True)
 class Decoding:
-    """Settings of drawing the tokens of one modality.
+    """Settings for drawing the tokens of one modality.
 
     Raises:
         ConfigError: A value is not possible.
     """
 
     steps: int = 1
-    """Decoding steps of an image modality, at most as many as it has tokens."""
+    """Number of decoding steps of an image modality, at most its number of tokens."""
     scheme: str = "roar"
     """Order of the tokens: 'roar' at random, 'maskgit' the most confident first."""
     counts: str = "linear"
-    """Tokens per step: 'linear' (equally many) or 'cosine' (few at first)."""
+    """Number of tokens per step: 'linear' (equal) or 'cosine' (few at first)."""
     temperature: float = 1.0
-    """Temperature of the first step. Below 1 makes likely tokens likelier; 0 takes the likeliest."""
+    """Temperature of the first step. Values below 1 favour likely tokens; 0 uses the most likely one."""
     temperatures: str = "constant"
     """Course over the steps: 'constant', 'linear' (to zero) or 'onex:<least>:<power>' (falling as 1 / x ** power)."""
     top_k: int | float = 0
-    """Number of likeliest ids to draw from, or their share of all ids if it is a float; 0 for all."""
+    """Number of most likely ids to draw from, or their share of all ids as a float; 0 for all."""
     top_p: float = 0.8
-    """Joint probability of the likeliest ids to draw from; 0 or 1 for all."""
+    """Joint probability of the most likely ids to draw from; 0 or 1 for all."""
     guidance: float = 1.0
     """Strength of classifier-free guidance; 1 for none."""
     max_tokens: int = 3
-    """Tokens of a sequence: latitude, longitude and end."""
+    """Maximum number of tokens of a sequence: latitude, longitude and end."""
 
     def __post_init__(self) -> None:
         for name, count in (("steps", self.steps), ("max_tokens", self.max_tokens)):
@@ -80,17 +80,17 @@ class Decoding:
         _temperatures(self.temperatures, 1.0, [1])
 
     def plan(self, total: int) -> list[Step]:
-        """Return the steps that fill in `total` tokens, each of them once."""
+        """Return the steps that together decode `total` tokens, each token once."""
         counts = _COUNTS[self.counts](self.steps, total)
         temperatures = _temperatures(self.temperatures, self.temperature, counts)
         return [Step(count, degree) for count, degree in zip(counts, temperatures, strict=True) if count]
 
 
 def plan_decoding(targets: Collection[str], **settings: Any) -> dict[str, Decoding]:
-    """Return how to draw each target, from arguments of `Decoding`: one value for all targets, or a list of values.
+    """Return the settings of each target from arguments of `Decoding`, each of which is a value or a list by target.
 
     Raises:
-        ConfigError: A list has not one value for each target, or a value is not possible.
+        ConfigError: A list does not have one value for each target, or a value is not possible.
     """
     by_argument: dict[str, list[Any]] = {}
     for name, value in settings.items():
@@ -117,7 +117,7 @@ def linear_counts(steps: int, total: int) -> list[int]:
 
 
 def cosine_counts(steps: int, total: int) -> list[int]:
-    """Return token counts that grow as the fall of a cosine; a count may be zero. Args as in `linear_counts`."""
+    """Return token counts that increase like the decrease of a cosine; some may be zero. Args as in `linear_counts`."""
     shares = [0.5 * (1 + math.cos(math.pi * step / steps)) for step in range(steps)]
     counts: list[int] = []
     for before, after in pairwise(shares):

@@ -26,7 +26,7 @@ Size = tuple[int, int]
 
 
 class EncoderTokens:
-    """Tokens that the encoder reads, and their context, which is computed once for each state of the tokens.
+    """Tokens of the encoder's input, and their context, which is computed once for each state of the tokens.
 
     Args:
         model: The encoder-decoder.
@@ -55,20 +55,20 @@ class EncoderTokens:
 
 
 class TokenGenerator(nn.Module):
-    """Draws token ids of modalities, one modality after the other, from images and token ids of other modalities.
+    """Generator of token ids of modalities, one after the other, from images and token ids of other modalities.
 
-    It is frozen, stays in evaluation mode, and its weights are its own; it holds no image tokenizer.
+    It is frozen, stays in evaluation mode, owns its weights, and contains no image tokenizer.
 
     Source: TerraMind (arXiv:2504.11171) sections 3.2 and 3.3.
 
     Args:
         variant: Architecture.
-        inputs: Modalities of the input; a modality that is named by its token key enters as token ids.
+        inputs: Modalities of the input; a modality named by its token key enters as token ids.
         targets: Names of the modalities to predict, in the order of prediction.
-        remembered: Targets that the encoder reads as soon as they are predicted, so that they condition later targets
-            and their own next decoding steps. None for all but the last.
+        remembered: Targets that become inputs of the encoder as soon as they are predicted, so that they condition
+            later targets and their own further decoding steps. None for all but the last.
         img_size: Height and width in pixels of the position embeddings, and of the output if no input has a size.
-        sentinels: Token ids that begin a part of a sequence.
+        sentinels: Token ids that start a part of a sequence.
 
     Raises:
         ConfigError: A modality is unknown, named twice, or has no tokens.
@@ -120,20 +120,20 @@ class TokenGenerator(nn.Module):
         decoding: Decoding | Mapping[str, Decoding] | None = None,
         checked: bool = False,
     ) -> dict[str, Tensor]:
-        """Return token ids by name of the target: [B, rows, columns], or [B, L] for sequences, 0 where there is none.
+        """Return token ids by target: [B, rows, columns], or [B, L] for sequences, padded with 0.
 
-        A model that knows images of one size alone (`Variant.one_size`) generates larger ones in windows of its size.
+        A model for images of one size (`Variant.one_size`) generates larger images in windows of its size.
 
         Args:
             inputs: Standardised images [B, bands, H, W] and token ids [B, rows, columns] or [B, L] by name.
             targets: Names of some of the model's targets, in any order; None for all that are not inputs.
-            present: Booleans [B] of some inputs, False where a sample lacks the input. A sample that lacks all inputs
-                uses the values in their place.
+            present: Boolean [B] for some inputs, False where a sample lacks the input. For a sample that lacks all
+                inputs, the given values are used.
             image_size: Height and width in pixels of the targets; None for those of the inputs.
             seed: One seed for every sample, or one for each sample; None for new seeds in each call.
-            noise: Random numbers in place of `seed`.
-            decoding: Settings of decoding, for all targets or by target; by default one step at temperature 1 and
-                top-p 0.8.
+            noise: Random numbers, used instead of `seed`.
+            decoding: Settings of decoding, for all targets or by target (default: one step at temperature 1 and top-p
+                0.8).
             checked: Whether the caller has checked that images are finite.
 
         Raises:
@@ -169,7 +169,7 @@ class TokenGenerator(nn.Module):
         return ids
 
     def _plan_windows(self, size: Size) -> PatchWindows | None:
-        """Return windows over the targets' patches; None if the model can see them as a whole."""
+        """Return windows over the targets' patches; None if the model can process them as a whole."""
         variant = self.model.variant
         largest = variant.img_size // variant.patch_size
         return PatchWindows(size, largest, variant.patch_size) if variant.one_size and max(size) > largest else None
@@ -191,7 +191,7 @@ class TokenGenerator(nn.Module):
             raise ConfigError(f"Batch sizes differ: {batches}.")
         masks = _masks(inputs, present)
         if masks is not None:
-            # A missing input may be NaN, which no mask stops.
+            # A missing input may be NaN, which would pass through a mask.
             images = {spec.name for spec in self.inputs if not spec.is_tokens}
             inputs = {name: zero_nan(x) if name in images else x for name, x in inputs.items()}
         if not checked:
@@ -219,11 +219,11 @@ class TokenGenerator(nn.Module):
             if name not in self.targets:
                 raise ConfigError(f"Unknown target '{name}'.{suggest(name, self.targets)} Known: {list(self.targets)}.")
             if name in observed:
-                raise ConfigError(f"{name} is given and asked for. Leave it out of the input or of the targets.")
+                raise ConfigError(f"{name} is both input and target. Leave it out of one of them.")
         return [name for name in self.targets if name in targets]
 
     def _grid(self, inputs: Mapping[str, Tensor], image_size: Size | None) -> Size:
-        """Return rows and columns of the targets' tokens."""
+        """Return the numbers of rows and columns of the targets' tokens."""
         patch = self.model.patch_size
         sizes: dict[str, Size] = {}
         for spec in self.inputs:
@@ -256,7 +256,7 @@ class TokenGenerator(nn.Module):
     def _predict(
         self, key: str, size: Size, how: Decoding, tokens: EncoderTokens, noise: Noise, guided: Collection[str]
     ) -> Tensor:
-        """Return token ids of one target, which the encoder reads as well if the target is remembered."""
+        """Return the token ids of one target, which become inputs of the encoder if the target is remembered."""
         model, device = self.model, self.model.mask_token.device
         is_read = key in model.encoder_embeddings
         if how.guidance == 1:
@@ -295,14 +295,14 @@ class TokenGenerator(nn.Module):
         temperature: float,
         how: Decoding,
     ) -> Any:
-        """Return what `DrawFunction` says; a second context is the one without the guided modalities."""
+        """Return the result of a `DrawFunction`; a second context is the one without the guided modalities."""
         scores = [self.model.grid_logits(key, index, size, context) for context in contexts]
         logits = guide(scores[1], scores[:1], [how.guidance]) if len(scores) > 1 else scores[0]
         draw = sample if how.scheme == "maskgit" else sample_ids
         return draw(logits, numbers, temperature=temperature, top_k=how.top_k, top_p=how.top_p)
 
     def compile_parts(self, mode: str = "graphs", *, backend: str | Callable[..., Any] = "inductor") -> TokenGenerator:
-        """Let the encoder run as compiled graphs, and the decoder together with the drawing of ids; return the module.
+        """Compile the encoder, and the decoder together with the drawing of ids, and return the module.
 
         Args:
             mode: As in `compile_model`.
@@ -318,17 +318,17 @@ class TokenGenerator(nn.Module):
 
 
 def _lengths(parts: Sequence[Tokens], *_: Any) -> tuple[int, ...]:
-    """Return the numbers of tokens of the parts that the encoder reads."""
+    """Return the numbers of tokens of the encoder's inputs."""
     return tuple(part.content.shape[1] for part in parts)
 
 
 def _length(key: str, ids: Tensor, *_: Any) -> tuple[str, int]:
-    """Return which sequence continues, and its length so far."""
+    """Return the key of a sequence, and its length so far."""
     return key, ids.shape[1]
 
 
 def _numbers(key: str, index: Tensor, size: Size, contexts: Sequence[Context], *_: Any) -> tuple[str, int, int]:
-    """Return which modality is drawn, and the numbers of its tokens and of those in the context."""
+    """Return the key of the drawn modality, the number of its tokens, and the number of tokens in the context."""
     return key, index.shape[1], contexts[0].memory[0][0].shape[2]
 
 
@@ -336,7 +336,7 @@ def plan_targets(names: Sequence[str]) -> dict[str, Modality]:
     """Return the modalities to predict, by the user's names.
 
     Raises:
-        ConfigError: There are none, or a modality is unknown, named twice, or has no tokens.
+        ConfigError: The list is empty, or a modality is unknown, named twice, or has no tokens.
     """
     if not names or isinstance(names, str):
         raise ConfigError(f"The modalities to predict must be a list of names, e.g. [LULC], got {names!r}.")
@@ -351,13 +351,13 @@ def plan_targets(names: Sequence[str]) -> dict[str, Modality]:
 
 
 def _masks(inputs: Mapping[str, Tensor], present: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
-    """Return a boolean [B] for each input, True where a sample has it; None if no sample lacks any."""
+    """Return a boolean [B] for each input, True where a sample has it; None if all samples have all inputs."""
     if not present:
         return None
     first = next(iter(inputs.values()))
     everyone = torch.ones(len(first), dtype=torch.bool, device=first.device)
     masks = torch.stack([present.get(name, everyone).to(everyone) for name in inputs])
-    # A sample without inputs would attend to nothing, and softmax over nothing is NaN.
+    # A sample without inputs attends to all of them, because an empty softmax is NaN.
     masks = masks | ~masks.any(dim=0)
     return dict(zip(inputs, masks.unbind(0), strict=True))
 

@@ -1,4 +1,4 @@
-"""Windows over a grid of patches: a model that knows images of one size alone generates larger ones piece by piece."""
+"""Windows over a grid of patches, for models of one image size that generate larger images piece by piece."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from terramind_plugin.tokenizers.noise import Noise
 
 @dataclass(frozen=True)
 class PatchWindows:
-    """Windows of one size that cover a grid of patches. They overlap where they do not fit a whole number of times.
+    """Windows of one size that cover a grid of patches. They overlap if they do not divide the grid evenly.
 
     Attributes:
-        grid: Rows and columns of the whole, in patches.
-        largest: Longest side of a window in patches.
+        grid: Rows and columns of the grid in patches.
+        largest: Maximum side of a window in patches.
         patch: Height and width of a patch in pixels.
     """
 
@@ -42,7 +42,7 @@ class PatchWindows:
         return [(row, column) for row in rows for column in columns]
 
     def cut(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return inputs of the windows as a batch, all windows of a sample after those of the sample before.
+        """Return the inputs of the windows as a batch, with the windows of a sample one after the other.
 
         Args:
             inputs: Images [B, bands, H, W], token ids [B, rows, columns], sequences [B, L] and masks [B], by name.
@@ -53,7 +53,7 @@ class PatchWindows:
         }
 
     def _part(self, x: Tensor, row: int, column: int) -> Tensor:
-        """Return what one window holds of an input; a sequence belongs to every window."""
+        """Return the part of an input in one window; a sequence belongs to every window."""
         if x.ndim < 3:
             return x
         step = self.patch if x.ndim == 4 else 1
@@ -63,7 +63,7 @@ class PatchWindows:
         return x[..., rows, columns]
 
     def share(self, noise: Noise) -> Noise:
-        """Return random numbers for the windows: those of a sample draw from its generator one after the other."""
+        """Return random numbers for the windows; all windows of a sample share its generator."""
         return Noise([one for one in noise.generators for _ in self.corners])
 
     def join(self, ids: Tensor) -> Tensor:

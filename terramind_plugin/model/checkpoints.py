@@ -1,4 +1,4 @@
-"""Checkpoint files: read, or refused with the reason if they are damaged or no checkpoints.
+"""Checkpoint files: read, or refused with a reason if they are damaged or are not checkpoints.
 
 No code in a file is executed. A file enters a model only if each of its tensors can be a weight: dense, with values,
 and finite.
@@ -24,9 +24,9 @@ from terramind_plugin.model.repository import settings_beside
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """Types of stored weights."""
 MAY_BE_UNSET = "missing_mod_token"
-"""End of the name of the one weight that may be NaN: TerraTorch leaves it unset where no modality was missing."""
+"""End of the name of the only weight that may be NaN: TerraTorch leaves it unset if no modality was missing."""
 BATCH_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-"""Ends of the names of buffers that training has learnt."""
+"""Ends of the names of buffers that are learnt in training."""
 SETTINGS = "hyper_parameters"
 """Entry of a Lightning checkpoint with the settings of its task."""
 OF_TERRATORCH = ("use_temporal", "temporal_")
@@ -35,13 +35,13 @@ OF_CACHES = ("feature_cache", "tim_cache", "feature_memo", "tim_memo")
 """Prefixes of backbone arguments about caches, with their former names."""
 AGAIN = "Copy or download it again."
 LONGEST = 200
-"""Largest number of characters of a foreign name or message that are shown."""
+"""Maximum number of characters of a foreign name or message that are shown."""
 CHUNK = 2**20
-"""Bytes that are read at once to verify checksums."""
+"""Number of bytes that are read at once to verify checksums."""
 
 
 def read_file(path: str | Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
-    """Return everything that a checkpoint holds, and its weights by name.
+    """Return the content of a checkpoint, and its weights by name.
 
     A file without settings takes those of the config.json that lies beside it, as in a repository on the hub.
 
@@ -67,7 +67,7 @@ def read_file(path: str | Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
 
 
 def settings_of(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:
-    """Return the settings of its task that a checkpoint or the config.json beside it holds; empty if there are none.
+    """Return the settings of the task in a checkpoint, or in the config.json beside it; empty if there are none.
 
     Raises:
         WeightsError: They are not a mapping from names to values.
@@ -76,10 +76,10 @@ def settings_of(content: Mapping[str, Any], path: str | Path) -> Mapping[str, An
 
 
 def model_args_of(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:
-    """Return the `model_args` that a Lightning checkpoint holds; empty if it holds none.
+    """Return the `model_args` in a Lightning checkpoint; empty if it has none.
 
     Raises:
-        WeightsError: They, or one of the parts that are mappings in every configuration, are something else.
+        WeightsError: They, or a part of them that is a mapping in every configuration, are not mappings.
     """
     arguments = _mapping(settings_of(content, path).get("model_args"), "model_args", path)
     for part in ("backbone_kwargs", "decoder_kwargs", "head_kwargs"):
@@ -99,11 +99,11 @@ def load_into(module: Any, tensors: Mapping[str, Tensor], path: str | Path, what
     """Copy weights into a module.
 
     Args:
-        module: What to fill.
+        module: Module that gets the weights.
         tensors: Weights by name.
-        path: Where they are from, for messages.
-        what: What the module is, for messages.
-        strict: Whether the names must be the module's.
+        path: File of the weights, for messages.
+        what: Description of the module, for messages.
+        strict: Whether the names must be exactly the module's.
 
     Raises:
         WeightsError: They do not fit.
@@ -118,7 +118,7 @@ def load_into(module: Any, tensors: Mapping[str, Tensor], path: str | Path, what
 
 
 def with_tables(module: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights with the tables that a module makes for itself, e.g. of positions, where the weights lack them.
+    """Add the tables that a module makes for itself, e.g. of positions, to weights that lack them.
 
     Args:
         module: Module that the weights are for.
@@ -130,10 +130,10 @@ def with_tables(module: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def check_types(module: Any, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Raise if a file has whole, complex or boolean numbers for a weight with decimals, or the reverse.
+    """Check that a file has floating-point numbers for floating-point weights, and integers for integer weights.
 
     Raises:
-        WeightsError: It has; torch would convert them silently.
+        WeightsError: The kinds of numbers differ; torch would convert them silently.
     """
     own = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
     for name, value in tensors.items():
@@ -143,12 +143,12 @@ def check_types(module: Any, tensors: Mapping[str, Tensor], path: str | Path) ->
 
 
 def same_kind(value: Tensor, target: Tensor) -> bool:
-    """Return whether one tensor's values can be copied into another without a change of meaning."""
+    """Return whether the values of one tensor can be copied into another without changing their meaning."""
     return value.is_floating_point() == target.is_floating_point() and value.is_complex() == target.is_complex()
 
 
 def check_stored(value: Tensor, dtype: torch.dtype, shape: tuple[int, ...], name: str) -> None:
-    """Raise a WeightsError if something that a checkpoint holds besides weights has another type or shape."""
+    """Raise a WeightsError if a part of a checkpoint other than its weights has a wrong type or shape."""
     if value.dtype != dtype or value.shape != shape:
         raise WeightsError(
             f"The checkpoint's {name} is {value.dtype} {list(value.shape)}, expected {dtype} {list(shape)}: it is "
@@ -160,8 +160,8 @@ def hash_weights(tensors: Mapping[str, Tensor], *, typed: bool = False) -> str:
     """Return the SHA-256 of names and values, as 64 hexadecimal digits.
 
     Args:
-        tensors: Weights by name; the order does not count.
-        typed: Whether shapes and types count as well. Checkpoints hold digests of both kinds.
+        tensors: Weights by name; the order does not matter.
+        typed: Whether shapes and types are part of the digest. Checkpoints hold digests of both kinds.
     """
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
@@ -177,7 +177,7 @@ def bytes_of(x: Tensor) -> Any:
 
 
 def shorten(text: object, length: int = LONGEST) -> str:
-    """Return a foreign text on one line, cut to a length."""
+    """Return a foreign text in one line, cut to the maximum length."""
     line = one_line(text)
     return line if len(line) <= length else f"{line[:length]}..."
 
@@ -204,7 +204,7 @@ def _load(path: Path) -> Mapping[str, Any]:
         raise
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except Exception as error:  # unpicklers raise anything on bytes that are not a checkpoint
+    except Exception as error:  # unpicklers raise errors of many classes if the bytes are not a checkpoint
         raise WeightsError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}: {_reason(error)}). "
             f"Expected a .pt, .ckpt or .safetensors file with tensors and plain values only. {AGAIN}"
@@ -231,13 +231,13 @@ def _check_path(path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return the line of a message that says why: torch's starts with advice where a class is not allowed."""
+    """Return the line with the reason of a message: torch's message begins with advice if a class is not allowed."""
     lines = str(error).splitlines() or [""]
     return shorten(next((line for line in lines if "Unsupported" in line), lines[0]))
 
 
 def _is_archive(path: Path) -> bool:
-    """Return whether a file is of torch's zip format, which can be mapped into memory."""
+    """Return whether a file has torch's zip format, which can be mapped into memory."""
     with path.open("rb") as file:
         return file.read(2) == b"PK"
 
@@ -248,7 +248,7 @@ def _check_archive(path: Path, *identity: int) -> frozenset[int]:
 
     Args:
         path: The file.
-        identity: Size, time and number of the file: one that is unchanged is read once.
+        identity: Size, time and inode of the file, so that an unchanged file is read only once.
 
     Raises:
         WeightsError: A member is compressed or damaged.
@@ -275,7 +275,7 @@ def _check_archive(path: Path, *identity: int) -> frozenset[int]:
 
 
 def _check_storages(content: Any, sizes: frozenset[int], path: Path) -> None:
-    """Raise if a tensor would read behind the end of its member: a mapped file does not stop it."""
+    """Raise an error if a tensor would read beyond the end of its member, which mapping does not prevent."""
     waiting = [content]
     while waiting:
         part = waiting.pop()
@@ -310,7 +310,7 @@ def _find_weights(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
 
 
 def _check_tensor(name: str, value: Tensor, path: Path) -> None:
-    """Raise if a tensor cannot be a weight, whatever the model."""
+    """Raise an error if a tensor cannot be a weight of any model."""
     kinds = {
         "is on the meta device and has no values": value.is_meta,
         "is quantised": value.is_quantized,
@@ -327,7 +327,7 @@ def _check_tensor(name: str, value: Tensor, path: Path) -> None:
 
 
 def _check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raise if a weight is NaN or infinite."""
+    """Raise an error if a weight has NaN or infinite values."""
     broken = [name for name, value in tensors.items() if not name.endswith(MAY_BE_UNSET) and not _is_finite(value)]
     if not broken:
         return
@@ -350,7 +350,7 @@ def _is_finite(value: Tensor) -> bool:
 
 
 def _mapping(value: Any, name: str, path: str | Path) -> Mapping[str, Any]:
-    """Return a part of a checkpoint that maps names to values; empty if it is not there."""
+    """Return a part of a checkpoint that maps names to values; empty if the checkpoint lacks it."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):

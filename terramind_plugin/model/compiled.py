@@ -22,17 +22,17 @@ logger = logging.getLogger("terramind_plugin")
 MODES = ("graphs", "default", "off")
 """Modes of compilation; see `compile_model`."""
 GRAPHS = 3
-"""Number of shapes that get a graph, in training and in evaluation: compiling one takes up to a minute on a GPU."""
+"""Maximum number of shapes that are compiled, each in training and in evaluation: one takes up to a minute on a GPU."""
 WAIT, SHARE = 32, 0.25
-"""Number of calls, and share of all calls, after which a shape other than the first one gets a graph. The last, smaller
-batch of an epoch never gets one: in an epoch of four batches or more its share is smaller."""
+"""Minimum number of calls and share of all calls for a shape other than the first to be compiled. The smaller last
+batch of an epoch is never compiled: in an epoch of four batches or more its share is smaller."""
 REPEATS = 2
-"""Number of times that a shape is compiled again because something other than the arguments has changed, such as which
-parameters train; afterwards the shape runs without a graph."""
+"""Number of times that a shape is compiled again because something other than the arguments has changed, such as the
+set of trained parameters; afterwards the shape runs without a graph."""
 CASES = 32
 """Number of cases of a function that have graphs; training and evaluation are cases of their own."""
 KNOWN = 256
-"""Number of shapes that are counted; images of ever new sizes must not fill the memory."""
+"""Maximum number of shapes that are counted, so that images of many sizes do not fill the memory."""
 
 _said: set[str] = set()
 _nested = 0  # graphs that finished calls of this module have compiled: an outer call must not count them as its own
@@ -42,16 +42,16 @@ Module = TypeVar("Module", bound=nn.Module)
 def compile_model(
     module: Module, mode: str = "graphs", *, backend: str | Callable[..., Any] = "inductor", wait: int = WAIT
 ) -> Module:
-    """Return a module whose calls run as compiled graphs, changed in place; names of its weights stay as they are.
+    """Compile the calls of a module in place and return it; the names of its weights do not change.
 
-    Each shape of the arguments has a graph of its own, the first one at once, others when they have come often; what is
-    left runs as before, such as the last, smaller batch of an epoch. If compilation fails, the log says why in one
-    line, and the module runs as before.
+    Each shape of the arguments has its own graph. The first shape is compiled at its first call, other shapes once they
+    are frequent. Rare shapes, such as the smaller last batch of an epoch, are not compiled. If compilation fails, the
+    log gives the reason in one line, and the module runs without compilation.
 
     Args:
         module: A model, or a part of it. Copies of the module are not compiled.
         mode: 'graphs' compiles on a GPU, with CUDA graphs, and changes nothing on a CPU; 'default' compiles on any
-            device, without CUDA graphs; 'off' takes an earlier compilation back.
+            device, without CUDA graphs; 'off' undoes an earlier compilation.
         backend: Compiler, as in `torch.compile`.
         wait: As in `CompiledCall`.
 
@@ -69,7 +69,7 @@ def compile_model(
 
 
 def compile_method(owner: nn.Module, name: str, mode: str = "graphs", **arguments: Any) -> None:
-    """Let a method of a module run as compiled graphs, for this module alone.
+    """Compile a method of one module object; other objects of its class do not change.
 
     Args:
         owner: The module.
@@ -94,7 +94,7 @@ def compile_method(owner: nn.Module, name: str, mode: str = "graphs", **argument
 
 
 def find_call(module: nn.Module) -> CompiledCall | None:
-    """Return what runs the calls of a compiled module; None for other modules."""
+    """Return the compiled call of a module; None if the module is not compiled."""
     call = getattr(module, "_compiled_call_impl", None)
     return call if isinstance(call, CompiledCall) else None
 
@@ -123,7 +123,7 @@ def _hint(name: object) -> str:
 def keep_out(owner: type, *names: str) -> None:
     """Keep methods out of graphs that are compiled around them.
 
-    The class is changed, and only where torch's compiler is loaded: loading it takes seconds.
+    The class is changed, but only if torch's compiler is already loaded, since loading it takes seconds.
 
     Args:
         owner: Class of the methods.
@@ -144,9 +144,9 @@ class CompiledCall:
             arguments must be hashable and the same in most calls.
         mode: 'graphs' or 'default'.
         backend: Compiler, as in `torch.compile`.
-        owner: Module that the function belongs to: its training mode decides which graph is the right one.
-        case: Function of the arguments that tells cases apart which are equally important, such as the steps of a loop:
-            the first shape of each case gets a graph at once. There may be 32 cases; None for one.
+        owner: Module of the function; training and evaluation mode have different graphs.
+        case: Function of the arguments that distinguishes equally important cases, such as the steps of a loop: the
+            first shape of each case is compiled at once. At most 32 cases are possible; None for a single case.
         wait: Number of calls after which another shape gets a graph.
     """
 
@@ -170,7 +170,7 @@ class CompiledCall:
         self.calls = 0
         """Number of calls so far."""
         self.failure: str | None = None
-        """Why nothing is compiled any more; None if all is well."""
+        """Reason why nothing is compiled any more; None if there is none."""
         self._shapes: dict[Hashable, _Shapes] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -203,7 +203,7 @@ class CompiledCall:
                 rehearse(partial(graph, *args, **kwargs), self.owner, CAPTURE if graph.copies else 1)
             result = graph(*args, **kwargs)
         except Exception as error:
-            # Of a new graph any error may be the compiler's; the function raises its own again below.
+            # Any error of a new graph may come from the compiler; an error of the function is raised again below.
             if not is_new and not _is_of_compiler(error):
                 raise
             reason = _root(error)
@@ -217,7 +217,7 @@ class CompiledCall:
         return result
 
     def _mode_now(self) -> str:
-        """Return the mode of a new graph: without CUDA graphs where activations are recomputed in the backward pass.
+        """Return the mode of a new graph: without CUDA graphs if activations are recomputed in the backward pass.
 
         PyTorch 2.11 splits the graph of such a backward pass, and fails to capture the pieces.
         """
@@ -234,7 +234,7 @@ class CompiledCall:
 
 
 class _Shapes:
-    """Shapes of arguments that came while torch computed in one state, such as training in bfloat16."""
+    """Shapes of arguments that occurred in one state of torch, such as training in bfloat16."""
 
     def __init__(self, wait: int) -> None:
         self.wait = wait
@@ -243,7 +243,7 @@ class _Shapes:
         self._seen: dict[Hashable, int] = {}
 
     def deserves_graph(self, shape: Hashable) -> bool:
-        """Return whether a call runs as a graph, and count it."""
+        """Count a call and return whether it runs as a graph."""
         self.calls += 1
         if shape in self.graphs:
             return self.graphs[shape].repeats <= REPEATS
@@ -268,7 +268,7 @@ class _Graph:
             options["triton.cudagraphs"] = True
         self._call = torch.compile(_apart(function), dynamic=False, backend=backend, options=options or None)
         self.repeats = -1
-        """Number of times that it has been compiled again."""
+        """Number of times that the function has been compiled again."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         global _nested
@@ -287,7 +287,7 @@ class _Graph:
 
 
 def _apart(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function with a code object of its own: torch keeps and counts graphs by code object."""
+    """Return a function with its own code object, since torch stores and counts graphs by code object."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
@@ -302,7 +302,7 @@ def is_distributed() -> bool:
 
 
 def _one_graph() -> AbstractContextManager[Any]:
-    """Return a context in which distributed training does not split graphs, which checkpointing does not survive."""
+    """Return a context in which distributed training does not split graphs; checkpointing fails in split graphs."""
     import torch._dynamo
 
     patched: AbstractContextManager[Any] = torch._dynamo.config.patch(optimize_ddp=False)
@@ -310,13 +310,13 @@ def _one_graph() -> AbstractContextManager[Any]:
 
 
 def _state(device: str, owner: nn.Module | None) -> tuple[Hashable, ...]:
-    """Return what torch computes with besides the arguments."""
+    """Return the state of torch, besides the arguments, on which a graph depends."""
     precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), precision, owner is not None and owner.training
 
 
 def _describe(value: Any) -> Hashable:
-    """Return the shape of an argument: what a graph takes for granted."""
+    """Return the shape of an argument: the properties that are fixed in a graph."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype, value.device, value.requires_grad
     if isinstance(value, Mapping):
@@ -352,7 +352,7 @@ def _is_of_compiler(error: Exception) -> bool:
 
 
 def _root(error: BaseException) -> str:
-    """Return the first line of what an error of the compiler began with, as a sentence."""
+    """Return the first line of the original cause of a compiler error, as a sentence."""
     while (inner := getattr(error, "inner_exception", None) or error.__cause__) is not None:
         error = inner
     text = one_line(str(error).strip().partition("\n")[0]) or type(error).__name__

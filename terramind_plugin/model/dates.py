@@ -13,7 +13,7 @@ class DatesTaken:
 
     count: int
     reason: str
-    """Part of the configuration that needs this number, e.g. 'temporal_pooling: diff'."""
+    """Setting that requires this number, e.g. 'temporal_pooling: diff'."""
 
     def refuse(self, where: str, found: int) -> str:
         """Return the error message for files with another number of dates.

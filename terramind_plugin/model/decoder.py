@@ -78,7 +78,7 @@ class DecoderBlock(nn.Module):
         self.mlp = GatedMlp(dim, hidden, bias=bias) if gated else Mlp(dim, hidden, bias=bias)
 
     def keys_values(self, context: Tensor) -> KeysValues:
-        """Return what `forward` needs of a context [B, N, dim]."""
+        """Return the keys and values of a context [B, N, dim] for `forward`."""
         return self.cross_attn.keys_values(self.context_norm(context))
 
     def forward(
@@ -113,11 +113,11 @@ def run_decoder(
     Args:
         x: Tokens [B, M, dim].
         blocks: The decoder.
-        norm: Applied to the last block's output.
-        memory: For each block what its `keys_values` made of the context.
+        norm: Norm of the last block's output.
+        memory: Keys and values of the context for each block, from its `keys_values`.
         mask: Boolean [B, N]; True where the context has a token.
         self_mask: Boolean [B, M, M]; True where a token may attend to another; None if all may attend to all.
-        causal: Let a token attend to itself and those before it only, in place of `self_mask`.
+        causal: Whether a token attends only to itself and to the tokens before it; replaces `self_mask`.
     """
     attend_to = None if mask is None else mask[:, None, None, :]
     length = x.shape[1]

@@ -12,20 +12,20 @@ from terramind_plugin.errors import WeightsError, WeightsNotFoundError
 SHIPPED = Path(__file__).parents[1] / "shipped"
 """Folder of the weights and vocabularies that come with the package."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
-"""Error numbers of a failing disk; such an error need not name a file."""
+"""Error numbers of a failing disk; such an error may not name a file."""
 
 
 def fetch_file(name: str, repo: str | None, file: str, otherwise: str) -> Path:
     """Return the local path of a file on the Hugging Face hub, downloading it if needed.
 
     Args:
-        name: What needs it, for the message.
+        name: Name of the model that needs the file, for the message.
         repo: Repository on the hub; None for a file that ships with this package.
         file: File in that repository, or in the package.
-        otherwise: End of the message, behind 'or download the file and'.
+        otherwise: End of the message, after 'or download the file and'.
 
     Raises:
-        WeightsNotFoundError: It is not in the local cache and the hub cannot be reached.
+        WeightsNotFoundError: The file is not in the local cache and the hub cannot be reached.
         WeightsError: The cache cannot be read or written, e.g. because the disk is full.
     """
     if repo is None:
@@ -50,7 +50,7 @@ def fetch_file(name: str, repo: str | None, file: str, otherwise: str) -> Path:
 
 
 def _disk_reason(error: BaseException) -> str | None:
-    """Return the disk's reason in an error of a download or in its causes; None where the disk is not the cause."""
+    """Return the disk's error message if a failing disk is the cause of a failed download, otherwise None."""
     seen: BaseException | None = error
     while seen is not None:
         named = isinstance(seen, OSError) and seen.filename is not None and not isinstance(seen, FileNotFoundError)

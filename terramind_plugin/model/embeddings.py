@@ -20,9 +20,9 @@ from terramind_plugin.model.variants import PUBLISHED_WAVES, Variant, Waves
 CACHED_SIZES = 16
 """Maximum number of image sizes whose position embeddings a model keeps."""
 PAD_ID = 0
-"""Token id that stands for no token, in sequences."""
+"""Token id for padding in sequences."""
 SEQUENCE_POSITIONS = 512
-"""Positions that the published sequence embeddings store, however short the sequence."""
+"""Number of positions in the published sequence embeddings, which does not depend on the length of the sequence."""
 
 
 def sincos_positions(height: int, width: int, dim: int, waves: Waves = PUBLISHED_WAVES) -> Tensor:
@@ -65,7 +65,7 @@ class GridEmbedding(nn.Module):
 
     Args:
         dim: Width of a token.
-        patch_size: Height and width in pixels that a token stands for.
+
         img_size: Height and width in pixels that the position embeddings are made for; other sizes are interpolated.
         waves: Fastest wave of the position embeddings and their range.
     """
@@ -102,7 +102,7 @@ class GridEmbedding(nn.Module):
         if key not in self._resized:
             if len(self._resized) == CACHED_SIZES:
                 self._resized.clear()
-            # Validation runs under inference mode; what it makes must stay usable in training.
+            # Validation runs in inference mode; a table made there must be usable in training.
             with torch.inference_mode(False), torch.no_grad():
                 self._resized[key] = resize_positions(self.pos_emb.clone(), self.grid, size)
         return self._resized[key]
@@ -128,7 +128,7 @@ class ImageEmbedding(GridEmbedding):
     ) -> None:
         super().__init__(dim, patch_size, img_size, waves)
         self.channels = channels
-        # No bias: the modality embedding plays that part.
+        # No bias, since the modality embedding has the same effect.
         self.proj = nn.Linear(channels * patch_size**2, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class ImageEmbedding(GridEmbedding):
         return self.project(x) + self.embed_positions(size)
 
     def project(self, x: Tensor) -> Tensor:
-        """Return the patches' content alone, [B, rows * columns, dim], of an image as in `forward`."""
+        """Return the content of the patches without position, [B, rows * columns, dim]; image as in `forward`."""
         patches = rearrange(x, "b c (h ph) (w pw) -> b (h w) (ph pw c)", ph=self.patch_size, pw=self.patch_size)
         tokens: Tensor = self.proj(patches)
         return tokens
@@ -159,12 +159,12 @@ def sequence_positions(length: int, dim: int) -> Tensor:
 
 
 class TokenEmbedding(GridEmbedding):
-    """Embedding of an image modality that comes as token ids.
+    """Embedding of the token ids of an image modality.
 
     Args:
         vocab_size: Number of token ids.
         dim: Width of a token.
-        patch_size: Height and width in pixels that a token stands for.
+
         img_size: Height and width in pixels that the position embeddings are made for; other sizes are interpolated.
         waves: Fastest wave of the position embeddings and their range.
     """
@@ -191,18 +191,18 @@ class TokenEmbedding(GridEmbedding):
 
         Args:
             size: Rows and columns of the grid.
-            index: Their numbers [B, M], row by row.
+            index: Indices of the tokens [B, M], row by row.
         """
         return self.embed_positions(size)[0][index]
 
 
 class SequenceEmbedding(nn.Module):
-    """Embedding of a short text that comes as token ids.
+    """Embedding of the token ids of a sequence.
 
     Args:
         vocab_size: Number of token ids.
         dim: Width of a token.
-        max_length: Longest sequence; later positions count as the first, as in the published decoder.
+        max_length: Maximum length of a sequence; later positions are treated as the first, as in the published decoder.
     """
 
     pos_emb: Tensor
@@ -216,7 +216,7 @@ class SequenceEmbedding(nn.Module):
         self.token_emb = nn.Embedding(vocab_size, dim, padding_idx=PAD_ID)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Return tokens [B, L, dim] of token ids [B, L], 0 where there is none."""
+        """Return tokens [B, L, dim] of token ids [B, L]; 0 at padding."""
         tokens: Tensor = self.token_emb(ids)
         return tokens + self.embed_positions_at(positions_of(ids))
 
@@ -236,16 +236,16 @@ def positions_of(ids: Tensor) -> Tensor:
 
 
 def _share(logits: nn.Linear, embedding: nn.Embedding) -> nn.Linear:
-    """Return the layer, which now shares the embedding's weights, as in the published models."""
+    """Share the embedding's weights with a layer, as in the published models, and return the layer."""
     logits.weight = embedding.weight
     return logits
 
 
 class TokenHead(TokenEmbedding):
-    """Decoder's side of an image modality: the position of each token, and scores of its ids.
+    """Decoder embedding of an image modality: the position of each token, and scores of its ids.
 
     Args:
-        args: Those of `TokenEmbedding`.
+        args: Arguments of `TokenEmbedding`.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -254,10 +254,10 @@ class TokenHead(TokenEmbedding):
 
 
 class SequenceHead(SequenceEmbedding):
-    """Decoder's side of a short text: tokens so far, and scores of the next.
+    """Decoder embedding of a sequence: the tokens so far, and scores of the next one.
 
     Args:
-        args: Those of `SequenceEmbedding`.
+        args: Arguments of `SequenceEmbedding`.
     """
 
     def __init__(self, *args: Any) -> None:

@@ -40,12 +40,12 @@ def run_blocks(
     keep: Collection[int],
     recompute: bool = False,
 ) -> list[Tensor]:
-    """Return the outputs of the kept blocks, each [B, N, dim]; the last block's is normalised.
+    """Return the outputs of the kept blocks, each [B, N, dim]; the output of the last block is normalised.
 
     Args:
         x: Tokens [B, N, dim].
         blocks: The encoder.
-        norm: Applied to the last block's output.
+        norm: Norm of the last block's output.
         mask: Boolean [B, N]; True means that the token may be attended to.
         keep: Indices of the blocks whose outputs are returned, in ascending order.
         recompute: Recompute activations in the backward pass instead of storing them.
@@ -66,7 +66,7 @@ def run_blocks(
 
 
 def initialise(module: nn.Module) -> None:
-    """Draw the weights of a model as masked autoencoders do, in place.
+    """Initialise the weights of a model in place, as masked autoencoders do.
 
     Linear layers are Xavier uniform, the three parts of qkv separately; biases are zero; modality embeddings and
     register tokens, which the model owns as plain parameters, are normal with standard deviation 0.02.

@@ -1,4 +1,4 @@
-"""The encoder-decoder: a context from the tokens of some modalities, scores of the tokens of others.
+"""The encoder-decoder: scores of the tokens of some modalities, given a context from the tokens of others.
 
 Source: TerraMind (arXiv:2504.11171) section 3.2, which is 4M (arXiv:2312.06647); parameter names are those of the
 published checkpoints.
@@ -30,19 +30,18 @@ from terramind_plugin.model.modalities import Modality, token_key
 from terramind_plugin.model.variants import Variant
 
 SAME_POSITION = 2.0
-"""Factor of queries and keys at the start: how much attention goes to the same position."""
+"""Initial scale of queries and keys, which sets how much a token attends to its own position."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens of one modality as the encoder reads them: their content and, separately, their position."""
+    """Tokens of one modality for the encoder, with content and position kept apart."""
 
     content: Tensor
-    """[B, N, dim]."""
+    """Content [B, N, dim]."""
     position: Tensor
-    """Position plus modality embedding, [1 or B, N, dim]. The decoder's context has it added once more."""
+    """Position plus modality embedding, [1 or B, N, dim]; added a second time in the decoder's context."""
     valid: Tensor | None = None
-    """Boolean [B, N], True where there is a token; None if all are there."""
 
     def where(self, present: Tensor | None) -> Tokens:
         """Return the part without the samples that lack the modality.
@@ -63,7 +62,6 @@ class Context:
     memory: tuple[KeysValues, ...]
     """Keys and values for each decoder block."""
     mask: Tensor | None
-    """Boolean [B, N], True where there is a token; None if all are there."""
 
 
 class EncoderDecoder(nn.Module):
@@ -73,13 +71,13 @@ class EncoderDecoder(nn.Module):
 
     Args:
         variant: Architecture.
-        inputs: What the encoder is given; those whose key is that of tokens enter as token ids.
+        inputs: Inputs of the encoder; inputs whose key is that of tokens are given as token ids.
         targets: Modalities that can be predicted.
-        remembered: Modalities whose token ids the encoder can read besides the inputs', to condition what follows.
+        remembered: Further modalities whose token ids the encoder can read, to condition later ones on them.
         img_size: Height and width in pixels that position embeddings are made for.
 
     Raises:
-        ConfigError: A modality has no tokens.
+        ConfigError: A modality has no tokenizer.
     """
 
     def __init__(
@@ -119,13 +117,13 @@ class EncoderDecoder(nn.Module):
         self._initialise()
 
     def _share_modality_embeddings(self) -> None:
-        """Let encoder and decoder have one embedding of a modality that both know, as in the published models."""
+        """Share the embedding of a modality between encoder and decoder if both have it, as in the published models."""
         for key, head in self.decoder_embeddings.items():
             if key in self.encoder_embeddings:
                 head.mod_emb = self.encoder_embeddings[key].mod_emb
 
     def _initialise(self) -> None:
-        """Draw all weights as 4M does, in place, but for the attention to the context.
+        """Initialise all weights in place as 4M does, except the attention to the context.
 
         That begins with equal queries and keys, and an output that undoes the values: it copies what the context has
         at the same position. Training need not find out first which positions belong together.
@@ -162,39 +160,39 @@ class EncoderDecoder(nn.Module):
         return Tokens(embedding.project(image), embedding.embed_positions(size))
 
     def embed_grid(self, key: str, ids: Tensor) -> Tokens:
-        """Return the tokens of an image modality that comes as token ids.
+        """Return the tokens of an image modality from token ids.
 
         Args:
             key: Checkpoint key of the modality.
-            ids: [B, rows, columns].
+            ids: Token ids [B, rows, columns].
         """
         embedding = self._embedding(key)
         return Tokens(embedding.token_emb(ids.flatten(1)), embedding.embed_positions((ids.shape[1], ids.shape[2])))
 
     def embed_some(self, key: str, ids: Tensor, index: Tensor, size: tuple[int, int]) -> Tokens:
-        """Return some tokens of an image modality, those that are decoded so far.
+        """Return some tokens of an image modality, e.g. those decoded so far.
 
         Args:
             key: Checkpoint key of the modality.
-            ids: [B, M].
-            index: Their numbers in the grid [B, M], row by row.
+            ids: Token ids [B, M].
+            index: Indices of the tokens in the grid [B, M], row by row.
             size: Rows and columns of the grid.
         """
         embedding = self._embedding(key)
         return Tokens(embedding.token_emb(ids), embedding.embed_positions_at(size, index))
 
     def embed_sequence(self, key: str, ids: Tensor) -> Tokens:
-        """Return the tokens of a short text.
+        """Return the tokens of a sequence.
 
         Args:
             key: Checkpoint key of the modality.
-            ids: [B, L]; `PAD_ID` where there is no token.
+            ids: Token ids [B, L]; `PAD_ID` where there is no token.
         """
         embedding = self._embedding(key)
         return Tokens(embedding.token_emb(ids), embedding.embed_positions_at(positions_of(ids)), ids != PAD_ID)
 
     def encode(self, parts: Sequence[Tokens], batch: int) -> Context:
-        """Return the context that parts of one or several modalities make; without any, an empty one.
+        """Encode the parts of any number of modalities and return the context, which is empty without parts.
 
         Args:
             parts: Tokens by modality, in any order.
@@ -228,7 +226,7 @@ class EncoderDecoder(nn.Module):
 
         Args:
             key: Checkpoint key of the modality.
-            index: Numbers of the tokens in the grid [B, M], row by row.
+            index: Indices of the tokens in the grid [B, M], row by row.
             size: Rows and columns of the grid.
             context: From `encode`.
         """
@@ -243,7 +241,7 @@ class EncoderDecoder(nn.Module):
 
         Args:
             key: Checkpoint key of the modality.
-            ids: The sequence so far [B, L], its start token included.
+            ids: Token ids of the sequence so far [B, L], with its start token.
             context: From `encode`.
         """
         head = self._head(key)

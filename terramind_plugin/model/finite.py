@@ -1,4 +1,4 @@
-"""A check for NaN and infinity that does not make a GPU wait."""
+"""A check for NaN and infinity that does not have to wait for the GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from terramind_plugin.errors import DataError
 
 
 class FiniteGuard:
-    """Raises where images hold NaN or infinity, from which a model would make meaningless token ids.
+    """Raises an error if images hold NaN or infinity, for which a model would give meaningless token ids.
 
     On a CPU, or where the caller may wait, it raises at once. Otherwise the GPU computes the answer and copies it while
     it goes on; the next call that finds the answer raises.
@@ -23,18 +23,18 @@ class FiniteGuard:
         self._pending: deque[tuple[Any, Tensor, list[str]]] = deque()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Events belong to a process; a copy has nothing to wait for.
+        # Events belong to a process; a copy has no pending checks.
         return FiniteGuard, ()
 
     def __call__(self, images: Mapping[str, Tensor], *, wait: bool) -> None:
         """Check images.
 
         Args:
-            images: By name, of any shape; those that are not float tensors are left out.
+            images: Images by name, of any shape; tensors of other types than float are not checked.
             wait: Whether the caller may wait for a GPU.
 
         Raises:
-            DataError: One of these images is not finite, or one of an earlier call.
+            DataError: An image of this call or of an earlier one is not finite.
         """
         if torch.compiler.is_compiling():
             return
@@ -54,7 +54,7 @@ class FiniteGuard:
         self._pending.append((event, here, list(images)))
 
     def settle(self) -> None:
-        """Look at the answers that have arrived.
+        """Evaluate the checks that have finished on the GPU.
 
         Raises:
             DataError: An image was not finite.
@@ -76,9 +76,9 @@ def _raise(names: list[str], finite: Tensor) -> None:
 
 
 def zero_nan(image: Tensor) -> Tensor:
-    """Return a copy with 0 in place of NaN; infinite values stay, since 3.4e38 would pass for a number.
+    """Return a copy with 0 instead of NaN; infinite values are kept, since replacing them by 3.4e38 would hide them.
 
     Args:
-        image: Of any shape.
+        image: Image of any shape.
     """
     return image.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)

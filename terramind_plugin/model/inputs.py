@@ -1,4 +1,4 @@
-"""Inputs of a model: what it takes, and checks of the tensors it gets."""
+"""Inputs of a model: their description, and checks of the tensors that are passed."""
 
 from __future__ import annotations
 
@@ -17,52 +17,52 @@ those of another."""
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One modality that a model takes."""
+    """An input of a model."""
 
     name: str
-    """The name the user gave, by which tensors are passed."""
+    """Name chosen by the user, by which tensors are passed."""
     key: str
     """Name of the input in checkpoints."""
     channels: int
     pretrained: Modality | None
-    """Entry of the modality table; None for a modality that is new."""
+    """The known modality; None for a new one."""
     band_sources: tuple[int | None, ...] | None
-    """Position of each channel in the pre-training data, None for a new band; None for all bands in order."""
+    """Index of each channel among the pre-training bands, None for a new band; None for all bands in order."""
     is_tokens: bool = False
-    """True if the input enters the model as token ids, not as pixels."""
+    """True if the model takes the input as token ids, not as pixels."""
     new_bands: tuple[str, ...] = ()
     """Names of the bands without pre-trained weights."""
 
     @classmethod
     def of_tokens(cls, name: str, modality: Modality, key: str | None = None) -> InputSpec:
-        """Return a modality of the table that the model takes as token ids."""
+        """Return the specification of a known modality that the model takes as token ids."""
         return cls(name, key or token_key(modality), len(modality.bands), modality, None, is_tokens=True)
 
     @property
     def source_key(self) -> str | None:
-        """Return the name in the published checkpoints of the input's weights; None for a modality that is new."""
+        """Return the name of the input's weights in the published checkpoints; None for a new modality."""
         if self.pretrained is None:
             return None
         return self.pretrained.token_key if self.is_tokens else self.pretrained.patch_key
 
     @property
     def is_sequence(self) -> bool:
-        """Return whether the input is a short text, which has no position in a feature map."""
+        """Return whether the input is a sequence, which has no position in a feature map."""
         return self.pretrained is not None and self.pretrained.kind == "sequence"
 
 
 @dataclass(frozen=True)
 class Advice:
-    """Advice for inputs that do not fit, in the arguments of a kind of model."""
+    """Advice in messages about inputs that do not fit, in terms of the arguments of a kind of model."""
 
     unknown: str
-    """About a modality that the model does not take."""
+    """For a modality that the model does not take."""
     selection: str
-    """About channels that are not all bands; `{name}` stands for the modality."""
+    """For images that do not have all bands; `{name}` is replaced by the modality."""
     sizes: str
-    """About images of several sizes."""
+    """For images of several sizes."""
     series: str
-    """About images with a dimension more."""
+    """For images with an additional dimension."""
 
 
 BACKBONE = Advice(
@@ -85,11 +85,11 @@ def check_size(size: int | Sequence[int], patch_size: int, name: str = "image_si
 
     Args:
         size: Height and width, or one number for both.
-        patch_size: Both must be multiples of it.
+        patch_size: Patch size in pixels; height and width must be multiples of it.
         name: Argument that has the size, for the message.
 
     Raises:
-        ConfigError: They are not.
+        ConfigError: They are not multiples of the patch size.
     """
     sizes = (size, size) if isinstance(size, int) else tuple(size)
     if len(sizes) != 2 or any(not isinstance(n, int) or n < patch_size or n % patch_size for n in sizes):
@@ -106,13 +106,13 @@ def collect_inputs(
     """Return the given tensors by the model's names, in the model's order.
 
     Args:
-        specs: What the model takes.
+        specs: Inputs of the model.
         x: Tensors by modality, or the tensor of the first modality.
         named: Tensors passed by keyword.
-        advice: What messages tell to do.
+        advice: Advice for messages.
 
     Raises:
-        ConfigError: Nothing was given, or a modality that the model does not take.
+        ConfigError: No tensor was given, or a modality that the model does not take.
     """
     given: dict[str, Tensor] = {}
     if isinstance(x, Mapping):
@@ -162,12 +162,12 @@ def check_shapes(
     """Check that tensors have dimensions, channels and sizes that the model can take.
 
     Args:
-        specs: What the model takes.
+        specs: Inputs of the model.
         inputs: Tensors by the model's names: images [B, channels, H, W], of class maps also class ids [B, H, W],
             token ids [B, rows, columns] and positions [B, 2] or [B, 2, H, W].
-        patch_size: Height and width must be multiples of it.
+        patch_size: Patch size in pixels; height and width must be multiples of it.
         same_size: Whether all modalities must have the same height and width.
-        advice: What messages tell to do.
+        advice: Advice for messages.
 
     Raises:
         ConfigError: A tensor has other dimensions, channels or sizes.
@@ -212,7 +212,7 @@ def is_token_ids(spec: InputSpec, inputs: Mapping[str, Tensor], patch_size: int)
     Args:
         spec: The input.
         inputs: Tensors by the model's names.
-        patch_size: Of the model.
+        patch_size: Patch size of the model in pixels.
     """
     x = inputs[spec.name]
     if x.ndim != 3 or spec.pretrained is None:

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MANY_KEYS = 1024
-"""Number of keys beyond which attention never holds all its scores at once."""
+"""Number of keys above which attention never stores all scores at once."""
 
 HAS_AMX = hasattr(torch.cpu, "get_capabilities") and bool(torch.cpu.get_capabilities().get("amx_bf16", False))
-"""True if the CPU has matrix units, which torch's fused attention uses; False where torch is too old to say."""
+"""True if the CPU has matrix units, which torch's fused attention uses; False if torch is too old to tell."""
 
 
 class LayerNorm(nn.Module):
@@ -26,7 +26,7 @@ class LayerNorm(nn.Module):
 
     Args:
         dim: Size of the last dimension.
-        eps: Added to the variance.
+        eps: Number added to the variance.
     """
 
     bias: Tensor
@@ -49,18 +49,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout:
         q: Queries [B, heads, N, dim].
         k: Keys [B, heads, M, dim].
         v: Values [B, heads, M, dim].
-        mask: Boolean, broadcastable to [B, heads, N, M]; True means attend. A query without any key gives zero.
-        dropout: Share of attention weights that are dropped.
+        mask: Boolean, broadcastable to [B, heads, N, M]; True means attend. A query without keys gives zero.
+        dropout: Probability with which attention weights are dropped.
     """
     if not _matmuls_are_faster(q, k, v):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-    # Contiguous heads: the product would otherwise copy the transposed keys element by element.
+    # Contiguous heads, since the product would otherwise copy the transposed keys element by element.
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if mask is None:
         weights = scores.softmax(dim=-1)
     else:
-        # The second fill is for queries that may attend to nothing: zero, as torch's own attention gives.
+        # The second fill gives zero for queries without keys, as torch's attention does.
         weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1).masked_fill(~mask, 0.0)
     if dropout:
         weights = F.dropout(weights, dropout)
@@ -69,10 +69,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout:
 
 
 def _matmuls_are_faster(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Return whether two matrix products beat torch's fused attention.
+    """Return whether two matrix products are faster than torch's fused attention.
 
-    They do in half precision on a CPU: the fused kernel is slow in its backward pass, and without AMX in its forward
-    pass, too. They keep all scores, so they pay only while those are few.
+    They are in half precision on a CPU, where the fused kernel is slow in its backward pass, and without AMX also in
+    its forward pass. They store all scores, so they are used only for few keys.
     """
     if q.device.type != "cpu" or q.dtype not in (torch.bfloat16, torch.float16) or k.shape[-2] > MANY_KEYS:
         return False
@@ -110,7 +110,7 @@ class Attention(nn.Module):
 
 
 class _SwiGlu(torch.autograd.Function):
-    """silu(gate) * value that keeps its two inputs for the backward pass, and not silu(gate) as well.
+    """silu(gate) * value that stores only its two inputs for the backward pass, and not silu(gate).
 
     A step of the base size saves 16 % of activation memory by it.
     """
@@ -147,7 +147,7 @@ class GatedMlp(nn.Module):
 
     Args:
         dim: Width of a token.
-        hidden: Width before the two thirds that keep the parameter count of an ungated layer.
+        hidden: Width of an ungated layer; two thirds of it are used, which gives the same number of parameters.
         bias: Whether the linear layers have a bias.
     """
 
@@ -169,7 +169,7 @@ class Mlp(nn.Module):
 
     Args:
         dim: Width of a token.
-        hidden: Width in between.
+        hidden: Width of the hidden layer.
         bias: Whether the linear layers have a bias.
         drop: Dropout of the output.
     """
@@ -187,12 +187,12 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (arXiv:1603.09382): in training a sample skips a branch with some probability.
+    """Stochastic depth (arXiv:1603.09382): in training, a sample skips a branch with a given probability.
 
     `timm.layers` has the same, and takes two seconds to import.
 
     Args:
-        rate: The probability, less than 1.
+        rate: Probability, less than 1.
     """
 
     def __init__(self, rate: float) -> None:

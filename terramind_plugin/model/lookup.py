@@ -1,4 +1,4 @@
-"""The model that a user names: by its registry name, by a file of weights, or by a repository on the hub."""
+"""The model that a user names by a registry name, a file of weights, or a repository on the hub."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def look_up_model(model: str, ckpt_path: Path | None = None) -> tuple[Variant, P
     Args:
         model: A registry name such as 'terramind_v1_base', the path of a checkpoint or of an exported folder, or
             'hub:ORG/NAME'.
-        ckpt_path: Weights beside a registry name.
+        ckpt_path: File with weights for a registry name.
 
     Raises:
         ConfigError: There is no such model, or weights are named twice.
-        WeightsNotFoundError: There is no such file, or no such repository on this machine and the hub.
-        WeightsError: The file holds no TerraMind, or one of no known size.
+        WeightsNotFoundError: There is no such file, or no such repository on this machine or the hub.
+        WeightsError: The file holds no TerraMind model, or one of an unknown size.
     """
     if model in VARIANTS:
         return VARIANTS[model], ckpt_path
@@ -47,7 +47,7 @@ def read_variant(path: Path) -> Variant:
 
     Raises:
         WeightsNotFoundError: There is no such file.
-        WeightsError: The file holds no TerraMind encoder, or one of no known size.
+        WeightsError: The file holds no TerraMind encoder, or one of an unknown size.
     """
     from terramind_plugin.model.checkpoints import model_args_of, read_file
     from terramind_plugin.model.weights import read_checkpoint

@@ -1,4 +1,4 @@
-"""The table of modalities: every number the model knows about its inputs, in one place.
+"""The table of modalities: all numbers about the model's inputs in one place.
 
 Source of bands, statistics, vocabulary sizes and checkpoint keys: the registration of TerraMind 1.0 in TerraTorch
 (terratorch/models/backbones/terramind) and the TerraMind paper, arXiv:2504.11171, section 3.
@@ -21,7 +21,7 @@ class Band:
     name: str
     """Name in the product, e.g. 'B04' or 'VV'."""
     common_name: str
-    """Name that TerraTorch configs use, e.g. 'RED'; equal to `name` where there is none."""
+    """Name in TerraTorch's configurations, e.g. 'RED'; equal to `name` if there is none."""
     mean: float
     """Mean of the pre-training data, in the modality's units."""
     std: float
@@ -30,30 +30,30 @@ class Band:
 
 @dataclass(frozen=True)
 class Modality:
-    """Everything the package knows about one modality."""
+    """Names, bands, units and tokens of a modality."""
 
     name: str
-    """The user's name, e.g. 'S2L2A'."""
+    """Name for users, e.g. 'S2L2A'."""
     kind: Literal["image", "classes", "sequence"]
-    """'image' holds numbers per pixel, 'classes' one class id per pixel, 'sequence' a short text."""
+    """'image' for numbers per pixel, 'classes' for one class id per pixel, 'sequence' for a sequence of tokens."""
     units: str
     valid_range: tuple[float, float]
     """Smallest and largest physically meaningful value, in `units`."""
     bands: tuple[Band, ...] = ()
     patch_key: str | None = None
-    """Checkpoint key of the embedding that takes pixels; None if the published models take tokens only."""
+    """Checkpoint key of the embedding of pixels; None if the published models take only tokens."""
     token_key: str | None = None
-    """Checkpoint key of the embedding that takes token ids; None if there are no tokens of this modality."""
+    """Checkpoint key of the embedding of token ids; None if there are no tokens of this modality."""
     vocab_size: int | None = None
     """Number of token ids in the published weights."""
     max_length: int | None = None
-    """Longest token sequence, for kind 'sequence'."""
+    """Maximum number of tokens, for kind 'sequence'."""
     rgb: tuple[int, ...] = (0,)
     """Indices of the bands to draw as red, green, blue, or of the one band to draw in grey."""
     class_names: tuple[str, ...] = ()
     class_colors: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
-    """Further spellings that users and data sets have for it."""
+    """Further names of the modality among users and in data sets."""
 
     @property
     def band_names(self) -> tuple[str, ...]:
@@ -107,7 +107,7 @@ class Modality:
 
 
 def _band_key(name: object) -> str:
-    """Fold case and the leading zero of Sentinel-2 names, so that b4, B4 and B04 are one band."""
+    """Normalise case and the leading zero of Sentinel-2 names, so that b4, B4 and B04 are the same band."""
     return re.sub(r"^B0(\d)$", r"B\1", str(name).strip().upper())
 
 
@@ -261,7 +261,7 @@ OPTICAL = tuple(modality.name for modality in _TABLE if "reflectance" in modalit
 
 
 def _name_key(name: str) -> str:
-    """Fold case and separators, so that s2l2a, S2-L2A and S2_L2A are one name."""
+    """Normalise case and separators, so that s2l2a, S2-L2A and S2_L2A are the same name."""
     return re.sub(r"[^a-z0-9@]", "", name.lower())
 
 
@@ -284,13 +284,13 @@ _FAMILIES = {
 
 
 _PRODUCTS = {key: modality for key, modality in _BY_KEY.items() if re.match(r"(s|sen)[12]", key) and "@" not in key}
-"""Satellite products by spelling, whose names may be a part of longer names."""
+"""Satellite products by normalised name, which may be a part of longer names."""
 _LAYERS = {key: modality for key, modality in _BY_KEY.items() if "@" not in key and key not in (*_PRODUCTS, "location")}
-"""Other modalities by spelling, which may be a word of longer names."""
+"""Other modalities by normalised name, which may be a word of longer names."""
 
 
 def find_exact(name: str) -> Modality | None:
-    """Return the modality that a spelling stands for, or None if there is none or more than one.
+    """Return the modality of exactly this name, or None if there is none or more than one.
 
     Args:
         name: A user's name in any case and with or without separators, a known alias, or a checkpoint key.
@@ -299,7 +299,7 @@ def find_exact(name: str) -> Modality | None:
 
 
 def find(name: str) -> Modality | None:
-    """Return the modality that a name stands for, or None if there is none or more than one.
+    """Return the modality of a name or of a part of it, or None if there is none or more than one.
 
     Args:
         name: As in `find_exact`, or a name that holds a satellite product, such as S2L2A_before or S2L1C_L8. A name
@@ -313,7 +313,7 @@ def find(name: str) -> Modality | None:
 
 
 def find_layer(name: str) -> Modality | None:
-    """Return the modality that a name of pre-trained data stands for, as TerraTorch reads such names, or None.
+    """Return the modality of a name as TerraTorch interprets names of pre-trained data, or None.
 
     Args:
         name: As in `find`, or a name with DEM, RGB, LULC, NDVI or coords as one of its words, such as LULC_2020.
@@ -326,7 +326,7 @@ def find_layer(name: str) -> Modality | None:
 
 
 def _held(name: str, spellings: Mapping[str, Modality], *, whole_words: bool) -> list[Modality]:
-    """Return the modalities whose spelling is a part of a name, or one of its words."""
+    """Return the modalities whose normalised name is a part of a name, or one of its words."""
     words = {_name_key(word) for word in re.split(r"[^A-Za-z0-9]+", name)}
     key = _name_key(name)
     held = [modality for spelling, modality in spellings.items() if spelling in (words if whole_words else key)]
@@ -334,29 +334,29 @@ def _held(name: str, spellings: Mapping[str, Modality], *, whole_words: bool) ->
 
 
 def find_family(name: str) -> tuple[str, ...]:
-    """Return the names of the modalities that an ambiguous name, such as 'S1', may stand for; none for other names."""
+    """Return the names of the modalities that an ambiguous name, such as 'S1', may mean; none for other names."""
     return () if find_layer(name) is not None else _FAMILIES.get(_name_key(name), ())
 
 
 def band_text(band: object) -> str:
-    """Return the name of a band that is a text or a member of TerraTorch's enums."""
+    """Return the name of a band, given as text or as a member of TerraTorch's enums."""
     return str(getattr(band, "value", band))
 
 
 def is_position(name: str) -> bool:
-    """Return whether an input is a position: coords, or another name of it."""
+    """Return whether an input is a position, i.e. coords or another name for it."""
     modality = find_exact(name)
     return modality is not None and modality.kind == "sequence"
 
 
 def resolve(name: str) -> Modality:
-    """Return the modality that a name stands for.
+    """Return the modality of a name.
 
     Args:
         name: As in `find_layer`.
 
     Raises:
-        ConfigError: The name is ambiguous ('S1'), unknown, or 'caption'; the message lists what it could be.
+        ConfigError: The name is ambiguous ('S1'), unknown, or 'caption'; the message lists possible names.
     """
     modality = find_layer(name)
     if modality is not None:
@@ -373,7 +373,7 @@ def resolve(name: str) -> Modality:
 
 
 def statistics(modality: Modality, bands: Iterable[object]) -> tuple[list[float], list[float]]:
-    """Return pre-training means and standard deviations of some bands, in the order given.
+    """Return pre-training means and standard deviations of some bands, in the given order.
 
     Args:
         modality: Entry of the table.

@@ -25,7 +25,7 @@ def plan_inputs(
     share_embeddings: bool = False,
     in_chans: int | None = None,
 ) -> tuple[InputSpec, ...]:
-    """Return what a model takes, in the user's order.
+    """Return the inputs of a model in the user's order.
 
     Args:
         modalities: Names of the modality table, or longer names that hold one, such as S2L2A_before, which all use
@@ -63,7 +63,7 @@ def plan_inputs(
 
 
 def say_sources(specs: Sequence[InputSpec]) -> list[str]:
-    """Return for each input whose name is not that of its modality what it starts from, and what is new."""
+    """Describe each input whose name is not that of its modality: its initial weights, and its new bands."""
     lines = []
     for spec in specs:
         if spec.pretrained is None or find_exact(spec.name) is not None:
@@ -146,7 +146,7 @@ def _check_name(name: str, what: str) -> None:
 
 
 def _refuse_repeated(specs: Sequence[InputSpec]) -> None:
-    """Raise if two inputs have one name, or if a modality is named twice by spellings of its own name."""
+    """Raise an error if two inputs have the same name, or a modality is named twice in different spellings."""
     names = [spec.name for spec in specs]
     for spec in specs:
         exact = [other for other in specs if other.key == spec.key and find_exact(other.name) is not None]
@@ -158,7 +158,7 @@ def _refuse_repeated(specs: Sequence[InputSpec]) -> None:
 
 
 def _bands_by_input(bands: ChosenBands, specs: Sequence[InputSpec]) -> dict[str, Sequence[object]]:
-    """Return the bands by the names of inputs: an entry for a modality counts for all inputs that have it."""
+    """Return the bands by input; an entry for a modality applies to all inputs of that modality."""
     named: dict[str, Sequence[object]] = {}
     own = {spec.name for spec in specs}
     for name, chosen in sorted(bands.items(), key=lambda item: item[0] in own):
@@ -176,7 +176,7 @@ def _bands_by_input(bands: ChosenBands, specs: Sequence[InputSpec]) -> dict[str,
                 f"{[spec.name for spec in specs]}.{suggest(str(name), own)}"
             )
         named |= {spec.name: chosen for spec in meant}
-    for spec in specs:  # inputs with one embedding have the same bands
+    for spec in specs:  # inputs that share an embedding have the same bands
         same = [other for other in specs if other.key == spec.key and other.name in named]
         if same and spec.name not in named:
             named[spec.name] = named[same[0].name]
@@ -206,7 +206,7 @@ def _choose_bands(spec: InputSpec, names: Sequence[object], new_bands: Sequence[
 
 
 def _refuse_unknown(spec: InputSpec, modality: Modality, band: object) -> None:
-    """Raise for a band that the modality lacks, unless the input is another sensor's, such as S2L1C_L8."""
+    """Raise an error for a band that the modality lacks, unless the input is of another sensor, such as S2L1C_L8."""
     try:
         modality.band_index(band)
     except ConfigError as error:
@@ -223,7 +223,7 @@ def _check_new_bands(bands: ChosenBands, new_bands: Sequence[object]) -> None:
 
 
 def _check_shared(specs: Sequence[InputSpec]) -> None:
-    """Raise if inputs with one embedding have different bands."""
+    """Raise an error if inputs that share an embedding have different bands."""
     first: dict[str, InputSpec] = {}
     for spec in specs:
         other = first.setdefault(spec.key, spec)

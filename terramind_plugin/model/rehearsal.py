@@ -1,4 +1,4 @@
-"""A new graph is tried before its results count, so that what fails in it cannot end a training run."""
+"""Trial run of a new graph before it is used, so that an error in it does not end a training run."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ CAPTURE = 3
 
 
 def rehearse(call: Callable[[], Any], module: nn.Module | None, times: int) -> None:
-    """Run a graph, and its backward pass if there is one, and forget the results.
+    """Run a graph, and its backward pass if there is one, and discard the results.
 
     Compilers work on the backward pass late: without this, an error of theirs would come out of `loss.backward()`,
     where nothing can run without the graph any more. Random numbers and buffers are afterwards as they were before.
 
     Args:
-        call: Runs the graph.
-        module: Module that the graph is of; None without a backward pass.
+        call: Function that runs the graph.
+        module: Module of the graph; None without a backward pass.
         times: Number of runs.
     """
     weights = [] if module is None else [one for one in module.parameters() if one.requires_grad]
@@ -30,13 +30,13 @@ def rehearse(call: Callable[[], Any], module: nn.Module | None, times: int) -> N
         for _ in range(times):
             results = [one for one in tensors_in(call()) if one.requires_grad]
             if results and weights:
-                # Not backward(): it would add to gradients, and start the exchange between processes.
+                # Not backward(), which would add to gradients and start the exchange between processes.
                 torch.autograd.grad(sum(one.float().sum() for one in results), weights, allow_unused=True)  # type: ignore[arg-type]
 
 
 @contextmanager
 def _kept(module: nn.Module | None) -> Iterator[None]:
-    """Put random numbers and buffers, such as the statistics of batch normalisation, back afterwards."""
+    """Restore the random state and buffers, such as the statistics of batch normalisation, afterwards."""
     buffers = (
         [(one, one.detach().clone()) for one in module.buffers()] if module is not None and module.training else []
     )

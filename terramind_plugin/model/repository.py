@@ -1,4 +1,4 @@
-"""A model as a folder or a repository of the Hugging Face hub: weights, and a config.json that says what they are.
+"""A model in a folder or a repository of the Hugging Face hub: weights, and a config.json that describes them.
 
 TerraTorch's vLLM plugin reads task and data settings of a fine-tuned model from `pretrained_cfg` in config.json
 (terratorch/vllm). The same key is read here.
@@ -15,7 +15,7 @@ from terramind_plugin.errors import ConfigError, WeightsError, WeightsNotFoundEr
 from terramind_plugin.model.variants import VARIANTS
 
 ENDINGS = (".safetensors", ".pt", ".ckpt")
-"""Endings of files with weights, the preferred one first."""
+"""File name endings of weights, the preferred one first."""
 HUB = "hub:"
 """Prefix of a repository on the Hugging Face hub."""
 CONFIG_FILE = "config.json"
@@ -37,8 +37,8 @@ def fetch_weights(model: str) -> Path:
             needed.
 
     Raises:
-        ConfigError: The repository's name is none, or there are several files of weights.
-        WeightsNotFoundError: There is no file of weights, or no such repository on this machine and the hub.
+        ConfigError: The repository's name is invalid, or there are several files of weights.
+        WeightsNotFoundError: There is no file of weights, or no such repository on this machine or the hub.
     """
     if model.startswith(HUB):
         return _fetch_repository(model.removeprefix(HUB))
@@ -71,7 +71,7 @@ def read_pretrained_cfg(folder: Path) -> dict[str, Any]:
 
 
 def settings_part(settings: Mapping[str, Any], name: str, where: Path) -> dict[str, Any]:
-    """Return 'model' or 'data' of the settings of a config.json: its class_path and its init_args; empty without.
+    """Return class_path and init_args of 'model' or 'data' in the settings of a config.json; empty if it is absent.
 
     Args:
         settings: Result of `read_pretrained_cfg`.
@@ -79,7 +79,7 @@ def settings_part(settings: Mapping[str, Any], name: str, where: Path) -> dict[s
         where: Folder of the config.json, for the message.
 
     Raises:
-        WeightsError: It has another form.
+        WeightsError: The entry has another form.
     """
     part = settings.get(name)
     if part is None:
@@ -93,7 +93,7 @@ def settings_part(settings: Mapping[str, Any], name: str, where: Path) -> dict[s
 
 
 def settings_beside(weights: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the settings of task and data that the config.json beside weights holds, as Lightning's checkpoints do.
+    """Return the settings of task and data in the config.json beside weights, in the form of Lightning's checkpoints.
 
     Returns:
         The arguments of the task, and those of the data module by the name of its class; empty without.
@@ -147,7 +147,7 @@ def _list_files(repo: str) -> Sequence[str]:
 
 
 def _choose_weights(names: Iterable[str], where: str, advice: str) -> str:
-    """Return the one file with weights among files.
+    """Return the file with weights among files.
 
     Raises:
         ConfigError: There are several of the preferred ending.

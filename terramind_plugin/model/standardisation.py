@@ -13,9 +13,9 @@ class Standardisation(nn.Module):
     """Subtracts the mean of the pre-training data and divides by its standard deviation.
 
     Args:
-        mean: Of each band, in the modality's units.
-        std: Of each band.
-        offset: Added to each mean, for data whose values are shifted by it.
+        mean: Mean of each band, in the modality's units.
+        std: Standard deviation of each band.
+        offset: Number added to each mean, for data whose values are shifted by it.
     """
 
     mean: Tensor
@@ -23,13 +23,13 @@ class Standardisation(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], offset: float = 0.0) -> None:
         super().__init__()
-        # Numbers of the modality table and no weights, so checkpoints do not hold them.
+        # Constants from the modality table, not weights, so checkpoints do not hold them.
         self.register_buffer("mean", torch.tensor(mean)[:, None, None] + offset, persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return a standardised copy of an image [..., bands, H, W]."""
-        return (image - self.mean).div_(self.std)  # in place: new memory costs as much as the division
+        return (image - self.mean).div_(self.std)  # in place, since allocating memory takes as long as the division
 
     def undo(self, image: Tensor) -> Tensor:
         """Return a copy of a standardised image [..., bands, H, W] in the modality's units."""
@@ -66,5 +66,5 @@ class Standardised(Standardisation):
         return result.transpose(1, 2) if image.ndim == 5 else result
 
     def numbers(self) -> list[Any]:
-        """Return shift, scale, means and standard deviations: other numbers make other inputs."""
+        """Return shift, scale, means and standard deviations, on which the inputs depend."""
         return [self.shift, self.scale, self.mean.tolist(), self.std.tolist()]

@@ -1,4 +1,4 @@
-"""Values in a wrong unit, found from the values alone."""
+"""Detection of values in a wrong unit, from the values alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from terramind_plugin.model.modalities import OPTICAL, RADAR, Modality
 FACTORS = (10, 100, 1000)
 """Factors by which decibels are stored as whole numbers."""
 MOST = 255
-"""Largest value of a picture of 8 bits."""
+"""Maximum value of an 8-bit picture."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Guess:
     """A wrong unit of values."""
 
     text: str
-    """E.g. 'linear power, not decibels'."""
+    """Name of the wrong unit, e.g. 'linear power, not decibels'."""
     advice: str
-    """Advice how to convert the values, as a sentence."""
+    """Advice on converting the values, as a sentence."""
     scale: float | None = None
-    """Factor that brings them into the units; None if that takes more than a factor."""
+    """Factor that converts the values into the modality's units; None if a factor is not enough."""
 
     def __str__(self) -> str:
         return self.text
@@ -35,10 +35,10 @@ EIGHT_BIT = Guess("pictures of 8 bits", "Use the original product.")
 
 
 def other_unit(modality: Modality, values: NDArray[Any]) -> Guess | None:
-    """Return the wrong unit that values seem to be in; None if they are in the modality's units.
+    """Return the wrong unit in which values seem to be; None if they are in the modality's units.
 
     Args:
-        modality: Modality that the values should be of.
+        modality: Expected modality of the values.
         values: Finite values, at least one.
     """
     low, high = float(values.min()), float(values.max())
@@ -65,10 +65,10 @@ def other_unit(modality: Modality, values: NDArray[Any]) -> Guess | None:
 
 
 def is_eight_bit(modality: Modality, values: NDArray[Any]) -> bool:
-    """Return whether values are those of 8-bit pictures: the reflectance of a whole file or data set never is that low.
+    """Return whether values are those of 8-bit pictures; reflectances of a whole file or data set are never that low.
 
     Args:
-        modality: Modality that the values should be of.
+        modality: Expected modality of the values.
         values: Values of a whole file, or of 8-bit files.
     """
     return modality.name in OPTICAL and 10 < values.max() <= MOST

@@ -1,4 +1,4 @@
-"""The model sizes, those published and the small one of this package: numbers only.
+"""The model sizes as numbers: the published ones and the small one of this package.
 
 Source: TerraTorch's registration of TerraMind 1.0 and the model cards of the repositories named here.
 """
@@ -12,13 +12,13 @@ from terramind_plugin.errors import ConfigError, suggest
 from terramind_plugin.model.modalities import Modality
 
 Waves = tuple[float, float]
-"""Radians from patch to patch of the fastest wave of position embeddings, and how many times slower the slowest is."""
+"""Radians per patch of the fastest wave of position embeddings, and the ratio of the fastest to the slowest wave."""
 PUBLISHED_WAVES: Waves = (1.0, 10000.0)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Architecture of one model and where its weights are."""
+    """Architecture of a model and the location of its weights."""
 
     name: str
     dim: int
@@ -41,13 +41,13 @@ class Variant:
     img_size: int = 224
     """Height and width in pixels of the images that the weights were trained on."""
     one_size: bool = False
-    """True if the weights understand larger images less: they saw one size alone, and few patches."""
+    """True if the weights are worse on larger images: they were trained on images of one size with few patches."""
     waves: Waves = PUBLISHED_WAVES
     """Wavelengths of the position embeddings."""
     family: str = "terramind_v1"
     """Prefix of the names of the tokenizers, see `terramind_plugin.tokenizers.variants`."""
     vocab_sizes: Mapping[str, int] = field(default_factory=dict)
-    """Number of token ids by modality, where it differs from the modality table."""
+    """Number of token ids by modality, if it differs from the modality table."""
 
     def vocab_size(self, modality: Modality) -> int:
         """Return the number of token ids of a modality; 0 if it has no tokens."""
@@ -77,7 +77,7 @@ VARIANTS: dict[str, Variant] = {
         _variant("small", 384, 12, 6, 6, bias=True, gated=False),
         _variant("base", 768, 12, 12, 12, bias=False, gated=True),
         _variant("large", 1024, 24, 24, 16, bias=False, gated=True),
-        # Trained by this package on simulated worlds alone; it is none of the published models.
+        # Trained by this package on simulated worlds only; not one of the published models.
         Variant(
             name="terramind_sim_nano",
             dim=128,
@@ -91,7 +91,7 @@ VARIANTS: dict[str, Variant] = {
             patch_size=8,
             img_size=64,
             one_size=True,
-            waves=(1.5, 10.0),  # eight rows of patches, which the published waves hardly tell apart
+            waves=(1.5, 10.0),  # with the published waves, eight rows of patches would have almost the same embeddings
             family="terramind_sim_nano",
             vocab_sizes={
                 **dict.fromkeys(("S2L2A", "S1GRD", "S1RTC", "DEM", "NDVI"), 640),
@@ -103,7 +103,7 @@ VARIANTS: dict[str, Variant] = {
 }
 
 SIZES = {name.rpartition("_")[2]: name for name in VARIANTS}
-"""Names of the models by their size, for command lines."""
+"""Names of the models by size, for command lines."""
 
 
 def find_variant(name: str) -> Variant:

@@ -18,13 +18,13 @@ from terramind_plugin.model.modalities import find
 from terramind_plugin.model.variants import Variant
 
 ANCHOR = "encoder_embeddings."
-"""Part of the names of an encoder's weights in any model around it."""
+"""Part of the names of an encoder's weights in any model that contains it."""
 DECODER_ANCHOR = "decoder_embeddings."
-"""Part of the names of an encoder-decoder's weights in any model around it."""
+"""Part of the names of an encoder-decoder's weights in any model that contains it."""
 
 
 class Loadable(Protocol):
-    """Interface of a model that loading needs, such as `TerraMindBackbone` and `EncoderDecoder`."""
+    """Interface that loading needs from a model such as `TerraMindBackbone` or `EncoderDecoder`."""
 
     variant: Variant
     inputs: tuple[InputSpec, ...]
@@ -36,7 +36,7 @@ class Loadable(Protocol):
         ...
 
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tables that the model makes for itself."""
+        """Yield the tables that the model computes itself."""
         ...
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
@@ -46,13 +46,13 @@ class Loadable(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights of an encoder as stored, by their published names."""
+    """Stored weights of an encoder, by their published names."""
 
     tensors: Mapping[str, Tensor]
     source: str
     """Origin of the weights, for messages."""
     bands: Mapping[str, Sequence[object]] | None = None
-    """Bands that the checkpoint's model was configured with, if it says so; None for pre-trained weights."""
+    """Bands in the configuration of the checkpoint's model, if it is stored; None for pre-trained weights."""
 
 
 @dataclass
@@ -62,13 +62,13 @@ class LoadReport:
     source: str
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    """Weights that the model needs and the checkpoint lacks."""
+    """Weights of the model that the checkpoint lacks."""
     mismatched: list[str] = field(default_factory=list)
-    """Weights of another shape in the checkpoint."""
+    """Weights that have another shape in the checkpoint."""
     fresh: list[str] = field(default_factory=list)
-    """Weights that are new in this model by configuration and keep their initial values."""
+    """Weights that are new by the model's configuration and keep their initial values."""
     unexpected: list[str] = field(default_factory=list)
-    """Weights of the checkpoint's encoder that the model lacks."""
+    """Weights of the checkpoint's encoder that the model does not have."""
     unused: int = 0
     """Number of tensors of parts that this model does not have (decoder, other modalities)."""
 
@@ -82,10 +82,10 @@ class LoadReport:
         return "\n".join(lines)
 
     def raise_if_incomplete(self) -> None:
-        """Raise if a weight that the model needs was not loaded.
+        """Raise an error if a weight that the model needs was not loaded.
 
         Raises:
-            WeightsError: Something is missing or has another shape; the message is the report.
+            WeightsError: A weight is missing or has another shape; the message is the report.
         """
         if self.missing or self.mismatched:
             raise WeightsError(
@@ -101,7 +101,7 @@ def fetch_published(variant: Variant) -> Path:
         variant: Model.
 
     Raises:
-        WeightsNotFoundError: They are not in the local cache and the hub cannot be reached.
+        WeightsNotFoundError: The weights are not in the local cache and the hub cannot be reached.
     """
     return fetch_file(
         variant.name,
@@ -132,14 +132,14 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     prefixes = {name.split(ANCHOR)[0] for name in tensors if ANCHOR in name}
     if not prefixes:
         raise WeightsError(f"{path} holds no TerraMind encoder: none of its {len(tensors)} names contains '{ANCHOR}'.")
-    # The shortest: a TiM model's generator is an encoder, too, deeper inside.
+    # The shortest prefix, since the generator inside a TiM model also contains an encoder.
     prefix = min(sorted(prefixes), key=len)
     encoder = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     return Checkpoint(tensors=encoder, source=str(path), bands=_configured_bands(content, path))
 
 
 def _configured_bands(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Sequence[object]] | None:
-    """Return the bands by modality that a checkpoint's model was configured with.
+    """Return the bands by modality in the configuration of a checkpoint's model.
 
     Raises:
         WeightsError: The checkpoint's settings are malformed.
@@ -168,7 +168,7 @@ def load_backbone(model: Loadable, checkpoint: Checkpoint) -> LoadReport:
     Raises:
         WeightsError: A weight that the model needs is missing or has another shape.
     """
-    # A TiM model's generator and tokenizers are loaded on their own.
+    # The generator and tokenizers of a TiM model are loaded separately.
     frozen = ("sampler.", "given_tokens.", "tokenizer.")
     own = {name: value for name, value in model.state_dict().items() if not name.startswith(frozen)}
     tables = {name for name, _ in model.named_buffers()}
@@ -180,10 +180,10 @@ def load_backbone(model: Loadable, checkpoint: Checkpoint) -> LoadReport:
         spec = specs.get(key) if key else None
         value = _find(checkpoint.tensors, name, spec)
         if name == "missing_mod_token" and value is not None and not value.isfinite().all():
-            value = None  # TerraTorch leaves it uninitialised where no modality was missing.
+            value = None  # TerraTorch leaves it uninitialised if no modality was missing
         if value is None:
             if name in tables:
-                report.fresh.append(name)  # fixed, e.g. positions, which the model makes for itself
+                report.fresh.append(name)  # a fixed table, e.g. of positions, which the model computes itself
                 continue
             is_new = name in ("register_tokens", "missing_mod_token") or (spec is not None and spec.pretrained is None)
             (report.fresh if is_new else report.missing).append(name)
@@ -192,7 +192,7 @@ def load_backbone(model: Loadable, checkpoint: Checkpoint) -> LoadReport:
             value = _select_bands(value, target, spec, checkpoint, report, model.patch_size)
         rows, columns = model.img_size
         if name.endswith(".pos_emb") and (value.shape != target.shape or rows != columns):
-            # A fixed table, not a weight: the model has made its own for its img_size.
+            # A fixed table, not a weight: the model has computed its own for its img_size.
             report.fresh.append(name)
         elif value.shape != target.shape:
             report.mismatched.append(f"{name} {list(value.shape)} instead of {list(target.shape)}")
@@ -286,12 +286,12 @@ def _same_modality(name: str, spec: InputSpec) -> bool:
 
 
 def load_weights(model: Loadable, *, pretrained: bool, ckpt_path: str | Path | None) -> LoadReport | None:
-    """Load published or local weights into a backbone, as its arguments say.
+    """Load published or local weights into a backbone, according to its arguments.
 
     Args:
         model: A `TerraMindBackbone`.
         pretrained: Load the published weights of the model's variant.
-        ckpt_path: Load this file instead; it goes before `pretrained`.
+        ckpt_path: File to load instead; it overrides `pretrained`.
 
     Returns:
         The report, or None if neither was asked for.

@@ -20,7 +20,7 @@ COASTS = Path(__file__).parents[1] / "shipped" / "coasts.npz"
 SIDE = 3.2
 """Width and height of a panel, in inches."""
 LINE = 15
-"""Characters of a title that fit into an inch."""
+"""Number of characters of a title per inch."""
 LINE_HEIGHT = 0.16
 """Height of a further line of a title, in inches."""
 LEGEND_HEIGHT = 0.21
@@ -28,9 +28,9 @@ LEGEND_HEIGHT = 0.21
 
 
 def make_axes(rows: int, columns: int, size: tuple[float, float], title: str | None = None) -> tuple[Figure, Any]:
-    """Return a figure and its axes [rows, columns], which show no frame.
+    """Return a figure and its axes [rows, columns] without frames.
 
-    The size is width and height in inches; the title stands above all.
+    The size is width and height in inches; the title is above all panels.
     """
     figure = Figure(figsize=size, layout="constrained")
     if title:
@@ -51,10 +51,10 @@ def draw_panels(
     """Return a figure with a row of pictures for each sample, and a legend.
 
     Args:
-        rows: For each sample the text below, and its pictures by title. Pictures of one title share a column; the
-            columns 'label' and 'prediction' are on the right.
+        rows: For each sample, the text below it and its pictures by title. Pictures with the same title share a
+            column; the columns 'label' and 'prediction' are on the right.
         legend: Names and colours.
-        title: Text above all.
+        title: Text above all panels.
         side: Width and height of a panel, in inches.
         figure: Part of a figure to draw on; a new one by default.
     """
@@ -73,7 +73,7 @@ def draw_panels(
     for text, (_, pictures), line in zip(texts, rows, axes, strict=True):
         for name, axis in zip(columns, line, strict=True):
             axis.set_axis_off()
-            axis.set_anchor("N")  # spare room goes below, where the text is
+            axis.set_anchor("N")  # spare room is at the bottom, where the text is
             if name in pictures:
                 axis.imshow(pictures[name], interpolation="nearest")
         line[0].text(0, -0.02, text, transform=line[0].transAxes, va="top", fontsize=8, parse_math=False)
@@ -82,12 +82,12 @@ def draw_panels(
 
 
 def add_legend(target: Any, pairs: Sequence[tuple[str, str]], **options: Any) -> None:
-    """Name colours in a legend: below a figure, in as many columns as fit, or where the options say.
+    """Add a legend of colours, by default below the figure in as many columns as fit.
 
     Args:
-        target: A figure, a part of one, or axes.
-        pairs: Names and colours; without any there is no legend.
-        options: Of Matplotlib's legend.
+        target: A figure, a subfigure, or axes.
+        pairs: Names and colours; without any, no legend is added.
+        options: Options of Matplotlib's legend.
     """
     if not pairs:
         return
@@ -99,7 +99,7 @@ def add_legend(target: Any, pairs: Sequence[tuple[str, str]], **options: Any) ->
 
 
 def _legend_rows(pairs: Sequence[tuple[str, str]], width: float) -> int:
-    """Return the rows of a legend below a figure of some inches; 0 without entries."""
+    """Return the number of rows of a legend below a figure of a width in inches; 0 without entries."""
     fitting = int(width / (0.6 + 0.075 * max((len(name) for name, _ in pairs), default=0)))
     return -(-len(pairs) // max(1, fitting))
 
@@ -108,11 +108,11 @@ def add_bar(axes: Any, colors: Colormap, limits: tuple[float, float], label: str
     """Add a colour bar to one axis, or to several that share it.
 
     Args:
-        axes: One or several.
+        axes: An axis, or several.
         colors: Colour map.
         limits: Values at the ends of the bar.
         label: Text beside the bar, e.g. the unit.
-        extend: Ends beyond which there are values: 'neither', 'both', 'min' or 'max'.
+        extend: Ends of the bar beyond which there are values: 'neither', 'both', 'min' or 'max'.
     """
     figure = np.ravel(axes)[0].figure
     bar = figure.colorbar(ScalarMappable(Normalize(*limits), colors), ax=axes, shrink=0.8, extend=extend)
@@ -121,7 +121,7 @@ def add_bar(axes: Any, colors: Colormap, limits: tuple[float, float], label: str
 
 
 def frame_globe(axis: Any, step: int = 30) -> None:
-    """Give axes the frame of a map of the globe: coasts, and `step` degrees between lines of latitude."""
+    """Draw coasts and a grid on a map of the globe, with `step` degrees between lines of latitude."""
     longitudes, latitudes = range(-180, 181, 2 * step), range(-90, 91, step)
     axis.set(xlim=(-180, 180), ylim=(-90, 90), xticks=longitudes, yticks=latitudes, aspect="equal")
     axis.set_xlabel("longitude", fontsize=8)

@@ -16,15 +16,15 @@ from terramind_plugin.plotting.panels import add_bar, add_legend, draw_panels, f
 LABEL_COLORS = ("#d9cfb4", "#1f6fb4", "#4f9d5d", "#c44e52", "#8172b3", "#ccb974", "#64b5cd", "#8c8c8c", "#dd8452")
 NO_LABEL = "#000000"
 STRETCH = (2.0, 98.0)
-"""Percentiles that become black and white."""
+"""Percentiles that are drawn black and white."""
 MIDDLE = 0.35
-"""Brightness of the median pixel of an image that clouds would otherwise leave nearly black."""
+"""Brightness of the median pixel of an image that would be nearly black because of clouds."""
 RADAR_RANGES = ((-22.0, 0.0), (-28.0, -6.0), (2.0, 20.0))
-"""Decibels that become black and white, for VV, VH and VV - VH."""
+"""Decibels that are drawn black and white, for VV, VH and VV - VH."""
 LAND = ListedColormap(colormaps["terrain"](np.linspace(0.25, 1, 256)))
 """Colours of elevations; the lower quarter of 'terrain' is the sea."""
 RADAR_KEY = (("radar: VV", "#e00000"), ("radar: VH", "#00b000"), ("radar: VV - VH", "#3030ff"))
-"""Names and colours of what makes a radar picture red, green and blue; water is dark, woods are bright and yellow."""
+"""Names and colours of the channels of a radar picture; water is dark, woods are bright and yellow."""
 AGREEMENT_COLORS = {"neither": "#d9cfb4", "hit": "#1f6fb4", "false alarm": "#f2c500", "missed": "#c51b7d"}
 """Colours of the agreement between map and label in a pixel."""
 NO_VALUE = "#c0c0c0"
@@ -32,15 +32,16 @@ VALUES = colormaps["viridis"].with_extremes(bad=NO_VALUE)
 """Colours of continuous values."""
 NDVI = colormaps["RdYlGn"]
 MOST_DATES = 4
-"""Largest number of dates that are all drawn; of more dates, the first and the last are drawn."""
+"""Maximum number of dates that are all drawn; of more dates, only the first and the last are drawn."""
 Bands = Mapping[str, Sequence[object] | None]
-"""Bands of each modality; None, or no entry, stands for all of them."""
+"""Bands of each modality; None, or no entry, means all of them."""
 
 
 def stretch(image: np.ndarray) -> np.ndarray:
     """Return an image [H, W, channels] stretched to 0..1; NaN is black.
 
-    Each channel goes from its lower to its upper percentile. An image that clouds leave dark is brightened.
+    Each channel is stretched from its lower to its upper percentile. An image that is dark because of clouds is
+    brightened.
     """
     channels = []
     for i in range(image.shape[-1]):
@@ -69,8 +70,8 @@ def modality_picture(values: Any, modality: str, bands: Sequence[object] | None 
 
     Args:
         values: Array or tensor [bands, H, W] or, for one band or class ids, [H, W].
-        modality: Name of the modality table; another name is drawn as its first three bands, or in grey.
-        bands: Bands of `values`, where they are not all of the modality.
+        modality: Name of a known modality; other data are drawn as their first three bands, or in grey.
+        bands: Bands of `values`, if these are not all bands of the modality.
     """
     array = as_array(values).astype(np.float32)
     array[~np.isfinite(array)] = np.nan
@@ -99,18 +100,18 @@ def _radar_picture(vv: np.ndarray, vh: np.ndarray) -> np.ndarray:
 
 
 def radar_key(modalities: Iterable[str]) -> list[tuple[str, str]]:
-    """Return the entries of a legend that explain the colours of radar, if there is radar among the modalities."""
+    """Return legend entries for the colours of radar; empty if there is no radar among the modalities."""
     entries = [find(name) for name in modalities]
     return list(RADAR_KEY) if any(entry is not None and entry.name in RADAR for entry in entries) else []
 
 
 def agreement_picture(found: np.ndarray, wanted: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Return a picture [H, W, 3] of hits, false alarms and misses, black where nothing is known.
+    """Return a picture [H, W, 3] of hits, false alarms and misses; unknown pixels are black.
 
     Args:
         found: True where the map has the class, [H, W].
-        wanted: True where the label has it.
-        known: True where both say something.
+        wanted: True where the label has the class, [H, W].
+        known: True where both have data, [H, W].
     """
     ids = np.select([found & wanted, found & ~wanted, ~found & wanted], [1, 2, 3], 0)
     return class_picture(np.where(known, ids, -1), list(AGREEMENT_COLORS.values()))
@@ -121,7 +122,7 @@ def bands_shown(modality: str, bands: Sequence[object] | None, count: int) -> li
 
     Args:
         modality: As in `modality_picture`.
-        bands: Names of the available bands; None stands for all of the modality in its order.
+        bands: Names of the available bands; None for all bands of the modality in order.
         count: Number of available bands.
     """
     entry = find(modality)
@@ -142,11 +143,11 @@ def plot_samples(
     """Return a figure with a row for each sample and a column for each input, label and prediction, and a legend.
 
     Args:
-        rows: For each sample the text below; arrays or tensors [bands, H, W] or [bands, dates, H, W] by modality; and
-            class ids [H, W] of label and prediction, or None. Ids that are negative or unknown are black.
+        rows: For each sample, the text below it; arrays or tensors [bands, H, W] or [bands, dates, H, W] by modality;
+            and class ids [H, W] of label and prediction, or None. Negative and unknown ids are black.
         class_names: Names of the classes.
-        bands: Bands of a modality, where they are not all of them.
-        pictures: For each sample further panels behind the inputs, [H, W, 3] in 0..1 by title.
+        bands: Bands by modality, for modalities without all their bands.
+        pictures: For each sample, further pictures [H, W, 3] in 0..1 by title, drawn after the inputs.
         figure: Part of a figure to draw on; a new one by default.
     """
     classes = [ids for row in rows for ids in row[2:] if ids is not None]
@@ -186,26 +187,26 @@ def _highest(ids: Any) -> int:
 
 
 def plot_modality(modality: Any, data: Any, ax: Any = None) -> Any:
-    """Return Matplotlib axes with one sample drawn the way people expect its modality.
+    """Draw a sample in the usual way for its modality, and return the Matplotlib axes.
 
-    Optical images are in natural colours, radar is VV, VH and VV - VH in false colour, elevation a shaded relief and
-    NDVI a ramp, both with a colour bar, land cover has its class names in a legend, and a position is a point on a map.
+    Optical images are in natural colours, radar is in false colours of VV, VH and VV - VH, elevation is a shaded relief
+    and NDVI a colour ramp, both with a colour bar, land cover has a legend, and a position is a point on a map.
 
     Args:
-        modality: Name of the modality table; another name is drawn as its first three bands, or in grey.
+        modality: Name of a known modality; other data are drawn as their first three bands, or in grey.
         data: Array, tensor or xarray's DataArray [bands, H, W] or [1, bands, H, W], [H, W] for one band or class ids,
             scores of the classes [classes, H, W], or positions [2] or [N, 2] as (longitude, latitude). It may also
             come first.
-        ax: Where to draw; by default a new figure of pyplot.
+        ax: Axes to draw on; by default those of a new pyplot figure.
 
     Raises:
-        ConfigError: There is no name, the data have another shape, or the modality is a text.
+        ConfigError: The name is missing, the data have another shape, or the modality is a text.
     """
     if isinstance(data, str):
         modality, data = data, modality
     if not isinstance(modality, str):
         raise ConfigError(
-            f"plot_modality takes a modality's name and its data, got {type(modality).__name__} and data."
+            f"plot_modality takes the name of a modality and data, got {type(modality).__name__} and data."
         )
     array = as_array(data)
     entry = find(modality)
@@ -240,7 +241,7 @@ def plot_modality(modality: Any, data: Any, ax: Any = None) -> Any:
 def _axes(ax: Any) -> Any:
     if ax is not None:
         return ax
-    from matplotlib import pyplot  # only here: it chooses a window system
+    from matplotlib import pyplot  # only here, since it chooses a window system
 
     return pyplot.subplots(layout="constrained")[1]
 
@@ -264,7 +265,7 @@ def _draw_positions(ax: Any, positions: np.ndarray) -> None:
 def draw_classes(
     axis: Any, ids: np.ndarray, names: Sequence[str], colors: Sequence[str], no_data: int | None = None
 ) -> None:
-    """Draw class ids [H, W], and name below the axes the classes that occur.
+    """Draw class ids [H, W], and a legend of the classes that occur below the axes.
 
     Args:
         axis: Axes to draw on.
@@ -281,7 +282,7 @@ def draw_classes(
 
 
 def draw_values(axis: Any, values: np.ndarray, label: str, limits: tuple[float, float] | None = None) -> None:
-    """Draw continuous values with a colour bar; grey where they are not finite.
+    """Draw continuous values with a colour bar; values that are not finite are grey.
 
     Args:
         axis: Axes to draw on.
@@ -296,14 +297,14 @@ def draw_values(axis: Any, values: np.ndarray, label: str, limits: tuple[float, 
 
 
 def value_range(values: np.ndarray) -> tuple[float, float]:
-    """Return the smallest and the largest finite value, apart from each other; 0 and 1 if there is none."""
+    """Return the smallest and the largest finite value, made different if equal; 0 and 1 if there is none."""
     known = values[np.isfinite(values)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
     return (low, high) if high > low else (low - 0.5, low + 0.5)
 
 
 def as_array(values: Any) -> np.ndarray:
-    """Return a tensor of any device and precision, or something else, as an array; NaN where xarray has no data."""
+    """Return a tensor of any device and precision, or another object, as an array; NaN where xarray has no data."""
     if not hasattr(values, "detach"):
         array, fill = np.asarray(values), getattr(values, "attrs", {}).get("_FillValue")
         return array if fill is None or array.dtype.kind != "f" else np.where(array == fill, np.nan, array)

@@ -37,21 +37,21 @@ def tokenize_folders(
     replace: bool = False,
     on_chip: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> list[Path]:
-    """Write the token ids of all chips and return the files written; files that are up to date stay.
+    """Write the token ids of all chips and return the files written; files that are up to date are kept.
 
     Args:
-        family: Family of the tokenizers, e.g. 'terramind_v1' or 'terramind_sim_nano'. A tile is as large as an image
-            of its models.
+        family: Family of the tokenizers, e.g. 'terramind_v1' or 'terramind_sim_nano'. A tile has the size of an image
+            of the family's models.
         folders: Folders of chips by modality.
-        out: Folder to write to, one file a modality.
-        ckpt_paths: Weights of tokenizers by modality; the family's own for the others.
+        out: Folder to write to, one file for each modality.
+        ckpt_paths: Files with weights of tokenizers by modality; the family's weights for the others.
         symmetries: 1, or 8 for all symmetries of a square.
-        replace: Write files that are out of date anew, instead of refusing them.
+        replace: Write files that are out of date again instead of refusing them.
         on_chip: Called with the modality, the number of chips done and the number of all chips.
 
     Raises:
         ConfigError: The family has no tokenizer of a modality, or a file to write holds weights of a tokenizer.
-        DataError: A store is there and out of date, or a chip cannot be read or is smaller than a tile.
+        DataError: An existing store is out of date, or a chip cannot be read or is smaller than a tile.
         WeightsError: The weights are missing or do not fit.
     """
     known = tokenizers_of(family)
@@ -75,12 +75,12 @@ def tokenize_folders(
 def build_tokenizer(
     family: str, name: str, ckpt_paths: Mapping[str, Path], symmetries: int
 ) -> tuple[ImageTokenizer, Recipe]:
-    """Return the tokenizer of a modality, without its decoder, and the recipe of the token ids that it makes.
+    """Return the tokenizer of a modality without its decoder, and the recipe of its token ids.
 
     Args:
         family: Family of the tokenizers.
         name: The modality.
-        ckpt_paths: Weights of tokenizers by modality; the family's own for the others.
+        ckpt_paths: Files with weights of tokenizers by modality; the family's weights for the others.
         symmetries: 1, or 8 for all symmetries of a square.
 
     Raises:
@@ -128,7 +128,7 @@ def count_tiles(image: NDArray[Any], tile: int, shown: str, advice: str) -> tupl
         image: The image.
         tile: Side of a tile in pixels.
         shown: Name of the image for the message.
-        advice: What to do about an image that is too small.
+        advice: Advice for the message about an image that is too small.
 
     Raises:
         DataError: The image is smaller than a tile.
@@ -150,13 +150,13 @@ def encode_chips(
 ) -> tuple[list[StoredChip], NDArray[Any]]:
     """Return the entries of chips, and the token ids of all their tiles [tiles, symmetries, rows, columns], uint16.
 
-    Tiles of several chips are encoded together; images are read as they are needed.
+    Tiles of several chips are encoded together; images are read when they are needed.
 
     Args:
         tokenizer: Tokenizer of the modality.
         modality: Modality of the chips.
         chips: Entry and image [bands, H, W] of each chip; None for one without data, which has no tiles.
-        recipe: Tiling.
+        recipe: Recipe with the tiling.
         on_chip: Called with the number of chips read so far.
     """
     entries: list[StoredChip] = []
@@ -192,7 +192,7 @@ def encode_tiles(tokenizer: ImageTokenizer, modality: Modality, tiles: list[NDAr
     Args:
         tokenizer: Tokenizer of the modality.
         modality: Modality of the tiles.
-        tiles: Tiles [bands, side, side] as `ChipReader` gives them.
+        tiles: Tiles [bands, side, side] of chips from `ChipReader`.
     """
     images = torch.stack([to_image_tensor(np.ascontiguousarray(tile), modality) for tile in tiles])
     return tokenizer.tokenize(images).numpy().astype(np.uint16)

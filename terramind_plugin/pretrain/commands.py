@@ -1,4 +1,4 @@
-"""The command `tokenize`; heavy imports wait until it runs."""
+"""The command `tokenize`; slow imports happen only when it runs."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def run_tokenize(
     modalities: list[str] | None = None,
     splits: list[str] | None = None,
 ) -> None:
-    """Make the token ids of chips once and store them, for masked modelling.
+    """Store the token ids of chips for masked modelling.
 
     Args:
-        data: GeoTIFFs of a modality, e.g. S2L2A=data/S2L2A, or with an ending 'S2L2A=data/*_S2L2A.tif'; repeatable. Or
+        data: GeoTIFFs of a modality, e.g. S2L2A=data/S2L2A, or with a suffix, 'S2L2A=data/*_S2L2A.tif'; repeatable. Or
             terramesh:ROOT for the tar shards of TerraMesh in a folder, at a URL, or at hub:ORG/NAME.
         out: Folder to write to.
         model: Model whose tokenizers are used: a registry name, a path, or hub:ORG/NAME.
-        tokenizer_ckpt_path: Weights of a modality's tokenizer instead of the model's own; repeatable.
-        symmetries: 8 to encode each tile under all symmetries of a square, 1 as it lies.
+        tokenizer_ckpt_path: Weights of a modality's tokenizer instead of the model's; repeatable.
+        symmetries: 8 to encode each tile under all symmetries of a square, 1 to encode it unchanged.
         replace: Replace files that are out of date.
-        modalities: Modalities of a TerraMesh; all that have a tokenizer by default.
-        splits: Splits of a TerraMesh; train and val, as far as they are there, by default.
+        modalities: Modalities of TerraMesh; by default all that have a tokenizer.
+        splits: Splits of TerraMesh; by default train and val, if they exist.
     """
     from terramind_plugin.model.lookup import look_up_model
     from terramind_plugin.model.modalities import resolve
@@ -38,7 +38,7 @@ def run_tokenize(
     paths = {resolve(name).name: path for name, path in (tokenizer_ckpt_path or {}).items()}
     is_mesh = "terramesh" in data
     if is_mesh and len(data) > 1:
-        raise ConfigError("--data terramesh:ROOT stands alone. Tokenise folders in a run of their own.")
+        raise ConfigError("--data terramesh:ROOT must be the only --data. Tokenise folders in a separate run.")
     if not is_mesh and (modalities or splits):
         raise ConfigError("--modalities and --splits are for --data terramesh:ROOT. Leave them out.")
     variant, _ = look_up_model(model)

@@ -1,4 +1,4 @@
-"""Loading for both stages: chips, dihedral symmetries, and an order of samples that survives resuming."""
+"""Loading for both stages: chips, dihedral symmetries, and an order of samples that a resumed run continues."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ SYMMETRIES = 8
 
 
 class ChipReader:
-    """Reads chips, and keeps them if there is memory for all.
+    """Reads chips, and keeps them in memory if requested.
 
     Args:
-        keep: Whether to keep chips in memory; 2 bytes a pixel and band.
+        keep: Whether to keep chips in memory, 2 bytes per pixel and band.
     """
 
     def __init__(self, keep: bool = False) -> None:
@@ -63,7 +63,7 @@ class ChipReader:
             if not np.isfinite(stored).all():
                 wrong = values[~np.isfinite(stored)][0]
                 raise DataError(
-                    f"{path} holds {wrong:g}, no value in {modality.units}. If it means no data, declare it in "
+                    f"{path} holds {wrong:g}, not a value in {modality.units}. If it means no data, declare it in "
                     f"the file: gdal_edit.py -a_nodata {wrong:g}."
                 )
         if self.keep:
@@ -78,38 +78,38 @@ def apply_symmetry(image: NDArray[Any], number: int) -> NDArray[Any]:
 
 
 def to_image_tensor(chip: NDArray[Any], modality: Modality) -> Tensor:
-    """Return a chip of `ChipReader` as a tokenizer takes it: float32 [bands, H, W], or class ids [H, W] int64."""
+    """Return a chip from `ChipReader` as the input of a tokenizer: float32 [bands, H, W], or class ids [H, W] int64."""
     if modality.kind == "classes":
         return torch.from_numpy(chip[0].astype(np.int64))
     return torch.from_numpy(chip.astype(np.float32))
 
 
 class Draw(NamedTuple):
-    """Number of a training sample, and the seed of its crop and symmetry."""
+    """Index of a training sample, and the seed of its crop and symmetry."""
 
     number: int
     seed: tuple[int, ...]
 
     def random(self) -> np.random.Generator:
-        """Return the source of the sample's crop and symmetry."""
+        """Return the random generator for the sample's crop and symmetry."""
         return np.random.default_rng(self.seed)
 
 
 class ResumableOrder(DistributedSampler[Any]):
-    """Shuffled samples, another order in each epoch, that can start in the middle of an epoch.
+    """Shuffled samples, in a different order in each epoch, which can start in the middle of an epoch.
 
-    Order and draws are a function of seed, epoch and step alone. The class is a DistributedSampler because Lightning
-    would replace another sampler, and so lose the start.
+    Order and draws depend only on seed, epoch and step. The class is a DistributedSampler because Lightning would
+    replace another sampler and lose the start.
 
     Args:
         count: Number of samples.
         batch_size: Samples in a step of one process.
-        seed: Not negative.
+        seed: Seed, at least 0.
         first_epoch: Epoch to begin with.
-        first_step: Step in that epoch to begin with; later epochs are whole.
+        first_step: Step of that epoch to begin with; later epochs are complete.
         replicas: Number of processes.
         rank: Number of this process.
-        draw: Returns the numbers of an epoch's samples in their order; None for a permutation.
+        draw: Function that returns the indices of an epoch's samples in their order; None for a permutation.
 
     Raises:
         DataError: There are fewer samples than a step takes.
@@ -158,15 +158,15 @@ class ResumableOrder(DistributedSampler[Any]):
 
 
 class ResumableDataModule(LightningDataModule):
-    """Loaders over `train_data` and `val_data`, which take a `Draw` in training and a number in validation.
+    """Loaders over `train_data` and `val_data`, which are indexed by a `Draw` in training and an int in validation.
 
-    A data set may have `draw_order`, which returns the numbers of an epoch's samples in their order, and `collate`,
+    A data set may have `draw_order`, which returns the indices of an epoch's samples in their order, and `collate`,
     which makes a batch of samples.
 
     Args:
-        batch_size: Samples a step and process.
-        num_workers: Processes that read.
-        seed: Start of order, crops and symmetries.
+        batch_size: Samples per step and process.
+        num_workers: Number of processes that read.
+        seed: Seed of order, crops and symmetries.
     """
 
     train_data: Dataset[Any]
@@ -179,7 +179,7 @@ class ResumableDataModule(LightningDataModule):
         self.seed = seed
 
     def train_dataloader(self) -> Any:
-        """Return training batches, beginning with the one that the trainer needs next."""
+        """Return training batches, beginning with the next one for the trainer."""
         trainer = self.trainer
         data: Any = self.train_data
         order = ResumableOrder(
@@ -207,11 +207,11 @@ class PretrainingDataModule(ResumableDataModule):
     """Loaders over chips in folders.
 
     Args:
-        train_split: List of ids.
-        val_split: List of ids.
-        batch_size: Samples a step and process.
-        num_workers: Processes that read.
-        seed: Start of order, crops and symmetries.
+        train_split: File with the ids for training.
+        val_split: File with the ids for validation.
+        batch_size: Samples per step and process.
+        num_workers: Number of processes that read.
+        seed: Seed of order, crops and symmetries.
 
     Raises:
         ConfigError: Only one split is given.
@@ -229,7 +229,7 @@ class PretrainingDataModule(ResumableDataModule):
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
         if (train_split is None) != (val_split is None):
-            raise ConfigError("Give both train_split and val_split, or none of them.")
+            raise ConfigError("Give both train_split and val_split, or neither of them.")
         self.train_split = train_split
         self.val_split = val_split
 

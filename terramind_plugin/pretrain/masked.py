@@ -25,18 +25,18 @@ from terramind_plugin.pretrain.task import PretrainingTask
 logger = logging.getLogger("terramind_plugin")
 
 SEQUENCE_LENGTHS = {"coords": 3}
-"""Tokens of a sequence without its start: latitude, longitude and end."""
+"""Number of tokens of a sequence without its start: latitude, longitude and end."""
 
 
 class MaskedModellingTask(PretrainingTask):
-    """Trains the encoder-decoder on batches of type `MaskedBatch`: it reads some patches and tokens, predicts others.
+    """Trains the encoder-decoder to predict some tokens from other patches and tokens, in batches of `MaskedBatch`.
 
-    Masks depend on `seed`, batch number and process alone, so that a resumed run repeats the uninterrupted one, and
-    every validation uses the same masks. For averaged weights add Lightning's EMAWeightAveraging to the callbacks: it
+    Masks depend only on `seed`, batch number and process, so that a resumed run repeats the uninterrupted one, and
+    every validation uses the same masks. For averaged weights, add Lightning's EMAWeightAveraging to the callbacks: it
     validates and saves the average. Backbones, Thinking-in-Modalities models and generators take the checkpoint as
     their `ckpt_path`.
 
-    Source: TerraMind (arXiv:2504.11171) section 3.2 and 4M (arXiv:2312.06647). Optimiser settings are chosen here.
+    Source: TerraMind (arXiv:2504.11171) section 3.2 and 4M (arXiv:2312.06647). The optimiser settings are our choice.
 
     Args:
         variant: E.g. 'terramind_v1_base' or 'terramind_sim_nano'.
@@ -45,21 +45,21 @@ class MaskedModellingTask(PretrainingTask):
         sequences: Modalities that are read and predicted as a whole: coords.
         pretrained: Start from the published weights.
         ckpt_path: Start from the weights in this file instead.
-        input_tokens: Fewest and most tokens that a sample reads; drawn for each batch.
-        target_tokens: Most tokens that are predicted of a sample.
+        input_tokens: Minimum and maximum number of tokens to read from a sample; the number is drawn for each batch.
+        target_tokens: Maximum number of tokens to predict in a sample.
         input_alphas: See `MaskPlan`.
         target_alphas: See `MaskPlan`.
-        lead_in_steps: Number of first optimiser steps that draw with the next two arguments instead of the two above.
-            One easy question, say vegetation from optical patches, teaches where to look; many at once take many times
-            the steps.
+        lead_in_steps: Number of optimiser steps at the start that use the next two arguments instead of the two above.
+            With one easy task first, e.g. vegetation from optical patches, training needs far fewer steps than with
+            all tasks at once.
         lead_in_input_alphas: `input_alphas` of the lead-in.
         lead_in_target_alphas: `target_alphas` of the lead-in.
-        average: 'modality' weighs modalities equally, as 4M does, 'token' all tokens.
-        img_size: Height and width in pixels that position embeddings are made for; by default that of the variant.
-        lr: Largest learning rate.
-        warmup_steps: Steps of the rise to `lr`, before a cosine falls to zero at trainer.max_steps.
+        average: 'modality' weights modalities equally, as 4M does; 'token' weights all tokens equally.
+        img_size: Height and width in pixels for the position embeddings; by default those of the variant.
+        lr: Maximum learning rate.
+        warmup_steps: Number of steps of the linear warm-up to `lr`; a cosine to zero at trainer.max_steps follows.
         weight_decay: Weight decay of AdamW.
-        seed: Start of the masks.
+        seed: Seed of the masks.
     """
 
     monitor = "val/loss"
@@ -90,7 +90,7 @@ class MaskedModellingTask(PretrainingTask):
         super().__init__()
 
     def configure_models(self) -> None:
-        """Build the model and load the weights asked for.
+        """Build the model and load the requested weights.
 
         Raises:
             ConfigError: The variant or a modality is unknown or of another kind, or a budget is not possible.
@@ -134,7 +134,7 @@ class MaskedModellingTask(PretrainingTask):
         self.sums += torch.stack([torch.stack(list(made.by_modality.values())) * counts, counts])
 
     def on_validation_epoch_end(self) -> None:
-        """Log the loss of each modality in nats a token, and their mean, over all processes."""
+        """Log the loss of each modality in nats per token, and their mean, over all processes."""
         gathered: Any = self.all_gather(self.sums)
         sums, counts = gathered.reshape(-1, *self.sums.shape).sum(dim=0)
         means = sums / counts.clamp(min=1)
@@ -170,7 +170,7 @@ def make_plan(settings: Mapping[str, Any]) -> MaskPlan:
             raise ConfigError(f"sequences can name {', '.join(SEQUENCE_LENGTHS)}, got {modality.name}.")
     inputs = tuple(settings["input_tokens"])
     if len(inputs) != 2:
-        raise ConfigError(f"input_tokens must be the fewest and the most tokens, e.g. [32, 128], got {list(inputs)}.")
+        raise ConfigError(f"input_tokens must be a minimum and a maximum, e.g. [32, 128], got {list(inputs)}.")
     return MaskPlan(
         tuple(modality.name for modality in pixels),
         tuple(modality.name for modality in tokens),

@@ -1,4 +1,4 @@
-"""Stage 2: pixels, stored tokens and positions of the same tiles as a data module."""
+"""Stage 2: a data module for pixels, stored tokens and positions of the same tiles."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Tiles(Dataset[MaskedBatch]):
         layouts = {file.path.name: (file.chips[name].rows, file.chips[name].columns) for file in self.tokens}
         if len(set(layouts.values())) > 1:
             shown = ", ".join(f"{file} {rows} x {columns}" for file, (rows, columns) in layouts.items())
-            raise DataError(f"{name}: files of different size, got {shown} tiles. Modalities must lie on one grid.")
+            raise DataError(f"{name}: files differ in size, got {shown} tiles. All modalities must be on one grid.")
         return next(iter(layouts.values()))
 
     def __len__(self) -> int:
@@ -65,7 +65,7 @@ class Tiles(Dataset[MaskedBatch]):
         return len(self.tiles)
 
     def __getitem__(self, draw: Draw | int) -> MaskedBatch:
-        """Return a tile under a random symmetry; for a plain index as it lies."""
+        """Return a tile: under a random symmetry for a `Draw`, unchanged for an index."""
         if isinstance(draw, Draw):
             number, symmetry = draw.number, int(draw.random().integers(self.symmetries))
         else:
@@ -79,7 +79,7 @@ class Tiles(Dataset[MaskedBatch]):
             if tile.shape[1:] != (self.side, self.side):
                 raise DataError(
                     f"{folder.path(name)} has {chip.shape[1]} x {chip.shape[2]} pixels, smaller than "
-                    f"{self.tokens[0].path.name} of that chip. Modalities must lie on one grid."
+                    f"{self.tokens[0].path.name} of that chip. All modalities must be on one grid."
                 )
             tile = np.ascontiguousarray(apply_symmetry(tile, symmetry))
             pixels[folder.modality.name] = to_image_tensor(tile, folder.modality)
@@ -104,26 +104,26 @@ class Tiles(Dataset[MaskedBatch]):
 class MaskedDataModule(PretrainingDataModule):
     """Pixels, tokens and positions of the same tiles under one D4 symmetry, for `MaskedModellingTask`.
 
-    Tokens and tiles are those of a store that `terramind tokenize` has made. A run that is resumed goes on with the
-    batch that would have come next; every process gets `batch_size` samples.
+    Tokens and tiles are those of a store that `terramind tokenize` has made. A resumed run continues with the batch
+    that would have come next; every process gets `batch_size` samples.
 
     Args:
         variant: Name of the model, e.g. 'terramind_sim_nano'.
-        folders: Folders of GeoTIFFs by modality, for the modalities that enter as pixels, standardised.
-        tokens: Modalities that enter as token ids.
+        folders: Folders of GeoTIFFs by modality, for the modalities that the model gets as standardised pixels.
+        tokens: Modalities that the model gets as token ids.
         store: Folder that `terramind tokenize` wrote.
-        suffixes: End of the file names by modality, '.tif' by default. The id in split lists is the name before it.
+        suffixes: Suffix of the file names by modality, '.tif' by default. The id in split lists is the name before it.
         coords: Whether the position of a chip's centre is in the batch.
-        train_split: List of ids; without lists every twentieth chip is for validation.
-        val_split: List of ids.
-        batch_size: Tiles a step and process.
-        num_workers: Processes that read.
-        keep_in_memory: Read each chip once; 2 bytes a pixel and band, in each worker.
-        seed: Start of order and symmetries.
+        train_split: File with the ids for training; without lists, every twentieth chip is used for validation.
+        val_split: File with the ids for validation.
+        batch_size: Tiles per step and process.
+        num_workers: Number of processes that read.
+        keep_in_memory: Read each chip once and keep it, 2 bytes per pixel and band in each worker.
+        seed: Seed of order and symmetries.
 
     Raises:
         ConfigError: A name is unknown, or there are no pixels or no tokens.
-        DataError: The store is not there, or not of this family.
+        DataError: The store does not exist, or was made for another family.
     """
 
     chips_are_samples = False
@@ -145,7 +145,7 @@ class MaskedDataModule(PretrainingDataModule):
     ) -> None:
         super().__init__(train_split, val_split, batch_size, num_workers, seed)
         if not folders or not tokens:
-            raise ConfigError("folders and tokens must name one modality each, at least.")
+            raise ConfigError("folders and tokens must each name at least one modality.")
         self.variant = find_variant(variant)
         self.side = self.variant.img_size
         self.folders = make_folders(folders, suffixes or {})
@@ -155,7 +155,7 @@ class MaskedDataModule(PretrainingDataModule):
         self.reader = ChipReader(keep_in_memory)
 
     def setup(self, stage: str) -> None:
-        """Find chips and tokens, and check that they belong together."""
+        """Find chips and tokens, and check that the tokens are those of the chips."""
         guard(self.trainer)
         train, val = self.choose()
         files = [self._open(name, [*train, *val]) for name in self.names]
@@ -170,7 +170,7 @@ class MaskedDataModule(PretrainingDataModule):
         wanted = tokenizers_of(self.variant.family).get(name)
         if wanted is None or file.recipe.tokenizer != wanted.name:
             raise DataError(
-                f"{file.path} was made with {file.recipe.tokenizer}, which is none of {self.variant.name}. "
+                f"{file.path} was made with {file.recipe.tokenizer}, not a tokenizer of {self.variant.name}. "
                 f"Run terramind tokenize --model {self.variant.name} with another --out."
             )
         file.check(chips, self.folders.get(name))
@@ -181,7 +181,7 @@ class MaskedDataModule(PretrainingDataModule):
         try:
             train, val = self.choose()
         except DataError:
-            return  # the checks of the files say more
+            return  # the checks of the files report these faults in more detail
         files = []
         for name in self.names:
             try:

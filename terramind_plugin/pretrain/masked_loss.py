@@ -1,6 +1,6 @@
-"""The loss of masked modelling for chosen tokens to read and to predict.
+"""The loss of masked modelling for the tokens chosen to be read and to be predicted.
 
-Only the chosen tokens are embedded and encoded, packed to one length: the cost is that of the budgets.
+Only the chosen tokens are embedded and encoded, packed to one length, so that the cost depends only on the budgets.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PADDING = -1
 
 
 class MaskedBatch(TypedDict):
-    """Tensors of a batch by modality; those of one sample lack the first axis."""
+    """Tensors of a batch by modality; tensors of a single sample lack the first axis."""
 
     pixels: dict[str, Tensor]
     """Standardised images [B, bands, H, W]."""
@@ -34,7 +34,7 @@ class MaskedBatch(TypedDict):
     sequences: dict[str, Tensor]
     """Token ids [B, length] without a start and without padding, e.g. latitude, longitude and '[EOS]'."""
     present: NotRequired[dict[str, Tensor]]
-    """Boolean [B] of image modalities, False where a sample lacks one; its pixels and tokens are then any numbers."""
+    """Boolean [B] by image modality, False if a sample lacks it; its pixels and tokens may then be any numbers."""
 
 
 class MaskedLoss(NamedTuple):
@@ -49,16 +49,16 @@ class MaskedLoss(NamedTuple):
 
 @dataclass(frozen=True)
 class Packing:
-    """Positions of several entries' tokens in one batch: sample by sample, padded to the longest sample."""
+    """Positions of the tokens of several entries in one batch, sample by sample, padded to the longest sample."""
 
     rows: dict[str, Tensor]
-    """Numbers of the chosen tokens by entry, sample by sample [K]: sample x N + position, with N tokens a sample."""
+    """Indices of the chosen tokens by entry, sample by sample [K]: sample x N + position, with N tokens per sample."""
     positions: dict[str, Tensor]
-    """Numbers of the same tokens in the packed batch, by entry [K]: sample x M + position."""
+    """Indices of the same tokens in the packed batch, by entry [K]: sample x M + position."""
     slots: Tensor
-    """Number of each packed token in the concatenated rows of all entries [B, M]."""
+    """Index of each packed token in the concatenated rows of all entries [B, M]."""
     entry: Tensor
-    """Number of each packed token's entry [B, M], `PADDING` where there is no token."""
+    """Index of the entry of each packed token [B, M]; `PADDING` where there is no token."""
 
     def join(self, rows: Sequence[Tensor]) -> Tensor:
         """Return the packed batch [B, M, dim] of all entries' rows [K, dim]; padding is zero."""
@@ -66,7 +66,7 @@ class Packing:
 
     @property
     def valid(self) -> Tensor | None:
-        """Return a boolean [B, M], True where there is a token; None if there is no padding."""
+        """Return a boolean tensor [B, M], True where there is a token; None if there is no padding."""
         return None if self.slots.numel() == sum(map(len, self.rows.values())) else self.entry != PADDING
 
     def to(self, device: torch.device) -> Packing:
@@ -79,7 +79,7 @@ def pack(masks: Mapping[str, Tensor]) -> Packing:
     """Return the positions of the chosen tokens in a packed batch.
 
     Args:
-        masks: By entry, boolean [B, N] on the CPU, True where chosen.
+        masks: Boolean [B, N] on the CPU by entry, True for chosen tokens.
     """
     joined = torch.cat(list(masks.values()), dim=1)
     rows = {name: mask.flatten().nonzero()[:, 0] for name, mask in masks.items()}
@@ -107,14 +107,14 @@ def masked_loss(
     Source: 4M (arXiv:2312.06647) section 3.
 
     Args:
-        model: Has embeddings of all that is read and heads of all that is predicted.
-        batch: Everything that `masks` name; all images of one size.
+        model: Model with embeddings for all entries to read and heads for all entries to predict.
+        batch: All entries in `masks`; all images have the same size.
         masks: From `draw_masks`.
         average: 'modality' for the mean of the modalities' means, as in 4M, where a modality without tokens counts as
             0; 'token' for the mean over all tokens.
 
     Raises:
-        ConfigError: A modality is missing or its size is not that of its mask, or the model has no part for it.
+        ConfigError: A modality is missing, its size is not that of its mask, or the model has no embedding for it.
     """
     size = _check(model, batch, masks)
     device = model.mask_token.device
@@ -140,7 +140,7 @@ def _read(model: EncoderDecoder, batch: MaskedBatch, packing: Packing, size: tup
             continue
         ids = F.pad(batch["sequences"][name], (1, 0), value=START)
         contents.append(embedding.token_emb(ids.flatten()[rows].long()))
-        # Only tokens that are read count: the start alone, or all but the start.
+        # Only the tokens that are read matter: the start alone, or all but the start.
         positions.append(embedding.embed_positions_at((rows % ids.shape[1] - 1).clamp(min=0)))
     part = Tokens(packing.join(contents), packing.join(positions), packing.valid)
     return model.encode([part], len(packing.slots))
@@ -180,7 +180,7 @@ def _predict(
         head = model.decoder_embeddings[key_of(entry)]
         logits = head.to_logits(y[packing.positions[entry]])
         exact = torch.promote_types(logits.dtype, torch.float32)
-        # The sum: the mean over no token, and its gradient, would be NaN.
+        # The sum, since the mean over no tokens and its gradient would be NaN.
         sums[entry] = F.cross_entropy(logits.to(exact), ids, reduction="sum")
     counts = {entry: len(ids) for entry, ids in answers.items()}
     means = {entry: value / max(counts[entry], 1) for entry, value in sums.items()}
@@ -197,7 +197,7 @@ def _predict(
 
 
 def _attention(packing: Packing) -> Tensor:
-    """Return which tokens to predict attend to which, boolean [B, M, M]; padding attends to padding."""
+    """Return the attention mask of the tokens to predict, boolean [B, M, M]; padding attends to padding."""
     entry = packing.entry
     is_same = entry[:, :, None] == entry[:, None, :]
     is_sequence = [entry.startswith("sequences.") for entry in packing.rows]
@@ -214,19 +214,19 @@ def key_of(entry: str) -> str:
         entry: 'pixels.S2L2A', 'tokens.LULC' or 'sequences.coords'.
 
     Raises:
-        ConfigError: The models know no pixels or tokens of that modality.
+        ConfigError: The models do not take pixels or tokens of that modality.
     """
     kind, _, name = entry.partition(".")
     modality = resolve(name)
     if kind != "pixels":
         return token_key(modality)
     if modality.patch_key is None:
-        raise ConfigError(f"{modality.name} enters TerraMind as tokens, not as pixels. Move it to tokens.")
+        raise ConfigError(f"TerraMind takes {modality.name} as tokens, not as pixels. Move it to tokens.")
     return modality.patch_key
 
 
 def _check(model: EncoderDecoder, batch: MaskedBatch, masks: Masks) -> tuple[int, int]:
-    """Return rows and columns of tokens after checking that everything fits."""
+    """Check model, batch and masks, and return the numbers of rows and columns of tokens."""
     sizes: dict[str, tuple[int, int]] = {}
     for entry, mask in {**masks.targets, **masks.inputs}.items():
         kind, _, name = entry.partition(".")
@@ -244,5 +244,5 @@ def _check(model: EncoderDecoder, batch: MaskedBatch, masks: Masks) -> tuple[int
             raise ConfigError(f"{entry} should have {mask.shape[1]} tokens, got {list(x.shape)}.")
     if len(set(sizes.values())) != 1:
         shown = ", ".join(f"{entry} {rows} x {columns}" for entry, (rows, columns) in sizes.items())
-        raise ConfigError(f"All modalities need one size in tokens, got {shown}.")
+        raise ConfigError(f"All modalities must have the same size in tokens, got {shown}.")
     return next(iter(sizes.values()))

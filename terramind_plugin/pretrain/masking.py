@@ -1,4 +1,4 @@
-"""Random choice of the tokens that the model reads and of those that it predicts, within budgets.
+"""Random choice of the tokens to read and the tokens to predict, within budgets.
 
 Source: 4M (arXiv:2312.06647) section 3 and TerraMind (arXiv:2504.11171) section 3.2: budgets by modality from Dirichlet
 distributions, positions at random within a modality.
@@ -18,15 +18,15 @@ from terramind_plugin.errors import ConfigError, suggest
 DEFAULT_ALPHA = 0.2
 """Concentration of 4M: most of a sample's budget goes to few modalities."""
 SMALLEST_SHARE = 1e-12
-"""Smallest share, above zero so that a modality can always take over what others have no room for."""
+"""Minimum share, above zero so that a modality can always take tokens that do not fit into others."""
 ANNOUNCED = 0.5
-"""Probability that the encoder reads the start of a sequence to predict, as generators let it for some outputs."""
+"""Probability that the encoder reads the start of a sequence to predict, as generators do for some outputs."""
 
 
 class Masks(NamedTuple):
-    """Chosen tokens by entry, 'pixels.S2L2A', 'tokens.LULC' or 'sequences.coords'; boolean [B, N], True where chosen.
+    """Masks by entry ('pixels.S2L2A', 'tokens.LULC', 'sequences.coords'): boolean [B, N], True for chosen tokens.
 
-    The first token of a sequence is its start: read alone, it announces a sequence to predict.
+    The first token of a sequence is its start. If only the start is read, the sequence is to be predicted.
     """
 
     inputs: dict[str, Tensor]
@@ -46,23 +46,23 @@ class MaskPlan:
     tokens: tuple[str, ...]
     """Image modalities that can be read and predicted as token ids."""
     sequences: Mapping[str, int]
-    """Modalities that can be read and predicted as a whole, with their number of tokens without a start."""
+    """Modalities that can be read and predicted as a whole, with their numbers of tokens without the start."""
     inputs: tuple[int, int]
-    """Fewest and most tokens to read; one number between them holds for a batch."""
+    """Minimum and maximum number of tokens to read; one number between them is drawn for each batch."""
     targets: int
-    """Most tokens to predict in a sample."""
+    """Maximum number of tokens to predict in a sample."""
     input_alphas: Mapping[str, float] = field(default_factory=dict)
     """Concentrations by kind ('pixels', 'tokens', 'sequences') or entry ('tokens.LULC'); 0 for never."""
     target_alphas: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.tokens:
-            raise ConfigError("tokens is empty: name what is to be predicted, e.g. tokens: [LULC].")
+            raise ConfigError("tokens is empty: name the modalities to predict, e.g. tokens: [LULC].")
         lengths = list(self.sequences.values())
         fewest, most = self.inputs
         if not sum(lengths) < fewest <= most:
             raise ConfigError(
-                f"input_tokens must be the fewest and the most tokens, at least {sum(lengths) + 1}, got {self.inputs}."
+                f"input_tokens must be a minimum and a maximum, at least {sum(lengths) + 1}, got {self.inputs}."
             )
         if self.targets <= sum(lengths) + len(lengths):
             raise ConfigError(f"target_tokens must be above {sum(lengths) + len(lengths)}, got {self.targets}.")
@@ -83,7 +83,7 @@ class MaskPlan:
             if not alpha >= 0:
                 raise ConfigError(f"{argument}.{name} must be 0 or more, got {alpha}.")
         if not any(_alpha(alphas, entry) for entry in entries if not entry.startswith("sequences.")):
-            raise ConfigError(f"{argument} is 0 for all of {', '.join(entries)}; leave one above 0.")
+            raise ConfigError(f"{argument} is 0 for all of {', '.join(entries)}; at least one must be above 0.")
 
 
 def draw_masks(
@@ -93,20 +93,21 @@ def draw_masks(
     generator: torch.Generator,
     present: Mapping[str, Tensor] | None = None,
 ) -> Masks:
-    """Return the tokens to read and the tokens to predict of each sample.
+    """Draw the tokens to read and the tokens to predict for each sample.
 
-    A position of a modality is read as pixels, read as a token, predicted or not used. Predicting the token of a patch
-    that is read would only repeat the tokenizer and teach nothing about the scene. A sequence is read or predicted as
-    a whole. Every sample reads something. Budget that finds no room in a modality stays unspent among the inputs, so
-    that some samples read a single modality; among the targets it goes to the other modalities.
+    A position of a modality is read as pixels, read as a token, predicted, or not used. A token is never predicted from
+    its own patch, since the model would then only learn the tokenizer. A sequence is read or predicted as a whole. At
+    least one token of every sample is read. If a modality has fewer tokens than its share of the budget, the rest of an
+    input budget is not used, so that some samples have a single modality to read; the rest of a target budget goes to
+    the other modalities.
 
     Args:
         plan: Budgets.
         batch: Number of samples.
         count: Number of tokens of an image modality.
-        generator: On the CPU.
-        present: By image modality, boolean [B], False where a sample lacks it, so that nothing of it is chosen;
-            modalities that are not named are there.
+        generator: Random generator on the CPU.
+        present: Boolean [B] by image modality, False if a sample lacks it, so that none of its tokens are chosen;
+            modalities that are not named are present.
     """
     families = {name: number for number, name in enumerate(dict.fromkeys([*plan.pixels, *plan.tokens]))}
     of_pixels = [families[name] for name in plan.pixels]
@@ -143,7 +144,7 @@ def _draw_inputs(plan: MaskPlan, room: Tensor, generator: torch.Generator) -> tu
     images, sequences = shares[:, : room.shape[1]], shares[:, room.shape[1] :]
     lengths = torch.tensor(list(plan.sequences.values()), dtype=torch.long)
     is_read = sequences * total * 2 >= lengths
-    used = torch.where(is_read, lengths, 1).sum(dim=1)  # one is for the announcement
+    used = torch.where(is_read, lengths, 1).sum(dim=1)  # 1 for the start of a sequence to predict
     return is_read, _spend(images, total - used, room, passes=1)
 
 
@@ -159,7 +160,7 @@ def _draw_targets(plan: MaskPlan, room: Tensor, is_read: Tensor, generator: torc
 def _draw_shares(alphas: Mapping[str, float], entries: Sequence[str], batch: int, generator: torch.Generator) -> Tensor:
     """Return shares of entries [B, entries] from a Dirichlet distribution; 0 where an alpha is 0."""
     chosen = torch.tensor([_alpha(alphas, entry) for entry in entries], dtype=torch.float64).expand(batch, -1)
-    # The public distributions take no generator.
+    # torch.distributions does not take a generator.
     drawn = torch._standard_gamma(chosen, generator=generator)
     drawn = torch.where(chosen > 0, drawn.clamp(min=SMALLEST_SHARE), 0.0)
     return drawn / drawn.sum(dim=1, keepdim=True)
@@ -170,13 +171,13 @@ def _alpha(alphas: Mapping[str, float], entry: str) -> float:
 
 
 def _spend(shares: Tensor, total: Tensor, room: Tensor, passes: int) -> Tensor:
-    """Return whole numbers of tokens [B, entries] in proportion to shares, no more than there is room for.
+    """Return whole numbers of tokens [B, entries] in proportion to shares, limited by `room`.
 
     Args:
         shares: [B, entries], 0 or more.
         total: Tokens to spend [B].
-        room: Most tokens of an entry [B, entries].
-        passes: Number of rounds in which tokens without room are offered to other entries.
+        room: Maximum number of tokens of each entry [B, entries].
+        passes: Number of rounds in which tokens that do not fit are given to other entries.
     """
     counts = torch.zeros_like(room)
     for _ in range(passes):
@@ -185,7 +186,7 @@ def _spend(shares: Tensor, total: Tensor, room: Tensor, passes: int) -> Tensor:
         weights = torch.where(is_open, shares, 0.0)
         exact = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-300) * rest[:, None]
         spent = exact.floor()
-        # The tokens that rounding down left go to the largest remainders.
+        # The tokens lost by rounding down go to the largest remainders.
         missing = rest[:, None] - spent.sum(dim=1, keepdim=True)
         remainder = torch.where(is_open, exact - spent, -1.0)
         rank = remainder.argsort(dim=1, descending=True, stable=True).argsort(dim=1)

@@ -1,4 +1,4 @@
-"""What `terramind check` says of shards: numbers, missing modalities, missing pixels, offsets."""
+"""Findings of `terramind check` about shards: numbers, missing modalities, missing pixels, offsets."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def describe_shards(samples: TerraMeshSamples, split: str, count: int) -> Iterat
 
 @dataclass
 class _Seen:
-    """What the samples that were read have in common."""
+    """Counts over the samples that were read."""
 
     read: int = 0
     """Number of samples."""
@@ -70,12 +70,12 @@ class _Seen:
     empty: Counter[str] = field(default_factory=Counter)
     """Number of samples without any data, by modality."""
     offsets: dict[str, list[bool | None]] = field(default_factory=lambda: defaultdict(list))
-    """Whether each sample has the offset, by optical modality; None where it cannot be told."""
+    """Whether each sample has the offset, by optical modality; None if unknown."""
     mixed: list[str] = field(default_factory=list)
-    """Samples of which one optical modality has the offset and the other has not."""
+    """Samples in which one optical modality has the offset and the other does not."""
 
     def add(self, key: str, images: Mapping[str, NDArray[Any]], modalities: Mapping[str, Modality]) -> None:
-        """Count a sample.
+        """Add a sample to the counts.
 
         Args:
             key: Name of the sample.
@@ -98,7 +98,7 @@ class _Seen:
 
     def describe_gaps(self, split: str) -> Iterator[Finding]:
         """Yield a finding on each modality with missing pixels."""
-        advice = "They become the mean; a sample of NaN alone is missing."
+        advice = "They are set to the mean; an image of NaN alone counts as missing."
         for name, number in self.gaps.items():
             if number:
                 text = f"{name}: {number} of {self.read} samples read have missing pixels (NaN), {self.empty[name]} "
@@ -106,10 +106,10 @@ class _Seen:
 
     def describe_offsets(self, split: str) -> Iterator[Finding]:
         """Yield a finding on the offset of each optical modality."""
-        advice = "Read as published: the date does not tell, so nothing is taken away."
+        advice = "Read as published: the date does not tell whether there is an offset, so none is removed."
         for name, found in self.offsets.items():
             yes, no = found.count(True), found.count(False)
-            text = f"{name}: {yes} of {len(found)} samples read have the offset of +{DN_OFFSET}, {no} have not."
+            text = f"{name}: {yes} of {len(found)} samples read have the offset of +{DN_OFFSET}, {no} do not."
             if self.mixed:
                 text += f" S2L1C and S2L2A differ in {len(self.mixed)}, e.g. {self.mixed[0]}."
             yield Finding(f"shards: {split} offset", "note", text, advice)

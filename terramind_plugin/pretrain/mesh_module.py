@@ -26,35 +26,37 @@ class TerraMeshDataModule(ResumableDataModule):
 
     * For `TokenizerTask` name one modality: {'image': standardised crops under random D4 symmetries}.
     * For `MaskedModellingTask` name variant, tokens and store: batches of type `MaskedBatch`. `terramind tokenize
-      --data terramesh:ROOT` makes the store. A sample's missing modality is neither read nor predicted.
+      --data terramesh:ROOT` makes the store. A modality that a sample lacks is neither read nor predicted.
     * For evaluation name several modalities and no tokens: {'image' by modality, 'modality_mask', 'filename',
       'center'}; images are standardised, missing ones NaN.
 
-    Values are standardised as published: offsets of Sentinel-2 are mixed there, even within a sample. A run that is
-    resumed goes on with the batch that would have come next; every process gets `batch_size` samples.
+    Published values are standardised without removing offsets: some Sentinel-2 images have the offset and some do not,
+    even within a sample. A resumed run continues with the batch that would have come next; every process gets
+    `batch_size` samples.
 
     Args:
         root: Folder that holds train/ and val/, URL of such a folder, or hub:ORG/NAME[@REVISION].
-        modalities: Modalities that are read as pixels.
+        modalities: Modalities that the model gets as pixels.
         variant: Name of the model for masked modelling, e.g. 'terramind_v1_base'.
-        tokens: Modalities that enter as token ids.
+        tokens: Modalities that the model gets as token ids.
         store: Folder that `terramind tokenize` wrote.
         coords: Whether the position of a sample's centre is in the batch of masked modelling.
         train_split: Folder of the training split.
-        val_split: Folder of the validation split; None takes every twentieth sample of train_split out for validation.
-        crop: Side in pixels: of a random crop for tokenizers (256 by default), of the middle for evaluation (all of it
-            by default). In masked modelling, tiles are as large as an image of the model.
-        batch_size: Samples a step and process.
-        num_workers: Processes that read.
-        seed: Start of order, crops and symmetries.
-        buffer: Number of places by which shuffling moves a sample from where its shard has it.
+        val_split: Folder of the validation split; with None, every twentieth sample of train_split is for validation.
+        crop: Side in pixels of a random crop for tokenizers (default 256), or of the middle for evaluation (default:
+            the whole image). In masked modelling, tiles have the size of an image of the model.
+        batch_size: Samples per step and process.
+        num_workers: Number of processes that read.
+        seed: Seed of order, crops and symmetries.
+        buffer: Number of places by which shuffling may move a sample from its place in the shard.
         weights: Share of the samples by subset in training, e.g. {majortom: 0.8, ssl4eos12: 0.2}.
-        max_cloud_cover: Largest cloud_cover in the metadata table, in its unit.
+        max_cloud_cover: Maximum cloud_cover in the metadata table, in the unit of the table.
         area: West, south, east and north in degrees, compared with the metadata table.
-        ranges: Smallest and largest value by further columns of the metadata table.
-        on_error: 'raise' to stop at damage, 'skip' to leave samples out and count them.
+        ranges: Minimum and maximum value by further columns of the metadata table.
+        on_error: 'raise' to stop at a damaged sample, 'skip' to leave damaged samples out and count them.
         revision: Branch, tag or commit on the hub.
-        cache_dir: Folder for indices of shards; by default only those of remote shards are kept, in the user's cache.
+        cache_dir: Folder for indices of shards; by default only those of remote shards are kept, in the user's cache
+            folder.
 
     Raises:
         ConfigError: An argument is wrong or missing.
@@ -86,7 +88,7 @@ class TerraMeshDataModule(ResumableDataModule):
         super().__init__(batch_size, num_workers, seed)
         given = [bool(tokens), store is not None, variant is not None]
         if any(given) != all(given):
-            raise ConfigError("Masked modelling needs variant, tokens and store. Give all three, or none of them.")
+            raise ConfigError("Masked modelling needs variant, tokens and store. Give all three of them, or none.")
         if coords and not tokens:
             raise ConfigError("coords: true is for masked modelling, with variant, tokens and store.")
         if crop is not None and (tokens or crop < 1):
@@ -144,7 +146,7 @@ class TerraMeshDataModule(ResumableDataModule):
         """Return the stored tokens of a split.
 
         Raises:
-            DataError: Tokens are missing, or of another model.
+            DataError: Tokens are missing, or were made for another model.
         """
         assert self.variant is not None
         assert self.store is not None
@@ -163,20 +165,20 @@ class TerraMeshDataModule(ResumableDataModule):
         return {"shards": copy(self._shards), "revision": self.revision}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Check that a resumed run reads what it began with.
+        """Check that a resumed run reads the same data.
 
         Args:
-            state_dict: Result of `state_dict`.
+            state_dict: Result of the method `state_dict`.
 
         Raises:
-            ConfigError: Shards, numbers of samples or the revision are others.
+            ConfigError: Shards, numbers of samples or the revision differ.
         """
         stored = state_dict.get("shards", {}).get("train")
         if stored is not None and self._shards.get("train", stored) != stored:
             raise ConfigError(
                 f"{self._options['root']} is not what the checkpoint was trained on: other shards or numbers of "
                 f"samples, or another revision ({state_dict.get('revision')} in the checkpoint, {self.revision} now). "
-                "Give the same data, or start anew with the weights alone: ckpt_path of the task."
+                "Give the same data, or start a new run with the weights alone: ckpt_path of the task."
             )
 
     def check_shards(self, samples: int = 64) -> Iterator[Finding]:

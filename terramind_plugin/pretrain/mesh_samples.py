@@ -1,4 +1,4 @@
-"""TerraMesh's samples as tokenizers, masked modelling and evaluation take them."""
+"""Samples of TerraMesh for tokenizers, masked modelling and evaluation."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ OPEN_FILES = 64
 
 
 class MeshDataset(Dataset[Any]):
-    """Samples by their place in an epoch's order; a damaged sample is None where damage is skipped.
+    """Samples of a split; a damaged sample is None if damaged samples are skipped.
 
     Args:
         samples: The split.
-        validation: Whether numbers are places in the order of epoch 0; in training they are numbers of samples.
+        validation: Whether indices are places in the order of epoch 0; in training they are numbers of samples.
     """
 
     def __init__(self, samples: TerraMeshSamples, validation: bool) -> None:
@@ -52,10 +52,10 @@ class MeshDataset(Dataset[Any]):
 
     @staticmethod
     def collate(samples: Sequence[Any]) -> Any:
-        """Return a batch of those samples that could be read.
+        """Return a batch of the samples that could be read.
 
         Raises:
-            DataError: None of them could.
+            DataError: None of them could be read.
         """
         there = [sample for sample in samples if sample is not None]
         if not there:
@@ -63,7 +63,7 @@ class MeshDataset(Dataset[Any]):
         return default_collate(there)
 
     def read(self, draw: Draw | int) -> tuple[Read | None, np.random.Generator, int]:
-        """Return a sample, the randomness of its crop, and the number of symmetries to draw from."""
+        """Return a sample, the random generator for its crop, and the number of symmetries to draw from."""
         if isinstance(draw, Draw):
             return self.samples.read(draw.number), draw.random(), SYMMETRIES
         assert self.listed is not None
@@ -90,7 +90,7 @@ class MeshCrops(MeshDataset):
         ((self.name, self.modality),) = samples.catalogue.modalities.items()
 
     def __getitem__(self, draw: Draw | int) -> dict[str, Tensor] | None:
-        """Return a random crop under a random symmetry, for validation always the same; None if there is no data."""
+        """Return a random crop under a random symmetry, the same crop in every validation; None without data."""
         read, random, symmetries = self.read(draw)
         if read is None:
             return None
@@ -119,7 +119,7 @@ class MeshImages(MeshDataset):
         self.crop = crop
 
     def __getitem__(self, draw: Draw | int) -> dict[str, Any] | None:
-        """Return a sample as it lies."""
+        """Return a sample without symmetries."""
         read, _, _ = self.read(draw)
         if read is None:
             return None
@@ -199,7 +199,7 @@ class MeshTokens:
         return self.store / f"{self._target(name, shard)}.safetensors"
 
     def _check_complete(self, name: str) -> None:
-        """Raise a DataError if some shards of a subset have tokens and others have none, or if nothing has."""
+        """Raise a DataError if no shard has tokens, or only some shards of a subset have tokens."""
         found, subsets = self.there[name], self.catalogue.subsets
         for shard, has in enumerate(found):
             others = any(other for other, subset in zip(found, subsets, strict=True) if subset == subsets[shard])
@@ -215,7 +215,7 @@ class MeshTokens:
         if file.recipe.tokenizer != wanted:
             raise DataError(
                 f"{file.path} was made with {file.recipe.tokenizer}, expected {wanted}. Run terramind tokenize with "
-                "the model that is trained and another --out."
+                "the model to be trained and another --out."
             )
         read_as = next((key for key, one in self.catalogue.modalities.items() if one.name == name), None)
         is_read = read_as is not None and self.catalogue.path(read_as, shard) is not None
@@ -234,7 +234,7 @@ class MeshTokens:
         if (chip.rows, chip.columns) != (self.rows, self.columns) or file.recipe.tile != self.tile:
             raise DataError(
                 f"{file.path}: {key} has {chip.rows} x {chip.columns} tiles of {file.recipe.tile} pixels, others have "
-                f"{self.rows} x {self.columns} of {self.tile}. Samples of one size are expected."
+                f"{self.rows} x {self.columns} of {self.tile}. All samples must have the same size."
             )
         return file.read(key, *tile, symmetry % file.recipe.symmetries)
 
@@ -250,7 +250,7 @@ class MeshTiles(MeshDataset):
     """Pixels, token ids and positions of tiles for masked modelling, each as in `MaskedBatch`.
 
     Args:
-        samples: The split, with the modalities that enter as pixels.
+        samples: The split, with the modalities that the model gets as pixels.
         validation: Whether the samples are for validation.
         tokens: Stored tokens of the split.
         coords: Tokenizer of positions; None for no positions.
@@ -274,7 +274,7 @@ class MeshTiles(MeshDataset):
         return np.concatenate([samples * self.tiles + (first + turn) % self.tiles for turn in range(self.tiles)])
 
     def __getitem__(self, draw: Draw | int) -> MaskedBatch | None:
-        """Return a tile under a random symmetry, for validation as it lies."""
+        """Return a tile, under a random symmetry in training and unchanged in validation."""
         if isinstance(draw, Draw):
             number, tile = divmod(draw.number, self.tiles)
             symmetry = int(draw.random().integers(self.tokens.symmetries))
@@ -318,5 +318,5 @@ class MeshTiles(MeshDataset):
         if self.coords is None:
             return {}
         if np.isnan(read.centre).any():
-            raise DataError(f"{self.shown(read, 'center')} does not say where it lies. Set coords: false.")
+            raise DataError(f"{self.shown(read, 'center')} has no position. Set coords: false.")
         return {"coords": self.coords.encode([read.centre]).ids[0]}

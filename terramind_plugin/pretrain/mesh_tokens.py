@@ -1,4 +1,4 @@
-"""Token ids of TerraMesh's samples: one file for each shard and modality, so that a run that was stopped goes on."""
+"""Token ids of TerraMesh's samples: a file for each shard and modality, so that a stopped run can be resumed."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ SPLITS = ("train", "val")
 
 
 def standardise(image: NDArray[np.float32], modality: Modality, name: str) -> NDArray[Any] | None:
-    """Return an image as tokenizers and patch embeddings take it: gaps are the mean. None if it holds no data at all.
+    """Return an image standardised for tokenizers and patch embeddings, with gaps set to the mean; None without data.
 
-    Offsets are left as they are: the published data have both, even within a sample.
+    Offsets are not removed: in the published data some images have them and some do not, even within a sample.
 
     Args:
         image: Image as published [bands, H, W].
@@ -67,7 +67,7 @@ def standardise(image: NDArray[np.float32], modality: Modality, name: str) -> ND
 
 
 def find_splits(store: ShardStore, splits: Sequence[str] | None) -> list[str]:
-    """Return the splits to tokenise: those named, or those of `SPLITS` that are there.
+    """Return the splits to tokenise: the given ones, or those of `SPLITS` that exist.
 
     Raises:
         DataError: There is none.
@@ -80,7 +80,7 @@ def find_splits(store: ShardStore, splits: Sequence[str] | None) -> list[str]:
 
 
 def find_modalities(store: ShardStore, split: str, known: Mapping[str, Any], names: Sequence[str] | None) -> list[str]:
-    """Return the modalities of a split to tokenise: those named, or all that have a tokenizer.
+    """Return the modalities of a split to tokenise: the given ones, or all that have a tokenizer.
 
     Args:
         store: Store of the data set.
@@ -118,23 +118,23 @@ def tokenize_shards(
 ) -> list[Path]:
     """Write the token ids of all samples to out/SPLIT/MODALITY/SHARD.safetensors and return the files written.
 
-    Files that are up to date stay, so that a run that was stopped goes on with the next shard. A sample without any
-    data in a modality, such as radar that is NaN all over, is kept as a sample without tiles.
+    Files that are up to date are kept, so that a stopped run continues with the next shard. A sample without any data
+    in a modality, such as a radar image of NaN alone, is stored as a sample without tiles.
 
     Args:
-        family: Family of the tokenizers. A tile is as large as an image of its models.
+        family: Family of the tokenizers. A tile has the size of an image of the family's models.
         store: Store of the data set.
         out: Folder to write to.
-        ckpt_paths: Weights of tokenizers by modality; the family's own for the others.
-        splits: Folders of splits; those of `SPLITS` that are there by default.
-        modalities: Modalities; all that have a tokenizer by default.
+        ckpt_paths: Files with weights of tokenizers by modality; the family's weights for the others.
+        splits: Folders of splits; by default those of `SPLITS` that exist.
+        modalities: Modalities; by default all that have a tokenizer.
         symmetries: 1, or 8 for all symmetries of a square.
-        replace_files: Write files that are out of date anew, instead of refusing them.
+        replace_files: Write files that are out of date again instead of refusing them.
         on_sample: Called with the split and modality, the number of samples done and the number of all samples.
 
     Raises:
         ConfigError: A name is unknown.
-        DataError: Shards are damaged, or a file is there and out of date.
+        DataError: Shards are damaged, or an existing file is out of date.
         WeightsError: The weights are missing or do not fit.
     """
     known = tokenizers_of(family)
@@ -199,7 +199,7 @@ def check_sample_keys(file: TokenFile, keys: Sequence[str], sizes: NDArray[np.in
     Args:
         file: Stored tokens of the shard.
         keys: Keys of the shard.
-        sizes: Bytes of its members; None to leave them out.
+        sizes: Sizes of its members in bytes; None to skip the comparison of sizes.
     """
     if list(file.chips) != list(keys):
         other = next((key for key in keys if key not in file.chips), None)
@@ -208,7 +208,7 @@ def check_sample_keys(file: TokenFile, keys: Sequence[str], sizes: NDArray[np.in
     if sizes is not None:
         changed = [key for key, size in zip(keys, sizes, strict=True) if file.chips[key].size != size]
         if changed:
-            raise DataError(f"{file.path} is out of date: {changed[0]} is not as when the tokens were made.")
+            raise DataError(f"{file.path} is out of date: {changed[0]} has changed since the tokens were made.")
 
 
 def _read_samples(

@@ -1,4 +1,4 @@
-"""The base of both tasks: the optimiser and its schedule, and randomness that a resumed run repeats."""
+"""Base class of both tasks: the optimiser, its schedule, and random numbers that a resumed run repeats."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torchgeo.trainers import BaseTask
 from terramind_plugin.errors import ConfigError
 
 PENDING = "batches_without_step"
-"""Key in a checkpoint of the number of batches whose gradients no optimiser step has used yet."""
+"""Key in a checkpoint for the number of batches whose gradients no optimiser step has used yet."""
 
 
 class PretrainingTask(BaseTask):
-    """A task whose resumed run repeats the uninterrupted one, also with accumulated gradients.
+    """A task for which a resumed run repeats the uninterrupted one, even with accumulated gradients.
 
     A checkpoint holds no gradients. If it is written between two optimiser steps, a resumed run therefore begins with
-    the first batch after the last step. Its data module must begin there, too: see `next_batch`.
+    the first batch after the last step. The data module must also begin there: see `next_batch`.
 
     Subclasses have the arguments lr, warmup_steps, weight_decay and seed.
     """
@@ -34,7 +34,7 @@ class PretrainingTask(BaseTask):
         return self.trainer.fit_loop.total_batch_idx
 
     def make_generator(self, number: int) -> torch.Generator:
-        """Return the random numbers of a batch: a function of the run's seed, the number and the process alone.
+        """Return the random generator of a batch, which depends only on the run's seed, the number and the process.
 
         Args:
             number: Number of the training batch; negative for validation.
@@ -59,7 +59,7 @@ class PretrainingTask(BaseTask):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store how many batches wait for an optimiser step."""
+        """Store the number of batches since the last optimiser step."""
         batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress
         done = batches.current.processed
         epoch_done = batches.is_last_batch and batches.current.ready == done
@@ -76,7 +76,7 @@ def rewind(loop: dict[str, Any], pending: int) -> None:
 
     Args:
         loop: State of the loop in a checkpoint.
-        pending: Number of finished batches since that step, without a batch that was broken off.
+        pending: Number of finished batches since that step; an interrupted batch does not count.
     """
     batches = loop["epoch_loop.batch_progress"]
     if not pending and batches["current"]["ready"] == batches["current"]["processed"]:
@@ -93,10 +93,10 @@ def rewind(loop: dict[str, Any], pending: int) -> None:
 
 
 def next_batch(trainer: Trainer) -> tuple[int, int]:
-    """Return the epoch that training begins or goes on with, and the number of its next batch, both from 0 on.
+    """Return the epoch with which training begins or continues, and the number of its next batch, both from 0.
 
     Args:
-        trainer: After it has restored its counters.
+        trainer: Trainer that has restored its counters.
     """
     loop = trainer.fit_loop
     batches: Any = loop.epoch_loop.batch_progress

@@ -107,7 +107,7 @@ class TokenFile:
                 meta = file.metadata() or {}
                 self.recipe = Recipe(**json.loads(meta["recipe"]))
                 self.chips = {chip.name: chip for chip in (StoredChip(*row) for row in json.loads(meta["chips"]))}
-                # As a torch tensor first: numpy's reader would copy the file into memory.
+                # Via a torch tensor, since numpy's reader would copy the file into memory.
                 self.ids: NDArray[Any] = file.get_tensor("ids").numpy()
                 self._sha256 = meta.get(SHA256)
             counts = [int(chip.rows) * int(chip.columns) for chip in self.chips.values()]
@@ -142,11 +142,11 @@ class TokenFile:
             raise DataError(f"{self.path} is damaged. Run terramind tokenize --replace again.")
 
     def check(self, names: Sequence[str], folder: ChipFolder | None = None) -> None:
-        """Check that there are tokens of all chips, made of their present files.
+        """Check that there are tokens of all chips, made from the current files.
 
         Args:
             names: Ids of the chips.
-            folder: Folder of the files; None to leave them unread.
+            folder: Folder of the files; None to check only that tokens exist.
 
         Raises:
             DataError: Tokens are missing or out of date.
@@ -162,15 +162,15 @@ class TokenFile:
         changed = [name for name in names if not self.chips[name].is_unchanged(folder.path(name))]
         if changed:
             raise DataError(
-                f"{self.path} is out of date: {counted(len(changed), 'file', 'is/are')} not as when the tokens were "
-                f"made, e.g. {folder.path(changed[0])}. Run terramind tokenize --replace again."
+                f"{self.path} is out of date: {counted(len(changed), 'file', 'has/have')} changed since the tokens "
+                f"were made, e.g. {folder.path(changed[0])}. Run terramind tokenize --replace again."
             )
 
 
 def write_tokens(
     path: Path, ids: NDArray[Any], recipe: Recipe, chips: list[StoredChip], source: Mapping[str, str] | None = None
 ) -> None:
-    """Write the tokens of one modality; the file appears when it is complete.
+    """Write the tokens of one modality; the file appears only when it is complete.
 
     Args:
         path: File to write; an existing file is replaced.
@@ -197,14 +197,14 @@ def is_out_of_date(
     replace: bool,
     shard: str | None = None,
 ) -> bool:
-    """Return whether to write a file of tokens anew.
+    """Return whether a file of tokens must be written or written again.
 
     Args:
         out: Folder of the store.
         modality: Modality of the tokens.
-        recipe: Tokenizer and tiling of today.
+        recipe: Tokenizer and tiling of this run.
         check: Raises a DataError if the tokens are not those of the samples.
-        replace: Whether a file that is out of date may be written anew.
+        replace: Whether a file that is out of date may be replaced.
         shard: As for `TokenFile`.
 
     Raises:

@@ -19,20 +19,20 @@ from terramind_plugin.tokenizers.unet import PatchedUNet
 class TokenizerTask(PretrainingTask):
     """Trains an image tokenizer; batches are {'image': standardised [B, bands, H, W] or class ids [B, H, W]}.
 
-    Diffusion times and noise depend on `seed`, batch number and process alone, so that a resumed run repeats the
-    uninterrupted one. For averaged weights add Lightning's EMAWeightAveraging to the callbacks: it validates and saves
-    the average. A tokenizer's `ckpt_path` takes the checkpoint.
+    Diffusion times and noise depend only on `seed`, batch number and process, so that a resumed run repeats the
+    uninterrupted one. For averaged weights, add Lightning's EMAWeightAveraging to the callbacks: it validates and saves
+    the average. Tokenizers take the checkpoint as their `ckpt_path`.
 
-    Source: TerraMind (arXiv:2504.11171) section 3.1. Optimiser settings are chosen here, not published.
+    Source: TerraMind (arXiv:2504.11171) section 3.1. The optimiser settings are our choice; none are published.
 
     Args:
         tokenizer: Registered name, e.g. 'terramind_sim_nano_tokenizer_dem'.
         ckpt_path: Weights to start from.
         pretrained: Start from the weights of that name.
-        lr: Largest learning rate.
-        warmup_steps: Steps of the rise to `lr`, before a cosine falls to zero at trainer.max_steps.
+        lr: Maximum learning rate.
+        warmup_steps: Number of steps of the linear warm-up to `lr`; a cosine to zero at trainer.max_steps follows.
         weight_decay: Weight decay of AdamW.
-        seed: Start of times and noise.
+        seed: Seed of diffusion times and noise.
     """
 
     monitor = "val/loss"
@@ -65,11 +65,11 @@ class TokenizerTask(PretrainingTask):
 
     def on_validation_epoch_start(self) -> None:
         """Reset the counts of token ids."""
-        # No buffer: averaging would exchange it with the weights.
+        # Not a buffer: weight averaging would swap it together with the weights.
         self.counts = torch.zeros(self.model.quantize.codebook_size, dtype=torch.long, device=self.device)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Log the loss and count tokens; every validation draws the same times and noise."""
+        """Log the loss and count tokens; every validation uses the same times and noise."""
         loss, tokens = reconstruction_loss(self.model, batch["image"], self.make_generator(-1 - batch_idx))
         self.log("val/loss", loss, sync_dist=True, batch_size=len(batch["image"]))
         self.counts += torch.bincount(tokens.flatten().long(), minlength=len(self.counts))
@@ -96,22 +96,22 @@ def reconstruction_loss(
 ) -> Reconstruction:
     """Return the reconstruction loss of a batch.
 
-    The diffusion decoder gets the image at a uniformly drawn time of decoding's noise schedule and predicts the clean
-    image, clipped as in decoding. Gradients reach the encoder through the rounding of the codes.
+    The diffusion decoder gets the image with noise of a uniformly drawn time of the noise schedule and predicts the
+    clean image, clipped as in decoding. Gradients pass through the rounding of the codes to the encoder.
 
     Source: TerraMind (arXiv:2504.11171) section 3.1: FSQ with a diffusion decoder, cross-entropy for classes.
 
     Args:
-        tokenizer: With encoder and decoder.
+        tokenizer: Tokenizer with encoder and decoder.
         x: Standardised image [B, bands, H, W], or class ids [B, H, W].
-        generator: On the CPU; draws times and noise.
+        generator: Random generator on the CPU for times and noise.
 
     Raises:
         ConfigError: A half of the tokenizer is missing, or a shape does not fit.
-        DataError: A value is NaN, infinite or no class id.
+        DataError: A value is NaN or infinite, or is not a class id.
     """
     if tokenizer.encoder is None or tokenizer.decoder is None:
-        raise ConfigError(f"{tokenizer.variant.name}: training needs encoder and decoder; build both.")
+        raise ConfigError(f"{tokenizer.variant.name}: training needs the encoder and the decoder; build both.")
     encoding = tokenizer.encode(x)
     if not isinstance(tokenizer.decoder, PatchedUNet):
         classes = x[:, 0] if x.dim() == 4 else x

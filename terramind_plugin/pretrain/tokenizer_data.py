@@ -1,4 +1,4 @@
-"""Stage 1: the images of one modality as a data module."""
+"""Stage 1: a data module for images of one modality."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from terramind_plugin.pretrain.loading import (
 from terramind_plugin.samples.layout import ChipFolder, make_folders
 
 VALIDATION_SEED = 0
-"""Seed of the crops that validation sees."""
+"""Seed of the crops for validation."""
 
 
 class Crops(Dataset[dict[str, Tensor]]):
@@ -45,7 +45,7 @@ class Crops(Dataset[dict[str, Tensor]]):
         return len(self.names)
 
     def __getitem__(self, draw: Draw | int) -> dict[str, Tensor]:
-        """Return a random crop under a random symmetry; for a plain index always the same crop, as it lies."""
+        """Return a crop: random and under a random symmetry for a `Draw`, always the same for an index."""
         if isinstance(draw, Draw):
             number, random, symmetries = draw.number, draw.random(), SYMMETRIES
         else:
@@ -60,7 +60,7 @@ def draw_window(random: np.random.Generator, shape: Sequence[int], size: int, pa
     """Return the rows and columns of a square crop at a random position.
 
     Args:
-        random: Source of randomness.
+        random: Random generator.
         shape: Height and width of the chip.
         size: Side of the crop.
         path: File or name of the chip, for the message.
@@ -77,19 +77,19 @@ def draw_window(random: np.random.Generator, shape: Sequence[int], size: int, pa
 class TokenizerDataModule(PretrainingDataModule):
     """Standardised crops of one modality under random D4 symmetries, for `TokenizerTask`.
 
-    A run that is resumed goes on with the batch that would have come next; every process gets `batch_size` samples.
+    A resumed run continues with the batch that would have come next; every process gets `batch_size` samples.
 
     Args:
-        modality: Name in the table, e.g. 'S2L2A'.
+        modality: Name of the modality, e.g. 'S2L2A'.
         folder: GeoTIFFs of that modality.
-        suffix: End of the file names. The id in split lists is the name before it.
-        train_split: List of ids; without lists every twentieth chip is for validation.
-        val_split: List of ids.
+        suffix: Suffix of the file names. The id in split lists is the name before it.
+        train_split: File with the ids for training; without lists, every twentieth chip is used for validation.
+        val_split: File with the ids for validation.
         crop: Side of a crop in pixels.
-        batch_size: Crops a step and process.
-        num_workers: Processes that read.
-        keep_in_memory: Read each chip once; 2 bytes a pixel and band, in each worker.
-        seed: Start of order, crops and symmetries.
+        batch_size: Crops per step and process.
+        num_workers: Number of processes that read.
+        keep_in_memory: Read each chip once and keep it, 2 bytes per pixel and band in each worker.
+        seed: Seed of order, crops and symmetries.
 
     Raises:
         ConfigError: The modality has no raster, or only one split is given.

@@ -1,1 +1,1 @@
-"""A flooded landscape and what the sensors see of it: noise -> terrain -> land cover -> optics, radar -> chip."""
+"""Simulated flooded landscapes and their satellite images: noise -> terrain -> land cover -> optics, radar -> chip."""

@@ -60,21 +60,21 @@ from terramind_plugin.simulation.terrain import PIXEL
 from terramind_plugin.system.files import write_text
 
 SIZE = 768
-"""Height and width of a tile of Sentinel-2 in pixels of 10 m, if none is given; real ones have 10,980."""
+"""Default height and width of a tile of Sentinel-2 in pixels of 10 m; real tiles have 10,980."""
 SMALLEST_TILE = 120
 """Smallest height and width of a tile, pixels."""
 STEP = 12
-"""Number of which sizes are multiples: pixels of 60 m come in whole numbers for tiles and slices."""
+"""Sizes are multiples of this number, so that tiles and slices consist of whole pixels of 60 m."""
 OFFSET, OFFSET_BASELINE = 1000, "04.00"
 """Number that products of Sentinel-2 add to their digital numbers, and the processing baseline that began to do so."""
 REPROCESSED = "05.00"
 """Processing baseline of Sentinel-2's Collection 1."""
 RADAR_NODATA = -32768.0
-"""Value without data in Planetary Computer's radar products."""
+"""Nodata value in Planetary Computer's radar products."""
 DEGREE = 3600
-"""Pixels of the elevation model in a degree."""
+"""Number of pixels of the elevation model per degree."""
 LABEL_SIDES = (128, 64, 32)
-"""Heights and widths of label rasters in pixels: the largest of which a tile has four in a row."""
+"""Possible sides of label rasters in pixels; the largest of which four fit into the side of a tile is used."""
 _VERSION = 1  # raise it when the same parameters give other scenes
 
 
@@ -97,7 +97,7 @@ def simulate_catalogue(
 ) -> dict[str, int]:
     """Write a static STAC catalogue of simulated scenes, and return the number of items of each collection.
 
-    The same arguments give the same bytes. Called again on the same folder, it writes only what is missing or damaged.
+    The same arguments give the same bytes. A second call on the same folder writes only missing or damaged files.
 
     Args:
         out: Folder to write to; created if it does not exist.
@@ -106,7 +106,7 @@ def simulate_catalogue(
         on_scene: Called after each scene with the number of finished scenes and of all scenes.
 
     Raises:
-        ConfigError: An argument is out of range, or the folder holds something else.
+        ConfigError: An argument is out of range, or the folder holds other files.
         DataError: A file cannot be written.
     """
     size = SIZE if size is None else size
@@ -139,7 +139,7 @@ def simulate_catalogue(
 
 
 def _plan(root: Path, ground: Ground, size: int) -> Iterator[_Scene]:
-    """Yield all scenes; what they show is made when they are written."""
+    """Yield all scenes; their pixels are computed when they are written."""
     for number, one in enumerate(OPTICAL_PASSES):
         for tile in make_tiles(size):
             folder = Path("data/S2L2A") / f"{one.time[:10]}_{tile.name}"
@@ -191,7 +191,7 @@ def _plan_elevation(ground: Ground) -> Iterator[_Scene]:
     margin = 8
     for latitude in (int(PARALLEL) - 1, int(PARALLEL)):
         for longitude in (int(MERIDIAN) - 1, int(MERIDIAN)):
-            # The middle of the first pixel lies on the degree, so that a tile begins half a pixel outside.
+            # The centre of the first pixel is at the whole degree, so a tile begins half a pixel outside.
             columns = np.clip(_rounded((west - longitude) * DEGREE, (east - longitude) * DEGREE, margin), 0, DEGREE)
             rows = np.clip(
                 _rounded((latitude + 1 - north) * DEGREE, (latitude + 1 - south) * DEGREE, margin), 0, DEGREE
@@ -235,14 +235,14 @@ def _see(ground: Ground, number: int, tile: Tile) -> Mapping[str, NDArray[Any]]:
 
 
 def _listen(ground: Ground, number: int, grid: Grid) -> Mapping[str, NDArray[Any]]:
-    """Return what a radar pass sees on a grid."""
+    """Return the image of a radar pass on a grid."""
     power = ground.put(ground.radar(number), grid, Resampling.bilinear, fill=RADAR_NODATA)
     power = np.where(np.isfinite(power), power, np.float32(RADAR_NODATA))
     return dict(zip(("vv", "vh"), power, strict=True))
 
 
 def _measure(ground: Ground, grid: Grid) -> Mapping[str, NDArray[Any]]:
-    """Return heights on a grid that reaches a little beyond the ground: what lies outside is as high as its edge."""
+    """Return heights on a grid that extends a little beyond the ground; pixels outside have the height of its edge."""
     beyond = ground.grid.width // 4
     padded = np.pad(ground.elevation, beyond, mode="edge")
     x, y = apply_affine(ground.grid.transform, -beyond, -beyond)
@@ -276,7 +276,7 @@ def _assets(files: Mapping[str, tuple[Path, Grid]], **properties: Any) -> dict[s
 
 
 def _write_scene(root: Path, scene: _Scene) -> None:
-    """Write the files of a scene that are not there yet."""
+    """Write the missing files of a scene."""
     missing = {name: file for name, file in scene.files.items() if not is_complete(root / file[0])}
     if not missing:
         return
@@ -338,7 +338,7 @@ def _around(grid: Grid, reach: float) -> tuple[float, float, float, float]:
 
 
 def _belongs(chip: Grid, tile: Tile, size: int) -> bool:
-    """Return whether a chip's ground is in no other chip: it lies in its own zone, and not in an overlap of tiles."""
+    """Return whether no other chip has a chip's ground: it is in its own zone, and not in an overlap of tiles."""
     corners = transform_bounds(chip.crs, "EPSG:4326", *chip.bounds)
     west = tile.grid.crs.to_epsg() == ZONES[0]
     own_zone = corners[2] <= MERIDIAN if west else corners[0] >= MERIDIAN
@@ -348,7 +348,7 @@ def _belongs(chip: Grid, tile: Tile, size: int) -> bool:
 
 
 def _write_catalogue(root: Path, items: Sequence[Item], up: str) -> None:
-    """Write a catalogue whose data lie some folders up from its items."""
+    """Write a catalogue whose data are some folders above its items."""
     for name in _names(items):
         own = [item for item in items if item["collection"] == name]
         for item in own:
@@ -367,7 +367,7 @@ def _names(items: Sequence[Item]) -> list[str]:
 
 
 def _moved(item: Item, up: str) -> Item:
-    """Return an item whose data lie some folders up."""
+    """Return an item whose data are some folders above it."""
     return {**item, "assets": {name: {**one, "href": up + one["href"]} for name, one in item["assets"].items()}}
 
 

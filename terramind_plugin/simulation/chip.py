@@ -43,9 +43,9 @@ class SimulatedChip:
     images: dict[str, NDArray[Any]]
     """Modality name -> array [bands, H, W] in the bands, units and type of the modality; NaN = no data in S1.
 
-    Of several dates the bands of one follow those of the date before; DEM and LULC have one date."""
+    With several dates, all bands of a date follow those of the previous date; DEM and LULC have one date."""
     label: NDArray[np.int16]
-    """Class of each pixel, [H, W], see `LABEL_TASKS`; of water: 1 water (permanent, flood, under plants), 0 land.
+    """Class of each pixel, [H, W], see `LABEL_TASKS`; for task water: 1 water (permanent, flood, under plants), 0 land.
 
     -1 is unknown."""
     transform: Affine
@@ -55,7 +55,7 @@ class SimulatedChip:
 
 
 def make_surface_model(rng: np.random.Generator, terrain: Terrain, cover: Cover) -> FloatArray:
-    """Return what an elevation product shows, m [H, W]: coarser than 10 m, with tree tops, roofs and errors."""
+    """Return the heights of an elevation product in m [H, W]: coarser than 10 m, with tree tops, roofs and errors."""
     trees = np.isin(cover.material, (ID["broadleaf trees"], ID["conifers"], ID["flooded trees"]))
     roofs = np.isin(cover.material, (ID["houses"], ID["large roofs"], ID["flooded houses"]))
     height = terrain.elevation + 7.0 * trees + 3.5 * roofs
@@ -88,7 +88,7 @@ def _observe(
 
     Args:
         streams: Random numbers of the optical sensor and of the radar.
-        region: Where the scene lies.
+        region: Region of the scene.
         terrain: Its terrain.
         cover: Its surface on this date.
         flood: Its water on this date.
@@ -116,12 +116,12 @@ def simulate_chip(
     the images of the peak are those of the chip with one date.
 
     Args:
-        seed: Seed of the data set, not negative.
-        index: Number of the chip, from 0. A chip does not depend on how many others there are.
+        seed: Seed of the data set, at least 0.
+        index: Number of the chip, from 0. A chip does not depend on the number of chips.
         size: Side in pixels of 10 m, at least 32.
-        world: Where chips lie.
+        world: Function that chooses the place of a chip.
         dates: Number of dates.
-        task: What the label says, a key of `LABEL_TASKS`. The images do not depend on it.
+        task: Meaning of the labels, a key of `LABEL_TASKS`. The images do not depend on it.
 
     Raises:
         ConfigError: An argument is too small.
@@ -130,7 +130,7 @@ def simulate_chip(
         raise ConfigError(f"Chips of {size} pixels are too small: write a size of at least {SMALLEST}.")
     if seed < 0 or index < 0:
         raise ConfigError(f"Seed and index of a chip must not be negative; got seed {seed}, index {index}.")
-    # One stream per stage: a change in one does not reshuffle the others.
+    # One stream per stage, so that a change in one stage does not change the random numbers of the others.
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence([seed, index]).spawn(6)]
     site = world(seed, index)
     region = site.region

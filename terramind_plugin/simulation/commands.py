@@ -1,4 +1,4 @@
-"""The command `simulate`; heavy imports wait until it runs."""
+"""The command `simulate`; slow imports happen only when it runs."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ def run_simulate(
 ) -> None:
     """Make a data set of simulated scenes, or a STAC catalogue of them.
 
-    The same command again writes what is missing.
+    If the command is repeated, it writes only missing files.
 
     Args:
         out: Folder to write to.
         chips: Number of chips.
         size: Pixels per side of a chip (default: 256), or of a tile of the catalogue (default: 768).
-        seed: Same seed, same bytes.
-        world: Regions that flood, places anywhere on a globe for pre-training, or a catalogue for `chips` and `map`.
-        processes: Number of processes that share the work.
+        seed: Seed of the random numbers; the same seed gives the same bytes.
+        world: Flooded regions, places anywhere on a globe for pre-training, or a catalogue for `chips` and `map`.
+        processes: Number of processes.
         dates: Dates of each chip: before the flood, at its peak, and while the water falls.
-        task: What the labels say: where water is, or what it covers (river, open land or woods).
+        task: Meaning of the labels: where water is, or what it covers (river, open land or woods).
     """
     from rich.progress import Progress
 
     if world == "stac":
         if dates != 1:
-            raise ConfigError("--dates is for chips; the catalogue of --world stac has dates of its own. Leave it out.")
+            raise ConfigError("--dates is for chips; the catalogue of --world stac has its own dates. Leave it out.")
         if task != "water":
             raise ConfigError("--task is for chips; the labels of --world stac say where water is. Leave it out.")
         _simulate_catalogue(out, size, seed)

@@ -41,7 +41,7 @@ class SimulatedDataset:
     root: Path
     """Folder with `data`, `splits` and `simulation.json`."""
     chip_ids: tuple[str, ...]
-    """Ids of all chips, in the order of their numbers."""
+    """Ids of all chips, by number."""
     splits: dict[str, tuple[str, ...]]
     """Ids of the chips in 'train', 'valid' and 'test', sorted."""
 
@@ -63,7 +63,7 @@ def make_splits(chips: int, seed: int, world: World = flood_site) -> dict[str, t
     Args:
         chips: Number of chips, at least 3.
         seed: Seed of the data set.
-        world: Where the chips lie.
+        world: Function that chooses the place of a chip.
 
     Raises:
         ConfigError: There are too few chips for three splits.
@@ -109,7 +109,7 @@ def _write_chip(files: dict[str, Path], chip: SimulatedChip, task: LabelTask) ->
 
 
 def claim_folder(root: Path, parameters: dict[str, Any]) -> None:
-    """Make `root` the folder of a data set with these parameters, or raise ConfigError if it holds something else."""
+    """Make `root` the folder of a data set with these parameters; raise a ConfigError if it holds other files."""
     if root.exists() and not root.is_dir():
         raise ConfigError(f"Cannot write a data set to {root}: it is a file. Choose a folder.")
     record = root / _PARAMETERS_FILE
@@ -121,7 +121,7 @@ def claim_folder(root: Path, parameters: dict[str, Any]) -> None:
             raise ConfigError(f"{record} is damaged. {advice}") from None
         if found != parameters:
             raise ConfigError(
-                f"{root} already holds a data set simulated with {found}, asked for {parameters}. {advice}"
+                f"{root} already holds a data set simulated with {found}, requested {parameters}. {advice}"
             )
         return
     if any((root / folder).exists() for folder in ("data", "splits")):

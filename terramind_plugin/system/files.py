@@ -1,4 +1,4 @@
-"""Files that get their name only when they are complete; YAML of bounded size; tables; pictures of this program."""
+"""Files that get their name only when they are complete; YAML of limited size; tables; pictures of this program."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _next_look: dict[Path, float] = {}
 
 @contextmanager
 def completing(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to; the file is renamed when the block ends, and removed if the block raises.
+    """Yield a temporary path to write to. The file is renamed when the context ends, and removed after an error.
 
     Unfinished files in the same folder whose process has ended are removed first.
 
@@ -70,7 +70,7 @@ def completing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary(path: Path) -> Iterator[Path]:
-    """Give a hidden name beside `path`, in the same folder; a file of that name is removed when the block ends."""
+    """Yield a hidden name in the same folder as `path`. A file of that name is removed when the context ends."""
     _remove_abandoned(path.parent)
     begin = path.name.encode()[:_LONGEST].decode(errors="ignore")
     # In the same folder: a rename is atomic only within one file system.
@@ -83,7 +83,7 @@ def temporary(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def completing_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder to write to; it is renamed when the block ends, and removed if the block raises.
+    """Yield an empty folder to write to. It is renamed when the context ends, and removed after an error.
 
     Args:
         path: Final name of the folder, in an existing folder. An existing folder is replaced.
@@ -95,11 +95,11 @@ def completing_folder(path: Path) -> Iterator[Path]:
         partial.mkdir()
         yield partial
         if os.path.lexists(path):
-            os.replace(path, former)  # a folder that holds something cannot be replaced at once
+            os.replace(path, former)  # a folder that is not empty cannot be replaced directly
 
 
 def plain(value: Any) -> Any:
-    """Return a value as YAML and JSON hold it: numbers, texts, lists and mappings; an enum's member is its value."""
+    """Return a value as plain numbers, texts, lists and mappings, for YAML and JSON; enum members become values."""
     if isinstance(value, Mapping):
         return {str(name): plain(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
@@ -109,12 +109,12 @@ def plain(value: Any) -> Any:
 
 
 def hash_content(content: Any) -> str:
-    """Return 16 hex digits that identify plain values, whatever the order of keys; other objects count as text."""
+    """Return a hash of 16 hex digits of plain values that ignores the order of keys; other objects count as text."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _remove(path: Path) -> None:
-    """Remove a file, or a folder with all that it holds, if it is there."""
+    """Remove a file, or a folder with its content, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -145,7 +145,7 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 def _is_abandoned(path: Path, machine: str, process: str) -> bool:
-    """Return whether the process that wrote a file has ended or, on another machine, has been silent for a day."""
+    """Return whether the process that wrote a file has ended or, on another machine, has been inactive for a day."""
     if machine != _machine():
         return time.time() - path.stat().st_mtime > _FOREIGN_AGE
     try:
@@ -171,7 +171,7 @@ def flush_to_disk(descriptor: int) -> None:
 
 
 def reserve(descriptor: int, size: int) -> None:
-    """Give an open, empty file its size in bytes, and reserve that space where the system supports it.
+    """Set the size in bytes of an open, empty file, and reserve the space if the system supports it.
 
     Raises:
         OSError: There is not enough space.
@@ -189,8 +189,8 @@ def reserve(descriptor: int, size: int) -> None:
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file and create its folder; an existing file is replaced.
 
-    A full disk is noticed when the file is written or closed. `flush_to_disk` would make small files several times
-    slower.
+    A full disk is detected when the file is written or closed. Writing small files with `flush_to_disk` would take
+    several times as long.
 
     Raises:
         OSError: The file cannot be written; `filename` is `path`.

@@ -1,1 +1,1 @@
-"""Images and coordinates to token ids and back."""
+"""Tokenizers, which convert images and coordinates to token ids and back."""

@@ -1,4 +1,4 @@
-"""Coordinates to token ids and back, with a vocabulary file of the `tokenizers` package.
+"""Conversion of coordinates to token ids and back, with a vocabulary file of the `tokenizers` package.
 
 Source: the coordinate tokenizer of TerraMind (arXiv:2504.11171) as registered in TerraTorch.
 """
@@ -59,7 +59,7 @@ class TokenSequence(NamedTuple):
 
 
 class CoordsTokenizer:
-    """Longitude and latitude as two words and an end: 'lat=48.25 lon=11.50 [EOS]'.
+    """Tokenizer of longitude and latitude as two words and an end: 'lat=48.25 lon=11.50 [EOS]'.
 
     Args:
         tokenizer_file: A JSON file as `tokenizers.Tokenizer.save` writes it, or a tokenizer in memory.
@@ -81,25 +81,25 @@ class CoordsTokenizer:
 
     @cached_property
     def latitudes(self) -> dict[int, float]:
-        """Degrees north by token id, for all latitudes of the vocabulary."""
+        """Return the degrees north by token id, for all latitudes of the vocabulary."""
         return self._degrees("lat")
 
     @cached_property
     def longitudes(self) -> dict[int, float]:
-        """Degrees east by token id, for all longitudes of the vocabulary."""
+        """Return the degrees east by token id, for all longitudes of the vocabulary."""
         return self._degrees("lon")
 
     @property
     def sentinels(self) -> list[int]:
-        """Ids of the tokens '[S_0]', '[S_1]' and so on, ascending."""
+        """Return the ids of the tokens '[S_0]', '[S_1]' and so on, ascending."""
         return sorted(number for word, number in self.tokenizer.get_vocab().items() if word.startswith("[S_"))
 
     def encode(self, coords: Tensor | Sequence[Sequence[float]]) -> TokenSequence:
         """Return token ids [B, N] and their mask, on the device of `coords`.
 
         Args:
-            coords: Positions [B, 2] as (longitude, latitude) in degrees, -180 to 180 and -90 to 90; the nearest point
-                of the vocabulary's grid is taken: 0.25 degrees for the published one.
+            coords: Positions [B, 2] as (longitude, latitude) in degrees, -180 to 180 and -90 to 90. They are rounded to
+                the vocabulary's grid, which is 0.25 degrees for the published one.
 
         Raises:
             DataError: A position is out of range, NaN or not in the vocabulary.
@@ -122,8 +122,8 @@ class CoordsTokenizer:
         """Return positions [B, 2] as (longitude, latitude) in degrees, float64; NaN where ids are not a position.
 
         Args:
-            ids: Token ids [B, N], in any order and with any other tokens between; a row's first latitude and first
-                longitude count.
+            ids: Token ids [B, N], in any order and among other tokens; the first latitude and the first longitude of a
+                row are used.
         """
         positions = []
         for row in ids.tolist() if isinstance(ids, Tensor) else ids:
@@ -157,7 +157,7 @@ class CoordsTokenizer:
 
 
 class CoordsIds(nn.Module):
-    """Token ids of positions as a table that checkpoints hold, so that a model needs its vocabulary file only once.
+    """Table of the token ids of positions, stored in checkpoints so that a model needs its vocabulary file only once.
 
     Args:
         tokenizer: Tokenizer with the vocabulary.
@@ -169,7 +169,7 @@ class CoordsIds(nn.Module):
 
     def __init__(self, tokenizer: CoordsTokenizer) -> None:
         super().__init__()
-        with torch.device("cpu"):  # ids come from texts, also where a model is built without numbers
+        with torch.device("cpu"):  # ids come from texts, even if the model is built on the meta device
             latitudes, longitudes, end = _list_ids(tokenizer)
         self.register_buffer("latitudes", latitudes)
         self.register_buffer("longitudes", longitudes)
@@ -199,7 +199,7 @@ class CoordsIds(nn.Module):
         return torch.cat([*words, self.end.expand(len(coords), -1)], dim=1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take over the vocabulary of a checkpoint; TerraTorch's checkpoints have none."""
+        """Load the vocabulary of a checkpoint; TerraTorch's checkpoints have none."""
         for name, buffer in self.named_buffers():
             stored = state_dict.setdefault(f"{prefix}{name}", buffer)
             if stored.shape != buffer.shape and stored.ndim == 1:
@@ -208,7 +208,7 @@ class CoordsIds(nn.Module):
 
 
 def _list_ids(tokenizer: CoordsTokenizer) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the ids of all latitudes, of all longitudes and of the end; -0.0, a word in some vocabularies, is last."""
+    """Return the ids of all latitudes, of all longitudes and of the end; -0.0, a word of some vocabularies, is last."""
     steps = round(90 * tokenizer.steps_per_degree)
     degrees = torch.arange(-2 * steps, 2 * steps + 1, dtype=torch.float64) / tokenizer.steps_per_degree
     negative_zero = torch.tensor([-0.0], dtype=torch.float64)
@@ -220,7 +220,7 @@ def _list_ids(tokenizer: CoordsTokenizer) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _refuse_position(longitude: float, latitude: float) -> None:
-    """Raise a DataError that says why a position is not possible."""
+    """Raise a DataError with the reason why a position is not possible."""
     axis, value = ("lon", longitude) if abs(latitude) <= _LIMITS["lat"] else ("lat", latitude)
     swapped = axis == "lat" and abs(longitude) <= 90 < abs(latitude) <= 180
     raise DataError(
@@ -232,8 +232,8 @@ def _refuse_position(longitude: float, latitude: float) -> None:
 def build_coords_vocabulary(degrees: float = PUBLISHED_DEGREES, sentinels: int = PUBLISHED_SENTINELS) -> Tokenizer:
     """Return a vocabulary of coordinates.
 
-    Special tokens come first and in the order of the published vocabulary, so that the ids that begin and end a
-    generated sequence are the same; then latitudes, then longitudes.
+    Special tokens come first, in the order of the published vocabulary, so that the ids that start and end a generated
+    sequence are the same; then come latitudes, then longitudes.
 
     Args:
         degrees: Resolution of the grid; divides 90.
@@ -272,7 +272,7 @@ def _read_vocabulary(path: Path) -> Tokenizer:
 
 
 def _steps_per_degree(latitudes: Sequence[float]) -> float:
-    """Return the resolution of a vocabulary whose latitudes, ascending, are a whole grid; else the published one's."""
+    """Return the steps per degree of ascending latitudes that form a regular grid, otherwise the published ones."""
     steps = len(latitudes) - 1
     if steps > 0 and all(abs(value + 90 - 180 * n / steps) < 0.01 for n, value in enumerate(latitudes)):
         return steps / 180

@@ -1,4 +1,4 @@
-"""The steps of the diffusion decoder: each is one graph of the U-Net, and nothing is computed twice between them."""
+"""The steps of the diffusion decoder: each is one graph of the U-Net, and shared values are computed once."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from terramind_plugin.tokenizers.diffusion import denoise, mix, plan_steps
 from terramind_plugin.tokenizers.unet import PatchedUNet, spread_codes
 
 Track = Callable[[Sequence[int]], Iterable[int]]
-"""Shows the progress of a loop."""
+"""Function that shows the progress of a loop over numbers."""
 
 WAIT = 1000
-"""Number of steps after which another batch or size gets a graph: compiling one takes 40 seconds."""
+"""Number of steps after which another batch size or image size gets a graph, because compiling takes 40 seconds."""
 
 
 class DenoisingStep(nn.Module):
-    """One step: the U-Net expects a clean image, and the next image is mixed of it and the noisy one.
+    """One step: the U-Net predicts a clean image, and the next image is a mixture of the clean and the noisy one.
 
-    All inputs are tensors of a fixed shape, so that the step is one graph for a batch and a size.
+    All inputs are tensors of fixed shapes, so that the step is one graph for each batch size and image size.
 
     Args:
         unet: The U-Net.
-        largest: The clean image is clipped to plus and minus this.
+        largest: Bound to whose positive and negative value the clean image is clipped.
     """
 
     def __init__(self, unet: PatchedUNet, largest: float) -> None:
@@ -43,20 +43,20 @@ class DenoisingStep(nn.Module):
         Args:
             noisy: Image of this step, at least float32.
             codes: Codes [B, D, H / patch, W / patch] in the precision of the U-Net.
-            shifts: Time shifts of all residual blocks side by side, [1, sum of their channels].
-            numbers: From `diffusion.mixing`, [4].
+            shifts: Time shifts of all residual blocks, concatenated to [1, sum of their channels].
+            numbers: Result of `diffusion.mixing`, [4].
         """
         predicted = self.unet(noisy.to(codes.dtype), codes, torch.split(shifts, self.widths, dim=1))
         next_image, clean = mix(predicted, noisy, numbers, self.largest)
-        # In one layout from step to step: a graph belongs to a layout.
+        # The layout is the same in all steps, because a graph needs a fixed layout.
         return next_image.contiguous(), clean.contiguous()
 
 
 class DenoisingSteps:
-    """Runs the steps of a decoder.
+    """Runner of a decoder's steps.
 
-    Of a decoder whose weights do not train it keeps what is the same in each call: the weights in another precision and
-    with their channels last, which convolutions want, and compiled graphs.
+    If the weights are not trained, it keeps what all calls share: the weights in another precision and with their
+    channels last, which suits convolutions, and compiled graphs.
     """
 
     def __init__(self) -> None:
@@ -77,13 +77,13 @@ class DenoisingSteps:
         """Return the clean image [B, C, H, W], of the type of the noise.
 
         Args:
-            decoder: The U-Net with its own weights.
-            noise: Standard normal [B, C, H, W].
+            decoder: The U-Net.
+            noise: Standard normal numbers [B, C, H, W].
             codes: Codes [B, D, rows, columns] in [0, 1].
             timesteps: Number of denoising steps, 1 to 1000.
             largest: See `DenoisingStep`.
             dtype: Precision of the U-Net.
-            track: Shows the progress.
+            track: Function that shows the progress.
 
         Raises:
             ConfigError: The number of steps is not possible.
@@ -104,7 +104,7 @@ class DenoisingSteps:
             )
 
     def _step(self, decoder: PatchedUNet, largest: float, dtype: torch.dtype) -> Callable[..., tuple[Tensor, Tensor]]:
-        """Return the step with the decoder's weights in some precision, with their channels last."""
+        """Return the step with the decoder's weights in a precision and with their channels last."""
         weights = list(decoder.parameters())
         if any(one.requires_grad for one in weights):
             cast = {f"unet.{name}": _cast(value, dtype) for name, value in decoder.named_parameters()}
@@ -123,18 +123,18 @@ class DenoisingSteps:
         return self._kept[dtype][1]
 
     def clear(self) -> None:
-        """Forget what is kept, e.g. because the weights move to another device."""
+        """Drop kept weights and graphs, e.g. because the weights move to another device."""
         self._kept.clear()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DenoisingSteps:
-        return DenoisingSteps()  # a copy has weights of its own
+        return DenoisingSteps()  # a copy has its own weights
 
     def __reduce__(self) -> Any:
         return DenoisingSteps, ()
 
 
 def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a weight in some precision, its channels last; itself if it is so already."""
+    """Return a weight in a precision with its channels last, without a copy if it already is."""
     return weight.to(dtype, memory_format=torch.channels_last if weight.dim() == 4 else torch.preserve_format)
 
 

@@ -1,4 +1,4 @@
-"""From noise to an image in a few denoising steps.
+"""Generation of an image from noise in a few denoising steps.
 
 Source: DDIM (arXiv:2010.02502) without added noise, on a schedule that ends in pure noise (arXiv:2305.08891).
 """
@@ -15,16 +15,17 @@ from torch import Tensor
 from terramind_plugin.errors import ConfigError
 
 TRAINING_STEPS = 1000
-"""Length of the diffusion process that the published decoders were trained on."""
+"""Number of steps of the diffusion process on which the published decoders were trained."""
 
 
 def build_scheduler(largest: float = 1.0) -> Any:
     """Return the DDIM scheduler of the published decoders, from diffusers.
 
     Args:
-        largest: Predicted clean images are clipped to plus and minus this; the published decoders have 1.
+        largest: Bound to whose positive and negative value predicted clean images are clipped; 1 for the published
+            decoders.
     """
-    # Here and not at the top: importing diffusers takes seconds, and only decoding needs it.
+    # Imported here, because importing diffusers takes seconds and only decoding needs it.
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     return DDIMScheduler(
@@ -35,7 +36,7 @@ def build_scheduler(largest: float = 1.0) -> Any:
         prediction_type="sample",
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
-        # The published decoders threshold dynamically with a largest value of 1. That is clipping at 1 after a
+        # The published decoders use dynamic thresholding with a maximum of 1, which equals clipping at 1 after a
         # needless sort of all pixels.
         thresholding=False,
         clip_sample=True,
@@ -47,14 +48,14 @@ def denoise(step: Callable[[Tensor, int], tuple[Tensor, Tensor]], numbers: Itera
     """Return a clean image [B, C, H, W].
 
     Args:
-        step: Takes a noisy image and the number of the step, and returns what `mix` returns.
-        numbers: Numbers of the steps, from 0 on.
-        noise: Standard normal [B, C, H, W].
+        step: Function of a noisy image and the number of the step, with the result of `mix`.
+        numbers: Numbers of the steps, counted from 0.
+        noise: Standard normal numbers [B, C, H, W].
     """
     noisy = clean = noise
     for number in numbers:
         noisy, clean = step(noisy, number)
-    # Where the steps do not divide 1000 the scheduler leaves a trace of noise in its last image, not in this one.
+    # If the steps do not divide 1000, the scheduler's last image keeps a trace of noise; this image does not.
     return clean
 
 
@@ -62,7 +63,7 @@ def mixing(scheduler: Any, time: int) -> Tensor:
     """Return the four numbers of `mix` for the step at a time, float32 [4].
 
     Args:
-        scheduler: Scheduler that `plan_times` has set.
+        scheduler: Scheduler set by `plan_times`.
         time: Time of the step.
     """
     before = time - TRAINING_STEPS // scheduler.num_inference_steps
@@ -75,10 +76,10 @@ def mix(predicted: Tensor, noisy: Tensor, numbers: Tensor, largest: float) -> tu
     """Return the image of the next step, which is less noisy, and the clean image, both [B, C, H, W].
 
     Args:
-        predicted: Clean image that the decoder expects.
-        noisy: Image of this step; its type is that of the results.
-        numbers: From `mixing`: shares of the clean image and of noise in this step, and in the next one.
-        largest: The clean image is clipped to plus and minus this.
+        predicted: Clean image predicted by the decoder.
+        noisy: Image of this step; the results have its type.
+        numbers: Result of `mixing`: the shares of the clean image and of noise in this step, and in the next one.
+        largest: Bound to whose positive and negative value the clean image is clipped.
     """
     predicted = predicted.to(noisy.dtype)
     image_share, noise_share, next_image_share, next_noise_share = numbers.unbind()
@@ -96,7 +97,7 @@ def plan_steps(steps: int, largest: float) -> tuple[tuple[int, ...], tuple[tuple
         largest: As in `build_scheduler`.
 
     Raises:
-        ConfigError: The number is not possible.
+        ConfigError: The number of steps is not possible.
     """
     scheduler = build_scheduler(largest)
     times = plan_times(scheduler, steps)
@@ -107,15 +108,15 @@ def plan_times(scheduler: Any, steps: int) -> list[int]:
     """Return the times of the denoising steps, from noise to image, and set the scheduler to them.
 
     Args:
-        scheduler: From `build_scheduler`.
+        scheduler: Result of `build_scheduler`.
         steps: Number of steps, 1 to 1000.
 
     Raises:
-        ConfigError: The number is not possible.
+        ConfigError: The number of steps is not possible.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= TRAINING_STEPS:
         raise ConfigError(f"timesteps must be a whole number from 1 to {TRAINING_STEPS}, got {steps!r}.")
     scheduler.set_timesteps(steps)
-    # Float rounding gives diffusers one more time for some step counts.
+    # By rounding, diffusers returns one time too many for some numbers of steps.
     times: list[int] = scheduler.timesteps.tolist()[:steps]
     return times

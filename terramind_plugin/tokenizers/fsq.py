@@ -1,4 +1,4 @@
-"""Finite scalar quantisation: each latent channel is rounded to a level, and all levels together are a token id."""
+"""Finite scalar quantisation: each latent channel is rounded to a level, and the levels together form a token id."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from terramind_plugin.model.finite import FiniteGuard
 
 
 class FiniteScalarQuantizer(nn.Module):
-    """Rounds latents to a grid of codes in [0, 1] and numbers that grid.
+    """Quantiser that rounds latents to a grid of codes in [0, 1] and numbers the codes.
 
-    The first channel counts fastest: id = n_0 + n_1 * L_0 + n_2 * L_0 * L_1 + ..., where n_i in 0 .. L_i - 1 is the
+    The first channel varies fastest: id = n_0 + n_1 * L_0 + n_2 * L_0 * L_1 + ..., where n_i in 0 .. L_i - 1 is the
     level of channel i.
 
-    Source: Finite Scalar Quantization (arXiv:2309.15505), with a sigmoid in place of tanh as in TerraMind's tokenizers.
+    Source: Finite Scalar Quantization (arXiv:2309.15505), with a sigmoid instead of tanh as in TerraMind's tokenizers.
 
     Args:
         levels: Number of levels of each channel, at least 2.
@@ -37,7 +37,7 @@ class FiniteScalarQuantizer(nn.Module):
         self.levels = tuple(levels)
         self.codebook_size = math.prod(self.levels)
         basis = [math.prod(self.levels[:index]) for index in range(len(self.levels))]
-        # Not in published checkpoints: these are numbers of the architecture.
+        # Not in published checkpoints, because they are constants of the architecture.
         self.register_buffer("_levels", torch.tensor(self.levels), persistent=False)
         self.register_buffer("_basis", torch.tensor(basis), persistent=False)
         self._guard = FiniteGuard()
@@ -66,7 +66,7 @@ class FiniteScalarQuantizer(nn.Module):
 
         Args:
             ids: Integers in 0 .. codebook_size - 1.
-            checked: Whether they are known to be in that range; otherwise Python waits for a GPU to look.
+            checked: Whether ids are known to be in that range; otherwise the check waits for a GPU.
 
         Raises:
             DataError: An id is outside that range.

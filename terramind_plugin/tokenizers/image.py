@@ -1,4 +1,4 @@
-"""Image tokenizers: from an image to token ids and back."""
+"""Image tokenizers, which convert an image to token ids and back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from terramind_plugin.tokenizers.variants import TokenizerVariant
 from terramind_plugin.tokenizers.vit import ClassDecoder, ImageEncoder
 
 PARTS = ("encoder", "quant_proj", "decoder", "post_quant_proj")
-"""Parts of a tokenizer, of which one may have only the encoding or the decoding ones."""
+"""Parts of a tokenizer, which may have only the parts for encoding or only those for decoding."""
 
 
 class Encoding(NamedTuple):
@@ -36,7 +36,7 @@ class Encoding(NamedTuple):
 
 
 class ImageTokenizer(nn.Module):
-    """Tokenizer of one modality: an encoder to token ids and a decoder to images.
+    """Tokenizer of one modality, with an encoder from images to token ids and a decoder back to images.
 
     A new tokenizer is in evaluation mode. Source: TerraMind (arXiv:2504.11171) section 3.1.
 
@@ -46,7 +46,7 @@ class ImageTokenizer(nn.Module):
         decoder: Whether to build the decoder, for `decode_tokens`.
 
     Raises:
-        ConfigError: Both are false.
+        ConfigError: `encoder` and `decoder` are both False.
     """
 
     def __init__(self, variant: TokenizerVariant, *, encoder: bool = True, decoder: bool = True) -> None:
@@ -79,12 +79,12 @@ class ImageTokenizer(nn.Module):
         """Return codes, a loss of zero and token ids.
 
         Args:
-            x: Standardised image [B, bands, H, W], or class ids [B, H, W] or [B, 1, H, W] or scores of the classes
-                [B, classes, H, W] for class maps. H and W are multiples of the patch size and need not be equal.
+            x: Standardised image [B, bands, H, W]; for class maps, class ids [B, H, W] or [B, 1, H, W], or scores of
+                the classes [B, classes, H, W]. H and W are multiples of the patch size and need not be equal.
 
         Raises:
             ConfigError: The tokenizer has no encoder, or the shape does not fit.
-            DataError: A value is NaN, infinite or no class id.
+            DataError: A value is NaN, infinite or not a class id.
         """
         if self.encoder is None:
             raise ConfigError(f"{self.variant.name} was built without its encoder. Build it with encoder: true.")
@@ -108,7 +108,7 @@ class ImageTokenizer(nn.Module):
         Args:
             tokens: Ids of the tokenizer's vocabulary.
             timesteps: As in `decode_quant`.
-            checked: Whether ids are known to be in the vocabulary; otherwise Python waits for a GPU to look.
+            checked: Whether ids are known to be in the vocabulary; otherwise the check waits for a GPU.
             options: As in `decode_quant`.
 
         Raises:
@@ -130,19 +130,19 @@ class ImageTokenizer(nn.Module):
     ) -> Tensor:
         """Return the image [B, bands, H, W], standardised, or the class logits [B, classes, H, W] of codes.
 
-        The diffusion decoder starts from noise, by default that of seed 0, so that the same codes give the same image.
-        It works without gradients, and its values are within plus and minus the variant's `largest`, 1 in the published
-        ones. The class decoder uses none of the options.
+        The diffusion decoder starts from noise, by default from seed 0, so that the same codes give the same image. It
+        computes no gradients, and its values lie between minus and plus the variant's `largest`, which is 1 for the
+        published decoders. The class decoder ignores all options.
 
         Args:
             quant: Codes [B, D, rows, columns] in [0, 1].
             timesteps: Number of denoising steps, 1 to 1000.
-            generator: One for all samples, or one for each sample.
-            seed: One for every sample, or one for each sample.
-            noise: Standard normal [B, bands, H, W] to start from, instead of drawing it.
-            image_size: Height and width, or one number for both; by default a patch for each code.
-            dtype: Precision of the network; by default that of autocast, or else of the weights. bfloat16 takes about
-                half the time.
+            generator: One generator for all samples, or one for each sample.
+            seed: One seed for every sample, or one for each sample.
+            noise: Standard normal numbers [B, bands, H, W] to start from, instead of drawing them.
+            image_size: Height and width in pixels, or one number for both (default: a patch for each code).
+            dtype: Precision of the network (default: that of autocast, otherwise that of the weights). bfloat16 takes
+                about half the time.
             verbose: Show a progress bar.
 
         Raises:
@@ -162,14 +162,13 @@ class ImageTokenizer(nn.Module):
         return self._denoise(self.decoder, quant, noise.to(quant.device), timesteps, dtype, verbose)
 
     def for_inference(self, mode: str = "off") -> ImageTokenizer:
-        """Return the tokenizer, changed so that it cannot be trained any more and decodes in less time.
+        """Return the tokenizer, optimised so that it is faster and can no longer be trained.
 
-        The weights of the diffusion decoder have their channels last; a library may want them in the usual order, which
-        `contiguous` gives.
+        The weights of the diffusion decoder then have their channels last in memory; `contiguous` restores the usual
+        order for libraries that need it.
 
         Args:
-            mode: See `compile_model`: the encoder, the class decoder, and each step of the diffusion decoder are
-                compiled.
+            mode: Mode of `compile_model` for the encoder, the class decoder, and each step of the diffusion decoder.
 
         Raises:
             ConfigError: The mode is unknown.
@@ -185,7 +184,7 @@ class ImageTokenizer(nn.Module):
         return self
 
     def forward(self, x: Tensor, timesteps: int = 50, **options: Any) -> Tensor:
-        """Return the reconstruction of an image: encoded, quantised and decoded at its own height and width.
+        """Return the reconstruction of an image, which is encoded, quantised and decoded at its own size.
 
         Args:
             x: As in `encode`.
@@ -208,7 +207,7 @@ class ImageTokenizer(nn.Module):
         dtype: torch.dtype | None,
         verbose: bool,
     ) -> Tensor:
-        """Return the image that the U-Net decodes from noise, in at least float32."""
+        """Return the image that the U-Net decodes from noise, with at least float32 precision."""
         own = next(decoder.parameters()).dtype
         device = codes.device.type
         if dtype is None:
@@ -218,7 +217,7 @@ class ImageTokenizer(nn.Module):
         return self._steps.run(decoder, start, codes, timesteps, self.variant.largest, dtype, track)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._steps.clear()  # weights move to another device, or get another type
+        self._steps.clear()  # the device or the type of the weights changes
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def _prepare(self, x: Tensor) -> Tensor:
@@ -232,11 +231,11 @@ class ImageTokenizer(nn.Module):
         is_ids = classes and x.dim() == 3
         if not is_ids and (x.dim() != 4 or shape[1] != self.channels):
             expected = f"[B, {self.channels}, H, W]" + (" or class ids [B, H, W] or [B, 1, H, W]" if classes else "")
-            raise ConfigError(f"{self.variant.name} takes {expected}, got {shape}.")
+            raise ConfigError(f"{self.variant.name} expects {expected}, got {shape}.")
         height, width = x.shape[-2:]
         if not height or not width or height % size or width % size:
             raise ConfigError(
-                f"{self.variant.name} takes heights and widths that are multiples of {size}, got {shape}."
+                f"{self.variant.name} needs heights and widths that are multiples of {size}, got {shape}."
             )
         return _one_hot(x, self.channels).to(dtype) if is_ids else x.to(dtype)
 
@@ -262,7 +261,7 @@ def _one_hot(ids: Tensor, classes: int) -> Tensor:
     if wrong.any():
         found = ", ".join(f"{value:g}" for value in torch.unique(ids[wrong])[:5].tolist())
         raise DataError(
-            f"Class ids must be whole numbers from 0 to {classes - 1}, found {found}. Map what is missing to 0."
+            f"Class ids must be whole numbers from 0 to {classes - 1}, found {found}. Map missing pixels to 0."
         )
     return F.one_hot(whole, classes).permute(0, 3, 1, 2)
 

@@ -1,4 +1,4 @@
-"""Random numbers of a batch, each sample's from its own generator."""
+"""Random numbers of a batch, with a generator for each sample."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Noise:
     """Random numbers of a batch; each sample has its own generator, so that its numbers do not depend on the batch.
 
     Args:
-        generators: One for each sample.
+        generators: Generator of each sample.
     """
 
     def __init__(self, generators: Sequence[torch.Generator]) -> None:
@@ -53,7 +53,7 @@ class Noise:
         return torch.stack([torch.randn(shape, generator=one, device=one.device) for one in self.generators])
 
     def order(self, count: int) -> Tensor:
-        """Return the numbers 0 to count - 1 in a random order of each sample, [B, count]."""
+        """Return the numbers 0 to count - 1 in a random order for each sample, [B, count]."""
         return torch.stack([torch.randperm(count, generator=one, device=one.device) for one in self.generators])
 
 
@@ -71,11 +71,11 @@ def draw_noise(
     Args:
         batch: Number of samples.
         shape: Shape of one sample.
-        generator: One for all samples, which draw from it one after the other, or one for each sample.
-        seed: One seed for every sample, or one for each sample; 0 if there is no generator either.
+        generator: One generator for all samples, which draw from it one after the other, or one for each sample.
+        seed: One seed for every sample, or one for each sample; 0 if neither a seed nor a generator is given.
 
     Raises:
-        ConfigError: Both are given, or their number is not that of the samples.
+        ConfigError: Both are given, or their number differs from that of the samples.
     """
     if generator is not None and seed is not None:
         raise ConfigError("Give either a generator or a seed, not both.")
@@ -90,7 +90,7 @@ def draw_noise(
 
 
 def send(numbers: Tensor, device: torch.device) -> Tensor:
-    """Return random numbers on a device; a GPU gets them from pinned memory, so that nobody waits for the copy."""
+    """Return random numbers on a device; the copy to a GPU is from pinned memory and does not block."""
     if device.type == "cuda" and numbers.device.type == "cpu":
         numbers = numbers.pin_memory()
     return numbers.to(device, non_blocking=True)

@@ -38,7 +38,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 def _zero(layer: Module) -> Module:
-    """Return a layer with its parameters set to zero, so that its branch starts as the identity."""
+    """Return a layer with its parameters set to zero, so that its residual block starts as the identity."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
@@ -57,7 +57,7 @@ class ResBlock(nn.Module):
         super().__init__()
         self.in_layers = nn.Sequential(_norm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(time_dim, out_channels))
-        # The dropout is never on; it keeps the numbering of the published weights.
+        # The dropout is never active; it keeps the numbering of the published weights.
         last = _zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.out_layers = nn.Sequential(_norm(out_channels), nn.SiLU(), nn.Dropout(0.0), last)
         same = channels == out_channels
@@ -91,7 +91,7 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return [B, channels, H, W]."""
         tokens = self.norm(x).flatten(2).transpose(1, 2)
-        # A convolution of width one is a linear layer; this order of axes spares the transpositions.
+        # A convolution of width one is a linear layer; this order of axes avoids transpositions.
         qkv = F.linear(tokens, self.qkv.weight[..., 0], self.qkv.bias)
         q, k, v = qkv[:, None].chunk(3, dim=-1)
         out = F.linear(attend(q, k, v)[:, 0], self.proj_out.weight[..., 0], self.proj_out.bias)
@@ -99,7 +99,7 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Convolution with stride 2; an odd size is rounded up.
+    """Convolution with stride 2; odd sizes are rounded up.
 
     Args:
         channels: Channels of input and output.
@@ -127,7 +127,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        """Return [B, channels, *size]; `size` is twice that of x, or one less where rounding up had added one."""
+        """Return [B, channels, *size]; `size` is twice that of x, or one less if the size was rounded up before."""
         out: Tensor = self.conv(F.interpolate(x, scale_factor=2, mode="nearest")[..., : size[0], : size[1]])
         return out
 
@@ -154,7 +154,7 @@ class Stage(nn.ModuleList):
 
 
 def spread_codes(codes: Tensor, size: Sequence[int]) -> Tensor:
-    """Return codes [B, D, *size], each repeated over its part of the map; the codes themselves if they have the size.
+    """Return codes [B, D, *size], each repeated over its part of the map, or unchanged if they have that size.
 
     Args:
         codes: Codes [B, D, rows, columns].
@@ -243,7 +243,8 @@ class PatchedUNet(nn.Module):
         Args:
             noisy: Image [B, channels, H, W]; H and W are multiples of the patch size.
             codes: Codes [B, code channels, rows, columns]; repeated up to the number of patches.
-            shifts: From `time_shifts`, for one time or one time a sample; [B or 1, channels of the block] each.
+            shifts: Result of `time_shifts` for one time, or for one time per sample; each [B or 1, channels of the
+                block].
         """
         size = self.patch_size
         patches = rearrange(noisy, "b c (h p) (w q) -> b (c p q) h w", p=size, q=size)

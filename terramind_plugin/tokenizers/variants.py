@@ -50,15 +50,15 @@ class TokenizerVariant:
     num_heads: int = 12
     patch_size: int = 16
     image_size: int = 256
-    """Height and width of an image in pixels that the position embeddings are made for."""
+    """Height and width in pixels of the images for which the position embeddings are made."""
     largest: float = 1.0
-    """Decoded images stay within plus and minus this, in standard deviations."""
+    """Bound of the absolute values of decoded images, in standard deviations."""
     family: str = "terramind_v1"
-    """Family of the models that use it; the name begins with it."""
+    """Family of the models that use the tokenizer; it is the beginning of the name."""
 
     @property
     def channels(self) -> int:
-        """Channels of encoder input and decoder output: bands, or classes."""
+        """Return the number of channels of encoder input and decoder output: bands, or classes."""
         return len(self.modality.class_names) or len(self.modality.bands)
 
 

@@ -1,4 +1,4 @@
-"""Vision transformers of the tokenizers: image to latent features, and codes to class logits.
+"""Vision transformers of the tokenizers: from an image to latent features, and from codes to class logits.
 
 Source: ViT-VQGAN (arXiv:2110.04627) as in 4M (arXiv:2312.06647); parameter names are those of the published
 checkpoints.
@@ -98,7 +98,7 @@ class ImageEncoder(VisionTransformer):
         """Return features [B, dim, H / patch, W / patch], at least float32, of an image [B, channels, H, W]."""
         patches = self.proj(x)
         tokens = self.transform(patches)
-        # Full precision also under autocast: half precision would move codes across rounding borders.
+        # Full precision even under autocast, because half precision would change the rounding of codes.
         with torch.autocast(x.device.type, enabled=False):
             tokens = self.finish(tokens.to(self.norm_mlp.weight.dtype))
         return tokens.transpose(1, 2).reshape(patches.shape)

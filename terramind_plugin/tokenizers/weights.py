@@ -13,15 +13,15 @@ from terramind_plugin.model.weights import LoadReport
 from terramind_plugin.tokenizers.image import ImageTokenizer
 
 TOKENIZER_ANCHORS = ("quant_proj.weight", "post_quant_proj.weight", "decoder.time_embed.0.weight")
-"""Weights that a tokenizer has: the first with an encoder, one of the others with a decoder."""
+"""Characteristic weights of a tokenizer: the first one of an encoder, the others of a decoder."""
 
 
 def load_tokenizer(model: ImageTokenizer, path: str | Path) -> LoadReport:
     """Copy the weights in a file into a tokenizer and return what was loaded.
 
     Args:
-        model: The tokenizer; weights of parts that it was built without are left in the file.
-        path: A published .pt file, a .safetensors file, or a .ckpt of a model that holds the tokenizer.
+        model: The tokenizer; weights of parts that were not built are ignored.
+        path: A published .pt file, a .safetensors file, or a .ckpt of a model that contains the tokenizer.
 
     Raises:
         WeightsNotFoundError: There is no such file.
@@ -69,7 +69,7 @@ def _find_tokenizer(tensors: Mapping[str, Tensor], key: str, path: str | Path) -
             f"{path} holds no image tokenizer: none of its {len(tensors)} names ends with one of "
             f"{', '.join(TOKENIZER_ANCHORS)}."
         )
-    # A generator holds several tokenizers, by the key of their modality, each with the parts it needs.
+    # A generator contains several tokenizers, by the key of their modality, each with the parts that it needs.
     prefixes = {prefix for prefix in prefixes if key in prefix.split(".")} or prefixes
     if len(prefixes) > 1:
         raise WeightsError(f"{path} holds several tokenizers and none is called {key}: {', '.join(sorted(prefixes))}.")

@@ -268,5 +268,5 @@ def test_checkpoints_of_a_training_run(inputs: Inputs, disk: Path, capfd: Any) -
     for size in (64, 4000, 40_000):
         with small_disk(disk, size):
             assert call(inputs.words("fit", disk / "out")) == 2
-            assert "epoch=0.ckpt: No space left on device. Make room" in capfd.readouterr().err
+            assert "epoch=0.ckpt: No space left on device. Free some space" in capfd.readouterr().err
             assert not [path for path in disk.rglob("*") if ".ckpt" in path.name]

@@ -125,8 +125,8 @@ def test_mistakes_in_stored_tokens_are_named(look: Look, store: Callable[..., di
     rewrite(changed, lambda values: values + 1)
     shutil.copy("nano/tokens/S1GRD.safetensors", "nano/tokens/S1RTC.safetensors")
     (error, other) = wrong(look("masked_nano.yaml", **given | {"tokens": ["S2L2A", "DEM", "S1RTC"]}))
-    assert error.startswith("tokens: DEM: nano/tokens/DEM.safetensors is out of date: 1 file is not as")
-    assert "was made with terramind_sim_nano_tokenizer_s1grd, which is none of terramind_sim_nano" in other
+    assert error.startswith("tokens: DEM: nano/tokens/DEM.safetensors is out of date: 1 file has changed")
+    assert "was made with terramind_sim_nano_tokenizer_s1grd, not a tokenizer of terramind_sim_nano" in other
     Path("nano/tokens/DEM.safetensors").unlink()
     (error,) = wrong(look("masked_nano.yaml", **given))
     assert error.startswith("tokens: DEM: nano/tokens/DEM.safetensors is not there. Make it: terramind tokenize")

@@ -104,7 +104,7 @@ def test_samples_are_the_first_of_a_shuffle(configuration, tmp_path):
     limit_labels(config, few, tmp_path / "train.txt")
     data = config["data"]["init_args"]
     assert (data["train_split"], data["train_repeats"]) == (str(tmp_path / "train.txt"), 2)
-    with pytest.raises(ConfigError, match="5 labels are asked for, the training split has 4"):
+    with pytest.raises(ConfigError, match="5 labels are requested, but the training split has 4"):
         choose(yaml.safe_load(configuration.read_text()), 5, 0)
     config["data"]["class_path"] = "terratorch.datamodules.GenericMultiModalDataModule"
     with pytest.raises(ConfigError, match=r"needs data\.class_path: terramind_plugin\.TerraMindDataModule"):
@@ -130,7 +130,7 @@ def test_other_folders_are_left_alone(configuration, tmp_path):
     stranger = tmp_path / "runs" / "plain_seed0" / "thesis.tex"
     stranger.parent.mkdir(parents=True)
     stranger.write_text("mine")
-    with pytest.raises(ConfigError, match="not empty and not of a comparison"):
+    with pytest.raises(ConfigError, match="is not the folder of a comparison"):
         module.compare(module.Comparison(configuration, ["plain"], 1, tmp_path))
     assert stranger.read_text() == "mine"
 

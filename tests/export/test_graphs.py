@@ -119,7 +119,7 @@ def test_what_cannot_be_exported(tuned: SimpleNamespace, tmp_path: Path, capsys:
         (*nano, "--modalities", "S2L2B", "--out", "a.onnx"): "Did you mean 'S2L2A'?",
         (*nano, "--modalities", "DEM", "--crop", "60", "--out", "a.onnx"): "a multiple of the patch size, 8",
         (*nano, "--modalities", "DEM", "--layers", "7", "--out", "a.onnx"): "in ascending order, 0 to 5",
-        (*nano, "--modalities", "DEM", "--dtype", "float16", "--out", "a.onnx"): "is for hub and weights",
+        (*nano, "--modalities", "DEM", "--dtype", "float16", "--out", "a.onnx"): "is for the formats hub and weights",
         (*nano, "--modalities", "DEM", "--standardize", "--out", "a"): "--standardize is for onnx and torch",
         (*nano, "--format", "hub", "--modalities", "DEM", "--out", "a.onnx"): "--format hub writes a folder",
         (*nano, "--out", "a.safetensors"): "names no checkpoint",

@@ -175,7 +175,7 @@ def test_an_encoder_for_the_hub(tmp_path: Path, capsys: Any) -> None:
     assert load_file(out / "model.safetensors")["encoder.0.attn.qkv.weight"].dtype == torch.float32
     (out / "config.json").write_text('{"architectures": ["Other"]}')
     assert main(["export", *words, "--out", str(out)]) == 2
-    assert "was not written by terramind export, so it stays" in capsys.readouterr().err
+    assert "was not written by terramind export and is kept" in capsys.readouterr().err
     assert main(["export", "--model", str(out), "--modalities", "S2L2A", "--format", "hub", "--out", str(out)]) == 2
     assert "is an input and would be overwritten" in capsys.readouterr().err
 

@@ -290,7 +290,7 @@ def test_impossible_calls(build, raw):
         model(x["S2L2A"][:, :3])
     with pytest.raises(ConfigError, match="multiples of 16"):
         model(x["S2L2A"][..., :20])
-    with pytest.raises(ConfigError, match="LULC is given and asked for"):
+    with pytest.raises(ConfigError, match="LULC is both input and target"):
         build(["S2L2A", "LULC"])({**x, "LULC": torch.zeros(2, 32, 32, dtype=torch.long)})
 
 
@@ -327,7 +327,7 @@ def test_advice_that_a_generator_can_follow(build):
 
 def test_coordinates_without_weights_need_no_hub(build, caplog):
     model = build(["coords"], ["LULC"], tokenizer_file=None)
-    assert "only suits random weights" in caplog.text
+    assert "only suit random weights" in caplog.text
     near = model.coords.decode(model.coords.encode([[11.6, 48.1]]).ids)
     assert near.tolist() == [[11.5, 48.0]]
     with pytest.raises(WeightsNotFoundError, match="tokenizer_file"):

@@ -127,7 +127,7 @@ def test_given_targets_are_left_out(generator, give):
     x = inputs(give, "S2L2A", "LULC")
     assert list(model(x)) == ["DEM"]
     assert list(model({"S2L2A": x["S2L2A"]}, targets=["LULC"])) == ["LULC"]
-    with pytest.raises(ConfigError, match="LULC is given and asked for"):
+    with pytest.raises(ConfigError, match="LULC is both input and target"):
         model(x, targets=["LULC"])
 
 

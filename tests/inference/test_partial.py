@@ -88,7 +88,7 @@ def full_disk() -> Any:
 
 def test_no_room(tmp_path: Path, full_disk: Any) -> None:
     full_disk(100_000)
-    with pytest.raises(DataError, match=r"Cannot keep results in .*need 0\.01 GiB.*Make room"):
+    with pytest.raises(DataError, match=r"Cannot keep results in .*need 0\.01 GiB.*Free some space"):
         Partial(tmp_path / "x.partial", (CLASSES, VALUES), SHAPE).start({})
 
 

@@ -83,7 +83,7 @@ def test_a_task_that_calls_nothing_is_told_once(caplog):
     for _ in range(2):
         callback.on_train_epoch_end(trainer(), task)
     said = [record.getMessage() for record in caplog.records if record.name == "terramind_plugin"]
-    assert said == ["CompiledModel: Task calls no compiled part; it runs as it is."]
+    assert said == ["CompiledModel: Task calls no compiled part; it runs uncompiled."]
 
 
 def test_finite_losses_of_many_steps_are_read_once():

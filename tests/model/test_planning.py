@@ -235,7 +235,7 @@ def test_a_generator_of_six_bands(images):
     assert torch.allclose(got, want, atol=1e-3)
     with pytest.raises(ConfigError, match=r"expected 6 channels, got 12"):
         six(image)
-    with pytest.raises(ConfigError, match="takes one image a modality"):
+    with pytest.raises(ConfigError, match="needs one image per modality"):
         build_generator(NANO, ["S2L2A_a", "S2L2A_b"], output_modalities=["LULC"])
 
 

@@ -141,7 +141,7 @@ def test_a_modality_by_name_and_data_in_either_order() -> None:
         assert plot_modality(*arguments, axis).get_title() == "DEM"
     first, second = (axis.images[0].get_array() for axis in axes)
     assert np.array_equal(first, second)
-    with pytest.raises(ConfigError, match="a modality's name and its data"):
+    with pytest.raises(ConfigError, match="the name of a modality and data"):
         plot_modality(_values("DEM"), _values("DEM"))
 
 

@@ -89,13 +89,13 @@ def test_goes_on_from_a_checkpoint(trained):
     ("changed", "message"),
     [
         ({"variant": "terramind_sim_nan"}, "There is no model 'terramind_sim_nan'"),
-        ({"pixels": ["LULC"]}, "enters TerraMind as tokens"),
+        ({"pixels": ["LULC"]}, "TerraMind takes LULC as tokens"),
         ({"tokens": ["coords"]}, "Move it from tokens to sequences"),
         ({"tokens": ["RGB"]}, "has no tokens"),
         ({"sequences": ["caption"]}, "they have no captions"),
         ({"sequences": ["LULC"]}, "sequences can name coords, got LULC"),
         ({"tokens": ["LULC", "landcover"]}, "named twice"),
-        ({"input_tokens": [4]}, "fewest and the most"),
+        ({"input_tokens": [4]}, "a minimum and a maximum"),
         ({"tokens": []}, "tokens is empty"),
     ],
 )

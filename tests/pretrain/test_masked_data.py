@@ -150,7 +150,7 @@ def test_a_store_that_is_there(chips, weights, tmp_path, capsys):
     content[-1] ^= 1
     chip.write_bytes(content)
     assert tokenize(data, out, weights, ["LULC"], words=["--symmetries", "1"]) == 2
-    assert f"{path} is out of date: 1 file is not as when the tokens were made" in capsys.readouterr().err
+    assert f"{path} is out of date: 1 file has changed since the tokens were made" in capsys.readouterr().err
     chip.unlink()
     (data / "LULCHand" / f"new{ENDINGS['LULC']}").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert tokenize(data, out, weights, ["LULC"], words=["--symmetries", "1"]) == 2
@@ -179,13 +179,13 @@ def module(worlds, store):
 def test_mistakes_are_named(module, store, tmp_path, worlds):
     with pytest.raises(ConfigError, match="There is no model"):
         module(variant="terramind_nano")
-    with pytest.raises(ConfigError, match="folders and tokens must name"):
+    with pytest.raises(ConfigError, match="folders and tokens must each name"):
         module(tokens=[])
     with pytest.raises(ConfigError, match="both train_split and val_split"):
         module(train_split="a.txt")
     with pytest.raises(DataError, match=r"DEM\.safetensors is not there\. Make it: terramind tokenize"):
         module(tokens=["DEM"]).setup("fit")
-    with pytest.raises(DataError, match="which is none of terramind_v1_tiny"):
+    with pytest.raises(DataError, match="not a tokenizer of terramind_v1_tiny"):
         module(variant="terramind_v1_tiny").setup("fit")
     (tmp_path / "LULC.safetensors").write_bytes((store / "LULC.safetensors").read_bytes()[:-100])
     with pytest.raises(DataError, match="is not a file of a token store"):
@@ -194,7 +194,7 @@ def test_mistakes_are_named(module, store, tmp_path, worlds):
     changed.mkdir()
     for path in (worlds / "data" / "S2L2AHand").iterdir():
         (changed / path.name).write_bytes(path.read_bytes() + b" ")
-    with pytest.raises(DataError, match="is out of date: 12 files are not as when the tokens were made"):
+    with pytest.raises(DataError, match="is out of date: 12 files have changed since the tokens were made"):
         module(folders={"S2L2A": str(changed)}).setup("fit")
 
 

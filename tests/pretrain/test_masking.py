@@ -126,12 +126,12 @@ def test_seed():
     [
         ({"tokens": ()}, "tokens is empty"),
         ({"inputs": (3, 9)}, "at least 4"),
-        ({"inputs": (9, 8)}, "fewest and the most"),
+        ({"inputs": (9, 8)}, "a minimum and a maximum"),
         ({"targets": 4}, "must be above 4"),
         ({"input_alphas": {"tokens.LULK": 1.0}}, "did you mean 'tokens.LULC'|Did you mean 'tokens.LULC'"),
         ({"target_alphas": {"pixels": 1.0}}, "target_alphas names 'pixels'"),
         ({"input_alphas": {"tokens": -1.0}}, "must be 0 or more"),
-        ({"target_alphas": {"tokens": 0.0}}, "leave one above 0"),
+        ({"target_alphas": {"tokens": 0.0}}, "at least one must be above 0"),
     ],
 )
 def test_plans_that_are_not_possible(changed, message):

@@ -87,7 +87,7 @@ def test_tokens_equal_those_of_the_tokenizer(mesh):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--data", "S2L2A=x"], "stands alone"),
+        (["--data", "S2L2A=x"], "must be the only --data"),
         (["--modalities", "S2L1C"], "S2L1C has no tokenizer. Tokenizers are there for"),
         (["--splits", "test"], "holds no folder of a modality"),
         (["--tokenizer_ckpt_path", "NDVI=x.ckpt"], "NDVI, which is not tokenised here"),
@@ -177,7 +177,7 @@ def test_other_shards_are_refused_when_going_on(mesh, tmp_path):
     other = module(mesh, train_split="val", val_split=None)
     with pytest.raises(ConfigError, match="not what the checkpoint was trained on"):
         fit(masked_task(), other, tmp_path, ckpt_path=tmp_path / "1.ckpt", max_steps=3)
-    with pytest.raises(ConfigError, match="start anew"):
+    with pytest.raises(ConfigError, match="start a new run"):
         other.load_state_dict({"shards": {"train": "other"}, "revision": None})
 
 
@@ -278,8 +278,8 @@ def test_check_reports_offsets_and_gaps(mesh, tmp_path):
     found = {finding.check: finding for finding in data.check_shards() if finding.check.startswith("shards: val")}
     every = [finding for finding in data.check_shards() if finding.check == "shards: val offset"]
     assert [finding.seen.partition(".")[0] for finding in every] == [
-        "S2L1C: 4 of 4 samples read have the offset of +1000, 0 have not",
-        "S2L2A: 2 of 4 samples read have the offset of +1000, 2 have not",
+        "S2L1C: 4 of 4 samples read have the offset of +1000, 0 do not",
+        "S2L2A: 2 of 4 samples read have the offset of +1000, 2 do not",
     ]
     assert "S2L1C and S2L2A differ in 2, e.g. k0" in every[0].seen
     assert "S1RTC: 4 of 4 samples read have missing pixels" in found["shards: val gaps"].seen

@@ -84,7 +84,7 @@ def test_same_seed_same_loss():
 
 def test_half_a_tokenizer():
     model = build_image_tokenizer("terramind_sim_nano_tokenizer_dem", decoder=False)
-    with pytest.raises(ConfigError, match="needs encoder and decoder"):
+    with pytest.raises(ConfigError, match="needs the encoder and the decoder"):
         reconstruction_loss(model, torch.zeros(1, 1, 32, 32))
 
 

@@ -205,7 +205,7 @@ def test_what_cannot_be_exported(tmp_path):
         export_weights(tmp_path / "other.ckpt", tmp_path / "a.safetensors", "int8")
     with pytest.raises(ConfigError, match=r"must end in \.safetensors"):
         export_weights(tmp_path / "other.ckpt", tmp_path / "a.pt")
-    with pytest.raises(ValueError, match="not of a pre-training task"):
+    with pytest.raises(ValueError, match="not from a pre-training task"):
         export_weights(tmp_path / "other.ckpt", tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="not finite as float16"):
         export_weights(tmp_path / "large.ckpt", tmp_path / "a.safetensors", "float16")

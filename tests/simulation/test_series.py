@@ -67,7 +67,7 @@ def test_files_of_series(tmp_path: Path) -> None:
     for key in ("DEM", "label"):
         with rasterio.open(files[key]) as file:
             assert file.count == 1
-    with pytest.raises(ConfigError, match=r"'dates': 3.*asked for"):
+    with pytest.raises(ConfigError, match=r"'dates': 3.*requested"):
         simulate(tmp_path / "set", chips=3, size=32)
     with pytest.raises(ConfigError, match="dates must be 1 to 24, got 0"):
         simulate(tmp_path / "new", chips=3, size=32, dates=0)

@@ -177,8 +177,8 @@ def test_wrong_class_id(lulc, value, shown):
 @pytest.mark.parametrize(
     ("modality", "shape", "message"),
     [
-        ("S1GRD", (1, 3, 64, 64), r"takes \[B, 2, H, W\], got \[1, 3, 64, 64\]"),
-        ("S1GRD", (2, 64, 64), r"takes \[B, 2, H, W\]"),
+        ("S1GRD", (1, 3, 64, 64), r"expects \[B, 2, H, W\], got \[1, 3, 64, 64\]"),
+        ("S1GRD", (2, 64, 64), r"expects \[B, 2, H, W\]"),
         ("LULC", (1, 9, 64, 64), r"or class ids \[B, H, W\]"),
         ("S1GRD", (1, 2, 60, 64), "multiples of 16"),
         ("LULC", (1, 64, 60), "multiples of 16"),
