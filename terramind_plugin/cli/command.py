@@ -93,7 +93,7 @@ class Command:
         skip: set[str | int] = {one for one in signature if one in self.groups or one == "overrides"}
         self.parser = ArgumentParser(prog=f"terramind {name}", formatter_class=_Formatter, exit_on_error=False)
         if "config" not in signature:
-            self.parser.add_argument("-c", "--config", metavar="YAML", help="a file with values of these options")
+            self.parser.add_argument("-c", "--config", metavar="YAML", help="YAML file with values of these options")
         self.parser.add_function_arguments(self.function, as_group=False, as_positional=False, skip=skip)
         for group in self.groups.values():
             self.parser.add_class_arguments(group)

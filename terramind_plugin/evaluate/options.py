@@ -31,7 +31,7 @@ class ChipOptions:
         bands: Order of the files' bands, if it is another, e.g. B04,B03,B02.
         batch_size: Chips at once.
         accelerator: Kind of device; auto takes a GPU if there is one.
-        compile: Compiled graphs of the model: graphs on a GPU alone, default on any device, or off; auto means graphs
+        compile: Compilation of the model: graphs only on a GPU, default on any device, or off; auto means graphs
             for 1000 batches or more, since compiling takes a minute.
     """
 

@@ -111,11 +111,11 @@ class Options:
         batch_size: Number of windows in a batch.
         precision: Precision of the model; bf16 takes half the time.
         cog: Write Cloud-Optimized GeoTIFFs.
-        restart: Do not go on with an unfinished run.
+        restart: Start again instead of resuming an unfinished run.
         accelerator: Kind of device; auto takes a GPU if there is one.
-        devices: Processes on a machine.
-        nodes: Machines.
-        compile: Compiled graphs of the model: graphs on a GPU alone, default on any device, or off; auto means graphs
+        devices: Number of processes on each machine.
+        nodes: Number of machines.
+        compile: Compilation of the model: graphs only on a GPU, default on any device, or off; auto means graphs
             for 1000 batches or more, since compiling takes a minute.
     """
 
@@ -198,11 +198,11 @@ class EmbeddingOptions(Options):
         batch_size: Number of windows in a batch.
         precision: Precision of the model; bf16 takes half the time.
         cog: Write Cloud-Optimized GeoTIFFs, as --format cog does.
-        restart: Do not go on with an unfinished run.
+        restart: Start again instead of resuming an unfinished run.
         accelerator: Kind of device; auto takes a GPU if there is one.
-        devices: Processes on a machine.
-        nodes: Machines.
-        compile: Compiled graphs of the model: graphs on a GPU alone, default on any device, or off; auto means graphs
+        devices: Number of processes on each machine.
+        nodes: Number of machines.
+        compile: Compilation of the model: graphs only on a GPU, default on any device, or off; auto means graphs
             for 1000 batches or more, since compiling takes a minute.
     """
 

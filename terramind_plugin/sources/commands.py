@@ -48,7 +48,7 @@ class PlaceArguments:
         points: GeoJSON or table of points; each point gets a chip around it.
         grid: Grid of the chips; majortom gives the chips of TerraMesh.
         size: Height and width of a chip in pixels (default: 256; 264 with majortom; that of label rasters).
-        max_cloud: Maximum share of a chip in cloud, in shadow or without data.
+        max_cloud: Maximum share of cloud, shadow and missing data in a chip.
         per_place: Number of dates for each place.
     """
 
