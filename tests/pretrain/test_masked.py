@@ -89,7 +89,7 @@ def test_goes_on_from_a_checkpoint(trained):
     ("changed", "message"),
     [
         ({"variant": "terramind_sim_nan"}, "There is no model 'terramind_sim_nan'"),
-        ({"pixels": ["LULC"]}, "TerraMind takes LULC as tokens"),
+        ({"pixels": ["LULC"]}, "enters TerraMind as tokens"),
         ({"tokens": ["coords"]}, "Move it from tokens to sequences"),
         ({"tokens": ["RGB"]}, "has no tokens"),
         ({"sequences": ["caption"]}, "they have no captions"),
