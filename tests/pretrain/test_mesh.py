@@ -230,7 +230,7 @@ def test_damage_is_left_out_of_batches(mesh, tmp_path):
     assert data.val_data.samples.skipped == {"damaged": 2}
     data = TerraMeshDataModule(str(tmp_path), ["S1GRD"], crop=32, batch_size=4)
     data.setup("validate")
-    with pytest.raises(DataError, match=r"ssl4eos12_shard_000001.tar: k2 is not a Zarr group"):
+    with pytest.raises(DataError, match=r"ssl4eos12_shard_000001.tar: k2 is not a readable Zarr group"):
         next(iter(data.val_dataloader()))
     data = TerraMeshDataModule(str(tmp_path), ["S1GRD"], crop=100)
     data.setup("validate")
