@@ -38,9 +38,9 @@ def run_compare(
     Prints and plots the result and the costs of each way. Options such as --trainer.max_epochs=3 or
     --trainer.max_time=00:00:10:00 apply to all runs. The same command resumes an interrupted comparison.
 
-    Arms: plain, the whole backbone is fine-tuned; tim, it generates a modality first; tim-cache, like tim, but with a
-    cache of the generated tokens; lora, adapters in a frozen backbone; frozen, only neck and decoder train;
-    frozen-cache, like frozen, but with a cache of the backbone's features; oracle, like tim, with the true modality.
+    Arms: plain, the whole backbone is fine-tuned; tim, it generates a modality first; tim-cache, like tim, with cached
+    tokens; lora, adapters in a frozen backbone; frozen, only neck and decoder train; frozen-cache, like frozen, with
+    cached features; oracle, like tim, with the true modality instead of a generated one.
 
     Args:
         config: Configuration, as for terramind fit.
