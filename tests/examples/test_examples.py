@@ -187,6 +187,7 @@ def assert_fine_tuned(out: Path, data: Path, published: dict[str, torch.Tensor])
     assert "test/mIoU" in (out / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_tim_finetuning(run: Any, scenes: Path, hub: Path, published: dict[str, torch.Tensor]) -> None:
     out = run("tim_finetuning", scenes, *TINY_TIM, "--batch_size", 2, cache=hub)
     assert_fine_tuned(out, scenes, published)
