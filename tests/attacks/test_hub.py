@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from huggingface_hub.utils import _http
 
 from terramind_plugin.builders import build_backbone
 from terramind_plugin.errors import WeightsError, WeightsNotFoundError
@@ -47,6 +48,13 @@ def set_address(monkeypatch, address):
     monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
 
 
+def forget_sessions():
+    """Close what huggingface_hub before 1.0 keeps: a session of offline mode, which refuses all requests."""
+    reset = getattr(_http, "reset_sessions", None)
+    if reset is not None:
+        reset()
+
+
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """Serve a hub on this machine, with an empty cache, and return the cache's folder."""
@@ -55,9 +63,11 @@ def hub(monkeypatch, tmp_path):
     thread.start()
     address = f"http://127.0.0.1:{server.server_address[1]}"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    forget_sessions()
     set_address(monkeypatch, address)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     yield tmp_path / "cache"
+    forget_sessions()
     server.shutdown()
     server.server_close()
     thread.join()
