@@ -34,15 +34,14 @@ def compile_network(
     if backbone is None or not backbone.makes_tokens:
         return [compile_model(model, mode, backend=backend)]
     backbone.compile_parts(mode, backend=backend)
-    parts = [] if model is backbone else list(_parts_around(model, backbone))
-    return [compile_model(part, mode, backend=backend) for part in parts] or [backbone]
+    return [compile_model(part, mode, backend=backend) for part in _parts_around(model, backbone)] or [backbone]
 
 
 def _parts_around(module: nn.Module, backbone: nn.Module) -> Iterator[nn.Module]:
-    """Yield the largest callable parts of a module that do not contain the backbone."""
+    """Yield the largest callable parts of a module that do not contain the backbone, and none of its own parts."""
+    if module is backbone:
+        return
     for child in module.children():
-        if child is backbone:
-            continue
         if isinstance(child, nn.ModuleList | nn.ModuleDict) or any(one is backbone for one in child.modules()):
             yield from _parts_around(child, backbone)
         else:
